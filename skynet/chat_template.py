@@ -1,0 +1,115 @@
+"""The chat template of a model: a conversation to the text its prompt is made of.
+
+A template is a Jinja program that came with the checkpoint, so it runs in Jinja's sandbox. Knows
+nothing of tokenizers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from skynet.errors import BadRequest
+
+
+class ChatTemplate:
+    """One model's template, and the special tokens it may write by name (`bos_token`)."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self._source = source
+        self._special_tokens = dict(special_tokens)
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        return _environment().from_string(self._source)
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The conversation as text, up to where the assistant's next answer begins.
+
+        Raises:
+            BadRequest: messages that are no {"role": ..., "content": ...}, or that the template
+                refuses.
+        """
+        checked = check_messages(messages)
+        try:
+            return self._template.render(
+                messages=checked,
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._special_tokens,
+            )
+        except Exception as error:  # foreign code, which may raise anything
+            raise BadRequest(
+                f"messages: the model's chat template refuses them: {error}"
+            ) from error
+
+
+def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Plain copies of the messages.
+
+    Raises:
+        BadRequest: not a list of objects with a text `role` and a text `content`; names which.
+    """
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
+        raise BadRequest("messages: expected a list of at least one {role, content}")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            kind = type(message).__name__
+            raise BadRequest(f"messages[{index}]: expected {{role, content}}, got {kind}")
+        for field in ("role", "content"):
+            if not isinstance(message.get(field), str):
+                kind = type(message.get(field)).__name__
+                raise BadRequest(f"messages[{index}].{field}: expected text, got {kind}")
+    return [dict(message) for message in messages]
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Jinja as chat templates expect it (Transformers' apply_chat_template), in a sandbox."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationBlocks]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+class GenerationBlocks(Extension):
+    """`{% generation %}` marks the assistant's words for training; here only its inside counts."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it as a plain set)
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML, which models have not seen.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,143 @@
+"""Chords as Celery messages: a header task for each shard of a stage, and a body.
+
+The messages are Celery's own (protocol 2: `group`, `group_index`, `chord`), made with Celery's and
+kombu's functions; what is left out is what costs 20 ms a chord: a subscription, a routing look-up,
+a `repr` and a round trip for each task. All messages of a chord, and the hidden states they
+start from, leave in one pipeline.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from kombu.serialization import dumps, register
+from kombu.utils.json import dumps as json_dumps
+
+from skynet import names, wire
+from skynet.planning.plan import Plan
+from skynet.planning.ranges import Range
+
+if TYPE_CHECKING:
+    import redis
+    from celery import Celery
+
+register(
+    names.SERIALIZER,
+    wire.encode,
+    wire.decode,
+    content_type=wire.CONTENT_TYPE,
+    content_encoding="binary",
+)
+
+
+def next_span(plan: Plan, start: int, layers_per_chord: int) -> Range:
+    """The span that starts at layer `start`: so many layers, but never past its stage."""
+    stage = plan.stages[plan.stage_of(start)]
+    return Range(start, min(start + max(1, layers_per_chord), stage.layers.stop))
+
+
+class Messenger:
+    """Writes task messages straight into the queues of a Redis broker."""
+
+    def __init__(self, app: Celery, client: redis.Redis, ttl_s: float) -> None:
+        self.app = app
+        self.client = client
+        self.ttl_ms = int(ttl_s * 1000)
+        self.origin = f"{os.getpid()}@{socket.gethostname()}"
+        self._channel: Any = None
+
+    def message(
+        self, task: str, args: Sequence[Any], queue: str, **headers: Any
+    ) -> tuple[str, bytes]:
+        """(key, value) to LPUSH so that the worker of `queue` runs the task.
+
+        headers: of Celery's protocol, such as `group_id`, `group_index`, `chord`.
+        """
+        made = self.app.amqp.as_task_v2(
+            headers.pop("task_id", None) or str(uuid.uuid4()),
+            task,
+            args=list(args),
+            kwargs={},
+            argsrepr=headers.pop("argsrepr", ""),
+            kwargsrepr="",
+            ignore_result=True,
+            origin=self.origin,
+            **headers,
+        )
+        content_type, encoding, body = dumps(made.body, serializer=names.SERIALIZER)
+        channel = self._broker_channel()
+        message = channel.prepare_message(
+            body, 0, content_type, encoding, made.headers, {**made.properties, "delivery_mode": 2}
+        )
+        channel._inplace_augment_message(message, "", queue)
+        return channel._q_for_pri(queue, 0), json_dumps(message).encode()
+
+    def send(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
+        """Queue one task."""
+        key, value = self.message(task, args, queue, **headers)
+        self.client.lpush(key, value)
+
+    def emit_chord(
+        self,
+        plan: Plan,
+        step: int,
+        span: Range,
+        *,
+        rows: bytes | None = None,
+        hidden: bytes | None = None,
+    ) -> None:
+        """Send the chord that computes `span` of a step.
+
+        rows: the encoded Step, where the step starts.
+        hidden: the hidden states before `span.start`, (tokens, hidden) float32, elsewhere.
+        """
+        stage = plan.stage_of(span.start)
+        num_shards = len(plan.stages[stage].shards)
+        group = names.chord_id(plan.epoch, step, span.start)
+        body = body_signature(plan, step, span, num_shards)
+        with self.client.pipeline(transaction=False) as pipe:
+            if rows is not None:
+                pipe.set(names.step_key(plan.epoch, step), rows, px=self.ttl_ms)
+            if hidden is not None:
+                pipe.set(names.hidden_key(plan.epoch, step, span.start), hidden, px=self.ttl_ms)
+            for shard in range(num_shards):
+                key, value = self.message(
+                    names.RUN_SPAN_TASK,
+                    [plan.epoch, step, span.start, span.stop],
+                    str(names.Address(stage, shard)),
+                    group_id=group,
+                    group_index=shard,
+                    chord=body,
+                    argsrepr=f"(step {step}, layers [{span.start}, {span.stop}))",
+                )
+                pipe.lpush(key, value)
+            pipe.execute()
+
+    def _broker_channel(self) -> Any:
+        if self._channel is None:
+            self._channel = self.app.connection_for_write().default_channel
+        return self._channel
+
+
+def body_signature(plan: Plan, step: int, span: Range, num_shards: int) -> dict[str, Any]:
+    """The chord's body as a Celery signature: advance in place, or finish at the orchestrator."""
+    if span.stop == plan.num_layers:
+        task, options = names.FINISH_STEP_TASK, {"queue": names.ORCHESTRATOR_QUEUE}
+    else:
+        task, options = names.ADVANCE_TASK, {}
+    return cast(
+        dict[str, Any],
+        {
+            "task": task,
+            "args": [plan.epoch, step, span.stop],
+            "kwargs": {},
+            "options": options,
+            "subtask_type": None,
+            "immutable": False,
+            "chord_size": num_shards,
+        },
+    )

@@ -1,0 +1,243 @@
+"""The orchestrator's heart: takes requests in, keeps the stages busy, gives answers out.
+
+Knows sequences, batches and steps. Sends steps through a `Carrier` and tells what happened to a
+`Journal`; knows neither Redis nor Celery, so that tests can run it in one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence as Items
+from dataclasses import dataclass
+from typing import Protocol
+
+from skynet.engine.sampling import sample
+from skynet.engine.scheduler import Scheduler
+from skynet.engine.sequence import Sequence
+from skynet.engine.span import SpanChooser
+from skynet.errors import RequestCancelled, RequestTimeout, ShardLost, SkynetError
+from skynet.planning.plan import Plan
+from skynet.step import Part, Row, Step
+from skynet.store.requests import Token
+
+logger = logging.getLogger(__name__)
+
+
+class Carrier(Protocol):
+    """Takes a step to the shards of the first stage."""
+
+    def send(self, step: Step) -> None: ...
+
+    def give_up(self, step: Step) -> None:
+        """Nobody waits for this step any more."""
+
+
+class Journal(Protocol):
+    """Where answers are written down."""
+
+    def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> set[str]:
+        """Append one token to each; replies the ids that somebody asked to cancel."""
+
+    def finished(self, sequence: Sequence) -> None: ...
+
+    def failed(self, sequence: Sequence, error: SkynetError) -> None: ...
+
+
+@dataclass
+class InFlight:
+    """A step on its way."""
+
+    step: Step
+    batch: list[tuple[Sequence, Row]]
+    sent: float
+
+
+class Engine:
+    """Runs requests over one plan."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        carrier: Carrier,
+        journal: Journal,
+        *,
+        max_batch_tokens: int = 512,
+        step_timeout_s: float = 120,
+        chord_share: float = 0.1,
+        first_step: int = 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.plan = plan
+        self.carrier = carrier
+        self.journal = journal
+        self.step_timeout_s = step_timeout_s
+        self.clock = clock
+        self.scheduler = Scheduler(plan.num_slots, len(plan.stages), max_batch_tokens)
+        self.spans = SpanChooser(plan, chord_share)
+        self.sequences: dict[str, Sequence] = {}
+        self.in_flight: dict[int, InFlight] = {}
+        self.ready = False  # all shards are; nothing is sent before
+        self.num_steps = 0
+        self.num_tokens = 0
+        self.layers_per_chord = 0
+        self._next_step = first_step
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def accept(self, sequence: Sequence) -> None:
+        """Queue a sequence; one that is known already is not taken twice."""
+        if sequence.id in self.sequences:
+            return
+        self.sequences[sequence.id] = sequence
+        self.scheduler.add(sequence)
+        self.pump()
+
+    def cancel(self, request_id: str) -> None:
+        """End a request at the next step; at once if it is in none."""
+        sequence = self.sequences.get(request_id)
+        if sequence is None:
+            return
+        sequence.cancelled = True
+        if not sequence.in_flight:
+            self._fail(sequence, RequestCancelled(f"request {request_id} was cancelled"))
+
+    def pump(self) -> None:
+        """Send steps until every stage has one or there is nothing to do."""
+        while self.ready and len(self.in_flight) < len(self.plan.stages):
+            batch = self.scheduler.next_batch()
+            if not batch:
+                return
+            self._send(batch)
+
+    def _send(self, batch: list[tuple[Sequence, Row]]) -> None:
+        now = self.clock()
+        for sequence, _ in batch:
+            sequence.started_at = sequence.started_at or now
+        num_tokens = sum(len(row.tokens) for _, row in batch)
+        self.layers_per_chord = self.spans.layers_per_chord(num_tokens)
+        step = Step(
+            self.plan.epoch,
+            self._next_step,
+            tuple(row for _, row in batch),
+            self.layers_per_chord,
+            now + self.step_timeout_s,
+        )
+        self._next_step += 1
+        self.in_flight[step.number] = InFlight(step, batch, now)
+        logger.debug(
+            "step %d: %d rows, %d tokens, %d layers a chord",
+            step.number,
+            len(batch),
+            num_tokens,
+            self.layers_per_chord,
+        )
+        self.carrier.send(step)
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def finish_step(self, epoch: int, number: int, parts: Items[Part]) -> None:
+        """The shards' candidates of a step: sample, send the next step, then write tokens down.
+
+        A step that is not in flight changes nothing: it is a duplicate, stale or given up.
+        """
+        flight = self.in_flight.pop(number, None) if epoch == self.plan.epoch else None
+        if flight is None:
+            logger.info("step %d of epoch %d is not in flight, dropped", number, epoch)
+            return
+        self._learn(flight, parts)
+        emitted = self._sample(flight, parts)
+        over = [sequence for sequence, _ in flight.batch if sequence.finish_reason]
+        cancelled = [s for s, _ in flight.batch if s.cancelled and not s.finish_reason]
+        for sequence in [*over, *cancelled]:
+            self._drop(sequence)
+        self.pump()
+        self.num_steps += 1
+        self.num_tokens += len(emitted)
+        to_cancel = self.journal.tokens(emitted) if emitted else set()
+        for sequence in over:
+            self.journal.finished(sequence)
+        for sequence in cancelled:
+            self.journal.failed(
+                sequence, RequestCancelled(f"request {sequence.id} was cancelled")
+            )
+        for request_id in to_cancel:
+            self.cancel(request_id)
+
+    def _sample(self, flight: InFlight, parts: Items[Part]) -> list[tuple[Sequence, Token]]:
+        emitted = []
+        wanted = 0
+        for sequence, row in flight.batch:
+            sequence.in_flight = False
+            if sequence.id not in self.sequences:
+                continue  # failed meanwhile: its deadline passed
+            sequence.computed = row.stop
+            if row.want is None:
+                continue
+            offers = [part.candidates[wanted] for part in parts]
+            wanted += 1
+            token = sample(offers, sequence.record.options, len(sequence.generated))
+            emitted.append((sequence, sequence.append(token)))
+        return emitted
+
+    def _learn(self, flight: InFlight, parts: Items[Part]) -> None:
+        last_stage = self.plan.stages[-1].layers.size
+        per_chord = flight.step.layers_per_chord
+        last_span = last_stage % per_chord or min(per_chord, last_stage)
+        chords = sum(-(-stage.layers.size // per_chord) for stage in self.plan.stages)
+        compute_s = max(part.compute_s + part.wait_s for part in parts)
+        wall_s = self.clock() - flight.sent
+        self.spans.learn(flight.step.num_tokens, chords, last_span, compute_s, wall_s)
+
+    def fail_step(self, epoch: int, number: int, error: SkynetError) -> None:
+        """A part of the step could not be computed: its requests end with the error."""
+        flight = self.in_flight.pop(number, None) if epoch == self.plan.epoch else None
+        if flight is None:
+            return
+        logger.error("step %d failed: %s", number, error)
+        self.carrier.give_up(flight.step)
+        for sequence, _ in flight.batch:
+            sequence.in_flight = False
+            if sequence.id in self.sequences:
+                self._fail(sequence, error)
+        self.pump()
+
+    def shards_lost(self, error: ShardLost) -> None:
+        """Shards are gone, and with them their slots: fail what is in flight, wait for others."""
+        self.ready = False
+        for number in list(self.in_flight):
+            self.fail_step(self.plan.epoch, number, error)
+        self.scheduler.forget_computed()
+
+    def tick(self) -> None:
+        """Deadlines, of steps and of requests."""
+        now = self.clock()
+        for number, flight in list(self.in_flight.items()):
+            if now > flight.step.deadline:
+                self.fail_step(
+                    self.plan.epoch,
+                    number,
+                    ShardLost(
+                        f"step {number} was not done within {self.step_timeout_s:g} s; is a "
+                        "worker stuck? See `skynet status`"
+                    ),
+                )
+        for sequence in list(self.sequences.values()):
+            if now > sequence.record.deadline:
+                self._fail(sequence, RequestTimeout(self._timeout_message(sequence)))
+
+    def _timeout_message(self, sequence: Sequence) -> str:
+        allowed = sequence.record.deadline - sequence.record.created
+        state = "it was running" if sequence.slot is not None else "it was still waiting"
+        return (
+            f"request {sequence.id} was not answered within its {allowed:g} s: {state}, "
+            f"{len(sequence.generated)} tokens done"
+        )
+
+    def _fail(self, sequence: Sequence, error: SkynetError) -> None:
+        self._drop(sequence)
+        self.journal.failed(sequence, error)
+
+    def _drop(self, sequence: Sequence) -> None:
+        del self.sequences[sequence.id]
+        self.scheduler.remove(sequence)

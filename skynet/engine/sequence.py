@@ -1,0 +1,109 @@
+"""One request as the engine sees it: its tokens, where they lie, and how it will end.
+
+(prompt, generated, sampling options) is all that matters; the slot and what is computed can be
+rebuilt from it by replay.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+from skynet.engine.sampling import want_of
+from skynet.step import Row
+from skynet.store.requests import End, Record, Token
+from skynet.text import Detokenizer, StopStrings
+
+STOP, LENGTH = "stop", "length"
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request that is waiting for a slot or running in one."""
+
+    record: Record
+    detokenizer: Detokenizer
+    stop_strings: StopStrings
+    end_ids: frozenset[int]
+    max_length: int  # prompt and answer together
+    generated: list[int] = field(default_factory=list)
+    text: str = ""
+    slot: int | None = None
+    computed: int = 0  # tokens whose keys and values lie in the slot
+    in_flight: bool = False
+    cancelled: bool = False
+    finish_reason: str = ""
+    started_at: float = 0.0
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def length(self) -> int:
+        return len(self.record.prompt) + len(self.generated)
+
+    def restore(self, tokens: Items[int]) -> None:
+        """Take up the tokens that were emitted before: they will be replayed, not emitted."""
+        for token in tokens:
+            self._take(token)
+
+    def next_row(self, max_tokens: int) -> Row:
+        """Up to `max_tokens` tokens that are not computed yet; with a `want` when they reach the end.
+
+        Keep `computed` as it is: the step may fail.
+        """
+        if self.slot is None:
+            raise ValueError(f"request {self.id} has no slot")
+        prompt = self.record.prompt
+        start, stop = self.computed, min(self.length, self.computed + max_tokens)
+        if start >= len(prompt):
+            tokens = tuple(self.generated[start - len(prompt) : stop - len(prompt)])
+        else:
+            tokens = (*prompt[start:stop], *self.generated[: max(0, stop - len(prompt))])
+        want = want_of(self.record.options) if stop == self.length else None
+        return Row(self.slot, start, tokens, len(prompt), want)
+
+    def append(self, token: int) -> Token:
+        """Add a sampled token; sets `finish_reason` if it is the last one."""
+        now = time.time()
+        self.first_token_at = self.first_token_at or now
+        self.last_token_at = now
+        piece = self._take(token)
+        return Token(len(self.generated) - 1, token, piece)
+
+    def _take(self, token: int) -> str:
+        self.generated.append(token)
+        piece, stopped = self.stop_strings.push(self.detokenizer.push(token))
+        self.text += piece
+        if stopped or (token in self.end_ids and not self.record.options.ignore_eos):
+            self.finish_reason = STOP
+        elif (
+            len(self.generated) >= self.record.options.max_tokens or self.length >= self.max_length
+        ):
+            self.finish_reason = LENGTH
+        return piece
+
+    def end(self) -> End:
+        """How this request ended, with the text that was held back."""
+        rest, stopped = self.stop_strings.push(self.detokenizer.flush())
+        if not stopped:
+            rest += self.stop_strings.flush()
+        self.text += rest
+        return End(text=rest, finish_reason=self.finish_reason, timings=self.timings())
+
+    def timings(self) -> dict[str, float]:
+        """Seconds since submission, and tokens per second after the first token."""
+        now = time.time()
+        decode_s = self.last_token_at - self.first_token_at
+        return {
+            "queued_s": round((self.started_at or now) - self.record.created, 6),
+            "first_token_s": round((self.first_token_at or now) - self.record.created, 6),
+            "decode_tokens_per_s": round((len(self.generated) - 1) / decode_s, 3)
+            if decode_s > 0 and len(self.generated) > 1
+            else 0.0,
+            "total_s": round(now - self.record.created, 6),
+        }

@@ -1,0 +1,67 @@
+"""How many layers one chord covers: fixed, or chosen from what chords and layers were seen to cost.
+
+A chord has a fixed cost (a message, a wake-up, a script per shard), a layer costs by its tokens.
+With `auto` the chosen span is the shortest whose chords cost at most `chord_share` of the step:
+short spans show more in Flower and hand over sooner, long ones are faster.
+"""
+
+from __future__ import annotations
+
+import math
+
+from skynet.planning.plan import Plan
+
+SMOOTHING = 0.2
+FIRST_CHORD_S = 0.002
+FIRST_LAYER_S = 0.001
+
+
+class SpanChooser:
+    """Chooses `layers_per_chord` for a step, and learns from the steps that are done."""
+
+    def __init__(self, plan: Plan, chord_share: float) -> None:
+        self.mode = plan.chord_span
+        self.num_layers = plan.num_layers
+        self.longest = max(stage.layers.size for stage in plan.stages)
+        self.chord_share = chord_share
+        self.chord_s = FIRST_CHORD_S
+        self._layer_s: dict[int, float] = {}  # by the power of two of the step's tokens
+
+    def layer_s(self, num_tokens: int) -> float:
+        """Expected compute of one layer; from the nearest size seen if this one was not."""
+        if not self._layer_s:
+            return FIRST_LAYER_S
+        size = _size_class(num_tokens)
+        nearest = min(self._layer_s, key=lambda seen: abs(seen - size))
+        return self._layer_s[nearest]
+
+    def layers_per_chord(self, num_tokens: int) -> int:
+        """How many layers a chord of this step covers; spans never cross a stage's end."""
+        if self.mode == "layer":
+            return 1
+        if self.mode == "stage":
+            return self.longest
+        # n layers and one chord: chord <= share * (chord + n * layer)
+        needed = self.chord_s * (1 / self.chord_share - 1) / self.layer_s(num_tokens)
+        return max(1, min(self.longest, math.ceil(needed)))
+
+    def learn(
+        self, num_tokens: int, num_chords: int, last_span: int, compute_s: float, wall_s: float
+    ) -> None:
+        """Take note of a step: the compute and waiting of its last span, and the wall time of all.
+
+        compute_s: of the last span's `last_span` layers, peers' exchange included.
+        """
+        layer = compute_s / max(1, last_span)
+        size = _size_class(num_tokens)
+        self._layer_s[size] = _blend(self._layer_s.get(size), layer)
+        chord = (wall_s - layer * self.num_layers) / max(1, num_chords)
+        self.chord_s = _blend(self.chord_s, min(max(chord, 1e-4), 0.05))
+
+
+def _size_class(num_tokens: int) -> int:
+    return max(1, num_tokens).bit_length()
+
+
+def _blend(old: float | None, new: float) -> float:
+    return new if old is None else old + SMOOTHING * (new - old)

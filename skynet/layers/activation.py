@@ -1,0 +1,29 @@
+"""Activations by Transformers' names, and the two kinds of MLP middle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": F.relu,
+}
+
+
+def gated(activation: Activation, gate_up: torch.Tensor) -> torch.Tensor:
+    """`gate_up` (tokens, 2 x columns), gate first, to act(gate) * up (tokens, columns)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return activation(gate).mul_(up)

@@ -1,0 +1,58 @@
+"""Attention of one shard's heads over its KV slots. Knows no weights."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from skynet.layers.context import Attend, StepContext
+
+
+def store(cache: torch.Tensor, new: torch.Tensor, context: StepContext) -> None:
+    """Put the keys and values `new` (tokens, K and V heads, head_dim) into their slots."""
+    if context.only is not None:
+        slot, position = context.only
+        cache[slot, :, position].copy_(new[0])
+    else:
+        cache[context.slots, :, context.positions] = new
+
+
+def attend(
+    queries: torch.Tensor, cache: torch.Tensor, calls: list[Attend], scale: float
+) -> torch.Tensor:
+    """`queries` (tokens, heads, head_dim) over `cache` to (tokens, heads x head_dim)."""
+    if len(calls) == 1:
+        return _one_call(queries, cache, calls[0], scale)
+    out = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
+    for call in calls:
+        part = slice(call.tokens.start, call.tokens.stop)
+        out[part] = _one_call(queries[part], cache, call, scale)
+    return out
+
+
+def _one_call(
+    queries: torch.Tensor, cache: torch.Tensor, call: Attend, scale: float
+) -> torch.Tensor:
+    kv_heads = cache.shape[1] // 2
+    seen = cache[call.slots.start : call.slots.stop, :, call.keys.start : call.keys.stop]
+    keys, values = seen[:, :kv_heads], seen[:, kv_heads:]
+    grouped = queries.unflatten(1, (kv_heads, -1))  # (tokens, kv_heads, group, head_dim)
+    if call.tokens.size == call.slots.size:
+        # One token a slot: the queries of a group stand where the kernel expects a sequence's
+        # tokens, so that it reads each key once for all of them.
+        mixed = F.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=call.mask, scale=scale
+        )
+        return mixed.reshape(queries.shape[0], -1)
+    # One slot, many tokens: KV heads stand where the kernel expects a batch, and a group shares
+    # its keys by a stride of zero.
+    group = grouped.shape[2]
+    mixed = F.scaled_dot_product_attention(
+        grouped.permute(1, 2, 0, 3),
+        keys[0].unsqueeze(1).expand(-1, group, -1, -1),
+        values[0].unsqueeze(1).expand(-1, group, -1, -1),
+        attn_mask=call.mask,
+        is_causal=call.causal,
+        scale=scale,
+    )
+    return mixed.permute(2, 0, 1, 3).reshape(queries.shape[0], -1)

@@ -1,0 +1,189 @@
+"""What all layers of a step share, made once: positions, rope factors, who attends to which keys.
+
+Rows are ragged: chunks of prompts next to single tokens. Single tokens whose slots are neighbours
+are attended to in one call when their lengths are similar; all else row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from skynet.errors import StepFailed
+from skynet.layers.rope import Rotary
+from skynet.planning.plan import Plan
+from skynet.planning.ranges import Range
+from skynet.step import Row, Step
+
+# A call of the attention kernel costs as much as it costs to read so many bytes of keys and values
+# in vain; rows are batched as long as padding costs less.
+CALL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Attend:
+    """One call of the attention kernel: which tokens look at which keys of which slots.
+
+    Several slots: one token each. One slot: any number of tokens.
+    """
+
+    tokens: Range
+    slots: Range
+    keys: Range
+    mask: torch.Tensor | None  # added to the scores; broadcasts to (slots, heads, tokens, keys)
+    causal: bool  # the tokens are the keys, and see only what comes before
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """A step as the layers see it."""
+
+    step: Step
+    ids: torch.Tensor  # (tokens,) int64
+    positions: torch.Tensor  # (tokens,) int64
+    slots: torch.Tensor  # (tokens,) int64
+    rope: torch.Tensor | None  # (tokens, 1, head_dim / 2) complex64
+    attends: dict[int | None, list[Attend]]  # by window
+    only: tuple[int, int] | None  # (slot, position) of the only token, if there is but one
+
+
+def make_context(
+    step: Step,
+    plan: Plan,
+    vocab_size: int,
+    rotary: Rotary | None,
+    windows: Iterable[int | None],
+    token_bytes: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> StepContext:
+    """Lay a step out; `token_bytes` is what one token's K and V take in one layer of this shard.
+
+    Raises:
+        StepFailed: a row that does not fit the plan; names the slot and the limit.
+    """
+    _check(step, plan, vocab_size)
+    counts = [len(row.tokens) for row in step.rows]
+    flat = [
+        [token for row in step.rows for token in row.tokens],
+        [position for row in step.rows for position in range(row.start, row.stop)],
+        [row.slot for row, count in zip(step.rows, counts, strict=True) for _ in range(count)],
+        [row.prompt_length for row, n in zip(step.rows, counts, strict=True) for _ in range(n)],
+    ]
+    ids, positions, slots, prompt_lengths = torch.tensor(flat, device=device).unbind()
+    slack = max(1, CALL_BYTES // max(1, token_bytes))
+    return StepContext(
+        step=step,
+        ids=ids,
+        positions=positions,
+        slots=slots,
+        rope=None if rotary is None else rotary.factors(positions, prompt_lengths),
+        attends={
+            window: _attends(step.rows, window, slack, dtype, device) for window in set(windows)
+        },
+        only=(step.rows[0].slot, step.rows[0].start) if len(ids) == 1 else None,
+    )
+
+
+def _check(step: Step, plan: Plan, vocab_size: int) -> None:
+    if not step.rows:
+        raise StepFailed(f"step {step.number} has no rows")
+    for row in step.rows:
+        if not 0 <= row.slot < plan.num_slots:
+            raise StepFailed(f"slot {row.slot} is none of the plan's {plan.num_slots}")
+        if not row.tokens or row.start < 0 or row.stop > plan.slot_tokens:
+            raise StepFailed(
+                f"slot {row.slot}: tokens [{row.start}, {row.stop}) are none or do not fit its "
+                f"{plan.slot_tokens}"
+            )
+        if min(row.tokens) < 0 or max(row.tokens) >= vocab_size:
+            raise StepFailed(f"slot {row.slot}: a token id is outside the vocabulary {vocab_size}")
+
+
+def _attends(
+    rows: Sequence[Row], window: int | None, slack: int, dtype: torch.dtype, device: torch.device
+) -> list[Attend]:
+    calls, first, index = [], 0, 0
+    while index < len(rows):
+        count = _neighbours(rows[index:], window, slack)
+        if count > 1:
+            batch = rows[index : index + count]
+            calls.append(_single_tokens(batch, first, window, dtype, device))
+            first += count
+        else:
+            calls.append(_one_row(rows[index], first, window, dtype, device))
+            first += len(rows[index].tokens)
+        index += count
+    return calls
+
+
+def _seen(row: Row, window: int | None) -> Range:
+    """Keys that any token of this row sees."""
+    return Range(0 if window is None else max(0, row.start + 1 - window), row.stop)
+
+
+def _neighbours(rows: Sequence[Row], window: int | None, slack: int) -> int:
+    """How many of the first rows are one call: single tokens, slots in a run, little padding."""
+    seen = _seen(rows[0], window)
+    useful = seen.size
+    for count, row in enumerate(rows[1:], start=1):
+        own = _seen(row, window)
+        seen, useful = (
+            Range(min(seen.start, own.start), max(seen.stop, own.stop)),
+            useful + own.size,
+        )
+        padding = seen.size * (count + 1) - useful
+        alike = len(rows[0].tokens) == len(row.tokens) == 1
+        if not alike or row.slot != rows[0].slot + count or padding > slack * count:
+            return count
+    return len(rows)
+
+
+def _single_tokens(
+    rows: Sequence[Row], first: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Attend:
+    seen = [_seen(row, window) for row in rows]
+    keys = Range(min(own.start for own in seen), max(own.stop for own in seen))
+    mask = None
+    if any(own != keys for own in seen):
+        index = torch.arange(keys.start, keys.stop)
+        starts = torch.tensor([own.start for own in seen])[:, None]
+        stops = torch.tensor([own.stop for own in seen])[:, None]
+        mask = _additive((index >= starts) & (index < stops), dtype, device)[:, None, None]
+    return Attend(
+        tokens=Range(first, first + len(rows)),
+        slots=Range(rows[0].slot, rows[0].slot + len(rows)),
+        keys=keys,
+        mask=mask,
+        causal=False,
+    )
+
+
+def _one_row(
+    row: Row, first: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Attend:
+    keys, count = _seen(row, window), len(row.tokens)
+    plain = keys.start == 0 and (window is None or row.stop <= window)
+    causal = count > 1 and plain and row.start == 0
+    mask = None
+    if count > 1 and not causal:
+        index = torch.arange(keys.start, keys.stop)
+        position = torch.arange(row.start, row.stop)[:, None]
+        visible = index <= position
+        if window is not None:
+            visible &= index > position - window
+        mask = _additive(visible, dtype, device)
+    return Attend(
+        tokens=Range(first, first + count),
+        slots=Range(row.slot, row.slot + 1),
+        keys=keys,
+        mask=mask,
+        causal=causal,
+    )
+
+
+def _additive(visible: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
+    return mask.to(device)

@@ -1,0 +1,288 @@
+"""A whole cluster on this machine: an embedded server and real Celery worker processes.
+
+    with LocalCluster(model="smollm2", stages=2, shards=2) as cluster:
+        cluster.submit_prompt("Hello", max_tokens=8).get(timeout=60)
+
+Nothing is left behind, even when this process is killed (see guardian.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import redis
+
+from skynet import names
+from skynet.client import Client, Generation, Prompt
+from skynet.errors import SkynetError
+from skynet.guardian import Guardian
+from skynet.models.checkpoint import open_checkpoint
+from skynet.names import Address
+from skynet.planning.plan import Plan
+from skynet.settings import settings
+from skynet.splitting import Progress, draft_plan, stage_checkpoint
+from skynet.store.connection import connect
+from skynet.store.members import Member, Members
+from skynet.store.plans import Plans
+from skynet.store.server import EmbeddedServer
+
+READY_S = 600.0
+STOP_S = 10.0
+
+
+@dataclass(frozen=True)
+class WorkerProcess:
+    """One Celery worker of a local cluster."""
+
+    address: str
+    pid: int
+    log: Path
+
+
+class LocalCluster:
+    """stages x shards shard workers and an orchestrator, on this machine.
+
+    model, stages, shards, dtype, chord_span, num_slots, slot_tokens: as of `skysplit`.
+    port: a loopback port for the server; by default it listens on a private Unix socket. 0 takes
+        any free port.
+    threads: compute threads of each worker; by default the cores divided by the workers.
+    environment: more variables for the workers.
+    progress: called with ("staging" or "loading", bytes done, bytes in all).
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "smollm2",
+        stages: int = 1,
+        shards: int = 2,
+        dtype: str | None = None,
+        chord_span: str = "auto",
+        *,
+        num_slots: int = 16,
+        slot_tokens: int | None = None,
+        port: int | None = None,
+        threads: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model = os.fspath(model)
+        self.port = _free_port() if port == 0 else port or 0
+        self.threads = threads or max(1, (os.cpu_count() or 1) // (stages * shards))
+        self.environment = dict(environment or {})
+        self.progress: Progress = progress or (lambda what, done, total: None)
+        self.plan: Plan | None = None
+        self._shape = (stages, shards, dtype, chord_span, num_slots, slot_tokens)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._directory: Path | None = None
+        self._guardian: Guardian | None = None
+        self._server: EmbeddedServer | None = None
+        self._client: Client | None = None
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def __enter__(self) -> LocalCluster:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self, ready_timeout_s: float = READY_S) -> None:
+        """Start everything and wait until the cluster takes requests.
+
+        Raises:
+            SkynetError: what cannot work, before anything is started; or which worker failed.
+        """
+        checkpoint = open_checkpoint(self.model, settings().cache_dir)
+        draft = draft_plan(checkpoint, *self._shape)
+        try:
+            self._start_server()
+            for address in draft.addresses():
+                self._start_worker(str(Address(*address)))
+            self._start_worker(names.ORCHESTRATOR_QUEUE)
+            client = connect(self.url)
+            stage_checkpoint(client, checkpoint, draft.model, self.progress)
+            self.plan = Plans(client).publish(draft)
+            self._wait_until_ready(client, ready_timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End all processes and remove all files."""
+        for process in self._processes.values():
+            process.terminate()
+        deadline = time.monotonic() + STOP_S
+        for process in self._processes.values():
+            try:
+                process.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            self._forget(process.pid)
+        self._processes.clear()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        if self._server is not None:
+            pid = self._server.process and self._server.process.pid
+            self._server.stop()
+            self._forget(pid)
+            self._server = None
+        if self._guardian is not None:
+            self._guardian.close()
+            self._guardian = None
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+
+    # -- use -----------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """The cluster's Redis, for SKYNET_REDIS_URL."""
+        return self._running_server().url
+
+    @property
+    def client(self) -> Client:
+        """A client of this cluster."""
+        if self._client is None:
+            self._client = Client(self.url)
+        return self._client
+
+    @property
+    def workers(self) -> list[WorkerProcess]:
+        """Address and pid of every worker process, the orchestrator's last."""
+        return [
+            WorkerProcess(address, process.pid, self._log_of(address))
+            for address, process in self._processes.items()
+        ]
+
+    @property
+    def server_pid(self) -> int:
+        """Pid of the embedded server."""
+        process = self._running_server().process
+        if process is None:
+            raise SkynetError("the cluster is not running: call start() or use it with `with`")
+        return process.pid
+
+    def submit_prompt(self, prompt: Prompt, **options: Any) -> Generation:
+        """See `skynet.submit_prompt`."""
+        return self.client.submit_prompt(prompt, **options)
+
+    def submit_prompts(self, prompts: Iterable[Prompt], **options: Any) -> list[Generation]:
+        """See `skynet.submit_prompts`."""
+        return self.client.submit_prompts(prompts, **options)
+
+    def failed_workers(self) -> list[str]:
+        """Addresses of workers whose process has ended."""
+        return [a for a, process in self._processes.items() if process.poll() is not None]
+
+    def restart_worker(self, address: str) -> None:
+        """Start a worker in the place of one that has ended."""
+        process = self._processes[address]
+        if process.poll() is None:
+            raise SkynetError(f"{address} (pid {process.pid}) is still running")
+        self._forget(process.pid)
+        self._start_worker(address)
+
+    # -- processes -----------------------------------------------------------------------------
+
+    def _start_server(self) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="skynet-"))  # mode 0700
+        self._guardian = Guardian()
+        self._guardian.remove_at_end(self._directory)
+        self._server = EmbeddedServer(self._directory, self.port)
+        self._server.start()
+        if self._server.process is not None:
+            self._guardian.watch(self._server.process.pid)
+
+    def _start_worker(self, address: str) -> None:
+        environment = {
+            **os.environ,
+            "SKYNET_REDIS_URL": self.url,
+            "SKYNET_THREADS": str(self.threads),
+            "PYTHONUNBUFFERED": "1",
+            **self.environment,
+        }
+        with self._log_of(address).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "skynet", "worker", "-Q", address],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=self._directory,
+                start_new_session=True,
+            )
+        self._processes[address] = process
+        if self._guardian is not None:
+            self._guardian.watch(process.pid)
+
+    def _wait_until_ready(self, client: redis.Redis, timeout_s: float) -> None:
+        members = Members(client, settings().lease_s)
+        wanted = set(self._processes)
+        shards = wanted - {names.ORCHESTRATOR_QUEUE}
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._check_processes()
+            found = {member.address: member for member in members.all()}
+            for member in found.values():
+                if member.state == "failed":
+                    raise SkynetError(f"{member.address} could not load: {member.problem}")
+            self._report_loading([m for m in found.values() if m.address in shards])
+            if wanted <= {address for address, member in found.items() if member.state == "ready"}:
+                return
+            if time.monotonic() > deadline:
+                late = ", ".join(sorted(wanted - set(found)))
+                raise SkynetError(f"not ready after {timeout_s:g} s: {late or 'loading'}")
+            time.sleep(0.05)
+
+    def _report_loading(self, shards: list[Member]) -> None:
+        total = sum(member.weight_bytes for member in shards)
+        if total:
+            done = sum(m.weight_bytes if m.state == "ready" else m.loaded_bytes for m in shards)
+            self.progress("loading", min(done, total), total)
+
+    def _check_processes(self) -> None:
+        for address in self.failed_workers():
+            code = self._processes[address].returncode
+            tail = self._log_of(address).read_text(errors="replace")[-1500:].strip()
+            raise SkynetError(f"worker {address} ended with code {code}:\n{tail}")
+
+    def _forget(self, pid: int | None) -> None:
+        if self._guardian is not None and pid is not None:
+            self._guardian.forget(pid)
+
+    def _log_of(self, address: str) -> Path:
+        if self._directory is None:
+            raise SkynetError("the cluster is not running")
+        return self._directory / f"{address}.log"
+
+    def _running_server(self) -> EmbeddedServer:
+        if self._server is None:
+            raise SkynetError("the cluster is not running: call start() or use it with `with`")
+        return self._server
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

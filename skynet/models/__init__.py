@@ -1,0 +1,62 @@
+"""What a model is: one file per family, data only. Start at `load_architecture`."""
+
+from __future__ import annotations
+
+from skynet.errors import UnsupportedModel
+from skynet.models import config as _config
+from skynet.models import gpt2, llama, mistral, qwen2, qwen3
+from skynet.models.architecture import Architecture, Rope, Weight
+from skynet.models.config import Config
+from skynet.models.staging import StagedTensor, resolve_names, staged_tensors
+
+__all__ = [
+    "KNOWN",
+    "Architecture",
+    "Rope",
+    "StagedTensor",
+    "Weight",
+    "checkpoint_dtype",
+    "family_of",
+    "load_architecture",
+    "resolve_names",
+    "staged_tensors",
+]
+
+_FAMILIES = {
+    gpt2.MODEL_TYPE: gpt2.architecture,
+    llama.MODEL_TYPE: llama.architecture,
+    mistral.MODEL_TYPE: mistral.architecture,
+    qwen2.MODEL_TYPE: qwen2.architecture,
+    qwen3.MODEL_TYPE: qwen3.architecture,
+}
+KNOWN: list[str] = sorted(_FAMILIES)
+
+
+def family_of(config: Config) -> str:
+    """The config's model_type, one of `KNOWN`.
+
+    Raises:
+        UnsupportedModel: another one, or none.
+    """
+    name = config.get("model_type")
+    if name not in _FAMILIES:
+        raise UnsupportedModel(f"model_type {name!r} is not computed; known: {', '.join(KNOWN)}")
+    return str(name)
+
+
+def load_architecture(config: Config) -> Architecture:
+    """The architecture that a parsed config.json describes.
+
+    Raises:
+        UnsupportedModel: a model_type or a feature that is not computed; names it.
+        CheckpointError: a field that every model has is missing or has no possible value.
+    """
+    family = family_of(config)
+    _config.refuse_quantized(config)
+    return _FAMILIES[family](config)
+
+
+def checkpoint_dtype(config: Config) -> str:
+    """The dtype a config names for its tensors: "float32", "bfloat16", ...; float32 if none."""
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return str(name).removeprefix("torch.")

@@ -1,0 +1,36 @@
+"""Mistral: Llama without biases, with a sliding window in every layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from skynet.errors import UnsupportedModel
+from skynet.models import config as read
+from skynet.models import llama
+from skynet.models.architecture import Architecture
+
+MODEL_TYPE = "mistral"
+
+DEFAULTS: dict[str, Any] = {
+    **llama.DEFAULTS,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 4096 * 32,
+    "sliding_window": 4096,
+}
+
+
+def architecture(config: read.Config) -> Architecture:
+    """A `mistral` config as an Architecture."""
+    config = DEFAULTS | dict(config) | {"attention_bias": False, "mlp_bias": False}
+    decoder = llama.decoder(config)
+    sliding = config["sliding_window"] is not None
+    # Transformers' Mistral computes all layers alike; a mixture is its Ministral.
+    expected = "sliding_attention" if sliding else "full_attention"
+    if set(config.get("layer_types") or [expected]) != {expected}:
+        raise UnsupportedModel(
+            f"mistral with layer_types={config['layer_types']!r} is not computed, only all "
+            f"{expected!r} with sliding_window={config['sliding_window']!r}"
+        )
+    window = read.window(config) if sliding else None
+    return replace(decoder, windows=(window,) * decoder.num_layers)

@@ -1,0 +1,139 @@
+"""Reading safetensors files without a framework: the header, then any region of a tensor.
+
+The safetensors library offers bfloat16 through torch only (its numpy side raises on it), and
+importing torch costs a stager seconds. The format is a JSON header before raw little-endian
+bytes, so the header is parsed and checked here, and numpy reads the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skynet.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+# Name in the file -> (name of the dtype, what numpy reads it as). numpy lacks bfloat16: its bits
+# come back as uint16.
+DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
+    "F64": ("float64", np.dtype("<f8")),
+    "F32": ("float32", np.dtype("<f4")),
+    "F16": ("float16", np.dtype("<f2")),
+    "BF16": ("bfloat16", np.dtype("<u2")),
+    "I64": ("int64", np.dtype("<i8")),
+    "I32": ("int32", np.dtype("<i4")),
+    "I16": ("int16", np.dtype("<i2")),
+    "I8": ("int8", np.dtype("i1")),
+    "U8": ("uint8", np.dtype("u1")),
+    "BOOL": ("bool", np.dtype("?")),
+}
+NUMPY_DTYPES = dict(DTYPES.values())
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of one tensor, and where its bytes lie."""
+
+    shape: tuple[int, ...]
+    dtype: (
+        str  # "bfloat16", "float32", ...; a code of the format's that numpy cannot read, as it is
+    )
+    file: Path
+    offset: int  # of the first byte, from the start of the file
+    num_bytes: int
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Every tensor of one safetensors file, after checking that the file is whole.
+
+    Raises:
+        CheckpointError: unreadable, truncated, or a header that does not fit the file.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                raise CheckpointError(
+                    f"{file} is truncated or no safetensors file: {size} bytes, and its header "
+                    f"claims {length}; download it again"
+                )
+            header = json.loads(stream.read(length))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: its safetensors header is not JSON: {error}") from error
+    return _check_header(file, header, 8 + length, size)
+
+
+def _check_header(file: Path, header: Any, start: int, size: int) -> dict[str, TensorInfo]:
+    try:
+        tensors = {
+            name: _parse_tensor(file, entry, start)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: its safetensors header is malformed: {error}") from error
+    expected = max((info.offset + info.num_bytes for info in tensors.values()), default=start)
+    if expected != size:
+        kind = "truncated" if size < expected else "too long"
+        raise CheckpointError(
+            f"{file} is {kind}: its header describes {expected} bytes, it has {size}; "
+            "download it again"
+        )
+    return tensors
+
+
+def _parse_tensor(file: Path, entry: dict[str, Any], start: int) -> TensorInfo:
+    begin, end = (int(offset) for offset in entry["data_offsets"])
+    shape = tuple(int(size) for size in entry["shape"])
+    code = str(entry["dtype"])
+    name, dtype = DTYPES.get(code, (code, None))
+    if not 0 <= begin <= end or min(shape, default=0) < 0:
+        raise ValueError(f"offsets {begin}..{end}, shape {list(shape)}")
+    if dtype is not None and math.prod(shape) * dtype.itemsize != end - begin:
+        raise ValueError(f"shape {list(shape)} of {name} does not fit {end - begin} bytes")
+    return TensorInfo(shape, name, file, start + begin, end - begin)
+
+
+def read_region(name: str, info: TensorInfo, axis: int, start: int, stop: int) -> npt.NDArray[Any]:
+    """`tensor[start:stop]` along `axis`, C-contiguous and writable; bfloat16 as its uint16 bits.
+
+    Along axis 0 a region is one run of bytes. Along any other it is gathered through a mapping
+    that lives as long as this call, so no more than the region stays in memory.
+
+    Raises:
+        CheckpointError: a region outside of the tensor, a dtype numpy cannot read, or a read that
+            failed.
+    """
+    if info.dtype not in NUMPY_DTYPES:
+        raise CheckpointError(
+            f"{name} in {info.file} is stored as {info.dtype}, which is not supported; "
+            f"use a checkpoint in one of {sorted(NUMPY_DTYPES)}"
+        )
+    dtype = NUMPY_DTYPES[info.dtype]
+    if not 0 <= axis < max(1, len(info.shape)) or not 0 <= start <= stop <= (*info.shape, 1)[axis]:
+        raise CheckpointError(
+            f"{name} has shape {list(info.shape)}: there is no [{start}, {stop}) along axis {axis}"
+        )
+    shape = tuple(stop - start if index == axis else size for index, size in enumerate(info.shape))
+    if math.prod(shape) == 0:
+        return np.empty(shape, dtype)
+    try:
+        if axis == 0:
+            row_bytes = math.prod(info.shape[1:]) * dtype.itemsize
+            offset = info.offset + start * row_bytes
+            return np.fromfile(info.file, dtype, math.prod(shape), offset=offset).reshape(shape)
+        mapped = np.memmap(info.file, dtype, "r", info.offset, info.shape)
+        region = (slice(None),) * axis + (slice(start, stop),)
+        return np.array(mapped[region], order="C", copy=True, subok=False)
+    except (OSError, ValueError) as error:  # ValueError: the file shrank after it was checked
+        raise CheckpointError(f"cannot read {name} from {info.file}: {error}") from error

@@ -1,0 +1,84 @@
+"""Which tensors of a checkpoint a model needs, in the shapes and by the names the file has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from skynet.errors import CheckpointError
+from skynet.models.architecture import Architecture, Weight
+
+
+@dataclass(frozen=True)
+class StagedTensor:
+    """One tensor of the checkpoint, by its canonical name, and the axis it is cut along."""
+
+    name: str
+    shape: tuple[int, ...]
+    axis: int
+
+
+def staged_tensors(arch: Architecture) -> list[StagedTensor]:
+    """Every tensor the model needs, each once, in the order in which the layers use them."""
+    found: dict[str, StagedTensor] = {}
+    for weight, layer in _weights_in_order(arch):
+        for tensor in _tensors(arch, weight, layer):
+            found.setdefault(tensor.name, tensor)
+    return list(found.values())
+
+
+def _weights_in_order(arch: Architecture) -> Iterator[tuple[Weight, int | None]]:
+    ends = ("final_norm", "head")
+    for weight in arch.weights:
+        if not weight.per_layer and weight.role not in ends:
+            yield weight, None
+    for layer in range(arch.num_layers):
+        for weight in arch.weights:
+            if weight.per_layer:
+                yield weight, layer
+    for weight in arch.weights:
+        if weight.role in ends:
+            yield weight, None
+
+
+def _tensors(arch: Architecture, weight: Weight, layer: int | None) -> Iterator[StagedTensor]:
+    shape = arch.shape(weight)
+    axis = 1 if weight.cut == "row" else 0
+    if len(shape) == 2:
+        shape = (arch.stored_outputs(weight), shape[1])
+    if weight.transposed:
+        shape, axis = shape[::-1], 1 - axis
+    yield StagedTensor(weight.tensor(layer), shape, axis)
+    if weight.bias:
+        fused = arch.stored_outputs(weight) if weight.fused else arch.bias_size(weight)
+        yield StagedTensor(weight.tensor(layer, "bias"), (fused,), 0)
+
+
+def resolve_names(arch: Architecture, available: Iterable[str]) -> dict[str, str]:
+    """Canonical name of each needed tensor -> its name in the file.
+
+    Files differ in the prefix of the base model's tensors: GPT-2's on the hub have none.
+
+    Raises:
+        CheckpointError: tensors are missing; names them.
+    """
+    names, present = [tensor.name for tensor in staged_tensors(arch)], set(available)
+    best: dict[str, str] = {}
+    missing: list[str] = names
+    for prefix in arch.prefixes:
+        candidate = {name: _with_prefix(arch, name, prefix) for name in names}
+        lacking = [name for name in names if candidate[name] not in present]
+        if not lacking:
+            return candidate
+        if not best or len(lacking) < len(missing):
+            best, missing = candidate, lacking
+    shown = ", ".join(best[name] for name in missing[:5]) + (", ..." if len(missing) > 5 else "")
+    raise CheckpointError(
+        f"the checkpoint lacks {len(missing)} of the {len(names)} tensors of this "
+        f"{arch.model_type} model: {shown}; is a shard of it missing, or is it another model's?"
+    )
+
+
+def _with_prefix(arch: Architecture, name: str, prefix: str) -> str:
+    ours = arch.prefixes[0]
+    return prefix + name.removeprefix(ours) if name.startswith(ours) else name

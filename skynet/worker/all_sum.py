@@ -1,0 +1,57 @@
+"""The sum a shard's layers ask for: its partial out, the peers' in, added in shard order."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from skynet.store.exchange import BFLOAT16, FLOAT32, Exchange, Frame
+
+
+class AllSum:
+    """Sums partials over a stage's shards, for one span of one step.
+
+    Positions number the sums of a step: two a layer, after the embedding's. Every shard makes the
+    same sums in the same order, so the numbers agree without a word.
+
+    dtype: what partials travel as, "auto" (as they were computed), "float32" or "bfloat16". The
+        own partial is rounded the same way, or shards would hold different sums.
+    """
+
+    def __init__(
+        self, exchange: Exchange, epoch: int, step: int, position: int, dtype: str = "auto"
+    ) -> None:
+        self.exchange = exchange
+        self.epoch = epoch
+        self.step = step
+        self.position = position
+        self.dtype = dtype
+
+    def __call__(self, partial: torch.Tensor) -> torch.Tensor:
+        """(tokens, hidden) -> the sum, float32, same bits on every shard."""
+        if not self.exchange.peers:
+            return partial.float()
+        position, self.position = self.position, self.position + 1
+        frames = self.exchange.swap(self.epoch, self.step, position, self._pack(partial))
+        total = _unpack(frames[0])
+        for shard in range(1, len(frames)):
+            total += _unpack(frames[shard])
+        return total.to(partial.device)
+
+    def _pack(self, partial: torch.Tensor) -> Frame:
+        rows, columns = partial.shape
+        if self.dtype == "float32":
+            partial = partial.float()
+        elif self.dtype == "bfloat16":
+            partial = partial.to(torch.bfloat16)
+        values = partial.detach().cpu().contiguous()
+        if values.dtype == torch.bfloat16:
+            return Frame(BFLOAT16, rows, columns, values.view(torch.uint16).numpy().tobytes())
+        return Frame(FLOAT32, rows, columns, values.float().numpy().tobytes())
+
+
+def _unpack(frame: Frame) -> torch.Tensor:
+    kind = np.uint16 if frame.kind == BFLOAT16 else np.float32
+    array = np.frombuffer(bytearray(frame.data), dtype=kind).reshape(frame.rows, frame.columns)
+    values = torch.from_numpy(array)
+    return values.view(torch.bfloat16).float() if frame.kind == BFLOAT16 else values

@@ -1,0 +1,68 @@
+"""Loading one shard's slice of a staged model. Fetches tiles; never sees a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import redis
+import torch
+
+from skynet.layers.shard_model import ShardModel
+from skynet.models import load_architecture
+from skynet.names import Address
+from skynet.planning.plan import Plan
+from skynet.planning.ranges import Range
+from skynet.planning.split import shard_weight_bytes
+from skynet.store.weights import ITEM_BYTES, StagedWeights, WeightStore
+
+
+class TensorFetcher:
+    """Regions of staged tensors as torch tensors.
+
+    progress: told of each region as it comes, in the bytes it will take in `dtype`.
+    """
+
+    def __init__(
+        self, weights: StagedWeights, dtype: str, progress: Callable[[int], None]
+    ) -> None:
+        self.weights = weights
+        self.item_bytes = ITEM_BYTES[dtype]
+        self.progress = progress
+
+    def __call__(self, name: str, region: Range) -> torch.Tensor:
+        array, dtype = self.weights.fetch(name, region)
+        self.progress(array.size * self.item_bytes)
+        tensor = torch.from_numpy(array)
+        return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
+
+
+def load_slice(
+    client: redis.Redis,
+    plan: Plan,
+    address: Address,
+    device: str,
+    progress: Callable[[int], None],
+) -> ShardModel:
+    """Fetch exactly the tiles of this shard's slice and build its layers.
+
+    progress: called with the bytes of each region fetched.
+
+    Raises:
+        TileMissing, TileCorrupted, NoModel: Redis no longer holds what was staged.
+    """
+    manifest = WeightStore(client).require_manifest(plan.model)
+    return ShardModel(
+        load_architecture(manifest.config),
+        plan,
+        address.stage,
+        address.shard,
+        TensorFetcher(StagedWeights(client, manifest), plan.dtype, progress),
+        device=device,
+    )
+
+
+def slice_bytes(client: redis.Redis, plan: Plan, address: Address) -> int:
+    """What this shard's slice will take in memory."""
+    manifest = WeightStore(client).require_manifest(plan.model)
+    arch = load_architecture(manifest.config)
+    return shard_weight_bytes(arch, plan, address.stage, address.shard)

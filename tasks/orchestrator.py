@@ -1,0 +1,34 @@
+"""What the orchestrator is asked to do. `skynet.generate` is the task people see in Flower."""
+
+from typing import Any
+
+from celery.exceptions import Ignore
+
+from skynet import names
+from skynet.celery import app
+from skynet.settings import settings
+
+
+@app.task(name=names.GENERATE_TASK, bind=True)
+def generate(self: Any) -> None:
+    """Accept the request whose record has this task's id; its result is stored when it ends."""
+    app.runtime.accept(self.request.id)
+    raise Ignore  # started; the engine reports success or failure under this id
+
+
+@app.task(name=names.CANCEL_TASK, ignore_result=True, send_events=False)
+def cancel(request_id: str) -> None:
+    """End a request at the next step."""
+    app.runtime.cancel(request_id)
+
+
+@app.task(name=names.FINISH_STEP_TASK, ignore_result=True, send_events=settings().trace)
+def finish_step(parts: list[bytes], epoch: int, step: int, layer: int) -> None:
+    """Merge the shards' candidates and sample: the body of a step's last chord."""
+    app.runtime.finish_step(parts, epoch, step)
+
+
+@app.task(name=names.FAIL_STEP_TASK, ignore_result=True, send_events=settings().trace)
+def fail_step(epoch: int, step: int, kind: str, message: str) -> None:
+    """A shard could not compute its part."""
+    app.runtime.fail_step(epoch, step, kind, message)

@@ -1,0 +1,18 @@
+"""What a shard worker is asked to do. One event each in Flower with SKYNET_TRACE=1."""
+
+from skynet import names
+from skynet.celery import app
+from skynet.settings import settings
+from skynet.step import Part
+
+
+@app.task(name=names.RUN_SPAN_TASK, ignore_result=True, send_events=settings().trace)
+def run_span(epoch: int, step: int, start: int, stop: int) -> Part:
+    """Compute this shard's part of layers [start, stop) of a step: a chord's header task."""
+    return app.runtime.run_span(epoch, step, start, stop)
+
+
+@app.task(name=names.ADVANCE_TASK, ignore_result=True, send_events=settings().trace)
+def advance(parts: list[bytes], epoch: int, step: int, layer: int) -> None:
+    """Sum the parts and send the chord of the span that starts at `layer`: an inner body."""
+    app.runtime.advance(parts, epoch, step, layer)

@@ -1,0 +1,192 @@
+"""Runs every shard of a plan in one process: threads, sums in shard order, chords as plain sums."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from skynet.layers.shard_model import ShardModel
+from skynet.models import Architecture, load_architecture, resolve_names, staged_tensors
+from skynet.planning.plan import Plan
+from skynet.planning.ranges import Range
+from skynet.planning.split import make_plan
+from skynet.step import Candidates, Row, Step, Want
+
+WAIT_S = 30.0
+
+
+class Checkpoint:
+    """A directory as `save_pretrained` leaves it, read by region."""
+
+    def __init__(self, directory: Path) -> None:
+        self.config: dict[str, Any] = json.loads((directory / "config.json").read_text())
+        self.arch = load_architecture(self.config)
+        with safe_open(directory / "model.safetensors", framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names = resolve_names(self.arch, tensors)
+        self.tensors = {ours: tensors[theirs] for ours, theirs in names.items()}
+        self.axes = {tensor.name: tensor.axis for tensor in staged_tensors(self.arch)}
+
+    def fetch(self, name: str, region: Range) -> torch.Tensor:
+        return self.tensors[name].narrow(self.axes[name], region.start, region.size)
+
+
+class Exchange:
+    """The sum over the shards of one stage: each waits for all, each sums in shard order."""
+
+    def __init__(self, shards: int) -> None:
+        self._partials: list[torch.Tensor | None] = [None] * shards
+        self._barrier = threading.Barrier(shards)
+
+    def all_sum(self, shard: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        def total(partial: torch.Tensor) -> torch.Tensor:
+            assert partial.is_contiguous()
+            self._partials[shard] = partial
+            self._barrier.wait(WAIT_S)
+            result = torch.zeros(partial.shape, dtype=torch.float32)
+            for part in self._partials:
+                assert part is not None
+                result += part
+            self._barrier.wait(WAIT_S)
+            return result
+
+        return total
+
+    def abort(self) -> None:
+        self._barrier.abort()
+
+
+class Cluster:
+    """A plan's shards, and the orchestrator's half of a step: chord bodies and advancing."""
+
+    def __init__(self, checkpoint: Checkpoint, plan: Plan) -> None:
+        self.plan = plan
+        self.models = [
+            [
+                ShardModel(checkpoint.arch, plan, stage, shard, checkpoint.fetch)
+                for shard in range(plan.num_shards)
+            ]
+            for stage in range(len(plan.stages))
+        ]
+        self._pool = ThreadPoolExecutor(plan.num_shards)
+        self._number = 0
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def step(self, rows: Sequence[Row], layers_per_chord: int) -> list[list[Candidates]]:
+        """Candidates of each row with a want, one a vocabulary shard."""
+        self._number += 1
+        step = Step(self.plan.epoch, self._number, tuple(rows), layers_per_chord)
+        step = Step.decode(step.encode())
+        hidden: torch.Tensor | None = None
+        results: list[list[Candidates]] = []
+        for stage, stage_plan in enumerate(self.plan.stages):
+            for start in range(stage_plan.layers.start, stage_plan.layers.stop, layers_per_chord):
+                stop = min(start + layers_per_chord, stage_plan.layers.stop)
+                parts = self._span(stage, step, Range(start, stop), hidden)
+                if parts[0][0] is not None:
+                    hidden = torch.zeros_like(parts[0][0])
+                    for part, _ in parts:
+                        assert part is not None
+                        assert part.dtype == torch.float32
+                        hidden += part
+                results = [candidates for _, candidates in parts]
+        return [list(row) for row in zip(*results, strict=True)]
+
+    def _span(
+        self, stage: int, step: Step, span: Range, hidden: torch.Tensor | None
+    ) -> list[tuple[torch.Tensor | None, list[Candidates]]]:
+        exchange = Exchange(self.plan.num_shards)
+
+        def run(shard: int) -> tuple[torch.Tensor | None, list[Candidates]]:
+            torch.set_num_threads(1)
+            try:
+                model = self.models[stage][shard]
+                return model.run(step, span, hidden, exchange.all_sum(shard))
+            except BaseException:
+                exchange.abort()
+                raise
+
+        if self.plan.num_shards == 1:
+            return [run(0)]
+        futures = [self._pool.submit(run, shard) for shard in range(self.plan.num_shards)]
+        return [future.result(WAIT_S) for future in futures]
+
+
+@dataclass
+class Request:
+    """One request, decoded greedily: `joins` is the number of the step at which it joins."""
+
+    prompt: list[int]
+    joins: int = 0
+    slot: int = 0
+    done: int = 0
+    tokens: list[int] = field(default_factory=list)
+
+
+def best(shards: Sequence[Candidates]) -> int:
+    """The most probable token among all shards' candidates: largest logit, then smallest id."""
+    pairs = [
+        (-float(logit), int(token))
+        for part in shards
+        for token, logit in zip(part.ids, part.logits, strict=True)
+    ]
+    return min(pairs)[1]
+
+
+def full_logits(shards: Sequence[Candidates], vocab_size: int) -> np.ndarray:
+    """(vocab,) from candidates without a limit."""
+    logits = np.full(vocab_size, np.nan, np.float32)
+    for part in shards:
+        logits[part.ids] = part.logits
+    return logits
+
+
+def generate(
+    cluster: Cluster, requests: Sequence[Request], count: int, layers_per_chord: int, chunk: int
+) -> list[list[int]]:
+    """Greedy continuations of `count` tokens: prompts in chunks, mixed with decoding rows."""
+    number = 0
+    while any(len(request.tokens) < count for request in requests):
+        rows, advanced = [], []
+        for request in requests:
+            if request.joins > number or len(request.tokens) == count:
+                continue
+            known = request.prompt + request.tokens
+            new = known[request.done :][:chunk]
+            ready = request.done + len(new) == len(known)
+            want = Want() if ready else None
+            prompt_length = len(request.prompt)
+            rows.append(Row(request.slot, request.done, tuple(new), prompt_length, want))
+            advanced.append(request)
+            request.done += len(new)
+        if rows:
+            results = iter(cluster.step(rows, layers_per_chord))
+            for request, row in zip(advanced, rows, strict=True):
+                if row.want is not None:
+                    request.tokens.append(best(next(results)))
+        number += 1
+    return [request.tokens for request in requests]
+
+
+def last_logits(cluster: Cluster, arch: Architecture, prompt: list[int], span: int) -> np.ndarray:
+    """(vocab,) after the whole prompt in one step."""
+    row = Row(0, 0, tuple(prompt), len(prompt), Want(top=0))
+    return full_logits(cluster.step([row], span)[0], arch.vocab_size)
+
+
+def cluster_of(checkpoint: Checkpoint, stages: int, shards: int, **options: Any) -> Cluster:
+    plan = make_plan(
+        checkpoint.arch, model="tiny", name="tiny", stages=stages, shards=shards, **options
+    )
+    return Cluster(checkpoint, plan)

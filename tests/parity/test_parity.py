@@ -1,0 +1,163 @@
+"""The contract: whatever the shape and span, the same logits and tokens as Transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import Request, cluster_of, generate, last_logits
+from references import NEW_TOKENS, PROMPTS, Reference
+
+FAMILIES = ["gpt2", "llama", "mistral", "qwen2", "qwen3"]
+# 6 query heads in 3 KV groups: 2 shards are uneven (4 + 2), 4 share a KV head, 6 share all.
+SHAPES = [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (1, 4)]
+LAYER, STAGE = 1, 99
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 64},
+    "qwen3": {"head_dim": 12},
+}
+
+ROPE: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 3.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+}
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-attention-bias": ("llama", {"attention_bias": True}),
+    "llama-mlp-bias": ("llama", {"mlp_bias": True}),
+    "llama-gelu": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
+    "llama-one-kv-head": ("llama", {"num_key_value_heads": 1}),
+    "llama-no-groups": ("llama", {"num_key_value_heads": 6}),
+    "llama-linear": ("llama", {"rope_parameters": ROPE["linear"]}),
+    "llama-llama3": ("llama", {"rope_parameters": ROPE["llama3"]}),
+    "llama-yarn": ("llama", {"rope_parameters": ROPE["yarn"]}),
+    "llama-dynamic": (
+        "llama",
+        {"rope_parameters": ROPE["dynamic"], "max_position_embeddings": 20},
+    ),
+    "mistral-window": ("mistral", {"sliding_window": 7}),
+    "mistral-no-window": ("mistral", {"sliding_window": None}),
+    "qwen2-windows": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
+    ),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3-bias": ("qwen3", {"attention_bias": True, "head_dim": 10}),
+    "qwen3-layer-types": (
+        "qwen3",
+        {
+            "head_dim": 12,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+    "gpt2-untied": ("gpt2", {"tie_word_embeddings": False}),
+    "gpt2-unscaled": ("gpt2", {"scale_attn_weights": False, "activation_function": "relu"}),
+}
+
+
+def check(found: Reference, stages: int, shards: int, span: int) -> None:
+    """Logits of each prompt alone, then all prompts in one batch that they join one by one."""
+    cluster = cluster_of(found.checkpoint, stages, shards)
+    try:
+        for prompt, expected in zip(PROMPTS, found.logits, strict=True):
+            logits = last_logits(cluster, found.checkpoint.arch, prompt, span)
+            np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+        # The slots hold what the prompts above left there: nothing of it may be seen. Slots in
+        # a row are computed in one call, slot 9 is not.
+        requests = [
+            Request(prompt, joins=3 * index, slot=slot)
+            for index, (prompt, slot) in enumerate(zip(PROMPTS, (0, 1, 9), strict=True))
+        ]
+        tokens = generate(cluster, requests, NEW_TOKENS, span, chunk=5)
+    finally:
+        cluster.close()
+    assert tokens == found.tokens
+
+
+@pytest.mark.parametrize("span", [LAYER, STAGE], ids=["layer", "stage"])
+@pytest.mark.parametrize(("stages", "shards"), SHAPES, ids=lambda value: str(value))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_in_every_shape(
+    reference: Callable[..., Reference], family: str, stages: int, shards: int, span: int
+) -> None:
+    # Given a tiny random model and the answers of Transformers
+    found = reference(family, **FIELDS.get(family, {}))
+    # When it runs split / Then logits are close and greedy tokens equal
+    check(found, stages, shards, span)
+
+
+@pytest.mark.parametrize(("stages", "shards", "span"), [(1, 1, STAGE), (2, 2, 1), (1, 4, STAGE)])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant(
+    reference: Callable[..., Reference], variant: str, stages: int, shards: int, span: int
+) -> None:
+    # Given a model with a feature that few have
+    family, fields = VARIANTS[variant]
+    found = reference(family, **fields)
+    # When it runs split / Then logits are close and greedy tokens equal
+    check(found, stages, shards, span)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_more_shards_than_kv_heads(reference: Callable[..., Reference], kv_heads: int) -> None:
+    # Given a model with fewer KV heads than shards
+    found = reference("llama", num_key_value_heads=kv_heads)
+    # When each query head has a shard of its own / Then nothing changes
+    check(found, 1, 6, STAGE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_models_do_not_repeat_one_token(
+    reference: Callable[..., Reference], family: str
+) -> None:
+    # Given the answers of Transformers
+    found = reference(family, **FIELDS.get(family, {}))
+    # Then they are varied enough for a wrong one to show
+    assert len({token for tokens in found.tokens for token in tokens}) > 12
+
+
+def test_mixed_neighbours_of_different_lengths(reference: Callable[..., Reference]) -> None:
+    # Given requests in neighbouring slots whose lengths differ, computed in one masked call
+    found = reference("mistral", sliding_window=7)
+    cluster = cluster_of(found.checkpoint, 1, 2)
+    requests = [Request(prompt, slot=3 + index) for index, prompt in enumerate(PROMPTS)]
+    # When whole prompts are prefilled at once and decoded together
+    try:
+        tokens = generate(cluster, requests, NEW_TOKENS, STAGE, chunk=64)
+    finally:
+        cluster.close()
+    # Then each answer is that of the request alone
+    assert tokens == found.tokens
+
+
+@pytest.mark.parametrize(("stages", "shards"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_close(
+    reference: Callable[..., Reference], family: str, stages: int, shards: int
+) -> None:
+    # Given a plan in bfloat16 of a float32 checkpoint
+    found = reference(family, **FIELDS.get(family, {}))
+    cluster = cluster_of(found.checkpoint, stages, shards, dtype="bfloat16")
+    # When it computes a prompt
+    try:
+        logits = last_logits(cluster, found.checkpoint.arch, PROMPTS[0], STAGE)
+    finally:
+        cluster.close()
+    # Then the logits are those of float32 up to bfloat16's 8 bits
+    expected = found.logits[0]
+    angle = logits @ expected / np.linalg.norm(logits) / np.linalg.norm(expected)
+    assert angle > 0.995

@@ -1,0 +1,87 @@
+"""Candidates are what sampling over the whole vocabulary could need, ties and all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skynet.errors import StepFailed
+from skynet.layers.candidates import pick
+from skynet.step import Want
+
+# Few distinct values, so that ties are common.
+LOGITS = st.lists(st.integers(-6, 6).map(lambda value: value / 2), min_size=1, max_size=40)
+
+
+@given(logits=LOGITS, top=st.integers(1, 45))
+def test_top_is_by_falling_logit_then_rising_id(logits: list[float], top: int) -> None:
+    # When the best are picked of a shard that starts at token 100
+    found = pick(torch.tensor([logits]), [Want(top=top)], 100)[0]
+    # Then they are the first of all, sorted
+    expected = sorted(range(len(logits)), key=lambda index: (-logits[index], index))[:top]
+    assert found.ids.tolist() == [100 + index for index in expected]
+    assert found.logits.tolist() == [logits[index] for index in expected]
+    assert found.ids.dtype == np.int32
+    assert found.logits.dtype == np.float32
+
+
+@given(logits=LOGITS)
+def test_peak_and_mass_are_of_the_whole_shard(logits: list[float]) -> None:
+    # When only one is picked
+    found = pick(torch.tensor([logits]), [Want()], 0)[0]
+    # Then peak and mass still count all
+    assert found.peak == max(logits)
+    assert found.mass == pytest.approx(sum(np.exp(np.array(logits) - max(logits))), rel=1e-5)
+
+
+@given(
+    logits=LOGITS,
+    top=st.integers(0, 45),
+    floor=st.floats(1e-4, 0.5),
+    temperature=st.floats(0.2, 3.0),
+)
+def test_a_floor_keeps_every_token_that_is_probable_enough(
+    logits: list[float], top: int, floor: float, temperature: float
+) -> None:
+    # When a floor and a limit are asked for
+    want = Want(top=top, floor=floor, temperature=temperature)
+    found = pick(torch.tensor([logits]), [want], 7)[0]
+    # Then every token clearly above the floor is there, none clearly below, the best first
+    shares = np.exp((np.array(logits) - max(logits)) / temperature)
+    shares /= shares.sum()
+    ranked = sorted(range(len(logits)), key=lambda index: (-logits[index], index))
+    above = [index for index in ranked if shares[index] >= floor]
+    around = [index for index in ranked if shares[index] >= floor * 0.999]
+    ids = [int(token) - 7 for token in found.ids]
+    assert ids == (around[:top] if top else around)[: len(ids)]
+    assert len(ids) >= (min(top, len(above)) if top else len(above))
+
+
+def test_without_any_limit_all_come_in_order_of_id() -> None:
+    # When / Then
+    found = pick(torch.tensor([[1.0, 3.0, 2.0]]), [Want(top=0)], 5)[0]
+    assert found.ids.tolist() == [5, 6, 7]
+    assert found.logits.tolist() == [1.0, 3.0, 2.0]
+
+
+def test_each_row_has_its_own_want() -> None:
+    # Given two rows
+    logits = torch.tensor([[1.0, 3.0, 2.0], [9.0, 0.0, 8.0]])
+    # When they want different things / Then each gets its own
+    first, second = pick(logits, [Want(top=1), Want(top=2)], 0)
+    assert (first.ids.tolist(), second.ids.tolist()) == ([1], [0, 2])
+
+
+def test_a_shard_without_vocabulary_offers_nothing() -> None:
+    # When / Then
+    found = pick(torch.empty(1, 0), [Want()], 5)[0]
+    assert (len(found.ids), found.peak, found.mass) == (0, float("-inf"), 0.0)
+
+
+def test_a_floor_without_temperature_is_refused() -> None:
+    # When / Then
+    with pytest.raises(StepFailed, match="temperature above 0, got 0"):
+        pick(torch.zeros(1, 3), [Want(top=0, floor=0.1, temperature=0.0)], 0)

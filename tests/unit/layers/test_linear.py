@@ -1,0 +1,55 @@
+"""The packed product is the plain one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from skynet.layers import linear
+from skynet.layers.linear import Linear, can_pack
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64, 257])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
+)
+def test_packed_agrees_with_plain(
+    rows: int, biased: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    # Given a weight that is packed where the machine can
+    torch.manual_seed(0)
+    weight, bias = torch.randn(83, 48).to(dtype), torch.randn(83).to(dtype) if biased else None
+    x = torch.randn(rows, 48).to(dtype)
+    # When both multiply
+    with torch.inference_mode():
+        result = Linear(weight, bias)(x)
+        expected = F.linear(x, weight, bias)
+    # Then they agree up to rounding
+    assert result.dtype == dtype
+    torch.testing.assert_close(result, expected, rtol=tolerance, atol=10 * tolerance)
+
+
+def test_without_packing_the_plain_product_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a build of PyTorch without the private operations
+    monkeypatch.setattr(linear, "_OPS", {})
+    weight, x = torch.randn(5, 4), torch.randn(2, 4)
+    # When a product is made
+    product = Linear(weight)
+    # Then it is the plain one
+    assert not product.packed
+    assert torch.equal(product(x), F.linear(x, weight))
+
+
+def test_an_empty_weight_is_not_packed() -> None:
+    # Given a shard without MLP columns
+    weight = torch.empty(6, 0)
+    # When / Then its product is zero, not an error
+    assert not can_pack(weight)
+    assert torch.equal(Linear(weight)(torch.empty(2, 0)), torch.zeros(2, 6))
+
+
+def test_bytes_count_weight_and_bias() -> None:
+    # When / Then
+    assert Linear(torch.zeros(6, 4), torch.zeros(6)).nbytes == (24 + 6) * 4

@@ -1,0 +1,156 @@
+"""What a shard loads, counts and refuses. That it computes rightly is tests/parity's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from skynet.errors import CheckpointError, StepFailed
+from skynet.layers.shard_model import ShardModel
+from skynet.models import KNOWN, Architecture, load_architecture, staged_tensors
+from skynet.planning.plan import Plan
+from skynet.planning.ranges import Range
+from skynet.planning.split import make_plan, shard_weight_bytes
+from skynet.step import Row, Step, Want
+
+
+def architecture(family: str, **fields: Any) -> Architecture:
+    if family == "gpt2":
+        sizes: dict[str, Any] = {"n_embd": 48, "n_layer": 4, "n_head": 6, "n_positions": 32}
+    else:
+        sizes = {
+            "hidden_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "intermediate_size": 83,
+            "max_position_embeddings": 32,
+        }
+    return load_architecture({"model_type": family, "vocab_size": 131, **sizes, **fields})
+
+
+class Weights:
+    """Random tensors by region; remembers what was asked for."""
+
+    def __init__(self, arch: Architecture) -> None:
+        self._staged = {tensor.name: tensor for tensor in staged_tensors(arch)}
+        self.asked: list[tuple[str, Range]] = []
+
+    def __call__(self, name: str, region: Range) -> torch.Tensor:
+        self.asked.append((name, region))
+        tensor = self._staged[name]
+        shape = list(tensor.shape)
+        assert 0 < region.size <= shape[tensor.axis] - region.start
+        shape[tensor.axis] = region.size
+        return torch.rand(shape)
+
+
+def plan_of(arch: Architecture, stages: int, shards: int, dtype: str = "float32") -> Plan:
+    return make_plan(arch, model="", name="", stages=stages, shards=shards, dtype=dtype)
+
+
+def never(partial: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("nothing is summed")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", KNOWN)
+def test_bytes_are_what_the_plan_says(family: str, dtype: str) -> None:
+    # Given every shard of a plan
+    arch = architecture(family, tie_word_embeddings=True)
+    plan = plan_of(arch, 2, 4, dtype)
+    for stage, shard in plan.addresses():
+        told: list[int] = []
+        # When it is loaded
+        model = ShardModel(arch, plan, stage, shard, Weights(arch), progress=told.append)
+        # Then it weighs what the planner expected, and its progress tells of all its parts
+        assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
+        assert 0 < sum(told) <= model.weight_bytes
+
+
+def test_only_the_own_slice_is_fetched() -> None:
+    # Given the second of two shards, in the last of two stages, of a fused and transposed family
+    arch = architecture("gpt2")
+    weights = Weights(arch)
+    plan = plan_of(arch, 2, 2)
+    # When it is loaded
+    ShardModel(arch, plan, 1, 1, weights)
+    # Then it asked for its heads in each of the three fused parts, and for none of stage 0's layers
+    fused = [region for name, region in weights.asked if name.endswith("3.attn.c_attn.weight")]
+    assert fused == [Range(24, 48), Range(72, 96), Range(120, 144)]
+    layers = plan.stages[1].layers
+    asked = {int(name.split(".")[2]) for name, _ in weights.asked if ".h." in name}
+    assert asked == set(range(layers.start, layers.stop))
+
+
+def test_a_tensor_of_another_shape_is_refused_by_name() -> None:
+    # Given a fetch that gives too much
+    arch = architecture("llama")
+    # When / Then the error names the weight and both shapes
+    with pytest.raises(CheckpointError, match=r"embed_tokens.*\(131, 48\), expected \(66, 48\)"):
+        ShardModel(arch, plan_of(arch, 1, 2), 0, 1, lambda name, region: torch.rand(131, 48))
+
+
+@pytest.fixture(scope="module")
+def middle() -> ShardModel:
+    """The second of two stages of a small model: layers 2 and 3."""
+    arch = architecture("llama")
+    model = ShardModel(arch, plan_of(arch, 2, 1), 1, 0, Weights(arch))
+    assert model.layers == Range(2, 4)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("row", "span", "tokens", "message"),
+    [
+        (Row(16, 0, (1,), 1), Range(2, 3), 1, "slot 16 is none of the plan's 16"),
+        (Row(3, 31, (1, 2), 33), Range(2, 3), 2, r"slot 3: tokens \[31, 33\).*its 32"),
+        (Row(3, 0, (), 1), Range(2, 3), 0, "slot 3: .* are none"),
+        (Row(3, 0, (131,), 1), Range(2, 3), 1, "slot 3: .*outside the vocabulary 131"),
+        (Row(3, 0, (1,), 1), Range(1, 3), 1, "not in this stage's layers"),
+        (Row(3, 0, (1,), 1), Range(2, 2), 1, "not in this stage's layers"),
+        (Row(3, 0, (1,), 1), Range(2, 3), 2, r"are \(2, 48\), expected \(1, 48\)"),
+        (Row(3, 0, (1,), 1), Range(2, 3), None, r"are None, expected \(1, 48\)"),
+    ],
+)
+def test_what_does_not_fit_fails_the_step(
+    middle: ShardModel, row: Row, span: Range, tokens: int | None, message: str
+) -> None:
+    # Given a row or a span that is not this stage's
+    hidden = None if tokens is None else torch.zeros(tokens, 48)
+    # When / Then the step fails with what was wrong
+    with pytest.raises(StepFailed, match=message):
+        middle.run(Step(1, 1, (row,), 1), span, hidden, never)
+
+
+def test_rows_without_a_want_get_no_candidates(middle: ShardModel) -> None:
+    # Given a chunk of a prompt, a row that wants two, and one that wants all
+    rows = (
+        Row(0, 0, (1, 2, 3), 9),
+        Row(1, 0, (4, 5), 2, Want(top=2)),
+        Row(2, 0, (6,), 1, Want(top=0)),
+    )
+    # When the last span runs
+    hidden, candidates = middle.run(
+        Step(1, 2, rows, 2), Range(2, 4), torch.rand(6, 48), lambda partial: partial.float()
+    )
+    # Then there are no hidden states, and candidates for those that want some
+    assert hidden is None
+    assert [len(found.ids) for found in candidates] == [2, 131]
+
+
+def test_hidden_states_given_are_not_written_to(middle: ShardModel) -> None:
+    # Given hidden states, as a chord's body hands them to a task
+    given = torch.rand(1, 48)
+    before = given.clone()
+    # When a span runs, and again as part of another step
+    step = Step(1, 3, (Row(0, 0, (1,), 1),), 1)
+    first, _ = middle.run(step, Range(2, 3), given, lambda partial: partial.float())
+    again, _ = middle.run(step, Range(2, 3), given, lambda partial: partial.float())
+    # Then they are as before, and the same step gives the same part
+    assert torch.equal(given, before)
+    assert first is not None
+    assert again is not None
+    assert torch.equal(first, again)

@@ -1,0 +1,95 @@
+"""Ranges tile exactly, whatever they are cut by."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skynet.errors import PlanError
+from skynet.planning.ranges import (
+    Range,
+    check_tiling,
+    split_by_cost,
+    split_by_weight,
+    split_evenly,
+)
+
+
+@given(
+    total=st.integers(0, 5000),
+    weights=st.lists(st.floats(0, 1e6), min_size=1, max_size=12),
+    unit=st.sampled_from([1, 7, 32]),
+)
+def test_by_weight_tiles_and_is_off_by_a_unit_at_most(
+    total: int, weights: list[float], unit: int
+) -> None:
+    # When a total is split by any weights
+    ranges = split_by_weight(total, weights, unit)
+    # Then the parts tile it, and inner boundaries are near their ideal place
+    check_tiling(ranges, total, "total")
+    mass = sum(weights)
+    if mass > 0:
+        for part, running in zip(ranges, itertools.accumulate(weights), strict=True):
+            assert abs(part.stop - total * running / mass) <= unit
+
+
+@given(total=st.integers(0, 5000), parts=st.integers(1, 40))
+def test_evenly_differs_by_one(total: int, parts: int) -> None:
+    # When a total is split evenly
+    sizes = [part.size for part in split_evenly(total, parts)]
+    # Then nothing is lost and sizes differ by one at most
+    assert sum(sizes) == total
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(costs=st.lists(st.integers(1, 50), min_size=1, max_size=8), data=st.data())
+def test_by_cost_finds_the_cheapest_dearest_run(costs: list[int], data: st.DataObject) -> None:
+    # Given any row of costs
+    parts = data.draw(st.integers(1, len(costs)))
+    # When it is cut
+    runs = split_by_cost(costs, parts)
+    # Then no other cut has a cheaper dearest run
+    check_tiling(runs, len(costs), "items")
+    cuts = itertools.combinations(range(1, len(costs)), parts - 1)
+    bounds = [(0, *cut, len(costs)) for cut in cuts]
+    best = min(max(sum(costs[a:b]) for a, b in itertools.pairwise(bound)) for bound in bounds)
+    assert max(sum(costs[run.start : run.stop]) for run in runs) == best
+    assert all(run.size > 0 for run in runs)
+
+
+def test_what_is_no_range_is_refused() -> None:
+    # When / Then a reversed or negative range is refused with its numbers
+    with pytest.raises(PlanError, match=r"\[5, 3\)"):
+        Range(5, 3)
+    with pytest.raises(PlanError, match=r"\[-1, 3\)"):
+        Range(-1, 3)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ([Range(0, 2), Range(3, 5)], "starts at 3, expected 2"),
+        ([Range(0, 2), Range(1, 5)], "starts at 1, expected 2"),
+        ([Range(0, 2)], "end at 2, expected 5"),
+    ],
+)
+def test_gaps_and_overlaps_are_no_tiling(ranges: list[Range], message: str) -> None:
+    # When / Then a gap, an overlap or a missing end is named
+    with pytest.raises(PlanError, match=message):
+        check_tiling(ranges, 5, "columns")
+
+
+@given(
+    a=st.tuples(st.integers(0, 20), st.integers(0, 20)),
+    b=st.tuples(st.integers(0, 20), st.integers(0, 20)),
+)
+def test_overlap_is_what_both_contain(a: tuple[int, int], b: tuple[int, int]) -> None:
+    # Given two ranges
+    one, other = (Range(min(pair), max(pair)) for pair in (a, b))
+    # When they overlap
+    both = one.overlap(other)
+    # Then the overlap has exactly the indices that are in both
+    assert set(range(both.start, both.stop)) == {i for i in range(41) if i in one and i in other}

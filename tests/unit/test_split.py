@@ -1,0 +1,172 @@
+"""Any plan that is made tiles the model exactly; any that cannot be made says why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skynet.errors import PlanError
+from skynet.models import Architecture, load_architecture
+from skynet.planning.plan import Plan
+from skynet.planning.ranges import Range, check_tiling
+from skynet.planning.split import (
+    layer_params,
+    make_plan,
+    shard_plans,
+    shard_weight_bytes,
+    slot_bytes,
+)
+
+
+def architecture(**fields: Any) -> Architecture:
+    return load_architecture(
+        {
+            "model_type": "llama",
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "vocab_size": 49152,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        }
+        | fields
+    )
+
+
+def plan_of(arch: Architecture, stages: int = 1, shards: int = 1, **options: Any) -> Plan:
+    return make_plan(arch, model="digest", name="tiny", stages=stages, shards=shards, **options)
+
+
+@st.composite
+def architectures(draw: st.DrawFn) -> Architecture:
+    kv_heads, group = draw(st.integers(1, 6)), draw(st.integers(1, 5))
+    return architecture(
+        hidden_size=draw(st.integers(1, 40)) * kv_heads * group,
+        head_dim=draw(st.sampled_from([4, 10, 64])),
+        num_attention_heads=kv_heads * group,
+        num_key_value_heads=kv_heads,
+        intermediate_size=draw(st.integers(1, 4000)),
+        vocab_size=draw(st.integers(30, 9000)),
+        num_hidden_layers=draw(st.integers(1, 12)),
+        tie_word_embeddings=draw(st.booleans()),
+    )
+
+
+@given(arch=architectures(), data=st.data())
+def test_a_plan_tiles_everything(arch: Architecture, data: st.DataObject) -> None:
+    # Given any model and any shape that it allows
+    stages = data.draw(st.integers(1, arch.num_layers))
+    shards = data.draw(st.integers(1, arch.num_heads))
+    # When it is cut
+    plan = plan_of(arch, stages, shards)
+    # Then layers, heads, columns and vocabulary are each in exactly one place
+    check_tiling([stage.layers for stage in plan.stages], arch.num_layers, "layers")
+    assert all(stage.layers.size >= 1 for stage in plan.stages)
+    for stage in plan.stages:
+        check_tiling([part.heads for part in stage.shards], arch.num_heads, "heads")
+        check_tiling([part.columns for part in stage.shards], arch.intermediate_size, "columns")
+        check_tiling([part.vocab for part in stage.shards], arch.vocab_size, "vocabulary")
+    # And each shard has the KV heads of its query heads, as many queries for each
+    for part in plan.stages[0].shards:
+        assert part.heads.size >= 1
+        needed = {head // arch.group for head in range(part.heads.start, part.heads.stop)}
+        assert needed == set(range(part.kv_heads.start, part.kv_heads.stop))
+        assert part.heads.size % part.kv_heads.size == 0
+    # And it survives the journey through JSON
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@given(arch=architectures(), data=st.data())
+def test_bytes_of_all_shards_are_the_model(arch: Architecture, data: st.DataObject) -> None:
+    # Given a plan
+    stages = data.draw(st.integers(1, arch.num_layers))
+    shards = data.draw(st.integers(1, arch.num_kv_heads))  # more would replicate KV heads
+    plan = plan_of(arch, stages, shards, dtype="bfloat16", num_slots=3, slot_tokens=7)
+    # When the weights of all shards are added up
+    total = sum(shard_weight_bytes(arch, plan, *address) for address in plan.addresses())
+    # Then they are the model's products, the norms once in each shard
+    norms = (2 * arch.num_layers + 1) * arch.hidden_size * 4 * shards
+    ends = 2 * arch.vocab_size * arch.hidden_size
+    assert total == 2 * (arch.num_layers * layer_params(arch) + ends) + norms
+    # And the slots hold a key and a value of each KV head for each token
+    cache = sum(slot_bytes(arch, plan, *address) for address in plan.addresses())
+    assert cache == 2 * 2 * arch.num_layers * arch.num_kv_heads * arch.head_dim * 3 * 7
+
+
+def test_nine_heads_in_three_groups_over_two_shards() -> None:
+    # Given SmolLM2's shape
+    arch = architecture()
+    # When it is cut in two
+    first, second = shard_plans(arch, 2)
+    # Then KV groups stay whole, and MLP columns make up for the uneven heads
+    assert (first.heads, second.heads) == (Range(0, 6), Range(6, 9))
+    assert (first.kv_heads, second.kv_heads) == (Range(0, 2), Range(2, 3))
+    assert first.columns.size % 32 == 0
+    weights = [
+        2 * (part.heads.size + part.kv_heads.size) * 64 + 3 * part.columns.size
+        for part in (first, second)
+    ]
+    assert abs(weights[0] - weights[1]) <= 3 * 32
+
+
+def test_more_shards_than_kv_heads_share_one() -> None:
+    # When 9 query heads in 3 KV groups are cut for 5 shards
+    parts = shard_plans(architecture(), 5)
+    # Then two KV heads are in two shards each, and no shard has parts of two groups
+    assert [part.heads.size for part in parts] == [2, 1, 2, 1, 3]
+    assert [part.kv_heads.start for part in parts] == [0, 0, 1, 1, 2]
+
+
+def test_a_shard_with_heavy_heads_gets_no_columns() -> None:
+    # Given a model that is nearly all attention
+    arch = architecture(intermediate_size=40)
+    # When its heads cannot be cut evenly
+    first, second = shard_plans(arch, 2)
+    # Then all columns go where there are fewer heads
+    assert (first.columns.size, second.columns.size) == (0, 40)
+
+
+def test_stages_weigh_the_same_with_both_ends_counted() -> None:
+    # Given a model whose embedding and head weigh as much as 8 layers each
+    arch = architecture()
+    # When it is cut in three
+    plan = plan_of(arch, stages=3)
+    # Then the stage in the middle has more layers, and no stage weighs more than a layer above
+    sizes = [stage.layers.size for stage in plan.stages]
+    assert sizes[1] > sizes[0]
+    assert sizes[1] > sizes[2]
+    weights = [shard_weight_bytes(arch, plan, stage, 0) for stage in range(3)]
+    assert max(weights) - min(weights) <= 4 * 1.1 * layer_params(arch)
+
+
+def test_default_slots_are_as_long_as_the_model_allows() -> None:
+    # When / Then 4096 tokens at most, fewer if the model has fewer positions
+    assert plan_of(architecture()).slot_tokens == 4096
+    assert plan_of(architecture(max_position_embeddings=512)).slot_tokens == 512
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shards": 10}, "10 shards for 9 query heads"),
+        ({"shards": 0}, "0 shards for 9 query heads"),
+        ({"stages": 31}, "31 stages for 30 layers"),
+        ({"stages": 0}, "0 stages for 30 layers"),
+        ({"slot_tokens": 8193}, "slot_tokens=8193: llama has 8192 positions"),
+        ({"slot_tokens": 0}, "slot_tokens=0"),
+        ({"num_slots": 0}, "num_slots=0"),
+        ({"dtype": "float16"}, "dtype 'float16'"),
+        ({"chord_span": "model"}, "chord_span 'model'"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_with_its_numbers(
+    options: dict[str, Any], message: str
+) -> None:
+    # When / Then the error names the value and the limit
+    with pytest.raises(PlanError, match=message):
+        plan_of(architecture(), **options)
