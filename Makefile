@@ -27,7 +27,7 @@ help: ## Show this list
 setup: .venv/.done-demo ## Make .venv, install everything, convert the demo model
 
 demo: setup ## Answer PROMPT with the demo model on a cluster of this machine
-	@$(BIN)/skynet run "$$PROMPT"
+	@$(BIN)/skynet run --dtype float32 "$$PROMPT"
 
 test: lint ## Lint, types and all tests: what CI runs
 	$(BIN)/python -m pytest

@@ -8,6 +8,7 @@ ends the chord at once. Chords that are not SkyNet's go the stock way.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import Any
 
@@ -16,6 +17,7 @@ from celery.backends.redis import RedisBackend
 
 from skynet import names
 from skynet.errors import StepFailed
+from skynet.store.resp import command
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,9 @@ return {1, parts}
 """
 
 
+SCRIPT_SHA = hashlib.sha1(PART_RETURN.encode(), usedforsecurity=False).hexdigest().encode()
+
+
 class ChordBackend(RedisBackend):
     """Celery's Redis result backend with SkyNet's chords."""
 
@@ -68,7 +73,7 @@ class ChordBackend(RedisBackend):
             return None
         if parts is None:
             return None
-        epoch, step, _ = body["args"]
+        epoch, step = body["args"][:2]
         if failed:
             self._fail_step(epoch, step, result)
         else:
@@ -79,26 +84,28 @@ class ChordBackend(RedisBackend):
         self, request: Any, chord_size: int, payload: bytes, failed: bool
     ) -> list[bytes] | None:
         """All parts by shard if this one completes the chord (or fails it), else None."""
-        messenger = self.app.messenger
-        reply = self._part_return_script(
-            keys=[names.chord_key(request.group)],
-            args=[request.group_index, chord_size, messenger.ttl_ms, payload, int(failed)],
-            client=messenger.client,
+        connection = self.app.messenger.connection
+        arguments = (
+            b"1",
+            names.chord_key(request.group).encode(),
+            b"%d" % request.group_index,
+            b"%d" % chord_size,
+            self.app.messenger.ttl_ms,
+            payload,
+            b"1" if failed else b"0",
         )
+        try:
+            reply = connection.call([command(b"EVALSHA", SCRIPT_SHA, *arguments)])[0]
+        except redis.ResponseError as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise
+            reply = connection.call([command(b"EVAL", PART_RETURN.encode(), *arguments)])[0]
         if not reply[0]:
             return None
         others = reply[1] if len(reply) > 1 else []
         by_shard = {int(others[at]): others[at + 1] for at in range(0, len(others), 2)}
         by_shard[request.group_index] = payload
         return [by_shard[shard] for shard in sorted(by_shard)]
-
-    @property
-    def _part_return_script(self) -> Any:
-        script = self.__dict__.get("_skynet_script")
-        if script is None:
-            script = self.app.messenger.client.register_script(PART_RETURN)
-            self.__dict__["_skynet_script"] = script
-        return script
 
     def _run_body(self, request: Any, body: dict[str, Any], parts: list[bytes]) -> None:
         """The body of an inner span runs here, with no further hop; the last one is sent."""

@@ -22,7 +22,7 @@ from skynet.chords import Messenger
 from skynet.errors import ConfigurationError, SkynetError
 from skynet.names import ORCHESTRATOR_QUEUE, Address
 from skynet.settings import settings
-from skynet.store.connection import connect
+from skynet.store.resp import RespConnection
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,10 @@ class PlacedWorker(Worker):
     """A Celery worker that knows its place: it is named after its queue, and gossips with nobody."""
 
     def __init__(self, app: Celery | None = None, hostname: str | None = None, **kwargs: Any):
-        place = place_of(kwargs.get("queues"))
+        try:
+            place = place_of(kwargs.get("queues"))
+        except ConfigurationError as error:
+            sys.exit(f"ConfigurationError: {error}")
         default_name = f"celery@{socket.gethostname()}"
         if hostname is None or hostname == default_name:
             hostname = f"{place}@{socket.gethostname()}"
@@ -70,7 +73,9 @@ class SkynetCelery(Celery):
 
     @cached_property
     def messenger(self) -> Messenger:
-        return Messenger(self, connect(settings().redis_url), settings().step_timeout_s)
+        current = settings()
+        connection = RespConnection(current.redis_url, timeout_s=30)
+        return Messenger(self, connection, current.step_timeout_s)
 
 
 def place_of(queues: Any) -> Address | str:

@@ -20,10 +20,12 @@ from kombu.utils.json import dumps as json_dumps
 from skynet import names, wire
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
+from skynet.store.resp import RespConnection, command
 
 if TYPE_CHECKING:
-    import redis
     from celery import Celery
+
+INLINE_BYTES = 16 * 1024  # what travels in a message; base64 and two decodings make more dear
 
 register(
     names.SERIALIZER,
@@ -43,16 +45,16 @@ def next_span(plan: Plan, start: int, layers_per_chord: int) -> Range:
 class Messenger:
     """Writes task messages straight into the queues of a Redis broker."""
 
-    def __init__(self, app: Celery, client: redis.Redis, ttl_s: float) -> None:
+    def __init__(self, app: Celery, connection: RespConnection, ttl_s: float) -> None:
         self.app = app
-        self.client = client
-        self.ttl_ms = int(ttl_s * 1000)
+        self.connection = connection
+        self.ttl_ms = b"%d" % int(ttl_s * 1000)
         self.origin = f"{os.getpid()}@{socket.gethostname()}"
         self._channel: Any = None
 
     def message(
         self, task: str, args: Sequence[Any], queue: str, **headers: Any
-    ) -> tuple[str, bytes]:
+    ) -> tuple[bytes, bytes]:
         """(key, value) to LPUSH so that the worker of `queue` runs the task.
 
         headers: of Celery's protocol, such as `group_id`, `group_index`, `chord`.
@@ -74,12 +76,11 @@ class Messenger:
             body, 0, content_type, encoding, made.headers, {**made.properties, "delivery_mode": 2}
         )
         channel._inplace_augment_message(message, "", queue)
-        return channel._q_for_pri(queue, 0), json_dumps(message).encode()
+        return channel._q_for_pri(queue, 0).encode(), json_dumps(message).encode()
 
     def send(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
         """Queue one task."""
-        key, value = self.message(task, args, queue, **headers)
-        self.client.lpush(key, value)
+        self.connection.call([command(b"LPUSH", *self.message(task, args, queue, **headers))])
 
     def emit_chord(
         self,
@@ -87,35 +88,50 @@ class Messenger:
         step: int,
         span: Range,
         *,
-        rows: bytes | None = None,
+        rows: bytes,
         hidden: bytes | None = None,
+        spent_s: float = 0.0,
     ) -> None:
         """Send the chord that computes `span` of a step.
 
-        rows: the encoded Step, where the step starts.
-        hidden: the hidden states before `span.start`, (tokens, hidden) float32, elsewhere.
+        rows: the encoded Step.
+        hidden: the hidden states before `span.start`, (tokens, hidden) float32, unless that is 0.
+            They travel in the messages if they are small, or else lie under a key of their own.
+        spent_s: what the spans before this one computed, so that the orchestrator can tell the
+            chords' cost from the layers'.
         """
         stage = plan.stage_of(span.start)
         num_shards = len(plan.stages[stage].shards)
         group = names.chord_id(plan.epoch, step, span.start)
-        body = body_signature(plan, step, span, num_shards)
-        with self.client.pipeline(transaction=False) as pipe:
-            if rows is not None:
-                pipe.set(names.step_key(plan.epoch, step), rows, px=self.ttl_ms)
-            if hidden is not None:
-                pipe.set(names.hidden_key(plan.epoch, step, span.start), hidden, px=self.ttl_ms)
-            for shard in range(num_shards):
-                key, value = self.message(
-                    names.RUN_SPAN_TASK,
-                    [plan.epoch, step, span.start, span.stop],
-                    str(names.Address(stage, shard)),
-                    group_id=group,
-                    group_index=shard,
-                    chord=body,
-                    argsrepr=f"(step {step}, layers [{span.start}, {span.stop}))",
-                )
-                pipe.lpush(key, value)
-            pipe.execute()
+        body = body_signature(plan, step, span, num_shards, spent_s)
+        commands = []
+        if span.start == 0:  # as long as this is there, somebody wants the step
+            commands.append(self._set(names.step_key(plan.epoch, step), rows))
+        if hidden is not None and len(hidden) > INLINE_BYTES:
+            commands.append(self._set(names.hidden_key(plan.epoch, step, span.start), hidden))
+            hidden = None
+        for shard in range(num_shards):
+            message = self.message(
+                names.RUN_SPAN_TASK,
+                [
+                    plan.epoch,
+                    step,
+                    span.start,
+                    span.stop,
+                    rows if len(rows) <= INLINE_BYTES else None,
+                    hidden,
+                ],
+                str(names.Address(stage, shard)),
+                group_id=group,
+                group_index=shard,
+                chord=body,
+                argsrepr=f"(step {step}, layers [{span.start}, {span.stop}))",
+            )
+            commands.append(command(b"LPUSH", *message))
+        self.connection.call(commands)
+
+    def _set(self, key: str, value: bytes) -> bytes:
+        return command(b"SET", key.encode(), value, b"PX", self.ttl_ms)
 
     def _broker_channel(self) -> Any:
         if self._channel is None:
@@ -123,7 +139,9 @@ class Messenger:
         return self._channel
 
 
-def body_signature(plan: Plan, step: int, span: Range, num_shards: int) -> dict[str, Any]:
+def body_signature(
+    plan: Plan, step: int, span: Range, num_shards: int, spent_s: float
+) -> dict[str, Any]:
     """The chord's body as a Celery signature: advance in place, or finish at the orchestrator."""
     if span.stop == plan.num_layers:
         task, options = names.FINISH_STEP_TASK, {"queue": names.ORCHESTRATOR_QUEUE}
@@ -133,7 +151,7 @@ def body_signature(plan: Plan, step: int, span: Range, num_shards: int) -> dict[
         dict[str, Any],
         {
             "task": task,
-            "args": [plan.epoch, step, span.stop],
+            "args": [plan.epoch, step, span.stop, spent_s],
             "kwargs": {},
             "options": options,
             "subtask_type": None,

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,12 @@ from skynet.errors import SkynetError
 
 if TYPE_CHECKING:
     from skynet.client import Client, Generation
+    from skynet.local import WorkerProcess
     from skynet.splitting import Progress
 
 DEFAULT_MODEL = "smollm2"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+COUNT = click.IntRange(min=1)
 
 out = Console()
 err = Console(stderr=True)
@@ -37,7 +39,7 @@ class SkynetGroup(click.Group):
             return super().invoke(ctx)
         except SkynetError as error:
             err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-            err.print(str(error), markup=False, highlight=False)
+            err.print(str(error), markup=False, highlight=False, soft_wrap=True)
             ctx.exit(1)
 
 
@@ -46,7 +48,7 @@ class SkynetGroup(click.Group):
 @click.option(
     "--log-level",
     type=click.Choice(LOG_LEVELS, case_sensitive=False),
-    help="How much workers and this command log; SKYNET_LOG_LEVEL by default.",
+    help="How much the workers of `run` and `up` log; SKYNET_LOG_LEVEL by default.",
 )
 def main(log_level: str | None) -> None:
     """Run transformers too big for one machine on several, with Celery and Redis.
@@ -78,8 +80,12 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How a model is cut: shared by run, up and split."""
     for option in reversed(
         (
-            click.option("--stages", default=2, show_default=True, help="Runs of layers."),
-            click.option("--shards", default=2, show_default=True, help="Slices of each stage."),
+            click.option(
+                "--stages", type=COUNT, default=2, show_default=True, help="Runs of layers."
+            ),
+            click.option(
+                "--shards", type=COUNT, default=2, show_default=True, help="Slices of each stage."
+            ),
             click.option(
                 "--dtype",
                 type=click.Choice(["float32", "bfloat16"]),
@@ -96,13 +102,14 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--slots",
                 "num_slots",
+                type=COUNT,
                 default=16,
                 show_default=True,
                 help="Sequences that run at once.",
             ),
             click.option(
                 "--slot-tokens",
-                type=int,
+                type=COUNT,
                 help="Longest prompt and answer together.  [default: the model's positions, at "
                 "most 4096]",
             ),
@@ -116,14 +123,18 @@ def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How a prompt is answered: shared by run and generate."""
     for option in reversed(
         (
-            click.option("--max-tokens", type=int, help="Longest answer.  [default: 128]"),
+            click.option(
+                "--max-tokens", type=int, help="Longest answer, in tokens.  [default: 128]"
+            ),
             click.option("--temperature", type=float, help="0 is greedy.  [default: 0]"),
             click.option("--top-k", type=int, help="Sample among the k likeliest; 0 is off."),
             click.option("--top-p", type=float, help="Sample within this probability mass."),
             click.option("--seed", type=int, help="Same seed, same text, on any cluster."),
             click.option("--stop", multiple=True, help="End before this text.  [repeatable]"),
             click.option("--raw", is_flag=True, help="No chat template: continue the text."),
-            click.option("--json", "as_json", is_flag=True, help="One JSON object, last line."),
+            click.option(
+                "--json", "as_json", is_flag=True, help="One JSON object at the end, no stream."
+            ),
         )
     ):
         command = option(command)
@@ -156,6 +167,7 @@ def run(prompt: str, model: str, as_json: bool, raw: bool, **options: Any) -> No
     from skynet.local import LocalCluster
 
     shape = _shape_of(options)
+    _check_request(prompt, options)
     with _interruptible(), _progress(quiet=as_json) as progress:
         cluster = LocalCluster(model, **shape, progress=progress)
         cluster.start()
@@ -178,12 +190,17 @@ def run(prompt: str, model: str, as_json: bool, raw: bool, **options: Any) -> No
             f"the prompt, {first_s:.1f} s after the command (cluster up in {up_s:.1f} s) | "
             f"{timings['decode_tokens_per_s']:.1f} tokens/s[/]",
             highlight=False,
+            soft_wrap=True,
         )
 
 
 @main.command()
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="As of `skynet run`.")
-@click.option("--port", type=int, help="Listen on this loopback port, not on a Unix socket.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="Listen on this loopback port, not on a Unix socket; 0 takes a free one.",
+)
 @model_options
 def up(model: str, port: int | None, **options: Any) -> None:
     """A cluster on this machine that stays until Ctrl-C or SIGTERM.
@@ -199,7 +216,7 @@ def up(model: str, port: int | None, **options: Any) -> None:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        _print_up(cluster.url, [(worker.address, worker.pid) for worker in cluster.workers])
+        _print_up(cluster.url, cluster.workers)
         reported: set[str] = set()
         while not stop.wait(1):
             for address in set(cluster.failed_workers()) - reported:
@@ -224,6 +241,7 @@ def split(model: str, **options: Any) -> None:
     with _progress() as progress:
         plan = skysplit(model, **_shape_of(options), progress=progress)
     err.print(f"plan {plan.epoch} is in force: {plan.name}, {plan.dtype}", highlight=False)
+    err.print("workers it needs, on any machine:", highlight=False)
     for stage in plan.summary()["stages"]:
         for shard in stage["shards"]:
             click.echo(
@@ -259,6 +277,7 @@ def generate(prompt: str, as_json: bool, raw: bool, **options: Any) -> None:
             f"[dim]{len(completion.token_ids)} tokens ({completion.finish_reason}) | first token "
             f"{timings['first_token_s']:.2f} s | {timings['decode_tokens_per_s']:.1f} tokens/s[/]",
             highlight=False,
+            soft_wrap=True,
         )
 
 
@@ -323,10 +342,23 @@ def _print_answer(generation: Generation, quiet: bool, started: float = 0.0) -> 
     return first
 
 
-def _print_up(url: str, workers: list[tuple[str, int]]) -> None:
+def _check_request(prompt: str, options: dict[str, Any]) -> None:
+    """Refuse what no cluster could answer, before one is started."""
+    from skynet.client import check_text
+    from skynet.options import check_options
+
+    check_text(prompt)
+    check_options(_chosen(options), prompt_length=1, slot_tokens=sys.maxsize)
+
+
+def _print_up(url: str, workers: Sequence[WorkerProcess]) -> None:
     quoted = shlex.quote(url)
-    for address, pid in workers:
-        err.print(f"[dim]{address:<16} pid {pid}[/]", highlight=False)
+    for worker in workers:
+        err.print(
+            f"[dim]{worker.address:<16} pid {worker.pid:<8} log {worker.log}[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
     click.echo(f"export SKYNET_REDIS_URL={quoted}")
     err.print("then, in another terminal:", highlight=False)
     for line in (
@@ -339,45 +371,67 @@ def _print_up(url: str, workers: list[tuple[str, int]]) -> None:
 
 
 def _print_status(found: dict[str, Any]) -> None:
-    from rich.table import Table
-
     plan, engine = found["plan"], found["engine"] or {}
-    out.print(f"Redis   {found['redis']}  {_mb(found['redis_memory_bytes'])}", highlight=False)
+    _line("Redis", f"{found['redis']}, {_mb(found['redis_memory_bytes'])}")
     if plan is None:
-        out.print("Plan    none: run `skynet split MODEL --stages S --shards N`")
+        _line("Plan", "none: run `skynet split MODEL --stages S --shards N`")
     else:
-        shape = f"{len(plan['stages'])} stages x {len(plan['stages'][0]['shards'])} shards"
-        out.print(
-            f"Plan    {plan['epoch']}: {plan['model']}, {shape}, {plan['dtype']}, "
-            f"chord span {plan['chord_span']}",
-            highlight=False,
+        stages, shards = len(plan["stages"]), len(plan["stages"][0]["shards"])
+        _line(
+            "Plan",
+            f"{plan['epoch']}: {plan['model']}, {_many(stages, 'stage')} x "
+            f"{_many(shards, 'shard')}, {plan['dtype']}, chord span {plan['chord_span']}",
         )
-    out.print(
-        f"Engine  {engine.get('state', 'no orchestrator')}; {engine.get('running', 0)} running, "
+        _line("Layers", " ".join(_span(stage["layers"]) for stage in plan["stages"]))
+    _line(
+        "Engine",
+        f"{engine.get('state', 'no orchestrator')}; {engine.get('running', 0)} running, "
         f"{engine.get('waiting', 0)} waiting, {found['requests']['open']} open",
-        highlight=False,
     )
     if found["missing"]:
-        out.print(f"[red]Missing {', '.join(found['missing'])}[/]", highlight=False)
-    heads = {s["address"]: s for stage in (plan or {"stages": []})["stages"] for s in stage["shards"]}
-    table = Table("address", "state", "host", "pid", "heads", "weights", "resident", "threads",
-                  "steps", "queue", "silent")
+        _line("Missing", ", ".join(found["missing"]), style="red")
     for member in found["members"]:
-        shard = heads.get(member["address"])
+        if member["problem"]:
+            _line("Problem", f"{member['address']}: {member['problem']}", style="red")
+    if found["members"]:
+        out.print()
+        _print_members(found)
+
+
+def _print_members(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    stages = found["plan"]["stages"] if found["plan"] else []
+    heads = {shard["address"]: shard["heads"] for stage in stages for shard in stage["shards"]}
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("address", no_wrap=True, min_width=13)
+    table.add_column("state", no_wrap=True)
+    for name in ("heads", "weights", "memory", "steps", "queue", "seen", "pid"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("host")
+    for member in found["members"]:
+        own = heads.get(member["address"])
         table.add_row(
             member["address"],
-            member["state"] + (f": {member['problem']}" if member["problem"] else ""),
-            member["host"],
-            str(member["pid"]),
-            _span(shard["heads"]) if shard else "",
-            _mb(member["weight_bytes"]),
+            member["state"],
+            _span(own) if own else "",
+            _mb(member["weight_bytes"]) if own else "",
             _mb(member["resident_bytes"]),
-            str(member["threads"]),
             str(member["steps"]),
             str(found["queues"].get(member["address"], "")),
             f"{member['silent_s']:.1f} s",
+            str(member["pid"]),
+            member["host"],
         )
     out.print(table)
+
+
+def _line(name: str, text: str, style: str = "") -> None:
+    out.print(f"{name:<9}{text}", style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def _span(bounds: list[int]) -> str:
@@ -394,8 +448,8 @@ def _progress(quiet: bool = False) -> Iterator[Progress]:
     if quiet:
         yield lambda what, done, total: None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress as Bars, TextColumn
-    from rich.progress import TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("{task.description:>8}"),
@@ -403,15 +457,20 @@ def _progress(quiet: bool = False) -> Iterator[Progress]:
         DownloadColumn(),
         TransferSpeedColumn(),
     )
-    with Bars(*columns, console=err) as bars:
-        tasks: dict[str, Any] = {}
+    bars = Bars(*columns, console=err)
+    tasks: dict[str, Any] = {}
 
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
+    def report(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            bars.start()  # not before there is something to show: errors come first
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        if tasks:
+            bars.stop()
 
 
 @contextmanager

@@ -91,13 +91,21 @@ class Generation(AsyncResult):
             TimeoutError: no token in time.
             SkynetError: why the request failed, was cancelled or timed out.
         """
-        limit = self._time_left() if timeout is None else timeout
         with reachable(self.client.url):
-            for item in self.client.requests.stream(self.id, start, limit):
+            limit = self._time_left() if timeout is None else timeout
+            for item in self._stream(start, limit, own_limit=timeout is None):
                 if isinstance(item, Token):
                     yield item
                 else:
                     yield from _last(item)
+
+    def _stream(self, start: int, limit: float, own_limit: bool) -> Iterator[Token | End]:
+        try:
+            yield from self.client.requests.stream(self.id, start, limit)
+        except TimeoutError:
+            if own_limit:
+                raise RequestTimeout(self._no_end_message()) from None
+            raise
 
     def stream(self, start: int = 0, timeout: float | None = None) -> Iterator[str]:
         """The text in pieces, as it is made; see `tokens` for arguments and errors."""
@@ -164,7 +172,7 @@ class Client:
         self, prompt: Prompt, *, timeout: float | None = None, raw: bool = True, **options: Any
     ) -> Generation:
         """Ask for an answer; returns at once. See `skynet.submit_prompt`."""
-        ping(self.redis, self.url)
+        ping(self.url)
         plan = Plans(self.redis).require()
         if self.requests.num_open() >= settings().max_waiting:
             raise QueueFull(
@@ -227,10 +235,7 @@ def token_ids(prompt: Prompt, text: Text, raw: bool) -> list[int]:
         BadRequest: empty, too long, of no such type, or the model has no tokenizer or template.
     """
     if isinstance(prompt, str):
-        if not prompt.strip():
-            raise BadRequest("prompt: it is empty")
-        if len(prompt) > MAX_PROMPT_CHARACTERS:
-            raise BadRequest(f"prompt: {len(prompt)} characters, at most {MAX_PROMPT_CHARACTERS}")
+        check_text(prompt)
         if not raw and text.has_chat_template:
             return text.chat([{"role": "user", "content": prompt}])
         ids = text.encode(prompt)
@@ -246,6 +251,14 @@ def token_ids(prompt: Prompt, text: Text, raw: bool) -> list[int]:
     if isinstance(prompt[0], Mapping):
         return text.chat(prompt)  # type: ignore[arg-type]
     return list(prompt)  # type: ignore[arg-type]
+
+
+def check_text(prompt: str) -> None:
+    """Raise BadRequest if a prompt is empty or far too long for any model."""
+    if not prompt.strip():
+        raise BadRequest("prompt: it is empty")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise BadRequest(f"prompt: {len(prompt)} characters, at most {MAX_PROMPT_CHARACTERS}")
 
 
 def check_token_ids(ids: Sequence[Any], vocab_size: int) -> None:

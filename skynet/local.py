@@ -78,7 +78,7 @@ class LocalCluster:
     ) -> None:
         self.model = os.fspath(model)
         self.port = _free_port() if port == 0 else port or 0
-        self.threads = threads or max(1, (os.cpu_count() or 1) // (stages * shards))
+        self.threads = threads or max(1, (os.cpu_count() or 1) // max(1, stages * shards))
         self.environment = dict(environment or {})
         self.progress: Progress = progress or (lambda what, done, total: None)
         self.plan: Plan | None = None

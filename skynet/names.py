@@ -115,5 +115,5 @@ def chord_key(group_id: str) -> str:
     return f"skynet:chord:{group_id}"
 
 
-def exchange_key(epoch: int, step: int, position: int, stage: int, sender: int, to: int) -> str:
-    return f"x:{epoch}.{step}.{position}:{stage}.{sender}>{to}"
+def exchange_key(epoch: int, step: int, position: int, stage: int, sender: int, to: int) -> bytes:
+    return b"x:%d.%d.%d:%d.%d>%d" % (epoch, step, position, stage, sender, to)

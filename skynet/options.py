@@ -70,14 +70,17 @@ def check_options(given: Mapping[str, Any], prompt_length: int, slot_tokens: int
 
 def _whole(name: str, value: Any, least: int, most: int = 2**31 - 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise BadRequest(f"{name} {value!r}: a whole number from {least} to {most}")
+        raise BadRequest(f"{name} {value!r:.80}: a whole number from {least} to {most}")
     return value
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise BadRequest(f"{name} {value!r}: a finite number")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # a whole number that no float is near to
+        pass
+    raise BadRequest(f"{name} {value!r:.80}: a finite number")
 
 
 def _flag(name: str, value: Any) -> bool:

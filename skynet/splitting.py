@@ -53,8 +53,8 @@ def skysplit(
     """
     checkpoint = open_checkpoint(model, settings().cache_dir)
     draft = draft_plan(checkpoint, stages, shards, dtype, chord_span, num_slots, slot_tokens)
+    ping(url)
     client = connect(url)
-    ping(client, url)
     stage_checkpoint(client, checkpoint, draft.model, progress)
     return Plans(client).publish(draft)
 

@@ -24,7 +24,7 @@ def cluster_status(client: redis.Redis, url: str) -> dict[str, Any]:
     Raises:
         ClusterUnreachable: Redis does not answer.
     """
-    ping(client, url)
+    ping(url)
     plan = Plans(client).current()
     members = Members(client, settings().lease_s).all()
     places = [str(Address(*address)) for address in plan.addresses()] if plan else []

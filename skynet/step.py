@@ -130,6 +130,11 @@ class Part:
     compute_s: float = 0.0  # without waiting for peers
     wait_s: float = 0.0  # in the exchange
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds between the first and the last layer of the span."""
+        return self.compute_s + self.wait_s
+
     def __repr__(self) -> str:  # Celery asks for it after every task: keep it cheap
         return f"<Part {self.compute_s * 1000:.2f} ms compute, {self.wait_s * 1000:.2f} ms wait>"
 

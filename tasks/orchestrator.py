@@ -23,9 +23,11 @@ def cancel(request_id: str) -> None:
 
 
 @app.task(name=names.FINISH_STEP_TASK, ignore_result=True, send_events=settings().trace)
-def finish_step(parts: list[bytes], epoch: int, step: int, layer: int) -> None:
+def finish_step(
+    parts: list[bytes], epoch: int, step: int, layer: int, spent_s: float = 0.0
+) -> None:
     """Merge the shards' candidates and sample: the body of a step's last chord."""
-    app.runtime.finish_step(parts, epoch, step)
+    app.runtime.finish_step(parts, epoch, step, spent_s)
 
 
 @app.task(name=names.FAIL_STEP_TASK, ignore_result=True, send_events=settings().trace)

@@ -7,12 +7,19 @@ from skynet.step import Part
 
 
 @app.task(name=names.RUN_SPAN_TASK, ignore_result=True, send_events=settings().trace)
-def run_span(epoch: int, step: int, start: int, stop: int) -> Part:
+def run_span(
+    epoch: int,
+    step: int,
+    start: int,
+    stop: int,
+    rows: bytes | None = None,
+    hidden: bytes | None = None,
+) -> Part:
     """Compute this shard's part of layers [start, stop) of a step: a chord's header task."""
-    return app.runtime.run_span(epoch, step, start, stop)
+    return app.runtime.run_span(epoch, step, start, stop, rows, hidden)
 
 
 @app.task(name=names.ADVANCE_TASK, ignore_result=True, send_events=settings().trace)
-def advance(parts: list[bytes], epoch: int, step: int, layer: int) -> None:
+def advance(parts: list[bytes], epoch: int, step: int, layer: int, spent_s: float = 0.0) -> None:
     """Sum the parts and send the chord of the span that starts at `layer`: an inner body."""
-    app.runtime.advance(parts, epoch, step, layer)
+    app.runtime.advance(parts, epoch, step, layer, spent_s)

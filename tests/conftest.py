@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+import redis
 
 from skynet.errors import CheckpointError
 from skynet.models.checkpoint import Checkpoint, open_checkpoint
 from skynet.models.demo import demo_checkpoint_path
 from skynet.settings import settings
+from skynet.store.connection import connect
+from skynet.store.server import EmbeddedServer
+
+# The tiny checkpoints of the parity tests, and Transformers' answers, serve the cluster tests too.
+sys.path.insert(0, str(Path(__file__).parent / "parity"))
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +30,24 @@ def demo_checkpoint() -> Checkpoint:
     except CheckpointError as error:
         pytest.skip(str(error))
     return open_checkpoint("demo", settings().cache_dir)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer]:
+    """A Redis of the tests' own, on a Unix socket: its path must be short."""
+    directory = Path(tempfile.mkdtemp(prefix="skynet-test-"))
+    embedded = EmbeddedServer(directory)
+    embedded.start()
+    yield embedded
+    embedded.stop()
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def client(server: EmbeddedServer) -> Iterator[redis.Redis]:
+    """A client of that server, which is empty and has no limits."""
+    found = connect(server.url)
+    found.flushall()
+    found.config_set("maxmemory", 0)
+    yield found
+    found.close()

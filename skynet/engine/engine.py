@@ -136,8 +136,12 @@ class Engine:
 
     # -- steps ---------------------------------------------------------------------------------
 
-    def finish_step(self, epoch: int, number: int, parts: Items[Part]) -> None:
+    def finish_step(
+        self, epoch: int, number: int, parts: Items[Part], spent_s: float = 0.0
+    ) -> None:
         """The shards' candidates of a step: sample, send the next step, then write tokens down.
+
+        spent_s: what the spans before the last one computed.
 
         A step that is not in flight changes nothing: it is a duplicate, stale or given up.
         """
@@ -145,10 +149,11 @@ class Engine:
         if flight is None:
             logger.info("step %d of epoch %d is not in flight, dropped", number, epoch)
             return
-        self._learn(flight, parts)
+        self._learn(flight, parts, spent_s)
         emitted = self._sample(flight, parts)
         over = [sequence for sequence, _ in flight.batch if sequence.finish_reason]
-        cancelled = [s for s, _ in flight.batch if s.cancelled and not s.finish_reason]
+        running = [s for s, _ in flight.batch if s.id in self.sequences]
+        cancelled = [s for s in running if s.cancelled and not s.finish_reason]
         for sequence in [*over, *cancelled]:
             self._drop(sequence)
         self.pump()
@@ -169,25 +174,32 @@ class Engine:
         wanted = 0
         for sequence, row in flight.batch:
             sequence.in_flight = False
+            offers = [part.candidates[wanted] for part in parts] if row.want else []
+            wanted += bool(row.want)
             if sequence.id not in self.sequences:
                 continue  # failed meanwhile: its deadline passed
             sequence.computed = row.stop
             if row.want is None:
                 continue
-            offers = [part.candidates[wanted] for part in parts]
-            wanted += 1
             token = sample(offers, sequence.record.options, len(sequence.generated))
             emitted.append((sequence, sequence.append(token)))
         return emitted
 
-    def _learn(self, flight: InFlight, parts: Items[Part]) -> None:
-        last_stage = self.plan.stages[-1].layers.size
+    def _learn(self, flight: InFlight, parts: Items[Part], spent_s: float) -> None:
         per_chord = flight.step.layers_per_chord
-        last_span = last_stage % per_chord or min(per_chord, last_stage)
         chords = sum(-(-stage.layers.size // per_chord) for stage in self.plan.stages)
-        compute_s = max(part.compute_s + part.wait_s for part in parts)
+        busy_s = spent_s + max(part.busy_s for part in parts)
         wall_s = self.clock() - flight.sent
-        self.spans.learn(flight.step.num_tokens, chords, last_span, compute_s, wall_s)
+        self.spans.learn(flight.step.num_tokens, chords, busy_s, wall_s)
+        logger.debug(
+            "step %d done in %.2f ms; last span: %s",
+            flight.step.number,
+            wall_s * 1000,
+            ", ".join(
+                f"compute {part.compute_s * 1000:.2f} + wait {part.wait_s * 1000:.2f} ms"
+                for part in parts
+            ),
+        )
 
     def fail_step(self, epoch: int, number: int, error: SkynetError) -> None:
         """A part of the step could not be computed: its requests end with the error."""

@@ -219,9 +219,10 @@ class OrchestratorRuntime:
         if self.engine is not None:
             self.engine.cancel(request_id)
 
-    def finish_step(self, parts: Items[bytes], epoch: int, step: int) -> None:
+    def finish_step(self, parts: Items[bytes], epoch: int, step: int, spent_s: float) -> None:
         if self.engine is not None:
-            self.engine.finish_step(epoch, step, [Part.decode(part) for part in parts])
+            decoded = [Part.decode(part) for part in parts]
+            self.engine.finish_step(epoch, step, decoded, spent_s)
 
     def fail_step(self, epoch: int, step: int, kind: str, message: str) -> None:
         cls = getattr(errors, kind, StepFailed)

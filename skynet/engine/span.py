@@ -45,17 +45,14 @@ class SpanChooser:
         needed = self.chord_s * (1 / self.chord_share - 1) / self.layer_s(num_tokens)
         return max(1, min(self.longest, math.ceil(needed)))
 
-    def learn(
-        self, num_tokens: int, num_chords: int, last_span: int, compute_s: float, wall_s: float
-    ) -> None:
-        """Take note of a step: the compute and waiting of its last span, and the wall time of all.
+    def learn(self, num_tokens: int, num_chords: int, busy_s: float, wall_s: float) -> None:
+        """Take note of a step that is done.
 
-        compute_s: of the last span's `last_span` layers, peers' exchange included.
+        busy_s: what its spans computed, peers' exchange included; the rest of `wall_s` is chords.
         """
-        layer = compute_s / max(1, last_span)
         size = _size_class(num_tokens)
-        self._layer_s[size] = _blend(self._layer_s.get(size), layer)
-        chord = (wall_s - layer * self.num_layers) / max(1, num_chords)
+        self._layer_s[size] = _blend(self._layer_s.get(size), busy_s / self.num_layers)
+        chord = (wall_s - busy_s) / max(1, num_chords)
         self.chord_s = _blend(self.chord_s, min(max(chord, 1e-4), 0.05))
 
 

@@ -27,7 +27,9 @@ def pick(logits: torch.Tensor, wants: Sequence[Want], first_id: int) -> list[Can
         nothing = Candidates(np.empty(0, np.int32), np.empty(0, np.float32), float("-inf"), 0.0)
         return [nothing for _ in wants]
     peaks = logits.amax(dim=1, keepdim=True)
-    masses = (logits - peaks).exp_().sum(dim=1).tolist()
+    # As sampling will scale them: greedy rows, which look at no mass, have a temperature of 1.
+    temperatures = torch.tensor([[want.temperature] for want in wants], device=logits.device)
+    masses = ((logits - peaks) / temperatures).exp_().sum(dim=1).tolist()
     rows, tops = logits.cpu().numpy(), peaks[:, 0].tolist()
     picked = []
     for row, want, peak, mass in zip(rows, wants, tops, masses, strict=True):

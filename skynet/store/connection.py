@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from skynet.errors import ClusterUnreachable
-from skynet.settings import Settings, hide_password, settings
+from skynet.settings import hide_password, settings
 
 
 def connect(url: str | None = None, *, timeout_s: float | None = 30) -> redis.Redis:
@@ -41,25 +41,35 @@ def reachable(url: str | None = None) -> Iterator[None]:
         ) from None
 
 
-def ping(client: redis.Redis, url: str | None = None) -> None:
-    """Raise ClusterUnreachable, within the connect timeout, unless Redis answers."""
-    with reachable(url):
-        client.ping()
+def ping(url: str | None = None) -> None:
+    """Raise ClusterUnreachable unless Redis answers, each wait no longer than the connect timeout.
+
+    By a connection of its own: on others a reply may take its time.
+    """
+    with reachable(url), connect(url, timeout_s=settings().connect_timeout_s) as probe:
+        probe.ping()
 
 
 def _reason(error: Exception) -> str:
-    return str(error).split(" to ")[0].rstrip(".") or type(error).__name__
+    # redis-py: "Error 111 connecting to host:port. Connection refused."
+    return str(error).rstrip(".").rpartition(". ")[2] or type(error).__name__
 
 
 def broker_url(url: str) -> str:
     """The same server as kombu's transport spells it."""
-    return url.replace("unix://", "redis+socket://", 1) if url.startswith("unix://") else url
+    return _checked(url).replace("unix://", "redis+socket://", 1)
 
 
 def backend_url(url: str) -> str:
     """The same server as Celery's Redis result backend spells it, through our subclass."""
-    plain = url.replace("unix://", "socket://", 1) if url.startswith("unix://") else url
-    return f"skynet.backend:ChordBackend+{plain}"
+    return f"skynet.backend:ChordBackend+{_checked(url).replace('unix://', 'socket://', 1)}"
+
+
+def _checked(url: str) -> str:
+    """A rediss URL that says so in words: Celery wants to be told to check certificates."""
+    if not url.startswith("rediss://") or "ssl_cert_reqs=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required"
 
 
 def server_info(client: redis.Redis, section: str) -> dict[str, Any]:

@@ -3,33 +3,27 @@
 Each shard pushes its partial into every peer's inbox and block-pops its own inboxes, all in one
 write. What to do with the partials is the caller's (worker/all_sum.py sums them). The inbox's name
 carries epoch, step and position: a late push can never be taken for another, and expires.
-
-This is the hottest code of the system (two sums a layer), so it writes RESP by hand on the socket
-of a redis-py connection and reads with hiredis; redis-py's own pipeline costs as much again as
-the exchange itself.
 """
 
 from __future__ import annotations
 
-import socket
 import struct
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import hiredis
 import redis
 
 from skynet import names
-from skynet.errors import PeerLost, SkynetError, WireError
+from skynet.errors import PeerLost, WireError
 from skynet.settings import settings
+from skynet.store.resp import RespConnection, command
 
 # magic, dtype, rows, columns
 HEADER = struct.Struct("<2sHII")
 MAGIC = b"SX"
 FLOAT32, BFLOAT16, ABORT = 0, 1, 2
 ITEM_BYTES = {FLOAT32: 4, BFLOAT16: 2}
-READ_BYTES = 256 * 1024
 MAX_ABORT_BYTES = 4096
 POP_S = b"1"
 
@@ -56,13 +50,7 @@ class Exchange:
         self.timeout_s = settings().exchange_timeout_s
         self.waited_s = 0.0
         self.still_wanted: Callable[[], bool] = lambda: True  # asked after a second of waiting
-        self._pool = redis.ConnectionPool.from_url(
-            url,
-            socket_timeout=self.timeout_s + 5,
-            socket_connect_timeout=settings().connect_timeout_s,
-        )
-        self._connection: redis.Connection | None = None
-        self._buffer = bytearray(READ_BYTES)
+        self._connection = RespConnection(url, self.timeout_s + 5)
         self._expire_s = str(int(4 * self.timeout_s)).encode()
 
     def swap(self, epoch: int, step: int, position: int, mine: Frame) -> dict[int, Frame]:
@@ -74,22 +62,15 @@ class Exchange:
         """
         started = time.perf_counter()
         payload = HEADER.pack(MAGIC, mine.kind, mine.rows, mine.columns) + mine.data
-        commands = [self._push(epoch, step, position, peer, payload) for peer in self.peers]
+        commands = self._pushes(epoch, step, position, payload)
         commands += [self._pop(epoch, step, position, peer) for peer in self.peers]
         try:
-            connection = self._connect()
-            connection.sendall(b"".join(commands))
-            replies = self._read_replies(connection, 3 * len(self.peers))[2 * len(self.peers) :]
+            replies = self._connection.call(commands)[2 * len(self.peers) :]
             for at, peer in enumerate(self.peers):
                 while replies[at] is None and self._may_wait(started):
-                    connection.sendall(self._pop(epoch, step, position, peer))
-                    replies[at] = self._read_replies(connection, 1)[0]
-        except (OSError, redis.RedisError) as error:
-            self.close()
+                    replies[at] = self._connection.call([self._pop(epoch, step, position, peer)])[0]
+        except redis.RedisError as error:
             raise PeerLost(f"{self._where(position)}: the exchange broke: {error}") from error
-        except BaseException:
-            self.close()  # replies of this sum must not be read as the next one's
-            raise
         finally:
             self.waited_s += time.perf_counter() - started
         frames = {self.shard: mine}
@@ -102,19 +83,13 @@ class Exchange:
         text = reason.encode()[:MAX_ABORT_BYTES]
         payload = HEADER.pack(MAGIC, ABORT, 1, len(text)) + text
         try:
-            connection = self._connect()
-            connection.sendall(
-                b"".join(self._push(epoch, step, position, peer, payload) for peer in self.peers)
-            )
-            self._read_replies(connection, 2 * len(self.peers))
-        except (OSError, redis.RedisError, SkynetError):
-            self.close()  # they find out by their own deadline
+            self._connection.call(self._pushes(epoch, step, position, payload))
+        except redis.RedisError:
+            pass  # they find out by their own deadline
 
     def close(self) -> None:
         """Drop the connection; the next sum opens another."""
-        if self._connection is not None:
-            self._connection.disconnect()
-            self._connection = None
+        self._connection.close()
 
     def _may_wait(self, started: float) -> bool:
         """After a pop that brought nothing: is there time, and does anybody still want the step?"""
@@ -122,11 +97,15 @@ class Exchange:
 
     def _pop(self, epoch: int, step: int, position: int, peer: int) -> bytes:
         inbox = names.exchange_key(epoch, step, position, self.stage, peer, self.shard)
-        return _command(b"BRPOP", inbox.encode(), POP_S)
+        return command(b"BRPOP", inbox, POP_S)
 
-    def _push(self, epoch: int, step: int, position: int, peer: int, payload: bytes) -> bytes:
-        outbox = names.exchange_key(epoch, step, position, self.stage, self.shard, peer).encode()
-        return _command(b"LPUSH", outbox, payload) + _command(b"EXPIRE", outbox, self._expire_s)
+    def _pushes(self, epoch: int, step: int, position: int, payload: bytes) -> list[bytes]:
+        commands = []
+        for peer in self.peers:
+            outbox = names.exchange_key(epoch, step, position, self.stage, self.shard, peer)
+            commands.append(command(b"LPUSH", outbox, payload))
+            commands.append(command(b"EXPIRE", outbox, self._expire_s))
+        return commands
 
     def _unpack(self, peer: int, position: int, reply: object, mine: Frame) -> Frame:
         if reply is None:
@@ -155,30 +134,3 @@ class Exchange:
 
     def _where(self, position: int) -> str:
         return f"stage{self.stage}.shard{self.shard}, sum {position}"
-
-    def _connect(self) -> socket.socket:
-        if self._connection is None:
-            connection = self._pool.make_connection()
-            connection.connect()
-            if isinstance(getattr(connection, "_sock", None), socket.socket):
-                connection._sock.settimeout(self.timeout_s + 5)
-            self._connection = connection
-        return self._connection._sock  # type: ignore[union-attr, no-any-return]
-
-    def _read_replies(self, connection: socket.socket, count: int) -> list[object]:
-        reader = hiredis.Reader()
-        replies: list[object] = []
-        while len(replies) < count:
-            size = connection.recv_into(self._buffer)
-            if size == 0:
-                raise ConnectionResetError("Redis closed the connection")
-            reader.feed(self._buffer, 0, size)
-            while (reply := reader.gets()) is not False:
-                if isinstance(reply, hiredis.ReplyError):
-                    raise redis.ResponseError(str(reply))
-                replies.append(reply)
-        return replies
-
-
-def _command(*words: bytes) -> bytes:
-    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in words)

@@ -198,10 +198,8 @@ class WeightStore:
                 self.client.set(names.file_key(digest, file_name), data)
             manifest = Manifest(digest, name, config, staged, tuple(files), num_bytes)
             self.client.set(names.manifest_key(digest), manifest.to_json())
-        except redis.ResponseError as error:
-            if "OOM" not in str(error):
-                raise
-            self._drop(digest, staged)
+        except redis.exceptions.OutOfMemoryError as error:
+            self._drop(digest)
             raise SkynetError(self._room_message(num_bytes)) from error
         return manifest
 
@@ -248,11 +246,11 @@ class WeightStore:
             f"{limit / 2**20:.0f} MiB. Nothing was staged; raise maxmemory"
         )
 
-    def _drop(self, digest: str, staged: Mapping[str, StagedTensor]) -> None:
-        """Free the tiles of a staging that did not end."""
-        pattern = names.tile_key(digest, "*", 0).removesuffix(":0")
-        for key in self.client.scan_iter(match=pattern, count=1000):
-            self.client.unlink(key)
+    def _drop(self, digest: str) -> None:
+        """Free the tiles and files of a staging that did not end."""
+        for pattern in (names.tile_key(digest, "*", 0)[:-2], names.file_key(digest, "*")):
+            for key in self.client.scan_iter(match=pattern, count=1000):
+                self.client.unlink(key)
 
 
 class _Batch:

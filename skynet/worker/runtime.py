@@ -11,7 +11,6 @@ import os
 import socket
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 KEEPER_S = 0.2
 REMEMBERED_SPANS = 4096
+REMEMBERED_STEPS = 64
 
 
 class ShardRuntime:
@@ -55,7 +55,7 @@ class ShardRuntime:
         self.exchange: Exchange | None = None
         self._client = connect()
         self._steps: dict[tuple[int, int], Step] = {}
-        self._seen: deque[tuple[int, int, int]] = deque(maxlen=REMEMBERED_SPANS)
+        self._seen: dict[tuple[int, int, int], None] = {}  # ordered, oldest first
         self._stopping = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
         self._threads_changed = 0
@@ -180,8 +180,19 @@ class ShardRuntime:
 
     # -- spans ---------------------------------------------------------------------------------
 
-    def run_span(self, epoch: int, step_number: int, start: int, stop: int) -> Part:
+    def run_span(
+        self,
+        epoch: int,
+        step_number: int,
+        start: int,
+        stop: int,
+        rows: bytes | None,
+        hidden: bytes | None,
+    ) -> Part:
         """This shard's part of layers [start, stop) of a step.
+
+        rows, hidden: the encoded Step and the hidden states before `start`, where they are small
+            enough to come with the message; else they lie in Redis.
 
         Raises:
             Ignore: the message is stale, a duplicate, or past its deadline; nothing changes.
@@ -199,8 +210,10 @@ class ShardRuntime:
         if (epoch, step_number, start) in self._seen:
             logger.info("step %d: layer %d came twice, dropped", step_number, start)
             raise Ignore
-        self._seen.append((epoch, step_number, start))
-        step, hidden = self._fetch(epoch, step_number, start)
+        self._seen[(epoch, step_number, start)] = None
+        if len(self._seen) > REMEMBERED_SPANS:
+            del self._seen[next(iter(self._seen))]
+        step, hidden = self._inputs(epoch, step_number, start, rows, hidden)
         if step.deadline and time.time() > step.deadline:
             logger.warning("step %d is past its deadline, dropped", step_number)
             raise Ignore
@@ -251,39 +264,56 @@ class ShardRuntime:
             waited,
         )
 
-    def _fetch(self, epoch: int, number: int, start: int) -> tuple[Step, bytes | None]:
-        """The step's rows and the hidden states before `start`, in one round trip."""
+    def _inputs(
+        self, epoch: int, number: int, start: int, rows: bytes | None, hidden: bytes | None
+    ) -> tuple[Step, bytes | None]:
+        """The step and the hidden states before `start`: what did not come, in one round trip."""
         step = self._steps.get((epoch, number))
-        keys = [] if step is not None else [names.step_key(epoch, number)]
-        if start > 0:
+        keys = []
+        if step is None and rows is None:
+            keys.append(names.step_key(epoch, number))
+        if start > 0 and hidden is None:
             keys.append(names.hidden_key(epoch, number, start))
-        found: list[bytes | None] = self._client.mget(keys) if keys else []  # type: ignore[assignment]
-        if any(value is None for value in found):
-            raise ShardFailed(
-                f"{self.address}: {keys[found.index(None)]} is not in Redis: it expired, or Redis "
-                "lost its memory"
-            )
+        if keys:
+            found: list[bytes | None] = self._client.mget(keys)  # type: ignore[assignment]
+            if None in found:
+                raise ShardFailed(
+                    f"{self.address}: {keys[found.index(None)]} is not in Redis: the step was "
+                    "given up, or Redis lost its memory"
+                )
+            if step is None and rows is None:
+                rows = found[0]
+            if start > 0 and hidden is None:
+                hidden = found[-1]
         if step is None:
-            step = Step.decode(found[0] or b"")
-            if len(self._steps) > 64:
-                self._steps.pop(next(iter(self._steps)))
+            step = Step.decode(rows or b"")
             self._steps[(epoch, number)] = step
-        return step, found[-1] if start > 0 else None
+            if len(self._steps) > REMEMBERED_STEPS:
+                del self._steps[next(iter(self._steps))]
+        return step, hidden
 
-    def advance(self, parts: list[bytes], epoch: int, step_number: int, layer: int) -> None:
+    def advance(
+        self, parts: list[bytes], epoch: int, step_number: int, layer: int, spent_s: float
+    ) -> None:
         """Sum the parts of a span, in shard order, and send the chord that starts at `layer`."""
         plan, step = self.plan, self._steps.get((epoch, step_number))
         if plan is None or plan.epoch != epoch or step is None:
             logger.info("step %d of epoch %d is stale, not advanced", step_number, epoch)
             return
+        decoded = [Part.decode(data) for data in parts]
         total: Any = None
-        for data in parts:
-            hidden = Part.decode(data).hidden
-            if hidden is None:
+        for part in decoded:
+            if part.hidden is None:
                 raise ShardFailed(f"step {step_number}: a part before layer {layer} is empty")
-            total = hidden.copy() if total is None else total + hidden
-        span = next_span(plan, layer, step.layers_per_chord)
-        self.app.messenger.emit_chord(plan, step_number, span, hidden=total.tobytes())
+            total = part.hidden.copy() if total is None else total + part.hidden
+        self.app.messenger.emit_chord(
+            plan,
+            step_number,
+            next_span(plan, layer, step.layers_per_chord),
+            rows=step.encode(),
+            hidden=total.tobytes(),
+            spent_s=spent_s + max(part.busy_s for part in decoded),
+        )
 
 
 def _same_slice(old: Plan, new: Plan, address: Address) -> bool:

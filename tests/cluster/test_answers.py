@@ -1,0 +1,250 @@
+"""A cluster of real processes answers as Transformers does, however it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+from checkpoints import Tiny, letters
+from processes import wait_for
+
+from skynet.client import Completion, Generation
+from skynet.errors import BadRequest, RequestCancelled, RequestTimeout
+from skynet.local import LocalCluster
+from skynet.status import cluster_status
+from skynet.store.connection import connect
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+NEW = 24
+
+
+def test_tokens_are_those_of_transformers(cluster: LocalCluster, tiny: Tiny) -> None:
+    # Given prompts of different lengths / When one after the other is asked
+    for prompt, expected in zip(tiny.prompts, tiny.tokens, strict=True):
+        completion = cluster.submit_prompt(prompt, max_tokens=NEW).get(timeout=60)
+        # Then tokens and text are right, and all is told
+        assert completion.token_ids == expected
+        assert completion.text == letters(expected)
+        assert completion.prompt_tokens == len(prompt)
+        assert completion.finish_reason == "length"
+        timings = completion.timings
+        assert 0 < timings["first_token_s"] <= timings["total_s"]
+        assert timings["decode_tokens_per_s"] > 0
+
+
+def test_many_requests_at_once_share_steps(cluster: LocalCluster, tiny: Tiny) -> None:
+    # Given 24 requests, three times as many as there are slots
+    before = cluster_status(cluster.client.redis, cluster.url)["engine"]["steps"]
+    prompts = tiny.prompts * 8
+    # When all are asked at once
+    generations = cluster.submit_prompts(prompts, max_tokens=NEW)
+    found = [generation.get(timeout=120).token_ids for generation in generations]
+    # Then each has its own answer
+    assert found == tiny.tokens * 8
+
+    # And the steps were fewer than if each had run alone
+    def steps() -> int:
+        engine = cluster_status(cluster.client.redis, cluster.url)["engine"]
+        return int(engine["steps"]) - before if engine["running"] == 0 else 0
+
+    assert wait_for("the engine tells of its steps", steps) < len(prompts) * NEW / 2
+
+
+def test_text_chat_and_ids_are_the_same_prompt(cluster: LocalCluster, tiny: Tiny) -> None:
+    # Given one prompt in four forms
+    text = letters(tiny.prompts[0])
+    half = len(text) // 2
+    chat = [{"role": "user", "content": text[:half]}, {"role": "user", "content": text[half:]}]
+    # When each is asked
+    generations = [
+        cluster.submit_prompt(text, max_tokens=NEW),
+        cluster.submit_prompt(text, raw=False, max_tokens=NEW),
+        cluster.submit_prompt(chat, max_tokens=NEW),
+        cluster.submit_prompt(tuple(tiny.prompts[0]), max_tokens=NEW),
+    ]
+    # Then the answers are the same
+    assert [g.get(timeout=60).token_ids for g in generations] == [tiny.tokens[0]] * 4
+
+
+def test_streamed_pieces_are_the_text(cluster: LocalCluster, tiny: Tiny) -> None:
+    # Given a request that is read as it is made
+    generation = cluster.submit_prompt(tiny.prompts[2], max_tokens=NEW)
+    pieces = list(generation.stream(timeout=60))
+    # Then its pieces are the text, one a token; read again, from the start or from the middle
+    expected = letters(tiny.tokens[2])
+    assert "".join(pieces) == expected
+    assert len(pieces) == NEW
+    assert "".join(generation.stream()) == expected
+    assert "".join(generation.stream(start=10)) == expected[10:]
+    assert [(t.index, t.id) for t in generation.tokens()] == list(enumerate(tiny.tokens[2]))
+
+
+def test_a_stop_text_ends_the_answer_before_it(cluster: LocalCluster, tiny: Tiny) -> None:
+    # Given the text that will come
+    text = letters(tiny.tokens[0])
+    # When its ninth and tenth letters are a stop text
+    generation = cluster.submit_prompt(tiny.prompts[0], max_tokens=NEW, stop=[text[8:10]])
+    completion = generation.get(timeout=60)
+    # Then it ends before them
+    assert completion.text == "".join(generation.stream()) == text[: text.find(text[8:10])]
+    assert completion.finish_reason == "stop"
+
+
+def test_a_seed_fixes_the_answer(cluster: LocalCluster, tiny: Tiny) -> None:
+    # Given options that sample
+    options: dict[str, Any] = {"max_tokens": NEW, "temperature": 1.2, "top_k": 30, "top_p": 0.95}
+    # When seeds are asked for twice, side by side
+    found = [
+        cluster.submit_prompt(tiny.prompts[0], seed=seed, **options) for seed in (1, 2, 1, 2)
+    ]
+    tokens = [generation.get(timeout=60).token_ids for generation in found]
+    # Then the same seed gives the same tokens, another one others
+    assert tokens[:2] == tokens[2:]
+    assert tokens[0] != tokens[1]
+
+
+def test_many_can_be_awaited_at_once(cluster: LocalCluster, tiny: Tiny) -> None:
+    # Given generations in an event loop
+    async def ask() -> list[Completion]:
+        generations = [cluster.submit_prompt(p, max_tokens=NEW) for p in tiny.prompts * 4]
+
+        async def wait(generation: Generation) -> Completion:
+            return await generation
+
+        return await asyncio.gather(*map(wait, generations))
+
+    # When all are awaited together
+    found = asyncio.run(asyncio.wait_for(ask(), 90))
+    # Then each is its own answer
+    assert [completion.token_ids for completion in found] == tiny.tokens * 4
+
+
+def test_another_process_takes_hold_of_a_request_by_its_id(
+    cluster: LocalCluster, tiny: Tiny
+) -> None:
+    # Given a request of this process
+    generation = cluster.submit_prompt(tiny.prompts[1], max_tokens=NEW)
+    # When another process has its id only
+    script = (
+        "import sys; from skynet import Generation; g = Generation(sys.argv[1]);"
+        "print(g.get(timeout=60).token_ids == [t.id for t in g.tokens()], g.status,"
+        " g.completion.token_ids)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script, generation.id],
+        env={**os.environ, "SKYNET_REDIS_URL": cluster.url},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    # Then it reads the answer, in both ways
+    assert found.stdout.strip() == f"True SUCCESS {tiny.tokens[1]}", found.stderr
+
+
+def test_a_cancelled_request_ends_and_leaves_the_others_alone(
+    cluster: LocalCluster, tiny: Tiny
+) -> None:
+    # Given a long answer and a short one
+    long = cluster.submit_prompt(tiny.prompts[0], max_tokens=2000)
+    short = cluster.submit_prompt(tiny.prompts[1], max_tokens=NEW)
+    tokens = long.tokens(timeout=60)
+    first = next(tokens)
+    # When the long one is cancelled while it is read
+    assert long.cancel()
+    # Then its reader and its waiter get the reason
+    with pytest.raises(RequestCancelled, match=long.id):
+        list(tokens)
+    with pytest.raises(RequestCancelled, match=long.id):
+        long.get(timeout=60)
+    assert first.id == tiny.tokens[0][0]
+    assert long.status == "REVOKED"
+    assert long.completion is None
+    # And the other is answered; what has ended cannot be cancelled
+    assert short.get(timeout=60).token_ids == tiny.tokens[1]
+    assert not long.cancel()
+    assert not short.cancel()
+
+
+def test_a_request_whose_time_is_over_ends_with_an_error(
+    cluster: LocalCluster, tiny: Tiny
+) -> None:
+    # Given less time than the answer takes
+    generation = cluster.submit_prompt(tiny.prompts[0], max_tokens=2000, timeout=0.3)
+    # When it is waited for / Then it says so
+    with pytest.raises(RequestTimeout, match=r"was not answered within its 0\.3 s"):
+        generation.get()
+    with pytest.raises(RequestTimeout):
+        list(generation.stream())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "told"),
+    [
+        ("", {}, "prompt: it is empty"),
+        (" \n", {}, "prompt: it is empty"),
+        ([], {}, "prompt: it is empty"),
+        ([1] * 2048, {}, "has 2048 tokens, the cluster holds 2048"),
+        ([1] * 2000, {"max_tokens": 49}, "leave room for 48"),
+        ([1, 131], {}, "token 131 at position 1 is none of the vocabulary's 131"),
+        ([-1], {}, "token -1 at position 0"),
+        ([1.5], {}, r"token 1.5 at position 0"),
+        ([True], {}, "token True at position 0"),
+        (["one"], {}, "token 'one' at position 0"),
+        (None, {}, "got NoneType"),
+        (b"text", {}, "got bytes"),
+        ([{"role": "user"}], {}, "content"),
+        ([1], {"temperature": -1}, "temperature -1"),
+        ([1], {"temperature": float("nan")}, "temperature nan"),
+        ([1], {"max_new_tokens": 5}, "unknown option max_new_tokens"),
+        ([1], {"timeout": 0}, "timeout 0"),
+        ([1], {"timeout": float("nan")}, "timeout nan"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_bad_input_is_refused_at_submit(
+    cluster: LocalCluster, prompt: Any, options: dict[str, Any], told: str
+) -> None:
+    # Given what can never be answered
+    before = cluster.client.requests.num_open()
+    # When it is submitted / Then the error names it, and nothing was written
+    with pytest.raises(BadRequest) as raised:
+        cluster.submit_prompt(prompt, **options)
+    assert told in str(raised.value)
+    assert cluster.client.requests.num_open() == before
+
+
+def test_status_tells_plan_members_and_queues(cluster: LocalCluster) -> None:
+    # Given a cluster that has answered
+    def settled() -> dict[str, Any] | None:
+        found = cluster_status(connect(cluster.url), cluster.url)
+        idle = found["engine"] and not found["engine"]["running"]
+        return found if idle and not any(found["queues"].values()) else None
+
+    # When its status is read
+    found = wait_for("an idle cluster", settled)
+    # Then every worker is there, with its own slice, and nothing is left over
+    addresses = {worker.address for worker in cluster.workers}
+    assert {member["address"] for member in found["members"]} == addresses
+    assert len({member["node"] for member in found["members"]}) == 7
+    assert set(found["queues"]) == addresses
+    assert (found["missing"], found["requests"]["open"]) == ([], 0)
+    assert {member["state"] for member in found["members"]} == {"ready"}
+    shards = [shard for stage in found["plan"]["stages"] for shard in stage["shards"]]
+    assert [shard["heads"] for shard in shards[:3]] == [[0, 2], [2, 4], [4, 6]]
+
+
+def test_steps_leave_nothing_in_redis(cluster: LocalCluster, tiny: Tiny) -> None:
+    # Given a cluster that has just answered
+    cluster.submit_prompt(tiny.prompts[0], max_tokens=NEW).get(timeout=60)
+    # Then each key of its steps has an end
+    redis = cluster.client.redis
+    now = time.time()
+    for pattern in ("skynet:step:*", "skynet:hidden:*", "skynet:chord:*", "x:*"):
+        for key in redis.scan_iter(pattern, count=1000):
+            assert redis.ttl(key) != -1, (key, now)

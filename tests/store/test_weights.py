@@ -1,0 +1,257 @@
+"""Staging: what went in comes out by region, and what is broken is an error that names it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import redis
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from skynet import names
+from skynet.errors import CheckpointError, NoModel, SkynetError, TileCorrupted, TileMissing
+from skynet.planning.ranges import Range
+from skynet.store.weights import (
+    TRAVELS_AS,
+    Manifest,
+    StagedWeights,
+    TensorPlan,
+    WeightStore,
+)
+
+DIGEST = "d1"
+TENSORS = {
+    "column": TensorPlan("model.column", (40, 24), "bfloat16", 0),
+    "row": TensorPlan("model.row", (24, 40), "bfloat16", 1),
+    "single": TensorPlan("model.single", (17, 5), "float32", 0),
+    "norm": TensorPlan("model.norm", (24,), "float16", 0),
+}
+FILES = {"tokenizer.json": b"{}", "generation_config.json": b'{"eos_token_id": 2}'}
+TILE_BYTES = 256
+
+
+class Source:
+    """A checkpoint of random bits; `fails_at` makes a tensor unreadable."""
+
+    def __init__(self, fails_at: str = "") -> None:
+        random = np.random.default_rng(3)
+        self.fails_at = fails_at
+        self.reads = 0
+        self.arrays: dict[str, npt.NDArray[Any]] = {
+            plan.source_name: random.integers(0, 255, plan.num_bytes, np.uint8)
+            .view(TRAVELS_AS[plan.dtype])
+            .reshape(plan.shape)
+            for plan in TENSORS.values()
+        }
+
+    def read(self, name: str, axis: int, start: int, stop: int) -> npt.NDArray[Any]:
+        if name == self.fails_at:
+            raise CheckpointError(f"{name} cannot be read")
+        self.reads += 1
+        return self.arrays[name].take(range(start, stop), axis)
+
+
+def stage(client: redis.Redis, source: Source, **options: Any) -> Manifest:
+    return WeightStore(client).stage(
+        DIGEST,
+        "tiny",
+        {"model_type": "llama"},
+        TENSORS,
+        FILES,
+        source,
+        **{"tile_bytes": TILE_BYTES, **options},
+    )
+
+
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(name=st.sampled_from(sorted(TENSORS)), ends=st.tuples(st.integers(0, 40), st.integers(0, 40)))
+def test_any_region_comes_back_bit_by_bit(
+    client: redis.Redis, name: str, ends: tuple[int, int]
+) -> None:
+    # Given staged tensors of several tiles each
+    source = Source()
+    manifest = stage(client, source)
+    plan = TENSORS[name]
+    start, stop = sorted(min(end, plan.shape[plan.axis]) for end in ends)
+    # When a region is fetched, inside of a tile, across several, empty or whole
+    array, dtype = StagedWeights(client, manifest).fetch(name, Range(start, stop))
+    # Then it is the source's, by bits
+    expected = source.arrays[plan.source_name].take(range(start, stop), plan.axis)
+    assert dtype == plan.dtype
+    assert array.dtype.str == TRAVELS_AS[plan.dtype]
+    assert array.shape == expected.shape
+    assert array.tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
+def test_only_the_tiles_of_the_region_are_read(client: redis.Redis) -> None:
+    # Given a tensor in tiles of 5 rows
+    manifest = stage(client, Source())
+    tiles = manifest.tensors["column"].tiles
+    assert [(tile.start, tile.stop) for tile in tiles][:3] == [(0, 5), (5, 10), (10, 15)]
+    # When all tiles but two are gone
+    for index in range(len(tiles)):
+        if index not in (1, 2):
+            client.delete(names.tile_key(DIGEST, "column", index))
+    # Then a region within those two is still there, and more is not
+    weights = StagedWeights(client, manifest)
+    assert weights.fetch("column", Range(6, 15))[0].shape == (9, 24)
+    assert weights.fetched_bytes < 2 * (TILE_BYTES + 100)
+    with pytest.raises(TileMissing, match=r"tile 3 of column \[15, 20\)"):
+        weights.fetch("column", Range(6, 16))
+
+
+def test_the_manifest_says_what_was_staged_and_comes_back_as_it_was(client: redis.Redis) -> None:
+    # Given a staging with a progress bar
+    told: list[int] = []
+    manifest = stage(client, Source(), progress=told.append)
+    # When it is read again
+    store = WeightStore(client)
+    # Then it is the same, with its files, and all bytes were told
+    assert store.require_manifest(DIGEST) == manifest
+    assert store.read_files(manifest) == FILES
+    assert manifest.num_bytes == sum(plan.num_bytes for plan in TENSORS.values())
+    assert sum(told) >= manifest.num_bytes
+    with pytest.raises(NoModel, match="not in Redis"):
+        store.require_manifest("another")
+
+
+def test_a_staging_that_stops_half_way_leaves_no_manifest(client: redis.Redis) -> None:
+    # Given a checkpoint whose last tensor cannot be read
+    with pytest.raises(CheckpointError, match=r"model\.norm"):
+        stage(client, Source(fails_at="model.norm"))
+    # Then nobody takes what is there for a model
+    assert WeightStore(client).manifest(DIGEST) is None
+    # And when it is staged again, all is there
+    source = Source()
+    manifest = stage(client, source)
+    array, _ = StagedWeights(client, manifest).fetch("norm", Range(0, 24))
+    assert array.tobytes() == source.arrays["model.norm"].tobytes()
+
+
+def test_a_second_staging_reads_and_writes_nothing(client: redis.Redis) -> None:
+    # Given a staged checkpoint
+    first = stage(client, Source())
+    written = client.info("stats")["total_net_input_bytes"]  # type: ignore[index]
+    # When it is staged again, in other tiles
+    source = Source()
+    second = stage(client, source, tile_bytes=64)
+    # Then nothing happens
+    assert second == first
+    assert source.reads == 0
+    assert client.info("stats")["total_net_input_bytes"] - written < 1000  # type: ignore[index]
+
+
+@pytest.mark.parametrize("tensor", ["column", "row"])
+def test_a_corrupted_tile_is_named(client: redis.Redis, tensor: str) -> None:
+    # Given a tile in which one bit is wrong
+    manifest = stage(client, Source())
+    key = names.tile_key(DIGEST, tensor, 2)
+    payload = bytearray(client.get(key) or b"")  # type: ignore[arg-type]
+    payload[-1] ^= 1
+    client.set(key, bytes(payload))
+    # When it is fetched / Then the error names it, and other tiles are fine
+    weights = StagedWeights(client, manifest)
+    weights.fetch(tensor, Range(0, 10))
+    with pytest.raises(TileCorrupted, match=rf"tile 2 of {tensor} \[10, 15\)"):
+        weights.fetch(tensor, Range(0, 11))
+
+
+def test_a_missing_tile_or_tensor_is_named(client: redis.Redis) -> None:
+    # Given a staging of which a tile is gone
+    manifest = stage(client, Source())
+    client.delete(names.tile_key(DIGEST, "single", 0))
+    weights = StagedWeights(client, manifest)
+    # Then each is named
+    with pytest.raises(TileMissing, match=r"tile 0 of single \[0, 12\)"):
+        weights.fetch("single", Range(3, 4))
+    with pytest.raises(TileMissing, match="nothing"):
+        weights.fetch("nothing", Range(0, 1))
+
+
+def test_a_source_of_another_shape_is_refused(client: redis.Redis) -> None:
+    # Given a checkpoint that is not what the plan says
+    source = Source()
+    source.arrays["model.single"] = source.arrays["model.single"][:, :4]
+    # When it is staged / Then the tensor is named
+    with pytest.raises(CheckpointError, match=r"model\.single.*expected float32\[12, 5\]"):
+        stage(client, source)
+    assert WeightStore(client).manifest(DIGEST) is None
+
+
+def big_tensors() -> dict[str, TensorPlan]:
+    return {"big": TensorPlan("big", (4096, 1024), "float32", 0)}
+
+
+class Zeros:
+    """A big checkpoint; `on_read` is called with each read's number."""
+
+    def __init__(self, on_read: Any = None) -> None:
+        self.on_read = on_read
+        self.reads = 0
+
+    def read(self, name: str, axis: int, start: int, stop: int) -> npt.NDArray[Any]:
+        self.reads += 1
+        if self.on_read:
+            self.on_read(self.reads)
+        return np.zeros((stop - start, 1024), np.float32)
+
+
+def stage_big(client: redis.Redis, source: Zeros) -> None:
+    files = {"tokenizer.json": b"{}"}
+    WeightStore(client).stage(
+        DIGEST, "big", {}, big_tensors(), files, source, tile_bytes=512 * 1024
+    )
+
+
+def test_too_little_memory_is_an_error_before_anything_is_written(client: redis.Redis) -> None:
+    # Given a Redis that may take 8 MiB more
+    used = client.info("memory")["used_memory"]  # type: ignore[index]
+    client.config_set("maxmemory", used + 8 * 2**20)
+    source = Zeros()
+    # When 16 MiB are staged / Then the error has both numbers, and nothing was touched
+    with pytest.raises(SkynetError, match=r"needs 16 MiB, [78] MiB are free"):
+        stage_big(client, source)
+    assert source.reads == 0
+    assert client.dbsize() == 0
+
+
+def test_memory_that_runs_out_half_way_leaves_no_half_staged_model(client: redis.Redis) -> None:
+    # Given a Redis whose memory is taken by somebody else when half is written
+    def take_the_rest(reads: int) -> None:
+        if reads == 20:
+            used = client.info("memory")["used_memory"]  # type: ignore[index]
+            client.config_set("maxmemory", used + 2**20)
+
+    client.set("of-somebody-else", 1)
+    # When a model is staged
+    with pytest.raises(SkynetError, match="needs 16 MiB"):
+        stage_big(client, Zeros(take_the_rest))
+    # Then nothing of it is left, and the rest is
+    assert client.keys("*") == [b"of-somebody-else"]
+
+
+def test_a_redis_that_may_evict_is_refused(client: redis.Redis) -> None:
+    # Given a Redis that drops keys when it is full
+    client.config_set("maxmemory", 2**30)
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    # When a model is staged / Then the setting is named
+    try:
+        with pytest.raises(SkynetError, match="maxmemory-policy allkeys-lru"):
+            stage(client, Source())
+    finally:
+        client.config_set("maxmemory-policy", "noeviction")
+    assert client.dbsize() == 0
+
+
+def test_a_manifest_of_another_format_is_refused(client: redis.Redis) -> None:
+    # Given what a later SkyNet staged
+    manifest = stage(client, Source())
+    text = manifest.to_json().replace('"format": 1', '"format": 2')
+    client.set(names.manifest_key(DIGEST), text)
+    # When it is read / Then both formats are named
+    with pytest.raises(SkynetError, match="format 2, this SkyNet reads 1"):
+        WeightStore(client).manifest(DIGEST)

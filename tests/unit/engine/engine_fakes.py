@@ -1,0 +1,171 @@
+"""What the engine talks to, without Redis or Celery: shards that only remember, a journal in lists."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence as Items
+from typing import Any
+
+import numpy as np
+
+from skynet.engine.engine import Engine
+from skynet.engine.sequence import Sequence
+from skynet.errors import SkynetError
+from skynet.models import load_architecture
+from skynet.planning.plan import Plan
+from skynet.planning.split import make_plan
+from skynet.step import Candidates, Part, Step
+from skynet.store.requests import Options, Record, Token
+from skynet.text import StopStrings, Text
+
+VOCAB = 1000
+
+
+def tiny_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
+    arch = load_architecture(
+        {
+            "model_type": "llama",
+            "hidden_size": 48,
+            "intermediate_size": 80,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "vocab_size": VOCAB,
+            "max_position_embeddings": 512,
+        }
+    )
+    return make_plan(arch, model="digest", name="tiny", stages=stages, shards=shards, **options)
+
+
+def new_sequence(
+    name: str,
+    prompt: Items[int],
+    *,
+    deadline: float = 1e12,
+    end_ids: Items[int] = (),
+    max_length: int = 512,
+    text: Text | None = None,
+    **options: Any,
+) -> Sequence:
+    checked = Options(**{"max_tokens": 4, **options})
+    return Sequence(
+        Record(name, tuple(prompt), checked, 0.0, deadline),
+        (text or Text({})).detokenizer(),
+        StopStrings(checked.stop),
+        frozenset(end_ids),
+        max_length,
+    )
+
+
+def next_token(known: Items[int]) -> int:
+    """What the fake model says after these tokens: all of them count, and their order."""
+    return zlib.crc32(str(list(known)).encode()) % VOCAB
+
+
+def answer(prompt: Items[int], count: int) -> list[int]:
+    """The undisturbed run of one request alone."""
+    known = list(prompt)
+    for _ in range(count):
+        known.append(next_token(known))
+    return known[len(prompt) :]
+
+
+class FakeShards:
+    """A carrier whose shards remember each slot's tokens and refuse what leaves a gap."""
+
+    def __init__(self, num_shards: int = 2) -> None:
+        self.num_shards = num_shards
+        self.slots: dict[int, list[int]] = {}
+        self.sent: list[Step] = []
+        self.given_up: list[int] = []
+        self._parts: dict[int, list[Part]] = {}
+
+    def send(self, step: Step) -> None:
+        self.sent.append(step)
+        offers = []
+        for row in step.rows:
+            slot = self.slots.setdefault(row.slot, [])
+            if row.start > len(slot):
+                raise AssertionError(f"{row} leaves a gap after {len(slot)} tokens")
+            slot[row.start :] = row.tokens
+            if row.want is not None:
+                offers.append(self._offer(next_token(slot)))
+        self._parts[step.number] = [
+            Part(candidates=[offer[shard] for offer in offers], compute_s=0.01)
+            for shard in range(self.num_shards)
+        ]
+
+    def _offer(self, token: int) -> list[Candidates]:
+        """One shard has the best token, each other one a worse token of its own."""
+        owner = token % self.num_shards
+        return [
+            Candidates(
+                np.array([token if shard == owner else VOCAB + shard], np.int32),
+                np.array([9.0 if shard == owner else 1.0], np.float32),
+                9.0,
+                1.0,
+            )
+            for shard in range(self.num_shards)
+        ]
+
+    def give_up(self, step: Step) -> None:
+        self.given_up.append(step.number)
+
+    def parts(self, number: int) -> list[Part]:
+        return self._parts[number]
+
+
+class Notes:
+    """A journal in lists. Refuses tokens out of order and whatever comes after an end."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, list[int]] = {}
+        self.ended: dict[str, str | SkynetError] = {}
+        self.cancel_asked: set[str] = set()
+
+    def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> set[str]:
+        for sequence, token in tokens:
+            written = self.written.setdefault(sequence.id, [])
+            if sequence.id in self.ended or token.index != len(written):
+                raise AssertionError(f"{sequence.id}: {token} after {len(written)} tokens")
+            written.append(token.id)
+        return self.cancel_asked & {sequence.id for sequence, _ in tokens}
+
+    def finished(self, sequence: Sequence) -> None:
+        self._end(sequence, sequence.finish_reason)
+
+    def failed(self, sequence: Sequence, error: SkynetError) -> None:
+        self._end(sequence, error)
+
+    def _end(self, sequence: Sequence, how: str | SkynetError) -> None:
+        if sequence.id in self.ended:
+            raise AssertionError(f"{sequence.id} ended twice: {self.ended[sequence.id]}, {how}")
+        self.ended[sequence.id] = how
+
+
+class Bench:
+    """An engine on fakes, with a clock that stands still until it is set."""
+
+    def __init__(self, plan: Plan | None = None, **options: Any) -> None:
+        self.now = 100.0
+        self.plan = plan or tiny_plan()
+        self.shards = FakeShards(self.plan.num_shards)
+        self.notes = Notes()
+        self.engine = Engine(
+            self.plan, self.shards, self.notes, clock=lambda: self.now, **options
+        )
+        self.engine.ready = True
+
+    def finish_oldest(self) -> int:
+        """The step that was sent first comes back: its number."""
+        number = min(self.engine.in_flight)
+        self.engine.finish_step(self.plan.epoch, number, self.shards.parts(number))
+        return number
+
+    def run(self) -> None:
+        """Until nothing is under way any more."""
+        for _ in range(10_000):
+            if not self.engine.in_flight:
+                return
+            self.finish_oldest()
+        raise AssertionError("the engine does not come to an end")

@@ -1,0 +1,286 @@
+"""The engine: whatever happens on the way, each request ends once, with its own tokens."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pytest
+from engine_fakes import Bench, answer, new_sequence, tiny_plan
+
+from skynet.errors import PeerLost, RequestCancelled, RequestTimeout, ShardLost
+
+
+def test_requests_of_different_lengths_join_and_leave() -> None:
+    # Given an engine that is busy with one request
+    bench = Bench()
+    bench.engine.accept(new_sequence("a", [1, 2, 3], max_tokens=9))
+    bench.finish_oldest()
+    # When others join while it runs, one of them short
+    bench.engine.accept(new_sequence("b", [7], max_tokens=2))
+    bench.finish_oldest()
+    bench.engine.accept(new_sequence("c", list(range(20)), max_tokens=5))
+    bench.run()
+    # Then each answer is that of the request alone, and they shared steps
+    assert bench.notes.written == {
+        "a": answer([1, 2, 3], 9),
+        "b": answer([7], 2),
+        "c": answer(list(range(20)), 5),
+    }
+    assert bench.notes.ended == {"a": "length", "b": "length", "c": "length"}
+    assert max(len(step.rows) for step in bench.shards.sent) == 3
+    assert bench.engine.num_tokens == 16
+
+
+@given(
+    stages=st.integers(1, 3),
+    slots=st.integers(1, 4),
+    budget=st.integers(1, 12),
+    requests=st.lists(
+        st.tuples(st.integers(1, 25), st.integers(1, 6), st.integers(0, 5)), min_size=1, max_size=7
+    ),
+)
+def test_any_mix_of_requests_gives_each_the_answer_of_a_run_alone(
+    stages: int, slots: int, budget: int, requests: list[tuple[int, int, int]]
+) -> None:
+    # Given few slots, small steps, and several batches in flight
+    bench = Bench(tiny_plan(stages, num_slots=slots), max_batch_tokens=budget)
+    # When requests come between steps
+    for number, (length, count, steps_before) in enumerate(requests):
+        for _ in range(steps_before):
+            if bench.engine.in_flight:
+                bench.finish_oldest()
+        prompt = list(range(number, number + length))
+        bench.engine.accept(new_sequence(str(number), prompt, max_tokens=count))
+        assert len(bench.engine.in_flight) <= stages
+    bench.run()
+    # Then nothing is lost, repeated or mixed up, and every slot is free again
+    for number, (length, count, _) in enumerate(requests):
+        prompt = list(range(number, number + length))
+        assert bench.notes.written[str(number)] == answer(prompt, count)
+    assert set(bench.notes.ended.values()) == {"length"}
+    assert bench.engine.sequences == {}
+    assert all(step.num_tokens <= budget for step in bench.shards.sent)
+
+
+def test_a_request_is_taken_once() -> None:
+    # Given a request that runs
+    bench = Bench()
+    bench.engine.accept(new_sequence("a", [1]))
+    # When its message comes again
+    bench.engine.accept(new_sequence("a", [1]))
+    bench.run()
+    # Then it is answered once
+    assert bench.notes.written == {"a": answer([1], 4)}
+
+
+def test_nothing_is_sent_before_the_shards_are_ready() -> None:
+    # Given an engine whose shards still load
+    bench = Bench()
+    bench.engine.ready = False
+    bench.engine.accept(new_sequence("a", [1]))
+    assert bench.shards.sent == []
+    # When they are ready
+    bench.engine.ready = True
+    bench.engine.pump()
+    bench.run()
+    # Then the request that waited is answered
+    assert bench.notes.written == {"a": answer([1], 4)}
+
+
+def test_duplicated_and_stale_results_change_nothing() -> None:
+    # Given a step that has been finished
+    bench = Bench()
+    bench.engine.accept(new_sequence("a", [1]))
+    number = bench.finish_oldest()
+    before = dict(bench.notes.written), bench.engine.num_steps, len(bench.shards.sent)
+    flying = next(iter(bench.engine.in_flight))
+    epoch, parts = bench.plan.epoch, bench.shards.parts(number)
+    # When it comes again, or comes late from another plan, or fails then, or never was
+    bench.engine.finish_step(epoch, number, parts)
+    bench.engine.finish_step(epoch - 1, flying, bench.shards.parts(flying))
+    bench.engine.fail_step(epoch, number, PeerLost("late"))
+    bench.engine.fail_step(epoch + 1, flying, PeerLost("of another plan"))
+    bench.engine.finish_step(epoch, 10**9, parts)
+    # Then nothing changes, and the answer is right
+    assert (dict(bench.notes.written), bench.engine.num_steps, len(bench.shards.sent)) == before
+    bench.run()
+    assert bench.notes.written == {"a": answer([1], 4)}
+
+
+def test_a_failing_step_fails_its_requests_only() -> None:
+    # Given two batches in flight
+    bench = Bench(tiny_plan(stages=2))
+    bench.engine.accept(new_sequence("a", [1]))
+    bench.engine.accept(new_sequence("b", [2]))
+    first, second = sorted(bench.engine.in_flight)
+    assert len(bench.engine.in_flight[first].batch) == 1
+    # When one of them fails
+    bench.engine.fail_step(bench.plan.epoch, first, PeerLost("stage0.shard1 was too late"))
+    # Then its request ends with the cause, nobody waits for it, and the other goes on
+    error = bench.notes.ended["a"]
+    assert isinstance(error, PeerLost)
+    assert "stage0.shard1" in str(error)
+    assert bench.shards.given_up == [first]
+    assert second in bench.engine.in_flight
+    bench.run()
+    assert bench.notes.written == {"b": answer([2], 4)}
+    # And the late result of the failed step changes nothing
+    bench.engine.finish_step(bench.plan.epoch, first, bench.shards.parts(first))
+    assert "a" not in bench.notes.written
+
+
+def test_cancel_takes_effect_at_the_next_step() -> None:
+    # Given a request in flight and one that waits for the only slot
+    bench = Bench(tiny_plan(num_slots=1))
+    bench.engine.accept(new_sequence("a", [1], max_tokens=50))
+    bench.engine.accept(new_sequence("b", [2]))
+    bench.finish_oldest()
+    # When both are cancelled
+    bench.engine.cancel("a")
+    bench.engine.cancel("b")
+    bench.engine.cancel("nobody")
+    # Then the waiting one ends at once, the running one when its step is done
+    assert isinstance(bench.notes.ended["b"], RequestCancelled)
+    assert "a" not in bench.notes.ended
+    bench.finish_oldest()
+    assert isinstance(bench.notes.ended["a"], RequestCancelled)
+    assert bench.notes.written == {"a": answer([1], 50)[:2]}
+    assert (bench.engine.sequences, bench.engine.in_flight) == ({}, {})
+
+
+def test_a_note_to_cancel_that_the_journal_finds_is_obeyed() -> None:
+    # Given two requests, and a note of which no message came
+    bench = Bench()
+    bench.engine.accept(new_sequence("a", [1], max_tokens=50))
+    bench.engine.accept(new_sequence("b", [2]))
+    bench.notes.cancel_asked.add("a")
+    # When steps go on
+    bench.run()
+    # Then the one ends early, the other is answered
+    assert isinstance(bench.notes.ended["a"], RequestCancelled)
+    assert len(bench.notes.written["a"]) < 4
+    assert bench.notes.written["b"] == answer([2], 4)
+
+
+def test_a_request_that_ends_by_itself_as_it_is_cancelled_is_answered() -> None:
+    # Given a request whose last token is in flight
+    bench = Bench()
+    bench.engine.accept(new_sequence("a", [1], max_tokens=1))
+    # When it is cancelled
+    bench.engine.cancel("a")
+    bench.run()
+    # Then it ends once, as what it is
+    assert bench.notes.ended == {"a": "length"}
+
+
+def test_a_deadline_ends_waiting_and_running_requests() -> None:
+    # Given one slot, a running request and a waiting one
+    bench = Bench(tiny_plan(num_slots=1))
+    bench.engine.accept(new_sequence("a", [1], deadline=200, max_tokens=50))
+    bench.engine.accept(new_sequence("b", [2], deadline=200))
+    bench.engine.accept(new_sequence("c", [3]))
+    bench.finish_oldest()
+    # When their time is over
+    bench.now = 201
+    bench.engine.tick()
+    # Then both end and say how far they were; the third gets the slot
+    assert isinstance(bench.notes.ended["a"], RequestTimeout)
+    assert "running, 1 tokens done" in str(bench.notes.ended["a"])
+    assert "waiting, 0 tokens done" in str(bench.notes.ended["b"])
+    bench.run()
+    assert bench.notes.written["c"] == answer([3], 4)
+
+
+@pytest.mark.parametrize("late", ["a", "b", "c"])
+def test_a_deadline_in_mid_step_leaves_the_neighbours_their_own_tokens(late: str) -> None:
+    # Given three requests in one step
+    bench = Bench()
+    bench.engine.ready = False
+    prompts = {"a": [1], "b": [2], "c": [3]}
+    for name, prompt in prompts.items():
+        deadline = 150 if name == late else 1e12
+        bench.engine.accept(new_sequence(name, prompt, deadline=deadline))
+    bench.engine.ready = True
+    bench.engine.pump()
+    assert len(bench.shards.sent[0].rows) == 3
+    # When the time of one is over before the step is done
+    bench.now = 151
+    bench.engine.tick()
+    bench.run()
+    # Then the other two get what is theirs
+    assert isinstance(bench.notes.ended[late], RequestTimeout)
+    assert bench.notes.written == {
+        name: answer(prompt, 4) for name, prompt in prompts.items() if name != late
+    }
+
+
+def test_a_cancelled_request_whose_deadline_passes_in_mid_step_ends_once() -> None:
+    # Given two requests in one step, one of them cancelled
+    bench = Bench()
+    bench.engine.ready = False
+    bench.engine.accept(new_sequence("a", [1], deadline=150))
+    bench.engine.accept(new_sequence("b", [2]))
+    bench.engine.ready = True
+    bench.engine.pump()
+    bench.engine.cancel("a")
+    # When its time is over before the step is done
+    bench.now = 151
+    bench.engine.tick()
+    bench.run()
+    # Then it has ended once, and the other is answered
+    assert isinstance(bench.notes.ended["a"], RequestTimeout)
+    assert bench.notes.written == {"b": answer([2], 4)}
+
+
+def test_a_step_that_takes_too_long_is_given_up() -> None:
+    # Given a step in flight and a request that waits
+    bench = Bench(tiny_plan(num_slots=1), step_timeout_s=5)
+    bench.engine.accept(new_sequence("a", [1]))
+    bench.engine.accept(new_sequence("b", [2]))
+    number = min(bench.engine.in_flight)
+    # When just before, then after its deadline nothing has come
+    bench.now += 4.9
+    bench.engine.tick()
+    assert bench.notes.ended == {}
+    bench.now += 0.2
+    bench.engine.tick()
+    # Then its request ends with the reason, and the next one is served
+    assert isinstance(bench.notes.ended["a"], ShardLost)
+    assert f"step {number}" in str(bench.notes.ended["a"])
+    bench.run()
+    assert bench.notes.written == {"b": answer([2], 4)}
+
+
+def test_after_lost_shards_the_rest_is_replayed() -> None:
+    # Given three running requests of which a step has room for one
+    bench = Bench(max_batch_tokens=1)
+    for name in "abc":
+        bench.engine.accept(new_sequence(name, [ord(name)], max_tokens=6))
+    while not all(len(bench.notes.written.get(name, [])) >= 1 for name in "abc"):
+        bench.finish_oldest()
+    in_flight = {sequence.id for f in bench.engine.in_flight.values() for sequence, _ in f.batch}
+    # When the shards are lost with all slots, and others take their place
+    bench.engine.shards_lost(ShardLost("stage0.shard0 (pid 7) stopped renewing its lease"))
+    bench.shards.slots.clear()
+    assert bench.engine.in_flight == {}
+    bench.engine.accept(new_sequence("d", [4]))
+    assert bench.engine.in_flight == {}
+    bench.engine.ready = True
+    bench.engine.pump()
+    bench.run()
+    # Then who was in flight has failed; the others go on as if nothing had been
+    assert {name for name, end in bench.notes.ended.items() if end != "length"} == in_flight
+    for name in {"a", "b", "c"} - in_flight:
+        assert bench.notes.written[name] == answer([ord(name)], 6)
+    assert bench.notes.written["d"] == answer([4], 4)
+
+
+def test_step_numbers_begin_where_asked() -> None:
+    # Given an engine that follows another in the same epoch
+    bench = Bench(first_step=5000)
+    # When it sends steps
+    bench.engine.accept(new_sequence("a", [1]))
+    bench.run()
+    # Then no number of its predecessor's is used
+    assert [step.number for step in bench.shards.sent] == [5000, 5001, 5002, 5003]

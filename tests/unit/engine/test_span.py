@@ -1,0 +1,80 @@
+"""How many layers a chord covers: as told, or so that chords cost at most their share."""
+
+from __future__ import annotations
+
+import pytest
+from engine_fakes import tiny_plan
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skynet.engine.span import SpanChooser
+
+
+def chooser(mode: str, stages: int = 1, share: float = 0.1) -> SpanChooser:
+    return SpanChooser(tiny_plan(stages, chord_span=mode), share)
+
+
+def learned(share: float, chord_s: float, layer_s: float) -> SpanChooser:
+    """One that has seen many steps of a model with these costs: 6 layers, 1 chord."""
+    found = chooser("auto", share=share)
+    for _ in range(60):
+        found.learn(1, 1, 6, 6 * layer_s, 6 * layer_s + chord_s)
+    return found
+
+
+def test_layer_and_stage_are_as_told() -> None:
+    # Given 6 layers, in 1 stage and in 4 / Then layer is one, stage the longest stage
+    assert chooser("layer").layers_per_chord(1) == 1
+    assert chooser("stage").layers_per_chord(1) == 6
+    longest = max(stage.layers.size for stage in tiny_plan(4).stages)
+    assert chooser("stage", 4).layers_per_chord(1) == longest
+
+
+def test_cheap_layers_share_a_chord_and_dear_ones_have_their_own() -> None:
+    # Given layers that cost less, or much more, than a chord / Then spans are long, or one layer
+    assert learned(0.1, chord_s=0.002, layer_s=0.0005).layers_per_chord(1) == 6
+    assert learned(0.1, chord_s=0.002, layer_s=0.1).layers_per_chord(1) == 1
+
+
+@given(
+    share=st.floats(0.02, 0.6),
+    chord_s=st.floats(0.0002, 0.04),
+    layer_s=st.floats(0.0001, 0.5),
+)
+def test_auto_keeps_chords_to_their_share_with_the_shortest_span(
+    share: float, chord_s: float, layer_s: float
+) -> None:
+    # Given measured costs
+    found = learned(share, chord_s, layer_s)
+    # When a span is chosen
+    layers = found.layers_per_chord(1)
+    # Then a chord costs at most its share of it, unless the stage is too short for that
+    assert 1 <= layers <= 6
+    slack = 1 + 1e-3
+    if layers < 6:
+        assert chord_s <= share * (chord_s + layers * layer_s) * slack
+    # And one layer less would not do
+    if layers > 1:
+        assert chord_s * slack >= share * (chord_s + (layers - 1) * layer_s)
+
+
+def test_big_and_small_steps_are_learned_apart() -> None:
+    # Given that one token is quick and a long prefill slow
+    found = chooser("auto")
+    for _ in range(60):
+        found.learn(1, 1, 6, 0.006, 0.008)
+        found.learn(512, 1, 6, 0.6, 0.602)
+    # Then each size has its own expectation; one that was not seen takes the nearest's
+    assert found.layer_s(1) == pytest.approx(0.001)
+    assert found.layer_s(512) == pytest.approx(0.1)
+    assert found.layer_s(400) == pytest.approx(0.1)
+    assert found.layers_per_chord(512) < found.layers_per_chord(1)
+
+
+def test_a_stutter_does_not_count_as_a_chord() -> None:
+    # Given steps that the machine held up for seconds
+    found = chooser("auto")
+    for _ in range(60):
+        found.learn(1, 1, 6, 0.006, 5.0)
+    # Then the cost of a chord stays believable
+    assert found.chord_s <= 0.05

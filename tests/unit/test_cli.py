@@ -1,0 +1,331 @@
+"""The command line: help that tells, and errors of one line instead of tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from skynet import __version__, cli
+from skynet.client import default_client
+from skynet.local import LocalCluster
+from skynet.models.checkpoint import Checkpoint
+from skynet.settings import Settings, settings
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+    "vocab_size": 128,
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each command reads the environment as a process of its own would."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"SKYNET_{name.upper()}", raising=False)
+    settings.cache_clear()
+    default_client.cache_clear()
+    yield
+    settings.cache_clear()
+    default_client.cache_clear()
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if a server or a worker is started."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(LocalCluster, "_start_server", refuse)
+    monkeypatch.setattr(LocalCluster, "_start_worker", refuse)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A llama without weights: enough to be read and found wanting."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return tmp_path
+
+
+def skynet(*words: str, **environment: str) -> Result:
+    """Run a command in this process; nothing of ours may end in another exception."""
+    result = CliRunner().invoke(cli.main, words, env=environment)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+    assert "Traceback" not in result.output
+    return result
+
+
+def refused(result: Result, error: str, *told: str) -> None:
+    """One line, on stderr, that names the error and what matters, and exit code 1."""
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"{error}: ")
+    assert result.stderr.count("\n") == 1
+    for text in told:
+        assert text in result.stderr
+
+
+@pytest.mark.parametrize("name", cli.main.commands)
+def test_every_command_tells_what_it_does_and_what_its_options_are(name: str) -> None:
+    # When
+    result = skynet(name, "--help")
+    # Then
+    assert result.exit_code == 0
+    command = cli.main.commands[name]
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.opts[0]} has no help"
+            assert parameter.opts[0] in result.stdout
+        else:
+            assert (parameter.name or "").upper() in result.stdout
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_the_first_help_names_all_commands(flag: str) -> None:
+    result = skynet(flag)
+    assert result.exit_code == 0
+    for name in ("run", "up", "split", "generate", "status", "bench"):
+        assert f"\n  {name} " in result.stdout
+
+
+def test_version() -> None:
+    assert __version__ in skynet("--version").stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run",),
+        ("run", "hello", "--stages", "0"),
+        ("run", "hello", "--shards", "-1"),
+        ("run", "hello", "--dtype", "int8"),
+        ("up", "--port", "70000"),
+        ("split",),
+        ("split", "smollm2", "--slots", "0"),
+        ("generate", "hello", "--nope"),
+        ("ask", "hello"),
+    ],
+)
+def test_wrong_usage_is_told_with_the_usage(words: tuple[str, ...]) -> None:
+    result = skynet(*words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Usage: ")
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize(
+    ("words", "error", "told"),
+    [
+        (("", "--stages", "1"), "BadRequest", ["prompt", "empty"]),
+        (("hello", "--temperature", "nan"), "BadRequest", ["temperature", "nan"]),
+        (("hello", "--temperature", "-1"), "BadRequest", ["temperature", "-1"]),
+        (("hello", "--top-p", "0"), "BadRequest", ["top_p", "0"]),
+        (("hello", "--max-tokens", "0"), "BadRequest", ["max_tokens", "0"]),
+        (("hello", "--stop", ""), "BadRequest", ["stop"]),
+        (("hello", "--model", "/nowhere"), "CheckpointError", ["/nowhere"]),
+        (("hello", "--model", "nowhere.gguf"), "CheckpointError", ["nowhere.gguf"]),
+    ],
+)
+def test_run_refuses_before_anything_is_started(
+    words: tuple[str, ...], error: str, told: list[str]
+) -> None:
+    refused(skynet("run", *words), error, *told)
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize("command", ["run hello --model", "up --model", "split"])
+def test_an_unknown_model_type_is_refused_with_those_known(command: str, checkpoint: Path) -> None:
+    # Given
+    from skynet.models import KNOWN
+
+    (checkpoint / "config.json").write_text(json.dumps({**CONFIG, "model_type": "mamba"}))
+    write_weights(checkpoint)
+    # When
+    result = skynet(*command.split(), str(checkpoint))
+    # Then
+    refused(result, "UnsupportedModel", "'mamba'", *KNOWN)
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize("command", ["run hello --model", "up --model", "split"])
+def test_a_checkpoint_without_weights_is_refused(command: str, checkpoint: Path) -> None:
+    result = skynet(*command.split(), str(checkpoint))
+    refused(result, "CheckpointError", str(checkpoint), "model.safetensors")
+
+
+@pytest.mark.usefixtures("nothing_starts")
+def test_a_truncated_checkpoint_is_refused(checkpoint: Path) -> None:
+    # Given
+    write_weights(checkpoint)
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    # Then
+    refused(skynet("split", str(checkpoint)), "CheckpointError", "model.safetensors")
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        (["--stages", "1", "--shards", "10"], "10 shards for 9 query heads"),
+        (["--stages", "31", "--shards", "1"], "31 stages for 30 layers"),
+        (["--slot-tokens", "1000000"], "slot_tokens=1000000"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run hello", "up", "split smollm2"])
+def test_a_shape_that_does_not_fit_is_refused_with_the_numbers(
+    command: str, shape: list[str], told: str, demo_checkpoint: Checkpoint
+) -> None:
+    # Given a model of 9 query heads and 30 layers
+    assert demo_checkpoint.config["num_attention_heads"] == 9
+    # Then
+    refused(skynet(*command.split(), *shape), "PlanError", told)
+
+
+UNREACHABLE = [
+    ("unix:///nonexistent", "unix:///nonexistent"),
+    ("redis://:secret@127.0.0.1:1/0", "redis://:***@127.0.0.1:1/0"),
+    ("redis://user:secret@127.0.0.1:1", "redis://user:***@127.0.0.1:1"),
+]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("url", "shown"), UNREACHABLE)
+@pytest.mark.parametrize("command", [("generate", "hello"), ("status",), ("status", "--json")])
+def test_no_redis_is_told_with_its_url_but_not_its_password(
+    command: tuple[str, ...], url: str, shown: str
+) -> None:
+    result = skynet(*command, SKYNET_REDIS_URL=url)
+    refused(result, "ClusterUnreachable", f"no answer from Redis at {shown}: ", "SKYNET_REDIS_URL")
+    assert "secret" not in result.output
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("url", "shown"), UNREACHABLE)
+def test_split_needs_redis(url: str, shown: str, demo_checkpoint: Checkpoint) -> None:
+    result = skynet("split", str(demo_checkpoint.path), SKYNET_REDIS_URL=url)
+    refused(result, "ClusterUnreachable", shown)
+    assert "secret" not in result.output
+
+
+@pytest.mark.timeout(60)
+def test_a_server_that_accepts_and_says_nothing_is_given_up() -> None:
+    # Given
+    assert Settings.model_fields["connect_timeout_s"].default < 5
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        # When
+        result = skynet("generate", "hello", SKYNET_REDIS_URL=url, SKYNET_CONNECT_TIMEOUT_S="0.2")
+    # Then
+    refused(result, "ClusterUnreachable", url)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SKYNET_THREADS", "zero"),
+        ("SKYNET_LEASE_S", "-1"),
+        ("SKYNET_LOG_LEVEL", "LOUD"),
+        ("SKYNET_REDIS_URL", "http://user:secret@host"),
+        ("SKYNET_EXCHANGE_URLS", '["ftp://user:secret@host"]'),
+    ],
+)
+def test_a_bad_variable_is_named(variable: str, value: str) -> None:
+    result = skynet("status", **{variable: value})
+    refused(result, "ConfigurationError", variable)
+    assert "secret" not in result.output
+
+
+def test_an_unknown_scenario_is_refused_with_those_known() -> None:
+    refused(skynet("bench", "nope"), "BadRequest", "nope", "decode", "chord")
+
+
+def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    member = {
+        "address": "stage0.shard0",
+        "state": "ready",
+        "weight_bytes": 323_000_000,
+        "resident_bytes": 652_000_000,
+        "steps": 1091,
+        "silent_s": 0.3,
+        "pid": 41234,
+        "host": "rack7",
+        "problem": "",
+    }
+    shard = {"address": "stage0.shard0", "heads": [0, 6]}
+    plan = {"epoch": 3, "model": "SmolLM2", "dtype": "float32", "chord_span": "auto"}
+    found = {
+        "redis": "redis://:***@redis:6379/0",
+        "redis_memory_bytes": 275_000_000,
+        "plan": {**plan, "stages": [{"layers": [0, 30], "shards": [shard]}]},
+        "missing": ["orchestrator"],
+        "members": [member],
+        "queues": {"stage0.shard0": 2, "orchestrator": 0},
+        "requests": {"open": 4},
+        "engine": None,
+    }
+    monkeypatch.setenv("COLUMNS", "80")
+    # When
+    result = CliRunner().invoke(click.command()(lambda: cli._print_status(found)))
+    # Then
+    assert result.exception is None
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "Missing  orchestrator" in lines
+    row = next(line for line in lines if line.startswith("stage0.shard0"))
+    for cell in ("ready", "[0, 6)", "323 MB", "652 MB", "1091", "0.3 s", "41234", "rack7"):
+        assert cell in row
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("words", [("-Q", "stage9"), ("-Q", "stage0.shard0,orchestrator"), ()])
+def test_a_worker_without_a_place_is_refused_in_one_line(words: tuple[str, ...]) -> None:
+    # When
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "skynet", "worker", *words],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "SKYNET_REDIS_URL": "unix:///nonexistent"},
+    )
+    # Then
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("ConfigurationError: ")
+    assert "-Q stage0.shard1" in done.stderr
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:
+    # Given
+    before = signal.getsignal(signal.SIGTERM)
+    # When
+    with pytest.raises(KeyboardInterrupt), cli._interruptible():
+        signal.raise_signal(signal.SIGTERM)
+    # Then
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def write_weights(directory: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.zeros((4, 4), np.float32)}, directory / "model.safetensors")

@@ -1,0 +1,153 @@
+"""docker-compose.yml and Dockerfile, as far as they can be checked where no engine runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import yaml
+from documented import (
+    ROOT,
+    block_commands,
+    check_command,
+    code_blocks,
+    command_of,
+    inline_commands,
+    read,
+    shape,
+)
+
+from skynet.celery import place_of
+from skynet.settings import Settings
+from skynet.store.members import Member
+
+COMPOSE: dict[str, Any] = yaml.safe_load(read(ROOT / "docker-compose.yml"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if name != "redis"}
+DOCKERFILE = read(ROOT / "Dockerfile")
+README = read(ROOT / "README.md")
+
+each_of_ours = pytest.mark.parametrize("name", OURS)
+
+
+def words_of(name: str) -> list[str]:
+    """A service's command, its variables replaced by their defaults or their names."""
+    command = re.sub(r"\$\{(\w+)(?::[-?]([^}]*))?\}", r"\1", SERVICES[name]["command"])
+    return shlex.split(command)
+
+
+def test_the_services_are_two_stages_of_two_shards_and_what_they_need() -> None:
+    shards = {f"stage{stage}.shard{shard}" for stage in range(2) for shard in range(2)}
+    assert set(SERVICES) == {"redis", "orchestrator", "flower", "split", *shards}
+    # And every worker is in its place
+    for name in {"orchestrator", *shards}:
+        assert str(place_of(words_of(name)[-1])) == name
+
+
+def test_every_service_is_of_the_one_dockerfile_or_redis() -> None:
+    assert all(service["build"] == "." for service in OURS.values())
+    assert len({service["image"] for service in OURS.values()}) == 1
+    assert SERVICES["redis"]["image"].startswith("redis:")
+    assert "build" not in SERVICES["redis"]
+
+
+@each_of_ours
+def test_every_command_is_one_that_the_readme_shows(name: str) -> None:
+    # Given
+    documented = {shape(words) for words in [*block_commands(README), *inline_commands(README)]}
+    # When
+    words = words_of(name)
+    # Then
+    check_command(words)
+    assert shape(words) in documented
+
+
+def test_redis_keeps_what_it_is_given() -> None:
+    # Given
+    words = words_of("redis")
+    options = dict(zip(words[1::2], words[2::2], strict=True))
+    # Then
+    assert words[0] == "redis-server"
+    assert options["--maxmemory-policy"] == "noeviction"
+    assert options["--appendonly"] == "yes"
+    assert options["--requirepass"] == "REDIS_PASSWORD"
+    assert SERVICES["redis"]["volumes"] == ["redis:/data"]
+    # And the README starts one with the same options
+    by_hand = next(b for b in code_blocks(README, "sh") if b.startswith("redis-server "))
+    assert set(options) <= set(shlex.split(by_hand))
+
+
+def test_passwords_come_from_the_environment_and_must_be_set() -> None:
+    text = read(ROOT / "docker-compose.yml")
+    for variable in ("REDIS_PASSWORD", "FLOWER_USER", "FLOWER_PASSWORD"):
+        uses = re.findall(rf"\$\{{{variable}([^}}]*)\}}", text)
+        assert uses
+        assert all(use == f":?set {variable}" for use in uses)
+        assert f"{variable}=" in README
+
+
+def test_nothing_is_published_beyond_this_machine() -> None:
+    published = {name: s["ports"] for name, s in SERVICES.items() if "ports" in s}
+    assert published == {"flower": ["127.0.0.1:5555:5555"]}
+
+
+@each_of_ours
+def test_every_process_finds_redis_and_waits_for_it(name: str) -> None:
+    # Given
+    service = OURS[name]
+    url = service["environment"]["SKYNET_REDIS_URL"]
+    # Then
+    assert url.endswith("@redis:6379/0")
+    assert service["depends_on"]["redis"]["condition"] == "service_healthy"
+    known = {f"SKYNET_{field.upper()}" for field in Settings.model_fields}
+    assert set(service["environment"]) <= known
+
+
+def test_split_runs_only_when_asked() -> None:
+    assert OURS["split"]["profiles"] == ["split"]
+    assert OURS["split"]["restart"] == "no"
+    assert [name for name, service in OURS.items() if "profiles" in service] == ["split"]
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name != "split"])
+def test_every_service_that_stays_has_a_health_check(name: str) -> None:
+    assert SERVICES[name]["healthcheck"]["test"]
+
+
+@pytest.mark.parametrize("name", [n for n in OURS if n not in ("flower", "split")])
+def test_a_worker_is_healthy_while_it_holds_its_lease(name: str) -> None:
+    # Given what the health check looks for in the status
+    command = OURS[name]["healthcheck"]["test"][1]
+    status, _, search = command.partition(" | ")
+    check_command(command_of(status))
+    wanted = shlex.split(search)[-1]
+    # When the worker is a member, and when another is
+    mine, other = (Member("n", address, "host", 1) for address in (name, "stage7.shard7"))
+    # Then
+    assert wanted in json.dumps(asdict(mine))
+    assert wanted not in json.dumps(asdict(other))
+
+
+def test_the_image_has_what_it_needs_and_no_root() -> None:
+    # Given
+    copied = {
+        word
+        for line in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE)
+        for word in line.split()
+    }
+    ignored = read(ROOT / ".dockerignore").splitlines()
+    project = tomllib.loads(read(ROOT / "pyproject.toml"))
+    # Then all that is copied exists, is let through, and is all that the package is made of
+    assert all((ROOT / name).exists() for name in copied)
+    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == copied
+    modules = {f"{name}.py" for name in project["tool"]["setuptools"]["py-modules"]}
+    assert {"skynet", "tasks", "constraints.txt", project["project"]["readme"]} | modules <= copied
+    # And
+    assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE) == ["python:3.11-slim"]
+    assert re.findall(r"^USER (\S+)", DOCKERFILE, re.MULTILINE) == ["skynet"]
+    assert "download.pytorch.org/whl/cpu" in DOCKERFILE

@@ -1,0 +1,222 @@
+"""What the documents say is so: commands, settings, names, files and links."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from documented import (
+    DOCUMENTS,
+    ROOT,
+    block_commands,
+    check_command,
+    code_blocks,
+    inline_commands,
+    read,
+)
+
+from skynet import client, splitting
+from skynet.cli import main
+from skynet.local import LocalCluster
+from skynet.models import KNOWN
+from skynet.options import DEFAULT_MAX_TOKENS
+from skynet.options import KNOWN as KNOWN_OPTIONS
+from skynet.settings import Settings
+
+README = read(ROOT / "README.md")
+STRUCTURE = read(ROOT / "docs" / "structure.md")
+CALLS: dict[str, Any] = {
+    "submit_prompt": client.submit_prompt,
+    "submit_prompts": client.submit_prompt,
+    "LocalCluster": LocalCluster,
+    "skysplit": splitting.skysplit,
+}
+
+documents = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+
+
+@documents
+def test_every_command_shown_exists(path: Path) -> None:
+    for words in block_commands(read(path)):
+        check_command(words)
+    for words in inline_commands(read(path)):
+        check_command(words, strict=False)
+
+
+def test_the_readme_shows_every_command_there_is() -> None:
+    # Given
+    shown = [*block_commands(README), *inline_commands(README)]
+    ours = {words[1] for words in shown if words[0] == "skynet"}
+    celerys = [words for words in shown if words[0] == "celery"]
+    # Then
+    assert set(main.commands) <= ours
+    assert {words[3] for words in celerys} == {"worker", "flower"}
+    assert {"orchestrator", "stage0.shard0", "stage1.shard1"} <= {
+        words[words.index("-Q") + 1] for words in celerys if "-Q" in words
+    }
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "skynet ask hello",
+        "skynet run hello --sharts 2",
+        "skynet run",
+        "skynet split smollm2 --stages S",
+        "celery -A skynet flower --adress=127.0.0.1",
+        "celery -A skynet worker --queue stage0.shard0 --nope",
+        "celery worker",
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(command: str) -> None:
+    with pytest.raises(click.UsageError):
+        check_command(command.split())
+
+
+@documents
+def test_every_make_target_named_exists(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", read(ROOT / "Makefile"), re.MULTILINE))
+    named = re.findall(r"(?:`|^(?:\w+=\S+ )?)make ([a-z]+)", read(path), re.MULTILINE)
+    assert set(named) <= targets
+
+
+def test_the_settings_table_is_what_settings_are() -> None:
+    # Given
+    table = README.partition("<!-- settings -->")[2].partition("\n\n")[0]
+    rows = [
+        [cell.strip().strip("`") for cell in line.strip("|\n ").split("|")]
+        for line in table.splitlines()
+        if line.startswith("| `SKYNET_")
+    ]
+    # When
+    expected = [
+        [f"SKYNET_{name.upper()}", shown(field.default), field.description]
+        for name, field in Settings.model_fields.items()
+    ]
+    # Then
+    assert [row[:2] for row in rows] == [row[:2] for row in expected]
+    for row, (name, _, description) in zip(rows, expected, strict=True):
+        assert description is None or row[2] == description, name
+
+
+def shown(default: object) -> str:
+    """A default as it would stand in the environment."""
+    if default is None:
+        return "unset"
+    if isinstance(default, bool):
+        return str(int(default))
+    return "[]" if default == () else str(default)
+
+
+@documents
+def test_every_variable_named_is_a_setting(path: Path) -> None:
+    known = {f"SKYNET_{name.upper()}" for name in Settings.model_fields}
+    assert set(re.findall(r"\bSKYNET_[A-Z_]+[A-Z]\b", read(path))) <= known
+
+
+def test_the_model_table_names_every_family() -> None:
+    table = README.partition("## Models")[2].partition("## ")[0]
+    assert set(re.findall(r"^\| [^|]+ \| `(\w+)` \|", table, re.MULTILINE)) == set(KNOWN)
+
+
+def test_the_options_named_are_those_there_are() -> None:
+    # Given
+    sentence = README.partition("\nOptions: ")[2].partition(".")[0]
+    # Then
+    assert set(re.findall(r"`(\w+)`", sentence)) == {*KNOWN_OPTIONS, "timeout"}
+    assert f"`max_tokens` ({DEFAULT_MAX_TOKENS})" in sentence
+
+
+@documents
+def test_python_is_python_and_its_names_and_arguments_exist(path: Path) -> None:
+    for block in code_blocks(read(path), "python"):
+        tree = ast.parse(block)
+        for module, name in imported_names(tree):
+            assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
+        for function, keyword in keywords(tree):
+            known = set(inspect.signature(CALLS[function]).parameters)
+            assert keyword in known | set(KNOWN_OPTIONS), f"{function} has no {keyword}"
+
+
+def imported_names(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("skynet"):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def keywords(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func).rpartition(".")[2]
+            if name in CALLS:
+                yield from ((name, keyword.arg or "") for keyword in node.keywords)
+
+
+def test_the_readme_shows_python() -> None:
+    blocks = code_blocks(README, "python")
+    assert len(blocks) >= 3
+    assert {"submit_prompt", "submit_prompts", "LocalCluster"} <= {
+        name for block in blocks for _, name in imported_names(ast.parse(block))
+    }
+
+
+@documents
+def test_every_file_named_exists(path: Path) -> None:
+    named = re.findall(r"`((?:skynet|tasks|tests|docs)/[\w/.-]*)(?:::[\w.]+)?`", read(path))
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert missing == []
+
+
+def test_every_function_that_the_structure_names_exists() -> None:
+    # Given
+    named = re.findall(r"`([\w/]+\.py)::([\w.]+)`", STRUCTURE)
+    # Then
+    assert len(named) > 40
+    missing = [f"{file}::{name}" for file, name in named if name not in defined(ROOT / file)]
+    assert missing == []
+
+
+def defined(path: Path) -> set[str]:
+    """Functions, classes and methods of a file, as `name` and `Class.name`."""
+    names = set()
+    for node in ast.parse(read(path)).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            members = (m for m in node.body if isinstance(m, ast.FunctionDef))
+            names |= {f"{node.name}.{member.name}" for member in members}
+    return names
+
+
+def test_the_structure_counts_its_steps() -> None:
+    numbers = [int(number) for number in re.findall(r"^(\d+)\. ", STRUCTURE, re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+@documents
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", read(path)):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file) if file else path
+        assert linked.exists(), f"{path.name} links to {target}"
+        assert not anchor or anchor in anchors(read(linked)), f"{path.name} links to {target}"
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_changelog_has_this_version() -> None:
+    version = importlib.import_module("skynet").__version__
+    assert f"## {version}" in read(ROOT / "CHANGELOG.md")

@@ -1,0 +1,128 @@
+"""Options: defaults, limits, and errors that name the option and its value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skynet.errors import BadRequest
+from skynet.options import DEFAULT_MAX_TOKENS, KNOWN, check_options
+from skynet.store.requests import Options
+
+SLOT = 1000
+
+
+def test_defaults_are_greedy() -> None:
+    # Given nothing / Then the answer is greedy, of the default length
+    assert check_options({}, 10, SLOT) == Options(max_tokens=DEFAULT_MAX_TOKENS)
+    assert check_options(dict.fromkeys(KNOWN), 10, SLOT) == Options(max_tokens=DEFAULT_MAX_TOKENS)
+
+
+def test_the_default_length_is_what_room_there_is() -> None:
+    # Given a prompt that leaves 3 tokens / Then 3 are asked for
+    assert check_options({}, SLOT - 3, SLOT).max_tokens == 3
+
+
+def test_all_options_arrive() -> None:
+    # Given all options
+    given_options = {
+        "max_tokens": 990,
+        "temperature": 1,
+        "top_k": 40,
+        "top_p": 0.9,
+        "seed": 2**64 - 1,
+        "stop": ["\n", "END"],
+        "ignore_eos": True,
+    }
+    # When / Then
+    found = check_options(given_options, 10, SLOT)
+    assert found == Options(990, 1.0, 40, 0.9, 2**64 - 1, ("\n", "END"), True)
+    assert check_options({"stop": "END"}, 10, SLOT).stop == ("END",)
+
+
+def test_who_samples_without_a_seed_is_given_one() -> None:
+    # Given two requests that sample / Then each can be replayed, and they differ
+    first, second = (check_options({"temperature": 0.7}, 1, SLOT).seed for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"max_token": 5}, "unknown option max_token; known are max_tokens"),
+        ({"best_of": 2, "n": 1}, "unknown option best_of, n"),
+        ({"max_tokens": 0}, "max_tokens 0"),
+        ({"max_tokens": -1}, "max_tokens -1"),
+        ({"max_tokens": 2.5}, "max_tokens 2.5"),
+        ({"max_tokens": True}, "max_tokens True"),
+        ({"max_tokens": "10"}, "max_tokens '10'"),
+        ({"max_tokens": 991}, "max_tokens 991: 10 tokens of prompt leave room for 990"),
+        ({"temperature": -0.1}, "temperature -0.1"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"temperature": float("inf")}, "temperature inf"),
+        ({"temperature": 101}, "temperature 101"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"temperature": "hot"}, "temperature 'hot'"),
+        ({"temperature": True}, "temperature True"),
+        ({"top_k": -1}, "top_k -1"),
+        ({"top_k": 1.5}, "top_k 1.5"),
+        ({"top_p": 0}, "top_p 0"),
+        ({"top_p": 1.01}, "top_p 1.01"),
+        ({"top_p": float("nan")}, "top_p nan"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": "x"}, "seed 'x'"),
+        ({"stop": ""}, "stop ''"),
+        ({"stop": ["a", ""]}, "stop ''"),
+        ({"stop": ["x" * 257]}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": 5}, "stop"),
+        ({"stop": [5]}, "stop 5"),
+        ({"stop": b"a"}, "stop"),
+        ({"ignore_eos": 1}, "ignore_eos 1"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_work_is_refused_by_name(options: dict[str, Any], told: str) -> None:
+    # When / Then
+    with pytest.raises(BadRequest) as raised:
+        check_options(options, 10, SLOT)
+    assert told in str(raised.value)
+    assert len(str(raised.value)) < 500
+
+
+def test_a_prompt_that_fills_its_slot_is_refused() -> None:
+    # Given a prompt as long as a slot / Then both numbers are told
+    with pytest.raises(BadRequest, match=r"has 1000 tokens, the cluster holds 1000"):
+        check_options({}, SLOT, SLOT)
+
+
+@given(
+    options=st.dictionaries(
+        st.sampled_from(KNOWN),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text("a\n", max_size=5)
+        | st.lists(st.text("a\n", max_size=3), max_size=3),
+    )
+)
+def test_anything_is_either_refused_or_within_its_limits(options: dict[str, Any]) -> None:
+    # Given whatever a caller may send
+    try:
+        found = check_options(options, 10, SLOT)
+    except BadRequest:
+        return
+    # Then what passes can be computed with
+    assert 1 <= found.max_tokens <= SLOT - 10
+    assert 0 <= found.temperature <= 100
+    assert 0 < found.top_p <= 1
+    assert found.top_k >= 0
+    assert found.seed is not None or found.temperature == 0
+    assert all(isinstance(stop, str) and stop for stop in found.stop)
