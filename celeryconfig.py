@@ -9,7 +9,8 @@ Where Redis is comes from SKYNET_REDIS_URL; see skynet/settings.py for the rest.
 
 from skynet.names import GENERATE_TASK, SERIALIZER
 from skynet.settings import settings
-from skynet.store.connection import backend_url, broker_url as kombu_url
+from skynet.store.connection import backend_url
+from skynet.store.connection import broker_url as kombu_url
 
 _settings = settings()
 

@@ -46,7 +46,7 @@ class AddressAMQP(AMQP):
 
 
 class PlacedWorker(Worker):
-    """A Celery worker that knows its place: it is named after its queue, and gossips with nobody."""
+    """A Celery worker that knows its place: named after its queue, and gossiping with nobody."""
 
     def __init__(self, app: Celery | None = None, hostname: str | None = None, **kwargs: Any):
         try:

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from skynet import __version__
+from skynet import __version__, terminal
 from skynet.errors import SkynetError
 
 if TYPE_CHECKING:
-    from skynet.client import Client, Generation
-    from skynet.local import WorkerProcess
-    from skynet.splitting import Progress
+    from skynet.client import Client
 
 DEFAULT_MODEL = "smollm2"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 COUNT = click.IntRange(min=1)
-
-out = Console()
-err = Console(stderr=True)
 
 
 class SkynetGroup(click.Group):
@@ -38,8 +31,8 @@ class SkynetGroup(click.Group):
         try:
             return super().invoke(ctx)
         except SkynetError as error:
-            err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-            err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            terminal.err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+            terminal.err.print(str(error), markup=False, highlight=False, soft_wrap=True)
             ctx.exit(1)
 
 
@@ -168,14 +161,14 @@ def run(prompt: str, model: str, as_json: bool, raw: bool, **options: Any) -> No
 
     shape = _shape_of(options)
     _check_request(prompt, options)
-    with _interruptible(), _progress(quiet=as_json) as progress:
+    with _interruptible(), terminal.progress(quiet=as_json) as progress:
         cluster = LocalCluster(model, **shape, progress=progress)
         cluster.start()
     try:
         with _interruptible():
             up_s = time.monotonic() - started
             generation = cluster.submit_prompt(prompt, raw=raw, **_chosen(options))
-            first_s = _print_answer(generation, quiet=as_json, started=started)
+            first_s = terminal.print_answer(generation, quiet=as_json, started=started)
             completion = generation.get()
         if as_json:
             summary = cluster.plan.summary() if cluster.plan else {}
@@ -184,7 +177,7 @@ def run(prompt: str, model: str, as_json: bool, raw: bool, **options: Any) -> No
         cluster.stop()
     if not as_json:
         timings = completion.timings
-        err.print(
+        terminal.err.print(
             f"[dim]{completion.prompt_tokens} prompt tokens, {len(completion.token_ids)} tokens "
             f"({completion.finish_reason}) | first token {timings['first_token_s']:.2f} s after "
             f"the prompt, {first_s:.1f} s after the command (cluster up in {up_s:.1f} s) | "
@@ -210,20 +203,22 @@ def up(model: str, port: int | None, **options: Any) -> None:
     from skynet.local import LocalCluster
 
     stop = threading.Event()
-    with _interruptible(), _progress() as progress:
+    with _interruptible(), terminal.progress() as progress:
         cluster = LocalCluster(model, **_shape_of(options), port=port, progress=progress)
         cluster.start()
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        _print_up(cluster.url, cluster.workers)
+        terminal.print_up(cluster.url, cluster.workers)
         reported: set[str] = set()
         while not stop.wait(1):
             for address in set(cluster.failed_workers()) - reported:
-                err.print(f"[red]{address} has ended; its requests wait for another worker[/]")
+                terminal.err.print(
+                    f"[red]{address} has ended; its requests wait for another worker[/]"
+                )
                 reported.add(address)
     finally:
-        err.print("shutting down")
+        terminal.err.print("shutting down")
         cluster.stop()
 
 
@@ -238,15 +233,15 @@ def split(model: str, **options: Any) -> None:
     """
     from skynet.splitting import skysplit
 
-    with _progress() as progress:
+    with terminal.progress() as progress:
         plan = skysplit(model, **_shape_of(options), progress=progress)
-    err.print(f"plan {plan.epoch} is in force: {plan.name}, {plan.dtype}", highlight=False)
-    err.print("workers it needs, on any machine:", highlight=False)
+    terminal.err.print(f"plan {plan.epoch} is in force: {plan.name}, {plan.dtype}", highlight=False)
+    terminal.err.print("workers it needs, on any machine:", highlight=False)
     for stage in plan.summary()["stages"]:
         for shard in stage["shards"]:
+            layers, heads = terminal.span(stage["layers"]), terminal.span(shard["heads"])
             click.echo(
-                f"celery -A skynet worker -Q {shard['address']}"
-                f"    # layers {_span(stage['layers'])}, heads {_span(shard['heads'])}"
+                f"celery -A skynet worker -Q {shard['address']}    # layers {layers}, heads {heads}"
             )
     click.echo("celery -A skynet worker -Q orchestrator")
 
@@ -264,7 +259,7 @@ def generate(prompt: str, as_json: bool, raw: bool, **options: Any) -> None:
     with _interruptible():
         generation = client.submit_prompt(prompt, raw=raw, **_chosen(options))
         try:
-            _print_answer(generation, quiet=as_json)
+            terminal.print_answer(generation, quiet=as_json)
             completion = generation.get()
         except KeyboardInterrupt:
             generation.cancel()
@@ -273,7 +268,7 @@ def generate(prompt: str, as_json: bool, raw: bool, **options: Any) -> None:
         click.echo(json.dumps(completion.__dict__))
     else:
         timings = completion.timings
-        err.print(
+        terminal.err.print(
             f"[dim]{len(completion.token_ids)} tokens ({completion.finish_reason}) | first token "
             f"{timings['first_token_s']:.2f} s | {timings['decode_tokens_per_s']:.1f} tokens/s[/]",
             highlight=False,
@@ -294,7 +289,7 @@ def status(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
     else:
-        _print_status(found)
+        terminal.print_status(found)
 
 
 @main.command()
@@ -308,7 +303,7 @@ def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
     """
     from skynet.bench import run_scenarios
 
-    run_scenarios(scenarios, rounds, as_json, err)
+    run_scenarios(scenarios, rounds, as_json, terminal.err)
 
 
 def _client() -> Client:
@@ -327,21 +322,6 @@ def _chosen(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value not in (None, ())}
 
 
-def _print_answer(generation: Generation, quiet: bool, started: float = 0.0) -> float:
-    """Print pieces as they come; returns when the first token came, seconds after `started`."""
-    import time
-
-    first = 0.0
-    for token in generation.tokens():
-        first = first or time.monotonic() - started
-        if not quiet and token.text:
-            click.echo(token.text, nl=False)
-            sys.stdout.flush()
-    if not quiet:
-        click.echo()
-    return first
-
-
 def _check_request(prompt: str, options: dict[str, Any]) -> None:
     """Refuse what no cluster could answer, before one is started."""
     from skynet.client import check_text
@@ -349,128 +329,6 @@ def _check_request(prompt: str, options: dict[str, Any]) -> None:
 
     check_text(prompt)
     check_options(_chosen(options), prompt_length=1, slot_tokens=sys.maxsize)
-
-
-def _print_up(url: str, workers: Sequence[WorkerProcess]) -> None:
-    quoted = shlex.quote(url)
-    for worker in workers:
-        err.print(
-            f"[dim]{worker.address:<16} pid {worker.pid:<8} log {worker.log}[/]",
-            highlight=False,
-            soft_wrap=True,
-        )
-    click.echo(f"export SKYNET_REDIS_URL={quoted}")
-    err.print("then, in another terminal:", highlight=False)
-    for line in (
-        'skynet generate "What is the capital of France?"',
-        "skynet status",
-        "celery -A skynet flower --address=127.0.0.1",
-    ):
-        err.print(f"  {line}", highlight=False, markup=False)
-    err.print("Ctrl-C ends it.")
-
-
-def _print_status(found: dict[str, Any]) -> None:
-    plan, engine = found["plan"], found["engine"] or {}
-    _line("Redis", f"{found['redis']}, {_mb(found['redis_memory_bytes'])}")
-    if plan is None:
-        _line("Plan", "none: run `skynet split MODEL --stages S --shards N`")
-    else:
-        stages, shards = len(plan["stages"]), len(plan["stages"][0]["shards"])
-        _line(
-            "Plan",
-            f"{plan['epoch']}: {plan['model']}, {_many(stages, 'stage')} x "
-            f"{_many(shards, 'shard')}, {plan['dtype']}, chord span {plan['chord_span']}",
-        )
-        _line("Layers", " ".join(_span(stage["layers"]) for stage in plan["stages"]))
-    _line(
-        "Engine",
-        f"{engine.get('state', 'no orchestrator')}; {engine.get('running', 0)} running, "
-        f"{engine.get('waiting', 0)} waiting, {found['requests']['open']} open",
-    )
-    if found["missing"]:
-        _line("Missing", ", ".join(found["missing"]), style="red")
-    for member in found["members"]:
-        if member["problem"]:
-            _line("Problem", f"{member['address']}: {member['problem']}", style="red")
-    if found["members"]:
-        out.print()
-        _print_members(found)
-
-
-def _print_members(found: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    stages = found["plan"]["stages"] if found["plan"] else []
-    heads = {shard["address"]: shard["heads"] for stage in stages for shard in stage["shards"]}
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("address", no_wrap=True, min_width=13)
-    table.add_column("state", no_wrap=True)
-    for name in ("heads", "weights", "memory", "steps", "queue", "seen", "pid"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("host")
-    for member in found["members"]:
-        own = heads.get(member["address"])
-        table.add_row(
-            member["address"],
-            member["state"],
-            _span(own) if own else "",
-            _mb(member["weight_bytes"]) if own else "",
-            _mb(member["resident_bytes"]),
-            str(member["steps"]),
-            str(found["queues"].get(member["address"], "")),
-            f"{member['silent_s']:.1f} s",
-            str(member["pid"]),
-            member["host"],
-        )
-    out.print(table)
-
-
-def _line(name: str, text: str, style: str = "") -> None:
-    out.print(f"{name:<9}{text}", style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
-
-
-def _span(bounds: list[int]) -> str:
-    return f"[{bounds[0]}, {bounds[1]})"
-
-
-def _mb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.0f} MB"
-
-
-@contextmanager
-def _progress(quiet: bool = False) -> Iterator[Progress]:
-    """A progress bar for each thing that is reported: bytes, on stderr."""
-    if quiet:
-        yield lambda what, done, total: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description:>8}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    bars = Bars(*columns, console=err)
-    tasks: dict[str, Any] = {}
-
-    def report(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            bars.start()  # not before there is something to show: errors come first
-            tasks[what] = bars.add_task(what, total=total)
-        bars.update(tasks[what], completed=done, total=total)
-
-    try:
-        yield report
-    finally:
-        if tasks:
-            bars.stop()
 
 
 @contextmanager

@@ -141,7 +141,7 @@ class LocalCluster:
             self._client.close()
             self._client = None
         if self._server is not None:
-            pid = self._server.process and self._server.process.pid
+            pid = self._server.process.pid if self._server.process else None
             self._server.stop()
             self._forget(pid)
             self._server = None

@@ -4,8 +4,8 @@ The keyspace (all under `skynet:`; queues and Celery's own keys are Celery's):
 
     key                                         type     lifetime        what
     skynet:plan                                 string   kept            the plan in force, JSON
-    skynet:epoch                                integer  kept            number of the last plan made
-    skynet:model:<digest>:manifest              string   kept            written last: what was staged
+    skynet:epoch                                integer  kept            number of the last plan
+    skynet:model:<digest>:manifest              string   kept            written last: all staged
     skynet:model:<digest>:file:<name>           string   kept            config, tokenizer, template
     skynet:model:<digest>:tile:<tensor>:<i>     string   kept            one tile, msgpack-numpy
     skynet:members                              zset     kept            node name -> last renewal

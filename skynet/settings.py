@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import Field, ValidationError, field_validator
@@ -97,8 +97,13 @@ def settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        lines = [
-            f"SKYNET_{'.'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
-            for problem in error.errors(include_input=False, include_url=False)
-        ]
-        raise ConfigurationError("; ".join(lines)) from None
+        problems = error.errors(include_url=False)
+        raise ConfigurationError("; ".join(_explain(problem) for problem in problems)) from None
+
+
+def _explain(problem: Any) -> str:
+    """One line about one variable; URLs are not repeated, they may hold a password."""
+    name = str(problem["loc"][0])
+    reason = problem["msg"].removeprefix("Value error, ")
+    shown = "" if name.endswith(("url", "urls")) else f"={problem['input']!s:.80}"
+    return f"SKYNET_{name.upper()}{shown}: {reason}"

@@ -45,7 +45,8 @@ def skysplit(
 
     model: a Hugging Face directory, a hub id, a .gguf file, or `smollm2`.
     dtype: what workers compute in, "float32" or "bfloat16"; the checkpoint's own by default.
-    slot_tokens: longest prompt and answer together; the model's positions, 4,096 at most, by default.
+    slot_tokens: longest prompt and answer together; by default the model's positions, 4,096 at
+        most.
 
     Raises:
         CheckpointError, UnsupportedModel, PlanError: before anything is written.

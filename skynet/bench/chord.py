@@ -109,10 +109,12 @@ class StockWorkers:
         return (time.perf_counter() - started) * 1000 / STOCK_CHORDS
 
     def _start(self, queue: str) -> subprocess.Popen[bytes]:
-        command = "worker --pool solo --without-gossip --without-mingle --loglevel ERROR"
+        command = (
+            "worker --pool solo --without-gossip --without-mingle --loglevel ERROR "
+            f"-Q {queue} -n {queue}@bench"
+        )
         return subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "skynet.bench.stock", *command.split()]
-            + ["-Q", queue, "-n", f"{queue}@bench"],
+            [sys.executable, "-m", "celery", "-A", "skynet.bench.stock", *command.split()],
             env={**os.environ, **self.environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -146,4 +148,3 @@ def _stock_app(environment: dict[str, str]) -> Any:
     )
     app.conf.accept_content = ["json", names.SERIALIZER]  # what the workers' replies are in
     return app
-

@@ -37,7 +37,9 @@ def _pair(target: Callable[..., None], where: str, number: int) -> float:
     """Run two processes; the median of the first one's times, microseconds."""
     context = multiprocessing.get_context("spawn")
     replies: Any = context.Queue()
-    processes = [context.Process(target=target, args=(rank, where, number, replies)) for rank in (0, 1)]
+    processes = [
+        context.Process(target=target, args=(rank, where, number, replies)) for rank in (0, 1)
+    ]
     for process in processes:
         process.start()
     median = float(replies.get(timeout=120))

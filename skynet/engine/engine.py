@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence as Items
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +36,9 @@ class Carrier(Protocol):
 
 class Journal(Protocol):
     """Where answers are written down."""
+
+    def started(self, sequences: Items[Sequence]) -> None:
+        """Their first step is on its way."""
 
     def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> set[str]:
         """Append one token to each; replies the ids that somebody asked to cancel."""
@@ -112,8 +116,9 @@ class Engine:
 
     def _send(self, batch: list[tuple[Sequence, Row]]) -> None:
         now = self.clock()
-        for sequence, _ in batch:
-            sequence.started_at = sequence.started_at or now
+        started = [sequence for sequence, _ in batch if not sequence.started_at]
+        for sequence in started:
+            sequence.started_at = now
         num_tokens = sum(len(row.tokens) for _, row in batch)
         self.layers_per_chord = self.spans.layers_per_chord(num_tokens)
         step = Step(
@@ -133,6 +138,8 @@ class Engine:
             self.layers_per_chord,
         )
         self.carrier.send(step)
+        if started:
+            self.journal.started(started)
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -163,9 +170,7 @@ class Engine:
         for sequence in over:
             self.journal.finished(sequence)
         for sequence in cancelled:
-            self.journal.failed(
-                sequence, RequestCancelled(f"request {sequence.id} was cancelled")
-            )
+            self.journal.failed(sequence, RequestCancelled(f"request {sequence.id} was cancelled"))
         for request_id in to_cancel:
             self.cancel(request_id)
 

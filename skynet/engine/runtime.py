@@ -289,6 +289,9 @@ class OrchestratorRuntime:
 
     # -- the engine's journal ------------------------------------------------------------------
 
+    def started(self, sequences: Items[Sequence]) -> None:
+        self.requests.start([sequence.id for sequence in sequences])
+
     def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> set[str]:
         replies = self.requests.append([(sequence.id, token) for sequence, token in tokens])
         return {

@@ -58,9 +58,7 @@ def _total_mass(offers: Sequence[Candidates], options: Options, peak: float) -> 
     )
 
 
-def gumbel_noise(
-    seed: int, index: int, ids: npt.NDArray[np.int32]
-) -> npt.NDArray[np.float64]:
+def gumbel_noise(seed: int, index: int, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
     """Standard Gumbel noise for (seed, index, token id), (k,) float64.
 
     The uniform bits come from SplitMix64's finaliser (Steele, Lea, Flood 2014) over a counter, so

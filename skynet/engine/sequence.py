@@ -52,7 +52,7 @@ class Sequence:
             self._take(token)
 
     def next_row(self, max_tokens: int) -> Row:
-        """Up to `max_tokens` tokens that are not computed yet; with a `want` when they reach the end.
+        """Up to `max_tokens` tokens that are not computed yet, with a `want` if they reach the end.
 
         Keep `computed` as it is: the step may fail.
         """

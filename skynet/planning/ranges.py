@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from skynet.errors import PlanError
 
@@ -60,7 +61,7 @@ def split_by_weight(total: int, weights: Sequence[float], unit: int = 1) -> list
         ideal = total * running / mass
         bounds.append(min(total, max(bounds[-1], round(ideal / unit) * unit)))
     bounds.append(total)
-    return [Range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [Range(a, b) for a, b in pairwise(bounds)]
 
 
 def split_evenly(total: int, parts: int) -> list[Range]:
@@ -68,7 +69,7 @@ def split_evenly(total: int, parts: int) -> list[Range]:
     if parts < 1:
         raise PlanError(f"cannot split {total} into {parts} parts")
     bounds = [index * total // parts for index in range(parts + 1)]
-    return [Range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [Range(a, b) for a, b in pairwise(bounds)]
 
 
 def split_by_cost(costs: Sequence[float], parts: int) -> list[Range]:
@@ -96,4 +97,4 @@ def split_by_cost(costs: Sequence[float], parts: int) -> list[Range]:
     for part in range(parts, 0, -1):
         bounds.append(cut[part][bounds[-1]])
     bounds.reverse()
-    return [Range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [Range(a, b) for a, b in pairwise(bounds)]

@@ -78,4 +78,4 @@ def server_info(client: redis.Redis, section: str) -> dict[str, Any]:
         info = client.info(section)
     except redis.ResponseError:
         return {}
-    return dict(info)  # type: ignore[arg-type]
+    return dict(info)

@@ -17,7 +17,7 @@ class Plans:
 
     def publish(self, plan: Plan) -> Plan:
         """Put the plan in force under the next epoch; returns it with that epoch."""
-        epoch: int = self.client.incr(names.EPOCH_KEY)  # type: ignore[assignment]
+        epoch: int = self.client.incr(names.EPOCH_KEY)
         numbered = plan.with_epoch(epoch)
         self.client.set(names.PLAN_KEY, numbered.to_json())
         return numbered
@@ -25,7 +25,7 @@ class Plans:
     def current(self) -> Plan | None:
         """The plan in force, or None."""
         text = self.client.get(names.PLAN_KEY)
-        return None if text is None else Plan.from_json(text)  # type: ignore[arg-type]
+        return None if text is None else Plan.from_json(text)
 
     def require(self) -> Plan:
         """The plan in force, or NoModel."""

@@ -81,7 +81,7 @@ class Record:
     cancelled: bool = False
     end: dict[str, Any] | None = None
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[Any, Any]:
         return {
             "prompt": wire.encode(np.asarray(self.prompt, dtype=np.int32)),
             "options": json.dumps(self.options.__dict__),
@@ -141,7 +141,7 @@ class Requests:
 
     def create(self, record: Record) -> None:
         """Write the record and put it into the queue of unfinished ones, by arrival."""
-        arrival = cast(int, self.client.incr(names.ARRIVALS_KEY))
+        arrival = self.client.incr(names.ARRIVALS_KEY)
         key = names.request_key(record.id)
         with self.client.pipeline(transaction=True) as pipe:
             pipe.hset(key, mapping={**record.fields(), "arrival": arrival})
@@ -155,7 +155,7 @@ class Requests:
 
     def num_open(self) -> int:
         """Requests that have not ended."""
-        return cast(int, self.client.zcard(names.OPEN_REQUESTS_KEY))
+        return self.client.zcard(names.OPEN_REQUESTS_KEY)
 
     def open_ids(self) -> list[str]:
         """Ids of requests that have not ended, first come first."""
@@ -166,9 +166,12 @@ class Requests:
         """Take an id whose record is gone out of the queue."""
         self.client.zrem(names.OPEN_REQUESTS_KEY, request_id)
 
-    def start(self, request_id: str) -> None:
+    def start(self, request_ids: Sequence[str]) -> None:
         """Mark as running."""
-        self.client.hset(names.request_key(request_id), "state", "running")
+        with self.client.pipeline(transaction=False) as pipe:
+            for request_id in request_ids:
+                pipe.hset(names.request_key(request_id), "state", "running")
+            pipe.execute()
 
     def append(self, tokens: Sequence[tuple[str, Token]]) -> list[int]:
         """Append one token to each of several requests: 1 done, 0 stale, -1 done but cancelled."""
@@ -191,7 +194,7 @@ class Requests:
             names.tokens_key(request_id),
             names.OPEN_REQUESTS_KEY,
         ]
-        arguments = [request_id, json.dumps(end.__dict__), self.expires_s]
+        arguments: list[str | int] = [request_id, json.dumps(end.__dict__), self.expires_s]
         return bool(self._finish(keys=keys, args=arguments))
 
     def ask_cancel(self, request_id: str) -> bool:
@@ -219,7 +222,12 @@ class Requests:
         waited_since = time.monotonic()
         while True:
             replies = cast(
-                list[Any], self.client.xread({key: last}, count=256, block=1000, )
+                list[Any],
+                self.client.xread(
+                    {key: last},
+                    count=256,
+                    block=1000,
+                ),
             )
             if not replies:
                 if not self.client.exists(names.request_key(request_id)):
@@ -228,7 +236,9 @@ class Requests:
                     raise TimeoutError(f"request {request_id}: no token for {timeout_s:g} s")
                 continue
             waited_since = time.monotonic()
-            entries = replies[0][1] if isinstance(replies, list) else next(iter(replies.values()))[0]
+            entries = (
+                replies[0][1] if isinstance(replies, list) else next(iter(replies.values()))[0]
+            )
             for entry, fields in entries:
                 last = entry
                 if b"end" in fields:

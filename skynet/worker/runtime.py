@@ -6,6 +6,7 @@ must not look dead) and loads the slice when a plan with this address comes into
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -132,8 +133,10 @@ class ShardRuntime:
             member.state, member.epoch = "waiting", plan.epoch
             logger.info("plan %d has no %s: waiting for another", plan.epoch, self.address)
             return
-        if self.plan is not None and self.model is not None and _same_slice(
-            self.plan, plan, self.address
+        if (
+            self.plan is not None
+            and self.model is not None
+            and _same_slice(self.plan, plan, self.address)
         ):
             self.plan = plan
             member.state, member.epoch = "ready", plan.epoch
@@ -169,6 +172,8 @@ class ShardRuntime:
             len(plan.stages[self.address.stage].shards),
         )
         self.model, self.plan = model, plan
+        gc.collect()
+        gc.freeze()  # weights and modules stay: no collection needs to look at them again
         member.state, member.weight_bytes = "ready", model.weight_bytes
         logger.info(
             "plan %d: loaded %.1f MB of %s in %.2f s",
@@ -247,7 +252,9 @@ class ShardRuntime:
                 before = torch.from_numpy(array.reshape(step.num_tokens, -1))
             partial, candidates = model.run(step, span, before, all_sum)
         except Exception as error:
-            cause = str(error) if isinstance(error, PeerLost) else f"{type(error).__name__}: {error}"
+            cause = (
+                str(error) if isinstance(error, PeerLost) else f"{type(error).__name__}: {error}"
+            )
             exchange.abort(step.epoch, step.number, all_sum.position, cause)
             if isinstance(error, PeerLost):
                 raise

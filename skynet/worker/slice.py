@@ -22,9 +22,7 @@ class TensorFetcher:
     progress: told of each region as it comes, in the bytes it will take in `dtype`.
     """
 
-    def __init__(
-        self, weights: StagedWeights, dtype: str, progress: Callable[[int], None]
-    ) -> None:
+    def __init__(self, weights: StagedWeights, dtype: str, progress: Callable[[int], None]) -> None:
         self.weights = weights
         self.item_bytes = ITEM_BYTES[dtype]
         self.progress = progress

@@ -16,7 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from skynet import __version__, cli
+from skynet import __version__, cli, terminal
 from skynet.client import default_client
 from skynet.local import LocalCluster
 from skynet.models.checkpoint import Checkpoint
@@ -285,7 +285,7 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
     }
     monkeypatch.setenv("COLUMNS", "80")
     # When
-    result = CliRunner().invoke(click.command()(lambda: cli._print_status(found)))
+    result = CliRunner().invoke(click.command()(lambda: terminal.print_status(found)))
     # Then
     assert result.exception is None
     lines = result.stdout.splitlines()

@@ -38,6 +38,7 @@ LAYERS = (
     "guardian",
     "local",
     "bench",
+    "terminal",
     "cli",
 )
 # What else a package must not import: it would be doing another's work.

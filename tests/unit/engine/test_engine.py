@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 import pytest
 from engine_fakes import Bench, answer, new_sequence, tiny_plan
+from hypothesis import given
+from hypothesis import strategies as st
 
 from skynet.errors import PeerLost, RequestCancelled, RequestTimeout, ShardLost
 

@@ -1,0 +1,158 @@
+"""What people see: streamed answers, progress bars, the status page. Answers go to stdout, all
+else to stderr.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from skynet.client import Generation
+    from skynet.local import WorkerProcess
+    from skynet.splitting import Progress
+
+out = Console()
+err = Console(stderr=True)
+
+
+def print_answer(generation: Generation, quiet: bool, started: float = 0.0) -> float:
+    """Print pieces as they come; returns when the first token came, seconds after `started`."""
+    first = 0.0
+    for token in generation.tokens():
+        first = first or time.monotonic() - started
+        if not quiet and token.text:
+            click.echo(token.text, nl=False)
+            sys.stdout.flush()
+    if not quiet:
+        click.echo()
+    return first
+
+
+def print_up(url: str, workers: Sequence[WorkerProcess]) -> None:
+    quoted = shlex.quote(url)
+    for worker in workers:
+        err.print(
+            f"[dim]{worker.address:<16} pid {worker.pid:<8} log {worker.log}[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+    click.echo(f"export SKYNET_REDIS_URL={quoted}")
+    err.print("then, in another terminal:", highlight=False)
+    for line in (
+        'skynet generate "What is the capital of France?"',
+        "skynet status",
+        "celery -A skynet flower --address=127.0.0.1",
+    ):
+        err.print(f"  {line}", highlight=False, markup=False)
+    err.print("Ctrl-C ends it.")
+
+
+def print_status(found: dict[str, Any]) -> None:
+    plan, engine = found["plan"], found["engine"] or {}
+    _line("Redis", f"{found['redis']}, {_mb(found['redis_memory_bytes'])}")
+    if plan is None:
+        _line("Plan", "none: run `skynet split MODEL --stages S --shards N`")
+    else:
+        stages, shards = len(plan["stages"]), len(plan["stages"][0]["shards"])
+        _line(
+            "Plan",
+            f"{plan['epoch']}: {plan['model']}, {_many(stages, 'stage')} x "
+            f"{_many(shards, 'shard')}, {plan['dtype']}, chord span {plan['chord_span']}",
+        )
+        _line("Layers", " ".join(span(stage["layers"]) for stage in plan["stages"]))
+    _line(
+        "Engine",
+        f"{engine.get('state', 'no orchestrator')}; {engine.get('running', 0)} running, "
+        f"{engine.get('waiting', 0)} waiting, {found['requests']['open']} open",
+    )
+    if found["missing"]:
+        _line("Missing", ", ".join(found["missing"]), style="red")
+    for member in found["members"]:
+        if member["problem"]:
+            _line("Problem", f"{member['address']}: {member['problem']}", style="red")
+    if found["members"]:
+        out.print()
+        _print_members(found)
+
+
+def _print_members(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    stages = found["plan"]["stages"] if found["plan"] else []
+    heads = {shard["address"]: shard["heads"] for stage in stages for shard in stage["shards"]}
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("address", no_wrap=True, min_width=13)
+    table.add_column("state", no_wrap=True)
+    for name in ("heads", "weights", "memory", "steps", "queue", "seen", "pid"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("host")
+    for member in found["members"]:
+        own = heads.get(member["address"])
+        table.add_row(
+            member["address"],
+            member["state"],
+            span(own) if own else "",
+            _mb(member["weight_bytes"]) if own else "",
+            _mb(member["resident_bytes"]),
+            str(member["steps"]),
+            str(found["queues"].get(member["address"], "")),
+            f"{member['silent_s']:.1f} s",
+            str(member["pid"]),
+            member["host"],
+        )
+    out.print(table)
+
+
+def _line(name: str, text: str, style: str = "") -> None:
+    out.print(f"{name:<9}{text}", style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def span(bounds: list[int]) -> str:
+    return f"[{bounds[0]}, {bounds[1]})"
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.0f} MB"
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Progress]:
+    """A progress bar for each thing that is reported: bytes, on stderr."""
+    if quiet:
+        yield lambda what, done, total: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    bars = Bars(*columns, console=err)
+    tasks: dict[str, Any] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            bars.start()  # not before there is something to show: errors come first
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        if tasks:
+            bars.stop()

@@ -1,0 +1,149 @@
+"""The bare Celery commands, each a process of its own, against a Redis that was there before."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from checkpoints import Tiny, letters
+from processes import command, wait_for
+
+from skynet import names
+from skynet.client import Client
+from skynet.errors import NoModel
+from skynet.splitting import skysplit
+from skynet.store.members import Member, Members
+from skynet.store.server import EmbeddedServer
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+NEW = 24
+
+
+def run(server: EmbeddedServer, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command of this Python's `-m WORDS` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        env={**os.environ, "SKYNET_REDIS_URL": server.url},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+@pytest.fixture
+def user(server: EmbeddedServer) -> Iterator[Client]:
+    found = Client(server.url)
+    yield found
+    found.close()
+
+
+def members(client: redis.Redis) -> dict[str, Member]:
+    return {member.address: member for member in Members(client, 6).all()}
+
+
+def test_a_cluster_by_hand(
+    server: EmbeddedServer, client: redis.Redis, user: Client, tiny: Tiny, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        # Given workers that are started before there is any model
+        for place in ("stage0.shard0", "stage0.shard1", "orchestrator"):
+            stack.enter_context(
+                command(
+                    *("celery", "-A", "skynet", "worker", "-Q", place),
+                    environment={"SKYNET_REDIS_URL": server.url},
+                    log=tmp_path / f"{place}.log",
+                    cwd=tmp_path,
+                )
+            )
+
+        def are(state: str) -> bool:
+            return [member.state for member in members(client).values()] == [state] * 3
+
+        wait_for("three workers that wait", lambda: are("waiting"))
+        assert len({member.node for member in members(client).values()}) == 3
+        with pytest.raises(NoModel, match="skynet split"):
+            user.submit_prompt([1])
+        # When a model is split onto them
+        first = skysplit(str(tiny.path), 1, 2, dtype="float32", url=server.url)
+        # Then they load it and answer, also who asks before they are ready
+        generation = user.submit_prompt(tiny.prompts[0], max_tokens=NEW)
+        assert generation.get(timeout=60).token_ids == tiny.tokens[0]
+        wait_for("three workers that are ready", lambda: are("ready"))
+        # And so do the commands of the command line
+        found = run(
+            server,
+            *("skynet.cli", "generate", "--raw", "--json"),
+            *("--max-tokens", str(NEW), letters(tiny.prompts[1])),
+        )
+        answer: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+        assert answer["token_ids"] == tiny.tokens[1]
+        status = json.loads(run(server, "skynet.cli", "status", "--json").stdout)
+        assert (status["plan"]["epoch"], status["missing"]) == (first.epoch, [])
+        # When it is split again into another shape, while a request runs
+        running = user.submit_prompt(tiny.prompts[2], max_tokens=400)
+        next(running.tokens(timeout=60))
+        second = skysplit(str(tiny.path), 1, 1, dtype="float32", url=server.url)
+        assert second.epoch == first.epoch + 1
+        # Then the request goes on, and the answers are the same
+        assert running.get(timeout=60).token_ids[:NEW] == tiny.tokens[2]
+        generations = user.submit_prompts(tiny.prompts, max_tokens=NEW)
+        assert [g.get(timeout=60).token_ids for g in generations] == tiny.tokens
+        assert members(client)["stage0.shard1"].state == "waiting"
+    # And whoever is told to end gives its lease back
+    assert members(client) == {}
+    assert client.exists(names.ENGINE_KEY) == 0
+
+
+def test_requests_wait_for_workers_that_come_later(
+    server: EmbeddedServer, client: redis.Redis, user: Client, tiny: Tiny, tmp_path: Path
+) -> None:
+    # Given a model that is split, requests for it, and nobody there
+    skysplit(str(tiny.path), 1, 1, dtype="float32", url=server.url)
+    generations = user.submit_prompts(tiny.prompts, max_tokens=NEW)
+    status = json.loads(run(server, "skynet.cli", "status", "--json").stdout)
+    assert status["missing"] == ["stage0.shard0", "orchestrator"]
+    assert status["requests"]["open"] == 3
+    # When one of their messages is lost, and workers come
+    client.rpop(names.ORCHESTRATOR_QUEUE)
+    with ExitStack() as stack:
+        for place in ("orchestrator", "stage0.shard0"):
+            stack.enter_context(
+                command(
+                    *("celery", "-A", "skynet", "worker", "-Q", place),
+                    environment={"SKYNET_REDIS_URL": server.url},
+                    log=tmp_path / f"{place}.log",
+                    cwd=tmp_path,
+                )
+            )
+        # Then all are answered
+        assert [g.get(timeout=60).token_ids for g in generations] == tiny.tokens
+
+
+@pytest.mark.parametrize(
+    ("queues", "told"),
+    [
+        (["-Q", "nonsense"], "'nonsense' is no queue of SkyNet: use -Q stage0.shard1"),
+        (["-Q", "stage0.shard01"], "'stage0.shard01' is no queue"),
+        (["-Q", "stage0.shard0,stage0.shard1"], "exactly one place"),
+        ([], "exactly one place, got none"),
+    ],
+    ids=str,
+)
+def test_a_worker_without_a_place_is_refused(
+    server: EmbeddedServer, queues: list[str], told: str
+) -> None:
+    # Given queues that are no place / When a worker is started
+    found = run(server, "celery", "-A", "skynet", "worker", *queues)
+    # Then it ends with a line that says what to do
+    assert found.returncode != 0
+    assert told in found.stderr
+    assert "Traceback" not in found.stderr
