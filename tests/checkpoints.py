@@ -1,4 +1,4 @@
-"""Tiny random checkpoints on disk, with Transformers' answers and a tokenizer of one letter a token."""
+"""Tiny random checkpoints on disk, with a tokenizer of one letter a token."""
 
 from __future__ import annotations
 

@@ -98,9 +98,7 @@ def test_a_seed_fixes_the_answer(cluster: LocalCluster, tiny: Tiny) -> None:
     # Given options that sample
     options: dict[str, Any] = {"max_tokens": NEW, "temperature": 1.2, "top_k": 30, "top_p": 0.95}
     # When seeds are asked for twice, side by side
-    found = [
-        cluster.submit_prompt(tiny.prompts[0], seed=seed, **options) for seed in (1, 2, 1, 2)
-    ]
+    found = [cluster.submit_prompt(tiny.prompts[0], seed=seed, **options) for seed in (1, 2, 1, 2)]
     tokens = [generation.get(timeout=60).token_ids for generation in found]
     # Then the same seed gives the same tokens, another one others
     assert tokens[:2] == tokens[2:]
@@ -170,9 +168,7 @@ def test_a_cancelled_request_ends_and_leaves_the_others_alone(
     assert not short.cancel()
 
 
-def test_a_request_whose_time_is_over_ends_with_an_error(
-    cluster: LocalCluster, tiny: Tiny
-) -> None:
+def test_a_request_whose_time_is_over_ends_with_an_error(cluster: LocalCluster, tiny: Tiny) -> None:
     # Given less time than the answer takes
     generation = cluster.submit_prompt(tiny.prompts[0], max_tokens=2000, timeout=0.3)
     # When it is waited for / Then it says so

@@ -107,9 +107,7 @@ def test_a_cluster_that_is_stopped_leaves_nothing_and_can_start_again(tiny: Tiny
             cluster.submit_prompt([1])
 
 
-def test_what_cannot_work_is_refused_before_anything_is_started(
-    tiny: Tiny, tmp_path: Path
-) -> None:
+def test_what_cannot_work_is_refused_before_anything_is_started(tiny: Tiny, tmp_path: Path) -> None:
     # Given checkpoints that are missing or truncated, and shapes the model has not
     before = children()
     truncated = tmp_path / "truncated"

@@ -38,9 +38,7 @@ def expected(demo_checkpoint: Checkpoint) -> list[list[int]]:
         for prompt in PROMPTS:
             ids = torch.tensor([text.encode(prompt)])
             mask = torch.ones_like(ids)
-            answer = model.generate(
-                ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False
-            )
+            answer = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
             found.append(answer[0, ids.shape[1] :].tolist())
     return found
 

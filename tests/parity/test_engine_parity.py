@@ -33,12 +33,16 @@ class InProcess:
         self.sent: deque[Step] = deque()
         self.answers: dict[str, list[int]] = {}
         self.ended: dict[str, str] = {}
+        self.running: list[str] = []
 
     def send(self, step: Step) -> None:
         self.sent.append(step)
 
     def give_up(self, step: Step) -> None:
         raise AssertionError(f"step {step.number} was given up")
+
+    def started(self, sequences: list[Sequence]) -> None:
+        self.running += [sequence.id for sequence in sequences]
 
     def tokens(self, tokens: list[tuple[Sequence, Token]]) -> set[str]:
         for sequence, token in tokens:
@@ -79,6 +83,7 @@ def answers(
     finally:
         cluster.close()
     assert set(carrier.ended.values()) == {"length"}
+    assert sorted(carrier.running) == sorted(carrier.ended)
     return [carrier.answers[str(number)] for number in range(len(options))]
 
 

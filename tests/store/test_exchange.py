@@ -129,14 +129,14 @@ def test_a_wait_ends_when_nobody_wants_the_step_any_more(server: EmbeddedServer)
 def test_a_peer_that_fails_says_why_at_once(server: EmbeddedServer) -> None:
     # Given a shard that fails before a sum its peer waits for
     with shards(server, 2) as (found, together):
+
+        def run(exchange: Exchange) -> None:
+            if exchange.shard == 1:
+                exchange.abort(1, 13, 2, "out of memory")
+            else:
+                exchange.swap(1, 13, 2, frame(1))
+
         with pytest.raises(PeerLost, match=r"stage0\.shard1 failed: out of memory"):
-
-            def run(exchange: Exchange) -> None:
-                if exchange.shard == 1:
-                    exchange.abort(1, 13, 2, "out of memory")
-                else:
-                    exchange.swap(1, 13, 2, frame(1))
-
             together(run)
         # When the next step comes / Then both go on
         results = together(lambda exchange: exchange.swap(1, 14, 0, frame(exchange.shard)))
@@ -172,9 +172,7 @@ def test_another_shape_is_no_partial(server: EmbeddedServer, other: Frame) -> No
     assert "expected 1x2 of kind 0 in 8" in found[0]
 
 
-def test_bytes_that_are_no_partial_are_refused(
-    server: EmbeddedServer, client: redis.Redis
-) -> None:
+def test_bytes_that_are_no_partial_are_refused(server: EmbeddedServer, client: redis.Redis) -> None:
     # Given something else in a shard's inbox
     client.lpush("x:1.15.0:0.1>0", b"?")
     with shards(server, 2) as (found, _):
@@ -198,7 +196,7 @@ def test_a_late_push_is_never_taken_for_another_step(
     # Then it has its own
     assert values(results[0][1]) == [1]
     # And what nobody took expires
-    left = [key for key in client.scan_iter("x:*")]
+    left = list(client.scan_iter("x:*"))
     assert len(left) == 3
     assert all(0 < client.ttl(key) <= 80 for key in left)  # type: ignore[operator]
 

@@ -68,7 +68,10 @@ def stage(client: redis.Redis, source: Source, **options: Any) -> Manifest:
 
 
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(name=st.sampled_from(sorted(TENSORS)), ends=st.tuples(st.integers(0, 40), st.integers(0, 40)))
+@given(
+    name=st.sampled_from(sorted(TENSORS)),
+    ends=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+)
 def test_any_region_comes_back_bit_by_bit(
     client: redis.Redis, name: str, ends: tuple[int, int]
 ) -> None:

@@ -1,4 +1,4 @@
-"""What the engine talks to, without Redis or Celery: shards that only remember, a journal in lists."""
+"""The engine without Redis or Celery: shards that only remember, and a journal in lists."""
 
 from __future__ import annotations
 
@@ -122,6 +122,13 @@ class Notes:
         self.written: dict[str, list[int]] = {}
         self.ended: dict[str, str | SkynetError] = {}
         self.cancel_asked: set[str] = set()
+        self.running: set[str] = set()
+
+    def started(self, sequences: Items[Sequence]) -> None:
+        for sequence in sequences:
+            if sequence.id in self.running:
+                raise AssertionError(f"{sequence.id} started twice")
+            self.running.add(sequence.id)
 
     def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> set[str]:
         for sequence, token in tokens:
@@ -151,9 +158,7 @@ class Bench:
         self.plan = plan or tiny_plan()
         self.shards = FakeShards(self.plan.num_shards)
         self.notes = Notes()
-        self.engine = Engine(
-            self.plan, self.shards, self.notes, clock=lambda: self.now, **options
-        )
+        self.engine = Engine(self.plan, self.shards, self.notes, clock=lambda: self.now, **options)
         self.engine.ready = True
 
     def finish_oldest(self) -> int:

@@ -18,7 +18,7 @@ def learned(share: float, chord_s: float, layer_s: float) -> SpanChooser:
     """One that has seen many steps of a model with these costs: 6 layers, 1 chord."""
     found = chooser("auto", share=share)
     for _ in range(60):
-        found.learn(1, 1, 6, 6 * layer_s, 6 * layer_s + chord_s)
+        found.learn(1, 1, 6 * layer_s, 6 * layer_s + chord_s)
     return found
 
 
@@ -62,8 +62,8 @@ def test_big_and_small_steps_are_learned_apart() -> None:
     # Given that one token is quick and a long prefill slow
     found = chooser("auto")
     for _ in range(60):
-        found.learn(1, 1, 6, 0.006, 0.008)
-        found.learn(512, 1, 6, 0.6, 0.602)
+        found.learn(1, 1, 0.006, 0.008)
+        found.learn(512, 1, 0.6, 0.602)
     # Then each size has its own expectation; one that was not seen takes the nearest's
     assert found.layer_s(1) == pytest.approx(0.001)
     assert found.layer_s(512) == pytest.approx(0.1)
@@ -75,6 +75,6 @@ def test_a_stutter_does_not_count_as_a_chord() -> None:
     # Given steps that the machine held up for seconds
     found = chooser("auto")
     for _ in range(60):
-        found.learn(1, 1, 6, 0.006, 5.0)
+        found.learn(1, 1, 0.006, 5.0)
     # Then the cost of a chord stays believable
     assert found.chord_s <= 0.05

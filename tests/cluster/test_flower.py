@@ -1,0 +1,121 @@
+"""Flower shows requests as tasks, and with SKYNET_TRACE=1 every layer of every shard."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import Tiny
+from processes import command, wait_for
+
+from skynet import names
+from skynet.local import LocalCluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+Tasks = dict[str, dict[str, Any]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def flower(cluster: LocalCluster, directory: Path) -> Iterator[Callable[[], Tasks]]:
+    """`celery -A skynet flower` against the cluster: a function that replies the tasks it shows."""
+    port = free_port()
+
+    def tasks() -> Tasks:
+        try:
+            url = f"http://127.0.0.1:{port}/api/tasks?limit=5000"
+            with urllib.request.urlopen(url, timeout=10) as reply:
+                return dict(json.load(reply))
+        except (urllib.error.URLError, ConnectionError):
+            return {}
+
+    with command(
+        *("celery", "-A", "skynet", "flower", "--address=127.0.0.1", f"--port={port}"),
+        environment={"SKYNET_REDIS_URL": cluster.url, "FLOWER_UNAUTHENTICATED_API": "1"},
+        log=directory / "flower.log",
+        cwd=directory,
+    ):
+        yield tasks
+
+
+def shown(cluster: LocalCluster, tasks: Callable[[], Tasks], prompt: list[int]) -> dict[str, Any]:
+    """A request that was submitted while Flower listened, as Flower shows it when it is over."""
+
+    def ask() -> dict[str, Any] | None:
+        generation = cluster.submit_prompt(prompt, max_tokens=5)
+        generation.get(timeout=60)
+        task = tasks().get(generation.id)
+        # A task without a name came before Flower was there: it has seen its end only.
+        return task if task and task["name"] and task["state"] == "SUCCESS" else None
+
+    return wait_for("Flower shows a request that succeeded", ask)
+
+
+def test_requests_are_tasks_and_shard_tasks_are_not_shown(
+    cluster: LocalCluster, tiny: Tiny, tmp_path: Path
+) -> None:
+    # Given Flower beside a cluster
+    with flower(cluster, tmp_path) as tasks:
+        # When requests are answered
+        prompt = tiny.prompts[0]
+        task = shown(cluster, tasks, prompt)
+        # Then the task tells the prompt's length and the tokens made
+        assert task["name"] == names.GENERATE_TASK
+        assert str(len(prompt)) in task["args"]
+        assert f'"prompt_tokens": {len(prompt)}' in task["kwargs"]
+        assert "5 tokens, length" in task["result"]
+        assert task["runtime"] > 0
+        assert task["worker"].startswith("orchestrator@")
+        # And one that is cancelled is shown as such
+        cancelled = cluster.submit_prompt(prompt, max_tokens=2000)
+        next(cancelled.tokens(timeout=60))
+        cancelled.cancel()
+        wait_for(
+            "Flower shows the cancelled one",
+            lambda: tasks().get(cancelled.id, {}).get("state") == "REVOKED",
+        )
+        # And no task of a shard is there
+        assert {task["name"] for task in tasks().values()} - {None} == {names.GENERATE_TASK}
+
+
+def test_traced_shard_tasks_are_shown(tiny: Tiny, tmp_path: Path) -> None:
+    # Given a cluster that traces, one chord a layer
+    with LocalCluster(
+        tiny.path, 1, 2, "float32", "layer", environment={"SKYNET_TRACE": "1"}
+    ) as traced:
+        with flower(traced, tmp_path) as tasks:
+            # When a request is answered
+            task = shown(traced, tasks, tiny.prompts[0])
+            # Then it is there
+            assert task["name"] == names.GENERATE_TASK
+            # And so is every kind of hop: on each shard, between layers, and at the end
+
+            def spans() -> set[str]:
+                return {
+                    str(task["worker"]).split("@")[0]
+                    for task in tasks().values()
+                    if task["name"] == names.RUN_SPAN_TASK and task["state"] == "SUCCESS"
+                }
+
+            wait_for("spans of both shards", lambda: spans() == {"stage0.shard0", "stage0.shard1"})
+            kinds = {task["name"] for task in tasks().values()}
+            assert kinds >= {names.RUN_SPAN_TASK, names.ADVANCE_TASK, names.FINISH_STEP_TASK}
+            layers = [
+                task["args"] for task in tasks().values() if task["name"] == names.RUN_SPAN_TASK
+            ]
+            assert all(any(f"layers [{n}, {n + 1})" in args for args in layers) for n in range(4))
+            # And traced answers are right
+            found = traced.submit_prompt(tiny.prompts[0], max_tokens=24).get(timeout=60)
+            assert found.token_ids == tiny.tokens[0]

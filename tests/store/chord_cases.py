@@ -1,0 +1,63 @@
+"""A SkyNet app of the tests' own, and chords of a tiny plan on it."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from typing import Any
+
+import redis
+
+from skynet import wire
+from skynet.celery import AddressAMQP, SkynetCelery
+from skynet.chords import Messenger
+from skynet.models import load_architecture
+from skynet.planning.plan import Plan
+from skynet.planning.split import make_plan
+from skynet.store.connection import backend_url, broker_url
+from skynet.store.resp import RespConnection
+
+TTL_S = 60
+
+
+def make_app(url: str) -> SkynetCelery:
+    app = SkynetCelery(
+        "tests", amqp=AddressAMQP, set_as_current=False, config_source="celeryconfig"
+    )
+    app.conf.update(broker_url=broker_url(url), result_backend=backend_url(url))
+    app.__dict__["messenger"] = Messenger(app, RespConnection(url, 10), TTL_S)
+    return app
+
+
+def tiny_plan(stages: int = 2, shards: int = 2) -> Plan:
+    arch = load_architecture(
+        {
+            "model_type": "llama",
+            "hidden_size": 48,
+            "intermediate_size": 80,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "vocab_size": 100,
+        }
+    )
+    return make_plan(arch, model="d", name="tiny", stages=stages, shards=shards, epoch=5)
+
+
+def queued(client: redis.Redis, queue: str) -> list[dict[str, Any]]:
+    """All messages of a queue, first come first, their bodies decoded; the queue is empty then."""
+    found = []
+    while (text := client.rpop(queue)) is not None:
+        message: dict[str, Any] = json.loads(text)  # type: ignore[arg-type]
+        message["body"] = decoded_body(message)
+        found.append(message)
+    return found
+
+
+def decoded_body(message: dict[str, Any]) -> Any:
+    """What the worker finds in a message, by kombu's own rules."""
+    if message["properties"]["body_encoding"] != "base64":
+        raise AssertionError(f"body encoding {message['properties']['body_encoding']}")
+    raw = b64decode(message["body"])
+    if message["content-type"] == wire.CONTENT_TYPE:
+        return wire.decode(raw)
+    return json.loads(raw)

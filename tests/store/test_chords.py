@@ -1,0 +1,143 @@
+"""Messages that we write ourselves are those that Celery would have written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import redis
+from chord_cases import queued, tiny_plan
+
+from skynet import names
+from skynet.celery import SkynetCelery
+from skynet.chords import INLINE_BYTES, body_signature, next_span
+from skynet.planning.ranges import Range
+
+ADDRESS = "stage0.shard1"
+OWN = {"id", "root_id", "origin"}  # of each message its own, or of each process
+
+
+def stable(message: dict[str, Any]) -> dict[str, Any]:
+    """The message without what differs each time."""
+    properties = dict(message["properties"])
+    # Celery repeats the reprs among the properties, where nobody reads them.
+    for name in ("correlation_id", "delivery_tag", "reply_to", "argsrepr", "kwargsrepr"):
+        properties.pop(name, None)
+    headers = {name: value for name, value in message["headers"].items() if name not in OWN}
+    return {**message, "headers": headers, "properties": properties}
+
+
+def test_a_chords_message_is_what_celery_would_send(app: SkynetCelery, client: redis.Redis) -> None:
+    # Given a chord's header task, sent by Celery itself
+    body = body_signature(tiny_plan(), 7, Range(0, 1), 2, 0.25)
+    options: dict[str, Any] = {"group_id": "5.7.0", "group_index": 1, "chord": body}
+    app.send_task(
+        names.RUN_SPAN_TASK,
+        [5, 7, 0, 1],
+        queue=ADDRESS,
+        serializer=names.SERIALIZER,
+        argsrepr="(step 7)",
+        kwargsrepr="",
+        ignore_result=True,
+        **options,
+    )
+    (theirs,) = queued(client, ADDRESS)
+    # When we write it straight into the queue
+    app.messenger.send(names.RUN_SPAN_TASK, [5, 7, 0, 1], ADDRESS, argsrepr="(step 7)", **options)
+    (ours,) = queued(client, ADDRESS)
+    # Then nothing differs but ids
+    assert stable(ours) == stable(theirs)
+    headers = ours["headers"]
+    assert headers["id"] == headers["root_id"] == ours["properties"]["correlation_id"]
+    assert (headers["group"], headers["group_index"]) == ("5.7.0", 1)
+    assert ours["body"][2]["chord"] == body
+
+
+def test_a_plain_message_is_what_celery_would_send(app: SkynetCelery, client: redis.Redis) -> None:
+    # Given a task without a chord, with bytes in its arguments
+    args = [[b"\x00\xff", b""], 5, 7, 4]
+    app.send_task(
+        names.FINISH_STEP_TASK,
+        args,
+        queue=names.ORCHESTRATOR_QUEUE,
+        serializer=names.SERIALIZER,
+        argsrepr="",
+        kwargsrepr="",
+        ignore_result=True,
+    )
+    # When we send it too
+    app.messenger.send(names.FINISH_STEP_TASK, args, names.ORCHESTRATOR_QUEUE)
+    # Then both are the same
+    theirs, ours = queued(client, names.ORCHESTRATOR_QUEUE)
+    assert stable(ours) == stable(theirs)
+    assert ours["body"][0] == args
+
+
+def test_a_chord_is_a_message_for_each_shard(app: SkynetCelery, client: redis.Redis) -> None:
+    # Given a plan of 2 stages x 3 shards
+    plan = tiny_plan(2, 3)
+    second = plan.stages[1].layers
+    # When a chord of the second stage is emitted
+    app.messenger.emit_chord(plan, 9, Range(second.start, 4), rows=b"rows", hidden=b"hidden")
+    # Then each of its shards has one, with what it starts from, and nobody else
+    for shard in range(3):
+        assert client.llen(f"stage0.shard{shard}") == 0
+        (message,) = queued(client, f"stage1.shard{shard}")
+        assert message["headers"]["group_index"] == shard
+        assert message["headers"]["group"] == f"5.9.{second.start}"
+        assert message["body"][0] == [5, 9, second.start, 4, b"rows", b"hidden"]
+        chord = message["body"][2]["chord"]
+        assert chord["task"] == names.FINISH_STEP_TASK
+        assert chord["options"] == {"queue": names.ORCHESTRATOR_QUEUE}
+        assert chord["chord_size"] == 3
+    # And nothing else is left in Redis
+    assert client.keys("skynet:*") == []
+
+
+def test_what_is_too_big_for_a_message_lies_under_a_key(
+    app: SkynetCelery, client: redis.Redis
+) -> None:
+    # Given rows and hidden states of more than a message takes
+    plan = tiny_plan(1, 2)
+    rows, hidden = bytes(INLINE_BYTES + 1), bytes(INLINE_BYTES + 2)
+    # When the first and an inner span are emitted
+    app.messenger.emit_chord(plan, 9, Range(0, 1), rows=rows)
+    app.messenger.emit_chord(plan, 9, Range(1, 4), rows=rows, hidden=hidden)
+    # Then the messages are small
+    first, inner = queued(client, "stage0.shard0")
+    assert first["body"][0] == [5, 9, 0, 1, None, None]
+    assert inner["body"][0] == [5, 9, 1, 4, None, None]
+    # And the rest lies there for a while
+    assert client.get(names.step_key(5, 9)) == rows
+    assert client.get(names.hidden_key(5, 9, 1)) == hidden
+    keys = client.keys("skynet:*")
+    assert len(keys) == 2
+    assert all(0 < client.ttl(key) <= 60 for key in keys)
+
+
+def test_the_body_advances_until_the_last_layer() -> None:
+    # Given a plan of 4 layers in 2 stages
+    plan = tiny_plan()
+    # Then inner spans advance to where the next one starts; the last one ends the step
+    inner = body_signature(plan, 3, Range(1, 2), 2, 0.5)
+    last = body_signature(plan, 3, Range(3, 4), 2, 0.75)
+    assert (inner["task"], inner["args"]) == (names.ADVANCE_TASK, [5, 3, 2, 0.5])
+    assert (last["task"], last["args"]) == (names.FINISH_STEP_TASK, [5, 3, 4, 0.75])
+    assert inner["options"] == {}
+
+
+@pytest.mark.parametrize("layers_per_chord", [1, 2, 3, 99])
+def test_spans_tile_the_layers_and_never_cross_a_stage(layers_per_chord: int) -> None:
+    # Given 4 layers in 1, 2 or 3 stages
+    for stages in (1, 2, 3):
+        plan = tiny_plan(stages)
+        # When a step goes through them
+        at, spans = 0, []
+        while at < plan.num_layers:
+            spans.append(next_span(plan, at, layers_per_chord))
+            at = spans[-1].stop
+        # Then each layer is in one span, and no span in two stages
+        assert [layer for span in spans for layer in range(span.start, span.stop)] == [0, 1, 2, 3]
+        for span in spans:
+            assert 1 <= span.size <= layers_per_chord
+            assert plan.stage_of(span.start) == plan.stage_of(span.stop - 1)

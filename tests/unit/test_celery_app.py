@@ -1,0 +1,130 @@
+"""The Celery app: its queues are places, its tasks are named, and its settings make hops cheap."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from pathlib import Path
+
+import pytest
+from kombu import Queue
+
+import tasks
+from skynet import names
+from skynet.celery import AddressQueues, app, configure_logging, place_of
+from skynet.client import Client
+from skynet.errors import ConfigurationError
+from skynet.names import Address
+
+TASKS = {
+    names.GENERATE_TASK,
+    names.CANCEL_TASK,
+    names.RUN_SPAN_TASK,
+    names.ADVANCE_TASK,
+    names.FINISH_STEP_TASK,
+    names.FAIL_STEP_TASK,
+}
+
+
+def test_a_place_is_one_address_or_the_orchestrator() -> None:
+    # Given what -Q gives Celery, a text or a list / Then it is a place
+    assert place_of("stage0.shard1") == Address(0, 1)
+    assert place_of(["stage12.shard30"]) == Address(12, 30)
+    assert place_of("orchestrator") == "orchestrator"
+
+
+@pytest.mark.parametrize(
+    "queues",
+    [None, "", [], "celery", "stage0", "a,b", "stage0.shard0,orchestrator", "stage-1.shard0"],
+)
+def test_anything_else_is_no_place(queues: str | list[str] | None) -> None:
+    # When / Then
+    with pytest.raises(ConfigurationError, match=r"-Q stage0\.shard1"):
+        place_of(queues)
+
+
+def test_queues_are_declared_by_the_pattern_of_addresses() -> None:
+    # Given no declared queue
+    queues = AddressQueues({})
+    # When an address is looked up
+    queue = queues["stage3.shard4"]
+    # Then it is a direct queue of that name; a typo is an error
+    assert isinstance(queue, Queue)
+    assert (queue.name, queue.routing_key, queue.exchange.name) == (
+        "stage3.shard4",
+        "stage3.shard4",
+        "",
+    )
+    assert queues["orchestrator"].name == "orchestrator"
+    with pytest.raises(ConfigurationError, match=r"'stage3\.shrad4' is no queue"):
+        queues["stage3.shrad4"]
+
+
+def test_nothing_is_sent_to_a_queue_that_is_no_place() -> None:
+    # When a message is sent to a typo / Then it is refused before Redis is asked
+    with pytest.raises(ConfigurationError, match=r"'stage0\.shrad1' is no queue"):
+        app.send_task(names.CANCEL_TASK, ("id",), queue="stage0.shrad1")
+
+
+def test_all_tasks_are_there_by_their_names() -> None:
+    # Given the app with its tasks / Then they are those of names.py, and no result is stored twice
+    app.loader.import_default_modules()
+    own = {name: task for name, task in app.tasks.items() if name.startswith("skynet.")}
+    assert set(own) == TASKS
+    assert {name for name, task in own.items() if not task.ignore_result} == {names.GENERATE_TASK}
+    assert own[names.GENERATE_TASK].send_events
+    assert not own[names.CANCEL_TASK].send_events
+
+
+def test_a_task_is_short() -> None:
+    # Given the bodies of all tasks / Then each is ten lines or fewer
+    for module in (tasks.orchestrator, tasks.shard):
+        for name, task in vars(module).items():
+            if name.startswith("_") or not hasattr(task, "run"):
+                continue
+            lines = inspect.getsource(task.run).splitlines()
+            body = [line for line in lines if line.startswith("    ")]
+            assert len(body) <= 10, name
+
+
+def test_settings_that_hops_rely_on() -> None:
+    # Given the app's configuration
+    conf = app.conf
+    # Then hops are at most once, in one BRPOP, with a deadline, and never a pickle
+    assert conf.broker_transport_options["ack_emulation"] is False
+    assert conf.broker_transport_options["priority_steps"] == [0]
+    assert conf.broker_transport_options["socket_timeout"] > 0
+    assert (conf.worker_pool, conf.worker_concurrency) == ("solo", 1)
+    assert conf.task_create_missing_queues is False
+    assert set(conf.accept_content) == {"json", names.SERIALIZER}
+    assert conf.task_send_sent_event is False
+
+
+def test_two_clients_talk_to_two_clusters(tmp_path: Path) -> None:
+    # Given clients of two servers / When their apps are made
+    first, second = Client(f"unix://{tmp_path}/a"), Client("redis://127.0.0.1:1/0")
+    # Then each has its own, and the process's app stays as it was
+    assert first.app.conf.broker_url == f"redis+socket://{tmp_path}/a"
+    assert first.app.conf.result_backend == f"skynet.backend:ChordBackend+socket://{tmp_path}/a"
+    assert second.app.conf.broker_url == "redis://127.0.0.1:1/0"
+    assert app.conf.broker_url not in (first.app.conf.broker_url, second.app.conf.broker_url)
+    for client in (first, second):
+        client.close()
+
+
+def test_log_lines_have_a_place(capsys: pytest.CaptureFixture[str]) -> None:
+    # Given logging as a worker has it
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        configure_logging("INFO")
+        # When something is logged
+        logging.getLogger("skynet.test").info("step %d", 5)
+        logging.getLogger("celery.test").info("not for people")
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:], root.level = before
+    # Then it is one line, with its level and place, and other libraries' chatter is not there
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert " INFO    - step 5" in lines[0]
