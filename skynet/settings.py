@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     lease_s: float = Field(6, gt=0.5, description="a worker silent for so long is taken as dead")
     connect_timeout_s: float = Field(4, gt=0, description="wait for Redis to accept a connection")
     chord_share: float = Field(
-        0.1, gt=0, lt=1, description="share of a step that chords may cost with chord_span=auto"
+        0.05, gt=0, lt=1, description="share of a step that chords may cost with chord_span=auto"
     )
     exchange_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="what partials travel as; auto: as they were computed"

@@ -68,7 +68,7 @@ class Engine:
         *,
         max_batch_tokens: int = 512,
         step_timeout_s: float = 120,
-        chord_share: float = 0.1,
+        chord_share: float = 0.05,
         first_step: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:

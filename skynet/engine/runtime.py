@@ -228,6 +228,9 @@ class OrchestratorRuntime:
         cls = getattr(errors, kind, StepFailed)
         if not (isinstance(cls, type) and issubclass(cls, StepFailed)):
             cls = StepFailed
+        # A shard that has turned to a newer plan fails the old one's steps: that is no failure of
+        # their requests, which go on under the new plan.
+        self._watch_plan()
         if self.engine is not None:
             self.engine.fail_step(epoch, step, cls(message))
 

@@ -31,27 +31,30 @@ class AllSum:
         """(tokens, hidden) -> the sum, float32, same bits on every shard."""
         if not self.exchange.peers:
             return partial.float()
+        own, mine = self._pack(partial)
         position, self.position = self.position, self.position + 1
-        frames = self.exchange.swap(self.epoch, self.step, position, self._pack(partial))
-        total = _unpack(frames[0])
-        for shard in range(1, len(frames)):
-            total += _unpack(frames[shard])
-        return total.to(partial.device)
+        frames = self.exchange.swap(self.epoch, self.step, position, mine)
+        total: torch.Tensor | None = None
+        for shard in range(len(frames)):
+            part = own if shard == self.exchange.shard else _unpack(frames[shard])
+            total = part if total is None else total + part
+        return own if total is None else total.to(partial.device)
 
-    def _pack(self, partial: torch.Tensor) -> Frame:
+    def _pack(self, partial: torch.Tensor) -> tuple[torch.Tensor, Frame]:
+        """This shard's partial as the others will read it: in float32, and as it travels."""
         rows, columns = partial.shape
-        if self.dtype == "float32":
-            partial = partial.float()
-        elif self.dtype == "bfloat16":
+        if self.dtype == "bfloat16":
             partial = partial.to(torch.bfloat16)
-        values = partial.detach().cpu().contiguous()
-        if values.dtype == torch.bfloat16:
-            return Frame(BFLOAT16, rows, columns, values.view(torch.uint16).numpy().tobytes())
-        return Frame(FLOAT32, rows, columns, values.float().numpy().tobytes())
+        own = partial.float() if partial.is_cpu else partial.float().cpu()
+        if self.dtype != "float32" and partial.dtype == torch.bfloat16:
+            bits = partial.cpu().contiguous().view(torch.uint16)
+            return own, Frame(BFLOAT16, rows, columns, bits.numpy().tobytes())
+        return own, Frame(FLOAT32, rows, columns, own.numpy().tobytes())
 
 
 def _unpack(frame: Frame) -> torch.Tensor:
     kind = np.uint16 if frame.kind == BFLOAT16 else np.float32
+    # A copy: torch wants memory that may be written.
     array = np.frombuffer(bytearray(frame.data), dtype=kind).reshape(frame.rows, frame.columns)
     values = torch.from_numpy(array)
     return values.view(torch.bfloat16).float() if frame.kind == BFLOAT16 else values

@@ -12,11 +12,11 @@ from checkpoints import Tiny
 from processes import is_gone, wait_for
 
 from skynet.client import Generation
-from skynet.errors import SkynetError, StepFailed
+from skynet.errors import RequestCancelled, SkynetError, StepFailed
 from skynet.local import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
-LONG = 250
+LONG = 500
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,8 @@ def fragile(tiny: Tiny) -> Iterator[LocalCluster]:
 @pytest.fixture(scope="module")
 def undisturbed(fragile: LocalCluster, tiny: Tiny) -> list[list[int]]:
     """Long answers to the prompts, as they are when nobody dies."""
-    return [
-        fragile.submit_prompt(prompt, max_tokens=LONG).get(timeout=60).token_ids
-        for prompt in tiny.prompts
-    ]
+    generations = fragile.submit_prompts(tiny.prompts, max_tokens=LONG)
+    return [generation.get(timeout=60).token_ids for generation in generations]
 
 
 def kill(cluster: LocalCluster, address: str) -> None:
@@ -45,38 +43,39 @@ def kill(cluster: LocalCluster, address: str) -> None:
     wait_for(f"{address} to die", lambda: address in cluster.failed_workers())
 
 
-def end_of(generation: Generation) -> str | list[int]:
-    """Its tokens, or its error's text."""
-    try:
-        return generation.get(timeout=30).token_ids
-    except StepFailed as error:
-        return str(error)
+def end_of(generation: Generation) -> SkynetError:
+    """The error it ended with."""
+    with pytest.raises(SkynetError) as raised:
+        generation.get(timeout=60)
+    return raised.value
 
 
 @pytest.mark.parametrize("address", ["stage0.shard1", "stage1.shard0"])
-def test_a_killed_shard_ends_its_requests_and_its_successor_serves_new_ones(
-    fragile: LocalCluster, tiny: Tiny, undisturbed: list[list[int]], address: str
+def test_a_killed_shard_ends_its_requests_and_its_successor_serves_the_others(
+    fragile: LocalCluster, tiny: Tiny, address: str
 ) -> None:
-    # Given requests in mid-answer, two more than there are slots
-    generations = fragile.submit_prompts(tiny.prompts * 2, max_tokens=LONG)
-    for generation in generations[:4]:
+    # Given long answers under way in every slot, and requests that wait for one
+    running = fragile.submit_prompts([*tiny.prompts, [1]], max_tokens=1900)
+    for generation in running:
         next(generation.tokens(timeout=60))
+    waiting = fragile.submit_prompts(tiny.prompts, max_tokens=24)
     # When a shard's worker is killed
     kill(fragile, address)
-    # Then those whose step was lost end with an error that names it, within the lease
-    wait_for("an end", lambda: any(g.ready() for g in generations[:4]), 30)
-    running = [generation for generation in generations if not generation.ready()]
-    failed = [end_of(generation) for generation in generations if generation not in running]
-    assert failed
-    assert all(isinstance(end, str) and address in end for end in failed), failed
-    # And when it has a successor, the others go on as if nothing had been
+    # Then an answer ends with an error within the lease, before there is a successor
+    wait_for("an end", lambda: any(g.ready() for g in running), 30)
     fragile.restart_worker(address)
-    wanted = dict(zip([g.id for g in generations], undisturbed * 2, strict=True))
+    # And the error names the shard; who was in no step goes on until it is cancelled
     for generation in running:
-        assert end_of(generation) == wanted[generation.id]
-    # And new ones are answered
-    found = [g.get(timeout=60) for g in fragile.submit_prompts(tiny.prompts, max_tokens=24)]
-    assert [completion.token_ids for completion in found] == tiny.tokens
+        generation.cancel()
+    ends = [end_of(generation) for generation in running]
+    failed = [str(end) for end in ends if isinstance(end, StepFailed)]
+    assert failed
+    assert all(address in message for message in failed), failed
+    assert len(failed) + sum(isinstance(end, RequestCancelled) for end in ends) == 4
+    # And those who waited are answered, and new ones too
+    assert [g.get(timeout=60).token_ids for g in waiting] == tiny.tokens
+    found = fragile.submit_prompts(tiny.prompts, max_tokens=24)
+    assert [g.get(timeout=60).token_ids for g in found] == tiny.tokens
 
 
 def test_a_killed_orchestrator_loses_nothing(

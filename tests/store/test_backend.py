@@ -32,6 +32,9 @@ class Shards:
         self.advanced: list[list[Any]] = []
         self.body = body_signature(tiny_plan(2, num_shards), 7, span, num_shards, 0.25)
         results, advanced = self.results, self.advanced
+        app.finalize()
+        for name in (names.RUN_SPAN_TASK, names.ADVANCE_TASK):
+            app.tasks.pop(name, None)  # the real ones, if another test has imported them
 
         @app.task(name=names.RUN_SPAN_TASK, bind=True, ignore_result=True, shared=False)
         def run_span(self: Any) -> Any:
@@ -46,8 +49,6 @@ class Shards:
             if args[0] == [b"broken"]:
                 raise ValueError("a broken sum")
 
-        app.finalize()
-        self.task = run_span
         self.trace = build_tracer(run_span.name, run_span, app=app, propagate=False)
 
     def run(self, shard: int, result: Any, group: str = GROUP) -> None:
