@@ -42,8 +42,10 @@ class SpanChooser:
         if self.mode == "stage":
             return self.longest
         # n layers and one chord: chord <= share * (chord + n * layer)
-        needed = self.chord_s * (1 / self.chord_share - 1) / self.layer_s(num_tokens)
-        return max(1, min(self.longest, math.ceil(needed)))
+        needed = self.chord_s * (1 / self.chord_share - 1) / max(self.layer_s(num_tokens), 1e-9)
+        # As many chords as that allows in the longest stage, of equal length.
+        chords = max(1, min(self.longest, int(self.longest / max(needed, 1.0))))
+        return math.ceil(self.longest / chords)
 
     def learn(self, num_tokens: int, num_chords: int, busy_s: float, wall_s: float) -> None:
         """Take note of a step that is done.
