@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     result_expires_s: int = Field(86_400, ge=60, description="how long an answer is kept")
     step_timeout_s: float = Field(120, gt=0, description="deadline of one step")
     exchange_timeout_s: float = Field(20, gt=0, description="wait for one partial of a peer")
+    exchange_spin_us: int = Field(
+        300, ge=0, le=10_000, description="busy-wait for a peer's partial before sleeping, in µs"
+    )
     lease_s: float = Field(6, gt=0.5, description="a worker silent for so long is taken as dead")
     connect_timeout_s: float = Field(4, gt=0, description="wait for Redis to accept a connection")
     chord_share: float = Field(

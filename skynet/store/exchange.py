@@ -17,7 +17,7 @@ import redis
 from skynet import names
 from skynet.errors import PeerLost, WireError
 from skynet.settings import settings
-from skynet.store.resp import RespConnection, command
+from skynet.store.resp import RespConnection
 
 # magic, dtype, rows, columns
 HEADER = struct.Struct("<2sHII")
@@ -25,7 +25,10 @@ MAGIC = b"SX"
 FLOAT32, BFLOAT16, ABORT = 0, 1, 2
 ITEM_BYTES = {FLOAT32: 4, BFLOAT16: 2}
 MAX_ABORT_BYTES = 4096
-POP_S = b"1"
+# One write of hand-made commands: `resp.command` would take longer than the sum itself.
+_PUSH = b"*3\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+_EXPIRE = b"*3\r\n$6\r\nEXPIRE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+_POP = b"*3\r\n$5\r\nBRPOP\r\n$%d\r\n%b\r\n$1\r\n1\r\n"  # waits a second, then asks again
 
 
 class Frame(NamedTuple):
@@ -50,7 +53,8 @@ class Exchange:
         self.timeout_s = settings().exchange_timeout_s
         self.waited_s = 0.0
         self.still_wanted: Callable[[], bool] = lambda: True  # asked after a second of waiting
-        self._connection = RespConnection(url, self.timeout_s + 5)
+        spin_s = settings().exchange_spin_us * 1e-6
+        self._connection = RespConnection(url, self.timeout_s + 5, spin_s)
         self._expire_s = str(int(4 * self.timeout_s)).encode()
 
     def swap(self, epoch: int, step: int, position: int, mine: Frame) -> dict[int, Frame]:
@@ -97,14 +101,14 @@ class Exchange:
 
     def _pop(self, epoch: int, step: int, position: int, peer: int) -> bytes:
         inbox = names.exchange_key(epoch, step, position, self.stage, peer, self.shard)
-        return command(b"BRPOP", inbox, POP_S)
+        return _POP % (len(inbox), inbox)
 
     def _pushes(self, epoch: int, step: int, position: int, payload: bytes) -> list[bytes]:
         commands = []
         for peer in self.peers:
             outbox = names.exchange_key(epoch, step, position, self.stage, self.shard, peer)
-            commands.append(command(b"LPUSH", outbox, payload))
-            commands.append(command(b"EXPIRE", outbox, self._expire_s))
+            commands.append(_PUSH % (len(outbox), outbox, len(payload), payload))
+            commands.append(_EXPIRE % (len(outbox), outbox, len(self._expire_s), self._expire_s))
         return commands
 
     def _unpack(self, peer: int, position: int, reply: object, mine: Frame) -> Frame:
