@@ -66,21 +66,15 @@ def _stage_once() -> tuple[float, float]:
 
 
 def _load_once() -> tuple[float, list[float], list[float]]:
-    seen: dict[str, float] = {}
-
-    def progress(what: str, done: int, total: int) -> None:
-        if what == "loading":
-            seen.setdefault("start", time.perf_counter())
-            seen["stop"], seen["bytes"] = time.perf_counter(), total
-
-    with LocalCluster(MODEL, 1, 2, "bfloat16", progress=progress) as cluster:
+    with LocalCluster(MODEL, 1, 2, "bfloat16") as cluster:
         members = {m.address: m for m in Members(cluster.client.redis, 6).all()}
         shards = [worker for worker in cluster.workers if worker.address.startswith("stage")]
         memory = [_memory_mb(worker.pid) for worker in shards]
         slices = [members[worker.address].weight_bytes / 1e6 for worker in shards]
+        slowest = max(members[worker.address].load_s for worker in shards)
     overs = [peak - now for peak, now in memory]
     bases = [now - kept for (_, now), kept in zip(memory, slices, strict=True)]
-    return seen["bytes"] / 1e6 / (seen["stop"] - seen["start"]), overs, bases
+    return sum(slices) / slowest, overs, bases
 
 
 def _memory_mb(pid: int) -> tuple[float, float]:

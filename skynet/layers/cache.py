@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import mmap
+
 import torch
 
 
@@ -12,12 +13,11 @@ def allocate(
     """Zeros of (slots, heads, tokens, head_dim); `heads` counts the K heads, then the V heads.
 
     Zeros and not garbage: keys past a sequence's end may be read under a mask, and a NaN among
-    them would pass any mask. On a CPU the pages come from calloc, so that those never written
-    take no memory; `torch.zeros` would write them all.
+    them would pass any mask. On a CPU they are pages of an anonymous mapping, which take memory
+    when they are first written: calloc, with blocks of this size, may reuse and clear others.
     """
     shape = (slots, heads, tokens, head_dim)
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    size = torch.empty(0, dtype=dtype).element_size()
-    raw = np.zeros(slots * heads * tokens * head_dim * size, dtype=np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    pages = mmap.mmap(-1, slots * heads * tokens * head_dim * dtype.itemsize)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)

@@ -26,6 +26,7 @@ class Member:
     threads: int = 0
     weight_bytes: int = 0  # what its slice takes, or will take
     loaded_bytes: int = 0  # of that, while it loads
+    load_s: float = 0.0  # how long that took
     resident_bytes: int = 0
     free_bytes: int = 0  # memory of the host that is free
     steps: int = 0

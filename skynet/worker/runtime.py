@@ -155,7 +155,10 @@ class ShardRuntime:
                 reported[0] = time.monotonic()
 
         try:
-            from skynet.worker.slice import load_slice, slice_bytes
+            import torch
+
+            torch.set_num_threads(max(1, member.threads))  # of this thread; the other has its own
+            from skynet.worker.slice import load_slice, return_free_memory, slice_bytes
 
             member.weight_bytes = slice_bytes(client, plan, self.address)
             model = load_slice(client, plan, self.address, settings().device, progress)
@@ -174,13 +177,15 @@ class ShardRuntime:
         self.model, self.plan = model, plan
         gc.collect()
         gc.freeze()  # weights and modules stay: no collection needs to look at them again
+        return_free_memory()
         member.state, member.weight_bytes = "ready", model.weight_bytes
+        member.load_s = round(time.monotonic() - started, 3)
         logger.info(
             "plan %d: loaded %.1f MB of %s in %.2f s",
             plan.epoch,
             model.weight_bytes / 1e6,
             plan.name,
-            time.monotonic() - started,
+            member.load_s,
         )
 
     # -- spans ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 
 import redis
@@ -64,3 +65,11 @@ def slice_bytes(client: redis.Redis, plan: Plan, address: Address) -> int:
     manifest = WeightStore(client).require_manifest(plan.model)
     arch = load_architecture(manifest.config)
     return shard_weight_bytes(arch, plan, address.stage, address.shard)
+
+
+def return_free_memory() -> None:
+    """Give what loading freed back to the system: the C library would keep it for this thread."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        pass  # not glibc
