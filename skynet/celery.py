@@ -74,7 +74,8 @@ class SkynetCelery(Celery):
     @cached_property
     def messenger(self) -> Messenger:
         current = settings()
-        connection = RespConnection(current.redis_url, timeout_s=30)
+        spin_s = current.exchange_spin_us * 1e-6
+        connection = RespConnection(current.redis_url, timeout_s=30, spin_s=spin_s)
         return Messenger(self, connection, current.step_timeout_s)
 
 

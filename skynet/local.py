@@ -9,13 +9,13 @@ Nothing is left behind, even when this process is killed (see guardian.py).
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,13 +32,33 @@ from skynet.names import Address
 from skynet.planning.plan import Plan
 from skynet.settings import settings
 from skynet.splitting import Progress, draft_plan, stage_checkpoint
-from skynet.store.connection import connect
 from skynet.store.members import Member, Members
 from skynet.store.plans import Plans
 from skynet.store.server import EmbeddedServer
 
 READY_S = 600.0
 STOP_S = 10.0
+
+
+@contextmanager
+def local_server(port: int = 0) -> Iterator[tuple[EmbeddedServer, Guardian]]:
+    """An embedded server in a private directory, gone with its files at the end.
+
+    The guardian ends it even if this process is killed, and whatever else it is told to watch.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="skynet-"))  # mode 0700
+    guardian = Guardian()
+    guardian.remove_at_end(directory)
+    server = EmbeddedServer(directory, port)
+    try:
+        server.start()
+        guardian.watch(server.pid)
+        yield server, guardian
+    finally:
+        pid = server.pid
+        server.stop()
+        guardian.forget(pid)
+        guardian.close()
 
 
 @dataclass(frozen=True)
@@ -84,7 +104,7 @@ class LocalCluster:
         self.plan: Plan | None = None
         self._shape = (stages, shards, dtype, chord_span, num_slots, slot_tokens)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._directory: Path | None = None
+        self._stack = ExitStack()
         self._guardian: Guardian | None = None
         self._server: EmbeddedServer | None = None
         self._client: Client | None = None
@@ -112,11 +132,11 @@ class LocalCluster:
         checkpoint = open_checkpoint(self.model, settings().cache_dir)
         draft = draft_plan(checkpoint, *self._shape)
         try:
-            self._start_server()
+            self._server, self._guardian = self._stack.enter_context(local_server(self.port))
             for address in draft.addresses():
                 self._start_worker(str(Address(*address)))
             self._start_worker(names.ORCHESTRATOR_QUEUE)
-            client = connect(self.url)
+            client = self.client.redis
             stage_checkpoint(client, checkpoint, draft.model, self.progress)
             self.plan = Plans(client).publish(draft)
             self._wait_until_ready(client, ready_timeout_s)
@@ -140,17 +160,8 @@ class LocalCluster:
         if self._client is not None:
             self._client.close()
             self._client = None
-        if self._server is not None:
-            pid = self._server.process.pid if self._server.process else None
-            self._server.stop()
-            self._forget(pid)
-            self._server = None
-        if self._guardian is not None:
-            self._guardian.close()
-            self._guardian = None
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory = None
+        self._server = self._guardian = None
+        self._stack.close()
 
     # -- use -----------------------------------------------------------------------------------
 
@@ -177,10 +188,7 @@ class LocalCluster:
     @property
     def server_pid(self) -> int:
         """Pid of the embedded server."""
-        process = self._running_server().process
-        if process is None:
-            raise SkynetError("the cluster is not running: call start() or use it with `with`")
-        return process.pid
+        return self._running_server().pid
 
     def submit_prompt(self, prompt: Prompt, **options: Any) -> Generation:
         """See `skynet.submit_prompt`."""
@@ -204,15 +212,6 @@ class LocalCluster:
 
     # -- processes -----------------------------------------------------------------------------
 
-    def _start_server(self) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="skynet-"))  # mode 0700
-        self._guardian = Guardian()
-        self._guardian.remove_at_end(self._directory)
-        self._server = EmbeddedServer(self._directory, self.port)
-        self._server.start()
-        if self._server.process is not None:
-            self._guardian.watch(self._server.process.pid)
-
     def _start_worker(self, address: str) -> None:
         environment = {
             **os.environ,
@@ -228,7 +227,7 @@ class LocalCluster:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                cwd=self._directory,
+                cwd=self._running_server().directory,
                 start_new_session=True,
             )
         self._processes[address] = process
@@ -271,9 +270,7 @@ class LocalCluster:
             self._guardian.forget(pid)
 
     def _log_of(self, address: str) -> Path:
-        if self._directory is None:
-            raise SkynetError("the cluster is not running")
-        return self._directory / f"{address}.log"
+        return self._running_server().directory / f"{address}.log"
 
     def _running_server(self) -> EmbeddedServer:
         if self._server is None:

@@ -41,7 +41,10 @@ class Settings(BaseSettings):
     step_timeout_s: float = Field(120, gt=0, description="deadline of one step")
     exchange_timeout_s: float = Field(20, gt=0, description="wait for one partial of a peer")
     exchange_spin_us: int = Field(
-        300, ge=0, le=10_000, description="busy-wait for a peer's partial before sleeping, in µs"
+        300,
+        ge=0,
+        le=10_000,
+        description="busy-wait for a shard's reply before sleeping, in µs",
     )
     lease_s: float = Field(6, gt=0.5, description="a worker silent for so long is taken as dead")
     connect_timeout_s: float = Field(4, gt=0, description="wait for Redis to accept a connection")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ import skynet.chords  # registers our serializer, which the workers reply in  # 
 from skynet import names
 from skynet.bench.report import Result, take_turns
 from skynet.errors import SkynetError
-from skynet.local import LocalCluster
+from skynet.guardian import Guardian
+from skynet.local import LocalCluster, local_server
 from skynet.store.connection import broker_url
-from skynet.store.server import EmbeddedServer
 
 LAYERS = 24
 HIDDEN = 576
@@ -32,21 +31,15 @@ STOCK_CHORDS = 60
 
 def chord(rounds: int) -> Result:
     """Milliseconds a chord, in chains of many."""
-    with tempfile.TemporaryDirectory(prefix="skynet-") as directory:
-        model = _narrow_model(Path(directory) / "model")
-        server = EmbeddedServer(Path(directory))
-        server.start()
-        try:
-            with (
-                LocalCluster(model, 1, 2, "float32", "layer") as cluster,
-                StockWorkers(server.url) as stock,
-            ):
-                samples = take_turns(
-                    {"SkyNet chord": lambda: _ours(cluster), "stock celery.chord": stock.run},
-                    rounds,
-                )
-        finally:
-            server.stop()
+    with local_server() as (server, guardian):
+        model = _narrow_model(server.directory / "model")
+        with (
+            LocalCluster(model, 1, 2, "float32", "layer") as cluster,
+            StockWorkers(server.url, guardian) as stock,
+        ):
+            samples = take_turns(
+                {"SkyNet chord": lambda: _ours(cluster), "stock celery.chord": stock.run}, rounds
+            )
     what = f"2 shards and a body, {HIDDEN} floats; ours with a layer's compute and exchange"
     return Result("chord", what, "ms", samples, reach=("<=", 1 / 8))
 
@@ -79,7 +72,7 @@ def _narrow_model(directory: Path) -> Path:
 class StockWorkers:
     """Three solo workers with Celery's own Redis backend: two shards, one body."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, guardian: Guardian) -> None:
         environment = {
             "SKYNET_BENCH_BROKER": broker_url(url),
             "SKYNET_BENCH_BACKEND": broker_url(url),
@@ -87,6 +80,8 @@ class StockWorkers:
         self.environment = environment
         self._client = redis.Redis.from_url(url, socket_timeout=120)
         self._processes = [self._start(queue) for queue in ("shard0", "shard1", "body")]
+        for process in self._processes:
+            guardian.watch(process.pid)
         self._app = _stock_app(environment)
         try:
             self._wait_until_ready()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from skynet.bench.report import Result
-from skynet.store.server import EmbeddedServer
+from skynet.local import local_server
 
 FLOATS = 1024
 SUMS = 1000
@@ -20,15 +18,11 @@ SUMS = 1000
 def exchange(rounds: int) -> Result:
     """Median time of one sum of 1,024 floats, of 1,000 in a row."""
     samples: dict[str, list[float]] = {"SkyNet exchange": [], "gloo all_reduce": []}
-    with tempfile.TemporaryDirectory(prefix="skynet-") as directory:
-        server = EmbeddedServer(Path(directory))
-        server.start()
-        try:
-            for number in range(rounds):
-                samples["SkyNet exchange"].append(_pair(_ours, server.url, number))
-                samples["gloo all_reduce"].append(_pair(_gloo, f"{directory}/gloo{number}", number))
-        finally:
-            server.stop()
+    with local_server() as (server, _):
+        for number in range(rounds):
+            samples["SkyNet exchange"].append(_pair(_ours, server.url, number))
+            meeting = str(server.directory / f"gloo{number}")
+            samples["gloo all_reduce"].append(_pair(_gloo, meeting, number))
     what = f"one sum of {FLOATS} floats over 2 processes"
     return Result("exchange", what, "µs", samples, reach=("<=", 0.25))
 
@@ -38,7 +32,8 @@ def _pair(target: Callable[..., None], where: str, number: int) -> float:
     context = multiprocessing.get_context("spawn")
     replies: Any = context.Queue()
     processes = [
-        context.Process(target=target, args=(rank, where, number, replies)) for rank in (0, 1)
+        context.Process(target=target, args=(rank, where, number, replies), daemon=True)
+        for rank in (0, 1)
     ]
     for process in processes:
         process.start()

@@ -6,16 +6,14 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from skynet.bench.report import Result
-from skynet.local import LocalCluster
+from skynet.local import LocalCluster, local_server
 from skynet.models.checkpoint import open_checkpoint
 from skynet.settings import settings
 from skynet.store.members import Members
-from skynet.store.server import EmbeddedServer
 
 MODEL = "smollm2"
 
@@ -48,19 +46,14 @@ def load(rounds: int) -> Result:
 
 
 def _stage_once() -> tuple[float, float]:
-    with tempfile.TemporaryDirectory(prefix="skynet-") as directory:
-        server = EmbeddedServer(Path(directory))
-        server.start()
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "skynet.bench.load"],
-                env={**os.environ, "SKYNET_REDIS_URL": server.url},
-                capture_output=True,
-                check=True,
-                text=True,
-            )
-        finally:
-            server.stop()
+    with local_server() as (server, _):
+        done = subprocess.run(
+            [sys.executable, "-m", "skynet.bench.load"],
+            env={**os.environ, "SKYNET_REDIS_URL": server.url},
+            capture_output=True,
+            check=True,
+            text=True,
+        )
     found = json.loads(done.stdout.splitlines()[-1])
     return found["mb_per_s"], found["over_mb"]
 

@@ -19,6 +19,15 @@ import redis
 from skynet import names, wire
 from skynet.errors import BadRequest
 
+# KEYS: records.
+START = """
+for _, record in ipairs(KEYS) do
+  if redis.call('HGET', record, 'state') == 'waiting' then
+    redis.call('HSET', record, 'state', 'running')
+  end
+end
+"""
+
 # KEYS: record and stream of each sequence in turn.
 # ARGV: index, token id and text of each in turn. Replies for each: 1 appended, 0 stale or ended,
 # -1 appended, and somebody asked to cancel.
@@ -136,6 +145,7 @@ class Requests:
     def __init__(self, client: redis.Redis, expires_s: int) -> None:
         self.client = client
         self.expires_s = expires_s
+        self._start = client.register_script(START)
         self._append = client.register_script(APPEND)
         self._finish = client.register_script(FINISH)
 
@@ -167,11 +177,8 @@ class Requests:
         self.client.zrem(names.OPEN_REQUESTS_KEY, request_id)
 
     def start(self, request_ids: Sequence[str]) -> None:
-        """Mark as running."""
-        with self.client.pipeline(transaction=False) as pipe:
-            for request_id in request_ids:
-                pipe.hset(names.request_key(request_id), "state", "running")
-            pipe.execute()
+        """Mark as running, unless they have ended or expired."""
+        self._start(keys=[names.request_key(request_id) for request_id in request_ids], args=[])
 
     def append(self, tokens: Sequence[tuple[str, Token]]) -> list[int]:
         """Append one token to each of several requests: 1 done, 0 stale, -1 done but cancelled."""

@@ -70,6 +70,11 @@ class EmbeddedServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0" if self.port else f"unix://{self.socket}"
 
+    @property
+    def pid(self) -> int:
+        """Its process; 0 when it does not run."""
+        return self.process.pid if self.process else 0
+
     def start(self) -> None:
         """Start it and wait until it answers.
 
