@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 BODIES = frozenset({names.ADVANCE_TASK, names.FINISH_STEP_TASK})
 
-# KEYS: the chord's hash: shard number -> part, or `done` -> 1.
+# KEYS: the chord's hash: shard number -> part, or `done` -> 1; the hidden states it started from,
+# which nobody needs when all parts are there.
 # ARGV: shard, number of shards, time to live in ms, part, 1 if it is a failure.
 # Replies {} (wait for others, or too late), or {shard, part, ...} of the others to the last.
 PART_RETURN = """
@@ -33,6 +34,7 @@ if ARGV[5] == '1' then
   redis.call('DEL', key)
   redis.call('HSET', key, 'done', 1)
   redis.call('PEXPIRE', key, ARGV[3])
+  redis.call('UNLINK', KEYS[2])
   return {1}
 end
 redis.call('HSET', key, ARGV[1], '')
@@ -46,6 +48,7 @@ local parts = redis.call('HGETALL', key)
 redis.call('DEL', key)
 redis.call('HSET', key, 'done', 1)
 redis.call('PEXPIRE', key, ARGV[3])
+redis.call('UNLINK', KEYS[2])
 return {1, parts}
 """
 
@@ -86,8 +89,9 @@ class ChordBackend(RedisBackend):
         """All parts by shard if this one completes the chord (or fails it), else None."""
         connection = self.app.messenger.connection
         arguments = (
-            b"1",
+            b"2",
             names.chord_key(request.group).encode(),
+            names.hidden_key(request.group).encode(),
             b"%d" % request.group_index,
             b"%d" % chord_size,
             self.app.messenger.ttl_ms,

@@ -108,7 +108,7 @@ class Messenger:
         if span.start == 0:  # as long as this is there, somebody wants the step
             commands.append(self._set(names.step_key(plan.epoch, step), rows))
         if hidden is not None and len(hidden) > INLINE_BYTES:
-            commands.append(self._set(names.hidden_key(plan.epoch, step, span.start), hidden))
+            commands.append(self._set(names.hidden_key(group), hidden))
             hidden = None
         for shard in range(num_shards):
             message = self.message(
@@ -128,7 +128,9 @@ class Messenger:
                 argsrepr=f"(step {step}, layers [{span.start}, {span.stop}))",
             )
             commands.append(command(b"LPUSH", *message))
-        self.connection.call(commands)
+        # All or nothing, and in one place in every queue: were two chords of a stage queued in
+        # different orders at two shards, each would wait for the other in the exchange.
+        self.connection.call([command(b"MULTI"), *commands, command(b"EXEC")])
 
     def _set(self, key: str, value: bytes) -> bytes:
         return command(b"SET", key.encode(), value, b"PX", self.ttl_ms)

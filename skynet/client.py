@@ -181,13 +181,17 @@ class Client:
             )
         manifest, text = self._model(plan)
         ids = token_ids(prompt, text, raw)
+        if len(ids) >= plan.slot_tokens:  # before every id is looked at
+            check_options(options, len(ids), plan.slot_tokens)
         check_token_ids(ids, int(manifest.config["vocab_size"]))
         checked = check_options(options, len(ids), plan.slot_tokens)
         allowed = settings().request_timeout_s if timeout is None else timeout
         if not 0 < allowed < 1e9:
             raise BadRequest(f"timeout {timeout}: seconds, more than 0")
         now = time.time()
-        record = Record(str(uuid.uuid4()), tuple(ids), checked, now, now + allowed)
+        record = Record(
+            str(uuid.uuid4()), tuple(ids), checked, now, now + allowed, model=plan.model
+        )
         with reachable(self.url):
             self.requests.create(record)
             self.app.send_task(
@@ -249,6 +253,9 @@ def token_ids(prompt: Prompt, text: Text, raw: bool) -> list[int]:
     if not prompt:
         raise BadRequest("prompt: it is empty")
     if isinstance(prompt[0], Mapping):
+        length = sum(len(str(m.get("content", ""))) for m in prompt if isinstance(m, Mapping))
+        if length > MAX_PROMPT_CHARACTERS:
+            raise BadRequest(f"messages: {length} characters, at most {MAX_PROMPT_CHARACTERS}")
         return text.chat(prompt)  # type: ignore[arg-type]
     return list(prompt)  # type: ignore[arg-type]
 

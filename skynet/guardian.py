@@ -6,6 +6,7 @@ Started with a pipe as standard input. Each line is `+PID` (look after it), `-PI
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -40,13 +41,15 @@ class Guardian:
     def close(self) -> None:
         """Let it do its work, and wait for it."""
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         self._process.wait(timeout=2 * GRACE_S)
 
     def _tell(self, line: str) -> None:
         if self._process.stdin is not None:
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it was killed: we clean up ourselves
+                self._process.stdin.write(line.encode() + b"\n")
+                self._process.stdin.flush()
 
 
 def main() -> None:

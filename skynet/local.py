@@ -9,6 +9,7 @@ Nothing is left behind, even when this process is killed (see guardian.py).
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -59,6 +60,7 @@ def local_server(port: int = 0) -> Iterator[tuple[EmbeddedServer, Guardian]]:
         server.stop()
         guardian.forget(pid)
         guardian.close()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,9 @@ def step_key(epoch: int, step: int) -> str:
     return f"skynet:step:{epoch}.{step}"
 
 
-def hidden_key(epoch: int, step: int, layer: int) -> str:
-    return f"skynet:hidden:{epoch}.{step}.{layer}"
+def hidden_key(group_id: str) -> str:
+    """The hidden states that the chord of this id starts from."""
+    return f"skynet:hidden:{group_id}"
 
 
 def chord_id(epoch: int, step: int, layer: int) -> str:

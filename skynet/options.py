@@ -12,6 +12,7 @@ from skynet.store.requests import Options
 
 DEFAULT_MAX_TOKENS = 128
 MAX_STOPS = 16
+LEAST_TEMPERATURE = 1e-3  # below, logits overflow
 MAX_STOP_CHARACTERS = 256
 KNOWN = (
     "max_tokens",
@@ -49,8 +50,8 @@ def check_options(given: Mapping[str, Any], prompt_length: int, slot_tokens: int
             f"the cluster's {slot_tokens}"
         )
     temperature = _number("temperature", chosen.get("temperature", 0.0))
-    if not 0 <= temperature <= 100:
-        raise BadRequest(f"temperature {temperature}: from 0 (greedy) to 100")
+    if temperature != 0 and not LEAST_TEMPERATURE <= temperature <= 100:
+        raise BadRequest(f"temperature {temperature}: 0 (greedy), or {LEAST_TEMPERATURE} to 100")
     top_p = _number("top_p", chosen.get("top_p", 1.0))
     if not 0 < top_p <= 1:
         raise BadRequest(f"top_p {top_p}: more than 0, at most 1")

@@ -6,6 +6,7 @@ frozen, validated; a bad value is refused with the variable's name.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -85,6 +86,7 @@ def check_url(url: str) -> str:
 
 def hide_password(url: str) -> str:
     """The URL as it may be shown to people: `redis://user:***@host`."""
+    url = re.sub(r"(?i)([?&][^=&]*password=)[^&#]*", r"\1***", url)
     parts = urlsplit(url)
     if parts.password is None:
         return url

@@ -17,7 +17,7 @@ from skynet.engine.sampling import sample
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
 from skynet.engine.span import SpanChooser
-from skynet.errors import RequestCancelled, RequestTimeout, ShardLost, SkynetError
+from skynet.errors import RequestCancelled, RequestTimeout, ShardLost, SkynetError, StepFailed
 from skynet.planning.plan import Plan
 from skynet.step import Part, Row, Step
 from skynet.store.requests import Token
@@ -40,8 +40,11 @@ class Journal(Protocol):
     def started(self, sequences: Items[Sequence]) -> None:
         """Their first step is on its way."""
 
-    def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> set[str]:
-        """Append one token to each; replies the ids that somebody asked to cancel."""
+    def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> tuple[set[str], set[str]]:
+        """Append one token to each.
+
+        Replies the ids that somebody asked to cancel, and those whose token was not written.
+        """
 
     def finished(self, sequence: Sequence) -> None: ...
 
@@ -137,7 +140,15 @@ class Engine:
             num_tokens,
             self.layers_per_chord,
         )
-        self.carrier.send(step)
+        try:
+            self.carrier.send(step)
+        except SkynetError as error:
+            # Their records are open: they are taken up again, from the tokens written down.
+            logger.error("%s", error)
+            del self.in_flight[step.number]
+            for sequence, _ in batch:
+                self._drop(sequence)
+            return
         if started:
             self.journal.started(started)
 
@@ -158,21 +169,26 @@ class Engine:
             return
         self._learn(flight, parts, spent_s)
         emitted = self._sample(flight, parts)
-        over = [sequence for sequence, _ in flight.batch if sequence.finish_reason]
-        running = [s for s, _ in flight.batch if s.id in self.sequences]
+        running = [sequence for sequence, _ in flight.batch if self._has(sequence)]
+        over = [sequence for sequence in running if sequence.finish_reason]
         cancelled = [s for s in running if s.cancelled and not s.finish_reason]
         for sequence in [*over, *cancelled]:
             self._drop(sequence)
         self.pump()
         self.num_steps += 1
         self.num_tokens += len(emitted)
-        to_cancel = self.journal.tokens(emitted) if emitted else set()
+        to_cancel, unwritten = self.journal.tokens(emitted) if emitted else (set(), set())
         for sequence in over:
-            self.journal.finished(sequence)
+            if sequence.id not in unwritten:
+                self.journal.finished(sequence)
         for sequence in cancelled:
             self.journal.failed(sequence, RequestCancelled(f"request {sequence.id} was cancelled"))
         for request_id in to_cancel:
             self.cancel(request_id)
+        for request_id in unwritten & self.sequences.keys():
+            # The record is the truth: to be taken up again from what it holds.
+            logger.warning("request %s: a token was not written, starting over", request_id)
+            self._drop(self.sequences[request_id])
 
     def _sample(self, flight: InFlight, parts: Items[Part]) -> list[tuple[Sequence, Token]]:
         emitted = []
@@ -181,12 +197,16 @@ class Engine:
             sequence.in_flight = False
             offers = [part.candidates[wanted] for part in parts] if row.want else []
             wanted += bool(row.want)
-            if sequence.id not in self.sequences:
+            if not self._has(sequence):
                 continue  # failed meanwhile: its deadline passed
             sequence.computed = row.stop
             if row.want is None:
                 continue
-            token = sample(offers, sequence.record.options, len(sequence.generated))
+            try:
+                token = sample(offers, sequence.record.options, len(sequence.generated))
+            except (ValueError, IndexError, FloatingPointError) as error:
+                self._fail(sequence, StepFailed(f"no token can be sampled: {error}"))
+                continue
             emitted.append((sequence, sequence.append(token)))
         return emitted
 
@@ -215,7 +235,7 @@ class Engine:
         self.carrier.give_up(flight.step)
         for sequence, _ in flight.batch:
             sequence.in_flight = False
-            if sequence.id in self.sequences:
+            if self._has(sequence):
                 self._fail(sequence, error)
         self.pump()
 
@@ -242,6 +262,7 @@ class Engine:
         for sequence in list(self.sequences.values()):
             if now > sequence.record.deadline:
                 self._fail(sequence, RequestTimeout(self._timeout_message(sequence)))
+        self.pump()
 
     def _timeout_message(self, sequence: Sequence) -> str:
         allowed = sequence.record.deadline - sequence.record.created
@@ -250,6 +271,10 @@ class Engine:
             f"request {sequence.id} was not answered within its {allowed:g} s: {state}, "
             f"{len(sequence.generated)} tokens done"
         )
+
+    def _has(self, sequence: Sequence) -> bool:
+        """Is it still this one, and not another that took the request up again?"""
+        return self.sequences.get(sequence.id) is sequence
 
     def _fail(self, sequence: Sequence, error: SkynetError) -> None:
         self._drop(sequence)

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from skynet import errors, names
 from skynet.chords import next_span
 from skynet.engine.engine import Engine
 from skynet.engine.sequence import Sequence
-from skynet.errors import ShardLost, SkynetError, StepFailed
+from skynet.errors import ClusterUnreachable, ShardLost, SkynetError, StepFailed
 from skynet.names import Address
 from skynet.planning.plan import Plan
 from skynet.settings import settings
@@ -150,14 +151,20 @@ class OrchestratorRuntime:
         if engine is None:
             return
         epoch = engine.plan.epoch
+        live = self.members.all()
+        counts = Counter(member.address for member in live)
         ready = {
             member.address: member
-            for member in self.members.all()
-            if member.state == "ready" and member.epoch == epoch
+            for member in live
+            if member.state == "ready" and member.epoch == epoch and counts[member.address] == 1
         }
         wanted = [str(Address(*address)) for address in engine.plan.addresses()]
         workers = {a: (ready[a].node, ready[a].pid) for a in wanted if a in ready}
-        self.missing = [address for address in wanted if address not in ready]
+        self.missing = [
+            f"{address} (has {counts[address]} workers)" if counts[address] > 1 else address
+            for address in wanted
+            if address not in ready
+        ]
         lost = [a for a, worker in self._workers.items() if workers.get(a) != worker]
         if lost and engine.ready:
             told = ", ".join(f"{a} (pid {self._workers[a][1]})" for a in lost)
@@ -237,6 +244,7 @@ class OrchestratorRuntime:
     def _adopt(self, record: Record) -> None:
         if self.engine is None or self.text is None:
             return
+        plan = self._plan()
         sequence = Sequence(
             record,
             self.text.detokenizer(),
@@ -252,7 +260,15 @@ class OrchestratorRuntime:
             len(record.prompt),
             record.options.max_tokens,
         )
-        if sequence.finish_reason:  # its last token was written, its end was not
+        if record.model not in ("", plan.model):
+            self.failed(
+                sequence,
+                errors.StepFailed(
+                    "the cluster was given another model after this request was submitted: "
+                    "submit it again"
+                ),
+            )
+        elif sequence.finish_reason:  # its last token was written, its end was not
             self.finished(sequence)
         elif len(record.prompt) >= self.max_length:
             self.failed(
@@ -280,7 +296,10 @@ class OrchestratorRuntime:
     def send(self, step: Step) -> None:
         plan = self._plan()
         span = next_span(plan, 0, step.layers_per_chord)
-        self.app.messenger.emit_chord(plan, step.number, span, rows=step.encode())
+        try:
+            self.app.messenger.emit_chord(plan, step.number, span, rows=step.encode())
+        except redis.RedisError as error:
+            raise ClusterUnreachable(f"step {step.number} could not be sent: {error}") from error
 
     def give_up(self, step: Step) -> None:
         self.client.delete(names.step_key(step.epoch, step.number))
@@ -295,16 +314,18 @@ class OrchestratorRuntime:
     def started(self, sequences: Items[Sequence]) -> None:
         self.requests.start([sequence.id for sequence in sequences])
 
-    def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> set[str]:
-        replies = self.requests.append([(sequence.id, token) for sequence, token in tokens])
-        return {
-            sequence.id for (sequence, _), reply in zip(tokens, replies, strict=True) if reply < 0
-        }
+    def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> tuple[set[str], set[str]]:
+        ids = [sequence.id for sequence, _ in tokens]
+        try:
+            replies = self.requests.append([(s.id, token) for s, token in tokens])
+        except redis.RedisError as error:
+            logger.warning("tokens could not be written: %s", error)
+            replies = [0] * len(ids)
+        told = list(zip(ids, replies, strict=True))
+        return {i for i, reply in told if reply < 0}, {i for i, reply in told if reply == 0}
 
     def finished(self, sequence: Sequence) -> None:
         end = sequence.end()
-        if not self.requests.finish(sequence.id, end):
-            return
         result = {
             "text": sequence.text,
             "token_ids": sequence.generated,
@@ -312,7 +333,10 @@ class OrchestratorRuntime:
             "finish_reason": end.finish_reason,
             "timings": end.timings,
         }
+        # The result first: once the record has ended, no sweep looks at it again.
         self.app.backend.store_result(sequence.id, result, "SUCCESS")
+        if not self.requests.finish(sequence.id, end):
+            return
         self._event(
             "task-succeeded",
             sequence,
@@ -331,11 +355,11 @@ class OrchestratorRuntime:
     def failed(self, sequence: Sequence, error: SkynetError) -> None:
         name = type(error).__name__
         end = End(error=name, message=str(error), timings=sequence.timings())
-        if not self.requests.finish(sequence.id, end):
-            return
         cancelled = isinstance(error, errors.RequestCancelled)
         state = "REVOKED" if cancelled else "FAILURE"
         self.app.backend.store_result(sequence.id, error, state)
+        if not self.requests.finish(sequence.id, end):
+            return
         if cancelled:
             self._event("task-revoked", sequence, terminated=False, signum=None, expired=False)
         else:

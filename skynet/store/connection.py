@@ -14,7 +14,12 @@ from skynet.errors import ClusterUnreachable
 from skynet.settings import hide_password, settings
 
 
-def connect(url: str | None = None, *, timeout_s: float | None = 30) -> redis.Redis:
+def connect(
+    url: str | None = None,
+    *,
+    timeout_s: float | None = 30,
+    connect_timeout_s: float | None = None,
+) -> redis.Redis:
     """A client of the Redis at `url` (default: `SKYNET_REDIS_URL`). Connects on first use.
 
     timeout_s: how long one reply may take; None waits for ever (blocking commands).
@@ -23,7 +28,7 @@ def connect(url: str | None = None, *, timeout_s: float | None = 30) -> redis.Re
     return redis.Redis.from_url(
         url or current.redis_url,
         socket_timeout=timeout_s,
-        socket_connect_timeout=current.connect_timeout_s,
+        socket_connect_timeout=connect_timeout_s or current.connect_timeout_s,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=30,
     )
@@ -42,11 +47,12 @@ def reachable(url: str | None = None) -> Iterator[None]:
 
 
 def ping(url: str | None = None) -> None:
-    """Raise ClusterUnreachable unless Redis answers, each wait no longer than the connect timeout.
+    """Raise ClusterUnreachable unless Redis answers a ping within the connect timeout.
 
     By a connection of its own: on others a reply may take its time.
     """
-    with reachable(url), connect(url, timeout_s=settings().connect_timeout_s) as probe:
+    half = settings().connect_timeout_s / 2
+    with reachable(url), connect(url, timeout_s=half, connect_timeout_s=half) as probe:
         probe.ping()
 
 

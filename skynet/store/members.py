@@ -56,7 +56,6 @@ class Members:
                 px=int(self.lease_s * 1000),
             )
             pipe.zadd(names.MEMBERS_KEY, {member.node: member.renewed})
-            pipe.zremrangebyscore(names.MEMBERS_KEY, 0, member.renewed - 10 * self.lease_s)
             pipe.execute()
 
     def leave(self, node: str) -> None:
@@ -74,5 +73,9 @@ class Members:
         texts: Iterable[bytes | None] = self.client.mget(  # type: ignore[assignment]
             [names.member_key(node.decode()) for node in nodes]
         )
-        members = [Member.from_json(text) for text in texts if text is not None]
+        found = list(zip(nodes, texts, strict=True))
+        gone = [node for node, text in found if text is None]
+        if gone:  # by Redis's clock, not by anybody's own
+            self.client.zrem(names.MEMBERS_KEY, *gone)
+        members = [Member.from_json(text) for _, text in found if text is not None]
         return sorted(members, key=lambda member: (member.address, member.node))

@@ -88,6 +88,7 @@ class Record:
     emitted: int = 0
     arrival: int = 0
     cancelled: bool = False
+    model: str = ""  # the digest its tokens belong to
     end: dict[str, Any] | None = None
 
     def fields(self) -> dict[Any, Any]:
@@ -99,6 +100,7 @@ class Record:
             "state": self.state,
             "emitted": self.emitted,
             "arrival": self.arrival,
+            "model": self.model,
         }
 
     @classmethod
@@ -115,6 +117,7 @@ class Record:
             emitted=int(found[b"emitted"]),
             arrival=int(found[b"arrival"]),
             cancelled=b"cancel" in found,
+            model=found.get(b"model", b"").decode(),
             end=json.loads(found[b"end"]) if b"end" in found else None,
         )
 

@@ -8,6 +8,7 @@ commands a write.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import ssl
 import struct
@@ -21,6 +22,7 @@ import redis
 from skynet.settings import settings
 
 READ_BYTES = 256 * 1024
+IDLE_S = 1.0
 
 
 class RespConnection:
@@ -36,8 +38,12 @@ class RespConnection:
         self.timeout_s = timeout_s
         self.spin_s = spin_s
         self._pool = redis.ConnectionPool.from_url(
-            url, socket_timeout=timeout_s, socket_connect_timeout=settings().connect_timeout_s
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=settings().connect_timeout_s,
+            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         )
+        self._used = 0.0
         self._connection: Any = None
         self._socket: Any = None
         self._reader = hiredis.Reader()
@@ -52,6 +58,7 @@ class RespConnection:
             redis.ResponseError: Redis refused one of them.
         """
         try:
+            self._close_if_stale()
             self._open().sendall(b"".join(commands))
             return self._read(len(commands))
         except redis.ResponseError:
@@ -72,6 +79,15 @@ class RespConnection:
         if self._connection is not None:
             self._connection.disconnect()
             self._connection = self._socket = None
+
+    def _close_if_stale(self) -> None:
+        """After a pause, see whether Redis has closed the connection meanwhile."""
+        now = time.monotonic()
+        idle_s, self._used = now - self._used, now
+        if self._socket is None or idle_s < IDLE_S:
+            return
+        if select.select([self._socket], [], [], 0)[0]:  # nothing is due: this can only be an end
+            self.close()
 
     def _open(self) -> Any:
         if self._socket is None:

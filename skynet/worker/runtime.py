@@ -21,7 +21,7 @@ from celery.exceptions import Ignore
 
 from skynet import names
 from skynet.chords import next_span
-from skynet.errors import PeerLost, ShardFailed, SkynetError
+from skynet.errors import PeerLost, ShardFailed
 from skynet.names import Address
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
@@ -57,6 +57,8 @@ class ShardRuntime:
         self._client = connect()
         self._steps: dict[tuple[int, int], Step] = {}
         self._seen: dict[tuple[int, int, int], None] = {}  # ordered, oldest first
+        self._progress: dict[tuple[int, int], int] = {}  # step -> the layer it has come to
+        self._filled: dict[tuple[int, int], int] = {}  # (epoch, slot) -> tokens in it
         self._stopping = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
         self._threads_changed = 0
@@ -144,6 +146,7 @@ class ShardRuntime:
         member.state, member.epoch, member.loaded_bytes = "loading", plan.epoch, 0
         member.weight_bytes = 0
         self.model = None
+        self._filled.clear()
         client = connect()
         started = time.monotonic()
         reported = [0.0]
@@ -162,7 +165,9 @@ class ShardRuntime:
 
             member.weight_bytes = slice_bytes(client, plan, self.address)
             model = load_slice(client, plan, self.address, settings().device, progress)
-        except (SkynetError, RuntimeError, ValueError, MemoryError) as error:
+        except redis.RedisError:
+            raise  # tried again
+        except Exception as error:  # whatever it is, status shows it, and the keeper lives on
             logger.exception("could not load plan %d", plan.epoch)
             member.state, member.problem = "failed", f"{type(error).__name__}: {error}"
             self.plan = plan
@@ -220,6 +225,12 @@ class ShardRuntime:
         if (epoch, step_number, start) in self._seen:
             logger.info("step %d: layer %d came twice, dropped", step_number, start)
             raise Ignore
+        first = plan.stages[self.address.stage].layers.start
+        if start > first and self._progress.get((epoch, step_number)) != start:
+            raise ShardFailed(
+                f"{self.address} has not computed the layers before {start} of step {step_number}: "
+                "it was started meanwhile, or another worker has the same address"
+            )
         self._seen[(epoch, step_number, start)] = None
         if len(self._seen) > REMEMBERED_SPANS:
             del self._seen[next(iter(self._seen))]
@@ -227,7 +238,29 @@ class ShardRuntime:
         if step.deadline and time.time() > step.deadline:
             logger.warning("step %d is past its deadline, dropped", step_number)
             raise Ignore
-        return self._compute(plan, model, exchange, step, Range(start, stop), hidden)
+        if start == first:
+            self._check_slots(epoch, step)
+        part = self._compute(plan, model, exchange, step, Range(start, stop), hidden)
+        self._progress[(epoch, step_number)] = stop
+        if len(self._progress) > REMEMBERED_STEPS:
+            del self._progress[next(iter(self._progress))]
+        return part
+
+    def _check_slots(self, epoch: int, step: Step) -> None:
+        """Raise ShardFailed unless this process itself filled the slots as far as the rows start.
+
+        Otherwise keys and values are missing, and the answer would be wrong without a word.
+        """
+        for row in step.rows:
+            filled = self._filled.get((epoch, row.slot), 0)
+            if row.start > filled:
+                raise ShardFailed(
+                    f"{self.address} has {filled} tokens in slot {row.slot}, step {step.number} "
+                    f"goes on at {row.start}: it was started meanwhile, or another worker has the "
+                    "same address"
+                )
+        for row in step.rows:
+            self._filled[(epoch, row.slot)] = row.stop
 
     def _compute(
         self,
@@ -285,7 +318,7 @@ class ShardRuntime:
         if step is None and rows is None:
             keys.append(names.step_key(epoch, number))
         if start > 0 and hidden is None:
-            keys.append(names.hidden_key(epoch, number, start))
+            keys.append(names.hidden_key(names.chord_id(epoch, number, start)))
         if keys:
             found: list[bytes | None] = self._client.mget(keys)  # type: ignore[assignment]
             if None in found:

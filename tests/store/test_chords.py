@@ -109,7 +109,7 @@ def test_what_is_too_big_for_a_message_lies_under_a_key(
     assert inner["body"][0] == [5, 9, 1, 4, None, None]
     # And the rest lies there for a while
     assert client.get(names.step_key(5, 9)) == rows
-    assert client.get(names.hidden_key(5, 9, 1)) == hidden
+    assert client.get(names.hidden_key(names.chord_id(5, 9, 1))) == hidden
     keys = client.keys("skynet:*")
     assert len(keys) == 2
     assert all(0 < client.ttl(key) <= 60 for key in keys)

@@ -65,8 +65,9 @@ def test_the_dead_do_not_pile_up(client: redis.Redis) -> None:
     # Given a node that died long ago
     members = Members(client, lease_s=60)
     client.zadd(names.MEMBERS_KEY, {"ancient": time.time() - 10_000})
-    # When another renews
+    # When another renews, and somebody looks who is there
     members.renew(member("a", "stage0.shard0"))
+    assert [m.node for m in members.all()] == ["a"]
     # Then its name is forgotten
     assert client.zrange(names.MEMBERS_KEY, 0, -1) == [b"a"]
 

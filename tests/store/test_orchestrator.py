@@ -224,3 +224,35 @@ def test_who_stops_gives_its_lease_back(runtime: OrchestratorRuntime, client: re
     # Then it is gone, and so is its word
     assert "orchestrator" not in {member.address for member in members.all()}
     assert client.exists(names.ENGINE_KEY) == 0
+
+
+def test_a_request_for_another_model_is_refused(
+    runtime: OrchestratorRuntime, client: redis.Redis
+) -> None:
+    # Given a request whose token ids belong to a model that was replaced meanwhile
+    now = time.time()
+    Requests(client, 1000).create(
+        Record("old", (1, 5), Options(max_tokens=3), now, now + 100, model="another")
+    )
+    # When a plan of this model is in force
+    put_in_force(client, tiny_plan())
+    watch(runtime)
+    # Then it ends with an error, and no step was sent for it
+    assert Requests(client, 1000).open_ids() == []
+    assert "another model" in str(runtime.app.AsyncResult("old").result)
+    assert sent_steps(client) == []
+
+
+def test_an_address_with_two_workers_is_not_ready(
+    runtime: OrchestratorRuntime, client: redis.Redis
+) -> None:
+    # Given a plan, and two machines that both claim its first address
+    plan = put_in_force(client, tiny_plan())
+    twin = Member("stage0.shard0@there", "stage0.shard0", "there", 8, "ready", plan.epoch)
+    Members(client, 60).renew(twin)
+    submit(client, "r1")
+    # When the orchestrator looks
+    watch(runtime)
+    # Then it sends nothing, and says why
+    assert sent_steps(client) == []
+    assert runtime.missing == ["stage0.shard0 (has 2 workers)"]

@@ -21,6 +21,7 @@ from skynet.client import default_client
 from skynet.local import LocalCluster
 from skynet.models.checkpoint import Checkpoint
 from skynet.settings import Settings, settings
+from skynet.store.server import EmbeddedServer
 
 CONFIG = {
     "model_type": "llama",
@@ -51,7 +52,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(LocalCluster, "_start_server", refuse)
+    monkeypatch.setattr(EmbeddedServer, "start", refuse)
     monkeypatch.setattr(LocalCluster, "_start_worker", refuse)
 
 

@@ -66,6 +66,7 @@ def test_who_samples_without_a_seed_is_given_one() -> None:
         ({"temperature": float("nan")}, "temperature nan"),
         ({"temperature": float("inf")}, "temperature inf"),
         ({"temperature": 101}, "temperature 101"),
+        ({"temperature": 1e-46}, "temperature 1e-46"),
         ({"temperature": 10**400}, "temperature"),
         ({"temperature": "hot"}, "temperature 'hot'"),
         ({"temperature": True}, "temperature True"),

@@ -37,6 +37,8 @@ def _fresh_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("redis://:secret@[::1]:6379/0", "redis://:***@[::1]:6379/0"),
         ("unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
         ("unix://user:secret@/run/redis.sock", "unix://user:***@/run/redis.sock"),
+        ("unix:///run/redis.sock?password=secret&db=1", "unix:///run/redis.sock?password=***&db=1"),
+        ("redis://host/0?db=1&password=secret", "redis://host/0?db=1&password=***"),
     ],
 )
 def test_a_password_is_never_shown(url: str, shown: str) -> None:

@@ -130,13 +130,13 @@ class Notes:
                 raise AssertionError(f"{sequence.id} started twice")
             self.running.add(sequence.id)
 
-    def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> set[str]:
+    def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> tuple[set[str], set[str]]:
         for sequence, token in tokens:
             written = self.written.setdefault(sequence.id, [])
             if sequence.id in self.ended or token.index != len(written):
                 raise AssertionError(f"{sequence.id}: {token} after {len(written)} tokens")
             written.append(token.id)
-        return self.cancel_asked & {sequence.id for sequence, _ in tokens}
+        return self.cancel_asked & {sequence.id for sequence, _ in tokens}, set()
 
     def finished(self, sequence: Sequence) -> None:
         self._end(sequence, sequence.finish_reason)

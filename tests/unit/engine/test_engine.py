@@ -7,7 +7,13 @@ from engine_fakes import Bench, answer, new_sequence, tiny_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skynet.errors import PeerLost, RequestCancelled, RequestTimeout, ShardLost
+from skynet.errors import (
+    ClusterUnreachable,
+    PeerLost,
+    RequestCancelled,
+    RequestTimeout,
+    ShardLost,
+)
 
 
 def test_requests_of_different_lengths_join_and_leave() -> None:
@@ -283,3 +289,47 @@ def test_step_numbers_begin_where_asked() -> None:
     bench.run()
     # Then no number of its predecessor's is used
     assert [step.number for step in bench.shards.sent] == [5000, 5001, 5002, 5003]
+
+
+def test_a_step_that_cannot_be_sent_leaves_its_requests_to_the_next_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a carrier that has lost Redis
+    bench = Bench()
+
+    def refuse(step: object) -> None:
+        raise ClusterUnreachable("no answer")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bench.shards, "send", refuse)
+        # When a request is accepted
+        bench.engine.accept(new_sequence("a", [1, 2, 3], max_tokens=4))
+    # Then it is neither failed nor held, and can be accepted again
+    assert bench.notes.ended == {}
+    assert bench.engine.sequences == {}
+    assert bench.engine.in_flight == {}
+    bench.engine.accept(new_sequence("a", [1, 2, 3], max_tokens=4))
+    bench.run()
+    assert bench.notes.written["a"] == answer([1, 2, 3], 4)
+
+
+def test_a_token_that_was_not_written_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a journal that loses one token of two
+    bench = Bench()
+    bench.engine.accept(new_sequence("a", [1, 2, 3], max_tokens=4))
+    bench.engine.accept(new_sequence("b", [4], max_tokens=4))
+    bench.finish_oldest()
+    bench.finish_oldest()
+    written = list(bench.notes.written["a"])
+    with monkeypatch.context() as broken:
+        broken.setattr(bench.notes, "tokens", lambda tokens: (set(), {"a"}))
+        bench.finish_oldest()
+    # When the request is taken up again from what was written
+    assert "a" not in bench.engine.sequences
+    again = new_sequence("a", [1, 2, 3], max_tokens=4)
+    again.restore(written)
+    bench.engine.accept(again)
+    # Then nothing is missing, and nothing is there twice
+    while bench.notes.ended.get("a") is None:
+        bench.finish_oldest()
+    assert bench.notes.written["a"] == answer([1, 2, 3], 4)
