@@ -44,10 +44,10 @@ class InProcess:
     def started(self, sequences: list[Sequence]) -> None:
         self.running += [sequence.id for sequence in sequences]
 
-    def tokens(self, tokens: list[tuple[Sequence, Token]]) -> set[str]:
+    def tokens(self, tokens: list[tuple[Sequence, Token]]) -> tuple[set[str], set[str]]:
         for sequence, token in tokens:
             self.answers.setdefault(sequence.id, []).append(token.id)
-        return set()
+        return set(), set()
 
     def finished(self, sequence: Sequence) -> None:
         self.ended[sequence.id] = sequence.finish_reason
