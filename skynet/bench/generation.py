@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from skynet.bench.report import Result, take_turns
 from skynet.errors import SkynetError
@@ -79,11 +79,6 @@ class Reference:
     def __enter__(self) -> Reference:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: Any) -> None:
         self._process.kill()
         self._process.communicate()
