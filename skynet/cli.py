@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -61,8 +61,8 @@ def main(log_level: str | None) -> None:
     Several machines: start a Redis, set SKYNET_REDIS_URL everywhere, then
 
     \b
-        celery -A skynet worker -Q orchestrator      one
-        celery -A skynet worker -Q stage0.shard0     one for each shard, anywhere
+        celery -A skynet worker -Q orchestrator      one, or more that stand by
+        celery -A skynet worker                      one for each shard, and spares, anywhere
         skynet split MODEL --stages 1 --shards 2     once, where the checkpoint is
     """
     if log_level:
@@ -78,6 +78,11 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--shards", type=COUNT, default=2, show_default=True, help="Slices of each stage."
+            ),
+            click.option(
+                "--fixed",
+                is_flag=True,
+                help="Wait for lost workers, rather than go on in a smaller shape without them.",
             ),
             click.option(
                 "--dtype",
@@ -195,28 +200,29 @@ def run(prompt: str, model: str, as_json: bool, raw: bool, **options: Any) -> No
     help="Listen on this loopback port, not on a Unix socket; 0 takes a free one.",
 )
 @model_options
-def up(model: str, port: int | None, **options: Any) -> None:
+@click.option("--spares", type=click.IntRange(min=0), default=0, help="Workers that stand by.")
+def up(model: str, port: int | None, spares: int, **options: Any) -> None:
     """A cluster on this machine that stays until Ctrl-C or SIGTERM.
 
-    Prints its Redis URL and the commands that talk to it.
+    Prints its Redis URL and the commands that talk to it. A worker that dies is started again; its
+    requests go on meanwhile as far as the others can hold the model.
     """
     from skynet.local import LocalCluster
 
     stop = threading.Event()
     with _interruptible(), terminal.progress() as progress:
-        cluster = LocalCluster(model, **_shape_of(options), port=port, progress=progress)
+        cluster = LocalCluster(
+            model, **_shape_of(options), port=port, spares=spares, elastic=True, progress=progress
+        )
         cluster.start()
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         terminal.print_up(cluster.url, cluster.workers)
-        reported: set[str] = set()
         while not stop.wait(1):
-            for address in set(cluster.failed_workers()) - reported:
-                terminal.err.print(
-                    f"[red]{address} has ended; its requests wait for another worker[/]"
-                )
-                reported.add(address)
+            for name in cluster.failed_workers():
+                terminal.err.print(f"[red]{name} has ended; starting it again[/]")
+                cluster.restart_worker(name)
     finally:
         terminal.err.print("shutting down")
         cluster.stop()
@@ -224,31 +230,95 @@ def up(model: str, port: int | None, **options: Any) -> None:
 
 @main.command()
 @click.argument("model")
+@click.option("--any-shape", is_flag=True, help="The best shape for the workers that are there.")
+@click.option("--stay", is_flag=True, help="Stay, and stage again should Redis lose the weights.")
 @model_options
-def split(model: str, **options: Any) -> None:
-    """Cut MODEL into stages x shards and stage its weights at SKYNET_REDIS_URL.
+def split(model: str, any_shape: bool, stay: bool, **options: Any) -> None:
+    """Stage MODEL's weights at SKYNET_REDIS_URL and ask for it to be run in stages x shards.
 
-    Workers that wait at the plan's addresses load their slices; requests are answered as soon as
-    all are there. MODEL: a Hugging Face directory, a hub id, a .gguf file, or smollm2.
+    The orchestrator puts the plan in force as soon as there are workers for it, bound to its
+    addresses (-Q) or free for any. When workers are lost it falls back to a shape that the others
+    can hold, unless --fixed. MODEL: a Hugging Face directory, a hub id, a .gguf file, or smollm2.
     """
-    from skynet.splitting import skysplit
+    from skynet.splitting import skysplit, stay_staged
 
+    shape = _shape_of(options)
+    if any_shape:
+        shape.update(stages=None, shards=None)
     with terminal.progress() as progress:
-        plan = skysplit(model, **_shape_of(options), progress=progress)
-    terminal.err.print(f"plan {plan.epoch} is in force: {plan.name}, {plan.dtype}", highlight=False)
-    terminal.err.print("workers it needs, on any machine:", highlight=False)
-    for stage in plan.summary()["stages"]:
-        for shard in stage["shards"]:
-            layers, heads = terminal.span(stage["layers"]), terminal.span(shard["heads"])
-            click.echo(
-                f"celery -A skynet worker -Q {shard['address']}    # layers {layers}, heads {heads}"
-            )
+        plan = skysplit(model, **shape, progress=progress)
+    terminal.err.print(f"{plan.name}, {plan.dtype}, is asked for; see `skynet status`")
+    if any_shape:
+        click.echo("celery -A skynet worker    # any number, on any machine")
+    else:
+        terminal.err.print("workers it needs, on any machine; without -Q they take any place:")
+        for stage in plan.summary()["stages"]:
+            for shard in stage["shards"]:
+                layers, heads = terminal.span(stage["layers"]), terminal.span(shard["heads"])
+                place = shard["address"]
+                click.echo(
+                    f"celery -A skynet worker -Q {place}    # layers {layers}, heads {heads}"
+                )
     click.echo("celery -A skynet worker -Q orchestrator")
+    if stay:
+        terminal.err.print("staying to stage it again if Redis loses it; Ctrl-C ends this")
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        stay_staged(model, stop)
+
+
+@main.command()
+@click.option(
+    "-Q", "--queues", "place", help="stage0.shard1 or orchestrator; any place by default."
+)
+@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+def worker(place: str | None, celery_options: tuple[str, ...]) -> None:
+    """A worker of the cluster at SKYNET_REDIS_URL: `celery -A skynet worker`, settings shown.
+
+    Without -Q it takes any place that needs a worker, and stands by until there is one. SIGTERM or
+    Ctrl-C hands its place over first; a second one does not wait. What follows `--` goes to Celery.
+    """
+    from skynet.settings import hide_password, settings
+
+    current = settings()
+    words = ["celery", "-A", "skynet", "worker", *(("-Q", place) if place else ()), *celery_options]
+    terminal.err.print(f"Redis    {hide_password(current.redis_url)}", highlight=False)
+    terminal.err.print(
+        f"Worker   {place or 'any place'}, device {current.device}, "
+        f"threads {current.threads or 'by the cores'}, lease {current.lease_s:g} s",
+        highlight=False,
+    )
+    terminal.err.print(f"Command  {' '.join(words)}", highlight=False, soft_wrap=True)
+    os.execv(sys.executable, [sys.executable, "-m", *words])
+
+
+@main.command()
+def rebalance() -> None:
+    """Let the orchestrator choose the best shape for the workers that are there, now.
+
+    Without it a worker that joins changes the shape only if that is predicted to pay for the pause;
+    `skynet status` shows why or why not.
+    """
+    from skynet.store.connection import reachable
+    from skynet.store.plans import Plans
+
+    client = _client()
+    with reachable(client.url):
+        plans = Plans(client.redis)
+        plans.require_target()
+        plans.ask_rebalance()
+    terminal.err.print("asked; `skynet status --watch` shows what comes of it")
 
 
 @main.command()
 @click.argument("prompt")
 @click.option("--timeout", type=float, help="Seconds until the request is given up.")
+@click.option(
+    "--priority",
+    type=click.IntRange(0, 9),
+    help="Who waits with a higher one runs first.  [default: 0]",
+)
 @answer_options
 def generate(prompt: str, as_json: bool, raw: bool, **options: Any) -> None:
     """Ask the cluster at SKYNET_REDIS_URL to answer PROMPT, and stream the answer.
@@ -278,18 +348,29 @@ def generate(prompt: str, as_json: bool, raw: bool, **options: Any) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def status(as_json: bool) -> None:
-    """Plan, members, memory, queues and requests of the cluster at SKYNET_REDIS_URL."""
+@click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+def status(as_json: bool, watch: bool) -> None:
+    """Plan, members, memory, queues, requests, latest events of the cluster at SKYNET_REDIS_URL."""
     from skynet.settings import settings
     from skynet.status import cluster_status
     from skynet.store.connection import connect
 
     url = settings().redis_url
-    found = cluster_status(connect(url, timeout_s=5), url)
-    if as_json:
-        click.echo(json.dumps(found))
-    else:
-        terminal.print_status(found)
+    client = connect(url, timeout_s=5)
+    while True:
+        found = cluster_status(client, url)
+        if as_json:
+            click.echo(json.dumps(found))
+        else:
+            if watch:
+                click.clear()
+            terminal.print_status(found)
+        if not watch:
+            return
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait(1)
+            continue
+        return
 
 
 @main.command()
@@ -306,6 +387,73 @@ def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
     run_scenarios(scenarios, rounds, as_json, terminal.err)
 
 
+@main.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def models(context: click.Context, as_json: bool) -> None:
+    """Models whose weights lie in the Redis at SKYNET_REDIS_URL, whole or half.
+
+    \b
+        skynet models
+        skynet models verify
+        skynet models remove 3f2a
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from dataclasses import asdict
+
+    from skynet.store.connection import connect, reachable
+    from skynet.store.staged_models import list_models
+
+    with reachable(), connect() as client:
+        found = [asdict(model) for model in list_models(client)]
+    if as_json:
+        click.echo(json.dumps({"models": found}))
+    else:
+        terminal.print_models(found)
+
+
+@models.command("remove")
+@click.argument("digest")
+@click.option("--force", is_flag=True, help="Also if it is in force.")
+def remove_staged(digest: str, force: bool) -> None:
+    """Free the weights and files of the model whose digest starts with DIGEST."""
+    from skynet.store.connection import connect, reachable
+    from skynet.store.staged_models import find_model, remove_model
+
+    with reachable(), connect() as client:
+        model = find_model(client, digest)
+        remove_model(client, model, force=force)
+    terminal.err.print(
+        f"freed {model.num_bytes / 1e6:.1f} MB of {model.name} ({model.digest[:12]})",
+        highlight=False,
+    )
+
+
+@models.command("verify")
+@click.argument("digest", default="")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def verify_staged(digest: str, as_json: bool) -> None:
+    """Read the tiles of all models, or of the one whose digest starts with DIGEST, and check them.
+
+    Exit code 1 if any tile or file is missing or corrupted.
+    """
+    from skynet.store.connection import connect, reachable
+    from skynet.store.staged_models import find_model, list_models, verify_model
+
+    with reachable(), connect() as client, terminal.progress(quiet=as_json) as progress:
+        chosen = [find_model(client, digest)] if digest else list_models(client)
+        found = {model.digest: verify_model(client, model, progress) for model in chosen}
+    if as_json:
+        click.echo(json.dumps({"broken": found}))
+    else:
+        terminal.print_verified(
+            [(model.name, model.digest, found[model.digest]) for model in chosen]
+        )
+    if any(found.values()):
+        sys.exit(1)
+
+
 def _client() -> Client:
     from skynet.client import default_client
 
@@ -313,7 +461,7 @@ def _client() -> Client:
 
 
 def _shape_of(options: dict[str, Any]) -> dict[str, Any]:
-    names = ("stages", "shards", "dtype", "chord_span", "num_slots", "slot_tokens")
+    names = ("stages", "shards", "fixed", "dtype", "chord_span", "num_slots", "slot_tokens")
     return {name: options.pop(name) for name in names}
 
 

@@ -8,7 +8,6 @@ from skynet.layers.activation import ACTIVATIONS, gated
 from skynet.layers.attention import attend, store
 from skynet.layers.cache import allocate
 from skynet.layers.context import StepContext
-from skynet.layers.linear import Linear
 from skynet.layers.norm import LayerNorm, Norm, RMSNorm
 from skynet.layers.rope import rotate
 from skynet.layers.weights import Loader
@@ -43,10 +42,9 @@ class Attention:
         self._scale, self._head_dim = arch.attention_scale, arch.head_dim
         self._heads, self._kv_heads = part.heads.size, part.kv_heads.size
         self._norm = load_norm(arch, load, "attn_norm", layer, dtype)
-        qkv = ("q", "k", "v")
-        self._qkv = Linear(load.matrix(*qkv, layer=layer), load.bias(*qkv, layer=layer))
+        self._qkv = load.linear("q", "k", "v", layer=layer)
         self._head_norm = self._load_head_norm(arch, layer, load) if arch.qk_norm else None
-        self._out = Linear(load.matrix("o", layer=layer))
+        self._out = load.linear("o", layer=layer, bias=False)
         self.bias = load.row_bias("o", layer)
         self._cache = allocate(
             plan.num_slots, 2 * self._kv_heads, plan.slot_tokens, arch.head_dim, dtype, device
@@ -86,8 +84,8 @@ class MLP:
         self._activation, self._gated = ACTIVATIONS[arch.activation], arch.gated
         self._norm = load_norm(arch, load, "mlp_norm", layer, dtype)
         roles = ("gate", "up") if arch.gated else ("up",)
-        self._in = Linear(load.matrix(*roles, layer=layer), load.bias(*roles, layer=layer))
-        self._out = Linear(load.matrix("down", layer=layer))
+        self._in = load.linear(*roles, layer=layer)
+        self._out = load.linear("down", layer=layer, bias=False)
         self.bias = load.row_bias("down", layer)
         parts = (self._norm, self._in, self._out, self.bias)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)

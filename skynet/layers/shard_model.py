@@ -14,7 +14,7 @@ from skynet.layers.block import MLP, Attention, load_norm
 from skynet.layers.candidates import pick
 from skynet.layers.context import StepContext, make_context
 from skynet.layers.ends import Embedding, Head
-from skynet.layers.linear import Linear
+from skynet.layers.kept import Pieces
 from skynet.layers.rope import Rotary
 from skynet.layers.weights import Fetch, Loader, Progress
 from skynet.models.architecture import Architecture
@@ -47,16 +47,25 @@ class ShardModel:
         fetch: Fetch,
         device: str = "cpu",
         progress: Progress | None = None,
+        kept: ShardModel | None = None,
+        consume: bool = False,
     ) -> None:
-        """Load the slice; `progress` is told the bytes of each tensor as it is ready."""
+        """Load the slice; `progress` is told the bytes of each tensor as it is fetched.
+
+        kept: a model of an earlier plan; what it has of this slice is not fetched again.
+        consume: take that model apart on the way, so that there are never two slices; it cannot
+            compute any more then.
+        """
         self._arch, self._plan, self._shard = arch, plan, shard
         self.layers = plan.stages[stage].layers
         part = plan.stages[stage].shards[shard]
         self._vocab, self._device = part.vocab, torch.device(device)
         dtype = self._dtype = DTYPES[plan.dtype]
-        load = Loader(arch, part, fetch, dtype, self._device, progress)
+        pieces = self._usable(kept, consume) if kept is not None else None
+        load = Loader(arch, part, fetch, dtype, self._device, progress, pieces)
         self._embedding = self._load_embedding(load) if self.layers.start == 0 else None
-        self._attentions, self._mlps = [], []
+        self._attentions: list[Attention] = []
+        self._mlps: list[MLP] = []
         for layer in range(self.layers.start, self.layers.stop):
             self._attentions.append(Attention(arch, plan, part, layer, load, dtype, self._device))
             self._mlps.append(MLP(arch, layer, load, dtype))
@@ -66,6 +75,26 @@ class ShardModel:
         self._context: StepContext | None = None
         parts = (self._embedding, *self._attentions, *self._mlps, self._head)
         self.weight_bytes: int = sum(part.nbytes for part in parts if part is not None)
+        self.fetched_bytes = load.fetched_bytes
+        self._pieces = load.pieces
+
+    def _usable(self, kept: ShardModel, consume: bool) -> Pieces | None:
+        """The pieces of an earlier slice, if it was of the same model in the same dtype."""
+        mine, theirs = self._plan, kept._plan
+        if (mine.model, mine.dtype) != (theirs.model, theirs.dtype):
+            return None
+        pieces = Pieces(dict(kept._pieces.made))
+        if consume:
+            kept._take_apart()
+            layers = range(self.layers.start, self.layers.stop)
+            for key in list(pieces.made):
+                if key[-1] is not None and key[-1] not in layers:
+                    pieces.forget(key)
+        return pieces
+
+    def _take_apart(self) -> None:
+        self._embedding = self._head = self._context = None
+        self._attentions, self._mlps, self._pieces = [], [], Pieces()
 
     def _load_embedding(self, load: Loader) -> Embedding:
         positions = load.matrix("positions") if self._arch.learned_positions else None
@@ -74,7 +103,7 @@ class ShardModel:
 
     def _load_head(self, load: Loader) -> Head:
         norm = load_norm(self._arch, load, "final_norm", None, self._dtype)
-        return Head(norm, Linear(load.matrix("embed" if self._arch.tied else "head")))
+        return Head(norm, load.linear("embed" if self._arch.tied else "head", bias=False))
 
     @torch.inference_mode()
     def run(

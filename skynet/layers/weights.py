@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 
 from skynet.errors import CheckpointError
+from skynet.layers.kept import Key, Pieces, without
+from skynet.layers.linear import Linear
 from skynet.models.architecture import Architecture, Weight
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
@@ -36,16 +38,42 @@ class Loader:
         dtype: torch.dtype,
         device: torch.device,
         progress: Progress | None = None,
+        kept: Pieces | None = None,
     ) -> None:
+        """kept: what an earlier slice of the same model had; it is used up."""
         self._arch, self._part, self._fetch = arch, part, fetch
         self._dtype, self._device, self._progress = dtype, device, progress
+        self._kept = kept or Pieces()
+        self.pieces = Pieces()  # all that was made, for the next slice
+        self.fetched_bytes = 0  # of what was made
 
     def has(self, role: str) -> bool:
         return self._arch.weight(role) is not None
 
+    def linear(self, *roles: str, layer: int | None = None, bias: bool = True) -> Linear:
+        """The product with the weights of `roles`, one above the other, and their biases."""
+        weights = [self._weight(role) for role in roles]
+        key, units = (roles, layer), tuple(self._units(weight) for weight in weights)
+        made = self._kept.same(key, units)
+        if not isinstance(made, Linear):
+            matrix = self._matrix(key, weights, layer)
+            made = Linear(matrix, self.bias(*roles, layer=layer) if bias else None)
+        self._kept.forget(key)
+        self.pieces.add(key, made, units)
+        return made
+
     def matrix(self, *roles: str, layer: int | None = None) -> torch.Tensor:
         """The weights of `roles`, one above the other: (out, in) in the plan's dtype."""
         weights = [self._weight(role) for role in roles]
+        key, units = ("table", roles, layer), tuple(self._units(weight) for weight in weights)
+        made = self._kept.same(key, units)
+        if not isinstance(made, torch.Tensor):
+            made = self._matrix(key, weights, layer)
+        self._kept.forget(key)
+        self.pieces.add(key, made, units)
+        return made
+
+    def _matrix(self, key: Key, weights: list[Weight], layer: int | None) -> torch.Tensor:
         shapes = [self._matrix_shape(weight) for weight in weights]
         out = torch.empty(
             (sum(shape[0] for shape in shapes), shapes[0][1]),
@@ -53,11 +81,31 @@ class Loader:
             device=self._device,
         )
         pieces = out.split([shape[0] for shape in shapes])
-        for weight, piece in zip(weights, pieces, strict=True):
+        for at, (weight, piece) in enumerate(zip(weights, pieces, strict=True)):
             if piece.numel():
-                raw = self._fetch(weight.tensor(layer), self._region(weight))
-                self._copy(weight, raw.t() if weight.transposed else raw, piece)
+                self._fill(key, at, weight, layer, piece)
         return out
+
+    def _fill(
+        self,
+        key: Key,
+        at: int,
+        weight: Weight,
+        layer: int | None,
+        out: torch.Tensor,
+    ) -> None:
+        """One weight's part of a matrix: from what is here as far as it goes, else fetched."""
+        axis, units = (1 if weight.cut == "row" else 0), self._units(weight)
+        found = self._kept.overlap(key, at, units, axis)
+        if found is not None:
+            have, values = found
+            out.narrow(axis, have.start - units.start, have.size).copy_(values)
+        offset = self._arch.fused_offset(weight)
+        for part in without(units, found[0] if found else None):
+            region = Range(part.start + offset, part.stop + offset)
+            raw = self._fetch(weight.tensor(layer), region)
+            target = out.narrow(axis, part.start - units.start, part.size)
+            self._copy(weight, raw.t() if weight.transposed else raw, target)
 
     def bias(self, *roles: str, layer: int | None = None) -> torch.Tensor | None:
         """The biases of column-parallel `roles`, end to end, in the plan's dtype; None if none."""
@@ -74,11 +122,15 @@ class Loader:
 
     def vector(self, role: str, kind: str = "weight", layer: int | None = None) -> torch.Tensor:
         """A whole vector in float32: of a norm, or the bias of a row-parallel product."""
-        weight = self._weight(role)
-        size = self._arch.size(weight.unit) if kind == "weight" else self._arch.bias_size(weight)
-        out = torch.empty(size, dtype=torch.float32, device=self._device)
-        self._copy(weight, self._fetch(weight.tensor(layer, kind), Range(0, size)), out)
-        return out
+        weight, key = self._weight(role), (role, kind, layer)
+        made = self._kept.same(key, ())
+        if not isinstance(made, torch.Tensor):
+            is_weight = kind == "weight"
+            size = self._arch.size(weight.unit) if is_weight else self._arch.bias_size(weight)
+            made = torch.empty(size, dtype=torch.float32, device=self._device)
+            self._copy(weight, self._fetch(weight.tensor(layer, kind), Range(0, size)), made)
+        self.pieces.add(key, made, ())
+        return made
 
     def row_bias(self, role: str, layer: int) -> torch.Tensor | None:
         """What is added once, after the sum of a row-parallel product; None if nothing is."""
@@ -120,6 +172,7 @@ class Loader:
             interleave(raw, out, self._arch.head_dim)
         else:
             out.copy_(raw)
+        self.fetched_bytes += out.nbytes
         if self._progress is not None:
             self._progress(out.nbytes)
 

@@ -33,6 +33,7 @@ LAYERS = (
     "backend",
     "celery",
     "client",
+    "stager",
     "splitting",
     "status",
     "guardian",
