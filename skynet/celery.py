@@ -13,12 +13,14 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from functools import cached_property
 from typing import Any
 
 from celery import Celery, signals
 from celery.app.amqp import AMQP, Queues
 from celery.apps.worker import Worker
+from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 from kombu import Exchange, Queue
@@ -143,6 +145,8 @@ def configure_logging(level: int | str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("skynet").setLevel(level)
     logging.captureWarnings(True)
+    # Told at every lost connection, about a setting that celeryconfig.py has chosen.
+    warnings.filterwarnings("ignore", "\nIn Celery 5.1", CPendingDeprecationWarning)
 
 
 @signals.setup_logging.connect

@@ -61,7 +61,10 @@ def next_span(plan: Plan, start: int, layers_per_chord: int) -> Range:
 
 
 class Messenger:
-    """Writes task messages straight into the queues of a Redis broker."""
+    """Writes task messages straight into the queues of a Redis broker.
+
+    What a broken connection leaves in doubt is sent again: whoever takes a message twice drops it.
+    """
 
     def __init__(self, app: Celery, connection: RespConnection, ttl_s: float) -> None:
         self.app = app
@@ -98,11 +101,11 @@ class Messenger:
 
     def send(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
         """Queue one task."""
-        self.connection.call([command(b"LPUSH", *self.message(task, args, queue, **headers))])
+        self.connection.call_again([command(b"LPUSH", *self.message(task, args, queue, **headers))])
 
     def give_back(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
         """Put a task back at the head of its queue: it is another worker's."""
-        self.connection.call([command(b"RPUSH", *self.message(task, args, queue, **headers))])
+        self.connection.call_again([command(b"RPUSH", *self.message(task, args, queue, **headers))])
 
     def emit_chord(
         self,
@@ -163,7 +166,7 @@ class Messenger:
             return
         commands = [command(b"SET", key, value, b"PX", self.ttl_ms) for key, value in values]
         commands += [command(b"LPUSH", *message) for message in messages]
-        self.connection.call([command(b"MULTI"), *commands, command(b"EXEC")])
+        self.connection.call_again([command(b"MULTI"), *commands, command(b"EXEC")])
 
     def _emit_fenced(
         self,

@@ -111,7 +111,7 @@ def _print_members(found: dict[str, Any]) -> None:
         own = heads.get(member["address"])
         table.add_row(
             member["address"] or member["pinned"] or "(any)",
-            member["state"] + (", leaving" if member["leaving"] else ""),
+            "leaving" if member["leaving"] else member["state"],
             span(own) if own else "",
             _mb(member["weight_bytes"]) if own else "",
             _mb(member["resident_bytes"]),

@@ -91,6 +91,10 @@ class Conductor:
             return
         self._looked = now
         self.membership.look()
+        if self.membership.reconnected:
+            # What was on its way to whoever lost its connection may be lost with it.
+            self.membership.reconnected = False
+            self.engine.hurry()
         if self.switching and not self.broken:
             self._finish_switch()
         decision = self._decide()
@@ -123,6 +127,7 @@ class Conductor:
                 self.membership.candidates(),
                 lost_for_s=time.monotonic() - self._lost_since if lost else 0.0,
                 settled_for_s=self.membership.settled_for_s,
+                coming=self.membership.coming,
                 force=self.next is None and self.plans.take_rebalance(),
             )
         except PlanError as error:

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # A step that takes so many times as long as it should, and then some, is lost.
 PATIENCE, LEAST_PATIENCE_S, FIRST_PATIENCE_S = 20, 3.0, 30.0
+HURRY_S = 1.0
 MAX_FAILURES = 3  # of shards, over one request alone, until it is the request's fault
 
 
@@ -133,6 +134,12 @@ class Engine:
         self.draining = True
         return not self.in_flight
 
+    def hurry(self) -> None:
+        """Messages may have been lost: wait no longer than a moment for what is in flight."""
+        soon = self.clock() + HURRY_S
+        for flight in self.in_flight.values():
+            flight.deadline = min(flight.deadline, max(soon, flight.sent + HURRY_S))
+
     def go_on(self) -> None:
         """No boundary is needed any more."""
         if self.draining:
@@ -153,10 +160,8 @@ class Engine:
             self.suspend()
         if plan.stages != self.plan.stages:
             self.spans = SpanChooser(plan, self.chord_share)
-        if plan.num_slots != self.plan.num_slots:
-            raise ValueError(f"plan {plan.epoch} has {plan.num_slots} slots: that is a new engine")
         self.plan, self._next_step = plan, 0
-        self.scheduler.reset(len(plan.stages))
+        self.scheduler.reset(len(plan.stages), plan.num_slots)
         running = self.scheduler.running
         self._replay = Replay(
             {sequence.id for sequence in running},

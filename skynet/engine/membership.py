@@ -36,7 +36,7 @@ class Membership:
         self.live: dict[str, Member] = {}
         self.changed = clock()  # when somebody came or went
         self._broken: dict[str, tuple[int, float]] = {}  # id -> connection, since when
-        self._first = True
+        self.reconnected = False  # since it was last set to False, somebody has
 
     def look(self) -> None:
         """Read the leases anew, and tell what has changed."""
@@ -47,6 +47,8 @@ class Membership:
             before = self.live.get(member.id)
             if before is None:
                 self.tell("joined", f"{describe(member)}, pid {member.pid} on {member.host}")
+            elif before.connection != member.connection:
+                self.reconnected = True
             if member.leaving and not (before is not None and before.leaving):
                 self.tell("leaving", describe(member))
         for member in self.live.values():
@@ -73,6 +75,11 @@ class Membership:
         """Since when nobody has come or gone."""
         return self.clock() - self.changed
 
+    @property
+    def coming(self) -> bool:
+        """Is somebody starting?"""
+        return any(not member.speed and not member.leaving for member in self.live.values())
+
     def candidates(self) -> list[Candidate]:
         """The members as plans see them."""
         free: dict[str, int] = {}
@@ -87,6 +94,7 @@ class Membership:
                 member.host,
                 member.pinned,
                 member.cores,
+                member.asked_threads,
                 member.speed,
                 member.round_trip_s,
                 free[member.host] + held[member.host],

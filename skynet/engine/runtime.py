@@ -88,6 +88,7 @@ class OrchestratorRuntime:
         self._rival_broken = 0
         self._orphans: list[Sequence] = []
         self._away = False  # Redis did not answer at the last tick
+        self._connection = 0  # Redis's number for it: another one means that it was lost
         self._leaving_since = 0.0
         self._ticked = time.monotonic()
         self._consumer: Any = None
@@ -207,6 +208,9 @@ class OrchestratorRuntime:
             if self.conductor is not None:
                 self.conductor.step_failed("Redis was away")
         if self.conductor is not None and self.engine is not None:
+            if self.member.connection != self._connection:
+                self._connection = self.member.connection
+                self.engine.hurry()
             self.conductor.tick()
             self.engine.tick()
             if self._is_due("sweep", SWEEP_S):

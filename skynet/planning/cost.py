@@ -26,6 +26,7 @@ class Candidate:
     """A member as plans see it.
 
     pinned: the only address it takes, or "".
+    threads: what it was told to compute with; 0: its share of the host's cores.
     free_bytes: memory of its host that it may fill, what its weights take now included.
     speed: bytes of weights a second for one thread.
     """
@@ -34,6 +35,7 @@ class Candidate:
     host: str = ""
     pinned: str = ""
     cores: int = 1
+    threads: int = 0
     speed: float = DEFAULT_SPEED
     round_trip_s: float = 1e-4
     free_bytes: int = 2**62
@@ -44,10 +46,12 @@ class Candidate:
 def shared_speeds(workers: Sequence[Candidate]) -> list[float]:
     """Bytes of weights a second of each: workers of one host share its cores."""
     neighbours = Counter(worker.host or worker.id for worker in workers)
-    return [
-        (worker.speed or DEFAULT_SPEED) * worker.cores / neighbours[worker.host or worker.id]
-        for worker in workers
-    ]
+
+    def cores_of(worker: Candidate) -> float:
+        share = worker.cores / neighbours[worker.host or worker.id]
+        return min(worker.threads, share) if worker.threads else share
+
+    return [(worker.speed or DEFAULT_SPEED) * cores_of(worker) for worker in workers]
 
 
 def shard_weights(workers: Sequence[Candidate]) -> list[float]:

@@ -15,6 +15,7 @@ from skynet.planning.cost import Candidate, load_s, overfull, shard_weights, tok
 from skynet.planning.plan import Plan
 
 LEAST_GAIN = 0.1  # a join that brings less is not worth a pause
+STARTING_S = 15.0  # a worker that has a lease and is not up yet is waited for
 HORIZON_S = 60.0  # a pause must be earned back within so long
 
 Layout = Callable[[int, int, Sequence[Sequence[float]] | None], Plan]
@@ -48,7 +49,6 @@ class Decision:
 class Planner:
     """Makes decisions for one model.
 
-    lost_for_s: how long a place of the plan in force has been empty.
     load_rate: bytes a second at which members load, as measured; 0 if not yet.
     """
 
@@ -65,9 +65,15 @@ class Planner:
         *,
         lost_for_s: float = 0.0,
         settled_for_s: float = 0.0,
+        coming: bool = False,
         force: bool = False,
     ) -> Decision:
-        """What should be in force, given the plan that is and the members that live."""
+        """What should be in force, given the plan that is and the members that live.
+
+        lost_for_s: how long a place of the plan in force has been empty.
+        settled_for_s: how long nobody has come or gone.
+        coming: somebody is starting and will soon be a member.
+        """
         if current is None or current.revision != self.wish.revision:
             return self._first(current, members, settled_for_s)
         live = {member.id: member for member in members}
@@ -75,7 +81,7 @@ class Planner:
         lost = [w for w in current.workers if w not in live]
         leaving = [w for w in holders if w in live and live[w].leaving]
         if lost or leaving:
-            return self._replace(current, members, lost, lost_for_s)
+            return self._replace(current, members, lost, lost_for_s, coming)
         return self._improve(current, members, force)
 
     # -- the first plan of a wish --------------------------------------------------------------
@@ -99,7 +105,12 @@ class Planner:
     # -- places that are or will be empty ------------------------------------------------------
 
     def _replace(
-        self, current: Plan, members: Sequence[Candidate], lost: list[str], lost_for_s: float
+        self,
+        current: Plan,
+        members: Sequence[Candidate],
+        lost: list[str],
+        lost_for_s: float,
+        coming: bool,
     ) -> Decision:
         staying = [member for member in members if not member.leaving]
         holders = current.placed()
@@ -114,7 +125,9 @@ class Planner:
             return Decision(f"{len(taken)} taken over by spares", plan, prepare=not lost)
         if self.wish.fixed:
             return self._empty(current, members, missing, "the shape is fixed")
-        smaller = self._best(staying, holders, f"nobody can take {', '.join(missing)}")
+        if coming and lost_for_s < STARTING_S:
+            return Decision(f"{', '.join(missing)}: a worker is starting", missing=missing)
+        smaller = self._best(staying, holders, f"nobody can take {', '.join(missing)}", current)
         if smaller.plan is None:
             return self._empty(current, members, missing, smaller.reason)
         if lost:
@@ -170,9 +183,13 @@ class Planner:
         members: Sequence[Candidate],
         holders: Mapping[str, tuple[int, int]],
         why: str,
+        broken: Plan | None = None,
     ) -> Decision:
-        """The fastest shape that the members can fill and hold."""
-        found: list[tuple[float, int, Plan]] = []
+        """The fastest shape that the members can fill and hold.
+
+        broken: the plan that works no more; then what is soon there counts as well.
+        """
+        found: list[tuple[float, float, int, Plan]] = []
         refused = ""
         for stages, shards in self._shapes(len(members)):
             draft = self._layout(stages, shards)
@@ -186,10 +203,13 @@ class Planner:
             if problem:
                 refused = f"{_shape(plan)} does not fit: {problem}"
                 continue
-            found.append((token_s(self.arch, plan, chosen), stages, plan))
+            pause_s = load_s(self.arch, plan, broken, self.load_rate) if broken else 0.0
+            found.append((token_s(self.arch, plan, chosen), pause_s, stages, plan))
         if not found:
             return Decision(f"{why}; {refused or 'no members for any plan'}")
-        return Decision(why, min(found, key=lambda item: item[:2])[2])
+        fastest = min(found)[0]
+        best = min(found, key=lambda item: (item[0] / fastest + item[1] / HORIZON_S, item[2]))
+        return Decision(why, best[3])
 
     def _shapes(self, most: int) -> list[tuple[int, int]]:
         """Every shape that so many members can fill, and the model has."""

@@ -23,6 +23,7 @@ class Lease:
 
     Fields of the member are changed with `update` only, so that nobody reads half of a change.
     beat: called with every renewal, in the lease's thread, with its Redis client.
+    free_bytes: tells the memory that is free.
     """
 
     def __init__(
@@ -30,10 +31,12 @@ class Lease:
         member: Member,
         lease_s: float,
         beat: Callable[[redis.Redis], None] = lambda client: None,
+        free_bytes: Callable[[], int] = lambda: int(psutil.virtual_memory().available),
     ) -> None:
         self.member = member
         self.lease_s = lease_s
         self.beat = beat
+        self.free_bytes = free_bytes
         self.lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
@@ -72,7 +75,7 @@ class Lease:
             self.update(
                 quietly=True,
                 resident_bytes=process.memory_info().rss,
-                free_bytes=psutil.virtual_memory().available,
+                free_bytes=self.free_bytes(),
             )
             try:
                 with self.lock:

@@ -41,6 +41,7 @@ class Member:
     device: str = "cpu"
     cores: int = 0  # of its host
     threads: int = 0
+    asked_threads: int = 0  # 0: its share of the cores
     speed: float = 0.0
     round_trip_s: float = 0.0
     weight_bytes: int = 0  # what its slice takes, or will take

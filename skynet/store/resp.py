@@ -83,15 +83,25 @@ class RespConnection:
             self.close()  # its replies must not be read as the next call's
             raise
 
+    def call_again(self, commands: Sequence[bytes]) -> list[Any]:
+        """As `call`, once more if the connection breaks: for what may run twice."""
+        try:
+            return self.call(commands)
+        except redis.ConnectionError:
+            return self.call(commands)
+
     def run(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
-        """Run a Lua script, by its digest where Redis knows it; the errors of `call`."""
+        """Run a Lua script that may run twice, by its digest where Redis knows it.
+
+        The errors are those of `call`.
+        """
         words = (b"%d" % len(keys), *keys, *arguments)
         try:
-            return self.call([command(b"EVALSHA", script.sha, *words)])[0]
+            return self.call_again([command(b"EVALSHA", script.sha, *words)])[0]
         except redis.ResponseError as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
-            return self.call([command(b"EVAL", script.text.encode(), *words)])[0]
+            return self.call_again([command(b"EVAL", script.text.encode(), *words)])[0]
 
     def close(self) -> None:
         """Drop the connection; the next call opens another."""

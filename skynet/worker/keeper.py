@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import psutil
 import redis
 
 from skynet import names
@@ -28,6 +27,7 @@ from skynet.store.lease import Lease
 from skynet.store.members import FAILED, LOADING, READY, SPARE, Members
 from skynet.store.plans import Plans
 from skynet.worker.guard import StepGuard
+from skynet.worker.memory import free_memory
 
 if TYPE_CHECKING:
     from skynet.layers.shard_model import ShardModel
@@ -135,8 +135,9 @@ class Keeper:
         guard = StepGuard(str(address), plan.stages[address.stage].layers.start)
         self.place = Place(plan, address, model, exchange, guard)
         self.epoch = plan.epoch
-        old = prepared = None
-        self._tidy()
+        if old is None or model is not old.model:
+            old = prepared = None
+            self._tidy()
         self.lease.update(quietly=True, weight_bytes=model.weight_bytes)
         logger.info(
             "plan %d: %s of %s, %.1f MB, after %.2f s",
@@ -173,7 +174,7 @@ class Keeper:
         ):
             address = Address(*placed)
             needed = self._slice_bytes(plan, address)
-            if place is None or needed + MARGIN_BYTES < psutil.virtual_memory().available:
+            if place is None or needed + MARGIN_BYTES < free_memory():
                 model = self._load(plan, address, place.model if place else None, consume=False)
                 self._prepared = (plan, address, model)
             else:

@@ -30,6 +30,7 @@ from skynet.store.lease import Lease
 from skynet.store.members import Member
 from skynet.store.plans import Plans
 from skynet.worker.keeper import Keeper, Place
+from skynet.worker.memory import free_memory
 
 if TYPE_CHECKING:
     from skynet.celery import SkynetCelery
@@ -56,8 +57,9 @@ class ShardRuntime:
             pinned=str(pinned or ""),
             device=settings().device,
             cores=os.cpu_count() or 1,
+            asked_threads=settings().threads or 0,
         )
-        self.lease = Lease(self.member, settings().lease_s)
+        self.lease = Lease(self.member, settings().lease_s, free_bytes=free_memory)
         self.keeper = Keeper(self.lease, self._consumes)
         self.left = False  # nobody needs this process any more
         self._client = connect()

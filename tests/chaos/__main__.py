@@ -17,7 +17,8 @@ from rich.console import Console
 from tests.chaos.cases import tiny_checkpoint
 from tests.chaos.faults import FAULTS
 from tests.chaos.report import show_logs
-from tests.chaos.run import Plan, Run, WarmupFailed
+from tests.chaos.run import Plan, Run
+from tests.chaos.undisturbed import WarmupFailed
 
 TINY = "tiny"
 
@@ -65,8 +66,8 @@ def main(seed: int | None, keep: bool, model: str, **options: Any) -> None:
         console.print(f"{time.monotonic() - started:6.0f} s  {text}", highlight=False)
 
     try:
-        path = tiny_checkpoint(directory) if model == TINY else Path(_local(model))
-        report = Run(Plan(seed=seed, command=command, model=path, **options), directory, say)()
+        chosen = str(tiny_checkpoint(directory)) if model == TINY else model
+        report = Run(Plan(seed=seed, command=command, model=chosen, **options), directory, say)()
     except BaseException as error:
         show_logs(console, directory)
         console.print(f"seed {seed}: {type(error).__name__}; logs are kept in {directory}")
@@ -90,13 +91,6 @@ def _command(seed: int) -> str:
     if not any(word.partition("=")[0] == "--seed" for word in words):
         words += ["--seed", str(seed)]
     return shlex.join(["python", "-m", "tests.chaos", *words])
-
-
-def _local(model: str) -> str:
-    """The directory of a checkpoint that `skysplit` knows by name."""
-    from skynet.models.demo import demo_checkpoint_path
-
-    return str(demo_checkpoint_path()) if model == "smollm2" else model
 
 
 def _show_faults(console: Console, faults: list[Any]) -> None:

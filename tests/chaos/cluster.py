@@ -194,11 +194,16 @@ class ChaosCluster:
                 slot.left_at = time.monotonic()
                 slot.process.terminate()
 
-    def resident_bytes(self) -> dict[str, int]:
-        """Resident memory of each worker."""
-        return {
-            slot.name: psutil.Process(slot.process.pid).memory_info().rss for slot in self.slots
-        }
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Resident bytes and number of open files of each worker that runs."""
+        found = {}
+        for slot in self.slots:
+            try:
+                process = psutil.Process(slot.process.pid)
+                found[slot.name] = (process.memory_info().rss, process.num_fds())
+            except psutil.Error:  # it has just ended
+                continue
+        return found
 
     def all_alive(self) -> bool:
         """Is every wanted worker there, and nobody leaving, held or too many?"""

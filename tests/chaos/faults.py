@@ -255,4 +255,3 @@ FAULTS: dict[str, Fault] = {
         ),
     )
 }
-KILLS = ("kill_shard", "kill_many", "kill_orchestrator", "kill_orchestrators", "kill_all")

@@ -30,20 +30,27 @@ class Level:
     used_bytes: int
     clients: int
     resident: dict[str, int]
+    files: dict[str, int]
 
     def __str__(self) -> str:
         most = max(self.resident.values(), default=0)
         return (
             f"{self.keys.total()} keys, Redis {self.used_bytes / 2**20:.1f} MiB, "
-            f"{self.clients} clients, largest worker {most / 2**20:.0f} MiB"
+            f"{self.clients} clients, largest worker {most / 2**20:.0f} MiB, "
+            f"most open files {max(self.files.values(), default=0)}"
         )
 
 
 def measure(cluster: ChaosCluster, client: redis.Redis) -> Level:
     """What the cluster holds now, without records of requests."""
     info = client.info()
+    sizes = cluster.sizes()
     return Level(
-        _kinds(client), info["used_memory"], info["connected_clients"], cluster.resident_bytes()
+        _kinds(client),
+        info["used_memory"],
+        info["connected_clients"],
+        {name: size for name, (size, _) in sizes.items()},
+        {name: number for name, (_, number) in sizes.items()},
     )
 
 
@@ -76,6 +83,10 @@ def compare(before: Level, now: Level) -> list[str]:
         leaks.append(f"Redis: {before.used_bytes} bytes before, {now.used_bytes} after")
     if now.clients > before.clients + MORE_CLIENTS:
         leaks.append(f"Redis: {before.clients} clients before, {now.clients} after")
+    most = max(before.files.values(), default=0)
+    for name, number in now.files.items():
+        if number > most + MORE_CLIENTS:
+            leaks.append(f"{name}: {number} open files, the most were {most} before")
     # A spare that has taken a place holds what the one before it held: the largest is compared.
     most = max(before.resident.values(), default=0)
     for name, size in now.resident.items():

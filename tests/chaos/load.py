@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import kombu.exceptions
+import kombu.pools
 import redis
 
 from skynet.client import Client, Generation
@@ -76,6 +78,8 @@ class Load:
         request_timeout_s: float,
     ) -> None:
         self.outcomes: list[Outcome] = []
+        self.problems: list[str] = []  # of clients, before they had a request
+        self.last_token = 0.0  # when a client last saw one, monotonic
         self.num_retries = 0  # submissions that were tried again: Redis did not answer
         self._cases = cases
         self._timeout_s = request_timeout_s
@@ -96,8 +100,10 @@ class Load:
         deadline = time.monotonic() + self._timeout_s + 2 * GRACE_S
         for thread in self._threads:
             thread.join(max(0.1, deadline - time.monotonic()))
+        kombu.pools.reset()  # our own connections, so that those of the cluster can be counted
+        gc.collect()
         late = sum(thread.is_alive() for thread in self._threads)
-        return [f"{late} clients hang"] if late else []
+        return self.problems + ([f"{late} clients hang"] if late else [])
 
     def _run(self, url: str, chance: random.Random) -> None:
         while not self._end.is_set():
@@ -106,6 +112,9 @@ class Load:
                 for _ in range(10):  # then as a new process would, with new connections
                     if not self._end.is_set():
                         self._one(client, chance)
+            except Exception as error:  # a refusal, say: it is wrong, and the report tells
+                self.problems.append(f"submission: {type(error).__name__}: {error}")
+                self._end.wait(RETRY_S)
             finally:
                 client.close()
 
@@ -119,7 +128,7 @@ class Load:
             return
         outcome = Outcome(generation.id, case, mode)
         self.outcomes.append(outcome)
-        watcher = _Watcher(client, outcome, chance, deadline)
+        watcher = _Watcher(client, outcome, chance, deadline, self._note_token)
         try:
             watcher.wait() if mode == "wait" else watcher.read()
         except RequestCancelled:
@@ -127,6 +136,9 @@ class Load:
         except Exception as error:  # whatever it is, it is wrong, and the report tells
             outcome.problem = f"{type(error).__name__}: {error}"
         outcome.seconds = time.monotonic() - started
+
+    def _note_token(self) -> None:
+        self.last_token = time.monotonic()
 
     def _submit(self, client: Client, case: Case) -> Generation | None:
         while not self._end.is_set():
@@ -142,12 +154,18 @@ class _Watcher:
     """One client and its request."""
 
     def __init__(
-        self, client: Client, outcome: Outcome, chance: random.Random, deadline: float
+        self,
+        client: Client,
+        outcome: Outcome,
+        chance: random.Random,
+        deadline: float,
+        note_token: Callable[[], None],
     ) -> None:
         self.client = client
         self.outcome = outcome
         self.chance = chance
         self.deadline = deadline
+        self.note_token = note_token
         self.until_cancel = chance.randrange(0, 100) if outcome.mode == "cancel" else -1
 
     def wait(self) -> None:
@@ -174,6 +192,7 @@ class _Watcher:
             if token.index < 0:  # text that was held back
                 continue
             seen.append((token.index, token.id))
+            self.note_token()
             if 0 <= self.until_cancel <= token.index:
                 self.until_cancel = -1
                 self._patiently(Generation(self.outcome.id, self.client).cancel)

@@ -87,10 +87,11 @@ class Report:
     def _faults(self) -> Table:
         table = Table("fault", "times", "next token: median", "worst", "pause: median", "worst")
         times = self.verdict.token_times
+        starts = sorted(fault.at for fault in self.faults)
         for kind, number in sorted(Counter(fault.kind for fault in self.faults).items()):
             done = [fault.at for fault in self.faults if fault.kind == kind and not fault.error]
             row = [kind, str(number)]
-            for waits in (_next_waits(done, times), _pauses(done, times)):
+            for waits in (_next_waits(done, times), _pauses(done, starts, times)):
                 row += (
                     [f"{statistics.median(waits):.2f} s", f"{max(waits):.2f} s"]
                     if waits
@@ -110,15 +111,18 @@ def _next_waits(faults: Sequence[float], times: Sequence[float]) -> list[float]:
     return found
 
 
-def _pauses(faults: Sequence[float], times: Sequence[float]) -> list[float]:
+def _pauses(
+    faults: Sequence[float], all_faults: Sequence[float], times: Sequence[float]
+) -> list[float]:
     """After each fault the longest time without any token, begun within `QUIET_S` or less.
 
     Tokens that were on their way come at once, so that the next token alone says too little. The
-    pause of a fault ends where the next fault of its kind begins.
+    pause of a fault begins before the next fault of any kind; it may last beyond that.
     """
     found = []
-    for number, at in enumerate(faults):
-        until = min([at + QUIET_S, *faults[number + 1 : number + 2]])
+    for at in faults:
+        following = bisect_right(all_faults, at)
+        until = min([at + QUIET_S, *all_faults[following : following + 1]])
         first = bisect_right(times, at)
         last = bisect_right(times, until)
         points = [at, *times[first : last + 1]]

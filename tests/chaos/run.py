@@ -5,29 +5,28 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import redis
 
+from skynet import names
 from skynet.client import Client
 from skynet.models.checkpoint import open_checkpoint
 from skynet.settings import settings
 from skynet.splitting import skysplit
 from tests.chaos import leaks, oracle
-from tests.chaos.cases import greedy_answers, make_cases, stopped_cases
 from tests.chaos.cluster import ChaosCluster
 from tests.chaos.faults import FAULTS, Attack
-from tests.chaos.load import Case, Load
+from tests.chaos.load import GRACE_S, Case, Load
 from tests.chaos.report import Done, Report
+from tests.chaos.undisturbed import READY_S, Say, undisturbed_answers
 from tests.cluster.processes import wait_for
 
-READY_S = 180.0
 RECOVER_S = 120.0
-WARM_ROUNDS = 3
-Say = Callable[[str], None]
+PATIENT_SHARE = 0.75  # of faults that wait for the cluster to work again; others hit recovery
+PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Plan:
 
     seed: int
     command: str
-    model: Path
+    model: str
     seconds: float
     stages: int
     shards: int
@@ -54,10 +53,6 @@ class Plan:
     request_timeout_s: float
     most_tokens: int
     chord_span: str
-
-
-class WarmupFailed(Exception):
-    """The undisturbed cluster already answers wrongly, so an attack would prove nothing."""
 
 
 class Run:
@@ -96,12 +91,11 @@ class Run:
         finally:
             self.cluster.stop()
 
-    # -- the undisturbed answers ---------------------------------------------------------------
-
     def _warm_up(self) -> dict[Case, list[int]]:
+        """Split the model, and the answers of the undisturbed cluster."""
         plan = self.plan
         skysplit(
-            str(plan.model),
+            plan.model,
             plan.stages,
             plan.shards,
             dtype="float32",
@@ -109,51 +103,14 @@ class Run:
             num_slots=max(4, plan.clients - 2),  # fewer than clients: some wait for a slot
             url=self.cluster.server.url,
         )
-        vocab_size = int(
-            open_checkpoint(str(plan.model), settings().cache_dir).config["vocab_size"]
-        )
-        cases = make_cases(self.chance, vocab_size, plan.most_tokens)
         client = Client(self.cluster.server.url)
         try:
             client.submit_prompt([1], max_tokens=2, timeout=READY_S).get()
-            self._wait_until_whole()
-            found = self._ask_alone(client, cases)
-            self._compare(found)
-            found.update(self._ask_alone(client, stopped_cases(self.chance, found)))
-            for _ in range(WARM_ROUNDS):  # all at once: the most that workers hold undisturbed
-                self._ask_together(client, {case: ids for case, (ids, _) in found.items()})
+            wait_for("every worker to run", self.cluster.all_alive, READY_S)
+            checkpoint = open_checkpoint(plan.model, settings().cache_dir)
+            return undisturbed_answers(client, checkpoint, self.chance, plan.most_tokens, self.say)
         finally:
             client.close()
-        return {case: ids for case, (ids, _) in found.items()}
-
-    def _ask_alone(
-        self, client: Client, cases: Sequence[Case]
-    ) -> dict[Case, tuple[list[int], str]]:
-        found = {}
-        for number, case in enumerate(cases):
-            self.say(f"undisturbed answer {number + 1} of {len(cases)}")
-            completion = client.submit_prompt(case.prompt, **case.options).get(timeout=READY_S)
-            found[case] = (completion.token_ids, completion.text)
-        return found
-
-    def _ask_together(self, client: Client, answers: dict[Case, list[int]]) -> None:
-        asked = [(c, client.submit_prompt(c.prompt, **c.options)) for c in answers for _ in "12"]
-        for case, generation in asked:
-            found = generation.get(timeout=READY_S).token_ids
-            wrong = oracle.difference(found, answers[case])
-            if wrong:
-                raise WarmupFailed(f"{case} differs when asked together with others: {wrong}")
-
-    def _compare(self, found: dict[Case, tuple[list[int], str]]) -> None:
-        """The greedy answers are those of Transformers in one process."""
-        self.say("Transformers' own answers")
-        for case, expected in greedy_answers(self.plan.model, list(found)).items():
-            wrong = oracle.difference(found[case][0], expected)
-            if wrong:
-                raise WarmupFailed(f"{case} is not what Transformers answers: {wrong}")
-
-    def _wait_until_whole(self) -> None:
-        wait_for("every worker to run", self.cluster.all_alive, READY_S)
 
     # -- the attack ----------------------------------------------------------------------------
 
@@ -174,6 +131,7 @@ class Run:
         seconds = time.monotonic() - started
         self.say("no more faults: waiting for what runs")
         wrong = load.finish()
+        wrong += self._drain(client)
         verdict = oracle.judge(client, load.outcomes, answers)
         wrong += verdict.wrong + self._recover()
         leaks.forget_requests(client)
@@ -204,6 +162,8 @@ class Run:
                     break
                 if not self.plan.faults:
                     continue
+                if chance.random() < PATIENT_SHARE:
+                    self._wait_for_tokens(load, until)
                 while not slots.acquire(timeout=0.2):
                     pass
                 kind = chance.choice(self.plan.faults)
@@ -217,6 +177,13 @@ class Run:
         """Let time go by; True when the run is over."""
         time.sleep(max(0.0, min(seconds, until - time.monotonic())))
         return time.monotonic() >= until
+
+    def _wait_for_tokens(self, load: Load, until: float) -> None:
+        """Until answers go on, so that the next fault has something to hit."""
+        since = time.monotonic()
+        deadline = min(until, since + PATIENCE_S)
+        while load.last_token < since and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def _do(self, kind: str, chance: random.Random, slots: threading.Semaphore) -> None:
         attack = Attack(self.cluster, chance, self._end)
@@ -233,8 +200,20 @@ class Run:
 
     # -- after ---------------------------------------------------------------------------------
 
+    def _drain(self, client: redis.Redis) -> list[str]:
+        """Requests end whose submission was cut off half-way, so that no client waits for them."""
+        try:
+            wait_for(
+                "every request to end",
+                lambda: not client.zcard(names.OPEN_REQUESTS_KEY),
+                self.plan.request_timeout_s + GRACE_S,
+            )
+        except AssertionError as error:
+            return [str(error)]
+        return []
+
     def _recover(self) -> list[str]:
-        """All workers there again, and a request answered."""
+        """All workers are there again."""
         try:
             wait_for("every worker to run, nobody leaving", self.cluster.all_alive, RECOVER_S)
         except AssertionError as error:

@@ -11,7 +11,8 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
@@ -44,7 +45,8 @@ class _Link:
         for writer in (self.client, self.server):
             plug = writer.get_extra_info("socket")
             if plug is not None and plug.family != socket.AF_UNIX:
-                plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                with suppress(OSError):  # it is closed already
+                    plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
 
@@ -102,11 +104,11 @@ class Proxy:
 
         As when a cable is out: no byte is lost, ends are not told either, all comes later.
         """
-        self._call(lambda: [self._open[direction].clear() for direction in directions or BOTH])
+        self._call(lambda: self._close_ways(directions or BOTH))
 
     def release(self, *directions: Direction) -> None:
         """End a `hold`."""
-        self._call(lambda: [self._open[direction].set() for direction in directions or BOTH])
+        self._call(lambda: self._open_ways(directions or BOTH))
 
     def cut(self) -> int:
         """Reset all connections now; how many there were."""
@@ -135,6 +137,14 @@ class Proxy:
             return work()
 
         return self._do(do())
+
+    def _close_ways(self, directions: Iterable[Direction]) -> None:
+        for direction in directions:
+            self._open[direction].clear()
+
+    def _open_ways(self, directions: Iterable[Direction]) -> None:
+        for direction in directions:
+            self._open[direction].set()
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
