@@ -172,7 +172,7 @@ class Conductor:
         if not numbered:
             plan = self.plans.number(plan, self.fence())
         self._began = time.monotonic()
-        self.plans.publish(plan, self.fence())
+        self.plans.publish(plan, self.fence(), self.plan)
         self.plan, self.next, self.switching = plan, None, True
         cause = f"{self.broken}: {reason}" if self.broken and self.broken != reason else reason
         self.broken = ""

@@ -158,7 +158,7 @@ class Engine:
         """Go on with a new plan, whose shards are ready and empty."""
         if self.ready:
             self.suspend()
-        if plan.stages != self.plan.stages:
+        if (plan.stages, plan.chord_span) != (self.plan.stages, self.plan.chord_span):
             self.spans = SpanChooser(plan, self.chord_share)
         self.plan, self._next_step = plan, 0
         self.scheduler.reset(len(plan.stages), plan.num_slots)

@@ -115,6 +115,8 @@ class OrchestratorRuntime:
     def stop(self) -> None:
         """Give the leases back; unfinished requests stay in Redis for the next leader."""
         try:
+            if self._fence:
+                self.client.delete(names.ENGINE_KEY)
             self.leadership.resign()
         except redis.RedisError:
             logger.warning("could not give the leadership back: it runs out by itself")
@@ -207,7 +209,7 @@ class OrchestratorRuntime:
                 self.engine.suspend()
             if self.conductor is not None:
                 self.conductor.step_failed("Redis was away")
-        if self.conductor is not None and self.engine is not None:
+        if self.conductor is not None and self.engine is not None and not self._leaving_since:
             if self.member.connection != self._connection:
                 self._connection = self.member.connection
                 self.engine.hurry()

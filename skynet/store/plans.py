@@ -20,8 +20,19 @@ from skynet.store.leader import GUARD, fenced
 # KEYS: leader, epoch. ARGV: fence. Replies the next epoch.
 NEXT_EPOCH = GUARD + "return redis.call('INCR', KEYS[2])"
 
-# KEYS: leader, plan, prepared plan. ARGV: fence, plan, or the plan to prepare.
-PUBLISH = GUARD + "redis.call('SET', KEYS[2], ARGV[2]); redis.call('DEL', KEYS[3]); return 1"
+# KEYS: leader, plan, prepared plan, and the queues of every address: what lies there is of older
+# plans. ARGV: fence, plan.
+PUBLISH = (
+    GUARD
+    + """
+redis.call('SET', KEYS[2], ARGV[2])
+redis.call('DEL', KEYS[3])
+for i = 4, #KEYS do redis.call('UNLINK', KEYS[i]) end
+return 1
+"""
+)
+
+# KEYS: leader, plan, prepared plan. ARGV: fence, the plan to prepare.
 PREPARE = GUARD + "redis.call('SET', KEYS[3], ARGV[2]); return 1"
 
 
@@ -135,10 +146,15 @@ class Plans:
             keys = [names.LEADER_KEY, names.EPOCH_KEY]
             return plan.with_epoch(int(self._next_epoch(keys=keys, args=[fence])))
 
-    def publish(self, plan: Plan, fence: str) -> None:
-        """Put a numbered plan in force; whatever was being prepared is forgotten."""
+    def publish(self, plan: Plan, fence: str, before: Plan | None = None) -> None:
+        """Put a numbered plan in force; whatever was being prepared is forgotten.
+
+        The messages that wait at its addresses, and at those of the plan `before`, are stale.
+        """
+        addresses = {*plan.addresses(), *(before.addresses() if before else ())}
+        queues = sorted(str(names.Address(*address)) for address in addresses)
         with fenced():
-            self._publish(keys=_keys(), args=[fence, plan.to_json()])
+            self._publish(keys=[*_keys(), *queues], args=[fence, plan.to_json()])
 
     def prepare(self, plan: Plan, fence: str) -> None:
         """Let members load what they will need for a numbered plan."""

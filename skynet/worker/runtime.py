@@ -132,7 +132,7 @@ class ShardRuntime:
 
     def _may_leave(self) -> bool:
         """Has another its place, or is there nobody to wait for?"""
-        if self.keeper.place is None:
+        if not self.member.address:
             return True
         if time.monotonic() - self._leaving_since > LEAVE_S:
             logger.warning("nobody has taken over %s: leaving all the same", self.member.address)
@@ -173,7 +173,7 @@ class ShardRuntime:
             step, before = self._inputs(place, number, start, rows, hidden)
             place.guard.admit(step, start)
         except Ignore as reason:
-            logger.info("%s, dropped", reason)
+            logger.debug("%s, dropped", reason)
             raise
         except redis.RedisError as error:
             raise ShardUnready(f"{place.address} has lost Redis: {error}") from error
@@ -191,7 +191,7 @@ class ShardRuntime:
         known = max(self.keeper.epoch, place.plan.epoch if place else 0)
         plan = Plans(self._client).current()
         if epoch < known or plan is None or plan.epoch != epoch:
-            logger.info("step %d of epoch %d is stale, dropped", number, epoch)
+            logger.debug("step %d of epoch %d is stale, dropped", number, epoch)
             return
         own = plan.placed().get(self.member.id)
         queue = request.delivery_info["routing_key"]

@@ -54,6 +54,10 @@ class Slot:
     def alive(self) -> bool:
         return self.process.poll() is None
 
+    def was_up(self) -> bool:
+        """Had Celery started? Before that, a signal ends Python as it ends any program."""
+        return b" is here" in self.log.read_bytes().rpartition(b"[config]")[2]
+
 
 @dataclass
 class Exits:
@@ -255,6 +259,8 @@ class ChaosCluster:
         code = slot.process.returncode
         self._guardian.forget(slot.process.pid)
         if slot.killed:
+            return
+        if code == -signal.SIGTERM and slot.left_at and not slot.was_up():
             return
         if not slot.left_at:
             self.exits.own.append(f"{slot.name}: ended by itself with code {code}")
