@@ -57,4 +57,5 @@ result_expires = _settings.result_expires_s
 # Requests are for people to see; hops only with SKYNET_TRACE=1 (see tasks/).
 worker_send_task_events = True
 task_send_sent_event = False
-task_track_started = True
+# Celery's own write of "started" would know no fence; a request's state is in its record.
+task_track_started = False

@@ -58,6 +58,7 @@ class Conductor:
         self.waits: list[str] = []
         self.plan = plans.current()  # in force, maybe another leader's
         self.next: Plan | None = None  # being prepared
+        self._next_reason = ""
         self.switching = False  # published, and not all are ready
         self.broken = "a new leader" if self.plan is not None else ""
         self._planner = self._make_planner()
@@ -98,6 +99,8 @@ class Conductor:
         if self.switching and not self.broken:
             self._finish_switch()
         decision = self._decide()
+        if self.next is not None and self._may_go_on(self.next, decision):
+            decision = Decision(self._next_reason, self.next, prepare=True)
         self.reason = decision.reason
         if decision.plan is not None:
             self._go(decision)
@@ -110,6 +113,17 @@ class Conductor:
             self.next = None  # what it was made for has passed
             self.engine.go_on()
         self.waits = list(decision.missing) or self._waits()
+
+    def _may_go_on(self, plan: Plan, decision: Decision) -> bool:
+        """Is a preparation worth ending, now that things look a little different?"""
+        live = self.membership.live
+        return (
+            self.engine.ready
+            and not self.broken
+            and plan.revision == self.target.revision
+            and (decision.plan is None or decision.prepare)
+            and all(worker in live and not live[worker].leaving for worker in plan.workers)
+        )
 
     def _decide(self) -> Decision:
         """What should be in force now."""
@@ -149,7 +163,7 @@ class Conductor:
             return
         if self.next is None or not _alike(self.next, plan):
             self.next = self.plans.number(plan, self.fence())
-            self._began = time.monotonic()
+            self._began, self._next_reason = time.monotonic(), decision.reason
             self.plans.prepare(self.next, self.fence())
             self.tell("prepare", f"plan {self.next.epoch}: {decision.reason}", 0.0)
         elif not self.membership.not_prepared(self.next) and self.engine.drain():

@@ -164,6 +164,12 @@ class OrchestratorRuntime:
         self._orphans = []
         self._due.clear()
 
+    def _lose(self) -> None:
+        """Something was refused: another leads."""
+        self.leadership.lose()
+        if self._fence:
+            self._demote()
+
     def _demote(self) -> None:
         """Another leads, or nobody: know nothing, write nothing."""
         logger.warning("orchestrator %s does not lead any more", self.member.id)
@@ -191,8 +197,7 @@ class OrchestratorRuntime:
             if self._leaving_since and not self.left:
                 self._step_aside()
         except Fenced:
-            self.leadership.lose()
-            self._demote()
+            self._lose()
         except redis.RedisError as error:
             if not self._away:
                 logger.warning("Redis: %s; trying again", error)
@@ -315,6 +320,20 @@ class OrchestratorRuntime:
 
     # -- messages ------------------------------------------------------------------------------
 
+    def on_message(self, name: str, *arguments: Any) -> None:
+        """Do what a task asks for: `accept`, `cancel`, `finish_step` or `fail_step`.
+
+        An error here would be stored as the task's result, which is the request's own. Nothing is
+        lost without it: the record, or the step's deadline, tells what there is to do.
+        """
+        try:
+            getattr(self, name)(*arguments)
+        except Fenced:
+            self._lose()
+        except redis.RedisError as error:
+            logger.warning("%s: Redis: %s", name, error)
+            self._away = True
+
     def accept(self, request_id: str) -> None:
         """Take a request in whose record has been written."""
         if self.engine is None:
@@ -356,9 +375,7 @@ class OrchestratorRuntime:
             return False
         if self._fence and self.leadership.holder() == self._fence:
             return False  # of the leader before, and stale
-        self.leadership.lose()
-        if self._fence:
-            self._demote()
+        self._lose()
         return True
 
     def _adopt(self, record: Record) -> None:

@@ -61,6 +61,16 @@ def shard_weights(workers: Sequence[Candidate]) -> list[float]:
     return [max(0.25, round(4 * speed / fastest) / 4) for speed in speeds]
 
 
+def memory_weights(workers: Sequence[Candidate]) -> list[float]:
+    """What each can hold in proportion to the largest; workers of one host share its memory."""
+    neighbours = Counter(worker.host or worker.id for worker in workers)
+    room = [
+        max(1.0, worker.free_bytes / neighbours[worker.host or worker.id] - WORKER_BYTES)
+        for worker in workers
+    ]
+    return [max(0.01, own / max(room)) for own in room]
+
+
 def token_s(arch: Architecture, plan: Plan, workers: Sequence[Candidate]) -> float:
     """Predicted seconds a token of one sequence, over workers in the order of the addresses."""
     speeds, total, at = shared_speeds(workers), 0.0, 0

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field, replace
 
 from skynet.models.architecture import Architecture
 from skynet.names import Address
-from skynet.planning.cost import Candidate, load_s, overfull, shard_weights, token_s
+from skynet.planning.cost import (
+    Candidate,
+    load_s,
+    memory_weights,
+    overfull,
+    shard_weights,
+    token_s,
+)
 from skynet.planning.plan import Plan
 
 LEAST_GAIN = 0.1  # a join that brings less is not worth a pause
@@ -100,7 +107,15 @@ class Planner:
         workers, missing = assign(plan, staying, holders)
         if missing:
             return Decision(f"waiting for {', '.join(missing)}", missing=missing)
-        return Decision("the shape asked for", self._placed(plan, workers))
+        by_id = {member.id: member for member in members}
+        chosen = [by_id[worker] for worker in workers]
+        plan, reason = self._placed(plan, workers), "the shape asked for"
+        if overfull(self.arch, plan, chosen):  # cut evenly; by memory it may fit
+            fitting, problem = self._fitting(stages, shards, chosen)
+            if not problem:
+                return Decision(f"{reason}, cut by the members' memory", fitting)
+            reason += f", though with every slot full {problem}"
+        return Decision(reason, plan)
 
     # -- places that are or will be empty ------------------------------------------------------
 
@@ -155,9 +170,7 @@ class Planner:
         spares = len(members) - len(current.workers)
         if self.wish.shape is not None:
             if current.shape == self.wish.shape:
-                plan = self._layout(*self.wish.shape)
-                if plan.stages == current.stages:
-                    return Decision(f"in the shape asked for, {spares} spare")
+                return Decision(f"in the shape asked for, {spares} spare")
             again = self._first(current, members, 0.0)
             if again.plan is None:
                 return Decision(f"not in the shape asked for: {again.reason}")
@@ -198,8 +211,7 @@ class Planner:
                 continue
             by_id = {member.id: member for member in members}
             chosen = [by_id[worker] for worker in workers]
-            plan = self._placed(self._weighted(stages, shards, chosen), workers)
-            problem = overfull(self.arch, plan, chosen)
+            plan, problem = self._fitting(stages, shards, chosen)
             if problem:
                 refused = f"{_shape(plan)} does not fit: {problem}"
                 continue
@@ -219,11 +231,19 @@ class Planner:
             for shards in range(1, min(most // stages, self.arch.num_heads) + 1)
         ]
 
-    def _weighted(self, stages: int, shards: int, workers: Sequence[Candidate]) -> Plan:
-        weights = shard_weights(workers)
-        return self._layout(
-            stages, shards, [weights[at * shards : (at + 1) * shards] for at in range(stages)]
-        )
+    def _fitting(self, stages: int, shards: int, workers: Sequence[Candidate]) -> tuple[Plan, str]:
+        """Weighted by speed if the workers can hold that, else by memory; and what is too much."""
+        tried: list[tuple[Plan, str]] = []
+        for weigh in (shard_weights, memory_weights):
+            weights = weigh(workers)
+            rows = [weights[at * shards : (at + 1) * shards] for at in range(stages)]
+            plan = self._placed(
+                self._layout(stages, shards, rows), tuple(worker.id for worker in workers)
+            )
+            tried.append((plan, overfull(self.arch, plan, workers)))
+            if not tried[-1][1]:
+                break
+        return tried[-1]
 
     def _layout(
         self, stages: int, shards: int, weights: Sequence[Sequence[float]] | None = None

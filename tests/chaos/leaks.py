@@ -55,8 +55,11 @@ def measure(cluster: ChaosCluster, client: redis.Redis) -> Level:
 
 
 def forget_requests(client: redis.Redis) -> None:
-    """Delete the records of requests and results, which expire by themselves only after a day."""
-    for pattern in ("celery-task-meta-*", names.request_key("*")):
+    """Delete records and results, which expire by themselves only after a day.
+
+    And reports of tiles that the harness itself has corrupted and put right, kept for an hour.
+    """
+    for pattern in ("celery-task-meta-*", names.request_key("*"), names.bad_tiles_key("*")):
         batch = list(client.scan_iter(pattern, count=1000))
         for start in range(0, len(batch), 500):
             client.delete(*batch[start : start + 500])

@@ -1,4 +1,4 @@
-"""The tests' own app on the tests' own server."""
+"""The tests' own app, orchestrators and shards on the tests' own server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Iterator
 import pytest
 import redis
 from chord_cases import make_app
+from orchestrator_cases import Consumer, MakeRuntime, Shards, ask, beat, stage_model
 
 from skynet.celery import SkynetCelery
+from skynet.engine.runtime import OrchestratorRuntime
+from skynet.settings import settings
 from skynet.store.server import EmbeddedServer
 
 
@@ -17,4 +20,50 @@ def app(server: EmbeddedServer, client: redis.Redis) -> Iterator[SkynetCelery]:
     found = make_app(server.url)
     yield found
     found.messenger.connection.close()
+    found.close()
+
+
+@pytest.fixture
+def make_runtime(
+    server: EmbeddedServer, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MakeRuntime]:
+    """Orchestrators beside a staged model; none leads until its lease is kept."""
+    monkeypatch.setenv("SKYNET_REDIS_URL", server.url)
+    settings.cache_clear()
+    stage_model(client)
+    made = []
+
+    def make() -> OrchestratorRuntime:
+        app = make_app(server.url)
+        runtime = OrchestratorRuntime(app, "orchestrator@here")
+        app.runtime = runtime
+        runtime.ready(Consumer())
+        made.append(runtime)
+        return runtime
+
+    yield make
+    for runtime in made:
+        runtime.stop()
+        runtime.client.close()
+        runtime.leadership.client.close()
+        runtime.app.messenger.connection.close()
+        runtime.app.close()
+    settings.cache_clear()
+
+
+@pytest.fixture
+def runtime(make_runtime: MakeRuntime) -> OrchestratorRuntime:
+    """One that leads."""
+    found = make_runtime()
+    beat(found)
+    return found
+
+
+@pytest.fixture
+def shards(server: EmbeddedServer, client: redis.Redis) -> Iterator[Shards]:
+    """Workers for 2 stages x 2 shards, which is what is asked for."""
+    found = Shards(server.url)
+    found.join_all()
+    ask(client)
+    yield found
     found.close()

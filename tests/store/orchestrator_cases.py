@@ -4,6 +4,7 @@ leases.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,7 @@ CONFIG: dict[str, Any] = {
     "vocab_size": 100,
     "eos_token_id": 2,
 }
+MakeRuntime = Callable[[], OrchestratorRuntime]
 TARGET = Target("d", "tiny", "float32", "auto", 8, 64, 2, 2, fixed=True)
 
 

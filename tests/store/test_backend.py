@@ -19,6 +19,7 @@ from skynet.chords import body_signature
 from skynet.errors import PeerLost
 from skynet.planning.ranges import Range
 from skynet.step import Part
+from skynet.store.resp import command
 
 GROUP = "5.7.3"
 LAST = Range(3, 4)
@@ -221,6 +222,30 @@ def test_a_chord_that_is_not_ours_goes_the_stock_way(
     shards.run(0, 5, group="theirs")
     assert seen == [("theirs", "SUCCESS")]
     assert client.exists(names.chord_key("theirs")) == 0
+
+
+def test_a_connection_that_breaks_is_opened_again(app: SkynetCelery, client: redis.Redis) -> None:
+    # Given a part that has come, and a connection that Redis closes then
+    shards = Shards(app, 2)
+    shards.run(0, part(0))
+    (number,) = app.messenger.connection.call([command(b"CLIENT", b"ID")])
+    client.client_kill_filter(_id=str(number))
+    # When the last part comes
+    shards.run(1, part(1))
+    # Then the body is sent all the same
+    assert finished(client) == [[0, 1]]
+
+
+def test_a_redis_that_has_forgotten_the_script_is_given_it(
+    app: SkynetCelery, client: redis.Redis
+) -> None:
+    # Given a part that has come, and a Redis that was restarted since, with its data
+    shards = Shards(app, 2)
+    shards.run(0, part(0))
+    client.script_flush()
+    # When the last part comes / Then the body is sent
+    shards.run(1, part(1))
+    assert finished(client) == [[0, 1]]
 
 
 def test_redis_errors_in_a_part_return_do_not_kill_the_worker(

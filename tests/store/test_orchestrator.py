@@ -2,88 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-
 import pytest
 import redis
-from chord_cases import make_app
 from orchestrator_cases import (
-    Consumer,
     Shards,
     ask,
-    beat,
     bring_up,
-    in_queue,
     parts,
     sent_steps,
-    stage_model,
     submit,
     watch,
 )
-from waiting import wait_for
 
 from skynet import names
-from skynet.engine.runtime import LEADING, STANDBY, OrchestratorRuntime
-from skynet.errors import Fenced, RequestLost
-from skynet.settings import settings
+from skynet.engine.runtime import OrchestratorRuntime
 from skynet.store.events import Events
-from skynet.store.leader import leader_of
-from skynet.store.members import Members
 from skynet.store.plans import Plans
-from skynet.store.requests import Requests, Token
-from skynet.store.server import EmbeddedServer
+from skynet.store.requests import Requests
 
 # Celery's Redis backend calls what redis-py 8 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
-
-MakeRuntime = Callable[[], OrchestratorRuntime]
-
-
-@pytest.fixture
-def make_runtime(
-    server: EmbeddedServer, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[MakeRuntime]:
-    """Orchestrators beside a staged model; none leads until its lease is kept."""
-    monkeypatch.setenv("SKYNET_REDIS_URL", server.url)
-    settings.cache_clear()
-    stage_model(client)
-    made = []
-
-    def make() -> OrchestratorRuntime:
-        app = make_app(server.url)
-        runtime = OrchestratorRuntime(app, "orchestrator@here")
-        app.runtime = runtime
-        runtime.ready(Consumer())
-        made.append(runtime)
-        return runtime
-
-    yield make
-    for runtime in made:
-        runtime.stop()
-        runtime.client.close()
-        runtime.leadership.client.close()
-        runtime.app.messenger.connection.close()
-        runtime.app.close()
-    settings.cache_clear()
-
-
-@pytest.fixture
-def runtime(make_runtime: MakeRuntime) -> OrchestratorRuntime:
-    """One that leads."""
-    found = make_runtime()
-    beat(found)
-    return found
-
-
-@pytest.fixture
-def shards(server: EmbeddedServer, client: redis.Redis) -> Iterator[Shards]:
-    """Workers for 2 stages x 2 shards, which is what is asked for."""
-    found = Shards(server.url)
-    found.join_all()
-    ask(client)
-    yield found
-    found.close()
 
 
 # -- from a target to answers ----------------------------------------------------------------------
@@ -330,210 +268,3 @@ def test_a_redis_that_was_away_means_a_new_epoch(
     assert new.epoch > old.epoch
     assert [epoch for epoch, _ in sent_steps(client)] == [new.epoch]
     assert "redis" in [event.kind for event in Events(client).latest(20)]
-
-
-# -- who leads -------------------------------------------------------------------------------------
-
-
-def test_one_leads_and_the_other_stands_by(
-    runtime: OrchestratorRuntime, make_runtime: MakeRuntime, shards: Shards
-) -> None:
-    # Given one that leads
-    bring_up(runtime, shards)
-    # When another starts
-    standby = make_runtime()
-    beat(standby)
-    watch(standby)
-    # Then it consumes nothing, and would make nothing of a message
-    assert (runtime.member.state, standby.member.state) == (LEADING, STANDBY)
-    assert runtime._consumer.queues == {names.ORCHESTRATOR_QUEUE}
-    assert standby._consumer.queues == set()
-    assert standby.engine is None
-
-
-def test_a_standby_goes_on_where_the_leader_stopped(
-    runtime: OrchestratorRuntime, make_runtime: MakeRuntime, shards: Shards, client: redis.Redis
-) -> None:
-    # Given a leader with requests: one in mid-answer, one to be cancelled, one whose last token
-    # was written and its end was not
-    old = bring_up(runtime, shards)
-    requests = Requests(client, 1000)
-    for name in ("middle", "cancel", "last"):
-        submit(client, name)
-    requests.append([("middle", Token(0, 11, ""))])
-    requests.ask_cancel("cancel")
-    for index, token in enumerate((11, 12, 13)):
-        requests.append([("last", Token(index, token, ""))])
-    standby = make_runtime()
-    beat(standby)
-    assert not standby.leadership.leads
-    # When the leader is gone
-    runtime.leadership.resign()
-    beat(standby)
-    new = bring_up(standby, shards)
-    # Then the last is answered, the cancelled one ended, and the other goes on
-    assert standby.app.AsyncResult("last").result["token_ids"] == [11, 12, 13]
-    assert standby.app.AsyncResult("cancel").state == "REVOKED"
-    assert requests.open_ids() == ["middle"]
-    # And under an epoch of its own, so that what the other sent is stale
-    assert new.epoch > old.epoch
-    ((epoch, step),) = sent_steps(client)
-    assert epoch == new.epoch
-    standby.finish_step(parts(12), epoch, step, 0.0)
-    assert requests.emitted_tokens("middle") == [11, 12]
-
-
-def test_who_has_lost_the_lead_without_knowing_writes_nothing(
-    runtime: OrchestratorRuntime, make_runtime: MakeRuntime, shards: Shards, client: redis.Redis
-) -> None:
-    # Given a leader that was stopped with a step in flight, while another took the lead
-    bring_up(runtime, shards)
-    submit(client, "r1")
-    watch(runtime)
-    ((epoch, step),) = sent_steps(client)
-    client.delete(names.LEADER_KEY)  # its lease has run out
-    other = make_runtime()
-    beat(other)
-    assert leader_of(client) == other.member.id
-    plan_before = client.get(names.PLAN_KEY)
-    # When it wakes up, with the result of its step and work to do
-    with suppress(Fenced):
-        runtime.finish_step(parts(11), epoch, step, 0.0)
-    watch(runtime)
-    watch(runtime)
-    # Then it has written no token, sent no step and made no plan, and knows that it does not lead
-    assert Requests(client, 1000).emitted_tokens("r1") == []
-    assert sent_steps(client) == []
-    assert client.get(names.PLAN_KEY) == plan_before
-    beat(runtime)
-    watch(runtime)
-    assert runtime.engine is None
-    assert runtime.member.state == STANDBY
-    assert runtime._consumer.queues == set()
-
-
-@pytest.mark.parametrize("task", [names.FINISH_STEP_TASK, names.FAIL_STEP_TASK])
-def test_a_message_of_the_next_leaders_plan_is_given_back(
-    runtime: OrchestratorRuntime,
-    make_runtime: MakeRuntime,
-    shards: Shards,
-    client: redis.Redis,
-    task: str,
-) -> None:
-    # Given a leader that was stopped while another took the lead and made a plan
-    old = bring_up(runtime, shards)
-    client.delete(names.LEADER_KEY)
-    other = make_runtime()
-    beat(other)
-    new = bring_up(other, shards)
-    assert new.epoch > old.epoch
-    # When it wakes up with a message for the other in its hands
-    if task == names.FINISH_STEP_TASK:
-        runtime.finish_step([b"part"], new.epoch, 0, 0.5)
-        expected = [task, [[b"part"], new.epoch, 0, 0, 0.5]]
-    else:
-        runtime.fail_step(new.epoch, 0, "PeerLost", "late")
-        expected = [task, [new.epoch, 0, "PeerLost", "late"]]
-    # Then it is back in the queue, and this one steps down
-    assert in_queue(client) == [expected]
-    assert runtime.engine is None
-    # And the other makes of it what it is
-    assert other.conductor is not None
-    assert not other.conductor.broken
-
-
-def test_a_message_of_an_old_leaders_plan_changes_nothing(
-    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
-) -> None:
-    # Given a leader
-    plan = bring_up(runtime, shards)
-    # When results of plans that are over, or of none, come
-    for epoch in (plan.epoch - 1, plan.epoch + 5):
-        runtime.finish_step(parts(11), epoch, 0, 0.0)
-        runtime.fail_step(epoch, 0, "PeerLost", "late")
-    # Then it leads on, with the same plan, and gives nothing back
-    watch(runtime)
-    assert runtime.engine is not None
-    assert runtime.engine.ready
-    assert in_queue(client) == []
-
-
-def test_a_redis_without_its_memory_buries_what_was_running(
-    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
-) -> None:
-    # Given a request in flight
-    old = bring_up(runtime, shards)
-    submit(client, "r1")
-    watch(runtime)
-    assert len(sent_steps(client)) == 1
-    # When Redis has started again without its data, and the lease is to be renewed
-    client.flushall()
-    beat(runtime)
-    watch(runtime)
-    # Then whoever waits for the request is told
-    result = runtime.app.AsyncResult("r1")
-    assert result.state == "FAILURE"
-    assert isinstance(result.result, RequestLost)
-    assert "submit it again" in str(result.result)
-    assert Requests(client, 1000).open_ids() == []
-    # And when the model is there again, the next plan is not taken for an old one
-    stage_model(client)
-    ask(client)
-    shards.join_all()
-    assert bring_up(runtime, shards).epoch > old.epoch
-
-
-# -- leaving ---------------------------------------------------------------------------------------
-
-
-def test_who_leaves_ends_its_step_first(
-    runtime: OrchestratorRuntime, make_runtime: MakeRuntime, shards: Shards, client: redis.Redis
-) -> None:
-    # Given a step in flight
-    bring_up(runtime, shards)
-    submit(client, "r1", max_tokens=50)
-    watch(runtime)
-    steps = sent_steps(client)
-    assert len(steps) == 1
-    # When the leader is told to leave
-    runtime.leave()
-    runtime.tick()
-    assert not runtime.left
-    num_tokens = 0
-
-    def has_left() -> bool:
-        nonlocal steps, num_tokens
-        for epoch, step in steps:
-            runtime.finish_step(parts(11), epoch, step, 0.0)
-            num_tokens += 1
-        steps = sent_steps(client)
-        runtime.tick()
-        return runtime.left
-
-    wait_for("the leader has left", has_left)
-    # Then it was at a step boundary, with all tokens written, and lets another lead
-    assert runtime.engine is not None
-    assert not runtime.engine.in_flight
-    assert sent_steps(client) == []
-    assert Requests(client, 1000).emitted_tokens("r1") == [11] * num_tokens
-    beat(runtime)
-    assert leader_of(client) == ""
-    other = make_runtime()
-    beat(other)
-    bring_up(other, shards)
-    assert len(sent_steps(client)) == 1
-
-
-def test_who_stops_gives_its_leases_back(
-    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
-) -> None:
-    # Given a leader that keeps its lease
-    runtime.start()
-    members = Members(client, 60)
-    wait_for("a member", lambda: runtime.member.id in {m.id for m in members.all()})
-    bring_up(runtime, shards)
-    # When it stops
-    runtime.stop()
-    # Then it is no member, and nobody leads
-    assert runtime.member.id not in {member.id for member in members.all()}
-    assert leader_of(client) == ""

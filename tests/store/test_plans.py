@@ -105,3 +105,20 @@ def test_one_that_does_not_lead_any_more_writes_no_plan(
             write(plan, old)
     assert plans.texts() == (None, None)
     assert client.get(names.EPOCH_KEY) == epoch
+
+
+def test_a_new_plan_empties_the_queues_of_all_addresses(
+    client: redis.Redis, leader: Leadership
+) -> None:
+    # Given messages at addresses of a plan in force, of the next one, and of neither
+    plans = Plans(client)
+    before = plans.number(tiny_plan(2, 1), leader.fence)
+    after = plans.number(tiny_plan(1, 2), leader.fence)
+    queues = ("stage0.shard0", "stage1.shard0", "stage0.shard1", "stage7.shard0")
+    for queue in (*queues, names.ORCHESTRATOR_QUEUE):
+        client.lpush(queue, "a message")
+    # When the next one is put in force
+    plans.publish(after, leader.fence, before)
+    # Then what lay at either's addresses is gone
+    left = {queue for queue in (*queues, names.ORCHESTRATOR_QUEUE) if client.exists(queue)}
+    assert left == {"stage7.shard0", names.ORCHESTRATOR_QUEUE}

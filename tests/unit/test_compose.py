@@ -23,6 +23,7 @@ from documented import (
 )
 
 from skynet.celery import place_of
+from skynet.names import ORCHESTRATOR_QUEUE
 from skynet.settings import Settings
 from skynet.store.members import Member
 
@@ -126,8 +127,12 @@ def test_a_worker_is_healthy_while_it_holds_its_lease(name: str) -> None:
     status, _, search = command.partition(" | ")
     check_command(command_of(status))
     wanted = shlex.split(search)[-1]
-    # When the worker is a member that has its place, and when another is
-    mine, other = (Member("id", "n", place, "host", 1) for place in (name, "stage7.shard7"))
+    # When the worker is a member, with or without a place just now, and when another is
+    places = (name, "stage7.shard7")
+    if name == ORCHESTRATOR_QUEUE:
+        mine, other = (Member("id", "n", place, "host", 1) for place in places)
+    else:
+        mine, other = (Member("id", "n", "", "host", 1, pinned=place) for place in places)
     # Then
     assert wanted in json.dumps(asdict(mine))
     assert wanted not in json.dumps(asdict(other))

@@ -12,10 +12,17 @@ from hypothesis import strategies as st
 
 from skynet.models import load_architecture
 from skynet.names import Address
-from skynet.planning.cost import Candidate, load_s, overfull, shard_weights, token_s
+from skynet.planning.cost import (
+    WORKER_BYTES,
+    Candidate,
+    load_s,
+    overfull,
+    shard_weights,
+    token_s,
+)
 from skynet.planning.placement import Decision, Planner, Wish, assign
 from skynet.planning.plan import Plan
-from skynet.planning.split import make_plan
+from skynet.planning.split import make_plan, shard_weight_bytes, slot_bytes
 
 ARCH = load_architecture(
     {
@@ -210,6 +217,22 @@ def test_what_does_not_fit_is_not_chosen() -> None:
     # Then there is no plan, and the numbers are told
     assert decision.plan is None
     assert "does not fit" in decision.reason
+
+
+def test_who_has_more_memory_holds_more_where_it_has_to_be() -> None:
+    # Given two members of equal speed, one with too little memory for half of a bigger model
+    whole = replace(layout(1, 1), workers=("a",))
+    need = shard_weight_bytes(ARCH, whole, 0, 0) + slot_bytes(ARCH, whole, 0, 0)
+    small = Candidate("a", host="small", free_bytes=WORKER_BYTES + need // 4)
+    large = Candidate("b", host="large", free_bytes=WORKER_BYTES + need)
+    own = planner((1, 2))
+    # When a shape is chosen that needs both
+    plan, problem = own._fitting(1, 2, [small, large])
+    # Then each holds what it can
+    assert problem == ""
+    assert not overfull(ARCH, plan, [small, large])
+    first, second = plan.stages[0].shards
+    assert first.columns.size + first.heads.size < second.columns.size + second.heads.size
 
 
 def test_another_wish_is_followed_when_it_can_be() -> None:

@@ -1,0 +1,450 @@
+"""From one plan to the next: prepared beside the one in force, or at once when that is broken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from skynet.engine import conductor as module
+from skynet.engine.conductor import CALM_S, Conductor
+from skynet.engine.engine import Engine
+from skynet.engine.membership import Membership
+from skynet.errors import Fenced
+from skynet.models import load_architecture
+from skynet.names import Address
+from skynet.planning.plan import Plan
+from skynet.store.members import READY, SPARE, Member, Members
+from skynet.store.plans import Plans, Target
+
+ARCH = load_architecture(
+    {
+        "model_type": "llama",
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "vocab_size": 1000,
+    }
+)
+TARGET = Target("digest", "tiny", "float32", "auto", 4, 64, 1, 2, fixed=True, revision=1)
+TICK_S = 0.3
+
+
+class FakePlans:
+    """What is written, in order; a fence that is not the leader's is refused."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.plan: Plan | None = None
+        self.log: list[tuple[str, Plan]] = []
+        self.rebalance = False
+        self.leader = "1:me"
+
+    def current(self) -> Plan | None:
+        return self.plan
+
+    def take_rebalance(self) -> bool:
+        asked, self.rebalance = self.rebalance, False
+        return asked
+
+    def number(self, plan: Plan, fence: str) -> Plan:
+        self._check(fence)
+        self.epoch += 1
+        return plan.with_epoch(self.epoch)
+
+    def publish(self, plan: Plan, fence: str, before: Plan | None = None) -> None:
+        self._check(fence)
+        if before != self.plan:
+            raise AssertionError(f"the plan in force is {self.plan}, not {before}")
+        self.plan = plan
+        self.log.append(("publish", plan))
+
+    def prepare(self, plan: Plan, fence: str) -> None:
+        self._check(fence)
+        self.log.append(("prepare", plan))
+
+    def _check(self, fence: str) -> None:
+        if fence != self.leader:
+            raise Fenced("another orchestrator leads")
+
+
+class FakeEngine:
+    """Counts what it is told; `busy`: a step is in flight."""
+
+    def __init__(self) -> None:
+        self.ready = self.busy = self.draining = False
+        self.resumed: list[Plan] = []
+        self.suspended = self.hurried = 0
+
+    def drain(self) -> bool:
+        self.draining = True
+        return not self.busy
+
+    def go_on(self) -> None:
+        self.draining = False
+
+    def suspend(self) -> None:
+        self.ready = self.busy = False
+        self.suspended += 1
+
+    def resume(self, plan: Plan) -> None:
+        self.ready, self.draining = True, False
+        self.resumed.append(plan)
+
+    def hurry(self) -> None:
+        self.hurried += 1
+
+
+class Stand:
+    """A conductor on fakes, with a clock that stands still until `tick`."""
+
+    def __init__(self, target: Target = TARGET, plans: FakePlans | None = None) -> None:
+        self.now = 100.0
+        self.leases: dict[str, Member] = {}
+        self.told: list[tuple[str, str]] = []
+        self.plans, self.engine = plans or FakePlans(), FakeEngine()
+        self.membership = Membership(cast(Members, self), lambda *told: None, self.monotonic)
+        self.conductor = Conductor(
+            cast(Plans, self.plans),
+            self.membership,
+            cast(Engine, self.engine),
+            ARCH,
+            target,
+            lambda: "1:me",
+            lambda kind, text, seconds: self.told.append((kind, text)),
+        )
+
+    # -- the clock and the leases --------------------------------------------------------------
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def all(self) -> list[Member]:
+        return list(self.leases.values())
+
+    def broken(self, members: list[Member]) -> set[str]:
+        return set()
+
+    # -- what happens --------------------------------------------------------------------------
+
+    def join(self, *names: str, **fields: Any) -> None:
+        for name in names:
+            made = {"state": SPARE, "speed": 5e9, "cores": 1, "free_bytes": 2**40, **fields}
+            joined = 1.0 + len(self.leases)
+            self.leases[name] = Member(name, name, "", name, 7, joined=joined, **made)
+
+    def take(self, *names: str) -> None:
+        """These have taken the plan in force, all by default."""
+        plan = self.plans.plan
+        placed = plan.placed() if plan else {}
+        for name in names or tuple(self.leases):
+            member, place = self.leases[name], placed.get(name)
+            address = str(Address(*place)) if place else ""
+            self.leases[name] = replace(
+                member,
+                address=address,
+                queue=address,
+                epoch=plan.epoch if plan else 0,
+                state=READY if place else SPARE,
+            )
+
+    def prepared(self, *names: str) -> None:
+        """These have loaded what is being prepared, all by default."""
+        for name in names or tuple(self.leases):
+            member = self.leases[name]
+            self.leases[name] = replace(member, prepared=self.plans.epoch)
+
+    def tick(self, count: int = 1, after_s: float = TICK_S) -> None:
+        for _ in range(count):
+            self.now += after_s
+            self.conductor.tick()
+
+    def up(self) -> Plan:
+        """Tick until the engine runs the plan in force."""
+        for _ in range(30):
+            self.tick()
+            self.take()
+            self.tick()
+            if self.engine.ready and self.plans.plan == self.engine.resumed[-1]:
+                return self.engine.resumed[-1]
+        raise AssertionError(f"no plan: {self.conductor.status()}")
+
+    @property
+    def written(self) -> list[tuple[str, int]]:
+        return [(what, plan.epoch) for what, plan in self.plans.log]
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.told]
+
+
+@pytest.fixture
+def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
+    """For 1x2, which is fixed, with two workers."""
+    found = Stand()
+    monkeypatch.setattr(module, "time", found)
+    found.join("a", "b")
+    return found
+
+
+def test_a_plan_is_put_in_force_and_runs_when_all_have_taken_it(stand: Stand) -> None:
+    # Given two workers for two places
+    stand.tick()
+    # Then the plan is in force, and the engine waits for both
+    assert stand.written == [("publish", 1)]
+    assert stand.conductor.status()["state"].startswith("waiting for stage0.shard0")
+    stand.take("a")
+    stand.tick()
+    assert stand.conductor.status()["waits"] == ["stage0.shard1 (spare)"]
+    assert stand.engine.resumed == []
+    # When both have it / Then it runs
+    stand.take()
+    stand.tick()
+    assert [plan.workers for plan in stand.engine.resumed] == [("a", "b")]
+    assert stand.conductor.status()["state"] == "ready"
+    assert stand.kinds == ["plan", "ready"]
+    # And nothing more is written while nothing changes
+    stand.tick(20)
+    assert stand.written == [("publish", 1)]
+
+
+def test_who_leaves_hands_over_at_a_step_boundary(stand: Stand) -> None:
+    # Given a plan that runs, with a spare
+    stand.join("c")
+    stand.up()
+    # When one is told to leave
+    stand.leases["b"].leaving = True
+    stand.tick()
+    # Then the next plan is prepared, and steps go on meanwhile
+    assert stand.written[-1] == ("prepare", 2)
+    assert stand.engine.ready
+    stand.engine.busy = True
+    stand.tick(5)
+    assert not stand.engine.draining
+    assert stand.conductor.status()["state"] == "ready, preparing plan 2"
+    # And when all have loaded it, the step in flight is waited for
+    stand.prepared()
+    stand.tick(5)
+    assert stand.engine.draining
+    assert stand.written[-1] == ("prepare", 2)
+    # And then it is in force under the number that it was prepared under
+    stand.engine.busy = False
+    stand.tick()
+    assert stand.written[-1] == ("publish", 2)
+    assert stand.plans.plan is not None
+    assert stand.plans.plan.workers == ("a", "c")
+    stand.take()
+    stand.tick()
+    assert stand.engine.resumed[-1].epoch == 2
+
+
+def test_a_loss_in_mid_preparation_does_not_wait_for_it(stand: Stand) -> None:
+    # Given a plan to come that nobody has loaded yet
+    stand.join("c", "d")
+    stand.up()
+    stand.leases["b"].leaving = True
+    stand.engine.busy = True
+    stand.tick()
+    assert stand.written[-1] == ("prepare", 2)
+    # When a worker of the plan in force dies
+    del stand.leases["a"]
+    stand.tick()
+    # Then another plan is in force at once, though steps are in flight, under a number of its own
+    assert stand.written[-1] == ("publish", 3)
+    assert stand.plans.plan is not None
+    assert set(stand.plans.plan.workers) == {"c", "d"}
+    assert not stand.engine.ready
+
+
+def test_a_boundary_that_is_not_needed_any_more_is_given_up(stand: Stand) -> None:
+    # Given a fall-back to one shard, and a second worker that came, for which steps are drained
+    stand.conductor.follow(replace(TARGET, fixed=False))
+    stand.up()
+    del stand.leases["b"]
+    assert stand.up().shape == (1, 1)
+    stand.join("c")
+    stand.engine.busy = True
+    stand.tick()
+    stand.prepared()
+    stand.tick()
+    assert stand.engine.draining
+    before = stand.written
+    # When it dies before the last step is done
+    del stand.leases["c"]
+    stand.tick()
+    # Then the plan in force goes on
+    assert not stand.engine.draining
+    assert stand.engine.ready
+    assert stand.conductor.next is None
+    assert stand.written == before
+
+
+def test_a_lost_place_is_waited_for_under_its_name(stand: Stand) -> None:
+    # Given a plan that runs
+    stand.up()
+    # When a worker is gone, and nobody can take its place
+    del stand.leases["b"]
+    stand.tick()
+    # Then no step is sent, and the status says what is missing
+    assert not stand.engine.ready
+    assert stand.conductor.status()["state"] == "waiting for stage0.shard1"
+    assert stand.written == [("publish", 1)]
+    # And when another comes, it gets a new epoch
+    stand.join("c")
+    plan = stand.up()
+    assert (plan.epoch, plan.workers) == (2, ("a", "c"))
+    assert "lost stage0.shard1" in stand.told[-2][1]
+
+
+def test_a_lost_step_is_a_new_epoch_of_the_same_plan(stand: Stand) -> None:
+    # Given a plan that runs
+    old = stand.up()
+    # When the engine has lost a step, and with it what the shards knew
+    stand.engine.suspend()
+    stand.conductor.step_failed("step 7 was not done within 3.0 s")
+    new = stand.up()
+    # Then the same workers go on under the next epoch, and the cause is told
+    assert (new.epoch, new.workers, new.stages) == (2, old.workers, old.stages)
+    causes = [text for kind, text in stand.told if kind == "plan"]
+    assert "step 7 was not done" in causes[-1]
+
+
+def test_losing_step_after_step_waits_longer_each_time(stand: Stand) -> None:
+    # Given a plan whose steps are lost as soon as it runs
+    stand.up()
+    waited = []
+    for _ in range(4):
+        stand.engine.suspend()
+        stand.conductor.step_failed("a step was lost")
+        began, epoch = stand.now, stand.plans.epoch
+        while stand.plans.epoch == epoch:
+            stand.tick(after_s=0.06)
+        waited.append(stand.now - began)
+        stand.take()
+        stand.tick(after_s=0.06)
+        assert stand.engine.ready
+    # Then the first attempt comes at once, and each other one later than the one before
+    assert waited[0] < 0.1
+    assert waited == sorted(waited)
+    assert waited[-1] > 4 * waited[1] / 2
+    # And after a calm time the next comes at once again
+    stand.tick(after_s=CALM_S)
+    stand.engine.suspend()
+    stand.conductor.step_failed("a step was lost")
+    epoch = stand.plans.epoch
+    stand.tick()
+    assert stand.plans.epoch == epoch + 1
+
+
+def test_a_new_leader_takes_a_new_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a plan that another leader has put in force, with its workers
+    first = Stand()
+    monkeypatch.setattr(module, "time", first)
+    first.join("a", "b")
+    old = first.up()
+    second = Stand(plans=first.plans)
+    monkeypatch.setattr(module, "time", second)
+    second.leases = first.leases
+    # When this one begins to lead
+    new = second.up()
+    # Then the same workers go on, under a number that makes all that was on its way stale
+    assert (new.workers, new.stages) == (old.workers, old.stages)
+    assert new.epoch > old.epoch
+    assert "a new leader" in second.told[0][1]
+
+
+def test_another_shape_of_the_same_model_waits_for_the_boundary(stand: Stand) -> None:
+    # Given a plan that runs, with a step in flight
+    stand.up()
+    stand.engine.busy = True
+    # When two stages of one shard are asked for
+    stand.conductor.follow(replace(TARGET, stages=2, shards=1, revision=2))
+    stand.tick(3)
+    # Then the step ends first
+    assert stand.engine.ready
+    assert stand.engine.draining
+    stand.engine.busy = False
+    plan = stand.up()
+    assert plan.shape == (2, 1)
+    assert plan.revision == 2
+
+
+def test_a_small_gain_is_taken_only_when_it_is_asked_for(stand: Stand) -> None:
+    # Given any shape, a plan for one worker, and a second one that would gain little
+    slow: dict[str, Any] = {"speed": 6.3e8}
+    stand.leases.clear()
+    stand.join("a", **slow)
+    stand.conductor.follow(replace(TARGET, stages=None, shards=None, fixed=False, revision=2))
+    assert stand.up().shape == (1, 1)
+    stand.join("b", **slow)
+    stand.tick(5)
+    # Then it is not worth a pause, and the status has the numbers
+    assert stand.written == [("publish", 1)]
+    assert "not worth it, 1 spare" in stand.conductor.status()["reason"]
+    # When somebody asks for the best shape / Then it is prepared, and asked for once
+    stand.plans.rebalance = True
+    stand.tick()
+    assert stand.written == [("publish", 1), ("prepare", 2)]
+    assert not stand.plans.rebalance
+
+
+def test_a_small_gain_that_was_asked_for_is_put_in_force(stand: Stand) -> None:
+    # Given a small gain that is being prepared because somebody asked
+    slow: dict[str, Any] = {"speed": 6.3e8}
+    stand.leases.clear()
+    stand.join("a", **slow)
+    stand.conductor.follow(replace(TARGET, stages=None, shards=None, fixed=False, revision=2))
+    stand.up()
+    stand.join("b", **slow)
+    stand.plans.rebalance = True
+    stand.tick(3)
+    # When all have loaded it / Then it is in force
+    stand.prepared()
+    stand.tick()
+    assert stand.written == [("publish", 1), ("prepare", 2), ("publish", 2)]
+
+
+def test_a_large_gain_is_taken_at_once(stand: Stand) -> None:
+    # Given any shape, and a plan for one slow worker
+    slow: dict[str, Any] = {"speed": 1e7}
+    stand.leases.clear()
+    stand.join("a", **slow)
+    stand.conductor.follow(replace(TARGET, stages=None, shards=None, fixed=False, revision=2))
+    assert stand.up().shape == (1, 1)
+    # When another comes / Then the shape for both is prepared beside it
+    stand.join("b", **slow)
+    stand.tick()
+    assert stand.written == [("publish", 1), ("prepare", 2)]
+    assert stand.engine.ready
+    assert "1x2 would take" in stand.conductor.status()["reason"]
+
+
+def test_who_connects_again_makes_the_engine_hurry(stand: Stand) -> None:
+    # Given a plan that runs
+    stand.up()
+    assert stand.engine.hurried == 0
+    # When a worker comes back over another connection
+    stand.leases["a"] = replace(stand.leases["a"], connection=9)
+    stand.tick()
+    # Then what was on its way may be lost, and is not waited for long; once
+    assert stand.engine.hurried == 1
+    stand.tick(3)
+    assert stand.engine.hurried == 1
+
+
+def test_a_replay_is_told_with_its_size(stand: Stand) -> None:
+    # When the engine is where it was
+    stand.conductor.replayed(3, 120, 0.25)
+    # Then it is told, with how much that was
+    assert stand.told == [("replay", "3 requests, 120 tokens in 0.25 s; since it was noticed")]
+
+
+def test_one_that_does_not_lead_any_more_cannot_go_on(stand: Stand) -> None:
+    # Given a conductor whose lease has passed to another
+    stand.plans.leader = "2:other"
+    # When it would put a plan in force / Then it is told, and has written nothing
+    with pytest.raises(Fenced):
+        stand.tick()
+    assert stand.written == []
