@@ -139,13 +139,16 @@ class Membership:
         return waits
 
     def load_rate(self) -> float:
-        """Bytes a second of the slowest that has loaded something; 0 if nobody has."""
+        """Bytes a second of the fastest that has loaded something; 0 if nobody has.
+
+        The others shared their disks, cores and network with more neighbours.
+        """
         rates = [
             (member.weight_bytes - member.kept_bytes) / member.load_s
             for member in self.live.values()
             if member.load_s > 0.1 and member.weight_bytes > member.kept_bytes
         ]
-        return min(rates, default=0.0)
+        return max(rates, default=0.0)
 
 
 def describe(member: Member) -> str:

@@ -22,6 +22,7 @@ from skynet.planning.cost import (
 from skynet.planning.plan import Plan
 
 LEAST_GAIN = 0.1  # a join that brings less is not worth a pause
+QUICK_S = 2.0
 STARTING_S = 15.0  # a worker that has a lease and is not up yet is waited for
 HORIZON_S = 60.0  # a pause must be earned back within so long
 
@@ -146,8 +147,10 @@ class Planner:
         if smaller.plan is None:
             return self._empty(current, members, missing, smaller.reason)
         if lost:
-            # As in renting or buying skis: wait for as long as the way out costs, at most.
-            patience = load_s(self.arch, smaller.plan, current, self.load_rate)
+            # As in renting or buying skis: wait for as long as the way out costs, at most. What
+            # costs a moment only is not worth a wait.
+            way_out_s = load_s(self.arch, smaller.plan, current, self.load_rate)
+            patience = max(0.0, way_out_s - QUICK_S)
             if lost_for_s < patience:
                 reason = f"{', '.join(missing)}: a replacement has {patience:.1f} s to come"
                 return Decision(reason, missing=missing)

@@ -133,12 +133,13 @@ def test_without_a_spare_a_smaller_shape_follows_after_a_while() -> None:
     # Given a plan of four
     members = elastic("a", "b", "c", "d")
     own, plan = started(members)
+    own.load_rate = 1e6
     three = members[:3]
     # When one is lost, at first its replacement is waited for
     first = own.decide(plan, three, lost_for_s=0.0)
     assert first.plan is None
     assert first.missing
-    # Then, as long as loading would take, a shape for three is chosen
+    # Then, after as long as loading would take, a shape for three is chosen
     then = in_force(own.decide(plan, three, lost_for_s=60.0).plan)
     assert len(then.workers) == 3
     assert sorted(then.workers) == ["a", "b", "c"]
@@ -146,6 +147,15 @@ def test_without_a_spare_a_smaller_shape_follows_after_a_while() -> None:
     back = own.decide(then, elastic("a", "b", "c", "x"))
     assert back.prepare
     assert in_force(back.plan).shape == (2, 2)
+
+
+def test_what_is_quickly_loaded_is_not_waited_for() -> None:
+    # Given a plan of four that load fast
+    members = elastic("a", "b", "c", "d")
+    own, plan = started(members)
+    own.load_rate = 1e9
+    # When one is lost / Then the others go on at once
+    assert own.decide(plan, members[:3], lost_for_s=0.0).plan is not None
 
 
 def test_a_fixed_shape_is_never_changed() -> None:
