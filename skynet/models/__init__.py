@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from skynet.errors import UnsupportedModel
 from skynet.models import config as _config
-from skynet.models import gpt2, llama, mistral, qwen2, qwen3
+from skynet.models import (
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    granite,
+    llama,
+    mistral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+    stablelm,
+)
 from skynet.models.architecture import Architecture, Rope, Weight
 from skynet.models.config import Config
 from skynet.models.staging import StagedTensor, resolve_names, staged_tensors
 
 __all__ = [
+    "FAMILIES",
     "KNOWN",
     "Architecture",
     "Rope",
@@ -22,14 +37,23 @@ __all__ = [
     "staged_tensors",
 ]
 
-_FAMILIES = {
-    gpt2.MODEL_TYPE: gpt2.architecture,
-    llama.MODEL_TYPE: llama.architecture,
-    mistral.MODEL_TYPE: mistral.architecture,
-    qwen2.MODEL_TYPE: qwen2.architecture,
-    qwen3.MODEL_TYPE: qwen3.architecture,
-}
-KNOWN: list[str] = sorted(_FAMILIES)
+_MODULES = (
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    granite,
+    llama,
+    mistral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+    stablelm,
+)
+FAMILIES = {family.MODEL_TYPE: family for family in _MODULES}
+KNOWN: list[str] = sorted(FAMILIES)
 
 
 def family_of(config: Config) -> str:
@@ -39,7 +63,7 @@ def family_of(config: Config) -> str:
         UnsupportedModel: another one, or none.
     """
     name = config.get("model_type")
-    if name not in _FAMILIES:
+    if name not in FAMILIES:
         raise UnsupportedModel(f"model_type {name!r} is not computed; known: {', '.join(KNOWN)}")
     return str(name)
 
@@ -51,9 +75,10 @@ def load_architecture(config: Config) -> Architecture:
         UnsupportedModel: a model_type or a feature that is not computed; names it.
         CheckpointError: a field that every model has is missing or has no possible value.
     """
-    family = family_of(config)
+    family = FAMILIES[family_of(config)]
     _config.refuse_quantized(config)
-    return _FAMILIES[family](config)
+    _config.refuse(config, **getattr(family, "REFUSED", {}))
+    return family.architecture(config)
 
 
 def checkpoint_dtype(config: Config) -> str:

@@ -281,7 +281,7 @@ class ShardRuntime:
         started, exchange.waited_s = time.perf_counter(), 0.0
         key = names.step_key(step.epoch, step.number)
         exchange.still_wanted = lambda: bool(self._client.exists(key))
-        first = 2 * span.start + (span.start > 0)  # the embedding has number 0
+        first = model.first_sum(span.start)
         all_sum = AllSum(exchange, step.epoch, step.number, first, settings().exchange_dtype)
         try:
             before = None

@@ -36,7 +36,7 @@ def plan() -> Plan:
 
 def context_of(rows: list[Row], window: int | None, token_bytes: int = 256) -> StepContext:
     step = Step(1, 1, tuple(rows), 1)
-    return make_context(step, plan(), 10, None, {window}, token_bytes, torch.float32, CPU)
+    return make_context(step, plan(), 10, [], {window}, token_bytes, torch.float32, CPU)
 
 
 def one_by_one(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_families import NEVER_TIED, tiny_config
 
 from skynet.errors import CheckpointError, StepFailed
 from skynet.layers.shard_model import ShardModel
@@ -17,18 +18,7 @@ from skynet.step import Row, Step, Want
 
 
 def architecture(family: str, **fields: Any) -> Architecture:
-    if family == "gpt2":
-        sizes: dict[str, Any] = {"n_embd": 48, "n_layer": 4, "n_head": 6, "n_positions": 32}
-    else:
-        sizes = {
-            "hidden_size": 48,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 3,
-            "intermediate_size": 83,
-            "max_position_embeddings": 32,
-        }
-    return load_architecture({"model_type": family, "vocab_size": 131, **sizes, **fields})
+    return load_architecture(tiny_config(family, **fields).to_dict())
 
 
 class Weights:
@@ -56,10 +46,11 @@ def never(partial: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", KNOWN)
-def test_bytes_are_what_the_plan_says(family: str, dtype: str) -> None:
+def test_bytes_are_what_the_plan_says(family: str, tied: bool, dtype: str) -> None:
     # Given every shard of a plan
-    arch = architecture(family, tie_word_embeddings=True)
+    arch = architecture(family, tie_word_embeddings=tied and family not in NEVER_TIED)
     plan = plan_of(arch, 2, 4, dtype)
     for stage, shard in plan.addresses():
         told: list[int] = []
@@ -96,7 +87,7 @@ def test_a_tensor_of_another_shape_is_refused_by_name() -> None:
 @pytest.fixture(scope="module")
 def middle() -> ShardModel:
     """The second of two stages of a small model: layers 2 and 3."""
-    arch = architecture("llama")
+    arch = architecture("llama", max_position_embeddings=32)
     model = ShardModel(arch, plan_of(arch, 2, 1), 1, 0, Weights(arch))
     assert model.layers == Range(2, 4)
     return model
