@@ -8,6 +8,7 @@ import torch
 
 from skynet.layers.block import MLP, Attention
 from skynet.layers.context import StepContext
+from skynet.layers.experts import Experts
 from skynet.layers.norm import AllSum, load_norm
 from skynet.layers.residual import load_residual
 from skynet.layers.weights import Loader
@@ -32,6 +33,11 @@ class Layer(Protocol):
         ...
 
 
+def load_mlp(arch: Architecture, layer: int, load: Loader) -> MLP | Experts:
+    """What follows attention: one MLP, or many to choose of."""
+    return Experts(arch, layer, load) if arch.num_experts else MLP(arch, layer, load)
+
+
 class SequentialLayer:
     """Attention, a sum, then the MLP of what came of it, and a sum."""
 
@@ -49,7 +55,7 @@ class SequentialLayer:
         self._attention = Attention(arch, plan, part, layer, load, dtype, device)
         self._after_attention = load_residual(arch, load, "attn", ("o",), layer)
         self._mlp_norm = load_norm(arch, load, "mlp_norm", layer, dtype)
-        self._mlp = MLP(arch, layer, load)
+        self._mlp = load_mlp(arch, layer, load)
         self._after_mlp = load_residual(arch, load, "mlp", ("down",), layer)
         self.window = self._attention.window
         self.nbytes = (
@@ -91,7 +97,7 @@ class ParallelLayer:
         self._attention = Attention(arch, plan, part, layer, load, dtype, device)
         own_norm = load.has("mlp_norm")
         self._mlp_norm = load_norm(arch, load, "mlp_norm", layer, dtype) if own_norm else None
-        self._mlp = MLP(arch, layer, load)
+        self._mlp = load_mlp(arch, layer, load)
         self._after = load_residual(arch, load, "attn", ("o", "down"), layer)
         self.window = self._attention.window
         parts = (self._norm, self._attention, self._mlp_norm, self._mlp, self._after)

@@ -83,6 +83,13 @@ class Loader:
         self._groups = None
         return out
 
+    def float_matrix(self, role: str, layer: int) -> torch.Tensor:
+        """A whole, replicated matrix (out, in) in float32, whatever the plan computes in."""
+        weight = self._weight(role)
+        out = torch.empty(self._matrix_shape(weight), dtype=torch.float32, device=self._device)
+        self._copy(weight, self._rows(weight, weight.tensor(layer)), out, layer)
+        return out
+
     def vector(self, role: str, kind: str = "weight", layer: int | None = None) -> torch.Tensor:
         """A whole vector in float32: of a norm, or the bias of a row-parallel product."""
         weight = self._weight(role)

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from skynet.errors import UnsupportedModel
-from skynet.models import config as _config
 from skynet.models import (
+    bloom,
+    cohere,
+    cohere2,
+    falcon,
     gemma,
     gemma2,
     gemma3,
     gpt2,
+    gpt_neox,
+    gptj,
     granite,
     llama,
     mistral,
+    mixtral,
     olmo2,
+    opt,
+    phi,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
     stablelm,
 )
+from skynet.models import config as _config
 from skynet.models.architecture import Architecture, Rope, Weight
 from skynet.models.config import Config
 from skynet.models.staging import StagedTensor, resolve_names, staged_tensors
@@ -38,17 +48,27 @@ __all__ = [
 ]
 
 _MODULES = (
+    bloom,
+    cohere,
+    cohere2,
+    falcon,
     gemma,
     gemma2,
     gemma3,
     gpt2,
+    gpt_neox,
+    gptj,
     granite,
     llama,
     mistral,
+    mixtral,
     olmo2,
+    opt,
+    phi,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
     stablelm,
 )

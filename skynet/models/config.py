@@ -18,6 +18,7 @@ ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_new",
     "gelu_pytorch_tanh": "gelu_pytorch_tanh",
+    "gelu_fast": "gelu_pytorch_tanh",
     "relu": "relu",
 }
 
@@ -69,6 +70,22 @@ def cap(config: Config, field: str) -> float | None:
     if not isinstance(value, int | float) or value <= 0:
         raise UnsupportedModel(f"{field}={value!r} is not computed: expected more than 0")
     return float(value)
+
+
+def experts(config: Config, field: str, sum_to_one: bool = True) -> dict[str, Any]:
+    """The fields of an Architecture that has a mixture of experts, their number named `field`.
+
+    Raises:
+        CheckpointError: a token cannot have so many of them.
+    """
+    count, chosen = size(config, field), size(config, "num_experts_per_tok")
+    if chosen > count:
+        raise CheckpointError(f"config.json: num_experts_per_tok is {chosen} of {field}={count}")
+    return {
+        "num_experts": count,
+        "experts_per_token": chosen,
+        "expert_weights_sum_to_one": sum_to_one,
+    }
 
 
 def refuse(config: Config, **plain: Any) -> None:

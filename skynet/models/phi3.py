@@ -1,6 +1,6 @@
 """Phi-3, Phi-3.5 and Phi-4: Llama with fused Q K V and fused gate and up, a part of rope if asked.
 
-LongRoPE is computed up to the positions of the pretraining; see `read_longrope`.
+sequences longer than `original_max_position_embeddings` with LongRoPE
 """
 
 from __future__ import annotations

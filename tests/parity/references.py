@@ -30,15 +30,26 @@ class Reference:
     tokens: list[list[int]]
 
 
-def make_reference(family: str, fields: dict[str, Any], directory: Path) -> Reference:
+def save_random_model(
+    family: str, fields: dict[str, Any], directory: Path
+) -> tuple[Any, Checkpoint]:
+    """A model of Transformers with random weights, and the checkpoint that it saves."""
     torch.manual_seed(len(family))
     config = tiny_config(family, **fields)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    # Not grouped: that kernel takes no uneven sizes.
+    eager = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}
+    model = transformers.AutoModelForCausalLM.from_config(config, **eager).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases start as ones and zeros, which hide mistakes
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     model.save_pretrained(directory)
+    return model, Checkpoint(directory)
+
+
+def make_reference(family: str, fields: dict[str, Any], directory: Path) -> Reference:
+    """A random model and its answers."""
+    model, checkpoint = save_random_model(family, fields, directory)
     logits, tokens = [], []
     with torch.no_grad():
         for prompt in PROMPTS:
@@ -52,4 +63,4 @@ def make_reference(family: str, fields: dict[str, Any], directory: Path) -> Refe
                 do_sample=False,
             )
             tokens.append(answer[0, len(prompt) :].tolist())
-    return Reference(Checkpoint(directory), logits, tokens)
+    return Reference(checkpoint, logits, tokens)
