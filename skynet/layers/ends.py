@@ -86,11 +86,13 @@ class Head:
 def load_embedding(arch: Architecture, load: Loader, vocab: Range) -> Embedding:
     """The first stage's end of one shard."""
     projected = load.has("project_in")
+    table = load.matrix("embed")
     return Embedding(
-        load.matrix("embed"),
+        table,
         vocab,
         whole=vocab.size == arch.vocab_size,
-        scale=arch.embed_scale,
+        # Gemma was trained with a scale that is rounded as its weights are.
+        scale=float(torch.tensor(arch.embed_scale, dtype=table.dtype)),
         projection=Linear(load.matrix("project_in")) if projected else None,
         positions=load.matrix("positions") if arch.learned_positions else None,
         norm=load_norm(arch, load, "embed_norm", None, torch.float32)
