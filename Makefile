@@ -19,7 +19,7 @@ SHOW_BIG := sed -un 's/^ *\(Downloading\|Using cached\) \(.*[0-9][0-9]\.[0-9] MB
 PROMPT ?= What is the capital of France?
 override export PROMPT := $(value PROMPT)
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint chaos clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -36,6 +36,9 @@ lint: setup ## Check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+chaos: setup ## Attack a cluster under load: SECONDS=600 SEED=1 CHAOS="--help"
+	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED)) $(CHAOS)
 
 clean: ## Remove .venv, caches and build leftovers; converted models stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,7 +7,7 @@
 Where Redis is comes from SKYNET_REDIS_URL; see skynet/settings.py for the rest.
 """
 
-from skynet.names import GENERATE_TASK, SERIALIZER
+from skynet.names import GENERATE_TASK, POP_S, SERIALIZER
 from skynet.settings import settings
 from skynet.store.connection import backend_url
 from skynet.store.connection import broker_url as kombu_url
@@ -22,6 +22,7 @@ imports = ("tasks",)
 worker_pool = "solo"
 worker_concurrency = 1
 worker_prefetch_multiplier = 1
+worker_consumer = "skynet.celery:PatientConsumer"
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
 worker_cancel_long_running_tasks_on_connection_loss = False
@@ -30,6 +31,7 @@ broker_connection_retry_on_startup = True
 # Hops are at most once: no redelivery, which would bring ghosts an hour later. One priority, one
 # BRPOP. Every wait of a publisher has a deadline.
 broker_transport_options = {
+    "polling_interval": POP_S,  # of the pop in Redis, which wakes up at once for a message
     "ack_emulation": False,
     "priority_steps": [0],
     "socket_timeout": 30,

@@ -8,7 +8,6 @@ ends the chord at once. Chords that are not SkyNet's go the stock way.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from typing import Any
 
@@ -17,7 +16,7 @@ from celery.backends.redis import RedisBackend
 
 from skynet import names
 from skynet.errors import StepFailed
-from skynet.store.resp import command
+from skynet.store.resp import Script
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ BODIES = frozenset({names.ADVANCE_TASK, names.FINISH_STEP_TASK})
 # which nobody needs when all parts are there.
 # ARGV: shard, number of shards, time to live in ms, part, 1 if it is a failure.
 # Replies {} (wait for others, or too late), or {shard, part, ...} of the others to the last.
-PART_RETURN = """
+PART_RETURN = Script("""
 local key = KEYS[1]
 if redis.call('HEXISTS', key, 'done') == 1 then return {0} end
 if ARGV[5] == '1' then
@@ -50,10 +49,7 @@ redis.call('HSET', key, 'done', 1)
 redis.call('PEXPIRE', key, ARGV[3])
 redis.call('UNLINK', KEYS[2])
 return {1, parts}
-"""
-
-
-SCRIPT_SHA = hashlib.sha1(PART_RETURN.encode(), usedforsecurity=False).hexdigest().encode()
+""")
 
 
 class ChordBackend(RedisBackend):
@@ -70,9 +66,9 @@ class ChordBackend(RedisBackend):
         payload = b"" if failed else result.encode()
         try:
             parts = self._return_part(request, body["chord_size"], payload, failed)
-        except redis.RedisError:
-            # The orchestrator's step deadline finds it; a retry could count a part twice.
-            logger.exception("chord %s: the part could not be returned", request.group)
+        except redis.RedisError as lost:
+            # The orchestrator's step deadline finds it.
+            logger.warning("chord %s: the part could not be returned: %s", request.group, lost)
             return None
         if parts is None:
             return None
@@ -87,23 +83,16 @@ class ChordBackend(RedisBackend):
         self, request: Any, chord_size: int, payload: bytes, failed: bool
     ) -> list[bytes] | None:
         """All parts by shard if this one completes the chord (or fails it), else None."""
-        connection = self.app.messenger.connection
+        keys = [names.chord_key(request.group), names.hidden_key(request.group)]
         arguments = (
-            b"2",
-            names.chord_key(request.group).encode(),
-            names.hidden_key(request.group).encode(),
             b"%d" % request.group_index,
             b"%d" % chord_size,
             self.app.messenger.ttl_ms,
             payload,
             b"1" if failed else b"0",
         )
-        try:
-            reply = connection.call([command(b"EVALSHA", SCRIPT_SHA, *arguments)])[0]
-        except redis.ResponseError as error:
-            if not str(error).startswith("NOSCRIPT"):
-                raise
-            reply = connection.call([command(b"EVAL", PART_RETURN.encode(), *arguments)])[0]
+        connection = self.app.messenger.connection
+        reply = connection.run(PART_RETURN, [key.encode() for key in keys], arguments)
         if not reply[0]:
             return None
         others = reply[1] if len(reply) > 1 else []

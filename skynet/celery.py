@@ -1,21 +1,28 @@
-"""The Celery app, and what makes `celery -A skynet worker -Q ADDRESS` a SkyNet process.
+"""The Celery app, and what makes `celery -A skynet worker` a SkyNet process.
 
-A worker takes its place from the queue it is given: an address makes it a shard worker,
-`orchestrator` the orchestrator. Queue names that are no address are refused.
+`-Q stage0.shard1` makes a shard worker that takes this place only, `-Q orchestrator` an
+orchestrator; without `-Q` a shard worker takes any place. Queue names that are no address are
+refused. A worker consumes nothing until it has its place: from the plan, or as the leader.
 """
 
 from __future__ import annotations
 
 import logging
 import logging.config
+import os
+import signal
 import socket
 import sys
+import warnings
 from functools import cached_property
 from typing import Any
 
 from celery import Celery, signals
 from celery.app.amqp import AMQP, Queues
 from celery.apps.worker import Worker
+from celery.exceptions import CPendingDeprecationWarning
+from celery.worker.consumer import Consumer
+from celery.worker.state import maybe_shutdown
 from kombu import Exchange, Queue
 
 from skynet.chords import Messenger
@@ -26,6 +33,8 @@ from skynet.store.resp import RespConnection
 
 logger = logging.getLogger(__name__)
 
+RETRY_S, MOST_RETRY_S = 0.2, 1.0
+LEFT_S = 0.05
 LOG_FORMAT = "%(asctime)s %(levelname)-7s %(place)s %(message)s"
 
 
@@ -45,8 +54,22 @@ class AddressAMQP(AMQP):
         return AddressQueues(queues)
 
 
+class PatientConsumer(Consumer):
+    """Celery's consumer, which comes back soon after Redis does, however long that takes."""
+
+    def ensure_connected(self, conn: Any) -> Any:
+        def tell(error: Exception, interval: float) -> None:
+            logger.warning("no connection to Redis: %s", error)
+
+        connected = conn.ensure_connection(
+            tell, None, RETRY_S, RETRY_S, MOST_RETRY_S, callback=maybe_shutdown
+        )
+        self.first_connection_attempt = False
+        return connected
+
+
 class PlacedWorker(Worker):
-    """A Celery worker that knows its place: named after its queue, and gossiping with nobody."""
+    """A Celery worker that knows its place: named after it, and gossiping with nobody."""
 
     def __init__(self, app: Celery | None = None, hostname: str | None = None, **kwargs: Any):
         try:
@@ -55,11 +78,17 @@ class PlacedWorker(Worker):
             sys.exit(f"ConfigurationError: {error}")
         default_name = f"celery@{socket.gethostname()}"
         if hostname is None or hostname == default_name:
-            hostname = f"{place}@{socket.gethostname()}"
+            hostname = f"{place or f'worker-{os.getpid()}'}@{socket.gethostname()}"
         kwargs.update(without_gossip=True, without_mingle=True)
         self.place = place
-        _log_filter.place = str(place)
+        _log_filter.place = str(place or f"worker-{os.getpid()}")
         super().__init__(app, hostname=hostname, **kwargs)
+
+    def setup_queues(self, include: Any, exclude: Any = None) -> None:
+        """Declare the place's queue, and consume nothing yet."""
+        queues = self.app.amqp.queues
+        queues.select([str(self.place or ORCHESTRATOR_QUEUE)])
+        queues.deselect(list(queues))
 
 
 class SkynetCelery(Celery):
@@ -79,17 +108,19 @@ class SkynetCelery(Celery):
         return Messenger(self, connection, current.step_timeout_s)
 
 
-def place_of(queues: Any) -> Address | str:
-    """The place named by `-Q`: one address, or the orchestrator.
+def place_of(queues: Any) -> Address | str | None:
+    """The place named by `-Q`: one address, the orchestrator, or None: any place of a shard.
 
     Raises:
-        ConfigurationError: no queue, several, or one that is none of ours.
+        ConfigurationError: several queues, or one that is none of ours.
     """
     chosen = queues.split(",") if isinstance(queues, str) else list(queues or [])
+    if not chosen:
+        return None
     if len(chosen) != 1:
         raise ConfigurationError(
-            f"a SkyNet worker has exactly one place, got {', '.join(chosen) or 'none'}: use "
-            f"-Q stage0.shard1 (any numbers) or -Q {ORCHESTRATOR_QUEUE}"
+            f"a SkyNet worker has one place, got {', '.join(chosen)}: use -Q stage0.shard1 (any "
+            f"numbers), -Q {ORCHESTRATOR_QUEUE}, or no -Q for any place that needs a worker"
         )
     name = chosen[0].strip()
     return name if name == ORCHESTRATOR_QUEUE else Address.parse(name)
@@ -114,6 +145,8 @@ def configure_logging(level: int | str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("skynet").setLevel(level)
     logging.captureWarnings(True)
+    # Told at every lost connection, about a setting that celeryconfig.py has chosen.
+    warnings.filterwarnings("ignore", "\nIn Celery 5.1", CPendingDeprecationWarning)
 
 
 @signals.setup_logging.connect
@@ -127,14 +160,14 @@ def _setup_logging(loglevel: Any = None, **_: Any) -> None:
 def _start(sender: str, instance: Any, **_: Any) -> None:
     """Start what the place asks for, beside Celery's own start."""
     try:
-        if isinstance(instance.place, Address):
-            from skynet.worker.runtime import ShardRuntime
-
-            app.runtime = ShardRuntime(app, instance.place, sender)
-        else:
+        if instance.place == ORCHESTRATOR_QUEUE:
             from skynet.engine.runtime import OrchestratorRuntime
 
             app.runtime = OrchestratorRuntime(app, sender)
+        else:
+            from skynet.worker.runtime import ShardRuntime
+
+            app.runtime = ShardRuntime(app, instance.place, sender)
         app.runtime.start()
     except SkynetError as error:
         sys.exit(f"{type(error).__name__}: {error}")
@@ -143,6 +176,31 @@ def _start(sender: str, instance: Any, **_: Any) -> None:
 @signals.worker_ready.connect
 def _ready(sender: Any, **_: Any) -> None:
     app.runtime.ready(sender)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        _leave_politely(sender, number)
+
+
+def _leave_politely(consumer: Any, number: signal.Signals) -> None:
+    """The first signal hands the place over before Celery's warm shutdown; another one does not."""
+    shut_down: Any = signal.getsignal(number)
+    asked = ended = False
+
+    def leave(*args: Any) -> None:
+        nonlocal asked
+        if asked:
+            shut_down(*args)
+            return
+        asked = True
+        app.runtime.leave()
+        consumer.timer.call_repeatedly(LEFT_S, end_when_left)
+
+    def end_when_left() -> None:
+        nonlocal ended
+        if app.runtime.left and not ended:
+            ended = True
+            shut_down(number, None)
+
+    signal.signal(number, leave)
 
 
 @signals.worker_shutdown.connect

@@ -20,10 +20,28 @@ from kombu.utils.json import dumps as json_dumps
 from skynet import names, wire
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.store.resp import RespConnection, command
+from skynet.store.leader import GUARD, fenced
+from skynet.store.resp import RespConnection, Script, command
 
 if TYPE_CHECKING:
     from celery import Celery
+
+# KEYS: leader, keys to set, queues. ARGV: fence, time to live in ms, how many keys to set, then the
+# values and messages of KEYS[2] on.
+EMIT = Script(
+    GUARD
+    + """
+local values = tonumber(ARGV[3])
+for i = 2, #KEYS do
+  if i <= values + 1 then
+    redis.call('SET', KEYS[i], ARGV[i + 2], 'PX', ARGV[2])
+  else
+    redis.call('LPUSH', KEYS[i], ARGV[i + 2])
+  end
+end
+return 1
+"""
+)
 
 INLINE_BYTES = 16 * 1024  # what travels in a message; base64 and two decodings make more dear
 
@@ -43,7 +61,10 @@ def next_span(plan: Plan, start: int, layers_per_chord: int) -> Range:
 
 
 class Messenger:
-    """Writes task messages straight into the queues of a Redis broker."""
+    """Writes task messages straight into the queues of a Redis broker.
+
+    What a broken connection leaves in doubt is sent again: whoever takes a message twice drops it.
+    """
 
     def __init__(self, app: Celery, connection: RespConnection, ttl_s: float) -> None:
         self.app = app
@@ -80,7 +101,11 @@ class Messenger:
 
     def send(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
         """Queue one task."""
-        self.connection.call([command(b"LPUSH", *self.message(task, args, queue, **headers))])
+        self.connection.call_again([command(b"LPUSH", *self.message(task, args, queue, **headers))])
+
+    def give_back(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
+        """Put a task back at the head of its queue: it is another worker's."""
+        self.connection.call_again([command(b"RPUSH", *self.message(task, args, queue, **headers))])
 
     def emit_chord(
         self,
@@ -91,6 +116,7 @@ class Messenger:
         rows: bytes,
         hidden: bytes | None = None,
         spent_s: float = 0.0,
+        fence: str = "",
     ) -> None:
         """Send the chord that computes `span` of a step.
 
@@ -99,17 +125,22 @@ class Messenger:
             They travel in the messages if they are small, or else lie under a key of their own.
         spent_s: what the spans before this one computed, so that the orchestrator can tell the
             chords' cost from the layers'.
+        fence: of the orchestrator that sends it; nothing is sent once another leads.
+
+        Raises:
+            Fenced: another leads.
         """
         stage = plan.stage_of(span.start)
         num_shards = len(plan.stages[stage].shards)
         group = names.chord_id(plan.epoch, step, span.start)
         body = body_signature(plan, step, span, num_shards, spent_s)
-        commands = []
+        values: list[tuple[bytes, bytes]] = []
         if span.start == 0:  # as long as this is there, somebody wants the step
-            commands.append(self._set(names.step_key(plan.epoch, step), rows))
+            values.append((names.step_key(plan.epoch, step).encode(), rows))
         if hidden is not None and len(hidden) > INLINE_BYTES:
-            commands.append(self._set(names.hidden_key(group), hidden))
+            values.append((names.hidden_key(group).encode(), hidden))
             hidden = None
+        messages = []
         for shard in range(num_shards):
             message = self.message(
                 names.RUN_SPAN_TASK,
@@ -127,13 +158,27 @@ class Messenger:
                 chord=body,
                 argsrepr=f"(step {step}, layers [{span.start}, {span.stop}))",
             )
-            commands.append(command(b"LPUSH", *message))
+            messages.append(message)
         # All or nothing, and in one place in every queue: were two chords of a stage queued in
         # different orders at two shards, each would wait for the other in the exchange.
-        self.connection.call([command(b"MULTI"), *commands, command(b"EXEC")])
+        if fence:
+            self._emit_fenced(values, messages, fence)
+            return
+        commands = [command(b"SET", key, value, b"PX", self.ttl_ms) for key, value in values]
+        commands += [command(b"LPUSH", *message) for message in messages]
+        self.connection.call_again([command(b"MULTI"), *commands, command(b"EXEC")])
 
-    def _set(self, key: str, value: bytes) -> bytes:
-        return command(b"SET", key.encode(), value, b"PX", self.ttl_ms)
+    def _emit_fenced(
+        self,
+        values: list[tuple[bytes, bytes]],
+        messages: list[tuple[bytes, bytes]],
+        fence: str,
+    ) -> None:
+        pairs = [*values, *messages]
+        keys = [names.LEADER_KEY.encode(), *(key for key, _ in pairs)]
+        arguments = [fence.encode(), self.ttl_ms, b"%d" % len(values), *(v for _, v in pairs)]
+        with fenced():
+            self.connection.run(EMIT, keys, arguments)
 
     def _broker_channel(self) -> Any:
         if self._channel is None:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 import uuid
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import redis
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
+from kombu.exceptions import OperationalError
 
 from skynet import errors, names
-from skynet.errors import BadRequest, QueueFull, RequestTimeout, SkynetError
-from skynet.options import check_options
-from skynet.planning.plan import Plan
+from skynet.errors import BadRequest, ClusterUnreachable, RequestTimeout, SkynetError
+from skynet.options import check_options, check_priority
+from skynet.prompts import Prompt, check_token_ids, token_ids
 from skynet.settings import settings
 from skynet.store.connection import backend_url, broker_url, connect, ping, reachable
-from skynet.store.plans import Plans
+from skynet.store.plans import Plans, Target
 from skynet.store.requests import End, Record, Requests, Token
 from skynet.store.weights import Manifest, WeightStore
 
@@ -29,9 +32,11 @@ if TYPE_CHECKING:
 
     from skynet.text import Text
 
-Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
+logger = logging.getLogger(__name__)
 
-MAX_PROMPT_CHARACTERS = 4_000_000
+T = TypeVar("T")
+
+RETRY_S = 0.1  # between tries while Redis is away
 GRACE_S = 10.0  # how long after a request's deadline a client still waits for its end
 
 
@@ -56,26 +61,61 @@ class Generation(AsyncResult):
     `Generation(id)` in any process takes hold of a request that was submitted elsewhere.
     """
 
-    def __init__(self, id: str, client: Client | None = None) -> None:
+    def __init__(
+        self, id: str, client: Client | None = None, deadline: float | None = None
+    ) -> None:
         self.client = client or default_client()
+        self._deadline = deadline  # by Redis's clock; read from the record when it is needed
         super().__init__(id, app=self.client.app)
 
-    def get(self, timeout: float | None = None, **options: Any) -> Completion:
-        """Wait for the whole answer.
+    def get(
+        self, timeout: float | None = None, propagate: bool = True, **_options: Any
+    ) -> Completion:
+        """Wait for the whole answer, through restarts of Redis.
 
         timeout: seconds; by default until the request's own deadline.
+        propagate: False returns the error that the request ended with, rather than raise it.
+        Celery's other options are taken and mean nothing here: nothing is polled.
 
         Raises:
             celery.exceptions.TimeoutError: not done in time; it goes on.
+            ClusterUnreachable: Redis was away until then.
+            RequestLost: Redis does not know the request, or not any more.
             SkynetError: why the request failed, was cancelled or timed out.
         """
-        limit = self._time_left() if timeout is None else timeout
-        try:
-            return Completion(**super().get(timeout=limit, **options))
-        except CeleryTimeoutError:
-            if timeout is None:
-                raise RequestTimeout(self._no_end_message()) from None
-            raise
+        requests = self.client.requests
+        with reachable(self.client.url):
+            limit = self._time_left() if timeout is None else timeout
+            try:
+                end = requests.wait_end(self.id, limit)
+            except TimeoutError:
+                if timeout is None:
+                    raise RequestTimeout(self._no_end_message()) from None
+                raise CeleryTimeoutError(
+                    f"request {self.id} is not done after {timeout:g} s"
+                ) from None
+            if not end.error:
+                return self._completion_of(end)
+        if propagate:
+            raise _error_of(end)
+        return _error_of(end)  # type: ignore[return-value]  # as Celery does it
+
+    wait = get
+
+    def _completion_of(self, end: End) -> Completion:
+        """The answer that this is the end of."""
+        tokens = []
+        for item in self.client.requests.stream(self.id, 0, GRACE_S):
+            if isinstance(item, Token):
+                tokens.append(item)
+        record = self._record()
+        return Completion(
+            text="".join(token.text for token in tokens) + end.text,
+            token_ids=[token.id for token in tokens],
+            prompt_tokens=len(record.prompt) if record else 0,
+            finish_reason=end.finish_reason,
+            timings=end.timings,
+        )
 
     @property
     def completion(self) -> Completion | None:
@@ -89,6 +129,8 @@ class Generation(AsyncResult):
 
         Raises:
             TimeoutError: no token in time.
+            ClusterUnreachable: Redis was away for as long.
+            RequestLost: Redis does not know the request, or not any more.
             SkynetError: why the request failed, was cancelled or timed out.
         """
         with reachable(self.client.url):
@@ -118,17 +160,21 @@ class Generation(AsyncResult):
         with reachable(self.client.url):
             asked = self.client.requests.ask_cancel(self.id)
             if asked:
-                self.client.app.send_task(
-                    names.CANCEL_TASK, (self.id,), queue=names.ORCHESTRATOR_QUEUE
-                )
+                self.client.send(names.CANCEL_TASK, (self.id,))
             return asked
 
     def __await__(self) -> Generator[Any, None, Completion]:
         return asyncio.to_thread(self.get).__await__()
 
     def _time_left(self) -> float:
-        record = self.client.requests.read(self.id)
-        return GRACE_S + (max(0.0, record.deadline - time.time()) if record else 0.0)
+        """Seconds to the deadline and a little more, by Redis's clock."""
+        if self._deadline is None:
+            record = self._record()
+            self._deadline = record.deadline if record else 0.0
+        return GRACE_S + max(0.0, self._deadline - _patiently(self.client.requests.now))
+
+    def _record(self) -> Record | None:
+        return _patiently(lambda: self.client.requests.read(self.id))
 
     def _no_end_message(self) -> str:
         return (
@@ -137,14 +183,31 @@ class Generation(AsyncResult):
         )
 
 
+def _patiently(ask: Callable[[], T]) -> T:
+    """What Redis answers; one that is away for a moment is asked again."""
+    give_up = time.monotonic() + GRACE_S
+    while True:
+        try:
+            return ask()
+        except (redis.ConnectionError, redis.TimeoutError):
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(RETRY_S)
+
+
 def _last(end: End) -> Iterator[Token]:
     """The text that was held back, or the error."""
     if end.error:
-        cls = getattr(errors, end.error, SkynetError)
-        known = isinstance(cls, type) and issubclass(cls, SkynetError)
-        raise (cls if known else SkynetError)(end.message)
+        raise _error_of(end)
     if end.text:
         yield Token(-1, -1, end.text)
+
+
+def _error_of(end: End) -> SkynetError:
+    cls = getattr(errors, end.error, SkynetError)
+    known = isinstance(cls, type) and issubclass(cls, SkynetError)
+    error: SkynetError = (cls if known else SkynetError)(end.message)
+    return error
 
 
 class Client:
@@ -169,41 +232,63 @@ class Client:
         return app
 
     def submit_prompt(
-        self, prompt: Prompt, *, timeout: float | None = None, raw: bool = True, **options: Any
+        self,
+        prompt: Prompt,
+        *,
+        timeout: float | None = None,
+        raw: bool = True,
+        priority: int = 0,
+        **options: Any,
     ) -> Generation:
         """Ask for an answer; returns at once. See `skynet.submit_prompt`."""
         ping(self.url)
-        plan = Plans(self.redis).require()
-        if self.requests.num_open() >= settings().max_waiting:
-            raise QueueFull(
-                f"{settings().max_waiting} requests are unfinished: try again later, or raise "
-                "SKYNET_MAX_WAITING"
-            )
-        manifest, text = self._model(plan)
-        ids = token_ids(prompt, text, raw)
-        if len(ids) >= plan.slot_tokens:  # before every id is looked at
-            check_options(options, len(ids), plan.slot_tokens)
-        check_token_ids(ids, int(manifest.config["vocab_size"]))
-        checked = check_options(options, len(ids), plan.slot_tokens)
-        allowed = settings().request_timeout_s if timeout is None else timeout
-        if not 0 < allowed < 1e9:
-            raise BadRequest(f"timeout {timeout}: seconds, more than 0")
-        now = time.time()
-        record = Record(
-            str(uuid.uuid4()), tuple(ids), checked, now, now + allowed, model=plan.model
-        )
         with reachable(self.url):
-            self.requests.create(record)
-            self.app.send_task(
+            target = self._target()
+            manifest, text = self._model(target.model)
+            ids = token_ids(prompt, text, raw)
+            if len(ids) >= target.slot_tokens:  # before every id is looked at
+                check_options(options, len(ids), target.slot_tokens)
+            check_token_ids(ids, int(manifest.config["vocab_size"]))
+            checked = check_options(options, len(ids), target.slot_tokens)
+            allowed = _checked_timeout(timeout)
+            now = self.requests.clock.now(exact=True)
+            record = Record(
+                str(uuid.uuid4()),
+                tuple(ids),
+                checked,
+                now,
+                now + allowed,
+                model=target.model,
+                priority=check_priority(priority),
+            )
+            self.requests.create(record, settings().max_waiting + target.num_slots)
+        self._tell(record)
+        return Generation(record.id, self, record.deadline)
+
+    def _tell(self, record: Record) -> None:
+        """Send the task. The record is written: should this be lost, a sweep finds the request."""
+        about = {"prompt_tokens": len(record.prompt), "max_tokens": record.options.max_tokens}
+        try:
+            self.send(
                 names.GENERATE_TASK,
                 task_id=record.id,
-                queue=names.ORCHESTRATOR_QUEUE,
-                argsrepr=f"(prompt of {len(ids)} tokens)",
-                kwargsrepr=json.dumps(
-                    {"prompt_tokens": len(ids), "max_tokens": checked.max_tokens}
-                ),
+                argsrepr=f"(prompt of {len(record.prompt)} tokens)",
+                kwargsrepr=json.dumps(about),
             )
-        return Generation(record.id, self)
+        except ClusterUnreachable as error:
+            logger.warning("request %s is written, its message was not sent: %s", record.id, error)
+
+    def send(self, task: str, arguments: tuple[str, ...] = (), **options: Any) -> None:
+        """Send a task to the orchestrator.
+
+        Raises:
+            ClusterUnreachable: Redis did not take it.
+        """
+        with reachable(self.url):
+            try:
+                self.app.send_task(task, arguments, queue=names.ORCHESTRATOR_QUEUE, **options)
+            except OperationalError as error:
+                raise redis.ConnectionError(str(error)) from error
 
     def submit_prompts(self, prompts: Iterable[Prompt], **options: Any) -> list[Generation]:
         """Many at once: they share steps."""
@@ -217,65 +302,28 @@ class Client:
 
     def has_chat_template(self) -> bool:
         """Does the model in force expect chat messages?"""
-        return self._model(Plans(self.redis).require())[1].has_chat_template
+        return self._model(self._target().model)[1].has_chat_template
 
-    def _model(self, plan: Plan) -> tuple[Manifest, Text]:
+    def _target(self) -> Target:
+        """What the cluster is asked to run."""
+        return Plans(self.redis).require_target()
+
+    def _model(self, digest: str) -> tuple[Manifest, Text]:
         """What a client needs of the model: its config and its tokenizer, both from Redis."""
-        if plan.model not in self._models:
+        if digest not in self._models:
             from skynet.text import Text
 
             store = WeightStore(self.redis)
-            manifest = store.require_manifest(plan.model)
-            self._models = {plan.model: (manifest, Text(store.read_files(manifest)))}
-        return self._models[plan.model]
+            manifest = store.require_manifest(digest)
+            self._models = {digest: (manifest, Text(store.read_files(manifest)))}
+        return self._models[digest]
 
 
-def token_ids(prompt: Prompt, text: Text, raw: bool) -> list[int]:
-    """The prompt as token ids: text, chat messages, or ids as they are.
-
-    raw: False puts a text into the model's chat template, as the user's message, if there is one.
-
-    Raises:
-        BadRequest: empty, too long, of no such type, or the model has no tokenizer or template.
-    """
-    if isinstance(prompt, str):
-        check_text(prompt)
-        if not raw and text.has_chat_template:
-            return text.chat([{"role": "user", "content": prompt}])
-        ids = text.encode(prompt)
-        if not ids:
-            raise BadRequest("prompt: it has no tokens")
-        return ids
-    if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
-        raise BadRequest(
-            f"prompt: expected text, chat messages or token ids, got {type(prompt).__name__}"
-        )
-    if not prompt:
-        raise BadRequest("prompt: it is empty")
-    if isinstance(prompt[0], Mapping):
-        length = sum(len(str(m.get("content", ""))) for m in prompt if isinstance(m, Mapping))
-        if length > MAX_PROMPT_CHARACTERS:
-            raise BadRequest(f"messages: {length} characters, at most {MAX_PROMPT_CHARACTERS}")
-        return text.chat(prompt)  # type: ignore[arg-type]
-    return list(prompt)  # type: ignore[arg-type]
-
-
-def check_text(prompt: str) -> None:
-    """Raise BadRequest if a prompt is empty or far too long for any model."""
-    if not prompt.strip():
-        raise BadRequest("prompt: it is empty")
-    if len(prompt) > MAX_PROMPT_CHARACTERS:
-        raise BadRequest(f"prompt: {len(prompt)} characters, at most {MAX_PROMPT_CHARACTERS}")
-
-
-def check_token_ids(ids: Sequence[Any], vocab_size: int) -> None:
-    """Raise BadRequest unless all are ids of this vocabulary."""
-    for position, token in enumerate(ids):
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
-            raise BadRequest(
-                f"prompt: token {token!r:.40} at position {position} is none of the vocabulary's "
-                f"{vocab_size} (0 to {vocab_size - 1})"
-            )
+def _checked_timeout(timeout: float | None) -> float:
+    allowed = settings().request_timeout_s if timeout is None else timeout
+    if not 0 < allowed < 1e9:
+        raise BadRequest(f"timeout {timeout}: seconds, more than 0")
+    return allowed
 
 
 @lru_cache(maxsize=1)
@@ -285,13 +333,20 @@ def default_client() -> Client:
 
 
 def submit_prompt(
-    prompt: Prompt, *, timeout: float | None = None, raw: bool = True, **options: Any
+    prompt: Prompt,
+    *,
+    timeout: float | None = None,
+    raw: bool = True,
+    priority: int = 0,
+    **options: Any,
 ) -> Generation:
     """Ask the cluster at `SKYNET_REDIS_URL` for an answer; returns at once.
 
     prompt: text; chat messages, a list of {"role": ..., "content": ...}; or a list of token ids.
     timeout: seconds until the request is given up, `SKYNET_REQUEST_TIMEOUT_S` by default.
     raw: False puts a text into the model's chat template, if it has one.
+    priority: 0 to 9; who waits with a higher one runs first, as in AMQP. Who runs is not
+        interrupted.
     options: max_tokens (128), temperature (0: greedy), top_k (0: off), top_p (1: off), seed, stop
         (a text or several), ignore_eos.
 
@@ -299,7 +354,9 @@ def submit_prompt(
         BadRequest: names what cannot work.
         ClusterUnreachable, NoModel, QueueFull: why the cluster cannot take it now.
     """
-    return default_client().submit_prompt(prompt, timeout=timeout, raw=raw, **options)
+    return default_client().submit_prompt(
+        prompt, timeout=timeout, raw=raw, priority=priority, **options
+    )
 
 
 def submit_prompts(prompts: Iterable[Prompt], **options: Any) -> list[Generation]:

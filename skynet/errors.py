@@ -61,12 +61,24 @@ class ShardFailed(StepFailed):
     """A shard raised while it computed its part."""
 
 
+class ShardUnready(StepFailed):
+    """A shard has not what a step needs: it was started, stopped or moved meanwhile."""
+
+
 class PeerLost(StepFailed):
     """A shard waited for a peer's partial until the deadline."""
 
 
 class ShardLost(StepFailed):
     """A shard's worker stopped renewing its lease, or let its step deadline pass."""
+
+
+class Fenced(SkynetError):
+    """This orchestrator is no longer the leader; it may write nothing."""
+
+
+class RequestLost(SkynetError):
+    """A request that is not in Redis: it has expired, never was, or Redis lost its data."""
 
 
 class RequestTimeout(SkynetError, TimeoutError):

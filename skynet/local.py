@@ -8,6 +8,7 @@ Nothing is left behind, even when this process is killed (see guardian.py).
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -20,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import redis
 
@@ -33,8 +34,9 @@ from skynet.names import Address
 from skynet.planning.plan import Plan
 from skynet.settings import settings
 from skynet.splitting import Progress, draft_plan, stage_checkpoint
-from skynet.store.members import Member, Members
-from skynet.store.plans import Plans
+from skynet.stager import Stager
+from skynet.store.members import FAILED, READY, Member, Members
+from skynet.store.plans import Plans, Target
 from skynet.store.server import EmbeddedServer
 
 READY_S = 600.0
@@ -42,7 +44,9 @@ STOP_S = 10.0
 
 
 @contextmanager
-def local_server(port: int = 0) -> Iterator[tuple[EmbeddedServer, Guardian]]:
+def local_server(
+    port: int = 0, *, persistent: bool = False
+) -> Iterator[tuple[EmbeddedServer, Guardian]]:
     """An embedded server in a private directory, gone with its files at the end.
 
     The guardian ends it even if this process is killed, and whatever else it is told to watch.
@@ -50,7 +54,7 @@ def local_server(port: int = 0) -> Iterator[tuple[EmbeddedServer, Guardian]]:
     directory = Path(tempfile.mkdtemp(prefix="skynet-"))  # mode 0700
     guardian = Guardian()
     guardian.remove_at_end(directory)
-    server = EmbeddedServer(directory, port)
+    server = EmbeddedServer(directory, port, persistent=persistent)
     try:
         server.start()
         guardian.watch(server.pid)
@@ -65,7 +69,10 @@ def local_server(port: int = 0) -> Iterator[tuple[EmbeddedServer, Guardian]]:
 
 @dataclass(frozen=True)
 class WorkerProcess:
-    """One Celery worker of a local cluster."""
+    """One Celery worker of a local cluster.
+
+    address: the place that it is bound to, or its name if it takes any.
+    """
 
     address: str
     pid: int
@@ -75,9 +82,14 @@ class WorkerProcess:
 class LocalCluster:
     """stages x shards shard workers and an orchestrator, on this machine.
 
-    model, stages, shards, dtype, chord_span, num_slots, slot_tokens: as of `skysplit`.
+    model, stages, shards, dtype, chord_span, num_slots, slot_tokens, fixed: as of `skysplit`.
+    elastic: workers take any place, and are called worker0, worker1, ...; by default each is bound
+        to an address.
+    spares: so many more that take any place, called spare0, ...
+    orchestrators: one leads, the others stand by; called orchestrator, orchestrator1, ...
     port: a loopback port for the server; by default it listens on a private Unix socket. 0 takes
         any free port.
+    persistent: the server keeps an append-only file, so that it can be restarted.
     threads: compute threads of each worker; by default the cores divided by the workers.
     environment: more variables for the workers.
     progress: called with ("staging" or "loading", bytes done, bytes in all).
@@ -93,7 +105,12 @@ class LocalCluster:
         *,
         num_slots: int = 16,
         slot_tokens: int | None = None,
+        fixed: bool = False,
+        elastic: bool = False,
+        spares: int = 0,
+        orchestrators: int = 1,
         port: int | None = None,
+        persistent: bool = False,
         threads: int | None = None,
         environment: Mapping[str, str] | None = None,
         progress: Progress | None = None,
@@ -104,7 +121,10 @@ class LocalCluster:
         self.environment = dict(environment or {})
         self.progress: Progress = progress or (lambda what, done, total: None)
         self.plan: Plan | None = None
+        self.fixed, self.elastic, self.persistent = fixed, elastic, persistent
+        self.spares, self.orchestrators = spares, orchestrators
         self._shape = (stages, shards, dtype, chord_span, num_slots, slot_tokens)
+        self._stager: Stager | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._stack = ExitStack()
         self._guardian: Guardian | None = None
@@ -134,36 +154,58 @@ class LocalCluster:
         checkpoint = open_checkpoint(self.model, settings().cache_dir)
         draft = draft_plan(checkpoint, *self._shape)
         try:
-            self._server, self._guardian = self._stack.enter_context(local_server(self.port))
-            for address in draft.addresses():
-                self._start_worker(str(Address(*address)))
-            self._start_worker(names.ORCHESTRATOR_QUEUE)
+            self._server, self._guardian = self._stack.enter_context(
+                local_server(self.port, persistent=self.persistent)
+            )
+            for name in self._names(draft):
+                self._start_worker(name)
             client = self.client.redis
             stage_checkpoint(client, checkpoint, draft.model, self.progress)
-            self.plan = Plans(client).publish(draft)
-            self._wait_until_ready(client, ready_timeout_s)
+            target = Plans(client).ask(Target.of(draft, self.fixed))
+            self._stager = Stager(self.url, checkpoint, lambda: Plans(client).restore(target))
+            self._stager.start()
+            self.plan = self._wait_until_ready(client, ready_timeout_s)
         except BaseException:
             self.stop()
             raise
 
+    def _names(self, draft: Plan) -> list[str]:
+        if self.elastic:
+            names_ = [f"worker{number}" for number, _ in enumerate(draft.addresses())]
+        else:
+            names_ = [str(Address(*address)) for address in draft.addresses()]
+        names_ += [f"spare{number}" for number in range(self.spares)]
+        rivals = [f"{names.ORCHESTRATOR_QUEUE}{n}" for n in range(1, self.orchestrators)]
+        return [*names_, names.ORCHESTRATOR_QUEUE, *rivals]
+
     def stop(self) -> None:
         """End all processes and remove all files."""
-        for process in self._processes.values():
-            process.terminate()
-        deadline = time.monotonic() + STOP_S
-        for process in self._processes.values():
-            try:
-                process.wait(timeout=max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            self._forget(process.pid)
+        if self._stager is not None:
+            self._stager.stop()
+            self._stager = None
+        # Orchestrators first: with nobody to lead, workers have nobody to hand over to.
+        leaders = [name for name in self._processes if name.startswith(names.ORCHESTRATOR_QUEUE)]
+        self._end(leaders)
+        self._end([name for name in self._processes if name not in leaders])
         self._processes.clear()
         if self._client is not None:
             self._client.close()
             self._client = None
         self._server = self._guardian = None
         self._stack.close()
+
+    def _end(self, workers: list[str]) -> None:
+        processes = [self._processes[name] for name in workers]
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + STOP_S
+        for process in processes:
+            try:
+                process.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            self._forget(process.pid)
 
     # -- use -----------------------------------------------------------------------------------
 
@@ -212,6 +254,37 @@ class LocalCluster:
         self._forget(process.pid)
         self._start_worker(address)
 
+    def add_worker(self, address: str | None = None) -> str:
+        """Start one more worker, for any place by default; returns its name."""
+        taken = set(self._processes)
+        name = address or next(n for i in range(10**6) if (n := f"spare{i}") not in taken)
+        if name in taken:
+            raise SkynetError(f"there is a worker {name} already")
+        self._start_worker(name)
+        return name
+
+    def remove_worker(self, name: str) -> int:
+        """Ask a worker to leave; returns its exit code when it has."""
+        process = self._processes[name]
+        process.terminate()
+        code = process.wait(timeout=60)
+        self._forget(process.pid)
+        del self._processes[name]
+        return code
+
+    def pid_of(self, name: str) -> int:
+        """The process of a worker."""
+        return self._processes[name].pid
+
+    def restart_server(self) -> None:
+        """Restart Redis, as a machine that reboots does; without a file it forgets everything."""
+        server = self._running_server()
+        self._forget(server.pid)
+        server.stop()
+        server.start()
+        if self._guardian is not None:
+            self._guardian.watch(server.pid)
+
     # -- processes -----------------------------------------------------------------------------
 
     def _start_worker(self, address: str) -> None:
@@ -222,9 +295,11 @@ class LocalCluster:
             "PYTHONUNBUFFERED": "1",
             **self.environment,
         }
+        place = _place_of(address)
+        queue = ["-Q", place] if place else []
         with self._log_of(address).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "skynet", "worker", "-Q", address],
+                [sys.executable, "-m", "celery", "-A", "skynet", "worker", *queue],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -236,29 +311,30 @@ class LocalCluster:
         if self._guardian is not None:
             self._guardian.watch(process.pid)
 
-    def _wait_until_ready(self, client: redis.Redis, timeout_s: float) -> None:
+    def _wait_until_ready(self, client: redis.Redis, timeout_s: float) -> Plan:
         members = Members(client, settings().lease_s)
-        wanted = set(self._processes)
-        shards = wanted - {names.ORCHESTRATOR_QUEUE}
         deadline = time.monotonic() + timeout_s
         while True:
             self._check_processes()
-            found = {member.address: member for member in members.all()}
-            for member in found.values():
-                if member.state == "failed":
+            found = members.all()
+            for member in found:
+                if member.state == FAILED:
                     raise SkynetError(f"{member.address} could not load: {member.problem}")
-            self._report_loading([m for m in found.values() if m.address in shards])
-            if wanted <= {address for address, member in found.items() if member.state == "ready"}:
-                return
+            self._report_loading([member for member in found if member.weight_bytes])
+            engine = cast("bytes | None", client.get(names.ENGINE_KEY))
+            state = json.loads(engine)["state"] if engine else "waiting for an orchestrator"
+            plan = Plans(client).current()
+            everybody = len({member.pid for member in found}) == len(self._processes)
+            if state == "ready" and plan is not None and everybody:
+                return plan
             if time.monotonic() > deadline:
-                late = ", ".join(sorted(wanted - set(found)))
-                raise SkynetError(f"not ready after {timeout_s:g} s: {late or 'loading'}")
+                raise SkynetError(f"not ready after {timeout_s:g} s: {state}")
             time.sleep(0.05)
 
     def _report_loading(self, shards: list[Member]) -> None:
         total = sum(member.weight_bytes for member in shards)
         if total:
-            done = sum(m.weight_bytes if m.state == "ready" else m.loaded_bytes for m in shards)
+            done = sum(m.weight_bytes if m.state == READY else m.loaded_bytes for m in shards)
             self.progress("loading", min(done, total), total)
 
     def _check_processes(self) -> None:
@@ -278,6 +354,13 @@ class LocalCluster:
         if self._server is None:
             raise SkynetError("the cluster is not running: call start() or use it with `with`")
         return self._server
+
+
+def _place_of(name: str) -> str:
+    """What -Q gets for a worker of this name; "" if it takes any place."""
+    if name.startswith(names.ORCHESTRATOR_QUEUE):
+        return names.ORCHESTRATOR_QUEUE
+    return name if name.startswith("stage") else ""
 
 
 def _free_port() -> int:

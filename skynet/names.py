@@ -4,17 +4,27 @@ The keyspace (all under `skynet:`; queues and Celery's own keys are Celery's):
 
     key                                         type     lifetime        what
     skynet:plan                                 string   kept            the plan in force, JSON
+    skynet:target                               string   kept            what was asked for, JSON
+    skynet:revision                             integer  kept            number of the last target
+    skynet:plan:next                            string   kept            a plan in preparation, JSON
     skynet:epoch                                integer  kept            number of the last plan
+    skynet:rebalance                            string   a minute        somebody asks to rebalance
+    skynet:leader                               string   the lease       TERM:ID of who leads
+    skynet:term                                 integer  kept            number of the last leader
+    skynet:events                               stream   newest 500      joins, losses, plans
     skynet:model:<digest>:manifest              string   kept            written last: all staged
     skynet:model:<digest>:file:<name>           string   kept            config, tokenizer, template
     skynet:model:<digest>:tile:<tensor>:<i>     string   kept            one tile, msgpack-numpy
-    skynet:members                              zset     kept            node name -> last renewal
-    skynet:member:<node>                        string   the lease       one live worker, JSON
+    skynet:model:<digest>:lock                  string   30 s, renewed   token of who is staging it
+    skynet:model:<digest>:bad                   list     an hour         tiles that workers miss
+    skynet:members                              zset     kept            member id -> last renewal
+    skynet:member:<id>                          string   the lease       one live worker, JSON
     skynet:engine                               string   seconds         what the orchestrator does
     skynet:requests:open                        zset     kept            unfinished ids by arrival
     skynet:requests:arrivals                    integer  kept            the arrival counter
     skynet:request:<id>                         hash     result_expires  the record: the truth
     skynet:request:<id>:tokens                  stream   result_expires  tokens, then one end
+    skynet:request:<id>:end                     stream   result_expires  the end alone
     skynet:step:<epoch>.<step>                  string   step_timeout    a step's rows
     skynet:hidden:<epoch>.<step>.<layer>        string   step_timeout    hidden states before layer
     skynet:chord:<epoch>.<step>.<layer>         hash     step_timeout    parts of a chord
@@ -39,8 +49,17 @@ FAIL_STEP_TASK = "skynet.fail_step"
 
 SERIALIZER = "skynet-msgpack"
 
+POP_S = 0.5  # how long a worker's pop of its queue stays with Redis before it is sent again
+
 PLAN_KEY = "skynet:plan"
+NEXT_PLAN_KEY = "skynet:plan:next"
+TARGET_KEY = "skynet:target"
+REVISION_KEY = "skynet:revision"
+REBALANCE_KEY = "skynet:rebalance"
 EPOCH_KEY = "skynet:epoch"
+TERM_KEY = "skynet:term"
+LEADER_KEY = "skynet:leader"
+EVENTS_KEY = "skynet:events"
 MEMBERS_KEY = "skynet:members"
 ENGINE_KEY = "skynet:engine"
 OPEN_REQUESTS_KEY = "skynet:requests:open"
@@ -86,8 +105,30 @@ def tile_key(digest: str, tensor: str, index: int) -> str:
     return f"skynet:model:{digest}:tile:{tensor}:{index}"
 
 
-def member_key(node: str) -> str:
-    return f"skynet:member:{node}"
+def model_keys(digest: str) -> str:
+    """A pattern of all keys of this model; `*` is any."""
+    return f"skynet:model:{digest}:*"
+
+
+def digest_of(model_key: bytes) -> str:
+    """The digest in any of a model's keys."""
+    return model_key.decode().split(":", 3)[2]
+
+
+def is_tile_key(model_key: bytes) -> bool:
+    return model_key.split(b":", 4)[3] == b"tile"
+
+
+def staging_lock_key(digest: str) -> str:
+    return f"skynet:model:{digest}:lock"
+
+
+def bad_tiles_key(digest: str) -> str:
+    return f"skynet:model:{digest}:bad"
+
+
+def member_key(member_id: str) -> str:
+    return f"skynet:member:{member_id}"
 
 
 def request_key(request_id: str) -> str:
@@ -96,6 +137,10 @@ def request_key(request_id: str) -> str:
 
 def tokens_key(request_id: str) -> str:
     return f"skynet:request:{request_id}:tokens"
+
+
+def end_key(request_id: str) -> str:
+    return f"skynet:request:{request_id}:end"
 
 
 def step_key(epoch: int, step: int) -> str:

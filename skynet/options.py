@@ -11,6 +11,7 @@ from skynet.errors import BadRequest
 from skynet.store.requests import Options
 
 DEFAULT_MAX_TOKENS = 128
+MOST_PRIORITY = 9
 MAX_STOPS = 16
 LEAST_TEMPERATURE = 1e-3  # below, logits overflow
 MAX_STOP_CHARACTERS = 256
@@ -67,6 +68,15 @@ def check_options(given: Mapping[str, Any], prompt_length: int, slot_tokens: int
         stop=_stops(chosen.get("stop", ())),
         ignore_eos=_flag("ignore_eos", chosen.get("ignore_eos", False)),
     )
+
+
+def check_priority(value: Any) -> int:
+    """A request's priority, 0 to 9; as in AMQP and Celery's other brokers, the highest goes first.
+
+    Raises:
+        BadRequest: it is none of these.
+    """
+    return _whole("priority", value, 0, MOST_PRIORITY)
 
 
 def _whole(name: str, value: Any, least: int, most: int = 2**31 - 1) -> int:

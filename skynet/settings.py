@@ -47,7 +47,7 @@ class Settings(BaseSettings):
         le=10_000,
         description="busy-wait for a shard's reply before sleeping, in µs",
     )
-    lease_s: float = Field(6, gt=0.5, description="a worker silent for so long is taken as dead")
+    lease_s: float = Field(3, ge=0.6, description="a worker silent for so long is taken as dead")
     connect_timeout_s: float = Field(4, gt=0, description="wait for Redis to accept a connection")
     chord_share: float = Field(
         0.05, gt=0, lt=1, description="share of a step that chords may cost with chord_span=auto"

@@ -1,36 +1,26 @@
-"""skysplit: from a checkpoint to a plan in force, with its weights staged."""
+"""skysplit: from a checkpoint to staged weights and a wish for a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import threading
 
-import redis
-
-from skynet.errors import CheckpointError, UnsupportedModel
-from skynet.models import (
-    Architecture,
-    checkpoint_dtype,
-    load_architecture,
-    resolve_names,
-    staged_tensors,
-)
+from skynet.errors import PlanError
+from skynet.models import checkpoint_dtype, load_architecture
 from skynet.models.checkpoint import Checkpoint, open_checkpoint
 from skynet.planning.plan import Plan
 from skynet.planning.split import DTYPE_BYTES, make_plan
 from skynet.settings import settings
+from skynet.stager import Progress, Stager, stage_checkpoint, tensor_plans
 from skynet.store.connection import connect, ping
-from skynet.store.plans import Plans
-from skynet.store.weights import ITEM_BYTES, TensorPlan, WeightStore
-
-Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
+from skynet.store.plans import Plans, Target
 
 
 def skysplit(
     model: str,
-    stages: int = 1,
-    shards: int = 2,
+    stages: int | None = 1,
+    shards: int | None = 2,
     *,
+    fixed: bool = False,
     dtype: str | None = None,
     chord_span: str = "auto",
     num_slots: int = 16,
@@ -38,26 +28,45 @@ def skysplit(
     url: str | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Plan a model over stages x shards, stage its weights in Redis and put the plan in force.
+    """Stage a model's weights in Redis and ask for it to be run in stages x shards.
 
-    Workers that wait at the plan's addresses load their slices then. Staging a checkpoint that is
-    staged already writes nothing.
+    The leading orchestrator puts a plan of that shape in force as soon as there are members for
+    it. When members are lost it falls back to a shape that those left can hold, and returns.
+    Staging a checkpoint that is staged already writes nothing.
 
     model: a Hugging Face directory, a hub id, a .gguf file, or `smollm2`.
+    stages, shards: None for both leaves the shape to the members that are there.
+    fixed: never another shape; wait for members instead.
     dtype: what workers compute in, "float32" or "bfloat16"; the checkpoint's own by default.
     slot_tokens: longest prompt and answer together; by default the model's positions, 4,096 at
         most.
+
+    Returns the layout of the shape asked for (1x1 if it is left open), without workers.
 
     Raises:
         CheckpointError, UnsupportedModel, PlanError: before anything is written.
         ClusterUnreachable: Redis does not answer.
     """
+    if (stages is None) != (shards is None):
+        raise PlanError(f"stages={stages}, shards={shards}: give both, or neither")
     checkpoint = open_checkpoint(model, settings().cache_dir)
-    draft = draft_plan(checkpoint, stages, shards, dtype, chord_span, num_slots, slot_tokens)
+    draft = draft_plan(
+        checkpoint, stages or 1, shards or 1, dtype, chord_span, num_slots, slot_tokens
+    )
     ping(url)
     client = connect(url)
     stage_checkpoint(client, checkpoint, draft.model, progress)
-    return Plans(client).publish(draft)
+    Plans(client).ask(Target.of(draft, fixed, any_shape=stages is None))
+    return draft
+
+
+def stay_staged(model: str, stop: threading.Event, url: str | None = None) -> None:
+    """Until `stop`: stage a model again, and ask for it again, whenever Redis has lost it."""
+    checkpoint = open_checkpoint(model, settings().cache_dir)
+    plans = Plans(connect(url))
+    target = plans.require_target()
+    stager = Stager(url or settings().redis_url, checkpoint, lambda: plans.restore(target))
+    stager.watch(stop)
 
 
 def draft_plan(
@@ -74,7 +83,7 @@ def draft_plan(
     if dtype is None:
         own = checkpoint_dtype(checkpoint.config)
         dtype = own if own in DTYPE_BYTES else "float32"
-    _tensor_plans(checkpoint, arch)
+    tensor_plans(checkpoint, arch)
     return make_plan(
         arch,
         model=checkpoint.digest(),
@@ -86,51 +95,3 @@ def draft_plan(
         num_slots=num_slots,
         slot_tokens=slot_tokens,
     )
-
-
-def stage_checkpoint(
-    client: redis.Redis, checkpoint: Checkpoint, digest: str, progress: Progress | None = None
-) -> None:
-    """Put the checkpoint's tensors, config and text files into Redis, in tiles."""
-    arch = load_architecture(checkpoint.config)
-    tensors = _tensor_plans(checkpoint, arch)
-    total = sum(tensor.num_bytes for tensor in tensors.values())
-    done = 0
-
-    def advance(num_bytes: int) -> None:
-        nonlocal done
-        done += num_bytes
-        if progress:
-            progress("staging", min(done, total), total)
-
-    WeightStore(client).stage(
-        digest,
-        checkpoint.name,
-        checkpoint.config,
-        tensors,
-        checkpoint.text_files(),
-        checkpoint,
-        tile_bytes=settings().tile_bytes,
-        progress=advance,
-    )
-
-
-def _tensor_plans(checkpoint: Checkpoint, arch: Architecture) -> dict[str, TensorPlan]:
-    """How each tensor that the model needs is cut; checks shapes and dtypes."""
-    names: dict[str, str] = resolve_names(arch, checkpoint.tensors)
-    plans = {}
-    for wanted in staged_tensors(arch):
-        source_name = names[wanted.name]
-        found: Any = checkpoint.tensors[source_name]
-        if tuple(found.shape) != tuple(wanted.shape):
-            raise CheckpointError(
-                f"tensor {source_name} has shape {list(found.shape)}, the config says "
-                f"{list(wanted.shape)}: config.json and the weights do not belong together"
-            )
-        if found.dtype not in ITEM_BYTES:
-            raise UnsupportedModel(
-                f"tensor {source_name} is {found.dtype}; known are {', '.join(ITEM_BYTES)}. "
-                "Quantised checkpoints are not read"
-            )
-        plans[wanted.name] = TensorPlan(source_name, wanted.shape, found.dtype, wanted.axis)
-    return plans

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -11,15 +10,17 @@ import redis
 
 from skynet import names
 from skynet.names import Address
+from skynet.planning.plan import Plan
 from skynet.settings import hide_password, settings
 from skynet.store.connection import ping, server_info
-from skynet.store.members import Members
-from skynet.store.plans import Plans
+from skynet.store.events import Events
+from skynet.store.members import READY, Members
+from skynet.store.plans import Plans, Target
 from skynet.store.requests import Requests
 
 
-def cluster_status(client: redis.Redis, url: str) -> dict[str, Any]:
-    """Everything `skynet status --json` prints.
+def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str, Any]:
+    """Everything `skynet status --json` prints, with so many of the newest events.
 
     Raises:
         ClusterUnreachable: Redis does not answer.
@@ -27,20 +28,25 @@ def cluster_status(client: redis.Redis, url: str) -> dict[str, Any]:
     ping(url)
     plan = Plans(client).current()
     members = Members(client, settings().lease_s).all()
-    places = [str(Address(*address)) for address in plan.addresses()] if plan else []
+    target = Plans(client).target()
+    places = _places(plan, target)
     queues = [*places, names.ORCHESTRATOR_QUEUE]
     with client.pipeline(transaction=False) as pipe:
         for queue in queues:
             pipe.llen(queue)
         lengths = pipe.execute()
     engine = cast("bytes | None", client.get(names.ENGINE_KEY))
-    present = {member.address for member in members if member.state == "ready"}
-    now = time.time()
+    present = {m.address for m in members if m.state == READY and plan and m.epoch == plan.epoch}
+    if any(member.state == "leading" for member in members):
+        present.add(names.ORCHESTRATOR_QUEUE)
+    seconds, micros = client.time()
+    now = seconds + micros / 1e6
     return {
         "redis": hide_password(url),
         "redis_memory_bytes": server_info(client, "memory").get("used_memory", 0),
+        "target": asdict(target) if target else None,
         "plan": plan.summary() if plan else None,
-        "missing": [place for place in queues if place not in present] if plan else [],
+        "missing": [place for place in queues if place not in present] if target else [],
         "members": [
             {**asdict(member), "silent_s": round(max(0.0, now - member.renewed), 2)}
             for member in members
@@ -48,4 +54,18 @@ def cluster_status(client: redis.Redis, url: str) -> dict[str, Any]:
         "queues": dict(zip(queues, lengths, strict=True)),
         "requests": {"open": Requests(client, settings().result_expires_s).num_open()},
         "engine": json.loads(engine) if engine else None,
+        "events": [asdict(event) for event in Events(client).latest(events)],
     }
+
+
+def _places(plan: Plan | None, target: Target | None) -> list[str]:
+    """The addresses that need a worker: of the plan in force, or of the shape asked for."""
+    if plan is not None and (target is None or plan.revision == target.revision):
+        return [str(Address(*address)) for address in plan.addresses()]
+    if target is None or target.stages is None or target.shards is None:
+        return []
+    return [
+        str(Address(stage, shard))
+        for stage in range(target.stages)
+        for shard in range(target.shards)
+    ]

@@ -54,7 +54,6 @@ class Step:
     number: int
     rows: tuple[Row, ...]
     layers_per_chord: int
-    deadline: float = 0.0  # unix time; a shard drops what is past it
 
     @property
     def num_tokens(self) -> int:
@@ -66,7 +65,6 @@ class Step:
                 self.epoch,
                 self.number,
                 self.layers_per_chord,
-                self.deadline,
                 [
                     [
                         row.slot,
@@ -83,7 +81,7 @@ class Step:
     @classmethod
     def decode(cls, data: bytes) -> Step:
         try:
-            epoch, number, layers_per_chord, deadline, rows = wire.decode(data)
+            epoch, number, layers_per_chord, rows = wire.decode(data)
             return cls(
                 epoch,
                 number,
@@ -92,7 +90,6 @@ class Step:
                     for slot, start, tokens, prompt_length, want in rows
                 ),
                 layers_per_chord,
-                deadline,
             )
         except (TypeError, ValueError) as error:
             raise WireError(f"not a step: {error}") from error

@@ -73,6 +73,8 @@ def print_status(found: dict[str, Any]) -> None:
         f"{engine.get('state', 'no orchestrator')}; {engine.get('running', 0)} running, "
         f"{engine.get('waiting', 0)} waiting, {found['requests']['open']} open",
     )
+    if engine.get("reason"):
+        _line("Shape", engine["reason"])
     if found["missing"]:
         _line("Missing", ", ".join(found["missing"]), style="red")
     for member in found["members"]:
@@ -81,6 +83,17 @@ def print_status(found: dict[str, Any]) -> None:
     if found["members"]:
         out.print()
         _print_members(found)
+    if found["events"]:
+        out.print()
+        for event in found["events"]:
+            _print_event(event)
+
+
+def _print_event(event: dict[str, Any]) -> None:
+    when = time.strftime("%H:%M:%S", time.localtime(event["at"]))
+    took = f", {event['duration_s']:.2f} s" if event["duration_s"] else ""
+    style = {"lost": "red", "redis": "red", "replay": "green", "ready": "green"}
+    _line(when, f"{event['kind']}: {event['text']}{took}", style=style.get(event["kind"], ""))
 
 
 def _print_members(found: dict[str, Any]) -> None:
@@ -97,8 +110,8 @@ def _print_members(found: dict[str, Any]) -> None:
     for member in found["members"]:
         own = heads.get(member["address"])
         table.add_row(
-            member["address"],
-            member["state"],
+            member["address"] or member["pinned"] or "(any)",
+            "leaving" if member["leaving"] else member["state"],
             span(own) if own else "",
             _mb(member["weight_bytes"]) if own else "",
             _mb(member["resident_bytes"]),
@@ -109,6 +122,49 @@ def _print_members(found: dict[str, Any]) -> None:
             member["host"],
         )
     out.print(table)
+
+
+def print_models(found: Sequence[dict[str, Any]]) -> None:
+    """What `skynet models` shows: a row for each model."""
+    from rich.table import Table
+
+    if not found:
+        out.print("no models: run `skynet split MODEL`", markup=False, highlight=False)
+        return
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("name", no_wrap=True)
+    table.add_column("digest", no_wrap=True)
+    for name in ("size", "tiles"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for model in found:
+        tiles = str(model["tiles"])
+        if not model["complete"] and model["tiles_wanted"]:
+            tiles += f" of {model['tiles_wanted']}"
+        table.add_row(
+            model["name"], model["digest"][:12], _mb(model["num_bytes"]), tiles, _state_of(model)
+        )
+    out.print(table)
+
+
+def _state_of(model: dict[str, Any]) -> str:
+    if model["being_staged"]:
+        state = "being staged"
+    else:
+        state = "complete" if model["complete"] else "[red]incomplete[/]"
+    return state + (", in force" if model["in_force"] else "")
+
+
+def print_verified(found: Sequence[tuple[str, str, list[str]]]) -> None:
+    """What `skynet models verify` found: (name, digest, what is broken) of each model."""
+    for name, digest, broken in found:
+        head = f"{name} ({digest[:12]}): "
+        if not broken:
+            out.print(f"{head}all tiles match", markup=False, highlight=False, soft_wrap=True)
+            continue
+        shown = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
+        text = f"{head}{len(broken)} missing or corrupted: {shown}"
+        out.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _line(name: str, text: str, style: str = "") -> None:

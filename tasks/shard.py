@@ -1,13 +1,23 @@
 """What a shard worker is asked to do. One event each in Flower with SKYNET_TRACE=1."""
 
+from typing import Any
+
 from skynet import names
 from skynet.celery import app
+from skynet.errors import StepFailed
 from skynet.settings import settings
 from skynet.step import Part
 
 
-@app.task(name=names.RUN_SPAN_TASK, ignore_result=True, send_events=settings().trace)
+@app.task(
+    name=names.RUN_SPAN_TASK,
+    bind=True,
+    ignore_result=True,
+    throws=(StepFailed,),
+    send_events=settings().trace,
+)
 def run_span(
+    self: Any,
     epoch: int,
     step: int,
     start: int,
@@ -16,10 +26,12 @@ def run_span(
     hidden: bytes | None = None,
 ) -> Part:
     """Compute this shard's part of layers [start, stop) of a step: a chord's header task."""
-    return app.runtime.run_span(epoch, step, start, stop, rows, hidden)
+    return app.runtime.run_span(self.request, epoch, step, start, stop, rows, hidden)
 
 
-@app.task(name=names.ADVANCE_TASK, ignore_result=True, send_events=settings().trace)
+@app.task(
+    name=names.ADVANCE_TASK, ignore_result=True, throws=(StepFailed,), send_events=settings().trace
+)
 def advance(parts: list[bytes], epoch: int, step: int, layer: int, spent_s: float = 0.0) -> None:
     """Sum the parts and send the chord of the span that starts at `layer`: an inner body."""
     app.runtime.advance(parts, epoch, step, layer, spent_s)

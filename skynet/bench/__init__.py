@@ -22,7 +22,7 @@ Scenario = Callable[[int], Result]
 
 
 def _scenarios() -> dict[str, Scenario]:
-    from skynet.bench import chord, exchange, generation, load
+    from skynet.bench import chord, exchange, generation, load, recover
 
     return {
         "decode": generation.decode,
@@ -30,6 +30,7 @@ def _scenarios() -> dict[str, Scenario]:
         "chord": chord.chord,
         "exchange": exchange.exchange,
         "load": load.load,
+        "recover": recover.recover,
     }
 
 

@@ -17,12 +17,24 @@ from skynet.engine.sampling import sample
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
 from skynet.engine.span import SpanChooser
-from skynet.errors import RequestCancelled, RequestTimeout, ShardLost, SkynetError, StepFailed
+from skynet.errors import (
+    RequestCancelled,
+    RequestTimeout,
+    ShardFailed,
+    ShardLost,
+    SkynetError,
+    StepFailed,
+)
 from skynet.planning.plan import Plan
 from skynet.step import Part, Row, Step
 from skynet.store.requests import Token
 
 logger = logging.getLogger(__name__)
+
+# A step that takes so many times as long as it should, and then some, is lost.
+PATIENCE, LEAST_PATIENCE_S, FIRST_PATIENCE_S = 20, 3.0, 30.0
+HURRY_S = 1.0
+MAX_FAILURES = 3  # of shards, over one request alone, until it is the request's fault
 
 
 class Carrier(Protocol):
@@ -32,6 +44,12 @@ class Carrier(Protocol):
 
     def give_up(self, step: Step) -> None:
         """Nobody waits for this step any more."""
+
+    def step_failed(self, error: SkynetError) -> None:
+        """A step is lost: the engine should be suspended, and resumed with a new epoch."""
+
+    def replayed(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
+        """Everything that ran before the engine was resumed has its keys and values again."""
 
 
 class Journal(Protocol):
@@ -58,10 +76,25 @@ class InFlight:
     step: Step
     batch: list[tuple[Sequence, Row]]
     sent: float
+    deadline: float
+
+
+@dataclass
+class Replay:
+    """What has to be computed again after a change of plan."""
+
+    ids: set[str]
+    num_sequences: int
+    num_tokens: int
+    started: float
 
 
 class Engine:
-    """Runs requests over one plan."""
+    """Runs requests over one plan after another.
+
+    Nothing is ever lost with a plan: sequences stay, in their order, and what the shards knew of
+    them is replayed from their tokens.
+    """
 
     def __init__(
         self,
@@ -72,23 +105,72 @@ class Engine:
         max_batch_tokens: int = 512,
         step_timeout_s: float = 120,
         chord_share: float = 0.05,
-        first_step: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`clock`: seconds, the one that requests' deadlines are by."""
         self.plan = plan
         self.carrier = carrier
         self.journal = journal
         self.step_timeout_s = step_timeout_s
         self.clock = clock
         self.scheduler = Scheduler(plan.num_slots, len(plan.stages), max_batch_tokens)
+        self.chord_share = chord_share
         self.spans = SpanChooser(plan, chord_share)
         self.sequences: dict[str, Sequence] = {}
         self.in_flight: dict[int, InFlight] = {}
         self.ready = False  # all shards are; nothing is sent before
+        self.draining = False  # no further steps, to come to a boundary
         self.num_steps = 0
         self.num_tokens = 0
         self.layers_per_chord = 0
-        self._next_step = first_step
+        self._next_step = 0
+        self._lost_in_a_row = 0
+        self._replay: Replay | None = None
+
+    # -- plans ---------------------------------------------------------------------------------
+
+    def drain(self) -> bool:
+        """Send no further steps; True at the boundary, when none is in flight."""
+        self.draining = True
+        return not self.in_flight
+
+    def hurry(self) -> None:
+        """Messages may have been lost: wait no longer than a moment for what is in flight."""
+        soon = self.clock() + HURRY_S
+        for flight in self.in_flight.values():
+            flight.deadline = min(flight.deadline, max(soon, flight.sent + HURRY_S))
+
+    def go_on(self) -> None:
+        """No boundary is needed any more."""
+        if self.draining:
+            self.draining = False
+            self.pump()
+
+    def suspend(self) -> None:
+        """Give up what is in flight; sequences stay, and shards are taken to know nothing."""
+        self.ready = False
+        for flight in self.in_flight.values():
+            self.carrier.give_up(flight.step)
+        self.in_flight.clear()
+        self.scheduler.reset(len(self.plan.stages))
+
+    def resume(self, plan: Plan) -> None:
+        """Go on with a new plan, whose shards are ready and empty."""
+        if self.ready:
+            self.suspend()
+        if (plan.stages, plan.chord_span) != (self.plan.stages, self.plan.chord_span):
+            self.spans = SpanChooser(plan, self.chord_share)
+        self.plan, self._next_step = plan, 0
+        self.scheduler.reset(len(plan.stages), plan.num_slots)
+        running = self.scheduler.running
+        self._replay = Replay(
+            {sequence.id for sequence in running},
+            len(running),
+            sum(sequence.length for sequence in running),
+            time.monotonic(),
+        )
+        self.ready, self.draining = True, False
+        self.pump()
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -111,7 +193,7 @@ class Engine:
 
     def pump(self) -> None:
         """Send steps until every stage has one or there is nothing to do."""
-        while self.ready and len(self.in_flight) < len(self.plan.stages):
+        while self.ready and not self.draining and len(self.in_flight) < len(self.plan.stages):
             batch = self.scheduler.next_batch()
             if not batch:
                 return
@@ -129,10 +211,9 @@ class Engine:
             self._next_step,
             tuple(row for _, row in batch),
             self.layers_per_chord,
-            now + self.step_timeout_s,
         )
         self._next_step += 1
-        self.in_flight[step.number] = InFlight(step, batch, now)
+        self.in_flight[step.number] = InFlight(step, batch, now, now + self._patience_s(step))
         logger.debug(
             "step %d: %d rows, %d tokens, %d layers a chord",
             step.number,
@@ -143,14 +224,24 @@ class Engine:
         try:
             self.carrier.send(step)
         except SkynetError as error:
-            # Their records are open: they are taken up again, from the tokens written down.
-            logger.error("%s", error)
-            del self.in_flight[step.number]
-            for sequence, _ in batch:
-                self._drop(sequence)
+            for sequence in started:
+                sequence.started_at = 0.0
+            self.fail_step(step.epoch, step.number, error)
             return
         if started:
             self.journal.started(started)
+
+    def _patience_s(self, step: Step) -> float:
+        """How long to wait for a step: each loss in a row doubles it, up to the time-out."""
+        chords = self._num_chords(step)
+        expected_s = self.spans.expected_s(step.num_tokens, chords)
+        patience_s = FIRST_PATIENCE_S
+        if expected_s is not None:
+            patience_s = LEAST_PATIENCE_S + PATIENCE * expected_s * len(self.plan.stages)
+        return min(self.step_timeout_s, patience_s * 2**self._lost_in_a_row)
+
+    def _num_chords(self, step: Step) -> int:
+        return sum(-(-stage.layers.size // step.layers_per_chord) for stage in self.plan.stages)
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -168,6 +259,7 @@ class Engine:
             logger.info("step %d of epoch %d is not in flight, dropped", number, epoch)
             return
         self._learn(flight, parts, spent_s)
+        self._lost_in_a_row = 0
         emitted = self._sample(flight, parts)
         running = [sequence for sequence, _ in flight.batch if self._has(sequence)]
         over = [sequence for sequence in running if sequence.finish_reason]
@@ -202,6 +294,8 @@ class Engine:
             sequence.computed = row.stop
             if row.want is None:
                 continue
+            sequence.suspect, sequence.failures = False, 0
+            self._note_replayed(sequence.id)
             try:
                 token = sample(offers, sequence.record.options, len(sequence.generated))
             except (ValueError, IndexError, FloatingPointError) as error:
@@ -211,8 +305,7 @@ class Engine:
         return emitted
 
     def _learn(self, flight: InFlight, parts: Items[Part], spent_s: float) -> None:
-        per_chord = flight.step.layers_per_chord
-        chords = sum(-(-stage.layers.size // per_chord) for stage in self.plan.stages)
+        chords = self._num_chords(flight.step)
         busy_s = spent_s + max(part.busy_s for part in parts)
         wall_s = self.clock() - flight.sent
         self.spans.learn(flight.step.num_tokens, chords, busy_s, wall_s)
@@ -226,38 +319,50 @@ class Engine:
             ),
         )
 
+    def _note_replayed(self, request_id: str) -> None:
+        replay = self._replay
+        if replay is None:
+            return
+        replay.ids.discard(request_id)
+        replay.ids &= self.sequences.keys()
+        if not replay.ids:
+            self._replay = None
+            if replay.num_sequences:
+                seconds = time.monotonic() - replay.started
+                self.carrier.replayed(replay.num_sequences, replay.num_tokens, seconds)
+
     def fail_step(self, epoch: int, number: int, error: SkynetError) -> None:
-        """A part of the step could not be computed: its requests end with the error."""
+        """A step is lost: its requests go on when the engine is resumed.
+
+        If shards raised while they computed it, the request that makes them is found by running
+        each alone, and ends with the error if it goes on doing so.
+        """
         flight = self.in_flight.pop(number, None) if epoch == self.plan.epoch else None
         if flight is None:
             return
-        logger.error("step %d failed: %s", number, error)
+        logger.warning("step %d of epoch %d failed: %s", number, epoch, error)
         self.carrier.give_up(flight.step)
         for sequence, _ in flight.batch:
             sequence.in_flight = False
-            if self._has(sequence):
-                self._fail(sequence, error)
-        self.pump()
-
-    def shards_lost(self, error: ShardLost) -> None:
-        """Shards are gone, and with them their slots: fail what is in flight, wait for others."""
-        self.ready = False
-        for number in list(self.in_flight):
-            self.fail_step(self.plan.epoch, number, error)
-        self.scheduler.forget_computed()
+            if isinstance(error, ShardFailed) and self._has(sequence):
+                sequence.suspect = True
+                sequence.failures += len(flight.batch) == 1
+                if sequence.failures >= MAX_FAILURES:
+                    self._fail(sequence, error)
+        self.suspend()
+        self.carrier.step_failed(error)
 
     def tick(self) -> None:
         """Deadlines, of steps and of requests."""
         now = self.clock()
         for number, flight in list(self.in_flight.items()):
-            if now > flight.step.deadline:
+            if now > flight.deadline and number in self.in_flight:
+                self._lost_in_a_row += 1
+                waited_s = now - flight.sent
                 self.fail_step(
                     self.plan.epoch,
                     number,
-                    ShardLost(
-                        f"step {number} was not done within {self.step_timeout_s:g} s; is a "
-                        "worker stuck? See `skynet status`"
-                    ),
+                    ShardLost(f"step {number} was not done within {waited_s:.1f} s"),
                 )
         for sequence in list(self.sequences.values()):
             if now > sequence.record.deadline:

@@ -1,7 +1,7 @@
-"""The orchestrator process: the engine, wired to Redis and Celery.
+"""The orchestrator process: leads or stands by; engine and conductor, wired to Redis and Celery.
 
-All of its state can be rebuilt from Redis. Everything runs in Celery's thread: messages, and a
-timer that watches the plan, the members and the deadlines.
+All of its state can be rebuilt from Redis. Messages and a timer run in Celery's thread; the lease,
+and with it the leadership, is kept by a thread of its own.
 """
 
 from __future__ import annotations
@@ -11,27 +11,31 @@ import logging
 import os
 import socket
 import time
-from collections import Counter
+import uuid
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import redis
 
 from skynet import errors, names
 from skynet.chords import next_span
+from skynet.engine.answers import Answers, end_ids
+from skynet.engine.conductor import Conductor, layout_of
 from skynet.engine.engine import Engine
+from skynet.engine.membership import Membership
 from skynet.engine.sequence import Sequence
-from skynet.errors import ClusterUnreachable, ShardLost, SkynetError, StepFailed
-from skynet.names import Address
-from skynet.planning.plan import Plan
+from skynet.errors import ClusterUnreachable, Fenced, SkynetError, StepFailed
+from skynet.models import load_architecture
 from skynet.settings import settings
 from skynet.step import Part, Step
 from skynet.store.connection import connect
+from skynet.store.events import Events
+from skynet.store.leader import Held, Leadership
+from skynet.store.lease import Lease
 from skynet.store.members import Member, Members
-from skynet.store.plans import Plans
-from skynet.store.requests import End, Record, Requests, Token
-from skynet.store.weights import WeightStore
+from skynet.store.plans import Plans, Target
+from skynet.store.requests import Record, Requests
+from skynet.store.weights import Manifest, WeightStore
 from skynet.text import StopStrings, Text
 
 if TYPE_CHECKING:
@@ -39,9 +43,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TICK_S = 0.1
-WATCH_S = 0.5
+TICK_S = 0.05
+TARGET_S = 0.25
 SWEEP_S = 2.0
+REPORT_S = 0.5
+STUCK_S = 30.0  # a leader whose main thread does nothing for so long lets another lead
+DRAIN_S = 5.0  # for the running step when it is told to leave
+LEADING, STANDBY = "leading", "standby"
 
 
 class OrchestratorRuntime:
@@ -51,55 +59,172 @@ class OrchestratorRuntime:
         self.app = app
         self.client = connect()
         self.plans = Plans(self.client)
-        self.members = Members(self.client, settings().lease_s)
-        self.requests = Requests(self.client, settings().result_expires_s)
+        self.events = Events(self.client)
         self.member = Member(
-            node, names.ORCHESTRATOR_QUEUE, socket.gethostname(), os.getpid(), "waiting"
+            uuid.uuid4().hex[:12],
+            node,
+            names.ORCHESTRATOR_QUEUE,
+            socket.gethostname(),
+            os.getpid(),
+            STANDBY,
         )
+        lease_s = settings().lease_s
+        self.leadership = Leadership(connect(timeout_s=lease_s), self.member.id, lease_s)
+        self.lease = Lease(self.member, lease_s, self._keep_leadership)
+        self.requests = Requests(
+            self.client, settings().result_expires_s, lambda: self.leadership.fence
+        )
+        self.answers = Answers(app, self.requests)
+        self.membership = Membership(Members(self.client, lease_s), self._tell)
         self.engine: Engine | None = None
+        self.conductor: Conductor | None = None
         self.text: Text | None = None
         self.end_ids: frozenset[int] = frozenset()
-        self.max_length = 0
-        self.missing: list[str] = []
-        self._workers: dict[str, tuple[str, int]] = {}
+        self.left = False
+        self._manifest: Manifest | None = None
+        self._target: Target | None = None
+        self._fence = ""  # the one that this thread works under
+        self._wiped = False
+        self._rival_broken = 0
+        self._orphans: list[Sequence] = []
+        self._away = False  # Redis did not answer at the last tick
+        self._connection = 0  # Redis's number for it: another one means that it was lost
+        self._leaving_since = 0.0
+        self._ticked = time.monotonic()
         self._consumer: Any = None
         self._due: dict[str, float] = {}
 
     # -- lifecycle -----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Nothing before Celery consumes."""
+        """Begin to hold the lease, and to lead if nobody does."""
+        self.lease.start()
 
     def ready(self, consumer: Any) -> None:
-        """Celery consumes the queue from here on: start the timer in its loop."""
+        """Celery runs from here on: start the timer in its loop."""
         self._consumer = consumer
+        self._ticked = time.monotonic()
         consumer.timer.call_repeatedly(TICK_S, self.tick)
-        self.tick()
-        logger.info("orchestrator ready")
+        logger.info("orchestrator %s is here", self.member.id)
+
+    def leave(self) -> None:
+        """End the running step, then let another lead; then `left` turns true."""
+        self._leaving_since = time.monotonic()
+        self.lease.update(leaving=True)
 
     def stop(self) -> None:
-        """Give the lease back; unfinished requests stay in Redis for the next orchestrator."""
+        """Give the leases back; unfinished requests stay in Redis for the next leader."""
         try:
-            self.members.leave(self.member.node)
-            self.client.delete(names.ENGINE_KEY)
+            if self._fence:
+                self.client.delete(names.ENGINE_KEY)
+            self.leadership.resign()
         except redis.RedisError:
-            logger.warning("could not give the lease back: it runs out by itself")
+            logger.warning("could not give the leadership back: it runs out by itself")
+        self.lease.stop()
+
+    # -- leadership ----------------------------------------------------------------------------
+
+    def _keep_leadership(self, client: redis.Redis) -> None:
+        """In the lease's thread, with every renewal: keep the lead, or take one that is free."""
+        leadership = self.leadership
+        if leadership.leads:
+            if time.monotonic() - self._ticked > STUCK_S:
+                logger.error("the main thread does nothing for %g s: another may lead", STUCK_S)
+                leadership.resign()
+                return
+            held = leadership.renew()
+            if held is not Held.YES:
+                self._wiped = self._wiped or held is Held.WIPED
+                leadership.lose()
+        if not leadership.leads and self._consumer is not None and not self._leaving_since:
+            self._depose_the_dead(client)
+            leadership.acquire(self.conductor.epoch if self.conductor else 0)
+
+    def _depose_the_dead(self, client: redis.Redis) -> None:
+        """Take the lead from an orchestrator whose connection Redis has seen close."""
+        holder = self.leadership.holder()
+        leader = holder.partition(":")[2]
+        members = Members(client, settings().lease_s)
+        rival = [m for m in members.all() if m.id == leader] if leader else []
+        self._rival_broken = self._rival_broken + 1 if members.broken(rival) else 0
+        if self._rival_broken >= 2:
+            logger.warning("orchestrator %s has lost its connection: it is deposed", leader)
+            self.leadership.depose(holder)
+            self._rival_broken = 0
+
+    def _promote(self, fence: str) -> None:
+        """Take up everything from Redis, and consume the queue."""
+        self._fence = fence
+        self.app.amqp.queues[names.ORCHESTRATOR_QUEUE]  # declares it
+        self._consumer.add_task_queue(names.ORCHESTRATOR_QUEUE)
+        self.lease.update(state=LEADING)
+        self._tell("leader", f"orchestrator {self.member.id}, pid {self.member.pid}")
+        for sequence in self._orphans:
+            self.answers.bury(sequence)
+        self._orphans = []
+        self._due.clear()
+
+    def _demote(self) -> None:
+        """Another leads, or nobody: know nothing, write nothing."""
+        logger.warning("orchestrator %s does not lead any more", self.member.id)
+        if self._wiped and self.engine is not None:
+            self._orphans = list(self.engine.sequences.values())
+        self._wiped, self._fence = False, ""
+        self._consumer.cancel_task_queue(names.ORCHESTRATOR_QUEUE)
+        self.engine = self.conductor = self._target = None
+        self.membership = Membership(self.membership.members, self._tell)
+        self.lease.update(state=STANDBY, epoch=0)
+
+    # -- the timer -----------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Look after plan, members, leases, deadlines and forgotten requests."""
+        """Look after leadership, target, members, plan, deadlines and forgotten requests."""
+        self._ticked = time.monotonic()
+        fence = self.leadership.fence
         try:
-            waiting_for_shards = self.engine is None or not self.engine.ready
-            if self._is_due("watch", TICK_S if waiting_for_shards else WATCH_S):
-                self._watch_plan()
-                self._watch_members()
-            if self._is_due("lease", settings().lease_s / 4):
-                self._renew()
+            if self._fence and fence != self._fence:
+                self._demote()
+            if fence and not self._fence:
+                self._promote(fence)
+            if self._fence:
+                self._lead()
+            if self._leaving_since and not self.left:
+                self._step_aside()
+        except Fenced:
+            self.leadership.lose()
+            self._demote()
+        except redis.RedisError as error:
+            if not self._away:
+                logger.warning("Redis: %s; trying again", error)
+            self._away = True
+
+    def _lead(self) -> None:
+        if self._is_due("target", TARGET_S):
+            self._follow_target()
+        if self._away:
+            self.client.ping()
+            self._away = False
+            self._tell("redis", "was away and is back")
             if self.engine is not None:
-                self.engine.tick()
-                if self._is_due("sweep", SWEEP_S):
-                    self._sweep()
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            logger.warning("Redis: %s; trying again", error)
+                self.engine.suspend()
+            if self.conductor is not None:
+                self.conductor.step_failed("Redis was away")
+        if self.conductor is not None and self.engine is not None and not self._leaving_since:
+            if self.member.connection != self._connection:
+                self._connection = self.member.connection
+                self.engine.hurry()
+            self.conductor.tick()
+            self.engine.tick()
+            if self._is_due("sweep", SWEEP_S):
+                self._sweep()
+        if self._is_due("report", REPORT_S):
+            self._report()
+
+    def _step_aside(self) -> None:
+        late = time.monotonic() - self._leaving_since > DRAIN_S
+        if self.engine is None or not self._fence or self.engine.drain() or late:
+            self.leadership.resign()
+            self.left = True
 
     def _is_due(self, what: str, every_s: float) -> bool:
         now = time.monotonic()
@@ -108,97 +233,72 @@ class OrchestratorRuntime:
         self._due[what] = now + every_s
         return True
 
-    def _watch_plan(self) -> None:
-        plan = self.plans.current()
-        if plan is None or (self.engine is not None and self.engine.plan.epoch == plan.epoch):
+    def _follow_target(self) -> None:
+        """Have the engine and the conductor for what is asked for."""
+        target = self.plans.target()
+        if target is None or target == self._target:
             return
-        store = WeightStore(self.client)
-        manifest = store.manifest(plan.model)
-        if manifest is None:
-            logger.error("plan %d is of a model that is not staged", plan.epoch)
+        if self._manifest is None or self._manifest.digest != target.model:
+            store = WeightStore(self.client)
+            self._manifest = store.manifest(target.model)
+            if self._manifest is None:
+                logger.error("%s is asked for, and not staged", target.name)
+                return
+            files = store.read_files(self._manifest)
+            self.text = Text(files)
+            self.end_ids = end_ids(self._manifest.config, files)
+        arch = load_architecture(self._manifest.config)
+        old, self._target = self._target, target
+        same = ("model", "num_slots", "slot_tokens")
+        if (
+            self.conductor is not None
+            and old is not None
+            and all(getattr(old, name) == getattr(target, name) for name in same)
+        ):
+            self.conductor.follow(target)
             return
-        files = store.read_files(manifest)
-        self.text = Text(files)
-        self.end_ids = end_ids(manifest.config, files)
-        self.max_length = plan.slot_tokens
-        old = self.engine
+        if self.engine is not None:
+            self.engine.suspend()
         self.engine = Engine(
-            plan,
+            layout_of(arch, target, 1, 1),
             self,
-            self,
+            self.answers,
             max_batch_tokens=settings().max_batch_tokens,
             step_timeout_s=settings().step_timeout_s,
             chord_share=settings().chord_share,
-            # Step numbers are never used twice in an epoch, by any orchestrator.
-            first_step=int(time.time() * 1000) % 2**40,
+            clock=self.requests.now,
         )
-        self._workers = {}
-        if old is not None:
-            for flight in old.in_flight.values():
-                self.give_up(flight.step)
-        logger.info(
-            "plan %d: %s on %d stages x %d shards, %s",
-            plan.epoch,
-            plan.name,
-            len(plan.stages),
-            plan.num_shards,
-            plan.dtype,
+        self.conductor = Conductor(
+            self.plans,
+            self.membership,
+            self.engine,
+            arch,
+            target,
+            lambda: self._fence,
+            self._tell,
         )
         self._sweep()
 
-    def _watch_members(self) -> None:
-        engine = self.engine
-        if engine is None:
-            return
-        epoch = engine.plan.epoch
-        live = self.members.all()
-        counts = Counter(member.address for member in live)
-        ready = {
-            member.address: member
-            for member in live
-            if member.state == "ready" and member.epoch == epoch and counts[member.address] == 1
-        }
-        wanted = [str(Address(*address)) for address in engine.plan.addresses()]
-        workers = {a: (ready[a].node, ready[a].pid) for a in wanted if a in ready}
-        self.missing = [
-            f"{address} (has {counts[address]} workers)" if counts[address] > 1 else address
-            for address in wanted
-            if address not in ready
-        ]
-        lost = [a for a, worker in self._workers.items() if workers.get(a) != worker]
-        if lost and engine.ready:
-            told = ", ".join(f"{a} (pid {self._workers[a][1]})" for a in lost)
-            logger.error("lost %s", told)
-            engine.shards_lost(
-                ShardLost(f"{told} stopped renewing its lease: its worker died or lost Redis")
-            )
-        self._workers = workers
-        if not self.missing and not engine.ready:
-            logger.info("all %d shards are ready", len(wanted))
-            engine.ready = True
-            engine.pump()
-
-    def _renew(self) -> None:
-        member = self.member
-        member.resident_bytes = psutil.Process().memory_info().rss
-        member.free_bytes = psutil.virtual_memory().available
-        if self.engine is not None:
-            member.epoch = self.engine.plan.epoch
-            member.state = "ready" if self.engine.ready else "waiting"
-            member.steps = self.engine.num_steps
-        self.members.renew(member)
+    def _report(self) -> None:
+        engine, conductor = self.engine, self.conductor
+        self.lease.update(
+            quietly=True,
+            epoch=conductor.epoch if conductor else 0,
+            steps=engine.num_steps if engine else 0,
+        )
         self.client.set(
             names.ENGINE_KEY, json.dumps(self.status()), px=int(settings().lease_s * 1000)
         )
 
     def status(self) -> dict[str, Any]:
         """What the engine does, for `skynet status`."""
-        engine = self.engine
-        if engine is None:
-            return {"state": "waiting for a plan", "running": 0, "waiting": 0}
+        engine, conductor = self.engine, self.conductor
+        if engine is None or conductor is None:
+            state = {"state": "waiting for a model", "running": 0, "waiting": 0}
+            return {**state, "leader": self.member.id}
         return {
-            "state": "ready" if engine.ready else f"waiting for {', '.join(self.missing)}",
-            "epoch": engine.plan.epoch,
+            **conductor.status(),
+            "leader": self.member.id,
             "running": len(engine.scheduler.running),
             "waiting": len(engine.scheduler.waiting),
             "steps_in_flight": len(engine.in_flight),
@@ -208,12 +308,17 @@ class OrchestratorRuntime:
             "layers_per_chord": engine.layers_per_chord,
         }
 
+    def _tell(self, kind: str, text: str, seconds: float = 0.0) -> None:
+        level = logging.WARNING if kind in ("lost", "redis") else logging.INFO
+        logger.log(level, "%s: %s%s", kind, text, f" ({seconds:.2f} s)" if seconds else "")
+        self.events.add(kind, text, seconds)
+
     # -- messages ------------------------------------------------------------------------------
 
     def accept(self, request_id: str) -> None:
         """Take a request in whose record has been written."""
         if self.engine is None:
-            return  # the sweep finds it when there is a plan
+            return  # the sweep finds it when there is a model, or another leads and finds it
         record = self.requests.read(request_id)
         if record is None:
             self.requests.forget(request_id)
@@ -227,30 +332,46 @@ class OrchestratorRuntime:
             self.engine.cancel(request_id)
 
     def finish_step(self, parts: Items[bytes], epoch: int, step: int, spent_s: float) -> None:
-        if self.engine is not None:
+        if self._is_for_another(epoch):
+            args = [list(parts), epoch, step, 0, spent_s]
+            self.app.messenger.give_back(names.FINISH_STEP_TASK, args, names.ORCHESTRATOR_QUEUE)
+        elif self.engine is not None:
             decoded = [Part.decode(part) for part in parts]
             self.engine.finish_step(epoch, step, decoded, spent_s)
 
     def fail_step(self, epoch: int, step: int, kind: str, message: str) -> None:
+        if self._is_for_another(epoch):
+            args = [epoch, step, kind, message]
+            self.app.messenger.give_back(names.FAIL_STEP_TASK, args, names.ORCHESTRATOR_QUEUE)
+            return
         cls = getattr(errors, kind, StepFailed)
         if not (isinstance(cls, type) and issubclass(cls, StepFailed)):
             cls = StepFailed
-        # A shard that has turned to a newer plan fails the old one's steps: that is no failure of
-        # their requests, which go on under the new plan.
-        self._watch_plan()
         if self.engine is not None:
             self.engine.fail_step(epoch, step, cls(message))
 
+    def _is_for_another(self, epoch: int) -> bool:
+        """A message of a plan that another leader has made, while this process was stopped?"""
+        if self.conductor is not None and epoch <= self.conductor.epoch:
+            return False
+        if self._fence and self.leadership.holder() == self._fence:
+            return False  # of the leader before, and stale
+        self.leadership.lose()
+        if self._fence:
+            self._demote()
+        return True
+
     def _adopt(self, record: Record) -> None:
-        if self.engine is None or self.text is None:
+        if self.engine is None or self.text is None or self._target is None:
             return
-        plan = self._plan()
+        target = self._target
         sequence = Sequence(
             record,
             self.text.detokenizer(),
             StopStrings(record.options.stop),
             self.end_ids,
-            self.max_length,
+            target.slot_tokens,
+            clock=self.requests.now,
         )
         if record.emitted:
             sequence.restore(self.requests.emitted_tokens(record.id))
@@ -260,22 +381,22 @@ class OrchestratorRuntime:
             len(record.prompt),
             record.options.max_tokens,
         )
-        if record.model not in ("", plan.model):
-            self.failed(
+        if record.model not in ("", target.model):
+            self.answers.failed(
                 sequence,
-                errors.StepFailed(
+                StepFailed(
                     "the cluster was given another model after this request was submitted: "
                     "submit it again"
                 ),
             )
         elif sequence.finish_reason:  # its last token was written, its end was not
-            self.finished(sequence)
-        elif len(record.prompt) >= self.max_length:
-            self.failed(
+            self.answers.finished(sequence)
+        elif len(record.prompt) >= target.slot_tokens:
+            self.answers.failed(
                 sequence,
                 errors.BadRequest(
                     f"the prompt has {len(record.prompt)} tokens, a slot of the new plan has "
-                    f"{self.max_length}"
+                    f"{target.slot_tokens}"
                 ),
             )
         else:
@@ -294,94 +415,28 @@ class OrchestratorRuntime:
     # -- the engine's carrier ------------------------------------------------------------------
 
     def send(self, step: Step) -> None:
-        plan = self._plan()
+        if self.engine is None:
+            raise SkynetError("no plan is in force")
+        plan = self.engine.plan
         span = next_span(plan, 0, step.layers_per_chord)
+        rows = step.encode()
         try:
-            self.app.messenger.emit_chord(plan, step.number, span, rows=step.encode())
+            self.app.messenger.emit_chord(plan, step.number, span, rows=rows, fence=self._fence)
         except redis.RedisError as error:
             raise ClusterUnreachable(f"step {step.number} could not be sent: {error}") from error
 
     def give_up(self, step: Step) -> None:
-        self.client.delete(names.step_key(step.epoch, step.number))
-
-    def _plan(self) -> Plan:
-        if self.engine is None:
-            raise SkynetError("no plan is in force")
-        return self.engine.plan
-
-    # -- the engine's journal ------------------------------------------------------------------
-
-    def started(self, sequences: Items[Sequence]) -> None:
-        self.requests.start([sequence.id for sequence in sequences])
-
-    def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> tuple[set[str], set[str]]:
-        ids = [sequence.id for sequence, _ in tokens]
         try:
-            replies = self.requests.append([(s.id, token) for s, token in tokens])
-        except redis.RedisError as error:
-            logger.warning("tokens could not be written: %s", error)
-            replies = [0] * len(ids)
-        told = list(zip(ids, replies, strict=True))
-        return {i for i, reply in told if reply < 0}, {i for i, reply in told if reply == 0}
+            self.client.delete(names.step_key(step.epoch, step.number))
+        except redis.RedisError:
+            self._away = True  # it runs out by itself
 
-    def finished(self, sequence: Sequence) -> None:
-        end = sequence.end()
-        result = {
-            "text": sequence.text,
-            "token_ids": sequence.generated,
-            "prompt_tokens": len(sequence.record.prompt),
-            "finish_reason": end.finish_reason,
-            "timings": end.timings,
-        }
-        # The result first: once the record has ended, no sweep looks at it again.
-        self.app.backend.store_result(sequence.id, result, "SUCCESS")
-        if not self.requests.finish(sequence.id, end):
-            return
-        self._event(
-            "task-succeeded",
-            sequence,
-            result=f"{len(sequence.generated)} tokens, {end.finish_reason}",
-            runtime=end.timings["total_s"],
-        )
-        logger.info(
-            "request %s: %d tokens (%s), first after %.3f s, then %.1f tokens/s",
-            sequence.id,
-            len(sequence.generated),
-            end.finish_reason,
-            end.timings["first_token_s"],
-            end.timings["decode_tokens_per_s"],
-        )
+    def step_failed(self, error: SkynetError) -> None:
+        if isinstance(error, ClusterUnreachable):
+            self._away = True
+        if self.conductor is not None:
+            self.conductor.step_failed(str(error))
 
-    def failed(self, sequence: Sequence, error: SkynetError) -> None:
-        name = type(error).__name__
-        end = End(error=name, message=str(error), timings=sequence.timings())
-        cancelled = isinstance(error, errors.RequestCancelled)
-        state = "REVOKED" if cancelled else "FAILURE"
-        self.app.backend.store_result(sequence.id, error, state)
-        if not self.requests.finish(sequence.id, end):
-            return
-        if cancelled:
-            self._event("task-revoked", sequence, terminated=False, signum=None, expired=False)
-        else:
-            self._event("task-failed", sequence, exception=f"{name}: {error}", traceback="")
-        logger.log(
-            logging.INFO if cancelled else logging.ERROR,
-            "request %s: %s: %s",
-            sequence.id,
-            name,
-            error,
-        )
-
-    def _event(self, kind: str, sequence: Sequence, **fields: Any) -> None:
-        """Tell Flower how the request's task ended: Celery let go of it when it was accepted."""
-        dispatcher = getattr(self._consumer, "event_dispatcher", None)
-        if dispatcher is not None and dispatcher.enabled:
-            dispatcher.send(kind, uuid=sequence.id, retry=False, **fields)
-
-
-def end_ids(config: dict[str, Any], files: dict[str, bytes]) -> frozenset[int]:
-    """End-of-sequence ids: the generation config's, or else the model config's."""
-    generation = json.loads(files.get("generation_config.json", b"{}") or b"{}")
-    found = generation.get("eos_token_id", config.get("eos_token_id"))
-    ids = found if isinstance(found, list) else [found]
-    return frozenset(int(item) for item in ids if item is not None)
+    def replayed(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
+        if self.conductor is not None:
+            self.conductor.replayed(num_sequences, num_tokens, seconds)

@@ -7,7 +7,7 @@ flight, each with its share of the sequences, so that all stages have work.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from bisect import insort
 from collections.abc import Iterator
 
 from skynet.engine.sequence import Sequence
@@ -20,16 +20,23 @@ class Scheduler:
     def __init__(self, num_slots: int, num_batches: int, max_batch_tokens: int) -> None:
         self.num_batches = num_batches
         self.max_batch_tokens = max_batch_tokens
-        self.waiting: deque[Sequence] = deque()
+        self.num_slots = num_slots
+        self.waiting: list[Sequence] = []  # in the order of their rank
         self.running: list[Sequence] = []
         self._free_slots = list(range(num_slots))
+        self._num_alone = 0
+        self._turn_of_suspects = True
 
     def __iter__(self) -> Iterator[Sequence]:
         yield from self.running
         yield from self.waiting
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        """Queue a sequence: who has run before first, then by priority, then first come.
+
+        Who runs is not interrupted for it.
+        """
+        insort(self.waiting, sequence, key=lambda item: item.rank)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence and free its slot."""
@@ -40,10 +47,20 @@ class Scheduler:
         heapq.heappush(self._free_slots, sequence.slot)
         sequence.slot = None
 
-    def forget_computed(self) -> None:
-        """Shards lost their slots: every running sequence is computed again from its tokens."""
-        for sequence in self.running:
-            sequence.computed = 0
+    def reset(self, num_batches: int, num_slots: int | None = None) -> None:
+        """Shards lost their slots: every sequence is computed again from its tokens.
+
+        All keep their order, those that run before those that wait; slots are given anew.
+        num_slots: of the new plan, if it has another number; who finds no slot waits in front.
+        """
+        self.num_batches = num_batches
+        self.num_slots = self.num_slots if num_slots is None else num_slots
+        self.waiting = list(self)
+        self.running = []
+        self._free_slots = list(range(self.num_slots))
+        for sequence in self.waiting:
+            sequence.slot, sequence.computed, sequence.in_flight = None, 0, False
+        self._admit()
 
     def next_batch(self) -> list[tuple[Sequence, Row]]:
         """The rows of the next step, or none. Decodes first, then prompts in chunks.
@@ -51,13 +68,9 @@ class Scheduler:
         Marks the sequences as in flight; `computed` moves when the step is done.
         """
         self._admit()
-        idle = [sequence for sequence in self.running if not sequence.in_flight]
-        share = -(-len(self.running) // self.num_batches)
-        # Stable: who is nearest to its next token goes first, then first come first served.
-        idle.sort(key=lambda sequence: sequence.length - sequence.computed > 1)
         batch: list[tuple[Sequence, Row]] = []
         budget = self.max_batch_tokens
-        for sequence in idle[:share]:
+        for sequence in self._choose():
             if budget == 0:
                 break
             row = sequence.next_row(budget)
@@ -67,9 +80,30 @@ class Scheduler:
         batch.sort(key=lambda item: item[1].slot)
         return batch
 
+    def _choose(self) -> list[Sequence]:
+        """Who may be in the next batch: one suspect alone, or a share of all others, in turns."""
+        idle = [sequence for sequence in self.running if not sequence.in_flight]
+        suspects = [sequence for sequence in idle if sequence.suspect]
+        others = [sequence for sequence in idle if not sequence.suspect]
+        if suspects and (self._turn_of_suspects or not others):
+            self._turn_of_suspects = False
+            return [self._longest_not_alone(suspects)]
+        self._turn_of_suspects = True
+        share = -(-len(self.running) // self.num_batches)
+        # Stable: who is nearest to its next token goes first, then first come first served.
+        others.sort(key=lambda sequence: sequence.length - sequence.computed > 1)
+        return others[:share]
+
+    def _longest_not_alone(self, suspects: list[Sequence]) -> Sequence:
+        chosen = min(suspects, key=lambda sequence: sequence.last_alone)
+        self._num_alone += 1
+        chosen.last_alone = self._num_alone
+        return chosen
+
     def _admit(self) -> None:
         while self.waiting and self._free_slots:
-            sequence = self.waiting.popleft()
+            sequence = self.waiting.pop(0)
             sequence.slot = heapq.heappop(self._free_slots)
             sequence.computed = 0
+            sequence.admitted = True
             self.running.append(sequence)

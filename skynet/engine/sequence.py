@@ -7,6 +7,7 @@ rebuilt from it by replay.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
@@ -20,7 +21,10 @@ STOP, LENGTH = "stop", "length"
 
 @dataclass(eq=False)
 class Sequence:
-    """A request that is waiting for a slot or running in one."""
+    """A request that is waiting for a slot or running in one.
+
+    clock: seconds by the clock that the record's times are in, Redis's.
+    """
 
     record: Record
     detokenizer: Detokenizer
@@ -37,6 +41,19 @@ class Sequence:
     started_at: float = 0.0
     first_token_at: float = 0.0
     last_token_at: float = 0.0
+    suspect: bool = False  # a step with it failed in a shard: it is run alone
+    failures: int = 0  # steps that failed with it alone, one after the other
+    admitted: bool = False  # it has had a slot, under this orchestrator or another
+    last_alone: int = 0  # number of its last batch alone
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        """Go on with what an orchestrator before this one wrote down."""
+        record = self.record
+        self.started_at = self.started_at or record.started_at
+        self.first_token_at = self.first_token_at or record.first_token_at
+        self.last_token_at = self.last_token_at or record.last_token_at
+        self.admitted = self.admitted or record.state == "running" or record.emitted > 0
 
     @property
     def id(self) -> str:
@@ -45,6 +62,11 @@ class Sequence:
     @property
     def length(self) -> int:
         return len(self.record.prompt) + len(self.generated)
+
+    @property
+    def rank(self) -> tuple[bool, int, int]:
+        """Place in the queue for slots, least first: who has had one, priority, arrival."""
+        return not self.admitted, -self.record.priority, self.record.arrival
 
     def restore(self, tokens: Items[int]) -> None:
         """Take up the tokens that were emitted before: they will be replayed, not emitted."""
@@ -69,7 +91,7 @@ class Sequence:
 
     def append(self, token: int) -> Token:
         """Add a sampled token; sets `finish_reason` if it is the last one."""
-        now = time.time()
+        now = self.clock()
         self.first_token_at = self.first_token_at or now
         self.last_token_at = now
         piece = self._take(token)
@@ -97,7 +119,7 @@ class Sequence:
 
     def timings(self) -> dict[str, float]:
         """Seconds since submission, and tokens per second after the first token."""
-        now = time.time()
+        now = self.clock()
         decode_s = self.last_token_at - self.first_token_at
         return {
             "queued_s": round((self.started_at or now) - self.record.created, 6),

@@ -35,6 +35,15 @@ class SpanChooser:
         nearest = min(self._layer_s, key=lambda seen: abs(seen - size))
         return self._layer_s[nearest]
 
+    def expected_s(self, num_tokens: int, num_chords: int) -> float | None:
+        """Expected time of a step, or None before the first."""
+        if not self._layer_s:
+            return None
+        # Sizes far from any that was seen: in proportion to the tokens, as if compute-bound.
+        nearest = min(self._layer_s, key=lambda seen: abs(seen - _size_class(num_tokens)))
+        scale = max(1.0, 2.0 ** (_size_class(num_tokens) - nearest))
+        return self.num_layers * scale * self._layer_s[nearest] + num_chords * self.chord_s
+
     def layers_per_chord(self, num_tokens: int) -> int:
         """How many layers a chord of this step covers; spans never cross a stage's end."""
         if self.mode == "layer":

@@ -11,14 +11,11 @@ from skynet.layers.activation import ACTIVATIONS, gated
 from skynet.layers.attention import Kernel, attend, capped_attention, store
 from skynet.layers.cache import allocate
 from skynet.layers.context import StepContext
-from skynet.layers.linear import Linear
 from skynet.layers.norm import AllHeadsNorm, AllSum, Norm, load_head_norm
 from skynet.layers.rope import rotate
 from skynet.layers.weights import Loader
 from skynet.models.architecture import Architecture
 from skynet.planning.plan import Plan, ShardPlan
-
-QKV = ("q", "k", "v")
 
 
 class Attention:
@@ -37,7 +34,7 @@ class Attention:
         self.window = arch.windows[layer]
         self._scale, self._head_dim = arch.attention_scale, arch.head_dim
         self._heads, self._kv_heads = part.heads.size, part.kv_heads.size
-        self._qkv = Linear(load.matrix(*QKV, layer=layer), load.bias(*QKV, layer=layer))
+        self._qkv = load.linear("q", "k", "v", layer=layer)
         self._head_norm: Norm | None = None
         self._all_heads_norm: AllHeadsNorm | None = None
         if arch.qk_norm == "head":
@@ -51,7 +48,7 @@ class Attention:
         self._kernel: Kernel = F.scaled_dot_product_attention
         if arch.attention_cap is not None:
             self._kernel = partial(capped_attention, cap=arch.attention_cap)
-        self._out = Linear(load.matrix("o", layer=layer))
+        self._out = load.linear("o", layer=layer, bias=False)
         self._cache = allocate(
             plan.num_slots, 2 * self._kv_heads, plan.slot_tokens, arch.head_dim, dtype, device
         )
@@ -88,8 +85,8 @@ class MLP:
     def __init__(self, arch: Architecture, layer: int, load: Loader) -> None:
         self._activation, self._gated = ACTIVATIONS[arch.activation], arch.gated
         roles = ("gate", "up") if arch.gated else ("up",)
-        self._in = Linear(load.matrix(*roles, layer=layer), load.bias(*roles, layer=layer))
-        self._out = Linear(load.matrix("down", layer=layer))
+        self._in = load.linear(*roles, layer=layer)
+        self._out = load.linear("down", layer=layer, bias=False)
         self.nbytes = self._in.nbytes + self._out.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

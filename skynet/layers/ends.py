@@ -93,7 +93,7 @@ def load_embedding(arch: Architecture, load: Loader, vocab: Range) -> Embedding:
         whole=vocab.size == arch.vocab_size,
         # Gemma was trained with a scale that is rounded as its weights are.
         scale=float(torch.tensor(arch.embed_scale, dtype=table.dtype)),
-        projection=Linear(load.matrix("project_in")) if projected else None,
+        projection=load.linear("project_in") if projected else None,
         positions=load.matrix("positions") if arch.learned_positions else None,
         norm=load_norm(arch, load, "embed_norm", None, torch.float32)
         if load.has("embed_norm")
@@ -104,7 +104,6 @@ def load_embedding(arch: Architecture, load: Loader, vocab: Range) -> Embedding:
 def load_head(arch: Architecture, load: Loader, dtype: torch.dtype) -> Head:
     """The last stage's end of one shard."""
     norm = load_norm(arch, load, "final_norm", None, dtype)
-    projection = Linear(load.matrix("project_out")) if load.has("project_out") else None
-    role = "embed" if arch.tied else "head"
-    product = Linear(load.matrix(role), load.bias(role))
+    projection = load.linear("project_out") if load.has("project_out") else None
+    product = load.linear("embed" if arch.tied else "head")
     return Head(norm, projection, product, arch.logit_scale, arch.logit_cap)

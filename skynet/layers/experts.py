@@ -23,10 +23,11 @@ class Experts:
         self._activation = ACTIVATIONS[arch.activation]
         self._count, self._sum_to_one = arch.experts_per_token, arch.expert_weights_sum_to_one
         self._router = load.float_matrix("router", layer)
-        self._in, self._out = [], []
+        self._in: list[Linear] = []
+        self._out: list[Linear] = []
         for expert in range(arch.num_experts):
-            self._in.append(Linear(load.matrix("gate", "up", layer=layer, piece=expert)))
-            self._out.append(Linear(load.matrix("down", layer=layer, piece=expert)))
+            self._in.append(load.linear("gate", "up", layer=layer, piece=expert))
+            self._out.append(load.linear("down", layer=layer, piece=expert, bias=False))
         products = (*self._in, *self._out)
         self.nbytes = self._router.nbytes + sum(product.nbytes for product in products)
 

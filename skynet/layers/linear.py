@@ -28,6 +28,10 @@ class Linear:
         """`x` (tokens, in), contiguous, to (tokens, out) in the same dtype."""
         return self._product(x, self._weight, self._bias, *self._extra)
 
+    def dense(self) -> torch.Tensor:
+        """The weight in the plain layout, (out, in): a copy where it is packed."""
+        return self._weight.to_dense() if self.packed else self._weight
+
 
 def can_pack(weight: torch.Tensor) -> bool:
     """Whether oneDNN is there and takes such a weight."""

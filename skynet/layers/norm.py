@@ -103,7 +103,8 @@ def _make(
 ) -> Norm:
     if arch.norm == "layer":
         return LayerNorm(weight, bias, arch.norm_eps, dtype)
-    return RMSNorm(weight + arch.norm_offset, arch.norm_eps, dtype)
+    weight = weight + arch.norm_offset if arch.norm_offset else weight
+    return RMSNorm(weight, arch.norm_eps, dtype)
 
 
 class AllHeadsNorm:

@@ -12,6 +12,7 @@ from skynet.layers.alibi import PositionBias
 from skynet.layers.candidates import pick
 from skynet.layers.context import StepContext, make_context
 from skynet.layers.ends import load_embedding, load_head
+from skynet.layers.kept import Pieces
 from skynet.layers.layer import Layer, ParallelLayer, SequentialLayer
 from skynet.layers.norm import AllSum
 from skynet.layers.rope import Rotary
@@ -37,14 +38,22 @@ class ShardModel:
         fetch: Fetch,
         device: str = "cpu",
         progress: Progress | None = None,
+        kept: ShardModel | None = None,
+        consume: bool = False,
     ) -> None:
-        """Load the slice; `progress` is told the bytes of each tensor as it is ready."""
+        """Load the slice; `progress` is told the bytes of each tensor as it is fetched.
+
+        kept: a model of an earlier plan; what it has of this slice is not fetched again.
+        consume: take that model apart on the way, so that there are never two slices; it cannot
+            compute any more then.
+        """
         self._arch, self._plan, self._shard = arch, plan, shard
         self.layers = plan.stages[stage].layers
         part = plan.stages[stage].shards[shard]
         self._vocab, self._device = part.vocab, torch.device(device)
         dtype = self._dtype = DTYPES[plan.dtype]
-        load = Loader(arch, part, fetch, dtype, self._device, progress)
+        pieces = self._usable(kept, consume) if kept is not None else None
+        load = Loader(arch, part, fetch, dtype, self._device, progress, pieces)
         first, last = self.layers.start == 0, self.layers.stop == arch.num_layers
         self._embedding = load_embedding(arch, load, self._vocab) if first else None
         kind = ParallelLayer if arch.parallel else SequentialLayer
@@ -59,6 +68,26 @@ class ShardModel:
         self._context: StepContext | None = None
         parts = (self._embedding, *self._layers, self._head)
         self.weight_bytes: int = sum(part.nbytes for part in parts if part is not None)
+        self.fetched_bytes = load.fetched_bytes
+        self._pieces = load.pieces
+
+    def _usable(self, kept: ShardModel, consume: bool) -> Pieces | None:
+        """The pieces of an earlier slice, if it was of the same model in the same dtype."""
+        mine, theirs = self._plan, kept._plan
+        if (mine.model, mine.dtype) != (theirs.model, theirs.dtype):
+            return None
+        pieces = Pieces(dict(kept._pieces.made))
+        if consume:
+            kept._take_apart()
+            layers = range(self.layers.start, self.layers.stop)
+            for key in list(pieces.made):
+                if key[-1] is not None and key[-1] not in layers:
+                    pieces.forget(key)
+        return pieces
+
+    def _take_apart(self) -> None:
+        self._embedding = self._head = self._context = None
+        self._layers, self._pieces = [], Pieces()
 
     def first_sum(self, layer: int) -> int:
         """The number of the first sum of a span that starts at `layer`, counted over a step."""

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 
 from skynet.errors import CheckpointError
+from skynet.layers.kept import Key, Pieces, without
+from skynet.layers.linear import Linear
 from skynet.models.architecture import Architecture, Weight
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
@@ -39,9 +41,14 @@ class Loader:
         dtype: torch.dtype,
         device: torch.device,
         progress: Progress | None = None,
+        kept: Pieces | None = None,
     ) -> None:
+        """kept: what an earlier slice of the same model had; it is used up."""
         self._arch, self._part, self._fetch = arch, part, fetch
         self._dtype, self._device, self._progress = dtype, device, progress
+        self._kept = kept or Pieces()
+        self.pieces = Pieces()  # all that was made, for the next slice
+        self.fetched_bytes = 0  # of what was made
         self._groups: tuple[str, torch.Tensor] | None = None  # the last tensor fused by group
 
     def has(self, role: str) -> bool:
@@ -51,53 +58,46 @@ class Loader:
         weight = self._arch.weight(role)
         return weight is not None and weight.bias
 
-    def matrix(
-        self, *roles: str, layer: int | None = None, piece: int | None = None
-    ) -> torch.Tensor:
+    def linear(
+        self,
+        *roles: str,
+        layer: int | None = None,
+        piece: int | None = None,
+        bias: bool = True,
+    ) -> Linear:
+        """The product with the weights of `roles`, one above the other, and their biases."""
+        weights = [self._weight(role) for role in roles]
+        key, units = (roles, piece, layer), tuple(self._units(weight) for weight in weights)
+        made = self._kept.same(key, units)
+        if not isinstance(made, Linear):
+            matrix = self._matrix(key, weights, layer, piece)
+            made = Linear(matrix, self._bias(weights, layer) if bias else None)
+        self._kept.forget(key)
+        self.pieces.add(key, made, units)
+        return made
+
+    def matrix(self, *roles: str, layer: int | None = None) -> torch.Tensor:
         """The weights of `roles`, one above the other: (out, in) in the plan's dtype."""
         weights = [self._weight(role) for role in roles]
-        shapes = [self._matrix_shape(weight) for weight in weights]
-        out = torch.empty(
-            (sum(shape[0] for shape in shapes), shapes[0][1]),
-            dtype=self._dtype,
-            device=self._device,
-        )
-        pieces = out.split([shape[0] for shape in shapes])
-        for weight, part in zip(weights, pieces, strict=True):
-            if part.numel():
-                raw = self._rows(weight, weight.tensor(layer, piece=piece))
-                self._copy(weight, raw.t() if weight.transposed else raw, part, layer)
-        self._groups = None
-        return out
-
-    def bias(self, *roles: str, layer: int | None = None) -> torch.Tensor | None:
-        """The biases of column-parallel `roles`, end to end, in the plan's dtype; None if none."""
-        weights = [self._weight(role) for role in roles]
-        if not weights[0].bias:
-            return None
-        sizes = [self._units(weight).size for weight in weights]
-        out = torch.empty(sum(sizes), dtype=self._dtype, device=self._device)
-        for weight, part in zip(weights, out.split(sizes), strict=True):
-            if part.numel():
-                self._copy(weight, self._rows(weight, weight.tensor(layer, "bias")), part, layer)
-        self._groups = None
-        return out
+        key, units = ("table", roles, layer), tuple(self._units(weight) for weight in weights)
+        made = self._kept.same(key, units)
+        if not isinstance(made, torch.Tensor):
+            made = self._matrix(key, weights, layer)
+        self._kept.forget(key)
+        self.pieces.add(key, made, units)
+        return made
 
     def float_matrix(self, role: str, layer: int) -> torch.Tensor:
         """A whole, replicated matrix (out, in) in float32, whatever the plan computes in."""
         weight = self._weight(role)
-        out = torch.empty(self._matrix_shape(weight), dtype=torch.float32, device=self._device)
-        self._copy(weight, self._rows(weight, weight.tensor(layer)), out, layer)
-        return out
+        shape, name = self._matrix_shape(weight), weight.tensor(layer)
+        return self._float(("float", role, layer), (), weight, shape, [name])
 
     def vector(self, role: str, kind: str = "weight", layer: int | None = None) -> torch.Tensor:
         """A whole vector in float32: of a norm, or the bias of a row-parallel product."""
         weight = self._weight(role)
         size = self._arch.size(weight.unit) if kind == "weight" else self._arch.bias_size(weight)
-        out = torch.empty(size, dtype=torch.float32, device=self._device)
-        raw = self._fetch(weight.tensor(layer, kind), Range(0, size))
-        self._copy(weight, raw, out, layer)
-        return out
+        return self._float((role, kind, layer), (), weight, (size,), [weight.tensor(layer, kind)])
 
     def head_vectors(self, role: str, kind: str, layer: int) -> torch.Tensor:
         """(heads of this shard, head_dim) float32: the norm of each of its query or KV heads."""
@@ -105,29 +105,99 @@ class Loader:
         heads = self._part.heads if role == "q_norm" else self._part.kv_heads
         if weight.unit == "head_dim":  # one for all heads
             return self.vector(role, kind, layer).expand(heads.size, -1)
+        names, region = [weight.tensor(layer, kind)], self._units(weight)
         if weight.in_pieces:
-            names = [
-                weight.tensor(layer, kind, piece=head) for head in range(heads.start, heads.stop)
-            ]
-            raw = torch.cat([self._fetch(name, Range(0, head_dim)) for name in names])
+            numbers, region = range(heads.start, heads.stop), Range(0, head_dim)
+            names = [weight.tensor(layer, kind, piece=head) for head in numbers]
         elif weight.by_head:
-            raw = self._fetch(weight.tensor(layer, kind), heads).flatten()
-        else:
-            raw = self._fetch(weight.tensor(layer, kind), self._units(weight))
-        out = torch.empty(heads.size * head_dim, dtype=torch.float32, device=self._device)
-        self._copy(weight, raw, out, layer)
-        return out.view(-1, head_dim)
+            region = heads
+        key, shape = (role, kind, layer), (heads.size * head_dim,)
+        made = self._float(key, (heads,), weight, shape, names, region)
+        return made.view(-1, head_dim)
 
     def row_bias(self, *roles: str, layer: int) -> torch.Tensor | None:
         """What is added once, after the sum of row-parallel products; None if nothing is."""
         biased = [role for role in roles if self.has_bias(role)]
         if not biased:
             return None
-        total = self.vector(biased[0], "bias", layer)
-        for role in biased[1:]:
-            name = self._weight(role).tensor(layer, "bias")
-            total += self._fetch(name, Range(0, total.numel())).to(total)
+        if len(biased) == 1:
+            return self.vector(biased[0], "bias", layer)
+        key = (*biased, "bias", layer)
+        total = self._kept.same(key, ())
+        if not isinstance(total, torch.Tensor):
+            total = torch.zeros(self._arch.hidden_size, dtype=torch.float32, device=self._device)
+            for role in biased:
+                name = self._weight(role).tensor(layer, "bias")
+                total += self._fetch(name, Range(0, total.numel())).to(total)
+            self._count(total)
+        self.pieces.add(key, total, ())
         return total
+
+    def _matrix(
+        self, key: Key, weights: list[Weight], layer: int | None, piece: int | None = None
+    ) -> torch.Tensor:
+        shapes = [self._matrix_shape(weight) for weight in weights]
+        out = torch.empty(
+            (sum(shape[0] for shape in shapes), shapes[0][1]),
+            dtype=self._dtype,
+            device=self._device,
+        )
+        parts = out.split([shape[0] for shape in shapes])
+        for at, (weight, part) in enumerate(zip(weights, parts, strict=True)):
+            if part.numel():
+                self._fill(key, at, weight, layer, weight.tensor(layer, piece=piece), part)
+        self._groups = None
+        return out
+
+    def _fill(
+        self, key: Key, at: int, weight: Weight, layer: int | None, name: str, out: torch.Tensor
+    ) -> None:
+        """One weight's part of a matrix: from what is here as far as it goes, else fetched."""
+        axis, units = (1 if weight.cut == "row" else 0), self._units(weight)
+        found = self._kept.overlap(key, at, units, axis)
+        if found is not None:
+            have, values = found
+            out.narrow(axis, have.start - units.start, have.size).copy_(values)
+        for part in without(units, found[0] if found else None):
+            raw = self._rows(weight, name, part)
+            target = out.narrow(axis, part.start - units.start, part.size)
+            self._copy(weight, raw.t() if weight.transposed else raw, target, layer)
+
+    def _bias(self, weights: list[Weight], layer: int | None) -> torch.Tensor | None:
+        """The biases of column-parallel weights, end to end, in the plan's dtype; None if none."""
+        if not weights[0].bias:
+            return None
+        ranges = [self._units(weight) for weight in weights]
+        sizes = [units.size for units in ranges]
+        out = torch.empty(sum(sizes), dtype=self._dtype, device=self._device)
+        for weight, units, part in zip(weights, ranges, out.split(sizes), strict=True):
+            if part.numel():
+                raw = self._rows(weight, weight.tensor(layer, "bias"), units)
+                self._copy(weight, raw, part, layer)
+        self._groups = None
+        return out
+
+    def _float(
+        self,
+        key: Key,
+        units: tuple[Range, ...],
+        weight: Weight,
+        shape: tuple[int, ...],
+        names: list[str],
+        region: Range | None = None,
+    ) -> torch.Tensor:
+        """A small tensor that is kept in float32: one of the checkpoint's, or several end to end.
+
+        `region` is what is fetched of each, all of it by default.
+        """
+        made = self._kept.same(key, units)
+        if not isinstance(made, torch.Tensor):
+            made = torch.empty(shape, dtype=torch.float32, device=self._device)
+            raw = [self._fetch(name, region or Range(0, shape[0])) for name in names]
+            whole = raw[0] if len(raw) == 1 else torch.cat(raw)
+            self._copy(weight, whole.reshape(shape), made, key[-1])
+        self.pieces.add(key, made, units)
+        return made
 
     def _weight(self, role: str) -> Weight:
         weight = self._arch.weight(role)
@@ -153,37 +223,42 @@ class Loader:
             return (self._arch.hidden_size, size)
         return (size, inputs or 1)
 
-    def _rows(self, weight: Weight, name: str) -> torch.Tensor:
-        """The shard's region of a tensor, as the tensor is stored."""
+    def _rows(self, weight: Weight, name: str, units: Range) -> torch.Tensor:
+        """The region of a tensor that has these units, as the tensor is stored."""
         if weight.by_group:
-            return self._heads_of_groups(weight, name)
-        units, offset = self._units(weight), self._arch.offset(weight)
+            return self._heads_of_groups(weight, name, units)
+        offset = self._arch.offset(weight)
         return self._fetch(name, Range(units.start + offset, units.stop + offset))
 
-    def _heads_of_groups(self, weight: Weight, name: str) -> torch.Tensor:
+    def _heads_of_groups(self, weight: Weight, name: str, units: Range) -> torch.Tensor:
         """The heads of one role out of a tensor that has all roles of a KV head together.
 
-        The parts of all roles are fetched at once, in as few runs as they lie in.
+        The parts of all roles are fetched at once, in as few runs as they lie in, unless some of
+        this one are here already.
         """
-        heads = sorted(place for role in weight.fused for place in self._places(role))
         head_dim = self._arch.head_dim
+        if units != self._units(weight):
+            wanted = self._places(
+                weight.role, Range(units.start // head_dim, units.stop // head_dim)
+            )
+            return torch.cat([self._fetch(name, run) for run in _runs(wanted, head_dim)])
+        heads = sorted(place for role in weight.fused for place in self._places(role))
         if self._groups is None or self._groups[0] != name:
-            raw = [
-                self._fetch(name, Range(run.start * head_dim, run.stop * head_dim))
-                for run in _runs(heads)
-            ]
+            raw = [self._fetch(name, run) for run in _runs(heads, head_dim)]
             self._groups = name, torch.cat(raw)
         wanted = [heads.index(place) for place in self._places(weight.role)]
         return self._groups[1].unflatten(0, (-1, head_dim))[wanted].flatten(0, 1)
 
-    def _places(self, role: str) -> list[int]:
-        """Where the shard's heads of a role stand among all heads of a tensor fused by group."""
-        part, group = self._part, self._arch.group
+    def _places(self, role: str, heads: Range | None = None) -> list[int]:
+        """Where heads of a role, by default the shard's, stand in a tensor fused by group."""
+        group = self._arch.group
         if role == "q":
-            heads = range(part.heads.start, part.heads.stop)
-            return [head // group * (group + 2) + head % group for head in heads]
+            heads = heads or self._part.heads
+            numbers = range(heads.start, heads.stop)
+            return [head // group * (group + 2) + head % group for head in numbers]
+        heads = heads or self._part.kv_heads
         after = group if role == "k" else group + 1
-        return [kv * (group + 2) + after for kv in range(part.kv_heads.start, part.kv_heads.stop)]
+        return [kv * (group + 2) + after for kv in range(heads.start, heads.stop)]
 
     def _copy(
         self, weight: Weight, raw: torch.Tensor, out: torch.Tensor, layer: int | None
@@ -198,15 +273,22 @@ class Loader:
             interleave(raw, out, self._arch.head_dim, rope.dims)
         else:
             out.copy_(raw)
+        self._count(out)
+
+    def _count(self, made: torch.Tensor) -> None:
+        self.fetched_bytes += made.nbytes
         if self._progress is not None:
-            self._progress(out.nbytes)
+            self._progress(made.nbytes)
 
 
-def _runs(places: list[int]) -> list[Range]:
-    """Runs of neighbours in a sorted list."""
+def _runs(places: list[int], size: int) -> list[Range]:
+    """Runs of neighbours in a sorted list, each `size` rows high, in rows."""
     starts = [0] + [at for at, (a, b) in enumerate(pairwise(places), 1) if b != a + 1]
     stops = [*starts[1:], len(places)]
-    return [Range(places[a], places[b - 1] + 1) for a, b in zip(starts, stops, strict=True)]
+    return [
+        Range(places[a] * size, (places[b - 1] + 1) * size)
+        for a, b in zip(starts, stops, strict=True)
+    ]
 
 
 def interleave(raw: torch.Tensor, out: torch.Tensor, head_dim: int, dims: int) -> None:

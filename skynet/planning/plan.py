@@ -36,7 +36,11 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A model cut for a cluster. `epoch` numbers it; messages of another epoch are stale."""
+    """A model cut for a cluster. `epoch` numbers it; messages of another epoch are stale.
+
+    `workers` has the id of the member at each address, in the order of `addresses()`; "" where
+    nobody is. A plan that is only a layout has none.
+    """
 
     epoch: int
     model: str  # content digest of the staged checkpoint
@@ -46,6 +50,8 @@ class Plan:
     num_slots: int  # sequences a shard can hold at once
     slot_tokens: int  # tokens of one slot: prompt and answer together
     stages: tuple[StagePlan, ...]
+    workers: tuple[str, ...] = ()
+    revision: int = 0  # of the target it was made for
 
     @property
     def num_layers(self) -> int:
@@ -69,8 +75,29 @@ class Plan:
                 return index
         raise IndexError(f"layer {layer} is in no stage of {self.num_layers} layers")
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(stages, shards)."""
+        return len(self.stages), self.num_shards
+
     def with_epoch(self, epoch: int) -> Plan:
         return replace(self, epoch=epoch)
+
+    def placed(self) -> dict[str, tuple[int, int]]:
+        """Member id -> (stage, shard), of those that have a place."""
+        pairs = zip(self.workers, self.addresses(), strict=False)
+        return {worker: address for worker, address in pairs if worker}
+
+    def same_slice(self, address: tuple[int, int], other: Plan, there: tuple[int, int]) -> bool:
+        """Would a worker at `address` hold exactly what one at `there` of the other plan holds?"""
+        same = ("model", "dtype", "num_slots", "slot_tokens")
+        mine, theirs = self.stages[address[0]], other.stages[there[0]]
+        return (
+            all(getattr(self, name) == getattr(other, name) for name in same)
+            and mine.layers == theirs.layers
+            and mine.shards[address[1]] == theirs.shards[there[1]]
+            and self.num_layers == other.num_layers
+        )
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -88,6 +115,7 @@ class Plan:
             )
             for stage in data["stages"]
         )
+        data["workers"] = tuple(data.get("workers", ()))
         return cls(**data)
 
     def summary(self) -> dict[str, Any]:

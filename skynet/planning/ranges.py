@@ -72,13 +72,31 @@ def split_evenly(total: int, parts: int) -> list[Range]:
     return [Range(a, b) for a, b in pairwise(bounds)]
 
 
-def split_by_cost(costs: Sequence[float], parts: int) -> list[Range]:
-    """Cut a row of items into `parts` non-empty runs so that the dearest run is cheapest.
+def split_at_least(total: int, weights: Sequence[float]) -> list[Range]:
+    """Tile `[0, total)` in proportion to `weights`, at least one for each (largest remainders)."""
+    parts = len(weights)
+    if parts > total or min(weights) <= 0:
+        raise PlanError(f"cannot split {total} into {parts} non-empty parts by {list(weights)}")
+    free, mass = total - parts, sum(weights)
+    ideal = [max(0.0, total * weight / mass - 1) for weight in weights]
+    scale = free / sum(ideal) if sum(ideal) > 0 else 0.0
+    sizes = [1 + int(want * scale) for want in ideal]
+    by_rest = sorted(range(parts), key=lambda part: int(ideal[part] * scale) - ideal[part] * scale)
+    for part in by_rest[: total - sum(sizes)]:
+        sizes[part] += 1
+    bounds = [0]
+    for size in sizes:
+        bounds.append(bounds[-1] + size)
+    return [Range(a, b) for a, b in pairwise(bounds)]
+
+
+def split_by_cost(costs: Sequence[float], speeds: Sequence[float]) -> list[Range]:
+    """Cut a row of items into a non-empty run for each of `speeds`, the slowest run fastest.
 
     Dynamic programming over the prefix sums, O(parts x items^2): items are layers, hundreds at
     most.
     """
-    count = len(costs)
+    count, parts = len(costs), len(speeds)
     if not 1 <= parts <= count:
         raise PlanError(f"cannot cut {count} items into {parts} non-empty runs")
     prefix = [0.0]
@@ -90,7 +108,8 @@ def split_by_cost(costs: Sequence[float], parts: int) -> list[Range]:
     for part in range(1, parts + 1):
         for stop in range(part, count + 1):
             for start in range(part - 1, stop):
-                worst = max(best[part - 1][start], prefix[stop] - prefix[start])
+                own = (prefix[stop] - prefix[start]) / speeds[part - 1]
+                worst = max(best[part - 1][start], own)
                 if worst < best[part][stop]:
                     best[part][stop], cut[part][stop] = worst, start
     bounds = [count]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 from skynet.errors import PlanError
@@ -10,6 +11,7 @@ from skynet.planning.plan import Plan, ShardPlan, StagePlan
 from skynet.planning.ranges import (
     Range,
     check_tiling,
+    split_at_least,
     split_by_cost,
     split_by_weight,
     split_evenly,
@@ -36,21 +38,25 @@ def make_plan(
     num_slots: int = 16,
     slot_tokens: int | None = None,
     epoch: int = 1,
+    weights: Sequence[Sequence[float]] | None = None,
 ) -> Plan:
     """Cut a model into `stages` x `shards`.
+
+    weights: of each stage, what its shards can take in proportion to each other; all the same by
+        default.
 
     Raises:
         PlanError: the model cannot be cut so; the message has the numbers.
     """
     _check_request(arch, stages, shards, dtype, chord_span, num_slots)
-    parts = shard_plans(arch, shards)
+    weights = weights or [[1.0] * shards] * stages
     costs = [float(layer_params(arch))] * arch.num_layers
     end = arch.vocab_size * (arch.embed_size or arch.hidden_size)
     costs[0] += end
     if arch.learned_positions:
         costs[0] += arch.max_positions * arch.hidden_size
     costs[-1] += end
-    layers = split_by_cost(costs, stages)
+    layers = split_by_cost(costs, [sum(stage) for stage in weights])
     check_tiling(layers, arch.num_layers, "layers")
     return Plan(
         epoch=epoch,
@@ -60,7 +66,10 @@ def make_plan(
         chord_span=chord_span,
         num_slots=num_slots,
         slot_tokens=_slot_tokens(arch, slot_tokens),
-        stages=tuple(StagePlan(layers=run, shards=parts) for run in layers),
+        stages=tuple(
+            StagePlan(layers=run, shards=shard_plans(arch, shards, own))
+            for run, own in zip(layers, weights, strict=True)
+        ),
     )
 
 
@@ -92,15 +101,18 @@ def _slot_tokens(arch: Architecture, slot_tokens: int | None) -> int:
     return slot_tokens
 
 
-def shard_plans(arch: Architecture, shards: int) -> tuple[ShardPlan, ...]:
-    """How the shards of every stage divide heads, columns and vocabulary."""
-    heads = _split_heads(arch, shards)
+def shard_plans(
+    arch: Architecture, shards: int, weights: Sequence[float] | None = None
+) -> tuple[ShardPlan, ...]:
+    """How the shards of a stage divide heads, columns and vocabulary, by `weights`."""
+    weights = weights or [1.0] * shards
+    heads = _split_heads(arch, shards, weights)
     check_tiling([query for query, _ in heads], arch.num_heads, "heads")
-    columns = _split_columns(arch, [_attention_params(arch, *part) for part in heads])
+    columns = _split_columns(arch, [_attention_params(arch, *part) for part in heads], weights)
     check_tiling(columns, arch.intermediate_size, "columns")
     unit = VOCAB_UNIT if arch.vocab_size >= shards * WIDE else 1
     vocab = (
-        split_by_weight(arch.vocab_size, [1.0] * shards, unit)
+        split_by_weight(arch.vocab_size, weights, unit)
         if unit > 1
         else split_evenly(arch.vocab_size, shards)
     )
@@ -111,11 +123,17 @@ def shard_plans(arch: Architecture, shards: int) -> tuple[ShardPlan, ...]:
     )
 
 
-def _split_heads(arch: Architecture, shards: int) -> list[tuple[Range, Range]]:
-    """(query heads, KV heads) of each shard: any shard has whole groups, or a part of one."""
+def _split_heads(
+    arch: Architecture, shards: int, weights: Sequence[float]
+) -> list[tuple[Range, Range]]:
+    """(query heads, KV heads) of each shard: any shard has whole groups, or a part of one.
+
+    Where groups are shared, weights play no part: MLP columns make up for it.
+    """
     group, kv_heads = arch.group, arch.num_kv_heads
     if shards <= kv_heads:
-        groups = _larger_first(kv_heads, shards)
+        even = len(set(weights)) == 1
+        groups = _larger_first(kv_heads, shards) if even else split_at_least(kv_heads, weights)
         return [(Range(part.start * group, part.stop * group), part) for part in groups]
     parts = []
     for kv, sharers in enumerate(_larger_first(shards, kv_heads)):
@@ -130,20 +148,22 @@ def _larger_first(total: int, parts: int) -> list[Range]:
     return [Range(total - part.stop, total - part.start) for part in reversed(ranges)]
 
 
-def _split_columns(arch: Architecture, attention: list[int]) -> list[Range]:
-    """MLP columns such that attention and MLP together weigh the same in each shard."""
+def _split_columns(
+    arch: Architecture, attention: list[int], weights: Sequence[float]
+) -> list[Range]:
+    """MLP columns such that attention and MLP together weigh in each shard what it can take."""
     shards, per_column = len(attention), _column_params(arch)
     room = [0.0] * shards
-    # A shard whose heads alone weigh more than the mean gets no columns; the rest share them.
-    sharing = sorted(range(shards), key=lambda shard: attention[shard])
+    # A shard whose heads alone weigh more than its share gets no columns; the rest share them.
+    sharing = sorted(range(shards), key=lambda shard: attention[shard] / weights[shard])
     while sharing:
         spread = per_column * arch.intermediate_size + sum(attention[shard] for shard in sharing)
-        level = spread / len(sharing)
-        if attention[sharing[-1]] <= level:
+        level = spread / sum(weights[shard] for shard in sharing)
+        if attention[sharing[-1]] <= level * weights[sharing[-1]]:
             break
         sharing.pop()
     for shard in sharing:
-        room[shard] = level - attention[shard]
+        room[shard] = level * weights[shard] - attention[shard]
     unit = COLUMN_UNIT if arch.intermediate_size >= shards * WIDE else 1
     return split_by_weight(arch.intermediate_size, room, unit)
 

@@ -19,10 +19,12 @@ def connect(
     *,
     timeout_s: float | None = 30,
     connect_timeout_s: float | None = None,
+    single_connection: bool = False,
 ) -> redis.Redis:
     """A client of the Redis at `url` (default: `SKYNET_REDIS_URL`). Connects on first use.
 
     timeout_s: how long one reply may take; None waits for ever (blocking commands).
+    single_connection: one connection for all commands, not a pool.
     """
     current = settings()
     return redis.Redis.from_url(
@@ -31,6 +33,7 @@ def connect(
         socket_connect_timeout=connect_timeout_s or current.connect_timeout_s,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=30,
+        single_connection_client=single_connection,
     )
 
 

@@ -28,7 +28,7 @@ MAX_ABORT_BYTES = 4096
 # Ready-made commands: `resp.command`, which builds any, costs some microseconds more a sum.
 _PUSH = b"*3\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 _EXPIRE = b"*3\r\n$6\r\nEXPIRE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-_POP = b"*3\r\n$5\r\nBRPOP\r\n$%d\r\n%b\r\n$1\r\n1\r\n"  # waits a second, then asks again
+_POP = b"*3\r\n$5\r\nBRPOP\r\n$%d\r\n%b\r\n$4\r\n0.25\r\n"  # waits so many s, then asks again
 
 
 class Frame(NamedTuple):
@@ -52,7 +52,7 @@ class Exchange:
         self.peers = [peer for peer in range(num_shards) if peer != shard]
         self.timeout_s = settings().exchange_timeout_s
         self.waited_s = 0.0
-        self.still_wanted: Callable[[], bool] = lambda: True  # asked after a second of waiting
+        self.still_wanted: Callable[[], bool] = lambda: True  # asked four times a second
         spin_s = settings().exchange_spin_us * 1e-6
         self._connection = RespConnection(url, self.timeout_s + 5, spin_s)
         self._expire_s = str(int(4 * self.timeout_s)).encode()

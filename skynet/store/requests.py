@@ -1,165 +1,180 @@
 """Requests and their token streams: the durable truth of what was asked and answered.
 
 A record is written before its task is sent, so a lost message loses nothing. Tokens are appended
-to a stream by index, compare-and-set: index n only after n - 1, and only one end. Knows nothing of
-how tokens are made.
+to a stream by index, compare-and-set: index n only after n - 1, and only one end. What an
+orchestrator writes is fenced: one that leads no more writes nothing. Knows nothing of how tokens
+are made.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
-import numpy as np
 import redis
 
-from skynet import names, wire
-from skynet.errors import BadRequest
+from skynet import names
+from skynet.errors import Fenced, QueueFull
+from skynet.store.answer import AnswerReader
+from skynet.store.clock import RedisClock
+from skynet.store.leader import GUARD, fenced
+from skynet.store.record import End, Options, Record, Token
 
-# KEYS: records.
-START = """
-for _, record in ipairs(KEYS) do
-  if redis.call('HGET', record, 'state') == 'waiting' then
-    redis.call('HSET', record, 'state', 'running')
+__all__ = ["End", "Options", "Record", "Requests", "Token"]
+
+# KEYS: arrival counter, record, open requests. ARGV: most open requests (-1: any number), id, then
+# the record's fields and values in turn. Replies 1 and the arrival, or 0 and how many are open.
+CREATE = """
+local open, most = redis.call('ZCARD', KEYS[3]), tonumber(ARGV[1])
+if most >= 0 and open >= most then return {0, open} end
+local arrival = redis.call('INCR', KEYS[1])
+redis.call('HSET', KEYS[2], 'arrival', arrival, unpack(ARGV, 3))
+redis.call('ZADD', KEYS[3], arrival, ARGV[2])
+return {1, arrival}
+"""
+
+NOW = """
+local clock = redis.call('TIME')
+local now = clock[1] .. '.' .. string.format('%06d', clock[2])
+"""
+
+# KEYS: leader, then records. ARGV: fence.
+START = (
+    GUARD
+    + NOW
+    + """
+for i = 2, #KEYS do
+  if redis.call('HGET', KEYS[i], 'state') == 'waiting' then
+    redis.call('HSET', KEYS[i], 'state', 'running', 'started_at', now)
   end
 end
 """
+)
 
-# KEYS: record and stream of each sequence in turn.
-# ARGV: index, token id and text of each in turn. Replies for each: 1 appended, 0 stale or ended,
-# -1 appended, and somebody asked to cancel.
-APPEND = """
+# KEYS: leader, then record and stream of each sequence in turn.
+# ARGV: fence, then index, token id and text of each in turn. Replies for each: 1 appended, 0 stale
+# or ended, -1 appended, and somebody asked to cancel.
+APPEND = (
+    GUARD
+    + NOW
+    + """
 local replies = {}
-for i = 1, #KEYS / 2 do
-  local record, stream = KEYS[2 * i - 1], KEYS[2 * i]
-  local index, token, text = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
+for i = 1, (#KEYS - 1) / 2 do
+  local record, stream = KEYS[2 * i], KEYS[2 * i + 1]
+  local index, token, text = ARGV[3 * i - 1], ARGV[3 * i], ARGV[3 * i + 1]
   local found = redis.call('HMGET', record, 'emitted', 'state', 'cancel')
   if found[1] ~= index or found[2] == 'done' then
     replies[i] = 0
   else
     redis.call('XADD', stream, '*', 'i', index, 't', token, 'p', text)
-    redis.call('HSET', record, 'emitted', index + 1)
+    redis.call('HSET', record, 'emitted', index + 1, 'last_token_at', now)
+    if index == '0' then redis.call('HSET', record, 'first_token_at', now) end
     replies[i] = found[3] and -1 or 1
   end
 end
 return replies
 """
+)
 
-# KEYS: record, stream, open requests. ARGV: id, end as JSON, time to live in seconds.
-# Replies 1 the first time, 0 after.
-FINISH = """
+# KEYS: leader, record, stream, end, open requests, and perhaps Celery's result.
+# ARGV: fence, id, end as JSON, time to live in seconds, and perhaps the encoded result.
+# Replies 1 the first time, 0 after. The result is stored and told as Celery's backend does it.
+FINISH = (
+    GUARD
+    + """
+local state = redis.call('HGET', KEYS[2], 'state')
+if not state or state == 'done' then return 0 end
+redis.call('HSET', KEYS[2], 'state', 'done', 'end', ARGV[3])
+redis.call('XADD', KEYS[3], '*', 'end', ARGV[3])
+redis.call('XADD', KEYS[4], '*', 'end', ARGV[3])
+redis.call('ZREM', KEYS[5], ARGV[2])
+for i = 2, 4 do redis.call('EXPIRE', KEYS[i], ARGV[4]) end
+if KEYS[6] then
+  redis.call('SETEX', KEYS[6], ARGV[4], ARGV[5])
+  redis.call('PUBLISH', KEYS[6], ARGV[5])
+end
+return 1
+"""
+)
+
+# KEYS: record. Replies 1 if the request is still open.
+CANCEL = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state or state == 'done' then return 0 end
-redis.call('HSET', KEYS[1], 'state', 'done', 'end', ARGV[2])
-redis.call('XADD', KEYS[2], '*', 'end', ARGV[2])
-redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
-redis.call('EXPIRE', KEYS[2], ARGV[3])
+redis.call('HSET', KEYS[1], 'cancel', 1)
 return 1
 """
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to answer: the names are Hugging Face's, `max_tokens` and `stop` are OpenAI's."""
-
-    max_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-
-@dataclass(frozen=True)
-class Record:
-    """One request as it was accepted."""
-
-    id: str
-    prompt: tuple[int, ...]
-    options: Options
-    created: float
-    deadline: float
-    state: str = "waiting"  # waiting, running, done
-    emitted: int = 0
-    arrival: int = 0
-    cancelled: bool = False
-    model: str = ""  # the digest its tokens belong to
-    end: dict[str, Any] | None = None
-
-    def fields(self) -> dict[Any, Any]:
-        return {
-            "prompt": wire.encode(np.asarray(self.prompt, dtype=np.int32)),
-            "options": json.dumps(self.options.__dict__),
-            "created": repr(self.created),
-            "deadline": repr(self.deadline),
-            "state": self.state,
-            "emitted": self.emitted,
-            "arrival": self.arrival,
-            "model": self.model,
-        }
-
-    @classmethod
-    def from_fields(cls, request_id: str, found: dict[bytes, bytes]) -> Record:
-        options = json.loads(found[b"options"])
-        options["stop"] = tuple(options["stop"])
-        return cls(
-            id=request_id,
-            prompt=tuple(wire.decode(found[b"prompt"]).tolist()),
-            options=Options(**options),
-            created=float(found[b"created"]),
-            deadline=float(found[b"deadline"]),
-            state=found[b"state"].decode(),
-            emitted=int(found[b"emitted"]),
-            arrival=int(found[b"arrival"]),
-            cancelled=b"cancel" in found,
-            model=found.get(b"model", b"").decode(),
-            end=json.loads(found[b"end"]) if b"end" in found else None,
-        )
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of an answer; `text` is what it adds to the text, often empty or partial."""
-
-    index: int
-    id: int
-    text: str
-
-
-@dataclass(frozen=True)
-class End:
-    """How a request ended: a finish reason, or an error's class name and message."""
-
-    text: str = ""  # what was still held back
-    finish_reason: str = ""
-    error: str = ""
-    message: str = ""
-    timings: dict[str, float] = field(default_factory=dict)
-
-
 class Requests:
-    """All requests of one Redis."""
+    """All requests of one Redis.
 
-    def __init__(self, client: redis.Redis, expires_s: int) -> None:
+    expires_s: how long an answer is kept.
+    fence: the leader's fencing token at this moment, "" when it does not lead; without one nothing
+        is checked.
+    """
+
+    def __init__(
+        self, client: redis.Redis, expires_s: int, fence: Callable[[], str] | None = None
+    ) -> None:
         self.client = client
         self.expires_s = expires_s
+        self.fence = fence
+        self.clock = RedisClock(client)
+        self._create = client.register_script(CREATE)
         self._start = client.register_script(START)
         self._append = client.register_script(APPEND)
         self._finish = client.register_script(FINISH)
+        self._cancel = client.register_script(CANCEL)
 
-    def create(self, record: Record) -> None:
-        """Write the record and put it into the queue of unfinished ones, by arrival."""
-        arrival = self.client.incr(names.ARRIVALS_KEY)
-        key = names.request_key(record.id)
-        with self.client.pipeline(transaction=True) as pipe:
-            pipe.hset(key, mapping={**record.fields(), "arrival": arrival})
-            pipe.zadd(names.OPEN_REQUESTS_KEY, {record.id: arrival})
-            pipe.execute()
+    def now(self) -> float:
+        """Redis's time, which `created` and `deadline` are in; see `RedisClock.now`."""
+        return self.clock.now()
+
+    # -- whoever asks --------------------------------------------------------------------------
+
+    def create(self, record: Record, limit: int | None = None) -> None:
+        """Write the record and put it into the queue of unfinished ones, by arrival.
+
+        limit: refuse if so many are unfinished.
+
+        Raises:
+            QueueFull: too many are; nothing was written.
+        """
+        keys = [names.ARRIVALS_KEY, names.request_key(record.id), names.OPEN_REQUESTS_KEY]
+        arguments: list[Any] = [-1 if limit is None else limit, record.id]
+        for name, value in record.fields().items():
+            arguments += (name, value)
+        taken, number = cast(list[int], self._create(keys=keys, args=arguments))
+        if not taken:
+            raise QueueFull(
+                f"{number} requests are unfinished, the limit is {limit}: try again later, or "
+                "raise SKYNET_MAX_WAITING"
+            )
+
+    def ask_cancel(self, request_id: str) -> bool:
+        """Leave a note to cancel; False if the request is unknown or has ended."""
+        return bool(self._cancel(keys=[names.request_key(request_id)], args=[]))
+
+    def stream(
+        self, request_id: str, start: int = 0, timeout_s: float | None = None
+    ) -> Iterator[Token | End]:
+        """Each token from index `start` once and in order, then the end. Blocks until they come.
+
+        timeout_s: longest wait for the next token, and for a Redis that is away.
+
+        Raises:
+            TimeoutError: nothing came for `timeout_s`.
+            redis.RedisError: Redis was away for `timeout_s`.
+            RequestLost: the id is unknown, or its answer has expired.
+        """
+        return AnswerReader(self.client, request_id, timeout_s).tokens(start)
+
+    def wait_end(self, request_id: str, timeout_s: float | None = None) -> End:
+        """Wait for the end only. Arguments and errors as of `stream`."""
+        return AnswerReader(self.client, request_id, timeout_s).end()
+
+    # -- whoever looks -------------------------------------------------------------------------
 
     def read(self, request_id: str) -> Record | None:
         """The record, or None when it never was or has expired."""
@@ -179,81 +194,56 @@ class Requests:
         """Take an id whose record is gone out of the queue."""
         self.client.zrem(names.OPEN_REQUESTS_KEY, request_id)
 
-    def start(self, request_ids: Sequence[str]) -> None:
-        """Mark as running, unless they have ended or expired."""
-        self._start(keys=[names.request_key(request_id) for request_id in request_ids], args=[])
-
-    def append(self, tokens: Sequence[tuple[str, Token]]) -> list[int]:
-        """Append one token to each of several requests: 1 done, 0 stale, -1 done but cancelled."""
-        keys: list[str] = []
-        arguments: list[str | int] = []
-        for request_id, token in tokens:
-            keys += (names.request_key(request_id), names.tokens_key(request_id))
-            arguments += (token.index, token.id, token.text)
-        return cast(list[int], self._append(keys=keys, args=arguments))
+    def emitted(self, request_id: str) -> list[Token]:
+        """The tokens appended so far, in order."""
+        entries = cast(list[Any], self.client.xrange(names.tokens_key(request_id)))
+        return [Token.from_fields(fields) for _, fields in entries if b"t" in fields]
 
     def emitted_tokens(self, request_id: str) -> list[int]:
         """Ids of the tokens appended so far, in order."""
-        entries = cast(list[Any], self.client.xrange(names.tokens_key(request_id)))
-        return [int(fields[b"t"]) for _, fields in entries if b"t" in fields]
+        return [token.id for token in self.emitted(request_id)]
 
-    def finish(self, request_id: str, end: End) -> bool:
-        """End the request, once; False if it had ended already."""
-        keys = [
+    # -- the orchestrator: all of these raise Fenced if it leads no more ------------------------
+
+    def start(self, request_ids: Sequence[str]) -> None:
+        """Mark as running, unless they have ended or expired."""
+        keys = [names.request_key(request_id) for request_id in request_ids]
+        self._write(self._start, keys, [])
+
+    def append(self, tokens: Sequence[tuple[str, Token]]) -> list[int]:
+        """Append one token to each of several requests: 1 done, 0 stale, -1 done but cancelled."""
+        keys: list[str | bytes] = []
+        arguments: list[str | bytes | int] = []
+        for request_id, token in tokens:
+            keys += (names.request_key(request_id), names.tokens_key(request_id))
+            arguments += (token.index, token.id, token.text)
+        return cast(list[int], self._write(self._append, keys, arguments))
+
+    def finish(
+        self,
+        request_id: str,
+        end: End,
+        meta: tuple[str | bytes, str | bytes] | None = None,
+    ) -> bool:
+        """End the request, once; False, and nothing is written, if it had ended already.
+
+        meta: key and encoded value of its Celery result, stored and published with the end.
+        """
+        keys: list[str | bytes] = [
             names.request_key(request_id),
             names.tokens_key(request_id),
+            names.end_key(request_id),
             names.OPEN_REQUESTS_KEY,
         ]
-        arguments: list[str | int] = [request_id, json.dumps(end.__dict__), self.expires_s]
-        return bool(self._finish(keys=keys, args=arguments))
+        arguments: list[str | bytes | int] = [request_id, end.to_json(), self.expires_s]
+        if meta is not None:
+            keys.append(meta[0])
+            arguments.append(meta[1])
+        return bool(self._write(self._finish, keys, arguments))
 
-    def ask_cancel(self, request_id: str) -> bool:
-        """Leave a note to cancel; False if the request is unknown or has ended."""
-        key = names.request_key(request_id)
-        state = cast("bytes | None", self.client.hget(key, "state"))
-        if state is None or state == b"done":
-            return False
-        self.client.hset(key, "cancel", 1)
-        return True
-
-    def stream(
-        self, request_id: str, start: int = 0, timeout_s: float | None = None
-    ) -> Iterator[Token | End]:
-        """Tokens from index `start`, then the end. Blocks until they come.
-
-        timeout_s: longest wait for the next token.
-
-        Raises:
-            TimeoutError: nothing came for `timeout_s`.
-            BadRequest: the id is unknown, or its answer has expired.
-        """
-        key = names.tokens_key(request_id)
-        last = "0"
-        waited_since = time.monotonic()
-        while True:
-            replies = cast(
-                list[Any],
-                self.client.xread(
-                    {key: last},
-                    count=256,
-                    block=1000,
-                ),
-            )
-            if not replies:
-                if not self.client.exists(names.request_key(request_id)):
-                    raise BadRequest(f"request {request_id} is unknown here, or has expired")
-                if timeout_s is not None and time.monotonic() - waited_since > timeout_s:
-                    raise TimeoutError(f"request {request_id}: no token for {timeout_s:g} s")
-                continue
-            waited_since = time.monotonic()
-            entries = (
-                replies[0][1] if isinstance(replies, list) else next(iter(replies.values()))[0]
-            )
-            for entry, fields in entries:
-                last = entry
-                if b"end" in fields:
-                    yield End(**json.loads(fields[b"end"]))
-                    return
-                token = Token(int(fields[b"i"]), int(fields[b"t"]), fields[b"p"].decode())
-                if token.index >= start:
-                    yield token
+    def _write(self, script: Any, keys: Sequence[str | bytes], arguments: Sequence[Any]) -> Any:
+        fence = "" if self.fence is None else self.fence()
+        if self.fence is not None and not fence:
+            raise Fenced("this orchestrator does not lead: it may write nothing")
+        with fenced():
+            return script(keys=[names.LEADER_KEY, *keys], args=[fence, *arguments])

@@ -7,6 +7,7 @@ commands a write.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import select
 import socket
@@ -23,6 +24,14 @@ from skynet.settings import settings
 
 READ_BYTES = 256 * 1024
 IDLE_S = 1.0
+
+
+class Script:
+    """A Lua script and its digest."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest().encode()
 
 
 class RespConnection:
@@ -73,6 +82,26 @@ class RespConnection:
         except BaseException:
             self.close()  # its replies must not be read as the next call's
             raise
+
+    def call_again(self, commands: Sequence[bytes]) -> list[Any]:
+        """As `call`, once more if the connection breaks: for what may run twice."""
+        try:
+            return self.call(commands)
+        except redis.ConnectionError:
+            return self.call(commands)
+
+    def run(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
+        """Run a Lua script that may run twice, by its digest where Redis knows it.
+
+        The errors are those of `call`.
+        """
+        words = (b"%d" % len(keys), *keys, *arguments)
+        try:
+            return self.call_again([command(b"EVALSHA", script.sha, *words)])[0]
+        except redis.ResponseError as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise
+            return self.call_again([command(b"EVAL", script.text.encode(), *words)])[0]
 
     def close(self) -> None:
         """Drop the connection; the next call opens another."""

@@ -1,6 +1,7 @@
 """An embedded Valkey (or Redis): for one machine, for tests, for `skynet up`.
 
-Listens on a private Unix socket, or on a loopback port if asked; keeps nothing on disk.
+Listens on a private Unix socket, or on a loopback port if asked; keeps nothing on disk unless
+asked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ unixsocket {socket}
 unixsocketperm 700
 dir {directory}
 save ""
-appendonly no
+appendonly {append}
+appendfsync everysec
 maxmemory-policy noeviction
 daemonize no
 tcp-backlog 128
@@ -57,10 +59,12 @@ class EmbeddedServer:
     """One server process with its files in `directory`, which should be private.
 
     port: a loopback TCP port to listen on besides the socket; 0 for none.
+    persistent: keep an append-only file there, and go on from it when started again.
     """
 
-    def __init__(self, directory: Path, port: int = 0) -> None:
+    def __init__(self, directory: Path, port: int = 0, *, persistent: bool = False) -> None:
         self.directory = directory
+        self.persistent = persistent
         self.port = port
         self.socket = directory / "redis.sock"
         self.log = directory / "redis.log"
@@ -86,7 +90,11 @@ class EmbeddedServer:
         config = self.directory / "redis.conf"
         config.write_text(
             CONFIG.format(
-                port=self.port, socket=self.socket, directory=self.directory, log=self.log
+                port=self.port,
+                socket=self.socket,
+                directory=self.directory,
+                log=self.log,
+                append="yes" if self.persistent else "no",
             )
         )
         self.process = subprocess.Popen(
@@ -100,7 +108,7 @@ class EmbeddedServer:
         deadline = time.monotonic() + START_S
         while True:
             try:
-                if client.ping():
+                if client.ping():  # an error as long as it reads its file
                     break
             except redis.RedisError:
                 pass

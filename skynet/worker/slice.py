@@ -41,23 +41,31 @@ def load_slice(
     address: Address,
     device: str,
     progress: Callable[[int], None],
-) -> ShardModel:
-    """Fetch exactly the tiles of this shard's slice and build its layers.
+    kept: ShardModel | None = None,
+    consume: bool = False,
+) -> tuple[ShardModel, int]:
+    """Fetch exactly the tiles of this shard's slice that are not here, and build its layers.
 
     progress: called with the bytes of each region fetched.
+    kept, consume: an earlier slice, and whether it may be taken apart; see `ShardModel`.
+
+    Returns the model, and how many of its bytes were fetched.
 
     Raises:
         TileMissing, TileCorrupted, NoModel: Redis no longer holds what was staged.
     """
     manifest = WeightStore(client).require_manifest(plan.model)
-    return ShardModel(
+    model = ShardModel(
         load_architecture(manifest.config),
         plan,
         address.stage,
         address.shard,
         TensorFetcher(StagedWeights(client, manifest), plan.dtype, progress),
         device=device,
+        kept=kept,
+        consume=consume,
     )
+    return model, model.fetched_bytes
 
 
 def slice_bytes(client: redis.Redis, plan: Plan, address: Address) -> int:

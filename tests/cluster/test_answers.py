@@ -229,7 +229,7 @@ def test_status_tells_plan_members_and_queues(cluster: LocalCluster) -> None:
     assert len({member["node"] for member in found["members"]}) == 7
     assert set(found["queues"]) == addresses
     assert (found["missing"], found["requests"]["open"]) == ([], 0)
-    assert {member["state"] for member in found["members"]} == {"ready"}
+    assert {member["state"] for member in found["members"]} == {"ready", "leading"}
     shards = [shard for stage in found["plan"]["stages"] for shard in stage["shards"]]
     assert [shard["heads"] for shard in shards[:3]] == [[0, 2], [2, 4], [4, 6]]
 

@@ -47,7 +47,7 @@ def user(server: EmbeddedServer) -> Iterator[Client]:
 
 
 def members(client: redis.Redis) -> dict[str, Member]:
-    return {member.address: member for member in Members(client, 6).all()}
+    return {member.address or member.pinned: member for member in Members(client, 6).all()}
 
 
 def test_a_cluster_by_hand(
@@ -65,10 +65,10 @@ def test_a_cluster_by_hand(
                 )
             )
 
-        def are(state: str) -> bool:
-            return [member.state for member in members(client).values()] == [state] * 3
+        def states() -> list[str]:
+            return sorted(member.state for member in members(client).values())
 
-        wait_for("three workers that wait", lambda: are("waiting"))
+        wait_for("three workers", lambda: states() == ["leading", "spare", "spare"])
         assert len({member.node for member in members(client).values()}) == 3
         with pytest.raises(NoModel, match="skynet split"):
             user.submit_prompt([1])
@@ -77,7 +77,7 @@ def test_a_cluster_by_hand(
         # Then they load it and answer, also who asks before they are ready
         generation = user.submit_prompt(tiny.prompts[0], max_tokens=NEW)
         assert generation.get(timeout=60).token_ids == tiny.tokens[0]
-        wait_for("three workers that are ready", lambda: are("ready"))
+        wait_for("two that are ready", lambda: states() == ["leading", "ready", "ready"])
         # And so do the commands of the command line
         found = run(
             server,
@@ -87,17 +87,17 @@ def test_a_cluster_by_hand(
         answer: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
         assert answer["token_ids"] == tiny.tokens[1]
         status = json.loads(run(server, "skynet.cli", "status", "--json").stdout)
-        assert (status["plan"]["epoch"], status["missing"]) == (first.epoch, [])
+        assert (status["plan"]["epoch"], status["missing"]) == (1, [])
+        assert [stage["layers"] for stage in status["plan"]["stages"]] == [[0, first.num_layers]]
         # When it is split again into another shape, while a request runs
         running = user.submit_prompt(tiny.prompts[2], max_tokens=400)
         next(running.tokens(timeout=60))
-        second = skysplit(str(tiny.path), 1, 1, dtype="float32", url=server.url)
-        assert second.epoch == first.epoch + 1
+        skysplit(str(tiny.path), 1, 1, dtype="float32", url=server.url)
         # Then the request goes on, and the answers are the same
         assert running.get(timeout=60).token_ids[:NEW] == tiny.tokens[2]
         generations = user.submit_prompts(tiny.prompts, max_tokens=NEW)
         assert [g.get(timeout=60).token_ids for g in generations] == tiny.tokens
-        assert members(client)["stage0.shard1"].state == "waiting"
+        wait_for("one that stands by", lambda: states() == ["leading", "ready", "spare"])
     # And whoever is told to end gives its lease back
     assert members(client) == {}
     assert client.exists(names.ENGINE_KEY) == 0
@@ -128,17 +128,43 @@ def test_requests_wait_for_workers_that_come_later(
         assert [g.get(timeout=60).token_ids for g in generations] == tiny.tokens
 
 
+def test_workers_without_a_place_are_given_one(
+    server: EmbeddedServer, user: Client, client: redis.Redis, tiny: Tiny, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        # Given workers that take any place, one of them by our own command, and an orchestrator
+        words = ("celery", "-A", "skynet", "worker")
+        for number, one in enumerate(
+            (words, ("skynet.cli", "worker"), (*words, "-Q", "orchestrator"))
+        ):
+            log = tmp_path / f"{number}.log"
+            environment = {"SKYNET_REDIS_URL": server.url}
+            stack.enter_context(command(*one, environment=environment, log=log, cwd=tmp_path))
+        # When a model is split / Then they compute it, each at an address and its queue
+        skysplit(str(tiny.path), 1, 2, dtype="float32", url=server.url)
+        found = user.submit_prompts(tiny.prompts, max_tokens=NEW)
+        assert [g.get(timeout=60).token_ids for g in found] == tiny.tokens
+        placed = {m.address: m.queue for m in Members(client, 6).all() if m.state == "ready"}
+        assert placed == {"stage0.shard0": "stage0.shard0", "stage0.shard1": "stage0.shard1"}
+        # And our command has shown what it runs with, and no password
+        shown = (tmp_path / "1.log").read_text()
+        assert "celery -A skynet worker" in shown
+        assert "any place" in shown
+        # And they can be told to find the best shape
+        told = run(server, "skynet.cli", "rebalance")
+        assert told.returncode == 0, told.stderr
+
+
 @pytest.mark.parametrize(
     ("queues", "told"),
     [
         (["-Q", "nonsense"], "'nonsense' is no queue of SkyNet: use -Q stage0.shard1"),
         (["-Q", "stage0.shard01"], "'stage0.shard01' is no queue"),
-        (["-Q", "stage0.shard0,stage0.shard1"], "exactly one place"),
-        ([], "exactly one place, got none"),
+        (["-Q", "stage0.shard0,stage0.shard1"], "has one place"),
     ],
     ids=str,
 )
-def test_a_worker_without_a_place_is_refused(
+def test_a_worker_for_a_place_that_is_none_is_refused(
     server: EmbeddedServer, queues: list[str], told: str
 ) -> None:
     # Given queues that are no place / When a worker is started

@@ -41,6 +41,12 @@ class InProcess:
     def give_up(self, step: Step) -> None:
         raise AssertionError(f"step {step.number} was given up")
 
+    def step_failed(self, error: SkynetError) -> None:
+        raise error
+
+    def replayed(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
+        """Nothing is."""
+
     def started(self, sequences: list[Sequence]) -> None:
         self.running += [sequence.id for sequence in sequences]
 

@@ -11,7 +11,9 @@ from chord_cases import queued, tiny_plan
 from skynet import names
 from skynet.celery import SkynetCelery
 from skynet.chords import INLINE_BYTES, body_signature, next_span
+from skynet.errors import Fenced
 from skynet.planning.ranges import Range
+from skynet.store.leader import Leadership
 
 ADDRESS = "stage0.shard1"
 OWN = {"id", "root_id", "origin"}  # of each message its own, or of each process
@@ -141,3 +143,57 @@ def test_spans_tile_the_layers_and_never_cross_a_stage(layers_per_chord: int) ->
         for span in spans:
             assert 1 <= span.size <= layers_per_chord
             assert plan.stage_of(span.start) == plan.stage_of(span.stop - 1)
+
+
+def test_a_message_that_is_given_back_comes_next(app: SkynetCelery, client: redis.Redis) -> None:
+    # Given a queue with two messages, the first of which somebody took by mistake
+    for step in (1, 2, 3):
+        app.messenger.send(names.FAIL_STEP_TASK, [5, step, "PeerLost", "late"], ADDRESS)
+    client.rpop(ADDRESS)
+    # When it is given back
+    headers: dict[str, Any] = {"group_id": "5.1.0", "group_index": 1, "chord": {"task": "x"}}
+    app.messenger.give_back(names.FAIL_STEP_TASK, [5, 1, "PeerLost", "late"], ADDRESS, **headers)
+    # Then it is the next that is taken, and still of its chord
+    messages = queued(client, ADDRESS)
+    assert [message["body"][0][1] for message in messages] == [1, 2, 3]
+    assert messages[0]["headers"]["group"] == "5.1.0"
+    assert messages[0]["body"][2]["chord"] == {"task": "x"}
+
+
+@pytest.mark.parametrize("size", [8, INLINE_BYTES + 1])
+def test_a_leaders_chord_is_what_anybodys_is(
+    app: SkynetCelery, client: redis.Redis, size: int
+) -> None:
+    # Given a leader
+    leader = Leadership(client, "a", 60)
+    leader.acquire()
+    plan, rows = tiny_plan(2, 2), bytes(size)
+    # When it sends a chord, and when one is sent without a fence
+    sent = []
+    for fence in (leader.fence, ""):
+        app.messenger.emit_chord(plan, 9, Range(0, 1), rows=rows, fence=fence)
+        shards = [queued(client, f"stage0.shard{shard}") for shard in range(2)]
+        assert [len(messages) for messages in shards] == [1, 1]
+        kept = client.get(names.step_key(5, 9)), client.ttl(names.step_key(5, 9))
+        sent.append(([stable(messages[0]) for messages in shards], kept))
+        client.delete(names.step_key(5, 9))
+    # Then both are the same, down to how long the rows are kept
+    assert sent[0] == sent[1]
+    assert sent[0][1][0] == rows
+
+
+def test_one_that_does_not_lead_any_more_sends_nothing(
+    app: SkynetCelery, client: redis.Redis
+) -> None:
+    # Given an orchestrator whose lease has passed to another
+    leader = Leadership(client, "a", 60)
+    leader.acquire()
+    old = leader.fence
+    leader.resign()
+    Leadership(client, "b", 60).acquire()
+    # When it sends a chord
+    with pytest.raises(Fenced):
+        app.messenger.emit_chord(tiny_plan(), 9, Range(0, 1), rows=b"rows", fence=old)
+    # Then no shard has a message, and no rows are there
+    assert client.keys("stage*") == []
+    assert client.exists(names.step_key(5, 9)) == 0

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict
 
+import pytest
 import redis
+from waiting import wait_for
 
 from skynet import names
+from skynet.store.connection import connect
 from skynet.store.members import Member, Members
-
-WAIT_S = 20.0
+from skynet.store.server import EmbeddedServer
 
 
 def member(node: str, address: str) -> Member:
-    return Member(node, address, "here", 7, "ready", epoch=3, weight_bytes=5)
+    return Member(node, node, address, "here", 7, "ready", epoch=3, weight_bytes=5)
 
 
 def test_members_come_by_address_with_what_they_told(client: redis.Redis) -> None:
     # Given members that came in another order
     members = Members(client, lease_s=60)
-    for node, address in (("c", "stage1.shard0"), ("b", "stage0.shard1"), ("a", "stage0.shard1")):
+    places = {"c": "stage1.shard0", "d": "", "b": "stage0.shard1", "a": "stage0.shard1"}
+    for node, address in places.items():
         members.renew(member(node, address))
     # When all are listed
     found = members.all()
-    # Then they are sorted, and as they described themselves
+    # Then they are sorted by address and arrival, and as they described themselves
     assert [(m.address, m.node) for m in found] == [
-        ("stage0.shard1", "a"),
         ("stage0.shard1", "b"),
+        ("stage0.shard1", "a"),
         ("stage1.shard0", "c"),
+        ("", "d"),
     ]
     assert (found[0].epoch, found[0].weight_bytes, found[0].state) == (3, 5, "ready")
     assert found[0].renewed <= time.time()
@@ -41,11 +46,8 @@ def test_a_lease_that_is_not_renewed_runs_out(client: redis.Redis) -> None:
     members = Members(client, lease_s=60)
     members.renew(member("long", "stage0.shard1"))
     # When time goes by without a renewal
-    deadline = time.monotonic() + WAIT_S
-    while len(members.all()) > 1 and time.monotonic() < deadline:
-        time.sleep(0.02)
     # Then only the long one is left
-    assert [m.node for m in members.all()] == ["long"]
+    wait_for("one lease left", lambda: [m.node for m in members.all()] == ["long"])
 
 
 def test_who_leaves_is_gone_at_once(client: redis.Redis) -> None:
@@ -70,6 +72,74 @@ def test_the_dead_do_not_pile_up(client: redis.Redis) -> None:
     assert [m.node for m in members.all()] == ["a"]
     # Then its name is forgotten
     assert client.zrange(names.MEMBERS_KEY, 0, -1) == [b"a"]
+
+
+def test_a_renewal_keeps_the_arrival_and_the_shortest_round_trip(client: redis.Redis) -> None:
+    # Given a member that has come, and whose round trip was once short
+    members, one = Members(client, lease_s=60), member("a", "stage0.shard0")
+    members.renew(one)
+    joined = one.joined
+    assert joined > 0
+    assert one.round_trip_s > 0
+    one.round_trip_s = 1e-9
+    # When it renews
+    members.renew(one)
+    # Then it came when it came, by Redis's clock, and the shortest trip counts
+    (found,) = members.all()
+    assert (found.joined, found.round_trip_s) == (joined, 1e-9)
+    assert found.renewed >= joined
+
+
+def test_a_connection_that_closes_is_seen_before_the_lease_runs_out(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
+    # Given a member with a connection of its own, and one whose number is not known
+    members = Members(client, lease_s=60)
+    own = connect(server.url, single_connection=True)
+    Members(own, lease_s=60).renew(member("a", "stage0.shard0"))
+    client.set(names.member_key("b"), json.dumps(asdict(member("b", "stage0.shard1"))))
+    client.zadd(names.MEMBERS_KEY, {"b": time.time()})
+    found = members.all()
+    assert [m.connection > 0 for m in found] == [True, False]
+    assert members.broken(found) == set()
+    # When its process ends
+    own.close()
+    # Then Redis tells, though the lease still holds; of the other nothing is known
+    wait_for("a broken connection", lambda: members.broken(found) == {"a"})
+    assert [m.node for m in members.all()] == ["a", "b"]
+
+
+def test_who_connects_again_says_so_at_once(server: EmbeddedServer, client: redis.Redis) -> None:
+    # Given a member whose connection is cut
+    members, one = Members(client, lease_s=60), member("a", "stage0.shard0")
+    own = connect(server.url, single_connection=True)
+    own_members = Members(own, lease_s=60)
+    own_members.renew(one)
+    before = one.connection
+    client.client_kill_filter(_id=str(before))
+    # When it renews, over the next connection that its client opens
+    with suppress(redis.ConnectionError):
+        own_members.renew(one)
+    own_members.renew(one)
+    # Then its lease has the new number, which is not broken
+    (found,) = members.all()
+    assert found.connection == one.connection != before
+    assert members.broken([found]) == set()
+    own.close()
+
+
+def test_a_redis_that_forbids_client_list_leaves_it_to_the_leases(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a managed Redis
+    def forbidden(**_: object) -> None:
+        raise redis.ResponseError("NOPERM this user has no permissions to run 'client|list'")
+
+    monkeypatch.setattr(client, "client_list", forbidden)
+    members, one = Members(client, lease_s=60), member("a", "stage0.shard0")
+    one.connection = 10**9
+    # When it is asked who is broken / Then nobody is
+    assert members.broken([one]) == set()
 
 
 def test_fields_of_a_later_version_are_passed_over(client: redis.Redis) -> None:

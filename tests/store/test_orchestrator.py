@@ -2,91 +2,122 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
-import numpy as np
 import pytest
 import redis
-from chord_cases import queued, tiny_plan
+from chord_cases import make_app
+from orchestrator_cases import (
+    Consumer,
+    Shards,
+    ask,
+    beat,
+    bring_up,
+    in_queue,
+    parts,
+    sent_steps,
+    stage_model,
+    submit,
+    watch,
+)
+from waiting import wait_for
 
 from skynet import names
-from skynet.celery import SkynetCelery
-from skynet.engine.runtime import OrchestratorRuntime
-from skynet.names import Address
-from skynet.planning.plan import Plan
+from skynet.engine.runtime import LEADING, STANDBY, OrchestratorRuntime
+from skynet.errors import Fenced, RequestLost
 from skynet.settings import settings
-from skynet.step import Candidates, Part
-from skynet.store.members import Member, Members
+from skynet.store.events import Events
+from skynet.store.leader import leader_of
+from skynet.store.members import Members
 from skynet.store.plans import Plans
-from skynet.store.requests import Options, Record, Requests, Token
+from skynet.store.requests import Requests, Token
 from skynet.store.server import EmbeddedServer
-from skynet.store.weights import WeightStore
 
 # Celery's Redis backend calls what redis-py 8 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
 
-CONFIG: dict[str, Any] = {"model_type": "llama", "vocab_size": 100, "eos_token_id": 2}
+MakeRuntime = Callable[[], OrchestratorRuntime]
 
 
 @pytest.fixture
-def runtime(
-    server: EmbeddedServer,
-    client: redis.Redis,
-    app: SkynetCelery,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[OrchestratorRuntime]:
-    """An orchestrator beside a staged model without weights; no plan is in force yet."""
+def make_runtime(
+    server: EmbeddedServer, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MakeRuntime]:
+    """Orchestrators beside a staged model; none leads until its lease is kept."""
     monkeypatch.setenv("SKYNET_REDIS_URL", server.url)
     settings.cache_clear()
-    WeightStore(client).stage("d", "tiny", CONFIG, {}, {}, None, tile_bytes=4096)  # type: ignore[arg-type]
-    found = OrchestratorRuntime(app, "orchestrator@here")
-    yield found
-    found.stop()
-    found.client.close()
+    stage_model(client)
+    made = []
+
+    def make() -> OrchestratorRuntime:
+        app = make_app(server.url)
+        runtime = OrchestratorRuntime(app, "orchestrator@here")
+        app.runtime = runtime
+        runtime.ready(Consumer())
+        made.append(runtime)
+        return runtime
+
+    yield make
+    for runtime in made:
+        runtime.stop()
+        runtime.client.close()
+        runtime.leadership.client.close()
+        runtime.app.messenger.connection.close()
+        runtime.app.close()
     settings.cache_clear()
 
 
-def put_in_force(client: redis.Redis, plan: Plan) -> Plan:
-    """Publish a plan, and say that all its shards have it."""
-    numbered = Plans(client).publish(plan)
-    for address in numbered.addresses():
-        place = str(Address(*address))
-        member = Member(f"{place}@here", place, "here", 7, "ready", numbered.epoch)
-        Members(client, 60).renew(member)
-    return numbered
+@pytest.fixture
+def runtime(make_runtime: MakeRuntime) -> OrchestratorRuntime:
+    """One that leads."""
+    found = make_runtime()
+    beat(found)
+    return found
 
 
-def submit(client: redis.Redis, name: str, **options: Any) -> None:
-    now = time.time()
-    record = Record(name, (1, 5, 7), Options(**{"max_tokens": 3, **options}), now, now + 100)
-    Requests(client, 1000).create(record)
+@pytest.fixture
+def shards(server: EmbeddedServer, client: redis.Redis) -> Iterator[Shards]:
+    """Workers for 2 stages x 2 shards, which is what is asked for."""
+    found = Shards(server.url)
+    found.join_all()
+    ask(client)
+    yield found
+    found.close()
 
 
-def watch(runtime: OrchestratorRuntime) -> None:
-    """A tick at which everything is due."""
-    runtime._due.clear()
-    runtime.tick()
+# -- from a target to answers ----------------------------------------------------------------------
 
 
-def sent_steps(client: redis.Redis) -> list[tuple[int, int]]:
-    """(epoch, step) of the messages in the first shard's queue, which is empty then."""
-    return [tuple(message["body"][0][:2]) for message in queued(client, "stage0.shard0")]
-
-
-def parts(token: int) -> list[bytes]:
-    """Both shards' candidates for one row: the token, and nothing."""
-    best = Candidates(np.array([token], np.int32), np.array([1.0], np.float32), 1.0, 1.0)
-    none = Candidates(np.empty(0, np.int32), np.empty(0, np.float32), 0.0, 0.0)
-    return [Part(candidates=[offer], compute_s=0.001).encode() for offer in (best, none)]
+def test_a_target_becomes_a_plan_when_there_are_workers_for_it(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
+) -> None:
+    # Given a target whose workers are not all there
+    shards.die("stage1.shard0")
+    watch(runtime)
+    # Then there is no plan, and the status says what is missing
+    assert Plans(client).current() is None
+    assert runtime.status()["state"] == "waiting for stage1.shard0"
+    # When it comes
+    shards.join("late")
+    watch(runtime)
+    # Then the plan is in force, and the engine waits until all have taken it
+    plan = Plans(client).current()
+    assert plan is not None
+    assert plan.workers == ("stage0.shard0", "stage0.shard1", "late", "stage1.shard1")
+    assert not runtime.status()["state"].startswith("ready")
+    shards.follow()
+    watch(runtime)
+    assert runtime.status()["state"] == "ready"
+    told = {event.kind for event in Events(client).latest(20)}
+    assert {"leader", "joined", "plan", "ready"} <= told
 
 
 def test_a_request_without_a_message_is_found_and_answered(
-    runtime: OrchestratorRuntime, client: redis.Redis
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a plan in force, and a record whose message was lost
-    plan = put_in_force(client, tiny_plan())
+    plan = bring_up(runtime, shards)
     submit(client, "r1")
     # When the orchestrator looks, and three steps come back
     watch(runtime)
@@ -105,10 +136,10 @@ def test_a_request_without_a_message_is_found_and_answered(
 
 
 def test_the_end_id_of_the_config_ends_an_answer(
-    runtime: OrchestratorRuntime, client: redis.Redis
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a model whose answers end with token 2
-    put_in_force(client, tiny_plan())
+    bring_up(runtime, shards)
     submit(client, "r1", max_tokens=50)
     watch(runtime)
     # When that one comes
@@ -119,52 +150,213 @@ def test_the_end_id_of_the_config_ends_an_answer(
     assert sent_steps(client) == []
 
 
-def test_a_failed_step_is_the_end_of_its_request(
-    runtime: OrchestratorRuntime, client: redis.Redis
+def test_a_request_for_another_model_is_refused(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
 ) -> None:
-    # Given a request in flight
-    put_in_force(client, tiny_plan())
-    submit(client, "r1")
-    watch(runtime)
-    ((epoch, step),) = sent_steps(client)
-    # When a shard fails
-    runtime.fail_step(epoch, step, "PeerLost", "stage0.shard1 was too late")
-    # Then the request ends with its words
-    found = Requests(client, 1000).read("r1")
-    assert found is not None
-    assert found.end is not None
-    assert (found.end["error"], found.end["message"]) == ("PeerLost", "stage0.shard1 was too late")
-    assert runtime.app.AsyncResult("r1").state == "FAILURE"
+    # Given a request whose token ids belong to a model that was replaced meanwhile
+    submit(client, "old", model="another")
+    # When a plan of this model is in force
+    bring_up(runtime, shards)
+    # Then it ends with an error, and no step was sent for it
+    assert Requests(client, 1000).open_ids() == []
+    assert "another model" in str(runtime.app.AsyncResult("old").result)
+    assert sent_steps(client) == []
 
 
-def test_a_step_of_an_old_plan_that_fails_is_run_again_under_the_new_one(
-    runtime: OrchestratorRuntime, client: redis.Redis
+def test_a_message_whose_record_is_gone_is_forgotten(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
+) -> None:
+    # Given an open id without a record
+    bring_up(runtime, shards)
+    client.zadd(names.OPEN_REQUESTS_KEY, {"ghost": 1})
+    # When its message comes
+    runtime.accept("ghost")
+    # Then nothing runs and nothing is open
+    assert sent_steps(client) == []
+    assert Requests(client, 1000).open_ids() == []
+
+
+# -- steps and shards that are lost ----------------------------------------------------------------
+
+
+def test_a_failed_step_is_replayed_under_a_new_epoch(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a request with a token and a step in flight
-    old = put_in_force(client, tiny_plan())
+    old = bring_up(runtime, shards)
     submit(client, "r1")
     watch(runtime)
     ((epoch, step),) = sent_steps(client)
     runtime.finish_step(parts(11), epoch, step, 0.0)
     ((epoch, step),) = sent_steps(client)
-    # When the shards turn to a new plan before the orchestrator has seen it
-    new = put_in_force(client, tiny_plan(1, 2))
-    runtime.fail_step(epoch, step, "ShardFailed", f"stage0.shard0 has no weights of {old.epoch}")
-    # Then the request goes on there, prompt and answer so far as one prefill
-    watch(runtime)
+    # When a shard fails, and the result of the lost step comes all the same
+    runtime.fail_step(epoch, step, "PeerLost", "stage0.shard1 was too late")
+    new = bring_up(runtime, shards)
+    runtime.finish_step(parts(99), epoch, step, 0.0)
+    # Then the same plan goes on as another, prompt and answer so far as one prefill
+    assert new.epoch > old.epoch
+    assert (new.stages, new.workers) == (old.stages, old.workers)
     ((epoch, step),) = sent_steps(client)
     assert epoch == new.epoch
     assert runtime.engine is not None
     (row,) = runtime.engine.in_flight[step].step.rows
     assert (row.start, row.tokens) == (0, (1, 5, 7, 11))
-    assert Requests(client, 1000).open_ids() == ["r1"]
+    # And the request ends as if nothing had happened
+    runtime.finish_step(parts(12), epoch, step, 0.0)
+    ((epoch, step),) = sent_steps(client)
+    runtime.finish_step(parts(13), epoch, step, 0.0)
+    assert runtime.app.AsyncResult("r1").result["token_ids"] == [11, 12, 13]
+    told = [event.text for event in Events(client).latest(20) if event.kind == "plan"]
+    assert "stage0.shard1 was too late" in told[-1]
 
 
-def test_a_successor_goes_on_where_another_orchestrator_stopped(
-    runtime: OrchestratorRuntime, client: redis.Redis
+def test_a_request_that_makes_shards_fail_by_itself_ends_with_their_error(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
 ) -> None:
-    # Given requests that another left behind: one in mid-answer, one to be cancelled, one whose
-    # last token was written and its end was not
+    # Given a request on which a shard raises each time
+    bring_up(runtime, shards)
+    submit(client, "bad")
+    watch(runtime)
+    # When it has been tried three times, alone
+    for _ in range(3):
+        ((epoch, step),) = sent_steps(client)
+        runtime.fail_step(epoch, step, "ShardFailed", "stage0.shard1: no such number")
+        bring_up(runtime, shards)
+    # Then it is its own fault
+    found = Requests(client, 1000).read("bad")
+    assert found is not None
+    assert found.end is not None
+    assert found.end["error"] == "ShardFailed"
+    assert "no such number" in found.end["message"]
+    assert sent_steps(client) == []
+
+
+def test_a_lost_shard_is_waited_for_and_its_successor_replays(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
+) -> None:
+    # Given a request in flight in a shape that is fixed
+    plan = bring_up(runtime, shards)
+    submit(client, "r1")
+    watch(runtime)
+    sent_steps(client)
+    # When a shard's lease is gone, and a request comes
+    shards.die("stage1.shard1")
+    submit(client, "r2")
+    watch(runtime)
+    # Then nobody's answer ends; both wait for the place, which the status names
+    assert Requests(client, 1000).open_ids() == ["r1", "r2"]
+    assert runtime.status()["state"] == "waiting for stage1.shard1"
+    assert sent_steps(client) == []
+    # And when there is another worker, it takes the place, and both run
+    shards.join("spare")
+    new = bring_up(runtime, shards)
+    assert new.epoch > plan.epoch
+    assert new.workers[3] == "spare"
+    assert runtime.engine is not None
+    steps = [runtime.engine.in_flight[number].step for _, number in sent_steps(client)]
+    rows = [row for step in steps for row in step.rows]
+    assert [(row.start, row.tokens) for row in rows] == [(0, (1, 5, 7)), (0, (1, 5, 7))]
+
+
+def test_without_a_successor_a_smaller_shape_goes_on(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
+) -> None:
+    # Given a shape that is not fixed, a request in flight, and workers that take any place
+    for name in tuple(shards.live):
+        shards.die(name)
+    for number in range(4):
+        shards.join(f"worker{number}")
+    ask(client, fixed=False)
+    bring_up(runtime, shards)
+    submit(client, "r1")
+    watch(runtime)
+    sent_steps(client)
+    # When one dies and none takes its place
+    shards.die("worker3")
+    plan = bring_up(runtime, shards)
+    # Then the others go on without it
+    assert len(plan.workers) <= 3
+    assert "worker3" not in plan.workers
+    assert [epoch for epoch, _ in sent_steps(client)] == [plan.epoch]
+
+
+def test_another_shape_of_the_same_model_keeps_the_requests(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
+) -> None:
+    # Given a request with a token in flight
+    bring_up(runtime, shards)
+    submit(client, "r1")
+    watch(runtime)
+    ((epoch, step),) = sent_steps(client)
+    # When another shape is asked for
+    ask(client, stages=1, shards=2)
+    watch(runtime)
+    # Then the step in flight ends first
+    assert runtime.engine is not None
+    assert runtime.engine.ready
+    runtime.finish_step(parts(11), epoch, step, 0.0)
+    assert sent_steps(client) == []
+    new = bring_up(runtime, shards)
+    # And the request goes on in the new one
+    assert new.shape == (1, 2)
+    ((epoch, step),) = sent_steps(client)
+    assert epoch == new.epoch
+    (row,) = runtime.engine.in_flight[step].step.rows
+    assert (row.start, row.tokens) == (0, (1, 5, 7, 11))
+
+
+def test_a_redis_that_was_away_means_a_new_epoch(
+    runtime: OrchestratorRuntime,
+    shards: Shards,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a request in flight
+    old = bring_up(runtime, shards)
+    submit(client, "r1")
+    watch(runtime)
+    sent_steps(client)
+
+    def away() -> None:
+        raise redis.ConnectionError("connection refused")
+
+    # When Redis does not answer for some ticks
+    with monkeypatch.context() as broken:
+        broken.setattr(runtime.plans, "target", away)
+        watch(runtime)
+        watch(runtime)
+    # Then what was on its way is sent again under another epoch
+    new = bring_up(runtime, shards)
+    assert new.epoch > old.epoch
+    assert [epoch for epoch, _ in sent_steps(client)] == [new.epoch]
+    assert "redis" in [event.kind for event in Events(client).latest(20)]
+
+
+# -- who leads -------------------------------------------------------------------------------------
+
+
+def test_one_leads_and_the_other_stands_by(
+    runtime: OrchestratorRuntime, make_runtime: MakeRuntime, shards: Shards
+) -> None:
+    # Given one that leads
+    bring_up(runtime, shards)
+    # When another starts
+    standby = make_runtime()
+    beat(standby)
+    watch(standby)
+    # Then it consumes nothing, and would make nothing of a message
+    assert (runtime.member.state, standby.member.state) == (LEADING, STANDBY)
+    assert runtime._consumer.queues == {names.ORCHESTRATOR_QUEUE}
+    assert standby._consumer.queues == set()
+    assert standby.engine is None
+
+
+def test_a_standby_goes_on_where_the_leader_stopped(
+    runtime: OrchestratorRuntime, make_runtime: MakeRuntime, shards: Shards, client: redis.Redis
+) -> None:
+    # Given a leader with requests: one in mid-answer, one to be cancelled, one whose last token
+    # was written and its end was not
+    old = bring_up(runtime, shards)
     requests = Requests(client, 1000)
     for name in ("middle", "cancel", "last"):
         submit(client, name)
@@ -172,87 +364,176 @@ def test_a_successor_goes_on_where_another_orchestrator_stopped(
     requests.ask_cancel("cancel")
     for index, token in enumerate((11, 12, 13)):
         requests.append([("last", Token(index, token, ""))])
-    # When this one finds them
-    put_in_force(client, tiny_plan())
-    watch(runtime)
+    standby = make_runtime()
+    beat(standby)
+    assert not standby.leadership.leads
+    # When the leader is gone
+    runtime.leadership.resign()
+    beat(standby)
+    new = bring_up(standby, shards)
     # Then the last is answered, the cancelled one ended, and the other goes on
-    assert runtime.app.AsyncResult("last").result["token_ids"] == [11, 12, 13]
-    assert runtime.app.AsyncResult("cancel").state == "REVOKED"
+    assert standby.app.AsyncResult("last").result["token_ids"] == [11, 12, 13]
+    assert standby.app.AsyncResult("cancel").state == "REVOKED"
     assert requests.open_ids() == ["middle"]
+    # And under an epoch of its own, so that what the other sent is stale
+    assert new.epoch > old.epoch
     ((epoch, step),) = sent_steps(client)
-    runtime.finish_step(parts(12), epoch, step, 0.0)
+    assert epoch == new.epoch
+    standby.finish_step(parts(12), epoch, step, 0.0)
     assert requests.emitted_tokens("middle") == [11, 12]
 
 
-def test_a_lost_shard_ends_what_is_in_flight_and_its_successor_gets_the_rest(
-    runtime: OrchestratorRuntime, client: redis.Redis
+def test_who_has_lost_the_lead_without_knowing_writes_nothing(
+    runtime: OrchestratorRuntime, make_runtime: MakeRuntime, shards: Shards, client: redis.Redis
 ) -> None:
-    # Given a request in flight
-    plan = put_in_force(client, tiny_plan())
+    # Given a leader that was stopped with a step in flight, while another took the lead
+    bring_up(runtime, shards)
     submit(client, "r1")
     watch(runtime)
-    sent_steps(client)
-    # When a shard's lease is gone, and a request comes
-    Members(client, 60).leave("stage1.shard1@here")
-    submit(client, "r2")
+    ((epoch, step),) = sent_steps(client)
+    client.delete(names.LEADER_KEY)  # its lease has run out
+    other = make_runtime()
+    beat(other)
+    assert leader_of(client) == other.member.id
+    plan_before = client.get(names.PLAN_KEY)
+    # When it wakes up, with the result of its step and work to do
+    with suppress(Fenced):
+        runtime.finish_step(parts(11), epoch, step, 0.0)
     watch(runtime)
-    # Then the first ends with an error that names the shard, the second waits
-    found = Requests(client, 1000).read("r1")
-    assert found is not None
-    assert found.end is not None
-    assert found.end["error"] == "ShardLost"
-    assert "stage1.shard1 (pid 7)" in found.end["message"]
-    assert runtime.status()["state"] == "waiting for stage1.shard1"
+    watch(runtime)
+    # Then it has written no token, sent no step and made no plan, and knows that it does not lead
+    assert Requests(client, 1000).emitted_tokens("r1") == []
     assert sent_steps(client) == []
-    # And when there is another, it runs
-    place = "stage1.shard1"
-    Members(client, 60).renew(Member(f"{place}@there", place, "there", 8, "ready", plan.epoch))
+    assert client.get(names.PLAN_KEY) == plan_before
+    beat(runtime)
     watch(runtime)
+    assert runtime.engine is None
+    assert runtime.member.state == STANDBY
+    assert runtime._consumer.queues == set()
+
+
+@pytest.mark.parametrize("task", [names.FINISH_STEP_TASK, names.FAIL_STEP_TASK])
+def test_a_message_of_the_next_leaders_plan_is_given_back(
+    runtime: OrchestratorRuntime,
+    make_runtime: MakeRuntime,
+    shards: Shards,
+    client: redis.Redis,
+    task: str,
+) -> None:
+    # Given a leader that was stopped while another took the lead and made a plan
+    old = bring_up(runtime, shards)
+    client.delete(names.LEADER_KEY)
+    other = make_runtime()
+    beat(other)
+    new = bring_up(other, shards)
+    assert new.epoch > old.epoch
+    # When it wakes up with a message for the other in its hands
+    if task == names.FINISH_STEP_TASK:
+        runtime.finish_step([b"part"], new.epoch, 0, 0.5)
+        expected = [task, [[b"part"], new.epoch, 0, 0, 0.5]]
+    else:
+        runtime.fail_step(new.epoch, 0, "PeerLost", "late")
+        expected = [task, [new.epoch, 0, "PeerLost", "late"]]
+    # Then it is back in the queue, and this one steps down
+    assert in_queue(client) == [expected]
+    assert runtime.engine is None
+    # And the other makes of it what it is
+    assert other.conductor is not None
+    assert not other.conductor.broken
+
+
+def test_a_message_of_an_old_leaders_plan_changes_nothing(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
+) -> None:
+    # Given a leader
+    plan = bring_up(runtime, shards)
+    # When results of plans that are over, or of none, come
+    for epoch in (plan.epoch - 1, plan.epoch + 5):
+        runtime.finish_step(parts(11), epoch, 0, 0.0)
+        runtime.fail_step(epoch, 0, "PeerLost", "late")
+    # Then it leads on, with the same plan, and gives nothing back
+    watch(runtime)
+    assert runtime.engine is not None
+    assert runtime.engine.ready
+    assert in_queue(client) == []
+
+
+def test_a_redis_without_its_memory_buries_what_was_running(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
+) -> None:
+    # Given a request in flight
+    old = bring_up(runtime, shards)
+    submit(client, "r1")
+    watch(runtime)
+    assert len(sent_steps(client)) == 1
+    # When Redis has started again without its data, and the lease is to be renewed
+    client.flushall()
+    beat(runtime)
+    watch(runtime)
+    # Then whoever waits for the request is told
+    result = runtime.app.AsyncResult("r1")
+    assert result.state == "FAILURE"
+    assert isinstance(result.result, RequestLost)
+    assert "submit it again" in str(result.result)
+    assert Requests(client, 1000).open_ids() == []
+    # And when the model is there again, the next plan is not taken for an old one
+    stage_model(client)
+    ask(client)
+    shards.join_all()
+    assert bring_up(runtime, shards).epoch > old.epoch
+
+
+# -- leaving ---------------------------------------------------------------------------------------
+
+
+def test_who_leaves_ends_its_step_first(
+    runtime: OrchestratorRuntime, make_runtime: MakeRuntime, shards: Shards, client: redis.Redis
+) -> None:
+    # Given a step in flight
+    bring_up(runtime, shards)
+    submit(client, "r1", max_tokens=50)
+    watch(runtime)
+    steps = sent_steps(client)
+    assert len(steps) == 1
+    # When the leader is told to leave
+    runtime.leave()
+    runtime.tick()
+    assert not runtime.left
+    num_tokens = 0
+
+    def has_left() -> bool:
+        nonlocal steps, num_tokens
+        for epoch, step in steps:
+            runtime.finish_step(parts(11), epoch, step, 0.0)
+            num_tokens += 1
+        steps = sent_steps(client)
+        runtime.tick()
+        return runtime.left
+
+    wait_for("the leader has left", has_left)
+    # Then it was at a step boundary, with all tokens written, and lets another lead
+    assert runtime.engine is not None
+    assert not runtime.engine.in_flight
+    assert sent_steps(client) == []
+    assert Requests(client, 1000).emitted_tokens("r1") == [11] * num_tokens
+    beat(runtime)
+    assert leader_of(client) == ""
+    other = make_runtime()
+    beat(other)
+    bring_up(other, shards)
     assert len(sent_steps(client)) == 1
 
 
-def test_who_stops_gives_its_lease_back(runtime: OrchestratorRuntime, client: redis.Redis) -> None:
-    # Given an orchestrator with a lease
-    put_in_force(client, tiny_plan())
-    watch(runtime)
-    watch(runtime)
+def test_who_stops_gives_its_leases_back(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
+) -> None:
+    # Given a leader that keeps its lease
+    runtime.start()
     members = Members(client, 60)
-    found = {member.address: member for member in members.all()}
-    assert found["orchestrator"].state == "ready"
+    wait_for("a member", lambda: runtime.member.id in {m.id for m in members.all()})
+    bring_up(runtime, shards)
     # When it stops
     runtime.stop()
-    # Then it is gone, and so is its word
-    assert "orchestrator" not in {member.address for member in members.all()}
-    assert client.exists(names.ENGINE_KEY) == 0
-
-
-def test_a_request_for_another_model_is_refused(
-    runtime: OrchestratorRuntime, client: redis.Redis
-) -> None:
-    # Given a request whose token ids belong to a model that was replaced meanwhile
-    now = time.time()
-    Requests(client, 1000).create(
-        Record("old", (1, 5), Options(max_tokens=3), now, now + 100, model="another")
-    )
-    # When a plan of this model is in force
-    put_in_force(client, tiny_plan())
-    watch(runtime)
-    # Then it ends with an error, and no step was sent for it
-    assert Requests(client, 1000).open_ids() == []
-    assert "another model" in str(runtime.app.AsyncResult("old").result)
-    assert sent_steps(client) == []
-
-
-def test_an_address_with_two_workers_is_not_ready(
-    runtime: OrchestratorRuntime, client: redis.Redis
-) -> None:
-    # Given a plan, and two machines that both claim its first address
-    plan = put_in_force(client, tiny_plan())
-    twin = Member("stage0.shard0@there", "stage0.shard0", "there", 8, "ready", plan.epoch)
-    Members(client, 60).renew(twin)
-    submit(client, "r1")
-    # When the orchestrator looks
-    watch(runtime)
-    # Then it sends nothing, and says why
-    assert sent_steps(client) == []
-    assert runtime.missing == ["stage0.shard0 (has 2 workers)"]
+    # Then it is no member, and nobody leads
+    assert runtime.member.id not in {member.id for member in members.all()}
+    assert leader_of(client) == ""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import redis
 
 from skynet import names
-from skynet.errors import BadRequest
+from skynet.errors import Fenced, QueueFull, RequestLost, SkynetError
 from skynet.store.connection import connect
 from skynet.store.requests import End, Options, Record, Requests, Token
 from skynet.store.server import EmbeddedServer
@@ -25,9 +26,9 @@ def requests(client: redis.Redis) -> Requests:
     return Requests(client, expires_s=1000)
 
 
-def new(requests: Requests, name: str = "r1") -> Record:
-    record = Record(name, (1, 2, 70_000), OPTIONS, 10.25, 1e12)
-    requests.create(record)
+def new(requests: Requests, name: str = "r1", limit: int | None = None) -> Record:
+    record = Record(name, (1, 2, 70_000), OPTIONS, 10.25, 1e12, priority=7)
+    requests.create(record, limit)
     return record
 
 
@@ -41,6 +42,8 @@ def test_a_record_comes_back_as_it_was(requests: Requests) -> None:
     assert (found.prompt, found.options) == (record.prompt, OPTIONS)
     assert (found.created, found.deadline, found.state) == (10.25, 1e12, "waiting")
     assert (found.emitted, found.arrival, found.cancelled, found.end) == (0, 1, False, None)
+    assert found.priority == 7
+    assert (found.started_at, found.first_token_at, found.last_token_at) == (0, 0, 0)
     assert requests.read("nobody") is None
 
 
@@ -116,8 +119,8 @@ def test_a_request_ends_once_and_then_expires(requests: Requests) -> None:
     assert found is not None
     assert found.end is not None
     assert (found.state, found.end["finish_reason"], found.end["error"]) == ("done", "length", "")
-    for key in (names.request_key("r1"), names.tokens_key("r1")):
-        assert 0 < requests.client.ttl(key) <= 1000  # type: ignore[operator]
+    for key in (names.request_key("r1"), names.tokens_key("r1"), names.end_key("r1")):
+        assert 0 < requests.client.ttl(key) <= 1000
     assert not requests.finish("unknown", End())
 
 
@@ -185,5 +188,180 @@ def test_a_stream_without_tokens_ends_by_its_timeout(requests: Requests) -> None
     # Then a reader of each gets the reason
     with pytest.raises(TimeoutError, match="r1: no token"):
         list(requests.stream("r1", timeout_s=0.1))
-    with pytest.raises(BadRequest, match="unknown is unknown here"):
+    with pytest.raises(RequestLost, match=r"unknown is not in Redis: .*; submit it again"):
         list(requests.stream("unknown", timeout_s=0.1))
+
+
+def test_a_full_queue_takes_no_more(requests: Requests) -> None:
+    # Given as many unfinished requests as may be
+    for name in ("a", "b"):
+        new(requests, name, limit=2)
+    # When another one comes / Then it is refused, and nothing of it is written
+    with pytest.raises(QueueFull, match=r"2 requests are unfinished.* SKYNET_MAX_WAITING"):
+        new(requests, "c", limit=2)
+    assert requests.read("c") is None
+    assert requests.open_ids() == ["a", "b"]
+    # And when one has ended there is room
+    requests.finish("a", End(finish_reason="stop"))
+    new(requests, "c", limit=2)
+    assert requests.open_ids() == ["b", "c"]
+
+
+def test_a_queue_is_never_overfilled_by_many_at_once(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
+    # Given room for 10, and 4 clients
+    together = threading.Barrier(4)
+
+    def submit(number: int) -> int:
+        taken = 0
+        with connect(server.url) as own:
+            together.wait(WAIT_S)
+            for index in range(10):
+                try:
+                    new(Requests(own, 1000), f"{number}.{index}", limit=10)
+                    taken += 1
+                except QueueFull:
+                    continue
+        return taken
+
+    # When each asks for 10
+    with ThreadPoolExecutor(4) as pool:
+        taken = sum(pool.map(submit, range(4)))
+    # Then 10 are taken
+    assert (taken, Requests(client, 1000).num_open()) == (10, 10)
+
+
+def test_an_orchestrator_that_leads_no_more_writes_nothing(
+    requests: Requests, client: redis.Redis
+) -> None:
+    # Given a leader with a request
+    new(requests)
+    client.set(names.LEADER_KEY, "1:me")
+    leader = Requests(client, 1000, fence=lambda: "1:me")
+    leader.start(["r1"])
+    assert leader.append([("r1", Token(0, 5, "x"))]) == [1]
+    # When another one leads, or nobody does
+    for holder in ("2:other", None):
+        client.delete(names.LEADER_KEY)
+        if holder:
+            client.set(names.LEADER_KEY, holder)
+        before = client.hgetall(names.request_key("r1"))
+        # Then all it writes is refused, and nothing has changed
+        with pytest.raises(Fenced):
+            leader.start(["r1"])
+        with pytest.raises(Fenced):
+            leader.append([("r1", Token(1, 6, "y"))])
+        with pytest.raises(Fenced):
+            leader.finish("r1", End(finish_reason="stop"), ("result", b"{}"))
+        assert client.hgetall(names.request_key("r1")) == before
+        assert requests.emitted_tokens("r1") == [5]
+        assert client.exists("result", names.end_key("r1")) == 0
+
+
+def test_who_has_no_fence_to_show_is_refused_unasked(requests: Requests) -> None:
+    # Given an orchestrator that has given up its lease / Then it writes nothing
+    new(requests)
+    with pytest.raises(Fenced, match="does not lead"):
+        Requests(requests.client, 1000, fence=lambda: "").append([("r1", Token(0, 5, "x"))])
+    assert requests.emitted_tokens("r1") == []
+
+
+def test_the_end_stores_and_tells_the_result_once(requests: Requests, client: redis.Redis) -> None:
+    # Given somebody who listens for Celery's result
+    new(requests)
+    with client.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe("celery-task-meta-r1")
+        listener.get_message(timeout=WAIT_S)
+        # When the request ends twice
+        assert requests.finish("r1", End(finish_reason="stop"), ("celery-task-meta-r1", b"one"))
+        assert not requests.finish("r1", End(error="ShardLost"), ("celery-task-meta-r1", b"two"))
+        client.publish("celery-task-meta-r1", "last")
+        # Then the first result is there, for as long as the answer, and was told, alone
+        told: list[bytes] = []
+        while not told or told[-1] != b"last":
+            message = listener.get_message(timeout=WAIT_S)
+            assert message is not None
+            told.append(message["data"])
+    assert told == [b"one", b"last"]
+    assert client.get("celery-task-meta-r1") == b"one"
+    assert 0 < client.ttl("celery-task-meta-r1") <= 1000
+
+
+def test_times_are_kept_by_the_clock_of_redis(requests: Requests, client: redis.Redis) -> None:
+    # Given Redis's time before
+    def redis_time() -> float:
+        seconds, microseconds = client.time()
+        return float(seconds + microseconds * 1e-6)
+
+    before = redis_time()
+    new(requests)
+    # When a request starts, twice, and has two tokens
+    requests.start(["r1"])
+    requests.start(["r1"])
+    for index in range(2):
+        requests.append([("r1", Token(index, 5, ""))])
+    # Then its times are in order, between Redis's time before and after
+    found = requests.read("r1")
+    assert found is not None
+    after = redis_time()
+    assert before <= found.started_at <= found.first_token_at < found.last_token_at <= after
+    assert found.state == "running"
+
+
+def test_now_is_the_time_of_redis_without_asking_it_each_time(
+    requests: Requests, client: redis.Redis
+) -> None:
+    # Given the clock, asked once
+    first = requests.now()
+    seconds, microseconds = client.time()
+    assert abs(first - (seconds + microseconds * 1e-6)) < 5
+    # When it is asked again and again / Then it goes on, and Redis is not asked
+    client.config_resetstat()
+    later = [requests.now() for _ in range(100)]
+    assert later == sorted(later)
+    assert later[0] >= first
+    assert "cmdstat_time" not in client.info("commandstats")
+    # And an exact time is asked for
+    requests.clock.now(exact=True)
+    assert client.info("commandstats")["cmdstat_time"]["calls"] == 1
+
+
+def test_the_end_is_waited_for_without_reading_the_tokens(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
+    # Given somebody who waits for the end
+    requests = Requests(client, 1000)
+    new(requests)
+    end = End(text="!", finish_reason="stop")
+    with connect(server.url) as own, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(Requests(own, 1000).wait_end, "r1", WAIT_S)
+        # When it comes after tokens / Then it is told, then and later
+        requests.append([("r1", Token(0, 5, "x"))])
+        requests.finish("r1", end)
+        assert waiting.result(WAIT_S) == end
+    assert requests.wait_end("r1", 0) == end
+    # And without one there is a reason
+    new(requests, "r2")
+    with pytest.raises(TimeoutError):
+        requests.wait_end("r2", 0.05)
+    with pytest.raises(RequestLost):
+        requests.wait_end("unknown", 0.05)
+
+
+def test_tokens_that_are_missing_are_an_error(requests: Requests, client: redis.Redis) -> None:
+    # Given an answer that has lost its second token
+    new(requests)
+    for index in range(3):
+        requests.append([("r1", Token(index, 5 + index, ""))])
+    entries: Any = client.xrange(names.tokens_key("r1"))
+    client.xdel(names.tokens_key("r1"), entries[1][0])
+    # When it is read / Then the first comes, and then an error
+    reader = requests.stream("r1", timeout_s=WAIT_S)
+    assert next(reader) == Token(0, 5, "")
+    with pytest.raises(SkynetError, match="r1: token 1 is missing"):
+        next(reader)
+    # And so it is when nothing follows it
+    client.delete(names.tokens_key("r1"))
+    with pytest.raises(SkynetError, match="r1: token 0 is missing"):
+        list(requests.stream("r1", timeout_s=WAIT_S))

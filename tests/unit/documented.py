@@ -73,6 +73,11 @@ def check_command(words: list[str], strict: bool = True) -> None:
     command = main.commands.get(name)
     if command is None:
         raise click.UsageError(f"skynet has no command {name!r}")
+    if isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        name, *rest = rest
+        command = command.commands.get(name)
+        if command is None:
+            raise click.UsageError(f"skynet {words[0]} has no command {name!r}")
     if strict:
         command.make_context(name, rest)
     else:

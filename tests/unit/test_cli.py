@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from skynet import __version__, cli, terminal
+from skynet.cli.options import interruptible
 from skynet.client import default_client
 from skynet.local import LocalCluster
 from skynet.models.checkpoint import Checkpoint
@@ -101,7 +102,7 @@ def test_every_command_tells_what_it_does_and_what_its_options_are(name: str) ->
 def test_the_first_help_names_all_commands(flag: str) -> None:
     result = skynet(flag)
     assert result.exit_code == 0
-    for name in ("run", "up", "split", "generate", "status", "bench"):
+    for name in cli.main.commands:
         assert f"\n  {name} " in result.stdout
 
 
@@ -120,6 +121,9 @@ def test_version() -> None:
         ("split",),
         ("split", "smollm2", "--slots", "0"),
         ("generate", "hello", "--nope"),
+        ("generate", "hello", "--priority", "10"),
+        ("up", "--spares", "-1"),
+        ("models", "remove"),
         ("ask", "hello"),
     ],
 )
@@ -208,7 +212,18 @@ UNREACHABLE = [
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("url", "shown"), UNREACHABLE)
-@pytest.mark.parametrize("command", [("generate", "hello"), ("status",), ("status", "--json")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "hello"),
+        ("status",),
+        ("status", "--json"),
+        ("rebalance",),
+        ("models",),
+        ("models", "verify"),
+        ("models", "remove", "ab"),
+    ],
+)
 def test_no_redis_is_told_with_its_url_but_not_its_password(
     command: tuple[str, ...], url: str, shown: str
 ) -> None:
@@ -263,7 +278,9 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
     # Given
     member = {
         "address": "stage0.shard0",
+        "pinned": "stage0.shard0",
         "state": "ready",
+        "leaving": False,
         "weight_bytes": 323_000_000,
         "resident_bytes": 652_000_000,
         "steps": 1091,
@@ -272,6 +289,7 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
         "host": "rack7",
         "problem": "",
     }
+    spare = {"address": "", "pinned": "", "state": "loading", "leaving": True}
     shard = {"address": "stage0.shard0", "heads": [0, 6]}
     plan = {"epoch": 3, "model": "SmolLM2", "dtype": "float32", "chord_span": "auto"}
     found = {
@@ -279,10 +297,11 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
         "redis_memory_bytes": 275_000_000,
         "plan": {**plan, "stages": [{"layers": [0, 30], "shards": [shard]}]},
         "missing": ["orchestrator"],
-        "members": [member],
+        "members": [member, {**member, **spare}],
         "queues": {"stage0.shard0": 2, "orchestrator": 0},
         "requests": {"open": 4},
         "engine": None,
+        "events": [{"at": 1.8e9, "kind": "ready", "text": "plan 3: all", "duration_s": 1.5}],
     }
     monkeypatch.setenv("COLUMNS", "80")
     # When
@@ -295,11 +314,13 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
     row = next(line for line in lines if line.startswith("stage0.shard0"))
     for cell in ("ready", "[0, 6)", "323 MB", "652 MB", "1091", "0.3 s", "41234", "rack7"):
         assert cell in row
+    assert any(line.startswith("(any)") and "leaving" in line for line in lines)
+    assert any(line.endswith("ready: plan 3: all, 1.50 s") for line in lines)
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("words", [("-Q", "stage9"), ("-Q", "stage0.shard0,orchestrator"), ()])
-def test_a_worker_without_a_place_is_refused_in_one_line(words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("words", [("-Q", "stage9"), ("-Q", "stage0.shard0,orchestrator")])
+def test_a_worker_with_a_wrong_place_is_refused_in_one_line(words: tuple[str, ...]) -> None:
     # When
     done = subprocess.run(
         [sys.executable, "-m", "celery", "-A", "skynet", "worker", *words],
@@ -319,7 +340,7 @@ def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:
     # Given
     before = signal.getsignal(signal.SIGTERM)
     # When
-    with pytest.raises(KeyboardInterrupt), cli._interruptible():
+    with pytest.raises(KeyboardInterrupt), interruptible():
         signal.raise_signal(signal.SIGTERM)
     # Then
     assert signal.getsignal(signal.SIGTERM) is before

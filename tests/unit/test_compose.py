@@ -126,8 +126,8 @@ def test_a_worker_is_healthy_while_it_holds_its_lease(name: str) -> None:
     status, _, search = command.partition(" | ")
     check_command(command_of(status))
     wanted = shlex.split(search)[-1]
-    # When the worker is a member, and when another is
-    mine, other = (Member("n", address, "host", 1) for address in (name, "stage7.shard7"))
+    # When the worker is a member that has its place, and when another is
+    mine, other = (Member("id", "n", place, "host", 1) for place in (name, "stage7.shard7"))
     # Then
     assert wanted in json.dumps(asdict(mine))
     assert wanted not in json.dumps(asdict(other))

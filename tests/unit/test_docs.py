@@ -57,6 +57,9 @@ def test_the_readme_shows_every_command_there_is() -> None:
     celerys = [words for words in shown if words[0] == "celery"]
     # Then
     assert set(main.commands) <= ours
+    for name, command in main.commands.items():
+        inner = set(command.commands) if isinstance(command, click.Group) else set()
+        assert inner <= {words[2] for words in shown if words[:2] == ["skynet", name] and words[2:]}
     assert {words[3] for words in celerys} == {"worker", "flower"}
     assert {"orchestrator", "stage0.shard0", "stage1.shard1"} <= {
         words[words.index("-Q") + 1] for words in celerys if "-Q" in words
@@ -70,6 +73,7 @@ def test_the_readme_shows_every_command_there_is() -> None:
         "skynet run hello --sharts 2",
         "skynet run",
         "skynet split smollm2 --stages S",
+        "skynet models drop 3f2a",
         "celery -A skynet flower --adress=127.0.0.1",
         "celery -A skynet worker --queue stage0.shard0 --nope",
         "celery worker",
@@ -137,7 +141,7 @@ def test_the_options_named_are_those_there_are() -> None:
     # Given
     sentence = README.partition("\nOptions: ")[2].partition(".")[0]
     # Then
-    assert set(re.findall(r"`(\w+)`", sentence)) == {*KNOWN_OPTIONS, "timeout"}
+    assert set(re.findall(r"`(\w+)`", sentence)) == {*KNOWN_OPTIONS, "priority", "timeout"}
     assert f"`max_tokens` ({DEFAULT_MAX_TOKENS})" in sentence
 
 

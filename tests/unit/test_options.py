@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skynet.errors import BadRequest
-from skynet.options import DEFAULT_MAX_TOKENS, KNOWN, check_options
+from skynet.options import DEFAULT_MAX_TOKENS, KNOWN, check_options, check_priority
 from skynet.store.requests import Options
 
 SLOT = 1000
@@ -95,6 +95,17 @@ def test_what_cannot_work_is_refused_by_name(options: dict[str, Any], told: str)
         check_options(options, 10, SLOT)
     assert told in str(raised.value)
     assert len(str(raised.value)) < 500
+
+
+def test_a_priority_is_0_to_9() -> None:
+    # Given what may be asked for / Then it is taken
+    assert [check_priority(value) for value in range(10)] == list(range(10))
+
+
+@pytest.mark.parametrize("value", [-1, 10, 1.0, True, "5", None])
+def test_any_other_priority_is_refused(value: Any) -> None:
+    with pytest.raises(BadRequest, match=f"priority {value!r}: a whole number from 0 to 9"):
+        check_priority(value)
 
 
 def test_a_prompt_that_fills_its_slot_is_refused() -> None:

@@ -12,6 +12,7 @@ from skynet.errors import PlanError
 from skynet.planning.ranges import (
     Range,
     check_tiling,
+    split_at_least,
     split_by_cost,
     split_by_weight,
     split_evenly,
@@ -50,7 +51,7 @@ def test_by_cost_finds_the_cheapest_dearest_run(costs: list[int], data: st.DataO
     # Given any row of costs
     parts = data.draw(st.integers(1, len(costs)))
     # When it is cut
-    runs = split_by_cost(costs, parts)
+    runs = split_by_cost(costs, [1.0] * parts)
     # Then no other cut has a cheaper dearest run
     check_tiling(runs, len(costs), "items")
     cuts = itertools.combinations(range(1, len(costs)), parts - 1)
@@ -58,6 +59,55 @@ def test_by_cost_finds_the_cheapest_dearest_run(costs: list[int], data: st.DataO
     best = min(max(sum(costs[a:b]) for a, b in itertools.pairwise(bound)) for bound in bounds)
     assert max(sum(costs[run.start : run.stop]) for run in runs) == best
     assert all(run.size > 0 for run in runs)
+
+
+@given(
+    costs=st.lists(st.integers(1, 50), min_size=1, max_size=7),
+    speeds=st.lists(st.sampled_from([0.25, 0.5, 1.0, 3.0]), min_size=1, max_size=7),
+)
+def test_by_cost_gives_the_fast_more(costs: list[int], speeds: list[float]) -> None:
+    # Given runs for workers of different speeds
+    speeds = speeds[: len(costs)]
+    # When a row of costs is cut
+    runs = split_by_cost(costs, speeds)
+    # Then no other cut is done sooner
+    check_tiling(runs, len(costs), "items")
+    assert all(run.size > 0 for run in runs)
+
+    def slowest(bound: tuple[int, ...]) -> float:
+        spans = zip(itertools.pairwise(bound), speeds, strict=True)
+        return max(sum(costs[a:b]) / speed for (a, b), speed in spans)
+
+    cuts = itertools.combinations(range(1, len(costs)), len(speeds) - 1)
+    best = min(slowest((0, *cut, len(costs))) for cut in cuts)
+    assert slowest((0, *(run.stop for run in runs))) == pytest.approx(best)
+
+
+@given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=12), extra=st.integers(0, 200))
+def test_at_least_leaves_nobody_without(weights: list[float], extra: int) -> None:
+    # Given at least one for each
+    total = len(weights) + extra
+    # When they are divided by weights
+    sizes = [part.size for part in split_at_least(total, weights)]
+    # Then nothing is lost, everybody has some, and who weighs more has not less
+    assert sum(sizes) == total
+    assert min(sizes) >= 1
+    pairs = list(zip(weights, sizes, strict=True))
+    for (weight, size), (other, less) in itertools.permutations(pairs, 2):
+        assert weight <= other or size >= less
+    # And where all fair shares are one or more, nobody is further from it than one
+    fair = [total * weight / sum(weights) for weight in weights]
+    if min(fair) >= 1:
+        assert all(abs(a - b) < 1 + 1e-6 for a, b in zip(fair, sizes, strict=True))
+
+
+@pytest.mark.parametrize(("total", "weights"), [(2, [1.0, 1.0, 1.0]), (5, [1.0, 0.0])])
+def test_too_many_parts_and_parts_without_weight_are_refused(
+    total: int, weights: list[float]
+) -> None:
+    # When / Then the error has the numbers
+    with pytest.raises(PlanError, match=f"cannot split {total} into {len(weights)} non-empty"):
+        split_at_least(total, weights)
 
 
 def test_what_is_no_range_is_refused() -> None:

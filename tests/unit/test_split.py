@@ -82,6 +82,48 @@ def test_a_plan_tiles_everything(arch: Architecture, data: st.DataObject) -> Non
 
 
 @given(arch=architectures(), data=st.data())
+def test_a_plan_by_weights_tiles_and_gives_each_what_it_can_take(
+    arch: Architecture, data: st.DataObject
+) -> None:
+    # Given any model and shape, and what each worker can take
+    stages = data.draw(st.integers(1, min(3, arch.num_layers)))
+    shards = data.draw(st.integers(1, min(6, arch.num_heads)))
+    quarters = st.integers(1, 4).map(lambda number: number / 4)
+    own = st.lists(quarters, min_size=shards, max_size=shards)
+    weights = data.draw(st.lists(own, min_size=stages, max_size=stages))
+    # When it is cut
+    plan = plan_of(arch, stages, shards, weights=weights)
+    # Then everything is in exactly one place, and nobody has no heads
+    check_tiling([stage.layers for stage in plan.stages], arch.num_layers, "layers")
+    assert all(stage.layers.size >= 1 for stage in plan.stages)
+    for stage, share in zip(plan.stages, weights, strict=True):
+        check_tiling([part.heads for part in stage.shards], arch.num_heads, "heads")
+        check_tiling([part.columns for part in stage.shards], arch.intermediate_size, "columns")
+        check_tiling([part.vocab for part in stage.shards], arch.vocab_size, "vocabulary")
+        for part, weight in zip(stage.shards, share, strict=True):
+            assert part.heads.size >= 1
+            assert part.kv_heads == Range(
+                part.heads.start // arch.group, -(-part.heads.stop // arch.group)
+            )
+            # And it has columns up to its share, to a unit, beyond what its heads weigh anyway
+            attention = 2 * (part.heads.size + part.kv_heads.size) * arch.head_dim
+            attention *= arch.hidden_size
+            column = 3 * arch.hidden_size
+            unit = 32 if arch.intermediate_size >= shards * 256 else 1
+            every = sum(
+                2 * (p.heads.size + p.kv_heads.size) * arch.head_dim * arch.hidden_size
+                for p in stage.shards
+            )
+            ideal = (every + column * arch.intermediate_size) * weight / sum(share)
+            assert attention + column * part.columns.size <= max(ideal, attention) + column * (
+                unit + 1
+            )
+    # And the same weights for all are no weights
+    even = [[0.5] * shards] * stages
+    assert plan_of(arch, stages, shards, weights=even) == plan_of(arch, stages, shards)
+
+
+@given(arch=architectures(), data=st.data())
 def test_bytes_of_all_shards_are_the_model(arch: Architecture, data: st.DataObject) -> None:
     # Given a plan
     stages = data.draw(st.integers(1, arch.num_layers))
@@ -112,6 +154,18 @@ def test_nine_heads_in_three_groups_over_two_shards() -> None:
         for part in (first, second)
     ]
     assert abs(weights[0] - weights[1]) <= 3 * 32
+
+
+def test_a_worker_of_half_the_speed_gets_half_the_work() -> None:
+    # Given 9 heads of their own, and a shard that can take half of what the other can
+    arch = architecture(num_attention_heads=9, num_key_value_heads=9)
+    # When the model is cut
+    plan = plan_of(arch, 1, 2, weights=[[1.0, 0.5]])
+    # Then heads, columns and vocabulary are about two to one
+    fast, slow = plan.stages[0].shards
+    assert (fast.heads.size, slow.heads.size) == (6, 3)
+    assert abs(fast.columns.size - 2 * slow.columns.size) <= 3 * 32
+    assert abs(fast.vocab.size - 2 * slow.vocab.size) <= 3 * 16
 
 
 def test_more_shards_than_kv_heads_share_one() -> None:

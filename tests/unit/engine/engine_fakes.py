@@ -78,6 +78,8 @@ class FakeShards:
         self.slots: dict[int, list[int]] = {}
         self.sent: list[Step] = []
         self.given_up: list[int] = []
+        self.failures: list[SkynetError] = []
+        self.replays: list[tuple[int, int]] = []
         self._parts: dict[int, list[Part]] = {}
 
     def send(self, step: Step) -> None:
@@ -110,6 +112,12 @@ class FakeShards:
 
     def give_up(self, step: Step) -> None:
         self.given_up.append(step.number)
+
+    def step_failed(self, error: SkynetError) -> None:
+        self.failures.append(error)
+
+    def replayed(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
+        self.replays.append((num_sequences, num_tokens))
 
     def parts(self, number: int) -> list[Part]:
         return self._parts[number]
@@ -166,6 +174,14 @@ class Bench:
         number = min(self.engine.in_flight)
         self.engine.finish_step(self.plan.epoch, number, self.shards.parts(number))
         return number
+
+    def recover(self, plan: Plan | None = None) -> None:
+        """Another plan, or a new epoch of this one, whose shards know nothing."""
+        self.engine.suspend()
+        self.shards.slots.clear()
+        self.plan = (plan or self.plan).with_epoch(self.plan.epoch + 1)
+        self.shards.num_shards = self.plan.num_shards
+        self.engine.resume(self.plan)
 
     def run(self) -> None:
         """Until nothing is under way any more."""

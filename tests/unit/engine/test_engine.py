@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from engine_fakes import Bench, answer, new_sequence, tiny_plan
 from hypothesis import given
@@ -13,6 +15,7 @@ from skynet.errors import (
     PeerLost,
     RequestCancelled,
     RequestTimeout,
+    ShardFailed,
     ShardLost,
 )
 from skynet.store.requests import Token
@@ -115,26 +118,66 @@ def test_duplicated_and_stale_results_change_nothing() -> None:
     assert bench.notes.written == {"a": answer([1], 4)}
 
 
-def test_a_failing_step_fails_its_requests_only() -> None:
+def test_after_a_failed_step_all_go_on_as_if_nothing_had_been() -> None:
     # Given two batches in flight
     bench = Bench(tiny_plan(stages=2))
     bench.engine.accept(new_sequence("a", [1]))
     bench.engine.accept(new_sequence("b", [2]))
     first, second = sorted(bench.engine.in_flight)
-    assert len(bench.engine.in_flight[first].batch) == 1
+    late = bench.plan.epoch, first, bench.shards.parts(first)
     # When one of them fails
     bench.engine.fail_step(bench.plan.epoch, first, PeerLost("stage0.shard1 was too late"))
-    # Then its request ends with the cause, nobody waits for it, and the other goes on
-    error = bench.notes.ended["a"]
-    assert isinstance(error, PeerLost)
-    assert "stage0.shard1" in str(error)
-    assert bench.shards.given_up == [first]
-    assert second in bench.engine.in_flight
+    # Then nobody waits for either, nothing is sent, and whoever makes plans is told the cause
+    assert bench.shards.given_up == [first, second]
+    assert "stage0.shard1" in str(bench.shards.failures[0])
+    assert not bench.engine.ready
+    sent = len(bench.shards.sent)
+    bench.engine.accept(new_sequence("c", [3]))
+    assert len(bench.shards.sent) == sent
+    # And with a new epoch each is answered as in an undisturbed run
+    bench.recover()
+    bench.engine.finish_step(*late)
     bench.run()
-    assert bench.notes.written == {"b": answer([2], 4)}
-    # And the late result of the failed step changes nothing
-    bench.engine.finish_step(bench.plan.epoch, first, bench.shards.parts(first))
-    assert "a" not in bench.notes.written
+    assert bench.notes.written == {"a": answer([1], 4), "b": answer([2], 4), "c": answer([3], 4)}
+
+
+def test_a_request_that_shards_cannot_compute_is_found_and_ends_alone() -> None:
+    # Given three requests in one step, of which one makes shards raise
+    bench = Bench()
+    bench.engine.ready = False
+    for name, prompt in (("a", [1]), ("bad", [2]), ("c", [3])):
+        bench.engine.accept(new_sequence(name, prompt, max_tokens=8))
+    bench.recover()
+
+    # When every step with it fails
+    def is_bad(number: int) -> bool:
+        batch = bench.engine.in_flight[number].batch
+        return any(sequence.id == "bad" for sequence, _ in batch)
+
+    for _ in range(100):
+        while bench.engine.in_flight and not is_bad(min(bench.engine.in_flight)):
+            bench.finish_oldest()
+        if not bench.engine.in_flight:
+            break
+        number = min(bench.engine.in_flight)
+        bench.engine.fail_step(bench.plan.epoch, number, ShardFailed("stage0.shard0 raised"))
+        bench.recover()
+    # Then it alone ends with the error, and the others have their answers
+    assert isinstance(bench.notes.ended["bad"], ShardFailed)
+    assert bench.notes.written == {"a": answer([1], 8), "c": answer([3], 8)}
+
+
+def test_lost_messages_are_nobodys_fault() -> None:
+    # Given a request whose steps are lost again and again
+    bench = Bench()
+    bench.engine.accept(new_sequence("a", [1]))
+    for _ in range(20):
+        number = min(bench.engine.in_flight)
+        bench.engine.fail_step(bench.plan.epoch, number, PeerLost("stage0.shard1 was too late"))
+        bench.recover()
+    # When it works again / Then it is answered
+    bench.run()
+    assert bench.notes.written == {"a": answer([1], 4)}
 
 
 def test_cancel_takes_effect_at_the_next_step() -> None:
@@ -184,12 +227,12 @@ def test_a_request_that_ends_by_itself_as_it_is_cancelled_is_answered() -> None:
 def test_a_deadline_ends_waiting_and_running_requests() -> None:
     # Given one slot, a running request and a waiting one
     bench = Bench(tiny_plan(num_slots=1))
-    bench.engine.accept(new_sequence("a", [1], deadline=200, max_tokens=50))
-    bench.engine.accept(new_sequence("b", [2], deadline=200))
+    bench.engine.accept(new_sequence("a", [1], deadline=102, max_tokens=50))
+    bench.engine.accept(new_sequence("b", [2], deadline=102))
     bench.engine.accept(new_sequence("c", [3]))
     bench.finish_oldest()
     # When their time is over
-    bench.now = 201
+    bench.now = 102.5
     bench.engine.tick()
     # Then both end and say how far they were; the third gets the slot
     assert isinstance(bench.notes.ended["a"], RequestTimeout)
@@ -206,13 +249,13 @@ def test_a_deadline_in_mid_step_leaves_the_neighbours_their_own_tokens(late: str
     bench.engine.ready = False
     prompts = {"a": [1], "b": [2], "c": [3]}
     for name, prompt in prompts.items():
-        deadline = 150 if name == late else 1e12
+        deadline = 102 if name == late else 1e12
         bench.engine.accept(new_sequence(name, prompt, deadline=deadline))
     bench.engine.ready = True
     bench.engine.pump()
     assert len(bench.shards.sent[0].rows) == 3
     # When the time of one is over before the step is done
-    bench.now = 151
+    bench.now = 102.5
     bench.engine.tick()
     bench.run()
     # Then the other two get what is theirs
@@ -226,13 +269,13 @@ def test_a_cancelled_request_whose_deadline_passes_in_mid_step_ends_once() -> No
     # Given two requests in one step, one of them cancelled
     bench = Bench()
     bench.engine.ready = False
-    bench.engine.accept(new_sequence("a", [1], deadline=150))
+    bench.engine.accept(new_sequence("a", [1], deadline=102))
     bench.engine.accept(new_sequence("b", [2]))
     bench.engine.ready = True
     bench.engine.pump()
     bench.engine.cancel("a")
     # When its time is over before the step is done
-    bench.now = 151
+    bench.now = 102.5
     bench.engine.tick()
     bench.run()
     # Then it has ended once, and the other is answered
@@ -240,60 +283,86 @@ def test_a_cancelled_request_whose_deadline_passes_in_mid_step_ends_once() -> No
     assert bench.notes.written == {"b": answer([2], 4)}
 
 
-def test_a_step_that_takes_too_long_is_given_up() -> None:
-    # Given a step in flight and a request that waits
-    bench = Bench(tiny_plan(num_slots=1), step_timeout_s=5)
+def test_a_step_that_takes_too_long_is_given_up_and_run_again() -> None:
+    # Given a step in flight
+    bench = Bench(step_timeout_s=5)
     bench.engine.accept(new_sequence("a", [1]))
-    bench.engine.accept(new_sequence("b", [2]))
     number = min(bench.engine.in_flight)
     # When just before, then after its deadline nothing has come
     bench.now += 4.9
     bench.engine.tick()
-    assert bench.notes.ended == {}
+    assert bench.shards.failures == []
     bench.now += 0.2
     bench.engine.tick()
-    # Then its request ends with the reason, and the next one is served
-    assert isinstance(bench.notes.ended["a"], ShardLost)
-    assert f"step {number}" in str(bench.notes.ended["a"])
+    # Then it is lost, and run again under a new epoch
+    assert isinstance(bench.shards.failures[0], ShardLost)
+    assert f"step {number}" in str(bench.shards.failures[0])
+    bench.recover()
     bench.run()
-    assert bench.notes.written == {"b": answer([2], 4)}
+    assert bench.notes.written == {"a": answer([1], 4)}
 
 
-def test_after_lost_shards_the_rest_is_replayed() -> None:
-    # Given three running requests of which a step has room for one
-    bench = Bench(max_batch_tokens=1)
-    for name in "abc":
-        bench.engine.accept(new_sequence(name, [ord(name)], max_tokens=6))
-    while not all(len(bench.notes.written.get(name, [])) >= 1 for name in "abc"):
+def test_patience_is_learned_from_steps_and_grows_with_losses() -> None:
+    # Given an engine whose steps take no time
+    bench = Bench(step_timeout_s=100)
+    bench.engine.accept(new_sequence("a", [1], max_tokens=500))
+    for _ in range(20):
         bench.finish_oldest()
-    in_flight = {sequence.id for f in bench.engine.in_flight.values() for sequence, _ in f.batch}
-    # When the shards are lost with all slots, and others take their place
-    bench.engine.shards_lost(ShardLost("stage0.shard0 (pid 7) stopped renewing its lease"))
-    bench.shards.slots.clear()
-    assert bench.engine.in_flight == {}
-    bench.engine.accept(new_sequence("d", [4]))
-    assert bench.engine.in_flight == {}
-    bench.engine.ready = True
-    bench.engine.pump()
+
+    # When steps are lost
+    def patience() -> float:
+        flight = next(iter(bench.engine.in_flight.values()))
+        return flight.deadline - flight.sent
+
+    seen = []
+    for _ in range(4):
+        seen.append(patience())
+        bench.now += patience() + 0.1
+        bench.engine.tick()
+        bench.recover()
+    # Then each is waited for longer than the one before, but never past the time-out
+    assert seen[0] < 10
+    assert all(later > earlier for earlier, later in pairwise(seen))
+    assert max(seen) <= 100
+
+
+def test_lost_shards_are_replayed_in_order_under_another_shape() -> None:
+    # Given running requests and one that waits, in mid-answer
+    bench = Bench(tiny_plan(num_slots=3))
+    for name in "abcd":
+        bench.engine.accept(new_sequence(name, [ord(name)], max_tokens=6))
+    bench.finish_oldest()
+    bench.finish_oldest()
+    running = [sequence.id for sequence in bench.engine.scheduler.running]
+    known = sum(sequence.length for sequence in bench.engine.scheduler.running)
+    # When the shards are lost, and a plan of another shape follows
+    bench.recover(tiny_plan(stages=2, shards=3, num_slots=3))
+    # Then who ran still runs, all is replayed once, and every answer is that of a run alone
+    assert [sequence.id for sequence in bench.engine.scheduler.running] == running
     bench.run()
-    # Then who was in flight has failed; the others go on as if nothing had been
-    assert {name for name, end in bench.notes.ended.items() if end != "length"} == in_flight
-    for name in {"a", "b", "c"} - in_flight:
-        assert bench.notes.written[name] == answer([ord(name)], 6)
-    assert bench.notes.written["d"] == answer([4], 4)
+    assert bench.notes.written == {name: answer([ord(name)], 6) for name in "abcd"}
+    assert bench.shards.replays == [(3, known)]
 
 
-def test_step_numbers_begin_where_asked() -> None:
-    # Given an engine that follows another in the same epoch
-    bench = Bench(first_step=5000)
-    # When it sends steps
+def test_a_step_boundary_comes_when_all_steps_are_done() -> None:
+    # Given two steps in flight
+    bench = Bench(tiny_plan(stages=2))
     bench.engine.accept(new_sequence("a", [1]))
+    bench.engine.accept(new_sequence("b", [2]))
+    # When a boundary is asked for
+    assert not bench.engine.drain()
+    bench.finish_oldest()
+    assert not bench.engine.drain()
+    bench.finish_oldest()
+    # Then it is there, and nothing was given up; without need, all goes on
+    assert bench.engine.drain()
+    assert bench.shards.given_up == []
+    bench.engine.go_on()
     bench.run()
-    # Then no number of its predecessor's is used
-    assert [step.number for step in bench.shards.sent] == [5000, 5001, 5002, 5003]
+    assert bench.notes.written == {"a": answer([1], 4), "b": answer([2], 4)}
 
 
-def test_a_step_that_cannot_be_sent_leaves_its_requests_to_the_next_sweep(
+def test_a_step_that_cannot_be_sent_is_sent_under_the_next_epoch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Given a carrier that has lost Redis
@@ -306,11 +375,11 @@ def test_a_step_that_cannot_be_sent_leaves_its_requests_to_the_next_sweep(
         broken.setattr(bench.shards, "send", refuse)
         # When a request is accepted
         bench.engine.accept(new_sequence("a", [1, 2, 3], max_tokens=4))
-    # Then it is neither failed nor held, and can be accepted again
+    # Then it is not failed, the cause is told, and it goes on with the next plan
     assert bench.notes.ended == {}
-    assert bench.engine.sequences == {}
     assert bench.engine.in_flight == {}
-    bench.engine.accept(new_sequence("a", [1, 2, 3], max_tokens=4))
+    assert isinstance(bench.shards.failures[0], ClusterUnreachable)
+    bench.recover()
     bench.run()
     assert bench.notes.written["a"] == answer([1, 2, 3], 4)
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
 from skynet.step import Row
+from skynet.store.requests import Options, Record
+from skynet.text import StopStrings, Text
 
 Batch = list[tuple[Sequence, Row]]
 
@@ -87,17 +89,118 @@ def test_slots_are_given_first_come_first_served() -> None:
     assert list(scheduler) == [sequence for sequence, _ in following]
 
 
-def test_forgotten_slots_are_computed_again_from_the_start() -> None:
-    # Given a sequence with some tokens
+def asked(name: str, priority: int, arrival: int, *, state: str = "waiting") -> Sequence:
+    """A sequence of a record that says all this."""
+    record = Record(
+        name, (1, 2), Options(), 0.0, 1e12, state=state, arrival=arrival, priority=priority
+    )
+    return Sequence(record, Text({}).detokenizer(), StopStrings(()), frozenset(), 512)
+
+
+def test_who_waits_with_a_higher_priority_goes_first_and_equals_by_arrival() -> None:
+    # Given a sequence that runs, and others that come in another order than their records did
+    scheduler = filled(1, 1, 100, 3)
+    running = scheduler.next_batch()
+    for name, priority, arrival in (
+        ("c", 0, 3),
+        ("a", 0, 1),
+        ("d", 9, 4),
+        ("b", 5, 2),
+        ("e", 9, 5),
+    ):
+        scheduler.add(asked(name, priority, arrival))
+    # Then the running one is not interrupted, and the others wait in line
+    assert [sequence.id for sequence in scheduler] == ["0", "d", "e", "b", "a", "c"]
+    finish(running)
+    assert [sequence.id for sequence, _ in scheduler.next_batch()] == ["0"]
+
+
+def test_who_ran_under_another_orchestrator_goes_before_all_that_wait() -> None:
+    # Given one that waits with the highest priority
+    scheduler = Scheduler(1, 1, 100)
+    scheduler.add(asked("urgent", 9, 1))
+    # When one is taken up again that was running
+    scheduler.add(asked("replayed", 0, 2, state="running"))
+    # Then that has the slot
+    assert [sequence.id for sequence, _ in scheduler.next_batch()] == ["replayed"]
+
+
+def test_after_a_reset_all_is_computed_again_from_the_start() -> None:
+    # Given a sequence with some tokens, in flight
     scheduler = filled(1, 1, 100, 3)
     finish(scheduler.next_batch())
     finish(scheduler.next_batch())
+    assert scheduler.next_batch()
+    assert scheduler.next_batch() == []
     # When its slot is lost
-    scheduler.forget_computed()
+    scheduler.reset(1)
     # Then prompt and answer so far are one prefill
     ((_, row),) = scheduler.next_batch()
     assert (row.start, row.tokens, row.prompt_length) == (0, (0, 1, 2, 1, 1), 3)
     assert row.want is not None
+
+
+def test_a_reset_keeps_the_order_and_gives_slots_anew() -> None:
+    # Given three that run, the first of which ends, and two that wait, one of them urgent
+    scheduler = filled(3, 1, 100, 2, 2, 2)
+    finish(scheduler.next_batch())
+    scheduler.remove(scheduler.running[0])
+    scheduler.add(asked("later", 0, 7))
+    finish(scheduler.next_batch())
+    for name, priority in (("calm", 0), ("urgent", 9)):
+        scheduler.add(asked(name, priority, 8))
+    assert [s.slot for s in scheduler.running] == [1, 2, 0]
+    # When all slots are lost
+    scheduler.reset(2)
+    # Then who ran has a slot again, in order, and who waited waits
+    assert [(s.id, s.slot, s.computed) for s in scheduler] == [
+        ("1", 0, 0),
+        ("2", 1, 0),
+        ("later", 2, 0),
+        ("urgent", None, 0),
+        ("calm", None, 0),
+    ]
+    # And batches are shared out for the new number of stages
+    assert [len(scheduler.next_batch()) for _ in range(3)] == [2, 1, 0]
+
+
+def test_a_reset_to_fewer_slots_lets_the_rest_wait_in_front() -> None:
+    # Given three that run and one that waits
+    scheduler = filled(3, 1, 100, 2, 2, 2, 2)
+    scheduler.next_batch()
+    # When there is one slot only, and an urgent one comes
+    scheduler.reset(1, num_slots=1)
+    scheduler.add(asked("urgent", 9, 1))
+    # Then
+    assert [s.id for s in scheduler.running] == ["0"]
+    assert [s.id for s in scheduler.waiting] == ["1", "2", "urgent", "3"]
+
+
+def test_a_suspect_is_batched_alone_and_holds_nobody_up() -> None:
+    # Given four that run, two of them suspect
+    scheduler = filled(4, 1, 100, 2, 2, 2, 2)
+    finish(scheduler.next_batch())
+    suspects = {"1", "3"}
+    for sequence in scheduler:
+        sequence.suspect = sequence.id in suspects
+    # When batches are made
+    batches = []
+    for _ in range(8):
+        batch = scheduler.next_batch()
+        batches.append({sequence.id for sequence, _ in batch})
+        finish(batch)
+    # Then a suspect is always alone, and all take turns
+    assert batches == [{"1"}, {"0", "2"}, {"3"}, {"0", "2"}] * 2
+
+
+def test_suspects_alone_leave_no_batch_empty() -> None:
+    # Given two sequences, both suspect, and two batches in flight
+    scheduler = filled(2, 2, 100, 2, 2)
+    scheduler.reset(2)
+    for sequence in (*scheduler.running, *scheduler.waiting):
+        sequence.suspect = True
+    # Then each has a batch of its own, and there is no third
+    assert [[s.id for s, _ in scheduler.next_batch()] for _ in range(3)] == [["0"], ["1"], []]
 
 
 @given(data=st.data())
@@ -110,7 +213,7 @@ def test_no_slot_twice_and_every_token_once(data: st.DataObject) -> None:
     flying: list[Batch] = []
     # When sequences join and leave in any order
     for number in range(data.draw(st.integers(1, 25))):
-        action = data.draw(st.sampled_from(["add", "step", "step", "finish", "leave"]))
+        action = data.draw(st.sampled_from(["add", "step", "step", "finish", "leave", "reset"]))
         if action == "add":
             prompt = range(data.draw(st.integers(1, 20)))
             scheduler.add(new_sequence(str(number), prompt, max_tokens=100))
@@ -128,6 +231,11 @@ def test_no_slot_twice_and_every_token_once(data: st.DataObject) -> None:
             idle = [sequence for sequence in scheduler if not sequence.in_flight]
             if idle:
                 scheduler.remove(data.draw(st.sampled_from(idle)))
+        elif action == "reset":
+            before = [sequence.id for sequence in scheduler]
+            scheduler.reset(num_batches)
+            flying, computed = [], {}
+            assert [sequence.id for sequence in scheduler] == before
         # And no slot has two sequences
         slots = [sequence.slot for sequence in scheduler.running]
         assert len(slots) == len(set(slots)) <= num_slots

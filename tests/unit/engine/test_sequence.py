@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from skynet.engine.sequence import Sequence
-from skynet.text import Text
+from skynet.store.requests import Options, Record
+from skynet.text import StopStrings, Text
 
 LETTERS = "abcdefgh "
 
@@ -141,3 +142,60 @@ def test_timings_count_from_submission() -> None:
     assert timings["first_token_s"] == 2.0
     assert timings["decode_tokens_per_s"] == 1.0
     assert timings["total_s"] >= timings["first_token_s"]
+
+
+def test_a_replay_keeps_the_times_that_were_written_down() -> None:
+    # Given a record of two tokens that another orchestrator made, and a clock of Redis
+    record = Record(
+        "a",
+        (1,),
+        Options(max_tokens=3),
+        created=100.0,
+        deadline=1e12,
+        emitted=2,
+        started_at=101.0,
+        first_token_at=102.0,
+        last_token_at=103.0,
+    )
+    now = 106.0
+    sequence = Sequence(
+        record,
+        Text({}).detokenizer(),
+        StopStrings(()),
+        frozenset(),
+        512,
+        clock=lambda: now,
+    )
+    sequence.restore([4, 5])
+    # When its last token comes
+    sequence.append(6)
+    # Then its times count from the submission, through the pause
+    assert sequence.end().timings == {
+        "queued_s": 1.0,
+        "first_token_s": 2.0,
+        "decode_tokens_per_s": 0.5,
+        "total_s": 6.0,
+    }
+
+
+def test_a_replay_without_a_new_token_has_its_times_too() -> None:
+    # Given a record whose last token was written and its end was not
+    record = Record(
+        "a",
+        (1,),
+        Options(max_tokens=3),
+        created=100.0,
+        deadline=1e12,
+        state="running",
+        emitted=3,
+        started_at=101.0,
+        first_token_at=102.0,
+        last_token_at=104.0,
+    )
+    sequence = Sequence(record, Text({}).detokenizer(), StopStrings(()), frozenset(), 512)
+    # When it is taken up
+    sequence.restore([4, 5, 6])
+    # Then
+    assert sequence.finish_reason == "length"
+    assert sequence.timings()["decode_tokens_per_s"] == 1.0
+    assert sequence.timings()["first_token_s"] == 2.0

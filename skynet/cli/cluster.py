@@ -1,0 +1,174 @@
+"""Commands about the cluster at SKYNET_REDIS_URL: worker, split, rebalance, generate, status."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from skynet import terminal
+from skynet.cli.options import (
+    answer_options,
+    chosen,
+    interruptible,
+    model_options,
+    shape_of,
+    told_to_end,
+)
+from skynet.cli.root import main
+
+if TYPE_CHECKING:
+    from skynet.client import Client
+
+
+@main.command()
+@click.argument("model")
+@click.option("--any-shape", is_flag=True, help="The best shape for the workers that are there.")
+@click.option("--stay", is_flag=True, help="Stay, and stage again should Redis lose the weights.")
+@model_options
+def split(model: str, any_shape: bool, stay: bool, **options: Any) -> None:
+    """Stage MODEL's weights at SKYNET_REDIS_URL and ask for it to be run in stages x shards.
+
+    The orchestrator puts the plan in force as soon as there are workers for it, bound to its
+    addresses (-Q) or free for any. When workers are lost it falls back to a shape that the others
+    can hold, unless --fixed. MODEL: a Hugging Face directory, a hub id, a .gguf file, or smollm2.
+    """
+    from skynet.splitting import skysplit, stay_staged
+
+    shape = shape_of(options)
+    if any_shape:
+        shape.update(stages=None, shards=None)
+    with terminal.progress() as progress:
+        plan = skysplit(model, **shape, progress=progress)
+    terminal.err.print(f"{plan.name}, {plan.dtype}, is asked for; see `skynet status`")
+    if any_shape:
+        click.echo("celery -A skynet worker    # any number, on any machine")
+    else:
+        terminal.err.print("workers it needs, on any machine; without -Q they take any place:")
+        for stage in plan.summary()["stages"]:
+            for shard in stage["shards"]:
+                layers, heads = terminal.span(stage["layers"]), terminal.span(shard["heads"])
+                place = shard["address"]
+                click.echo(
+                    f"celery -A skynet worker -Q {place}    # layers {layers}, heads {heads}"
+                )
+    click.echo("celery -A skynet worker -Q orchestrator")
+    if stay:
+        terminal.err.print("staying to stage it again if Redis loses it; Ctrl-C ends this")
+        stay_staged(model, told_to_end())
+
+
+@main.command()
+@click.option(
+    "-Q", "--queues", "place", help="stage0.shard1 or orchestrator; any place by default."
+)
+@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+def worker(place: str | None, celery_options: tuple[str, ...]) -> None:
+    """A worker of the cluster at SKYNET_REDIS_URL: `celery -A skynet worker`, settings shown.
+
+    Without -Q it takes any place that needs a worker, and stands by until there is one. SIGTERM or
+    Ctrl-C hands its place over first; a second one does not wait. What follows `--` goes to Celery.
+    """
+    from skynet.settings import hide_password, settings
+
+    current = settings()
+    words = ["celery", "-A", "skynet", "worker", *(("-Q", place) if place else ()), *celery_options]
+    terminal.err.print(f"Redis    {hide_password(current.redis_url)}", highlight=False)
+    terminal.err.print(
+        f"Worker   {place or 'any place'}, device {current.device}, "
+        f"threads {current.threads or 'by the cores'}, lease {current.lease_s:g} s",
+        highlight=False,
+    )
+    terminal.err.print(f"Command  {' '.join(words)}", highlight=False, soft_wrap=True)
+    os.execv(sys.executable, [sys.executable, "-m", *words])
+
+
+@main.command()
+def rebalance() -> None:
+    """Let the orchestrator choose the best shape for the workers that are there, now.
+
+    Without it a worker that joins changes the shape only if that is predicted to pay for the pause;
+    `skynet status` shows why or why not.
+    """
+    from skynet.store.connection import reachable
+    from skynet.store.plans import Plans
+
+    client = client_of_settings()
+    with reachable(client.url):
+        plans = Plans(client.redis)
+        plans.require_target()
+        plans.ask_rebalance()
+    terminal.err.print("asked; `skynet status --watch` shows what comes of it")
+
+
+@main.command()
+@click.argument("prompt")
+@click.option("--timeout", type=float, help="Seconds until the request is given up.")
+@click.option(
+    "--priority",
+    type=click.IntRange(0, 9),
+    help="Who waits with a higher one runs first.  [default: 0]",
+)
+@answer_options
+def generate(prompt: str, as_json: bool, raw: bool, **options: Any) -> None:
+    """Ask the cluster at SKYNET_REDIS_URL to answer PROMPT, and stream the answer.
+
+    Ctrl-C cancels the request.
+    """
+    client = client_of_settings()
+    with interruptible():
+        generation = client.submit_prompt(prompt, raw=raw, **chosen(options))
+        try:
+            terminal.print_answer(generation, quiet=as_json)
+            completion = generation.get()
+        except KeyboardInterrupt:
+            generation.cancel()
+            raise
+    if as_json:
+        click.echo(json.dumps(completion.__dict__))
+    else:
+        timings = completion.timings
+        terminal.err.print(
+            f"[dim]{len(completion.token_ids)} tokens ({completion.finish_reason}) | first token "
+            f"{timings['first_token_s']:.2f} s | {timings['decode_tokens_per_s']:.1f} tokens/s[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+def status(as_json: bool, watch: bool) -> None:
+    """Plan, members, memory, queues, requests, latest events of the cluster at SKYNET_REDIS_URL."""
+    from skynet.settings import settings
+    from skynet.status import cluster_status
+    from skynet.store.connection import connect
+
+    url = settings().redis_url
+    client = connect(url, timeout_s=5)
+    while True:
+        found = cluster_status(client, url)
+        if as_json:
+            click.echo(json.dumps(found))
+        else:
+            if watch:
+                click.clear()
+            terminal.print_status(found)
+        if not watch:
+            return
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait(1)
+            continue
+        return
+
+
+def client_of_settings() -> Client:
+    from skynet.client import default_client
+
+    return default_client()

@@ -1,0 +1,131 @@
+"""Commands that start processes on this machine: run, up, bench."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from skynet import terminal
+from skynet.cli.options import (
+    DEFAULT_MODEL,
+    answer_options,
+    chosen,
+    interruptible,
+    model_options,
+    shape_of,
+    told_to_end,
+)
+from skynet.cli.root import main
+
+
+@main.command()
+@click.argument("prompt")
+@click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    help="A Hugging Face directory, a hub id such as Qwen/Qwen3-0.6B, a .gguf file, or smollm2.",
+)
+@model_options
+@answer_options
+def run(prompt: str, model: str, as_json: bool, raw: bool, **options: Any) -> None:
+    """A cluster on this machine, for one answer to PROMPT.
+
+    Starts an embedded Valkey, stages x shards Celery workers and an orchestrator, splits the model
+    over them, streams the answer, and leaves nothing behind.
+
+    \b
+        skynet run "Name three rivers" --stages 1 --shards 3 --max-tokens 60
+        skynet run "Once upon a time" --raw --temperature 0.8 --seed 7
+    """
+    import time
+
+    started = time.monotonic()
+    from skynet.local import LocalCluster
+
+    shape = shape_of(options)
+    check_request(prompt, options)
+    with interruptible(), terminal.progress(quiet=as_json) as progress:
+        cluster = LocalCluster(model, **shape, progress=progress)
+        cluster.start()
+    try:
+        with interruptible():
+            up_s = time.monotonic() - started
+            generation = cluster.submit_prompt(prompt, raw=raw, **chosen(options))
+            first_s = terminal.print_answer(generation, quiet=as_json, started=started)
+            completion = generation.get()
+        if as_json:
+            summary = cluster.plan.summary() if cluster.plan else {}
+            click.echo(json.dumps({**completion.__dict__, "plan": summary}))
+    finally:
+        cluster.stop()
+    if not as_json:
+        timings = completion.timings
+        terminal.err.print(
+            f"[dim]{completion.prompt_tokens} prompt tokens, {len(completion.token_ids)} tokens "
+            f"({completion.finish_reason}) | first token {timings['first_token_s']:.2f} s after "
+            f"the prompt, {first_s:.1f} s after the command (cluster up in {up_s:.1f} s) | "
+            f"{timings['decode_tokens_per_s']:.1f} tokens/s[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@main.command()
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="As of `skynet run`.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="Listen on this loopback port, not on a Unix socket; 0 takes a free one.",
+)
+@model_options
+@click.option("--spares", type=click.IntRange(min=0), default=0, help="Workers that stand by.")
+def up(model: str, port: int | None, spares: int, **options: Any) -> None:
+    """A cluster on this machine that stays until Ctrl-C or SIGTERM.
+
+    Prints its Redis URL and the commands that talk to it. A worker that dies is started again; its
+    requests go on meanwhile as far as the others can hold the model.
+    """
+    from skynet.local import LocalCluster
+
+    with interruptible(), terminal.progress() as progress:
+        cluster = LocalCluster(
+            model, **shape_of(options), port=port, spares=spares, elastic=True, progress=progress
+        )
+        cluster.start()
+    try:
+        stop = told_to_end()
+        terminal.print_up(cluster.url, cluster.workers)
+        while not stop.wait(1):
+            for name in cluster.failed_workers():
+                terminal.err.print(f"[red]{name} has ended; starting it again[/]")
+                cluster.restart_worker(name)
+    finally:
+        terminal.err.print("shutting down")
+        cluster.stop()
+
+
+@main.command()
+@click.argument("scenarios", nargs=-1)
+@click.option("--rounds", default=3, show_default=True, help="Rounds; contestants take turns.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
+    """Time SkyNet against others, side by side in one run: medians, spread and ratios.
+
+    SCENARIOS: decode, chord, exchange, batch, load, recover; all by default.
+    """
+    from skynet.bench import run_scenarios
+
+    run_scenarios(scenarios, rounds, as_json, terminal.err)
+
+
+def check_request(prompt: str, options: dict[str, Any]) -> None:
+    """Refuse what no cluster could answer, before one is started."""
+    from skynet.options import check_options
+    from skynet.prompts import check_text
+
+    check_text(prompt)
+    check_options(chosen(options), prompt_length=1, slot_tokens=sys.maxsize)

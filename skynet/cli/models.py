@@ -1,0 +1,78 @@
+"""Commands about the models that lie in Redis: models, models verify, models remove."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from skynet import terminal
+from skynet.cli.root import main
+
+
+@main.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def models(context: click.Context, as_json: bool) -> None:
+    """Models whose weights lie in the Redis at SKYNET_REDIS_URL, whole or half.
+
+    \b
+        skynet models
+        skynet models verify
+        skynet models remove 3f2a
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from dataclasses import asdict
+
+    from skynet.store.connection import connect, reachable
+    from skynet.store.staged_models import list_models
+
+    with reachable(), connect() as client:
+        found = [asdict(model) for model in list_models(client)]
+    if as_json:
+        click.echo(json.dumps({"models": found}))
+    else:
+        terminal.print_models(found)
+
+
+@models.command("remove")
+@click.argument("digest")
+@click.option("--force", is_flag=True, help="Also if it is in force.")
+def remove_staged(digest: str, force: bool) -> None:
+    """Free the weights and files of the model whose digest starts with DIGEST."""
+    from skynet.store.connection import connect, reachable
+    from skynet.store.staged_models import find_model, remove_model
+
+    with reachable(), connect() as client:
+        model = find_model(client, digest)
+        remove_model(client, model, force=force)
+    terminal.err.print(
+        f"freed {model.num_bytes / 1e6:.1f} MB of {model.name} ({model.digest[:12]})",
+        highlight=False,
+    )
+
+
+@models.command("verify")
+@click.argument("digest", default="")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def verify_staged(digest: str, as_json: bool) -> None:
+    """Read the tiles of all models, or of the one whose digest starts with DIGEST, and check them.
+
+    Exit code 1 if any tile or file is missing or corrupted.
+    """
+    from skynet.store.connection import connect, reachable
+    from skynet.store.staged_models import find_model, list_models, verify_model
+
+    with reachable(), connect() as client, terminal.progress(quiet=as_json) as progress:
+        chosen = [find_model(client, digest)] if digest else list_models(client)
+        found = {model.digest: verify_model(client, model, progress) for model in chosen}
+    if as_json:
+        click.echo(json.dumps({"broken": found}))
+    else:
+        terminal.print_verified(
+            [(model.name, model.digest, found[model.digest]) for model in chosen]
+        )
+    if any(found.values()):
+        sys.exit(1)

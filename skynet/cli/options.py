@@ -1,0 +1,116 @@
+"""Options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+DEFAULT_MODEL = "smollm2"
+COUNT = click.IntRange(min=1)
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a model is cut: shared by run, up and split."""
+    for option in reversed(
+        (
+            click.option(
+                "--stages", type=COUNT, default=2, show_default=True, help="Runs of layers."
+            ),
+            click.option(
+                "--shards", type=COUNT, default=2, show_default=True, help="Slices of each stage."
+            ),
+            click.option(
+                "--fixed",
+                is_flag=True,
+                help="Wait for lost workers, rather than go on in a smaller shape without them.",
+            ),
+            click.option(
+                "--dtype",
+                type=click.Choice(["float32", "bfloat16"]),
+                help="What workers compute in.  [default: the checkpoint's own]",
+            ),
+            click.option(
+                "--chord-span",
+                type=click.Choice(["layer", "stage", "auto"]),
+                default="auto",
+                show_default=True,
+                help="Layers that one Celery chord covers: each layer a task of its own, a whole "
+                "stage, or as many as keep the chords' cost small.",
+            ),
+            click.option(
+                "--slots",
+                "num_slots",
+                type=COUNT,
+                default=16,
+                show_default=True,
+                help="Sequences that run at once.",
+            ),
+            click.option(
+                "--slot-tokens",
+                type=COUNT,
+                help="Longest prompt and answer together.  [default: the model's positions, at "
+                "most 4096]",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a prompt is answered: shared by run and generate."""
+    for option in reversed(
+        (
+            click.option(
+                "--max-tokens", type=int, help="Longest answer, in tokens.  [default: 128]"
+            ),
+            click.option("--temperature", type=float, help="0 is greedy.  [default: 0]"),
+            click.option("--top-k", type=int, help="Sample among the k likeliest; 0 is off."),
+            click.option("--top-p", type=float, help="Sample within this probability mass."),
+            click.option("--seed", type=int, help="Same seed, same text, on any cluster."),
+            click.option("--stop", multiple=True, help="End before this text.  [repeatable]"),
+            click.option("--raw", is_flag=True, help="No chat template: continue the text."),
+            click.option(
+                "--json", "as_json", is_flag=True, help="One JSON object at the end, no stream."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def shape_of(options: dict[str, Any]) -> dict[str, Any]:
+    names = ("stages", "shards", "fixed", "dtype", "chord_span", "num_slots", "slot_tokens")
+    return {name: options.pop(name) for name in names}
+
+
+def chosen(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given: the rest is left to the cluster's defaults."""
+    return {name: value for name, value in options.items() if value not in (None, ())}
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does: with everything shut down."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def told_to_end() -> threading.Event:
+    """Set by Ctrl-C or SIGTERM, from here on."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

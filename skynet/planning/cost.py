@@ -1,0 +1,118 @@
+"""What a plan is predicted to cost: seconds a token, bytes a member, seconds to load. Pure.
+
+A model of the first order, made to compare shapes for the members there are, not to foretell times.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from skynet.models.architecture import Architecture
+from skynet.planning.plan import Plan
+from skynet.planning.split import shard_weight_bytes, slot_bytes
+
+PEER_S = 50e-6  # of a sum, for each peer: pushing, reading and adding its partial
+CHORD_S = 0.002
+LOAD_BYTES_PER_S = 300e6
+DEFAULT_SPEED = 5e9
+WORKER_BYTES = 300 * 2**20  # torch, Celery, activations: besides weights and KV cache
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A member as plans see it.
+
+    pinned: the only address it takes, or "".
+    threads: what it was told to compute with; 0: its share of the host's cores.
+    free_bytes: memory of its host that it may fill, what its weights take now included.
+    speed: bytes of weights a second for one thread.
+    """
+
+    id: str
+    host: str = ""
+    pinned: str = ""
+    cores: int = 1
+    threads: int = 0
+    speed: float = DEFAULT_SPEED
+    round_trip_s: float = 1e-4
+    free_bytes: int = 2**62
+    leaving: bool = False
+    joined: float = 0.0
+
+
+def shared_speeds(workers: Sequence[Candidate]) -> list[float]:
+    """Bytes of weights a second of each: workers of one host share its cores."""
+    neighbours = Counter(worker.host or worker.id for worker in workers)
+
+    def cores_of(worker: Candidate) -> float:
+        share = worker.cores / neighbours[worker.host or worker.id]
+        return min(worker.threads, share) if worker.threads else share
+
+    return [(worker.speed or DEFAULT_SPEED) * cores_of(worker) for worker in workers]
+
+
+def shard_weights(workers: Sequence[Candidate]) -> list[float]:
+    """What each can take in proportion to the fastest, in quarters: small differences are noise."""
+    speeds = shared_speeds(workers)
+    fastest = max(speeds)
+    return [max(0.25, round(4 * speed / fastest) / 4) for speed in speeds]
+
+
+def token_s(arch: Architecture, plan: Plan, workers: Sequence[Candidate]) -> float:
+    """Predicted seconds a token of one sequence, over workers in the order of the addresses."""
+    speeds, total, at = shared_speeds(workers), 0.0, 0
+    for stage, stage_plan in enumerate(plan.stages):
+        shards = len(stage_plan.shards)
+        slowest = max(
+            shard_weight_bytes(arch, plan, stage, shard) / speeds[at + shard]
+            for shard in range(shards)
+        )
+        trip = max(worker.round_trip_s for worker in workers[at : at + shards])
+        sums = arch.sums_per_layer * stage_plan.layers.size if shards > 1 else 0
+        total += slowest + sums * (trip + PEER_S * (shards - 1)) + CHORD_S
+        at += shards
+    return total
+
+
+def overfull(arch: Architecture, plan: Plan, workers: Sequence[Candidate]) -> str:
+    """Which worker cannot hold its slice with full KV slots, with the numbers; "" if all can."""
+    needs: Counter[str] = Counter()
+    room: dict[str, int] = {}
+    for (stage, shard), worker in zip(plan.addresses(), workers, strict=True):
+        host = worker.host or worker.id
+        weights = shard_weight_bytes(arch, plan, stage, shard)
+        needs[host] += weights + slot_bytes(arch, plan, stage, shard) + WORKER_BYTES
+        room[host] = max(room.get(host, 0), worker.free_bytes)
+    for host, need in needs.items():
+        if need > room[host]:
+            return f"{host} would need {need / 2**20:.0f} MiB and has {room[host] / 2**20:.0f} MiB"
+    return ""
+
+
+def load_s(arch: Architecture, plan: Plan, old: Plan | None, rate: float = 0.0) -> float:
+    """Predicted seconds until the slowest worker has what it lacks; it keeps what it has.
+
+    rate: bytes a second, as measured, or 0.
+    """
+    before = old.placed() if old else {}
+    longest = 0.0
+    for worker, (stage, shard) in plan.placed().items():
+        missing = float(shard_weight_bytes(arch, plan, stage, shard))
+        if old is not None and worker in before and old.model == plan.model:
+            missing *= 1 - _kept_share(old, before[worker], plan, (stage, shard))
+        longest = max(longest, missing / (rate or LOAD_BYTES_PER_S))
+    return longest
+
+
+def _kept_share(old: Plan, there: tuple[int, int], new: Plan, here: tuple[int, int]) -> float:
+    """About how much of a slice its worker has already."""
+    if (old.dtype, old.num_layers) != (new.dtype, new.num_layers):
+        return 0.0
+    layers, others = new.stages[here[0]].layers, old.stages[there[0]].layers
+    part, other = new.stages[here[0]].shards[here[1]], old.stages[there[0]].shards[there[1]]
+    common = layers.overlap(others).size / layers.size
+    if part.columns.size:
+        return common * part.columns.overlap(other.columns).size / part.columns.size
+    return common * part.heads.overlap(other.heads).size / part.heads.size

@@ -1,0 +1,286 @@
+"""Decides which plan should be in force for the members there are, and why. Pure.
+
+The answer to a join, a loss, a leave and a changed wish alike; what follows from it (loading,
+replay) is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from skynet.models.architecture import Architecture
+from skynet.names import Address
+from skynet.planning.cost import Candidate, load_s, overfull, shard_weights, token_s
+from skynet.planning.plan import Plan
+
+LEAST_GAIN = 0.1  # a join that brings less is not worth a pause
+STARTING_S = 15.0  # a worker that has a lease and is not up yet is waited for
+HORIZON_S = 60.0  # a pause must be earned back within so long
+
+Layout = Callable[[int, int, Sequence[Sequence[float]] | None], Plan]
+"""(stages, shards, weights) -> a plan of that shape with no workers; PlanError if it has none."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The shape asked for; None: any. `fixed`: never another."""
+
+    shape: tuple[int, int] | None
+    fixed: bool = False
+    revision: int = 0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do now. `plan` None: nothing changes, or nothing can.
+
+    missing: addresses that nobody can take, when that is why.
+    prepare: the plan in force works on meanwhile.
+    """
+
+    reason: str
+    plan: Plan | None = None
+    missing: tuple[str, ...] = ()
+    prepare: bool = False
+
+
+@dataclass
+class Planner:
+    """Makes decisions for one model.
+
+    load_rate: bytes a second at which members load, as measured; 0 if not yet.
+    """
+
+    arch: Architecture
+    layout: Layout
+    wish: Wish
+    load_rate: float = 0.0
+    _layouts: dict[object, Plan] = field(default_factory=dict)
+
+    def decide(
+        self,
+        current: Plan | None,
+        members: Sequence[Candidate],
+        *,
+        lost_for_s: float = 0.0,
+        settled_for_s: float = 0.0,
+        coming: bool = False,
+        force: bool = False,
+    ) -> Decision:
+        """What should be in force, given the plan that is and the members that live.
+
+        lost_for_s: how long a place of the plan in force has been empty.
+        settled_for_s: how long nobody has come or gone.
+        coming: somebody is starting and will soon be a member.
+        """
+        if current is None or current.revision != self.wish.revision:
+            return self._first(current, members, settled_for_s)
+        live = {member.id: member for member in members}
+        holders = current.placed()
+        lost = [w for w in current.workers if w not in live]
+        leaving = [w for w in holders if w in live and live[w].leaving]
+        if lost or leaving:
+            return self._replace(current, members, lost, lost_for_s, coming)
+        return self._improve(current, members, force)
+
+    # -- the first plan of a wish --------------------------------------------------------------
+
+    def _first(
+        self, current: Plan | None, members: Sequence[Candidate], settled_for_s: float
+    ) -> Decision:
+        staying = [member for member in members if not member.leaving]
+        holders = current.placed() if current else {}
+        if self.wish.shape is None:
+            if settled_for_s < 2:
+                return Decision("waiting for members to settle")
+            return self._best(staying, holders, "the best shape for the members")
+        stages, shards = self.wish.shape
+        plan = self._layout(stages, shards)
+        workers, missing = assign(plan, staying, holders)
+        if missing:
+            return Decision(f"waiting for {', '.join(missing)}", missing=missing)
+        return Decision("the shape asked for", self._placed(plan, workers))
+
+    # -- places that are or will be empty ------------------------------------------------------
+
+    def _replace(
+        self,
+        current: Plan,
+        members: Sequence[Candidate],
+        lost: list[str],
+        lost_for_s: float,
+        coming: bool,
+    ) -> Decision:
+        staying = [member for member in members if not member.leaving]
+        holders = current.placed()
+        if self.wish.shape not in (None, current.shape):
+            again = self._first(current, members, 0.0)
+            if again.plan is not None:
+                return replace(again, prepare=not lost)
+        workers, missing = assign(current, staying, holders)
+        if not missing:
+            taken = [w for w, old in zip(workers, current.workers, strict=True) if w != old]
+            plan = replace(current, workers=workers)
+            return Decision(f"{len(taken)} taken over by spares", plan, prepare=not lost)
+        if self.wish.fixed:
+            return self._empty(current, members, missing, "the shape is fixed")
+        if coming and lost_for_s < STARTING_S:
+            return Decision(f"{', '.join(missing)}: a worker is starting", missing=missing)
+        smaller = self._best(staying, holders, f"nobody can take {', '.join(missing)}", current)
+        if smaller.plan is None:
+            return self._empty(current, members, missing, smaller.reason)
+        if lost:
+            # As in renting or buying skis: wait for as long as the way out costs, at most.
+            patience = load_s(self.arch, smaller.plan, current, self.load_rate)
+            if lost_for_s < patience:
+                reason = f"{', '.join(missing)}: a replacement has {patience:.1f} s to come"
+                return Decision(reason, missing=missing)
+        return replace(smaller, prepare=not lost)
+
+    def _empty(
+        self, current: Plan, members: Sequence[Candidate], missing: tuple[str, ...], why: str
+    ) -> Decision:
+        """No plan: who leaves is let go, with an empty place left behind."""
+        leaving = {member.id for member in members if member.leaving}
+        workers = tuple("" if worker in leaving else worker for worker in current.workers)
+        reason = f"waiting for {', '.join(missing)}: {why}"
+        if workers == current.workers:
+            return Decision(reason, missing=missing)
+        return Decision(reason, replace(current, workers=workers), missing)
+
+    # -- a better plan -------------------------------------------------------------------------
+
+    def _improve(self, current: Plan, members: Sequence[Candidate], force: bool) -> Decision:
+        spares = len(members) - len(current.workers)
+        if self.wish.shape is not None:
+            if current.shape == self.wish.shape:
+                plan = self._layout(*self.wish.shape)
+                if plan.stages == current.stages:
+                    return Decision(f"in the shape asked for, {spares} spare")
+            again = self._first(current, members, 0.0)
+            if again.plan is None:
+                return Decision(f"not in the shape asked for: {again.reason}")
+            return replace(again, reason="the shape asked for is possible again", prepare=True)
+        best = self._best(members, current.placed(), "the best shape for the members")
+        if best.plan is None or best.plan.stages == current.stages:
+            return Decision(f"no shape is better for these members, {spares} spare")
+        by_id = {member.id: member for member in members}
+        now_s = token_s(self.arch, current, [by_id[w] for w in current.workers])
+        then_s = token_s(self.arch, best.plan, [by_id[w] for w in best.plan.workers])
+        pause_s = load_s(self.arch, best.plan, current, self.load_rate)
+        gain = 1 - then_s / now_s
+        told = (
+            f"{_shape(best.plan)} would take {then_s * 1000:.1f} ms a token against "
+            f"{now_s * 1000:.1f} ({gain:+.0%}), after {pause_s:.1f} s of loading"
+        )
+        if force or (gain >= LEAST_GAIN and gain * HORIZON_S > pause_s):
+            return Decision(told, best.plan, prepare=True)
+        return Decision(f"{told}: not worth it, {spares} spare")
+
+    def _best(
+        self,
+        members: Sequence[Candidate],
+        holders: Mapping[str, tuple[int, int]],
+        why: str,
+        broken: Plan | None = None,
+    ) -> Decision:
+        """The fastest shape that the members can fill and hold.
+
+        broken: the plan that works no more; then what is soon there counts as well.
+        """
+        found: list[tuple[float, float, int, Plan]] = []
+        refused = ""
+        for stages, shards in self._shapes(len(members)):
+            draft = self._layout(stages, shards)
+            workers, missing = assign(draft, members, holders)
+            if missing:
+                continue
+            by_id = {member.id: member for member in members}
+            chosen = [by_id[worker] for worker in workers]
+            plan = self._placed(self._weighted(stages, shards, chosen), workers)
+            problem = overfull(self.arch, plan, chosen)
+            if problem:
+                refused = f"{_shape(plan)} does not fit: {problem}"
+                continue
+            pause_s = load_s(self.arch, plan, broken, self.load_rate) if broken else 0.0
+            found.append((token_s(self.arch, plan, chosen), pause_s, stages, plan))
+        if not found:
+            return Decision(f"{why}; {refused or 'no members for any plan'}")
+        fastest = min(found)[0]
+        best = min(found, key=lambda item: (item[0] / fastest + item[1] / HORIZON_S, item[2]))
+        return Decision(why, best[3])
+
+    def _shapes(self, most: int) -> list[tuple[int, int]]:
+        """Every shape that so many members can fill, and the model has."""
+        return [
+            (stages, shards)
+            for stages in range(1, min(most, self.arch.num_layers) + 1)
+            for shards in range(1, min(most // stages, self.arch.num_heads) + 1)
+        ]
+
+    def _weighted(self, stages: int, shards: int, workers: Sequence[Candidate]) -> Plan:
+        weights = shard_weights(workers)
+        return self._layout(
+            stages, shards, [weights[at * shards : (at + 1) * shards] for at in range(stages)]
+        )
+
+    def _layout(
+        self, stages: int, shards: int, weights: Sequence[Sequence[float]] | None = None
+    ) -> Plan:
+        key = (stages, shards, str(weights))
+        if key not in self._layouts:
+            self._layouts[key] = self.layout(stages, shards, weights)
+        return self._layouts[key]
+
+    def _placed(self, plan: Plan, workers: tuple[str, ...]) -> Plan:
+        return replace(plan, workers=workers, revision=self.wish.revision)
+
+
+def assign(
+    layout: Plan, members: Sequence[Candidate], holders: Mapping[str, tuple[int, int]]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(member ids in the order of the addresses, addresses that nobody can take).
+
+    Who has an address keeps it; then who is pinned to it; then elastic members without a place;
+    then those whose place the layout has not. Pinned members take no other address. Only where
+    that leaves an address empty, an elastic holder makes room for one that is pinned.
+    """
+    keep = _assign(layout, members, holders, holders)
+    if not keep[1]:
+        return keep
+    pinned = {member.id for member in members if member.pinned}
+    staying = {worker: place for worker, place in holders.items() if worker in pinned}
+    move = _assign(layout, members, staying, holders)
+    return move if len(move[1]) < len(keep[1]) else keep
+
+
+def _assign(
+    layout: Plan,
+    members: Sequence[Candidate],
+    staying: Mapping[str, tuple[int, int]],
+    holders: Mapping[str, tuple[int, int]],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """`staying`: those of the holders whose address comes before everything."""
+    names = {address: str(Address(*address)) for address in layout.addresses()}
+    rules: list[Callable[[Candidate, tuple[int, int]], bool]] = [
+        lambda m, a: staying.get(m.id) == a and m.pinned in ("", names[a]),
+        lambda m, a: m.pinned == names[a],
+        lambda m, a: not m.pinned and holders.get(m.id) == a,
+        lambda m, a: not m.pinned and m.id not in holders,
+        lambda m, a: not m.pinned,
+    ]
+    free = sorted((m for m in members if not m.leaving), key=lambda m: (m.joined, m.id))
+    chosen: dict[tuple[int, int], str] = {}
+    for fits in rules:
+        for address in names:
+            member = next((m for m in free if fits(m, address)), None)
+            if address not in chosen and member is not None:
+                chosen[address] = member.id
+                free.remove(member)
+    missing = tuple(name for address, name in names.items() if address not in chosen)
+    return tuple(chosen.get(address, "") for address in names), missing
+
+
+def _shape(plan: Plan) -> str:
+    return f"{len(plan.stages)}x{plan.num_shards}"

@@ -1,0 +1,51 @@
+"""What happened to the cluster: joins, losses, plans, replays; the newest some hundred."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis
+
+from skynet import names
+
+KEPT = 500
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened.
+
+    at: Redis's clock, unix seconds. duration_s: 0 where there is none.
+    """
+
+    at: float
+    kind: str  # joined, lost, leaving, left, plan, prepare, ready, replay, leader, redis, wait
+    text: str
+    duration_s: float = 0.0
+
+
+class Events:
+    """The log of one Redis."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+
+    def add(self, kind: str, text: str, duration_s: float = 0.0) -> None:
+        fields: dict[Any, Any] = {"k": kind, "t": text}
+        if duration_s:
+            fields["d"] = f"{duration_s:.3f}"
+        self.client.xadd(names.EVENTS_KEY, fields, maxlen=KEPT, approximate=True)
+
+    def latest(self, count: int) -> list[Event]:
+        """The newest events, oldest first."""
+        found = cast(list[Any], self.client.xrevrange(names.EVENTS_KEY, count=count))
+        return [
+            Event(
+                int(entry.split(b"-")[0]) / 1000,
+                fields[b"k"].decode(),
+                fields[b"t"].decode(),
+                float(fields.get(b"d", 0)),
+            )
+            for entry, fields in reversed(found)
+        ]

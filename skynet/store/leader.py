@@ -1,0 +1,138 @@
+"""Which orchestrator leads: a lease with a fencing token.
+
+The token is the leader key's value, "TERM:ID". Every script in which an orchestrator writes
+compares it first, so that one whose lease has passed to another can write nothing, however late
+it wakes (Kleppmann, "How to do distributed locking", 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any, cast
+
+import redis
+
+from skynet import names
+from skynet.errors import Fenced
+
+# First line of every fenced script: KEYS[1] is the leader key, ARGV[1] the fence; "" is not
+# checked (tools and tests).
+GUARD = """
+if ARGV[1] ~= '' and redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return redis.error_reply('FENCED another orchestrator leads')
+end
+"""
+
+# KEYS: leader, term, epoch. ARGV: id, lease in ms, the last term and epoch that the caller knows.
+# Counters never go back, even if Redis lost its memory. Replies the fence, or "" if another leads.
+ACQUIRE = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return '' end
+local term = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[3])) + 1
+redis.call('SET', KEYS[2], term)
+if tonumber(redis.call('GET', KEYS[3]) or '0') < tonumber(ARGV[4]) then
+  redis.call('SET', KEYS[3], ARGV[4])
+end
+local fence = term .. ':' .. ARGV[1]
+redis.call('SET', KEYS[1], fence, 'PX', ARGV[2])
+return fence
+"""
+
+# KEYS: leader, term. ARGV: fence, lease in ms, term. Replies 1 held, 0 lost, -1 Redis has forgotten
+# everything. A lease that ran out is taken up again if nobody had it in between.
+RENEW = """
+local holder = redis.call('GET', KEYS[1])
+if holder == ARGV[1] then
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  return 1
+end
+local term = redis.call('GET', KEYS[2])
+if not term or tonumber(term) < tonumber(ARGV[3]) then return -1 end
+if not holder and term == ARGV[3] then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  return 1
+end
+return 0
+"""
+
+# KEYS: leader. ARGV: fence.
+RESIGN = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end"
+
+
+class Held(Enum):
+    """What became of a lease."""
+
+    YES = 1
+    LOST = 0
+    WIPED = -1  # Redis has started again without its data
+
+
+@contextmanager
+def fenced() -> Iterator[None]:
+    """Turn a script's refusal into Fenced."""
+    try:
+        yield
+    except redis.ResponseError as error:
+        if str(error).startswith("FENCED"):
+            raise Fenced("another orchestrator leads: this one may write nothing") from None
+        raise
+
+
+class Leadership:
+    """One orchestrator's claim to lead. Not thread-safe, except `fence`."""
+
+    def __init__(self, client: redis.Redis, member: str, lease_s: float) -> None:
+        self.client = client
+        self.member = member
+        self.lease_ms = int(lease_s * 1000)
+        self.fence = ""  # while it leads
+        self._term = 0
+        self._acquire = client.register_script(ACQUIRE)
+        self._renew = client.register_script(RENEW)
+        self._resign = client.register_script(RESIGN)
+
+    @property
+    def leads(self) -> bool:
+        return bool(self.fence)
+
+    def acquire(self, epoch: int = 0) -> bool:
+        """Try to become the leader. `epoch`: of the last plan this process knows."""
+        keys = [names.LEADER_KEY, names.TERM_KEY, names.EPOCH_KEY]
+        arguments: list[Any] = [self.member, self.lease_ms, self._term, epoch]
+        fence = cast(bytes, self._acquire(keys=keys, args=arguments)).decode()
+        if fence:
+            self._term = int(fence.partition(":")[0])
+            self.fence = fence
+        return bool(fence)
+
+    def renew(self) -> Held:
+        """Keep the lease."""
+        keys = [names.LEADER_KEY, names.TERM_KEY]
+        arguments: list[Any] = [self.fence, self.lease_ms, self._term]
+        return Held(int(cast(int, self._renew(keys=keys, args=arguments))))
+
+    def depose(self, holder: str) -> None:
+        """Take the lease from a leader that is dead. Safe even if it is not: it is fenced then."""
+        self._resign(keys=[names.LEADER_KEY], args=[holder])
+
+    def holder(self) -> str:
+        """The fence of whoever leads, or ""."""
+        found = cast("bytes | None", self.client.get(names.LEADER_KEY))
+        return found.decode() if found else ""
+
+    def lose(self) -> None:
+        """It has passed to another, or is gone."""
+        self.fence = ""
+
+    def resign(self) -> None:
+        """Give the lease back at once."""
+        fence, self.fence = self.fence, ""
+        if fence:
+            self._resign(keys=[names.LEADER_KEY], args=[fence])
+
+
+def leader_of(client: redis.Redis) -> str:
+    """The id of the orchestrator that leads, or ""."""
+    holder = cast("bytes | None", client.get(names.LEADER_KEY))
+    return holder.decode().partition(":")[2] if holder else ""

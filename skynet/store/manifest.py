@@ -1,0 +1,156 @@
+"""What a staged checkpoint consists of: the manifest, and how tensors are cut into tiles.
+
+Data only; does not know how any of it gets into Redis.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from skynet import names
+from skynet.errors import SkynetError
+from skynet.planning.ranges import Range
+
+FORMAT = 1
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+TRAVELS_AS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+# What the codec and Redis' string header add to a tile's data. Left free in each tile: one byte
+# above a power of two, jemalloc takes a quarter more.
+TILE_HEADER_BYTES = 64
+
+
+@dataclass(frozen=True)
+class TileName:
+    """One tile of a staged model."""
+
+    tensor: str
+    index: int
+
+    def key(self, digest: str) -> str:
+        return names.tile_key(digest, self.tensor, self.index)
+
+    def __str__(self) -> str:
+        return f"tile {self.index} of {self.tensor}"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Indices [start, stop) of a tensor along its axis, and the CRC-32 of their bytes in Redis."""
+
+    start: int
+    stop: int
+    checksum: int
+
+
+@dataclass(frozen=True)
+class StagedTensor:
+    """One tensor as it lies in Redis: cut along `axis` into tiles."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    axis: int
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that was staged of one checkpoint."""
+
+    digest: str
+    name: str
+    config: dict[str, Any]
+    tensors: dict[str, StagedTensor]
+    files: tuple[str, ...]
+    num_bytes: int
+
+    @property
+    def num_tiles(self) -> int:
+        return sum(len(tensor.tiles) for tensor in self.tensors.values())
+
+    def tile(self, name: TileName) -> Tile | None:
+        """The tile of that name, or None: there is none."""
+        tensor = self.tensors.get(name.tensor)
+        if tensor is None or not 0 <= name.index < len(tensor.tiles):
+            return None
+        return tensor.tiles[name.index]
+
+    def tile_names(self) -> Iterator[TileName]:
+        for name, tensor in self.tensors.items():
+            yield from (TileName(name, index) for index in range(len(tensor.tiles)))
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "digest": self.digest,
+                "name": self.name,
+                "config": self.config,
+                "files": self.files,
+                "num_bytes": self.num_bytes,
+                "tensors": {
+                    name: [
+                        tensor.shape,
+                        tensor.dtype,
+                        tensor.axis,
+                        [[tile.start, tile.stop, tile.checksum] for tile in tensor.tiles],
+                    ]
+                    for name, tensor in self.tensors.items()
+                },
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Manifest:
+        data = json.loads(text)
+        if data.get("format") != FORMAT:
+            raise SkynetError(
+                f"the staged model is of format {data.get('format')}, this SkyNet reads {FORMAT}: "
+                "stage it again with `skynet split`"
+            )
+        tensors = {
+            name: StagedTensor(tuple(shape), dtype, axis, tuple(Tile(*tile) for tile in tiles))
+            for name, (shape, dtype, axis, tiles) in data["tensors"].items()
+        }
+        return cls(
+            data["digest"],
+            data["name"],
+            data["config"],
+            tensors,
+            tuple(data["files"]),
+            data["num_bytes"],
+        )
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """What to stage of one tensor: its name in the source, and how it is cut."""
+
+    source_name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axis: int
+
+    @property
+    def num_bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * ITEM_BYTES[self.dtype]
+
+    @property
+    def bytes_per_index(self) -> int:
+        return max(1, self.num_bytes // max(1, self.shape[self.axis]))
+
+    def indices_per_tile(self, tile_bytes: int) -> int:
+        """How many indices fit into a tile that takes `tile_bytes` in Redis; at least one."""
+        return max(1, (tile_bytes - TILE_HEADER_BYTES) // self.bytes_per_index)
+
+    def num_tiles(self, tile_bytes: int) -> int:
+        return -(-self.shape[self.axis] // self.indices_per_tile(tile_bytes))
+
+    def tile_ranges(self, tile_bytes: int) -> Iterator[Range]:
+        length, step = self.shape[self.axis], self.indices_per_tile(tile_bytes)
+        for start in range(0, length, step):
+            yield Range(start, min(start + step, length))

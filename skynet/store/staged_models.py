@@ -1,0 +1,157 @@
+"""Which models lie in Redis, whole or half, and freeing them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import redis
+
+from skynet import names
+from skynet.errors import BadRequest, NoModel, SkynetError
+from skynet.store.manifest import Manifest
+from skynet.store.plans import Plans
+from skynet.store.staging import KEYS_AT_ONCE, drop_model
+from skynet.store.staging_lock import LOCK_S, StagingLock
+from skynet.store.weights import WeightStore
+
+Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class StagedModel:
+    """One model as it lies in Redis.
+
+    num_bytes: what its keys hold. tiles, tiles_wanted: those there are, and those there should be;
+    the latter is 0 where no manifest says so.
+    """
+
+    digest: str
+    name: str
+    num_bytes: int
+    tiles: int
+    tiles_wanted: int
+    complete: bool
+    in_force: bool
+    being_staged: bool
+
+
+def list_models(client: redis.Redis) -> list[StagedModel]:
+    """All models of which anything is in Redis, by name. Reads no weights."""
+    keys: dict[str, list[bytes]] = defaultdict(list)
+    for key in client.scan_iter(match=names.model_keys("*"), count=KEYS_AT_ONCE):
+        keys[names.digest_of(key)].append(key)
+    used = digests_in_force(client)
+    found = [_describe(client, digest, own, used) for digest, own in keys.items()]
+    return sorted(found, key=lambda model: (model.name, model.digest))
+
+
+def digests_in_force(client: redis.Redis) -> set[str]:
+    """Models that are asked for, or that a plan is of."""
+    plans = Plans(client)
+    target, plan = plans.target(), plans.current()
+    return {found.model for found in (target, plan) if found is not None}
+
+
+def find_model(client: redis.Redis, prefix: str) -> StagedModel:
+    """The one model whose digest starts so.
+
+    Raises:
+        NoModel, BadRequest: none does, or several do.
+    """
+    found = [model for model in list_models(client) if model.digest.startswith(prefix)]
+    if not found:
+        raise NoModel(
+            f"no model in Redis has a digest that starts with {prefix!r}: see `skynet models`"
+        )
+    if len(found) > 1:
+        shown = ", ".join(model.digest[:16] for model in found)
+        raise BadRequest(f"{prefix!r} starts the digests of {shown}: give more of it")
+    return found[0]
+
+
+def remove_model(
+    client: redis.Redis, model: StagedModel, *, force: bool = False, lock_s: float = LOCK_S
+) -> int:
+    """Free its manifest, tiles and files; how many keys.
+
+    Raises:
+        BadRequest: it is in force, and this is not forced; or it is being staged.
+    """
+    if not force and model.digest in digests_in_force(client):
+        raise BadRequest(
+            f"{model.name} ({model.digest[:12]}) is in force: workers that start or move could not "
+            "load it any more. Split another model first, or add --force"
+        )
+    lock = StagingLock(client, model.digest, lock_s)
+    if not lock.acquire():
+        raise BadRequest(
+            f"{model.name} ({model.digest[:12]}) is being staged: wait until that has ended; if "
+            f"its process was killed, {lock_s:g} s"
+        )
+    try:
+        return drop_model(client, lock)
+    finally:
+        client.delete(names.bad_tiles_key(model.digest))
+        lock.release()
+
+
+def verify_model(
+    client: redis.Redis, model: StagedModel, progress: Progress | None = None
+) -> list[str]:
+    """Read all of it; the tiles and files that are missing or corrupted, in words."""
+    store = WeightStore(client)
+    manifest = _readable_manifest(client, model.digest)
+    if manifest is None:
+        return ["the manifest"]
+    done = 0
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if progress:
+            progress("checking", min(done, manifest.num_bytes), manifest.num_bytes)
+
+    broken = [str(tile) for tile in store.verify(manifest, advance)]
+    return broken + [f"file {name}" for name in store.missing_files(manifest)]
+
+
+def _describe(client: redis.Redis, digest: str, keys: list[bytes], used: set[str]) -> StagedModel:
+    present = set(keys)
+    tiles = sum(names.is_tile_key(key) for key in present)
+    manifest = _readable_manifest(client, digest)
+    complete = manifest is not None and all(key.encode() in present for key in _keys_of(manifest))
+    return StagedModel(
+        digest=digest,
+        name=manifest.name if manifest else "?",
+        num_bytes=_stored_bytes(client, keys),
+        tiles=tiles,
+        tiles_wanted=manifest.num_tiles if manifest else 0,
+        complete=complete,
+        in_force=digest in used,
+        being_staged=names.staging_lock_key(digest).encode() in present,
+    )
+
+
+def _readable_manifest(client: redis.Redis, digest: str) -> Manifest | None:
+    try:
+        return WeightStore(client).manifest(digest)
+    except SkynetError:  # of another SkyNet's format: listed, and can be removed
+        return None
+
+
+def _keys_of(manifest: Manifest) -> Iterator[str]:
+    yield from (tile.key(manifest.digest) for tile in manifest.tile_names())
+    yield from (names.file_key(manifest.digest, name) for name in manifest.files)
+
+
+def _stored_bytes(client: redis.Redis, keys: list[bytes]) -> int:
+    strings = [key for key in keys if not key.endswith(b":bad")]
+    total = 0
+    for at in range(0, len(strings), KEYS_AT_ONCE):
+        with client.pipeline(transaction=False) as pipeline:
+            for key in strings[at : at + KEYS_AT_ONCE]:
+                pipeline.strlen(key)
+            total += sum(pipeline.execute())
+    return total

@@ -1,0 +1,270 @@
+"""The processes under attack, and a supervisor that restarts what died, as Docker's would."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import redis
+
+from skynet import names
+from skynet.guardian import Guardian
+from tests.chaos.server import PersistentServer
+from tests.cluster.proxy import Proxy
+
+ROOT = Path(__file__).parents[2]
+LEAVE_S = 90.0  # a polite leave takes no longer, or is wrong
+STOP_S = 15.0
+ENVIRONMENT = {
+    "SKYNET_THREADS": "1",
+    "SKYNET_LEASE_S": "2",
+    "SKYNET_STEP_TIMEOUT_S": "10",
+    "SKYNET_EXCHANGE_TIMEOUT_S": "5",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place for one worker process, which is filled again when its process ends.
+
+    queue: what it is started with by `-Q`; "" for none.
+    """
+
+    name: str
+    queue: str
+    url: str
+    log: Path
+    process: subprocess.Popen[bytes]
+    wanted: bool = True  # start another when it ends
+    killed: bool = False  # this process: by us
+    left_at: float = 0.0  # this process: when it was asked to leave, monotonic
+    stopped: int = 0  # how many faults hold it by SIGSTOP
+    restart_at: float = 0.0
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def was_up(self) -> bool:
+        """Had Celery started? Before that, a signal ends Python as it ends any program."""
+        return b" is here" in self.log.read_bytes().rpartition(b"[config]")[2]
+
+
+@dataclass
+class Exits:
+    """How processes ended that were not killed."""
+
+    polite: int = 0  # asked to leave, and left with code 0
+    wrong: list[str] = field(default_factory=list)  # asked to leave, and did not, or not with 0
+    own: list[str] = field(default_factory=list)  # nobody had asked
+
+
+class ChaosCluster:
+    """A server that keeps its data, its workers, orchestrators and a proxy for half of them.
+
+    pinned: shard workers are started with `-Q`; otherwise they take any place, and there can be
+        spares and joins.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        chance: random.Random,
+        *,
+        stages: int,
+        shards: int,
+        spares: int,
+        orchestrators: int,
+        pinned: bool,
+        environment: Mapping[str, str],
+    ) -> None:
+        self.directory = directory
+        self.server = PersistentServer(directory)
+        self.proxy = Proxy(self.server.url, random.Random(chance.random()))
+        self.exits = Exits()
+        self.pinned = pinned
+        self.slots: list[Slot] = []
+        self.shape = (stages, shards)
+        self._num_spares, self._num_orchestrators = spares, orchestrators
+        self._chance = random.Random(chance.random())  # the supervisor's alone
+        self._environment = {**os.environ, **ENVIRONMENT, **environment}
+        self._guardian = Guardian()
+        self._lock = threading.RLock()
+        self._end = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, daemon=True)
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start everything; the workers load when a model has been split."""
+        self.start_redis()
+        self.proxy.start()
+        stages, shards = self.shape
+        for stage in range(stages):
+            for shard in range(shards):
+                address = str(names.Address(stage, shard))
+                self.add_slot(f"worker-{address}", address if self.pinned else "")
+        for number in range(self._num_spares):
+            self.add_slot(f"spare-{number}", "")
+        for number in range(self._num_orchestrators):
+            self.add_slot(f"orchestrator-{number}", names.ORCHESTRATOR_QUEUE)
+        self._supervisor.start()
+
+    def stop(self) -> None:
+        """End everything."""
+        self._end.set()
+        if self._supervisor.is_alive():
+            self._supervisor.join()
+        for slot in self.slots:
+            slot.process.send_signal(signal.SIGCONT)
+            slot.process.terminate()
+        deadline = time.monotonic() + STOP_S
+        for slot in self.slots:
+            try:
+                slot.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                slot.process.kill()
+                slot.process.wait()
+        self.server.stop()
+        self.proxy.stop()
+        self._guardian.close()
+
+    def start_redis(self) -> None:
+        self.server.start()
+        self._guardian.watch(self.server.pid)
+
+    def restart_redis(self, down_s: float) -> None:
+        """Redis is gone for `down_s` seconds and comes back with its data."""
+        self._guardian.forget(self.server.pid)
+        self.server.restart(down_s)
+        self._guardian.watch(self.server.pid)
+
+    def connect(self) -> redis.Redis:
+        """A client past the proxy."""
+        return redis.Redis.from_url(self.server.url, socket_timeout=30)
+
+    # -- workers -------------------------------------------------------------------------------
+
+    @property
+    def shard_slots(self) -> list[Slot]:
+        return [slot for slot in self.slots if slot.queue != names.ORCHESTRATOR_QUEUE]
+
+    @property
+    def orchestrator_slots(self) -> list[Slot]:
+        return [slot for slot in self.slots if slot.queue == names.ORCHESTRATOR_QUEUE]
+
+    def add_slot(self, name: str, queue: str) -> Slot:
+        """Start one more worker; every second one goes through the proxy."""
+        with self._lock:
+            url = self.proxy.url if len(self.slots) % 2 else self.server.url
+            log = self.directory / f"{name}.log"
+            slot = Slot(name, queue, url, log, self._spawn(queue, url, log))
+            self.slots = [*self.slots, slot]
+            return slot
+
+    def kill(self, slot: Slot) -> None:
+        """SIGKILL."""
+        with self._lock:
+            slot.killed = True
+            slot.process.kill()
+
+    def pause(self, slot: Slot) -> None:
+        """SIGSTOP."""
+        with self._lock:
+            slot.stopped += 1
+            slot.process.send_signal(signal.SIGSTOP)
+
+    def resume(self, slot: Slot) -> None:
+        """SIGCONT, unless another fault holds it still."""
+        with self._lock:
+            slot.stopped -= 1
+            if not slot.stopped:
+                slot.process.send_signal(signal.SIGCONT)
+
+    def ask_to_leave(self, slot: Slot, wanted: bool = True) -> None:
+        """SIGTERM; `wanted`: another one is started when it has gone."""
+        with self._lock:
+            slot.wanted = wanted
+            if slot.alive() and not slot.left_at:
+                slot.left_at = time.monotonic()
+                slot.process.terminate()
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Resident bytes and number of open files of each worker that runs."""
+        found = {}
+        for slot in self.slots:
+            try:
+                process = psutil.Process(slot.process.pid)
+                found[slot.name] = (process.memory_info().rss, process.num_fds())
+            except psutil.Error:  # it has just ended
+                continue
+        return found
+
+    def all_alive(self) -> bool:
+        """Is every wanted worker there, and nobody leaving, held or too many?"""
+        with self._lock:
+            return all(
+                slot.wanted and slot.alive() and not slot.left_at and not slot.stopped
+                for slot in self.slots
+            )
+
+    def _spawn(self, queue: str, url: str, log: Path) -> subprocess.Popen[bytes]:
+        words = ["celery", "-A", "skynet", "worker", *(("-Q", queue) if queue else ())]
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**self._environment, "SKYNET_REDIS_URL": url},
+                cwd=ROOT,
+                start_new_session=True,
+            )
+        self._guardian.watch(process.pid)
+        return process
+
+    # -- the supervisor ------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        while not self._end.wait(0.05):
+            with self._lock:
+                for slot in list(self.slots):
+                    self._look_after(slot)
+
+    def _look_after(self, slot: Slot) -> None:
+        now = time.monotonic()
+        if slot.alive():
+            if slot.left_at and now - slot.left_at > LEAVE_S:
+                self.exits.wrong.append(f"{slot.name}: still there {LEAVE_S:g} s after SIGTERM")
+                self.kill(slot)
+        elif not slot.restart_at:
+            self._note_exit(slot)
+            slot.restart_at = now + self._chance.uniform(0.1, 1.5)
+        elif not slot.wanted:
+            self.slots = [other for other in self.slots if other is not slot]
+        elif now >= slot.restart_at:
+            slot.process = self._spawn(slot.queue, slot.url, slot.log)
+            slot.killed, slot.left_at, slot.restart_at = False, 0.0, 0.0
+
+    def _note_exit(self, slot: Slot) -> None:
+        code = slot.process.returncode
+        self._guardian.forget(slot.process.pid)
+        if slot.killed:
+            return
+        if code == -signal.SIGTERM and slot.left_at and not slot.was_up():
+            return
+        if not slot.left_at:
+            self.exits.own.append(f"{slot.name}: ended by itself with code {code}")
+        elif code == 0:
+            self.exits.polite += 1
+        else:
+            self.exits.wrong.append(f"{slot.name}: exit code {code} after SIGTERM")

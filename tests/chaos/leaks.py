@@ -1,0 +1,111 @@
+"""What a cluster holds, and whether it came back to that after the attack."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import redis
+
+from skynet import names
+from tests.chaos.cluster import ChaosCluster
+
+SETTLE_S = 150.0  # keys of steps have a time to live
+MEMORY_SHARE, MEMORY_BYTES = 0.1, 4 * 2**20  # Redis may grow by so much: script cache, event log
+RSS_SHARE, RSS_BYTES = 0.2, 64 * 2**20  # a worker may: allocators keep what a replay needed
+MORE_CLIENTS = 4  # connections that are opened when first needed
+UNIQUE = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27,}|[0-9a-f]{32,}")
+TRANSIENT = ("celery-task-meta-", "skynet:request:", "skynet:requests:open", "skynet:plan:next")
+# Counters, logs and bindings that exist from their first use on, one of each whatever happens.
+ONCE = ("skynet:rebalance", "_kombu.binding.")
+
+
+@dataclass(frozen=True)
+class Level:
+    """What there is. Keys are counted by kind: names without what is unique in them."""
+
+    keys: Counter[str]
+    used_bytes: int
+    clients: int
+    resident: dict[str, int]
+    files: dict[str, int]
+
+    def __str__(self) -> str:
+        most = max(self.resident.values(), default=0)
+        return (
+            f"{self.keys.total()} keys, Redis {self.used_bytes / 2**20:.1f} MiB, "
+            f"{self.clients} clients, largest worker {most / 2**20:.0f} MiB, "
+            f"most open files {max(self.files.values(), default=0)}"
+        )
+
+
+def measure(cluster: ChaosCluster, client: redis.Redis) -> Level:
+    """What the cluster holds now, without records of requests."""
+    info = client.info()
+    sizes = cluster.sizes()
+    return Level(
+        _kinds(client),
+        info["used_memory"],
+        info["connected_clients"],
+        {name: size for name, (size, _) in sizes.items()},
+        {name: number for name, (_, number) in sizes.items()},
+    )
+
+
+def forget_requests(client: redis.Redis) -> None:
+    """Delete the records of requests and results, which expire by themselves only after a day."""
+    for pattern in ("celery-task-meta-*", names.request_key("*")):
+        batch = list(client.scan_iter(pattern, count=1000))
+        for start in range(0, len(batch), 500):
+            client.delete(*batch[start : start + 500])
+
+
+def settled(cluster: ChaosCluster, client: redis.Redis, before: Level) -> tuple[Level, list[str]]:
+    """The level at rest, waiting for it to come back to `before`, and what is too much."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        now = measure(cluster, client)
+        leaks = compare(before, now)
+        if not leaks or time.monotonic() > deadline:
+            return now, leaks
+        time.sleep(0.5)
+
+
+def compare(before: Level, now: Level) -> list[str]:
+    """What has grown more than it may."""
+    leaks = []
+    for kind in sorted(before.keys.keys() | now.keys.keys()):
+        if before.keys[kind] != now.keys[kind]:
+            leaks.append(f"keys {kind}: {before.keys[kind]} before, {now.keys[kind]} after")
+    if now.used_bytes > before.used_bytes * (1 + MEMORY_SHARE) + MEMORY_BYTES:
+        leaks.append(f"Redis: {before.used_bytes} bytes before, {now.used_bytes} after")
+    if now.clients > before.clients + MORE_CLIENTS:
+        leaks.append(f"Redis: {before.clients} clients before, {now.clients} after")
+    most = max(before.files.values(), default=0)
+    for name, number in now.files.items():
+        if number > most + MORE_CLIENTS:
+            leaks.append(f"{name}: {number} open files, the most were {most} before")
+    # A spare that has taken a place holds what the one before it held: the largest is compared.
+    most = max(before.resident.values(), default=0)
+    for name, size in now.resident.items():
+        if size > most * (1 + RSS_SHARE) + RSS_BYTES:
+            leaks.append(f"{name}: {size >> 20} MiB resident, the largest was {most >> 20} before")
+    return leaks
+
+
+def _kinds(client: redis.Redis) -> Counter[str]:
+    names_found = (key.decode(errors="replace") for key in client.scan_iter(count=1000))
+    kinds = Counter[str]()
+    for name in names_found:
+        if not name.startswith((*TRANSIENT, *ONCE)):
+            kinds[UNIQUE.sub("<id>", _without_numbers(name))] += 1
+    return kinds
+
+
+def _without_numbers(name: str) -> str:
+    """The kind of a key that belongs to a step."""
+    if name.startswith("x:"):
+        return "x:<exchange>"
+    return re.sub(r"^(skynet:(step|hidden|chord|member)):.*", r"\1:<id>", name)

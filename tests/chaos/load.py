@@ -1,0 +1,211 @@
+"""The load: client threads that ask, read, come back, cancel, and write down what they saw."""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import kombu.exceptions
+import kombu.pools
+import redis
+
+from skynet.client import Client, Generation
+from skynet.errors import ClusterUnreachable, RequestCancelled, SkynetError
+
+T = TypeVar("T")
+UNREACHABLE = (
+    ClusterUnreachable,
+    redis.ConnectionError,
+    redis.TimeoutError,
+    kombu.exceptions.OperationalError,
+    ConnectionError,
+)
+MODES = {"read": 4, "wait": 2, "come back": 3, "cancel": 1}
+GRACE_S = 20.0  # beyond a request's deadline, a client that still waits hangs
+RETRY_S = 0.2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt and its options; equal cases have equal answers."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "prompt"}
+
+
+@dataclass
+class Outcome:
+    """What one client saw of one request.
+
+    reads: for each time it took hold of the stream, the index it asked from and what came.
+    answer: the tokens of the result, where the client waited for that.
+    """
+
+    id: str
+    case: Case
+    mode: str
+    reads: list[tuple[int, list[tuple[int, int]]]] = field(default_factory=list)
+    answer: list[int] | None = None
+    cancelled: bool = False
+    problem: str = ""
+    seconds: float = 0.0
+
+
+class Load:
+    """`num_clients` threads, each with one request under way at any time."""
+
+    def __init__(
+        self,
+        url: str,
+        cases: list[Case],
+        chance: random.Random,
+        num_clients: int,
+        request_timeout_s: float,
+    ) -> None:
+        self.outcomes: list[Outcome] = []
+        self.problems: list[str] = []  # of clients, before they had a request
+        self.last_token = 0.0  # when a client last saw one, monotonic
+        self.num_retries = 0  # submissions that were tried again: Redis did not answer
+        self._cases = cases
+        self._timeout_s = request_timeout_s
+        self._end = threading.Event()
+        seeds = [chance.random() for _ in range(num_clients)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(url, random.Random(seed)), daemon=True)
+            for seed in seeds
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def finish(self) -> list[str]:
+        """Ask nothing new, wait for what runs; clients that hang are told."""
+        self._end.set()
+        deadline = time.monotonic() + self._timeout_s + 2 * GRACE_S
+        for thread in self._threads:
+            thread.join(max(0.1, deadline - time.monotonic()))
+        kombu.pools.reset()  # our own connections, so that those of the cluster can be counted
+        gc.collect()
+        late = sum(thread.is_alive() for thread in self._threads)
+        return self.problems + ([f"{late} clients hang"] if late else [])
+
+    def _run(self, url: str, chance: random.Random) -> None:
+        while not self._end.is_set():
+            client = Client(url)
+            try:
+                for _ in range(10):  # then as a new process would, with new connections
+                    if not self._end.is_set():
+                        self._one(client, chance)
+            except Exception as error:  # a refusal, say: it is wrong, and the report tells
+                self.problems.append(f"submission: {type(error).__name__}: {error}")
+                self._end.wait(RETRY_S)
+            finally:
+                client.close()
+
+    def _one(self, client: Client, chance: random.Random) -> None:
+        case = chance.choice(self._cases)
+        mode = chance.choices(list(MODES), list(MODES.values()))[0]
+        started = time.monotonic()
+        deadline = started + self._timeout_s + GRACE_S
+        generation = self._submit(client, case)
+        if generation is None:
+            return
+        outcome = Outcome(generation.id, case, mode)
+        self.outcomes.append(outcome)
+        watcher = _Watcher(client, outcome, chance, deadline, self._note_token)
+        try:
+            watcher.wait() if mode == "wait" else watcher.read()
+        except RequestCancelled:
+            outcome.cancelled = True
+        except Exception as error:  # whatever it is, it is wrong, and the report tells
+            outcome.problem = f"{type(error).__name__}: {error}"
+        outcome.seconds = time.monotonic() - started
+
+    def _note_token(self) -> None:
+        self.last_token = time.monotonic()
+
+    def _submit(self, client: Client, case: Case) -> Generation | None:
+        while not self._end.is_set():
+            try:
+                return client.submit_prompt(case.prompt, timeout=self._timeout_s, **case.options)
+            except UNREACHABLE:
+                self.num_retries += 1
+                self._end.wait(RETRY_S)
+        return None
+
+
+class _Watcher:
+    """One client and its request."""
+
+    def __init__(
+        self,
+        client: Client,
+        outcome: Outcome,
+        chance: random.Random,
+        deadline: float,
+        note_token: Callable[[], None],
+    ) -> None:
+        self.client = client
+        self.outcome = outcome
+        self.chance = chance
+        self.deadline = deadline
+        self.note_token = note_token
+        self.until_cancel = chance.randrange(0, 100) if outcome.mode == "cancel" else -1
+
+    def wait(self) -> None:
+        """For the whole answer, as a caller of `get` does."""
+
+        def get() -> list[int]:
+            left = max(1.0, self.deadline - time.monotonic())
+            return Generation(self.outcome.id, self.client).get(timeout=left).token_ids
+
+        self.outcome.answer = self._patiently(get)
+
+    def read(self) -> None:
+        """The stream, taking hold of it again when asked to or when the connection went away."""
+        while not self._patiently(self._read_on):
+            pass
+
+    def _read_on(self) -> bool:
+        """Read from where the last time ended, or a little before; True at the end."""
+        last = self.outcome.reads[-1] if self.outcome.reads else (0, [])
+        start = max(0, last[0] + len(last[1]) - self.chance.choice((0, 0, 3)))
+        seen: list[tuple[int, int]] = []
+        self.outcome.reads.append((start, seen))
+        for token in Generation(self.outcome.id, self.client).tokens(start):
+            if token.index < 0:  # text that was held back
+                continue
+            seen.append((token.index, token.id))
+            self.note_token()
+            if 0 <= self.until_cancel <= token.index:
+                self.until_cancel = -1
+                self._patiently(Generation(self.outcome.id, self.client).cancel)
+            if self.outcome.mode == "come back" and self.chance.random() < 0.05:
+                return False
+        return True
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """What `work` gives, tried again while Redis does not answer, until the deadline."""
+        while True:
+            try:
+                return work()
+            except UNREACHABLE as error:
+                if time.monotonic() > self.deadline:
+                    raise SkynetError(f"no connection until the deadline: {error}") from error
+                time.sleep(RETRY_S)

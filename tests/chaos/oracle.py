@@ -1,0 +1,146 @@
+"""What must be true of every request, whatever was done to the cluster, and of what is left after.
+
+The truth of an answer is the undisturbed one. Both sides are checked: what Redis holds, and what
+each client saw.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import redis
+
+from skynet import names
+from skynet.store.requests import Record, Requests
+from tests.chaos.load import Case, Outcome
+
+SHOWN = 12  # tokens shown around the first wrong one
+
+
+@dataclass
+class Verdict:
+    """What was found.
+
+    token_times: when each token was appended, by Redis's clock, unix seconds.
+    """
+
+    wrong: list[str] = field(default_factory=list)
+    num_records: int = 0
+    num_cancelled: int = 0
+    token_times: list[float] = field(default_factory=list)
+
+
+def judge(
+    client: redis.Redis, outcomes: list[Outcome], answers: Mapping[Case, list[int]]
+) -> Verdict:
+    """Every record in Redis, and every client's account."""
+    verdict = Verdict()
+    known = set()
+    for record in _records(client):
+        known.add(record.id)
+        verdict.num_records += 1
+        problems = list(_record_problems(client, record, answers, verdict))
+        verdict.wrong += [f"request {record.id}: {problem}" for problem in problems]
+    for outcome in outcomes:
+        problems = list(_outcome_problems(outcome, answers[outcome.case]))
+        if outcome.id not in known:
+            problems.append("accepted, and its record is lost")
+        verdict.wrong += [f"client of {outcome.id} ({outcome.mode}): {p}" for p in problems]
+    still_open = client.zcard(names.OPEN_REQUESTS_KEY)
+    if still_open:
+        verdict.wrong.append(f"{still_open} requests are still open")
+    verdict.token_times.sort()
+    return verdict
+
+
+def case_of(record: Record) -> Case:
+    """The case that a record asks for."""
+    options = record.options
+    return Case(
+        record.prompt,
+        options.max_tokens,
+        options.temperature,
+        options.top_k,
+        options.top_p,
+        options.seed,
+        options.stop,
+        options.ignore_eos,
+    )
+
+
+def difference(found: list[int], expected: list[int], *, whole: bool = True) -> str:
+    """Where two answers differ; "" if they don't. `whole`: a part of it is wrong, too."""
+    for index, (one, other) in enumerate(zip(found, expected, strict=False)):
+        if one != other:
+            stop = index + SHOWN
+            return (
+                f"token {index} of {len(expected)} is {one}, expected {other}: got "
+                f"...{found[index:stop]}, expected ...{expected[index:stop]}"
+            )
+    if len(found) > len(expected) or (whole and len(found) < len(expected)):
+        return f"{len(found)} tokens, expected {len(expected)}"
+    return ""
+
+
+def _records(client: redis.Redis) -> Iterator[Record]:
+    requests = Requests(client, 60)
+    for key in client.scan_iter(f"{names.request_key('*')}", count=1000):
+        request_id = key.decode().removeprefix(names.request_key(""))
+        if ":" not in request_id and request_id:
+            record = requests.read(request_id)
+            if record is not None:
+                yield record
+
+
+def _record_problems(
+    client: redis.Redis, record: Record, answers: Mapping[Case, list[int]], verdict: Verdict
+) -> Iterator[str]:
+    entries = cast(list[Any], client.xrange(names.tokens_key(record.id)))
+    tokens = [(int(f[b"i"]), int(f[b"t"])) for _, f in entries if b"t" in f]
+    ends = [json.loads(f[b"end"]) for _, f in entries if b"end" in f]
+    verdict.token_times += [
+        int(entry.split(b"-")[0]) / 1000 for entry, fields in entries if b"t" in fields
+    ]
+    if [index for index, _ in tokens] != list(range(len(tokens))):
+        yield f"indexes in its stream are {[index for index, _ in tokens]}"
+    if len(ends) != 1 or record.state != "done":
+        yield f"{len(ends)} ends, state {record.state}"
+        return
+    if entries and b"end" not in entries[-1][1]:
+        yield "tokens after its end"
+    error = ends[0]["error"]
+    cancelled = error == "RequestCancelled"
+    verdict.num_cancelled += cancelled
+    if error and not (cancelled and record.cancelled):
+        yield f"ended with {error}: {ends[0]['message']}"
+    expected = answers.get(case_of(record))
+    if expected is None:
+        yield f"nobody asked this: {record.prompt} {record.options}"
+    else:
+        ids = [token for _, token in tokens]
+        yield from filter(None, [difference(ids, expected, whole=not error)])
+
+
+def _outcome_problems(outcome: Outcome, expected: list[int]) -> Iterator[str]:
+    if outcome.problem:
+        yield outcome.problem
+    if outcome.answer is not None:
+        yield from filter(None, [difference(outcome.answer, expected)])
+    furthest = 0
+    for start, seen in outcome.reads:
+        indexes = [index for index, _ in seen]
+        if indexes != list(range(start, start + len(indexes))):
+            yield f"read from {start}, saw indexes {indexes}"
+            return
+        wrong = difference([token for _, token in seen], expected[start:], whole=False)
+        if wrong:
+            yield f"read from {start}: {wrong}"
+        furthest = max(furthest, start + len(seen))
+    ended = outcome.answer is not None or outcome.cancelled or outcome.problem
+    if not ended and furthest != len(expected):
+        yield f"saw {furthest} tokens, expected {len(expected)}"
+    if outcome.cancelled and outcome.mode != "cancel":
+        yield "cancelled, and nobody had asked"

@@ -1,0 +1,236 @@
+"""One run: start, learn the undisturbed answers, attack under load, judge."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from skynet import names
+from skynet.client import Client
+from skynet.models.checkpoint import open_checkpoint
+from skynet.settings import settings
+from skynet.splitting import skysplit
+from tests.chaos import leaks, oracle
+from tests.chaos.cluster import ChaosCluster
+from tests.chaos.faults import FAULTS, Attack
+from tests.chaos.load import GRACE_S, Case, Load
+from tests.chaos.report import Done, Report
+from tests.chaos.undisturbed import READY_S, Say, undisturbed_answers
+from tests.cluster.processes import wait_for
+
+RECOVER_S = 120.0
+PATIENT_SHARE = 0.75  # of faults that wait for the cluster to work again; others hit recovery
+PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is asked to do.
+
+    gap_s: between one fault and the next, at most; overlap: so many faults at a time, at most.
+    most_tokens: of the longest answer.
+    """
+
+    seed: int
+    command: str
+    model: str
+    seconds: float
+    stages: int
+    shards: int
+    spares: int
+    orchestrators: int
+    pinned: bool
+    faults: tuple[str, ...]
+    clients: int
+    gap_s: float
+    overlap: int
+    request_timeout_s: float
+    most_tokens: int
+    chord_span: str
+
+
+class Run:
+    """One run in `directory`, which keeps its logs."""
+
+    def __init__(self, plan: Plan, directory: Path, say: Say) -> None:
+        self.plan = plan
+        self.say = say
+        self.chance = random.Random(plan.seed)
+        self.faults: list[Done] = []
+        self.cluster = ChaosCluster(
+            directory,
+            self.chance,
+            stages=plan.stages,
+            shards=plan.shards,
+            spares=plan.spares,
+            orchestrators=plan.orchestrators,
+            pinned=plan.pinned,
+            environment={},
+        )
+        self._end = threading.Event()
+
+    def __call__(self) -> Report:
+        """Do it all.
+
+        Raises:
+            WarmupFailed: before the first fault.
+        """
+        try:
+            self.cluster.start()
+            answers = self._warm_up()
+            with self.cluster.connect() as client:
+                before = self._level(client)
+                self.say(f"undisturbed: {before}")
+                return self._attack(client, answers, before)
+        finally:
+            self.cluster.stop()
+
+    def _warm_up(self) -> dict[Case, list[int]]:
+        """Split the model, and the answers of the undisturbed cluster."""
+        plan = self.plan
+        skysplit(
+            plan.model,
+            plan.stages,
+            plan.shards,
+            dtype="float32",
+            chord_span=plan.chord_span,
+            num_slots=max(4, plan.clients - 2),  # fewer than clients: some wait for a slot
+            url=self.cluster.server.url,
+        )
+        client = Client(self.cluster.server.url)
+        try:
+            client.submit_prompt([1], max_tokens=2, timeout=READY_S).get()
+            wait_for("every worker to run", self.cluster.all_alive, READY_S)
+            checkpoint = open_checkpoint(plan.model, settings().cache_dir)
+            return undisturbed_answers(client, checkpoint, self.chance, plan.most_tokens, self.say)
+        finally:
+            client.close()
+
+    # -- the attack ----------------------------------------------------------------------------
+
+    def _attack(
+        self, client: redis.Redis, answers: dict[Case, list[int]], before: leaks.Level
+    ) -> Report:
+        plan = self.plan
+        load = Load(
+            self.cluster.server.url,
+            list(answers),
+            random.Random(self.chance.random()),
+            plan.clients,
+            plan.request_timeout_s,
+        )
+        started = time.monotonic()
+        load.start()
+        self._inject(started + plan.seconds, load)
+        seconds = time.monotonic() - started
+        self.say("no more faults: waiting for what runs")
+        wrong = load.finish()
+        wrong += self._drain(client)
+        verdict = oracle.judge(client, load.outcomes, answers)
+        wrong += verdict.wrong + self._recover()
+        leaks.forget_requests(client)
+        after, found = leaks.settled(self.cluster, client, before)
+        wrong += [f"leak: {leak}" for leak in found] + self.cluster.exits.wrong
+        wrong += [f"fault {done.kind} failed: {done.error}" for done in self.faults if done.error]
+        return Report(
+            plan.seed,
+            plan.command,
+            seconds,
+            self.faults,
+            load.outcomes,
+            verdict,
+            self.cluster.exits,
+            before,
+            after,
+            load.num_retries,
+            wrong,
+        )
+
+    def _inject(self, until: float, load: Load) -> None:
+        """Faults, one after the other and sometimes at the same time, until then."""
+        slots = threading.Semaphore(self.plan.overlap)
+        with ThreadPoolExecutor(self.plan.overlap) as pool:
+            for number in range(10**9):
+                chance = random.Random(f"{self.plan.seed}:{number}")
+                if self._wait(until, chance.uniform(0.1, self.plan.gap_s)):
+                    break
+                if not self.plan.faults:
+                    continue
+                if chance.random() < PATIENT_SHARE:
+                    self._wait_for_tokens(load, until)
+                while not slots.acquire(timeout=0.2):
+                    pass
+                kind = chance.choice(self.plan.faults)
+                pool.submit(self._do, kind, chance, slots)
+                left = max(0.0, until - time.monotonic())
+                asked = len(load.outcomes)
+                self.say(f"{left:.0f} s left, {number + 1} faults, {asked} requests; now {kind}")
+            self._end.set()
+
+    def _wait(self, until: float, seconds: float) -> bool:
+        """Let time go by; True when the run is over."""
+        time.sleep(max(0.0, min(seconds, until - time.monotonic())))
+        return time.monotonic() >= until
+
+    def _wait_for_tokens(self, load: Load, until: float) -> None:
+        """Until answers go on, so that the next fault has something to hit."""
+        since = time.monotonic()
+        deadline = min(until, since + PATIENCE_S)
+        while load.last_token < since and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _do(self, kind: str, chance: random.Random, slots: threading.Semaphore) -> None:
+        attack = Attack(self.cluster, chance, self._end)
+        done = Done(kind, time.time())
+        self.faults.append(done)
+        try:
+            FAULTS[kind](attack)
+        except Exception as error:  # told in the report, and counted as wrong
+            done.error = f"{type(error).__name__}: {error}"
+        finally:
+            done.until = time.time()
+            done.notes = attack.notes
+            slots.release()
+
+    # -- after ---------------------------------------------------------------------------------
+
+    def _drain(self, client: redis.Redis) -> list[str]:
+        """Requests end whose submission was cut off half-way, so that no client waits for them."""
+        try:
+            wait_for(
+                "every request to end",
+                lambda: not client.zcard(names.OPEN_REQUESTS_KEY),
+                self.plan.request_timeout_s + GRACE_S,
+            )
+        except AssertionError as error:
+            return [str(error)]
+        return []
+
+    def _recover(self) -> list[str]:
+        """All workers are there again."""
+        try:
+            wait_for("every worker to run, nobody leaving", self.cluster.all_alive, RECOVER_S)
+        except AssertionError as error:
+            return [str(error)]
+        return []
+
+    def _level(self, client: redis.Redis) -> leaks.Level:
+        """At rest: two equal counts of keys, one lease apart."""
+        leaks.forget_requests(client)
+        last = leaks.measure(self.cluster, client)
+
+        def steady() -> bool:
+            nonlocal last
+            time.sleep(3)
+            last, previous = leaks.measure(self.cluster, client), last
+            calm = not any(kind.startswith(("x:", "skynet:step")) for kind in last.keys)
+            return calm and last.keys == previous.keys
+
+        wait_for("the cluster to be at rest", steady, leaks.SETTLE_S)
+        return last

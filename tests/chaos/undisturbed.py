@@ -1,0 +1,60 @@
+"""The answers that an attacked cluster must give: its own before the attack, checked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from skynet.client import Client
+from skynet.models.checkpoint import Checkpoint
+from tests.chaos.cases import greedy_answers, make_cases, stopped_cases
+from tests.chaos.load import Case
+from tests.chaos.oracle import difference
+
+READY_S = 180.0  # for the first answer, loading included
+ROUNDS = 2
+
+Answers = dict[Case, tuple[list[int], str]]
+Say = Callable[[str], None]
+
+
+class WarmupFailed(Exception):
+    """The undisturbed cluster already answers wrongly, so an attack would prove nothing."""
+
+
+def undisturbed_answers(
+    client: Client, checkpoint: Checkpoint, chance: random.Random, most_tokens: int, say: Say
+) -> dict[Case, list[int]]:
+    """Each case's tokens: Transformers' where greedy, and the same each time they are asked for.
+
+    Raises:
+        WarmupFailed: they are not.
+    """
+    cases = make_cases(chance, int(checkpoint.config["vocab_size"]), most_tokens)
+    found = _ask(client, cases, say)
+    say("Transformers' own answers")
+    for case, expected in greedy_answers(checkpoint.path, cases).items():
+        wrong = difference(found[case][0], expected)
+        if wrong:
+            raise WarmupFailed(f"{case} is not what Transformers answers: {wrong}")
+    found.update(_ask(client, stopped_cases(chance, found), say))
+    for _ in range(ROUNDS):
+        _ask_again(client, found, chance, say)
+    return {case: ids for case, (ids, _) in found.items()}
+
+
+def _ask(client: Client, cases: Sequence[Case], say: Say) -> Answers:
+    say(f"{len(cases)} undisturbed answers")
+    asked = [(c, client.submit_prompt(c.prompt, timeout=READY_S, **c.options)) for c in cases]
+    ends = [(case, generation.get()) for case, generation in asked]
+    return {case: (end.token_ids, end.text) for case, end in ends}
+
+
+def _ask_again(client: Client, answers: Answers, chance: random.Random, say: Say) -> None:
+    """In other company the same; and workers come to hold what they hold under load."""
+    again = list(answers)
+    chance.shuffle(again)
+    for case, (found, _) in _ask(client, again, say).items():
+        wrong = difference(found, answers[case][0])
+        if wrong:
+            raise WarmupFailed(f"{case} has another answer when asked again: {wrong}")

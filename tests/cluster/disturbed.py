@@ -1,0 +1,174 @@
+"""Requests under way while something happens to the cluster, and what must be true afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from processes import wait_for
+
+from skynet.client import Generation
+from skynet.local import LocalCluster
+from skynet.store.events import Event, Events
+from skynet.store.members import Member, Members
+
+LONG = 500
+SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 11}
+
+
+@dataclass
+class Answers:
+    """Requests, their undisturbed answers, and what readers of their streams saw."""
+
+    cluster: LocalCluster
+    generations: list[Generation]
+    expected: list[list[int]]
+    streamed: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    readers: list[threading.Thread] = field(default_factory=list)
+
+    def read(self) -> None:
+        """Follow every stream in a thread of its own."""
+
+        def follow(generation: Generation) -> None:
+            seen = self.streamed[generation.id] = []
+            for token in generation.tokens(timeout=90):
+                seen.append((token.index, token.id))
+
+        for generation in self.generations:
+            reader = threading.Thread(target=follow, args=(generation,), daemon=True)
+            reader.start()
+            self.readers.append(reader)
+
+    def check(self) -> None:
+        """Every answer is that of an undisturbed run; readers saw each token once, in order."""
+        for generation, expected in zip(self.generations, self.expected, strict=True):
+            assert generation.get(timeout=90).token_ids == expected
+        for reader in self.readers:
+            reader.join(60)
+        for generation, expected in zip(self.generations, self.expected, strict=True):
+            assert self.streamed[generation.id] == list(enumerate(expected))
+            assert one_end(self.cluster, generation)
+
+
+def one_end(cluster: LocalCluster, generation: Generation) -> bool:
+    """Is there exactly one terminal event in the request's stream?"""
+    entries = cluster.client.redis.xrange(f"skynet:request:{generation.id}:tokens")
+    ends = [fields for _, fields in entries if b"end" in fields]  # type: ignore[union-attr]
+    return len(ends) == 1
+
+
+class Undisturbed:
+    """Long answers to some prompts, greedy and sampled, as they are when nothing happens."""
+
+    def __init__(self, cluster: LocalCluster, prompts: list[list[int]]) -> None:
+        self.cluster = cluster
+        self.asked = [(prompt, {}) for prompt in prompts] + [(prompts[0], SAMPLED)]
+        found = [cluster.submit_prompt(p, max_tokens=LONG, **o) for p, o in self.asked]
+        self.answers = [generation.get(timeout=90).token_ids for generation in found]
+
+    def ask(self, times: int = 1) -> Answers:
+        """All of them, again, with a reader each; the first ones are in mid-answer on return."""
+        generations = [
+            self.cluster.submit_prompt(prompt, max_tokens=LONG, **options)
+            for _ in range(times)
+            for prompt, options in self.asked
+        ]
+        answers = Answers(self.cluster, generations, self.answers * times)
+        answers.read()
+        slots = self.cluster.plan.num_slots if self.cluster.plan else 1
+        for generation in generations[:slots]:
+            next(generation.tokens(timeout=60))
+        return answers
+
+
+def engine_state(cluster: LocalCluster) -> dict[str, object]:
+    """What the leading orchestrator last said of itself."""
+    text = cluster.client.redis.get("skynet:engine")
+    return dict(json.loads(text)) if isinstance(text, bytes) else {}
+
+
+def members(cluster: LocalCluster) -> list[Member]:
+    return Members(cluster.client.redis, 3).all()
+
+
+def leader_pid(cluster: LocalCluster) -> int:
+    return wait_for(
+        "a leader", lambda: next((m.pid for m in members(cluster) if m.state == "leading"), 0)
+    )
+
+
+def name_of(cluster: LocalCluster, pid: int) -> str:
+    return next(worker.address for worker in cluster.workers if worker.pid == pid)
+
+
+def worker_with_a_place(cluster: LocalCluster) -> str:
+    """The name of a worker that computes."""
+    placed = sorted((m.address, m.pid) for m in members(cluster) if m.address.startswith("stage"))
+    return name_of(cluster, placed[-1][1])
+
+
+def kill(cluster: LocalCluster, name: str) -> None:
+    """SIGKILL, and wait until the process is gone."""
+    os.kill(cluster.pid_of(name), signal.SIGKILL)
+    wait_for(f"{name} to die", lambda: name in cluster.failed_workers())
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """The process stands still, and goes on afterwards."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def heal(cluster: LocalCluster) -> None:
+    """Start what has died, and wait until all is as it was."""
+    for name in cluster.failed_workers():
+        cluster.restart_worker(name)
+    whole(cluster)
+
+
+def whole(cluster: LocalCluster) -> None:
+    """Wait until every process is up and the shape is the one asked for."""
+    shape = cluster.plan.shape if cluster.plan else (1, 1)
+
+    def is_whole() -> bool:
+        found = members(cluster)
+        placed = {m.address for m in found if m.state == "ready"}
+        return (
+            {m.pid for m in found} == {worker.pid for worker in cluster.workers}
+            and all(m.speed for m in found if m.address != "orchestrator")
+            and len(placed) == shape[0] * shape[1]
+            and engine_state(cluster).get("state") == "ready"
+        )
+
+    wait_for("the cluster to be whole", is_whole)
+
+
+def events_since(cluster: LocalCluster, count: int) -> list[Event]:
+    """What the leaders have told since there were `count` events."""
+    return Events(cluster.client.redis).latest(400)[count:]
+
+
+def num_events(cluster: LocalCluster) -> int:
+    return len(Events(cluster.client.redis).latest(400))
+
+
+def longest_pause(generation: Generation, disturb: Callable[[], object]) -> float:
+    """Seconds between two tokens of a stream, at most, while `disturb` is done."""
+    last, longest = time.monotonic(), 0.0
+    done = threading.Thread(target=disturb, daemon=True)
+    done.start()
+    for _ in generation.tokens(timeout=90):
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+    done.join()
+    return longest

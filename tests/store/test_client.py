@@ -1,0 +1,159 @@
+"""The client: what it writes, what it refuses, and what it does without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from chord_cases import queued
+
+from skynet import names
+from skynet.client import Client, Generation
+from skynet.errors import BadRequest, ClusterUnreachable, NoModel, QueueFull
+from skynet.settings import settings
+from skynet.store.plans import Plans, Target
+from skynet.store.requests import End, Token
+from skynet.store.server import EmbeddedServer
+from skynet.store.weights import WeightStore
+
+CONFIG: dict[str, Any] = {"model_type": "llama", "vocab_size": 100}
+
+
+@pytest.fixture
+def user(server: EmbeddedServer, client: redis.Redis) -> Iterator[Client]:
+    """A client of a cluster that is asked for a model without weights, on 2 slots."""
+    WeightStore(client).stage("d", "tiny", CONFIG, {}, {}, None, tile_bytes=4096)  # type: ignore[arg-type]
+    Plans(client).ask(Target("d", "tiny", "float32", "auto", num_slots=2, slot_tokens=64))
+    found = Client(server.url)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def max_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """SKYNET_MAX_WAITING."""
+    monkeypatch.setenv("SKYNET_MAX_WAITING", "3")
+    settings.cache_clear()
+    yield 3
+    settings.cache_clear()
+
+
+def test_a_request_is_written_and_its_task_sent(user: Client, client: redis.Redis) -> None:
+    # When something is asked for
+    before = user.requests.now()
+    generation = user.submit_prompt([1, 2, 3], priority=4, timeout=50, max_tokens=5)
+    # Then its record says so, by the clock of Redis
+    record = user.requests.read(generation.id)
+    assert record is not None
+    assert (record.prompt, record.priority, record.model) == ((1, 2, 3), 4, "d")
+    assert record.options.max_tokens == 5
+    assert record.deadline - record.created == pytest.approx(50)
+    assert abs(record.created - before) < 30
+    # And its task waits for an orchestrator
+    (message,) = queued(client, names.ORCHESTRATOR_QUEUE)
+    assert (message["headers"]["task"], message["headers"]["id"]) == (
+        names.GENERATE_TASK,
+        generation.id,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"priority": 10}, "priority 10"),
+        ({"priority": -1}, "priority -1"),
+        ({"priority": None}, "priority None"),
+        ({"timeout": 0}, "timeout 0"),
+        ({"timeout": float("nan")}, "timeout nan"),
+        ({"max_tokens": 62}, "max_tokens 62"),
+        ({"best_of": 2}, "best_of"),
+    ],
+)
+def test_what_cannot_work_is_refused_and_nothing_written(
+    user: Client, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(BadRequest, match=told):
+        user.submit_prompt([1, 2, 3], **options)
+    assert user.requests.open_ids() == []
+
+
+def test_waiting_ones_are_counted_beyond_those_that_run(user: Client, max_waiting: int) -> None:
+    # Given 2 slots, and as many requests as may run and wait
+    submitted = [user.submit_prompt([1]) for _ in range(2 + max_waiting)]
+    # When another one comes / Then it is refused
+    with pytest.raises(QueueFull, match="5 requests are unfinished"):
+        user.submit_prompt([1])
+    # And when one has ended it is taken
+    user.requests.finish(submitted[0].id, End(finish_reason="stop"))
+    assert user.submit_prompt([1]).id in user.requests.open_ids()
+
+
+def test_a_cluster_without_a_model_says_so(server: EmbeddedServer, client: redis.Redis) -> None:
+    with pytest.raises(NoModel, match="skynet split"):
+        Client(server.url).submit_prompt([1])
+
+
+def test_a_request_whose_message_is_lost_is_not_lost(
+    user: Client, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a queue that takes nothing
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ClusterUnreachable("no answer")
+
+    monkeypatch.setattr(user, "send", refuse)
+    # When something is asked for / Then it is written, for a sweep to find
+    generation = user.submit_prompt([1, 2, 3])
+    assert user.requests.open_ids() == [generation.id]
+    assert queued(client, names.ORCHESTRATOR_QUEUE) == []
+
+
+def test_celerys_own_questions_are_answered(user: Client) -> None:
+    # Given a request
+    generation = user.submit_prompt([1, 2, 3])
+    assert (generation.ready(), generation.state) == (False, "PENDING")
+    # When it ends, with its Celery result
+    user.requests.append([(generation.id, Token(0, 7, "hi"))])
+    backend = user.app.backend
+    completion = {"text": "hi", "token_ids": [7], "prompt_tokens": 3, "finish_reason": "stop"}
+    meta = backend._get_result_meta(completion, "SUCCESS", None, None)
+    payload = backend.encode({**meta, "task_id": generation.id})
+    key = backend.get_key_for_task(generation.id)
+    user.requests.finish(generation.id, End(finish_reason="stop"), (key, payload))
+    # Then AsyncResult's methods know it, and it is the same answer
+    assert (generation.ready(), generation.successful(), generation.state) == (
+        True,
+        True,
+        "SUCCESS",
+    )
+    assert generation.completion == generation.get(timeout=30)
+
+
+def test_who_comes_back_reads_on_from_any_token(user: Client) -> None:
+    # Given a request whose client has died
+    name = user.submit_prompt([1, 2, 3]).id
+    for index in range(4):
+        user.requests.append([(name, Token(index, index, f"{index} "))])
+    user.requests.finish(name, End(text="!", finish_reason="stop"))
+    # When another takes hold of it / Then it reads from where it likes
+    assert list(Generation(name, user).stream(start=2)) == ["2 ", "3 ", "!"]
+    assert [token.index for token in Generation(name, user).tokens()] == [0, 1, 2, 3, -1]
+
+
+def test_a_request_is_cancelled_from_anywhere(user: Client, client: redis.Redis) -> None:
+    # Given a request
+    name = user.submit_prompt([1]).id
+    queued(client, names.ORCHESTRATOR_QUEUE)
+    # When another process cancels it
+    assert Generation(name, user).cancel()
+    # Then the note is there, and the orchestrator is told
+    record = user.requests.read(name)
+    assert record is not None
+    assert record.cancelled
+    (message,) = queued(client, names.ORCHESTRATOR_QUEUE)
+    assert message["headers"]["task"] == names.CANCEL_TASK
+    # And one that is unknown leaves nothing behind
+    assert not Generation("unknown", user).cancel()
+    assert user.requests.read("unknown") is None
+    assert client.exists(names.request_key("unknown")) == 0

@@ -1,0 +1,237 @@
+"""Answers whose Redis goes away and comes back, with its data, with less of it, or without."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+
+import pytest
+
+from skynet.client import Client, Completion, Generation
+from skynet.errors import ClusterUnreachable, PeerLost, RequestLost, SkynetError
+from skynet.store.connection import connect
+from skynet.store.requests import End, Options, Record, Requests, Token
+from skynet.store.server import EmbeddedServer
+
+WAIT_S = 30
+TOKENS = [Token(index, 10 + index, f"{index} ") for index in range(4)]
+END = End("!", "stop", timings={"total_s": 1.5})
+
+
+@pytest.fixture
+def own_server() -> Iterator[EmbeddedServer]:
+    """A server that a test may stop. It starts with what was saved last."""
+    directory = Path(tempfile.mkdtemp(prefix="skynet-test-"))
+    embedded = EmbeddedServer(directory)
+    embedded.start()
+    yield embedded
+    embedded.stop()
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def requests(own_server: EmbeddedServer) -> Iterator[Requests]:
+    """One request, r1, waiting."""
+    with connect(own_server.url) as client:
+        found = Requests(client, 1000)
+        now = found.now()
+        found.create(Record("r1", (1, 2, 3), Options(max_tokens=9), now, now + 600))
+        yield found
+
+
+@pytest.fixture
+def user(own_server: EmbeddedServer) -> Iterator[Client]:
+    found = Client(own_server.url)
+    yield found
+    found.close()
+
+
+def append(requests: Requests, *tokens: Token) -> None:
+    for token in tokens:
+        assert requests.append([("r1", token)]) == [1]
+
+
+def away(server: EmbeddedServer, then: Callable[[], object] = lambda: None) -> None:
+    """Stop the server, do something, and start it again."""
+    server.stop()
+    then()
+    server.start()
+
+
+def lasting(requests: Requests) -> None:
+    """What is in Redis now will be there after a restart."""
+    assert requests.client.save()
+
+
+def test_a_reader_goes_on_after_a_restart(own_server: EmbeddedServer, requests: Requests) -> None:
+    # Given a reader with two tokens
+    append(requests, *TOKENS[:2])
+    with connect(own_server.url) as own:
+        reader = Requests(own, 1000).stream("r1", timeout_s=WAIT_S)
+        assert [next(reader), next(reader)] == TOKENS[:2]
+        # When Redis restarts, and the rest comes
+        lasting(requests)
+        away(own_server)
+        append(requests, *TOKENS[2:])
+        requests.finish("r1", END)
+        # Then the reader has each token once
+        assert list(reader) == [*TOKENS[2:], END]
+
+
+def test_a_reader_that_waits_while_redis_is_away_goes_on(
+    own_server: EmbeddedServer, requests: Requests
+) -> None:
+    # Given a reader in a thread of its own, which waits for its second token
+    append(requests, TOKENS[0])
+    lasting(requests)
+    seen: Queue[Token | End] = Queue()
+
+    def read() -> None:
+        with connect(own_server.url) as own:
+            for item in Requests(own, 1000).stream("r1", timeout_s=WAIT_S):
+                seen.put(item)
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        assert seen.get(timeout=WAIT_S) == TOKENS[0]
+        # When Redis goes and comes back, and the rest is made
+        away(own_server)
+        append(requests, *TOKENS[1:])
+        requests.finish("r1", END)
+        reading.result(WAIT_S)
+    # Then the reader has each token once
+    assert [seen.get_nowait() for _ in range(4)] == [*TOKENS[1:], END]
+
+
+def test_tokens_that_redis_forgot_and_that_are_made_again_are_read_once(
+    own_server: EmbeddedServer, requests: Requests
+) -> None:
+    # Given a reader that has seen a token that is not saved
+    append(requests, *TOKENS[:2])
+    lasting(requests)
+    append(requests, TOKENS[2])
+    with connect(own_server.url) as own:
+        reader = Requests(own, 1000).stream("r1", timeout_s=WAIT_S)
+        assert [next(reader) for _ in range(3)] == TOKENS[:3]
+        # When Redis restarts without it, and it is made again
+        away(own_server)
+        assert requests.emitted_tokens("r1") == [10, 11]
+        append(requests, *TOKENS[2:])
+        requests.finish("r1", END)
+        # Then the reader does not see it again
+        assert list(reader) == [TOKENS[3], END]
+
+
+def test_entries_whose_ids_went_back_are_found(requests: Requests) -> None:
+    # Given a reader that has read an entry
+    append(requests, *TOKENS[:2])
+    reader = requests.stream("r1", timeout_s=WAIT_S)
+    assert [next(reader), next(reader)] == TOKENS[:2]
+    # When the stream is there again under ids of a clock that is behind
+    key = "skynet:request:r1:tokens"
+    requests.client.delete(key)
+    for token in TOKENS[:3]:
+        fields: dict[str, str | int] = {"i": token.index, "t": token.id, "p": token.text}
+        requests.client.xadd(key, fields, id=f"1-{token.index + 1}")  # type: ignore[arg-type]
+    requests.client.hset("skynet:request:r1", "emitted", 3)
+    # Then the reader finds what it has not read
+    assert next(reader) == TOKENS[2]
+
+
+def test_a_redis_without_its_data_is_said_to_be_so(
+    own_server: EmbeddedServer, requests: Requests, user: Client
+) -> None:
+    # Given a request that is read
+    append(requests, TOKENS[0])
+    reader = Generation("r1", user).tokens(timeout=WAIT_S)
+    assert next(reader) == TOKENS[0]
+    # When Redis restarts empty / Then whoever reads or waits is told
+    away(own_server)
+    with pytest.raises(RequestLost, match="without its data; submit it again"):
+        next(reader)
+    with pytest.raises(RequestLost):
+        Generation("r1", user).get(timeout=WAIT_S)
+
+
+def test_a_redis_that_stays_away_is_named_when_the_time_is_over(
+    own_server: EmbeddedServer, requests: Requests, user: Client
+) -> None:
+    # Given a reader
+    append(requests, TOKENS[0])
+    reader = Generation("r1", user).tokens(timeout=0.3)
+    assert next(reader) == TOKENS[0]
+    # When Redis goes and does not come back / Then
+    own_server.stop()
+    with pytest.raises(ClusterUnreachable, match=str(own_server.socket)):
+        next(reader)
+    with pytest.raises(ClusterUnreachable):
+        Generation("r1", user).get(timeout=0.3)
+
+
+def test_get_waits_through_a_restart(
+    own_server: EmbeddedServer, requests: Requests, user: Client
+) -> None:
+    # Given somebody who waits for an answer, and an answer half done
+    append(requests, *TOKENS[:2])
+    lasting(requests)
+    reattached = Generation("r1", user)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(reattached.get, timeout=WAIT_S)
+        # When Redis restarts, and nobody tells the end by pub/sub
+        away(own_server)
+        append(requests, *TOKENS[2:])
+        requests.finish("r1", END)
+        # Then the whole answer is there, then and later
+        expected = Completion("0 1 2 3 !", [10, 11, 12, 13], 3, "stop", {"total_s": 1.5})
+        assert waiting.result(WAIT_S) == expected
+    assert reattached.get() == expected
+
+
+def test_who_takes_hold_while_redis_is_away_waits_for_it(
+    own_server: EmbeddedServer, requests: Requests, user: Client
+) -> None:
+    # Given an answer that is done, and a Redis that is away
+    append(requests, *TOKENS)
+    requests.finish("r1", END)
+    lasting(requests)
+    own_server.stop()
+    with ThreadPoolExecutor(1) as pool:
+        # When somebody asks for the answer, with no time limit of his own
+        waiting = pool.submit(Generation("r1", user).get)
+        own_server.start()
+        # Then it is there as soon as Redis is
+        assert waiting.result(WAIT_S).token_ids == [10, 11, 12, 13]
+
+
+def test_get_raises_what_the_request_ended_with(requests: Requests, user: Client) -> None:
+    # Given a request that failed
+    requests.finish("r1", End(error="PeerLost", message="stage0.shard1 was too late"))
+    # When it is waited for / Then
+    with pytest.raises(PeerLost, match=r"stage0\.shard1 was too late"):
+        Generation("r1", user).get()
+    returned = Generation("r1", user).get(propagate=False)
+    assert isinstance(returned, PeerLost)
+    # And a class that nobody knows is a SkynetError
+    requests.create(Record("r2", (1,), Options(), 0.0, 0.0))
+    requests.finish("r2", End(error="OfTheFuture", message="new"))
+    with pytest.raises(SkynetError, match="new"):
+        Generation("r2", user).get()
+
+
+def test_a_closed_connection_is_opened_again(
+    own_server: EmbeddedServer, requests: Requests
+) -> None:
+    # Given a reader
+    append(requests, TOKENS[0])
+    with connect(own_server.url) as own:
+        reader = Requests(own, 1000).stream("r1", timeout_s=WAIT_S)
+        assert next(reader) == TOKENS[0]
+        # When its connections are killed between two tokens
+        assert requests.client.client_kill_filter(_type="normal", skipme=True)
+        append(requests, TOKENS[1])
+        # Then it reads the next
+        assert next(reader) == TOKENS[1]

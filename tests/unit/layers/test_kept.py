@@ -1,0 +1,284 @@
+"""A slice made from an earlier one is the one that would have been loaded, and fetches less."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from skynet.layers.kept import Pieces, without
+from skynet.layers.linear import Linear
+from skynet.layers.shard_model import ShardModel
+from skynet.models import Architecture, load_architecture, staged_tensors
+from skynet.planning.plan import Plan
+from skynet.planning.ranges import Range
+from skynet.planning.split import make_plan
+from skynet.step import Row, Step, Want
+
+LAYERS, HEADS, HIDDEN, VOCAB = 3, 4, 32, 71
+Place = tuple[int, int]
+
+llama_fields: dict[str, Any] = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 41,
+    "max_position_embeddings": 32,
+    "head_dim": 8,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama, grouped queries, tied": {
+        "model_type": "llama",
+        **llama_fields,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "llama, one KV head for all, biases, untied": {
+        "model_type": "llama",
+        **llama_fields,
+        "num_key_value_heads": 1,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": False,
+    },
+    "qwen3, norms on queries and keys": {
+        "model_type": "qwen3",
+        **llama_fields,
+        "num_key_value_heads": 4,
+    },
+    "gpt2, fused and transposed, biases, positions": {
+        "model_type": "gpt2",
+        "n_embd": HIDDEN,
+        "n_layer": LAYERS,
+        "n_head": HEADS,
+        "n_positions": 32,
+    },
+    "gpt_neox, fused head by head, one sum a layer": {
+        "model_type": "gpt_neox",
+        **llama_fields,
+        "rotary_pct": 0.5,
+    },
+    "falcon, fused group by group, half a group a shard": {
+        "model_type": "falcon",
+        **llama_fields,
+        "new_decoder_architecture": True,
+        "num_kv_heads": 2,
+        "bias": True,
+    },
+    "olmo2, a norm of all heads": {
+        "model_type": "olmo2",
+        **llama_fields,
+        "num_key_value_heads": 2,
+    },
+    "stablelm, a norm for each head": {
+        "model_type": "stablelm",
+        **llama_fields,
+        "num_key_value_heads": 2,
+        "qk_layernorm": True,
+    },
+    "mixtral, experts": {
+        "model_type": "mixtral",
+        **llama_fields,
+        "num_key_value_heads": 2,
+        "num_local_experts": 3,
+    },
+    "opt, a projected embedding": {
+        "model_type": "opt",
+        **llama_fields,
+        "ffn_dim": 41,
+        "word_embed_proj_dim": 12,
+    },
+}
+
+
+class Weights:
+    """Tensors that are the same whoever asks; remembers what was asked for."""
+
+    def __init__(self, arch: Architecture) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.axes = {tensor.name: tensor.axis for tensor in staged_tensors(arch)}
+        self.tensors = {
+            tensor.name: torch.rand(tuple(tensor.shape), generator=generator) - 0.5
+            for tensor in staged_tensors(arch)
+        }
+        self.asked: list[str] = []
+
+    def __call__(self, name: str, region: Range) -> torch.Tensor:
+        self.asked.append(name)
+        return self.tensors[name].narrow(self.axes[name], region.start, region.size)
+
+
+ARCHITECTURES = {
+    name: load_architecture({"vocab_size": VOCAB, **fields}) for name, fields in MODELS.items()
+}
+WEIGHTS = {name: Weights(arch) for name, arch in ARCHITECTURES.items()}
+
+
+@st.composite
+def places(draw: st.DrawFn, arch: Architecture, dtype: str) -> tuple[Plan, Place]:
+    """A plan of any shape and weights, and one of its addresses."""
+    stages, shards = draw(st.integers(1, LAYERS)), draw(st.integers(1, HEADS))
+    own = st.lists(st.sampled_from([0.25, 0.5, 1.0]), min_size=shards, max_size=shards)
+    weights = draw(st.none() | st.lists(own, min_size=stages, max_size=stages))
+    plan = make_plan(
+        arch, model="d", name="", stages=stages, shards=shards, dtype=dtype, weights=weights
+    )
+    return plan, draw(st.sampled_from(list(plan.addresses())))
+
+
+def contents(model: ShardModel) -> dict[Any, list[torch.Tensor]]:
+    """Everything a shard has loaded, as plain tensors."""
+    found = {}
+    for key, (made, _) in model._pieces.made.items():
+        tensors = [made.dense(), made._bias] if isinstance(made, Linear) else [made]
+        found[key] = [tensor for tensor in tensors if tensor is not None]
+    return found
+
+
+def same_contents(one: ShardModel, other: ShardModel) -> bool:
+    mine, theirs = contents(one), contents(other)
+    return mine.keys() == theirs.keys() and all(
+        len(mine[key]) == len(theirs[key])
+        and all(torch.equal(a, b) for a, b in zip(mine[key], theirs[key], strict=True))
+        for key in mine
+    )
+
+
+def outputs(arch: Architecture, model: ShardModel) -> list[torch.Tensor]:
+    """What the shard makes of one step through all its layers, alone."""
+    rows = (Row(0, 0, (1, 5, 70), 3, Want(top=0)), Row(1, 0, (9,), 1, Want(top=0)))
+    hidden = None
+    if model.layers.start > 0:
+        hidden = torch.rand(4, HIDDEN, generator=torch.Generator().manual_seed(5))
+    step = Step(1, 1, rows, arch.num_layers)
+    partial, candidates = model.run(step, model.layers, hidden, lambda part: part.float())
+    found = [] if partial is None else [partial]
+    return found + [torch.from_numpy(item.logits) for item in candidates]
+
+
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(
+    name=st.sampled_from(sorted(MODELS)),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    consume=st.booleans(),
+    data=st.data(),
+)
+def test_a_slice_made_from_another_is_the_one_loaded_from_scratch(
+    name: str, dtype: str, consume: bool, data: st.DataObject
+) -> None:
+    # Given a shard of any shape, and another place in any other
+    arch, weights = ARCHITECTURES[name], WEIGHTS[name]
+    old_plan, old_place = data.draw(places(arch, dtype))
+    plan, place = data.draw(places(arch, dtype))
+    old = ShardModel(arch, old_plan, *old_place, weights)
+    old_outputs = outputs(arch, old)
+    scratch = ShardModel(arch, plan, *place, weights)
+    # When the other is made with what the first has
+    made = ShardModel(arch, plan, *place, weights, kept=old, consume=consume)
+    # Then it has the same weights, counts the same bytes, and computes the same
+    assert same_contents(made, scratch)
+    assert made.weight_bytes == scratch.weight_bytes
+    expected = outputs(arch, scratch)
+    assert all(map(torch.equal, outputs(arch, made), expected))
+    # And it fetched no more; less where they have layers in common, and nothing for the same slice
+    assert made.fetched_bytes <= scratch.fetched_bytes
+    if made.layers.overlap(old.layers).size:
+        assert made.fetched_bytes < scratch.fetched_bytes
+    if plan.same_slice(place, old_plan, old_place):
+        assert made.fetched_bytes == 0
+    # And the first computes on, unless it was to be taken apart
+    if not consume:
+        assert all(map(torch.equal, outputs(arch, old), old_outputs))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("consume", [False, True])
+def test_an_unchanged_slice_fetches_nothing(name: str, consume: bool) -> None:
+    # Given a shard
+    arch, weights = ARCHITECTURES[name], WEIGHTS[name]
+    plan = make_plan(arch, model="d", name="", stages=1, shards=2)
+    old = ShardModel(arch, plan, 0, 1, weights)
+    # When it is made again from itself, under another epoch
+    weights.asked.clear()
+    made = ShardModel(arch, plan.with_epoch(9), 0, 1, weights, kept=old, consume=consume)
+    # Then no tensor was asked for
+    assert weights.asked == []
+    assert made.fetched_bytes == 0
+
+
+def test_a_chain_of_slices_is_still_right() -> None:
+    # Given a shard that goes from shape to shape, each made from the one before
+    name = "llama, grouped queries, tied"
+    arch, weights = ARCHITECTURES[name], WEIGHTS[name]
+    model: ShardModel | None = None
+    for stages, shards, place in ((2, 2, (0, 1)), (1, 3, (0, 0)), (3, 1, (2, 0)), (1, 1, (0, 0))):
+        plan = make_plan(arch, model="d", name="", stages=stages, shards=shards)
+        # When / Then each is what it would have been from scratch
+        model = ShardModel(arch, plan, *place, weights, kept=model, consume=True)
+        assert same_contents(model, ShardModel(arch, plan, *place, weights))
+
+
+@pytest.mark.parametrize("change", [{"model": "another"}, {"dtype": "bfloat16"}])
+def test_nothing_is_kept_of_another_model_or_dtype(change: dict[str, Any]) -> None:
+    # Given a shard, and a plan for another model, or another dtype
+    name = "llama, grouped queries, tied"
+    arch, weights = ARCHITECTURES[name], WEIGHTS[name]
+    options: dict[str, Any] = {"model": "d", "name": "", "stages": 1, "shards": 2}
+    old = ShardModel(arch, make_plan(arch, **options), 0, 0, weights)
+    # When its place is loaded
+    plan = make_plan(arch, **{**options, **change})
+    made = ShardModel(arch, plan, 0, 0, weights, kept=old)
+    # Then all of it was fetched
+    assert made.fetched_bytes == ShardModel(arch, plan, 0, 0, weights).fetched_bytes > 0
+
+
+def test_one_that_was_taken_apart_has_nothing_left() -> None:
+    # Given a shard whose weights another has taken over
+    name = "qwen3, norms on queries and keys"
+    arch, weights = ARCHITECTURES[name], WEIGHTS[name]
+    plan = make_plan(arch, model="d", name="", stages=1, shards=2)
+    old = ShardModel(arch, plan, 0, 0, weights)
+    ShardModel(arch, plan, 0, 1, weights, kept=old, consume=True)
+    # Then it holds no tensors, so that there are never two slices in memory
+    assert contents(old) == {}
+    assert (old._embedding, old._head, old._layers) == (None, None, [])
+
+
+def test_pieces_are_found_by_the_units_they_have() -> None:
+    # Given rows [4, 8) and [2, 3) of two roles, one above the other
+    pieces = Pieces()
+    matrix = torch.arange(10.0).reshape(5, 2)
+    pieces.add(("q", 0), matrix, (Range(4, 8), Range(2, 3)))
+    # When parts of them are looked for / Then they are found where they lie
+    assert pieces.same(("q", 0), (Range(4, 8), Range(2, 3))) is matrix
+    assert pieces.same(("q", 0), (Range(4, 7), Range(2, 3))) is None
+    found = pieces.overlap(("q", 0), 0, Range(6, 20), 0)
+    assert found is not None
+    assert found[0] == Range(6, 8)
+    assert torch.equal(found[1], matrix[2:4])
+    below = pieces.overlap(("q", 0), 1, Range(0, 9), 0)
+    assert below is not None
+    assert torch.equal(below[1], matrix[4:5])
+    # And what is not there is not
+    assert pieces.overlap(("q", 0), 0, Range(8, 9), 0) is None
+    assert pieces.overlap(("q", 1), 0, Range(4, 8), 0) is None
+    pieces.forget(("q", 0))
+    assert pieces.same(("q", 0), (Range(4, 8), Range(2, 3))) is None
+
+
+@pytest.mark.parametrize(
+    ("have", "rest"),
+    [
+        (None, [Range(2, 9)]),
+        (Range(2, 9), []),
+        (Range(2, 5), [Range(5, 9)]),
+        (Range(5, 9), [Range(2, 5)]),
+        (Range(4, 6), [Range(2, 4), Range(6, 9)]),
+    ],
+)
+def test_what_is_left_to_fetch(have: Range | None, rest: list[Range]) -> None:
+    # When / Then the parts that are not there, in order
+    assert without(Range(2, 9), have) == rest

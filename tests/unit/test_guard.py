@@ -1,0 +1,154 @@
+"""A span runs once, in order, over slots that the worker has filled itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from celery.exceptions import Ignore
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skynet.errors import ShardUnready
+from skynet.step import Row, Step
+from skynet.worker.guard import REMEMBERED_STEPS, StepGuard
+
+FIRST = 2  # the stage's first layer
+SPANS = ((2, 4), (4, 5), (5, 7))
+
+
+def step_of(number: int, *rows: tuple[int, int, int]) -> Step:
+    """rows: slot, first token's position, tokens."""
+    made = tuple(Row(slot, start, (7,) * count, 1) for slot, start, count in rows)
+    return Step(1, number, made, 2)
+
+
+def offer(guard: StepGuard, step: Step, start: int, stop: int) -> None:
+    """What the worker does with a span message."""
+    guard.check(step.number, start)
+    guard.admit(step, start)
+    guard.done(step.number, stop)
+
+
+class Slots:
+    """What really lies in the slots of a worker that runs what its guard lets run."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[int, int] = {}  # slot -> tokens whose keys are right
+        self.writer: dict[int, int] = {}  # slot -> the last step that wrote into it
+        self.ran: list[tuple[int, int]] = []
+        self.reached: dict[int, int] = {}
+
+    def run(self, step: Step, start: int, stop: int) -> None:
+        if (step.number, start) in self.ran:
+            raise AssertionError(f"step {step.number}: layer {start} ran twice")
+        self.ran.append((step.number, start))
+        if self.reached.get(step.number, FIRST) != start:
+            raise AssertionError(f"step {step.number}: layer {start} ran out of order")
+        self.reached[step.number] = stop
+        for row in step.rows:
+            if self.writer.get(row.slot, -1) > step.number:
+                raise AssertionError(f"step {step.number} ran over a later one in {row.slot}")
+            if start == FIRST:
+                if row.start > self.tokens.get(row.slot, 0):
+                    raise AssertionError(f"step {step.number} leaves a gap in slot {row.slot}")
+                self.tokens[row.slot] = row.stop
+                self.writer[row.slot] = step.number
+            elif self.writer.get(row.slot) != step.number:
+                raise AssertionError(f"step {step.number} goes on in another's slot {row.slot}")
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Step]:
+    """Steps as an engine sends them: each row goes on where its slot is, or begins anew."""
+    known: dict[int, int] = {}
+    steps = []
+    for number in range(draw(st.integers(1, 6))):
+        slots = draw(st.lists(st.integers(0, 2), min_size=1, max_size=2, unique=True))
+        rows = []
+        for slot in slots:
+            start = draw(st.sampled_from([0, known.get(slot, 0)]))
+            count = draw(st.integers(1, 3))
+            known[slot] = start + count
+            rows.append((slot, start, count))
+        steps.append(step_of(number, *rows))
+    return steps
+
+
+@given(steps=histories(), data=st.data())
+def test_whatever_comes_nothing_wrong_is_computed(
+    steps: Sequence[Step], data: st.DataObject
+) -> None:
+    # Given span messages of some steps: each any number of times, in any order, or never
+    messages = [(step, span) for step in steps for span in SPANS]
+    count = data.draw(st.integers(0, 3 * len(messages)))
+    guard, slots = StepGuard("stage1.shard0", FIRST), Slots()
+    for _ in range(count):
+        step, (start, stop) = data.draw(st.sampled_from(messages))
+        # When each is offered
+        try:
+            offer(guard, step, start, stop)
+        except (Ignore, ShardUnready):
+            continue
+        # Then what runs is right for what has run (Slots raises if not)
+        slots.run(step, start, stop)
+    assert len(slots.ran) <= len(messages)
+
+
+@given(steps=histories())
+def test_what_comes_in_order_all_runs(steps: Sequence[Step]) -> None:
+    # Given all messages once, in order
+    guard, slots = StepGuard("stage1.shard0", FIRST), Slots()
+    for step in steps:
+        for start, stop in SPANS:
+            # When they are offered / Then none is refused
+            offer(guard, step, start, stop)
+            slots.run(step, start, stop)
+    assert len(slots.ran) == len(steps) * len(SPANS)
+
+
+def test_a_duplicate_is_dropped() -> None:
+    # Given a span that has run
+    guard, step = StepGuard("stage1.shard0", FIRST), step_of(0, (0, 0, 3))
+    offer(guard, step, 2, 4)
+    # When it comes again / Then it is dropped without a failure
+    with pytest.raises(Ignore, match="step 0: layer 2 came twice"):
+        offer(guard, step, 2, 4)
+
+
+def test_a_span_whose_predecessor_is_missing_fails_the_step() -> None:
+    # Given a worker that has not seen the step's first span
+    guard = StepGuard("stage1.shard0", FIRST)
+    # When a later one comes / Then it says what it lacks
+    with pytest.raises(ShardUnready, match=r"stage1\.shard0 has not computed the layers before 4"):
+        offer(guard, step_of(0, (0, 0, 3)), 4, 5)
+
+
+def test_a_gap_in_a_slot_fails_the_step() -> None:
+    # Given a slot with three tokens
+    guard = StepGuard("stage1.shard0", FIRST)
+    offer(guard, step_of(0, (5, 0, 3)), 2, 7)
+    # When a step goes on after the fourth / Then it is refused with the numbers
+    with pytest.raises(ShardUnready, match="3 tokens in slot 5, step 2 goes on at 4"):
+        offer(guard, step_of(2, (5, 4, 1)), 2, 7)
+
+
+def test_a_late_step_does_not_write_over_a_later_one() -> None:
+    # Given a slot that a later step has begun anew
+    guard = StepGuard("stage1.shard0", FIRST)
+    early = step_of(0, (0, 0, 3))
+    offer(guard, early, 2, 4)
+    offer(guard, step_of(1, (0, 0, 2)), 2, 4)
+    # When the earlier goes on / Then it is dropped
+    with pytest.raises(Ignore, match="step 0: step 1 has been in slot 0"):
+        offer(guard, early, 4, 5)
+
+
+def test_only_so_many_steps_are_remembered() -> None:
+    # Given more steps than are kept
+    guard = StepGuard("stage1.shard0", FIRST)
+    for number in range(REMEMBERED_STEPS + 5):
+        step = step_of(number, (0, 0, 1))
+        guard.remember(step, b"rows")
+    # Then the oldest are forgotten
+    assert list(guard.steps) == list(range(5, REMEMBERED_STEPS + 5))
