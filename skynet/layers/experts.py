@@ -2,7 +2,8 @@
 columns for each expert.
 
 Every shard has its columns of all experts and the whole router, so that all shards choose the same
-experts without asking: from the same hidden states, bit by bit.
+experts without asking: from the same hidden states, bit by bit. Machines whose kernels round
+differently could disagree where two experts are liked equally up to that rounding.
 """
 
 from __future__ import annotations

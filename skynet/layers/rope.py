@@ -1,7 +1,7 @@
 """Rotary position embedding as a complex product, its frequencies as in Transformers.
 
 The rotated pairs of a head lie next to each other here: the rows of Wq and Wk are interleaved when
-they are loaded (weights.py). Q and K are permuted alike, so no dot product changes.
+they are loaded (heads.py). Q and K are permuted alike, so no dot product changes.
 """
 
 from __future__ import annotations

@@ -6,12 +6,13 @@ Knows which region of a tensor to ask for, not where tensors lie: that is `Fetch
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from skynet.errors import CheckpointError
+from skynet.layers.heads import GroupedHeads, interleave
 from skynet.layers.kept import Key, Pieces, without
 from skynet.layers.linear import Linear
 from skynet.models.architecture import Architecture, Weight
@@ -49,7 +50,7 @@ class Loader:
         self._kept = kept or Pieces()
         self.pieces = Pieces()  # all that was made, for the next slice
         self.fetched_bytes = 0  # of what was made
-        self._groups: tuple[str, torch.Tensor] | None = None  # the last tensor fused by group
+        self._grouped = GroupedHeads(arch, part)
 
     def has(self, role: str) -> bool:
         return self._arch.weight(role) is not None
@@ -146,7 +147,7 @@ class Loader:
         for at, (weight, part) in enumerate(zip(weights, parts, strict=True)):
             if part.numel():
                 self._fill(key, at, weight, layer, weight.tensor(layer, piece=piece), part)
-        self._groups = None
+        self._grouped.forget()
         return out
 
     def _fill(
@@ -174,7 +175,7 @@ class Loader:
             if part.numel():
                 raw = self._rows(weight, weight.tensor(layer, "bias"), units)
                 self._copy(weight, raw, part, layer)
-        self._groups = None
+        self._grouped.forget()
         return out
 
     def _float(
@@ -226,39 +227,12 @@ class Loader:
     def _rows(self, weight: Weight, name: str, units: Range) -> torch.Tensor:
         """The region of a tensor that has these units, as the tensor is stored."""
         if weight.by_group:
-            return self._heads_of_groups(weight, name, units)
+            fetch = partial(self._fetch, name)
+            if units == self._units(weight):
+                return self._grouped.all_of(weight, name, fetch)
+            return self._grouped.some_of(weight, units, fetch)
         offset = self._arch.offset(weight)
         return self._fetch(name, Range(units.start + offset, units.stop + offset))
-
-    def _heads_of_groups(self, weight: Weight, name: str, units: Range) -> torch.Tensor:
-        """The heads of one role out of a tensor that has all roles of a KV head together.
-
-        The parts of all roles are fetched at once, in as few runs as they lie in, unless some of
-        this one are here already.
-        """
-        head_dim = self._arch.head_dim
-        if units != self._units(weight):
-            wanted = self._places(
-                weight.role, Range(units.start // head_dim, units.stop // head_dim)
-            )
-            return torch.cat([self._fetch(name, run) for run in _runs(wanted, head_dim)])
-        heads = sorted(place for role in weight.fused for place in self._places(role))
-        if self._groups is None or self._groups[0] != name:
-            raw = [self._fetch(name, run) for run in _runs(heads, head_dim)]
-            self._groups = name, torch.cat(raw)
-        wanted = [heads.index(place) for place in self._places(weight.role)]
-        return self._groups[1].unflatten(0, (-1, head_dim))[wanted].flatten(0, 1)
-
-    def _places(self, role: str, heads: Range | None = None) -> list[int]:
-        """Where heads of a role, by default the shard's, stand in a tensor fused by group."""
-        group = self._arch.group
-        if role == "q":
-            heads = heads or self._part.heads
-            numbers = range(heads.start, heads.stop)
-            return [head // group * (group + 2) + head % group for head in numbers]
-        heads = heads or self._part.kv_heads
-        after = group if role == "k" else group + 1
-        return [kv * (group + 2) + after for kv in range(heads.start, heads.stop)]
 
     def _copy(
         self, weight: Weight, raw: torch.Tensor, out: torch.Tensor, layer: int | None
@@ -279,26 +253,3 @@ class Loader:
         self.fetched_bytes += made.nbytes
         if self._progress is not None:
             self._progress(made.nbytes)
-
-
-def _runs(places: list[int], size: int) -> list[Range]:
-    """Runs of neighbours in a sorted list, each `size` rows high, in rows."""
-    starts = [0] + [at for at, (a, b) in enumerate(pairwise(places), 1) if b != a + 1]
-    stops = [*starts[1:], len(places)]
-    return [
-        Range(places[a] * size, (places[b - 1] + 1) * size)
-        for a, b in zip(starts, stops, strict=True)
-    ]
-
-
-def interleave(raw: torch.Tensor, out: torch.Tensor, head_dim: int, dims: int) -> None:
-    """Copy rows (heads x head_dim, ...) so that those rope turns together are neighbours.
-
-    Checkpoints have the first halves of all pairs of a head, then the second halves, both within
-    the `dims` rows that are turned at all.
-    """
-    half = dims // 2
-    given, made = raw.unflatten(0, (-1, head_dim)), out.unflatten(0, (-1, head_dim))
-    pairs = given[:, :dims].unflatten(1, (2, half)).transpose(1, 2)  # (heads, half, 2, ...)
-    made[:, :dims].unflatten(1, (half, 2)).copy_(pairs)
-    made[:, dims:].copy_(given[:, dims:])

@@ -10,8 +10,8 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
+from skynet.layers.heads import interleave
 from skynet.layers.rope import Rotary, dynamic_frequencies, inverse_frequencies, rotate
-from skynet.layers.weights import interleave
 from skynet.models import Architecture, load_architecture
 
 SCALINGS: list[dict[str, Any]] = [
