@@ -27,11 +27,11 @@ def letters(ids: list[int]) -> str:
     return "".join(chr(FIRST_LETTER + token) for token in ids)
 
 
-def make_tiny(directory: Path, **fields: Any) -> Tiny:
-    """A Llama of 4 layers with 6 query heads in 3 KV groups; `fields` of its config may differ."""
+def make_tiny(directory: Path, family: str = "llama", **fields: Any) -> Tiny:
+    """A model of 4 layers with 6 query heads, of a Llama in 3 KV groups, and some other fields."""
     from references import PROMPTS, make_reference
 
-    found = make_reference("llama", fields, directory)
+    found = make_reference(family, fields, directory)
     vocabulary = {letters([token]): token for token in range(VOCAB)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=letters([0])))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 
 from skynet.layers.context import Attend, StepContext
+
+
+class Kernel(Protocol):
+    """`scaled_dot_product_attention`, or what stands in for it."""
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        *,
+        is_causal: bool = False,
+        scale: float | None = None,
+    ) -> torch.Tensor: ...
 
 
 def store(cache: torch.Tensor, new: torch.Tensor, context: StepContext) -> None:
@@ -17,21 +34,46 @@ def store(cache: torch.Tensor, new: torch.Tensor, context: StepContext) -> None:
         cache[context.slots, :, context.positions] = new
 
 
+def capped_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    cap: float,
+) -> torch.Tensor:
+    """A `Kernel` whose scores become cap * tanh(score / cap) before the mask, in float32."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query @ key.transpose(-1, -2)).float().mul_(scale / cap).tanh_().mul_(cap)
+    if is_causal:
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril_()
+        scores.masked_fill_(~visible, float("-inf"))
+    if attn_mask is not None:
+        scores += attn_mask
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
 def attend(
-    queries: torch.Tensor, cache: torch.Tensor, calls: list[Attend], scale: float
+    queries: torch.Tensor,
+    cache: torch.Tensor,
+    calls: list[Attend],
+    scale: float,
+    kernel: Kernel = F.scaled_dot_product_attention,
 ) -> torch.Tensor:
     """`queries` (tokens, heads, head_dim) over `cache` to (tokens, heads x head_dim)."""
     if len(calls) == 1:
-        return _one_call(queries, cache, calls[0], scale)
+        return _one_call(queries, cache, calls[0], scale, kernel)
     out = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
     for call in calls:
         part = slice(call.tokens.start, call.tokens.stop)
-        out[part] = _one_call(queries[part], cache, call, scale)
+        out[part] = _one_call(queries[part], cache, call, scale, kernel)
     return out
 
 
 def _one_call(
-    queries: torch.Tensor, cache: torch.Tensor, call: Attend, scale: float
+    queries: torch.Tensor, cache: torch.Tensor, call: Attend, scale: float, kernel: Kernel
 ) -> torch.Tensor:
     kv_heads = cache.shape[1] // 2
     seen = cache[call.slots.start : call.slots.stop, :, call.keys.start : call.keys.stop]
@@ -40,14 +82,12 @@ def _one_call(
     if call.tokens.size == call.slots.size:
         # One token a slot: the queries of a group stand where the kernel expects a sequence's
         # tokens, so that it reads each key once for all of them.
-        mixed = F.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=call.mask, scale=scale
-        )
+        mixed = kernel(grouped, keys, values, attn_mask=call.mask, scale=scale)
         return mixed.reshape(queries.shape[0], -1)
     # One slot, many tokens: KV heads stand where the kernel expects a batch, and a group shares
     # its keys by a stride of zero.
     group = grouped.shape[2]
-    mixed = F.scaled_dot_product_attention(
+    mixed = kernel(
         grouped.permute(1, 2, 0, 3),
         keys[0].unsqueeze(1).expand(-1, group, -1, -1),
         values[0].unsqueeze(1).expand(-1, group, -1, -1),

@@ -1,32 +1,25 @@
-"""One decoder layer of one shard: attention and MLP as partials, nothing summed, nothing added."""
+"""The two halves of a decoder layer of one shard: partials, nothing summed, nothing added."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 
 from skynet.layers.activation import ACTIVATIONS, gated
-from skynet.layers.attention import attend, store
+from skynet.layers.attention import Kernel, attend, capped_attention, store
 from skynet.layers.cache import allocate
 from skynet.layers.context import StepContext
-from skynet.layers.norm import LayerNorm, Norm, RMSNorm
+from skynet.layers.norm import AllHeadsNorm, AllSum, Norm, load_head_norm
 from skynet.layers.rope import rotate
 from skynet.layers.weights import Loader
 from skynet.models.architecture import Architecture
 from skynet.planning.plan import Plan, ShardPlan
 
 
-def load_norm(
-    arch: Architecture, load: Loader, role: str, layer: int | None, dtype: torch.dtype
-) -> Norm:
-    """The norm of this role, whole: norms are replicated."""
-    weight = load.vector(role, layer=layer)
-    if arch.norm == "layer":
-        return LayerNorm(weight, load.vector(role, "bias", layer), arch.norm_eps, dtype)
-    return RMSNorm(weight, arch.norm_eps, dtype)
-
-
 class Attention:
-    """Norm, fused Q K V product, rope, KV slots, and the O product over this shard's heads."""
+    """Fused Q K V product, norm and rope of heads, KV slots, and the O product."""
 
     def __init__(
         self,
@@ -41,58 +34,64 @@ class Attention:
         self.window = arch.windows[layer]
         self._scale, self._head_dim = arch.attention_scale, arch.head_dim
         self._heads, self._kv_heads = part.heads.size, part.kv_heads.size
-        self._norm = load_norm(arch, load, "attn_norm", layer, dtype)
         self._qkv = load.linear("q", "k", "v", layer=layer)
-        self._head_norm = self._load_head_norm(arch, layer, load) if arch.qk_norm else None
+        self._head_norm: Norm | None = None
+        self._all_heads_norm: AllHeadsNorm | None = None
+        if arch.qk_norm == "head":
+            self._head_norm = load_head_norm(arch, load, layer)
+        elif arch.qk_norm == "all":
+            self._all_heads_norm = AllHeadsNorm(arch, load, part, layer)
+        rope = arch.ropes[layer]
+        self._rope = None if rope is None else arch.rope_kinds.index(rope)
+        self._turned = None if rope is None or rope.dims == arch.head_dim else rope.dims
+        self._changes_heads = rope is not None or arch.qk_norm is not None
+        self._kernel: Kernel = F.scaled_dot_product_attention
+        if arch.attention_cap is not None:
+            self._kernel = partial(capped_attention, cap=arch.attention_cap)
         self._out = load.linear("o", layer=layer, bias=False)
-        self.bias = load.row_bias("o", layer)
         self._cache = allocate(
             plan.num_slots, 2 * self._kv_heads, plan.slot_tokens, arch.head_dim, dtype, device
         )
-        parts = (self._norm, self._qkv, self._head_norm, self._out, self.bias)
+        parts = (self._qkv, self._head_norm, self._all_heads_norm, self._out)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
-    def _load_head_norm(self, arch: Architecture, layer: int, load: Loader) -> RMSNorm:
-        # One weight a head, so that queries and keys are normed by the same calls.
-        weights = [load.vector("q_norm", layer=layer)] * self._heads
-        weights += [load.vector("k_norm", layer=layer)] * self._kv_heads
-        return RMSNorm(torch.stack(weights), arch.norm_eps, torch.float32)
-
-    def __call__(self, x: torch.Tensor, context: StepContext) -> torch.Tensor:
-        """`x` (tokens, hidden) float32 to this shard's partial of the same shape."""
-        qkv = self._qkv(self._norm(x)).unflatten(1, (-1, self._head_dim))
-        if context.rope is not None:
-            self._turn(qkv[:, : self._heads + self._kv_heads], context.rope)
+    def __call__(self, x: torch.Tensor, context: StepContext, all_sum: AllSum) -> torch.Tensor:
+        """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype."""
+        qkv = self._qkv(x).unflatten(1, (-1, self._head_dim))
+        if self._changes_heads:
+            self._change(qkv[:, : self._heads + self._kv_heads], context, all_sum)
         store(self._cache, qkv[:, self._heads :], context)
         calls = context.attends[self.window]
-        return self._out(attend(qkv[:, : self._heads], self._cache, calls, self._scale))
+        queries = qkv[:, : self._heads]
+        return self._out(attend(queries, self._cache, calls, self._scale, self._kernel))
 
-    def _turn(self, heads: torch.Tensor, factors: torch.Tensor) -> None:
-        """Norm, if there is one, and rope of Q and K (tokens, heads, head_dim), in place."""
+    def _change(self, heads: torch.Tensor, context: StepContext, all_sum: AllSum) -> None:
+        """Norm and rope of Q and K (tokens, heads, head_dim), in place."""
         full = heads.float()
         if self._head_norm is not None:
             full = self._head_norm(full)
-        rotate(full, factors)
+        elif self._all_heads_norm is not None:
+            full = self._all_heads_norm(full, all_sum)
+        if self._rope is not None:
+            turned = full if self._turned is None else full[:, :, : self._turned]
+            rotate(turned, context.ropes[self._rope])
         if full is not heads:
             heads.copy_(full)
 
 
 class MLP:
-    """Norm, one or two column-parallel products, activation, and the row-parallel product."""
+    """One or two column-parallel products, activation, and the row-parallel product."""
 
-    def __init__(self, arch: Architecture, layer: int, load: Loader, dtype: torch.dtype) -> None:
+    def __init__(self, arch: Architecture, layer: int, load: Loader) -> None:
         self._activation, self._gated = ACTIVATIONS[arch.activation], arch.gated
-        self._norm = load_norm(arch, load, "mlp_norm", layer, dtype)
         roles = ("gate", "up") if arch.gated else ("up",)
         self._in = load.linear(*roles, layer=layer)
         self._out = load.linear("down", layer=layer, bias=False)
-        self.bias = load.row_bias("down", layer)
-        parts = (self._norm, self._in, self._out, self.bias)
-        self.nbytes = sum(part.nbytes for part in parts if part is not None)
+        self.nbytes = self._in.nbytes + self._out.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` (tokens, hidden) float32 to this shard's partial of the same shape."""
-        middle = self._in(self._norm(x))
+        """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype."""
+        middle = self._in(x)
         if self._gated:
             return self._out(gated(self._activation, middle))
         return self._out(self._activation(middle))

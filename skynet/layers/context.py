@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from skynet.errors import StepFailed
+from skynet.layers.alibi import PositionBias
 from skynet.layers.rope import Rotary
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
@@ -44,7 +45,7 @@ class StepContext:
     ids: torch.Tensor  # (tokens,) int64
     positions: torch.Tensor  # (tokens,) int64
     slots: torch.Tensor  # (tokens,) int64
-    rope: torch.Tensor | None  # (tokens, 1, head_dim / 2) complex64
+    ropes: tuple[torch.Tensor, ...]  # of each rope of the model (tokens, 1, dims / 2) complex64
     attends: dict[int | None, list[Attend]]  # by window
     only: tuple[int, int] | None  # (slot, position) of the only token, if there is but one
 
@@ -53,11 +54,12 @@ def make_context(
     step: Step,
     plan: Plan,
     vocab_size: int,
-    rotary: Rotary | None,
+    rotaries: Sequence[Rotary],
     windows: Iterable[int | None],
     token_bytes: int,
     dtype: torch.dtype,
     device: torch.device,
+    bias: PositionBias | None = None,
 ) -> StepContext:
     """Lay a step out; `token_bytes` is what one token's K and V take in one layer of this shard.
 
@@ -73,16 +75,15 @@ def make_context(
         [row.prompt_length for row, n in zip(step.rows, counts, strict=True) for _ in range(n)],
     ]
     ids, positions, slots, prompt_lengths = torch.tensor(flat, device=device).unbind()
+    masks = _Masks(dtype, device, bias)
     slack = max(1, CALL_BYTES // max(1, token_bytes))
     return StepContext(
         step=step,
         ids=ids,
         positions=positions,
         slots=slots,
-        rope=None if rotary is None else rotary.factors(positions, prompt_lengths),
-        attends={
-            window: _attends(step.rows, window, slack, dtype, device) for window in set(windows)
-        },
+        ropes=tuple(rotary.factors(positions, prompt_lengths) for rotary in rotaries),
+        attends={window: _attends(step.rows, window, slack, masks) for window in set(windows)},
         only=(step.rows[0].slot, step.rows[0].start) if len(ids) == 1 else None,
     )
 
@@ -102,18 +103,65 @@ def _check(step: Step, plan: Plan, vocab_size: int) -> None:
             raise StepFailed(f"slot {row.slot}: a token id is outside the vocabulary {vocab_size}")
 
 
-def _attends(
-    rows: Sequence[Row], window: int | None, slack: int, dtype: torch.dtype, device: torch.device
-) -> list[Attend]:
+@dataclass(frozen=True)
+class _Masks:
+    """Makes what is added to the scores: minus infinity where nothing may be seen, and a bias."""
+
+    dtype: torch.dtype
+    device: torch.device
+    bias: PositionBias | None
+
+    def single_tokens(
+        self, rows: Sequence[Row], seen: Sequence[Range], keys: Range
+    ) -> torch.Tensor | None:
+        """Broadcasts to (slots, kv_heads, group, keys) for one token of each of some rows."""
+        visible = None
+        if any(own != keys for own in seen):
+            index = torch.arange(keys.start, keys.stop)
+            starts = torch.tensor([own.start for own in seen])[:, None]
+            stops = torch.tensor([own.stop for own in seen])[:, None]
+            visible = ((index >= starts) & (index < stops))[:, None, None]
+        bias = None
+        if self.bias is not None:
+            positions = torch.tensor([row.start for row in rows])
+            bias = self.bias.of(positions, keys).permute(2, 0, 1, 3)
+        return self._additive(visible, bias)
+
+    def one_row(
+        self, row: Row, keys: Range, window: int | None, causal: bool
+    ) -> torch.Tensor | None:
+        """Broadcasts to (kv_heads, group, tokens, keys) for the tokens of one row."""
+        position = torch.arange(row.start, row.stop)
+        visible = None
+        if len(row.tokens) > 1 and not causal:
+            index = torch.arange(keys.start, keys.stop)
+            visible = index <= position[:, None]
+            if window is not None:
+                visible &= index > position[:, None] - window
+        bias = None if self.bias is None else self.bias.of(position, keys)
+        if bias is not None and len(row.tokens) == 1:
+            bias = bias.permute(2, 0, 1, 3)  # one token of one slot is computed as of many slots
+        return self._additive(visible, bias)
+
+    def _additive(
+        self, visible: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        if visible is None:
+            return None if bias is None else bias.to(self.device, self.dtype)
+        mask = torch.zeros(visible.shape, dtype=self.dtype) if bias is None else bias
+        return mask.masked_fill(~visible, float("-inf")).to(self.device, self.dtype)
+
+
+def _attends(rows: Sequence[Row], window: int | None, slack: int, masks: _Masks) -> list[Attend]:
     calls, first, index = [], 0, 0
     while index < len(rows):
         count = _neighbours(rows[index:], window, slack)
         if count > 1:
             batch = rows[index : index + count]
-            calls.append(_single_tokens(batch, first, window, dtype, device))
+            calls.append(_single_tokens(batch, first, window, masks))
             first += count
         else:
-            calls.append(_one_row(rows[index], first, window, dtype, device))
+            calls.append(_one_row(rows[index], first, window, masks))
             first += len(rows[index].tokens)
         index += count
     return calls
@@ -141,49 +189,27 @@ def _neighbours(rows: Sequence[Row], window: int | None, slack: int) -> int:
     return len(rows)
 
 
-def _single_tokens(
-    rows: Sequence[Row], first: int, window: int | None, dtype: torch.dtype, device: torch.device
-) -> Attend:
+def _single_tokens(rows: Sequence[Row], first: int, window: int | None, masks: _Masks) -> Attend:
     seen = [_seen(row, window) for row in rows]
     keys = Range(min(own.start for own in seen), max(own.stop for own in seen))
-    mask = None
-    if any(own != keys for own in seen):
-        index = torch.arange(keys.start, keys.stop)
-        starts = torch.tensor([own.start for own in seen])[:, None]
-        stops = torch.tensor([own.stop for own in seen])[:, None]
-        mask = _additive((index >= starts) & (index < stops), dtype, device)[:, None, None]
     return Attend(
         tokens=Range(first, first + len(rows)),
         slots=Range(rows[0].slot, rows[0].slot + len(rows)),
         keys=keys,
-        mask=mask,
+        mask=masks.single_tokens(rows, seen, keys),
         causal=False,
     )
 
 
-def _one_row(
-    row: Row, first: int, window: int | None, dtype: torch.dtype, device: torch.device
-) -> Attend:
+def _one_row(row: Row, first: int, window: int | None, masks: _Masks) -> Attend:
     keys, count = _seen(row, window), len(row.tokens)
     plain = keys.start == 0 and (window is None or row.stop <= window)
-    causal = count > 1 and plain and row.start == 0
-    mask = None
-    if count > 1 and not causal:
-        index = torch.arange(keys.start, keys.stop)
-        position = torch.arange(row.start, row.stop)[:, None]
-        visible = index <= position
-        if window is not None:
-            visible &= index > position - window
-        mask = _additive(visible, dtype, device)
+    # A kernel that knows of causality takes no mask besides.
+    causal = count > 1 and plain and row.start == 0 and masks.bias is None
     return Attend(
         tokens=Range(first, first + count),
         slots=Range(row.slot, row.slot + 1),
         keys=keys,
-        mask=mask,
+        mask=masks.one_row(row, keys, window, causal),
         causal=causal,
     )
-
-
-def _additive(visible: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
-    return mask.to(device)

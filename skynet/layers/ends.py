@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from skynet.layers.linear import Linear
-from skynet.layers.norm import Norm
+from skynet.layers.norm import Norm, load_norm
+from skynet.layers.weights import Loader
+from skynet.models.architecture import Architecture
 from skynet.planning.ranges import Range
 
 
@@ -14,13 +16,23 @@ class Embedding:
     """Rows of the tokens in `vocab`; the sum over the shards is the embedding of any token."""
 
     def __init__(
-        self, table: torch.Tensor, positions: torch.Tensor | None, vocab: Range, whole: bool
+        self,
+        table: torch.Tensor,
+        vocab: Range,
+        *,
+        whole: bool,
+        scale: float = 1.0,
+        projection: Linear | None = None,
+        positions: torch.Tensor | None = None,
+        norm: Norm | None = None,
     ) -> None:
-        self.nbytes = table.nbytes + (0 if positions is None else positions.nbytes)
-        self._table, self._positions, self._vocab, self._whole = table, positions, vocab, whole
+        self._table, self._vocab, self._whole, self._scale = table, vocab, whole, scale
+        self._projection, self._positions, self._norm = projection, positions, norm
+        parts = (table, projection, positions, norm)
+        self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
     def partial(self, ids: torch.Tensor) -> torch.Tensor:
-        """`ids` (tokens,) to (tokens, hidden): zeros for tokens of other shards."""
+        """`ids` (tokens,) to (tokens, embedding): zeros for tokens of other shards."""
         if self._whole:
             return F.embedding(ids, self._table)
         if self._vocab.size == 0:
@@ -30,20 +42,68 @@ class Embedding:
         rows = F.embedding(local.masked_fill(foreign, 0), self._table)
         return rows.masked_fill_(foreign[:, None], 0)
 
-    def add_positions(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """What is added once, after the sum."""
-        if self._positions is None:
-            return x
-        return x + F.embedding(positions, self._positions)
+    def complete(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """What is done once, after the sum: `x` (tokens, embedding) to (tokens, hidden)."""
+        if self._scale != 1:
+            x = x * self._scale
+        if self._projection is not None:
+            x = self._projection(x.to(self._table.dtype)).float()
+        if self._positions is not None:
+            x = x + F.embedding(positions, self._positions)
+        return x if self._norm is None else self._norm(x)
 
 
 class Head:
     """The last norm and the product with this shard's part of the vocabulary."""
 
-    def __init__(self, norm: Norm, product: Linear) -> None:
-        self.nbytes = norm.nbytes + product.nbytes
-        self._norm, self._product = norm, product
+    def __init__(
+        self,
+        norm: Norm,
+        projection: Linear | None,
+        product: Linear,
+        scale: float = 1.0,
+        cap: float | None = None,
+    ) -> None:
+        self.nbytes = (
+            norm.nbytes + product.nbytes + (0 if projection is None else projection.nbytes)
+        )
+        self._norm, self._projection, self._product = norm, projection, product
+        self._scale, self._cap = scale, cap
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (rows, hidden) float32 to logits (rows, vocabulary of this shard) float32."""
-        return self._product(self._norm(x)).float()
+        x = self._norm(x)
+        if self._projection is not None:
+            x = self._projection(x)
+        logits = self._product(x).float()
+        if self._scale != 1:
+            logits = logits * self._scale
+        if self._cap is not None:
+            logits = (logits / self._cap).tanh_().mul_(self._cap)
+        return logits
+
+
+def load_embedding(arch: Architecture, load: Loader, vocab: Range) -> Embedding:
+    """The first stage's end of one shard."""
+    projected = load.has("project_in")
+    table = load.matrix("embed")
+    return Embedding(
+        table,
+        vocab,
+        whole=vocab.size == arch.vocab_size,
+        # Gemma was trained with a scale that is rounded as its weights are.
+        scale=float(torch.tensor(arch.embed_scale, dtype=table.dtype)),
+        projection=load.linear("project_in") if projected else None,
+        positions=load.matrix("positions") if arch.learned_positions else None,
+        norm=load_norm(arch, load, "embed_norm", None, torch.float32)
+        if load.has("embed_norm")
+        else None,
+    )
+
+
+def load_head(arch: Architecture, load: Loader, dtype: torch.dtype) -> Head:
+    """The last stage's end of one shard."""
+    norm = load_norm(arch, load, "final_norm", None, dtype)
+    projection = load.linear("project_out") if load.has("project_out") else None
+    product = load.linear("embed" if arch.tied else "head")
+    return Head(norm, projection, product, arch.logit_scale, arch.logit_cap)

@@ -8,6 +8,19 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from skynet.layers.weights import Loader
+from skynet.models.architecture import Architecture
+from skynet.planning.plan import ShardPlan
+
+
+class AllSum(Protocol):
+    """The sum of all shards' partials, in shard order, in float32, the shape kept.
+
+    A partial comes as it was computed: float32 or bfloat16, (tokens, hidden), contiguous.
+    """
+
+    def __call__(self, partial: torch.Tensor) -> torch.Tensor: ...
+
 
 class Norm(Protocol):
     """A norm over the last dimension."""
@@ -15,6 +28,18 @@ class Norm(Protocol):
     nbytes: int
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
+class NoNorm:
+    """Where a family has no norm: only the dtype of the products."""
+
+    nbytes = 0
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self._dtype)
 
 
 class RMSNorm:
@@ -36,15 +61,75 @@ class RMSNorm:
 
 
 class LayerNorm:
-    """Ba et al., 2016, arXiv:1607.06450."""
+    """Ba et al., 2016, arXiv:1607.06450. Its weight may have a row for each head."""
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype
+        self, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, dtype: torch.dtype
     ) -> None:
-        self.nbytes = weight.nbytes + bias.nbytes
+        self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
         self._weight, self._bias, self._eps, self._dtype = weight, bias, eps, dtype
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (..., size) float32."""
-        shape = self._weight.shape
-        return F.layer_norm(x, shape, self._weight, self._bias, self._eps).to(self._dtype)
+        size = self._weight.shape[-1:]
+        if self._weight.ndim == 1:
+            return F.layer_norm(x, size, self._weight, self._bias, self._eps).to(self._dtype)
+        x = F.layer_norm(x, size, None, None, self._eps).mul_(self._weight)
+        return (x if self._bias is None else x.add_(self._bias)).to(self._dtype)
+
+
+def load_norm(
+    arch: Architecture, load: Loader, role: str, layer: int | None, dtype: torch.dtype
+) -> Norm:
+    """The norm of this role, whole: norms are replicated. None of a role that there isn't."""
+    if not load.has(role):
+        return NoNorm(dtype)
+    bias = load.vector(role, "bias", layer) if load.has_bias(role) else None
+    return _make(arch, load.vector(role, layer=layer), bias, dtype)
+
+
+def load_head_norm(arch: Architecture, load: Loader, layer: int) -> Norm:
+    """Of a shard's query and key heads, float32: one weight a head, so that one call norms all."""
+    roles = ("q_norm", "k_norm")
+    weight = torch.cat([load.head_vectors(role, "weight", layer) for role in roles])
+    bias = None
+    if load.has_bias("q_norm"):
+        bias = torch.cat([load.head_vectors(role, "bias", layer) for role in roles])
+    return _make(arch, weight, bias, torch.float32)
+
+
+def _make(
+    arch: Architecture, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+) -> Norm:
+    if arch.norm == "layer":
+        return LayerNorm(weight, bias, arch.norm_eps, dtype)
+    weight = weight + arch.norm_offset if arch.norm_offset else weight
+    return RMSNorm(weight, arch.norm_eps, dtype)
+
+
+class AllHeadsNorm:
+    """RMS norms of all query heads together, and of all key heads, over all shards.
+
+    The mean squares take a sum of two numbers a token, besides the sums of every layer.
+    """
+
+    def __init__(self, arch: Architecture, load: Loader, part: ShardPlan, layer: int) -> None:
+        weights = [load.head_vectors(role, "weight", layer) for role in ("q_norm", "k_norm")]
+        self._weight = torch.cat(weights) + arch.norm_offset
+        self.nbytes = self._weight.nbytes
+        self._eps, self._heads = arch.norm_eps, part.heads.size
+        sizes = [arch.size("heads"), arch.size("kv_heads")]
+        # Of shards that share a KV head the one with its first query head counts it.
+        own = [1.0, float(part.heads.start == part.kv_heads.start * arch.group)]
+        shares = [count / size for count, size in zip(own, sizes, strict=True)]
+        self._shares = torch.tensor(shares, device=self._weight.device)
+
+    def __call__(self, x: torch.Tensor, all_sum: AllSum) -> torch.Tensor:
+        """`x` (tokens, query and KV heads, head_dim) float32."""
+        squares = x.square().sum(-1)
+        queries, keys = squares[:, : self._heads].sum(1), squares[:, self._heads :].sum(1)
+        means = all_sum(torch.stack([queries, keys], dim=1).mul_(self._shares))
+        inverse = means.add_(self._eps).rsqrt_()  # (tokens, 2)
+        query_scale = inverse[:, :1].expand(-1, self._heads)
+        key_scale = inverse[:, 1:].expand(-1, x.shape[1] - self._heads)
+        return x * torch.cat([query_scale, key_scale], dim=1)[:, :, None] * self._weight

@@ -1,7 +1,7 @@
 """Rotary position embedding as a complex product, its frequencies as in Transformers.
 
 The rotated pairs of a head lie next to each other here: the rows of Wq and Wk are interleaved when
-they are loaded (weights.py). Q and K are permuted alike, so no dot product changes.
+they are loaded (heads.py). Q and K are permuted alike, so no dot product changes.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import torch
 from skynet.models.architecture import Rope
 
 
-def inverse_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:
-    """(head_dim / 2,) float32; for `dynamic`, those of lengths that need no stretching."""
-    plain = 1.0 / (rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+def inverse_frequencies(rope: Rope) -> torch.Tensor:
+    """(dims / 2,) float32; for `dynamic`, those of lengths that need no stretching."""
+    powers = rope.theta ** (torch.arange(0, rope.dims, 2, dtype=torch.float32) / rope.dims)
+    plain = 1.0 / powers
+    if rope.kind == "longrope":
+        return 1.0 / (torch.tensor(rope.divisors) * powers)
     if rope.kind == "linear":
         return plain / rope.factor
     if rope.kind == "llama3":
         return _llama3(rope, plain)
     if rope.kind == "yarn":
-        return _yarn(rope, head_dim)
+        return _yarn(rope)
     return plain
 
 
@@ -38,48 +41,48 @@ def _llama3(rope: Rope, plain: torch.Tensor) -> torch.Tensor:
     return torch.where(between, blended, stretched)
 
 
-def _yarn(rope: Rope, head_dim: int) -> torch.Tensor:
+def _yarn(rope: Rope) -> torch.Tensor:
     """YaRN's "NTK by parts" (Peng et al., 2023, arXiv:2309.00071, section 3.2)."""
-    powers = rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    powers = rope.theta ** (torch.arange(0, rope.dims, 2, dtype=torch.float32) / rope.dims)
 
     def dimension(rotations: float) -> float:
         turns = rope.original_positions / (rotations * 2 * math.pi)
-        return head_dim * math.log(turns) / (2 * math.log(rope.theta))
+        return rope.dims * math.log(turns) / (2 * math.log(rope.theta))
 
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
+    low, high = max(low, 0), min(high, rope.dims - 1)
     if low == high:
         high += 0.001  # the ramp is a step: any slope will do, but not a division by zero
-    ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    ramp = ((torch.arange(rope.dims // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
     kept = 1 - ramp
     return 1.0 / (rope.factor * powers) * (1 - kept) + 1.0 / powers * kept
 
 
-def dynamic_frequencies(rope: Rope, head_dim: int, lengths: torch.Tensor) -> torch.Tensor:
+def dynamic_frequencies(rope: Rope, lengths: torch.Tensor) -> torch.Tensor:
     """Frequencies of tokens whose sequence had `lengths` (tokens,) int64 when they were computed.
 
-    Returns (tokens, head_dim / 2) float32.
+    Returns (tokens, rope.dims / 2) float32.
     """
     limit = rope.original_positions
     stretch = rope.factor * lengths.clamp(min=limit) / limit - (rope.factor - 1)
-    theta = rope.theta * stretch ** (head_dim / (head_dim - 2))
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    theta = rope.theta * stretch ** (rope.dims / (rope.dims - 2))
+    exponents = torch.arange(0, rope.dims, 2, dtype=torch.float32) / rope.dims
     stretched = 1.0 / theta[:, None] ** exponents.to(lengths.device)
-    plain = inverse_frequencies(rope, head_dim).to(lengths.device)
+    plain = inverse_frequencies(rope).to(lengths.device)
     return torch.where((lengths > limit)[:, None], stretched, plain)
 
 
 class Rotary:
     """Makes the factors by which a step's queries and keys are multiplied."""
 
-    def __init__(self, rope: Rope, head_dim: int, device: torch.device) -> None:
-        self._rope, self._head_dim = rope, head_dim
-        self._frequencies = inverse_frequencies(rope, head_dim).to(device)
+    def __init__(self, rope: Rope, device: torch.device) -> None:
+        self._rope = rope
+        self._frequencies = inverse_frequencies(rope).to(device)
 
     def factors(self, positions: torch.Tensor, prompt_lengths: torch.Tensor) -> torch.Tensor:
-        """For tokens at `positions` (tokens,), (tokens, 1, head_dim / 2) complex64.
+        """For tokens at `positions` (tokens,), (tokens, 1, dims / 2) complex64.
 
         Dynamic stretching looks at how long the sequence is when a token is computed: the prompt
         for all of its tokens, however it is cut into chunks, and one more for each later token.
@@ -87,13 +90,13 @@ class Rotary:
         frequencies = self._frequencies
         if self._rope.kind == "dynamic":
             lengths = torch.maximum(prompt_lengths, positions + 1)
-            frequencies = dynamic_frequencies(self._rope, self._head_dim, lengths)
+            frequencies = dynamic_frequencies(self._rope, lengths)
         angles = positions[:, None].float() * frequencies
         radius = torch.tensor(self._rope.attention_factor, device=angles.device)
         return torch.polar(radius.expand_as(angles), angles)[:, None]
 
 
 def rotate(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Multiply `x` (tokens, heads, head_dim) float32, pairs adjacent, in place by `factors`."""
+    """Multiply `x` (tokens, heads, dims) float32, pairs adjacent, in place by `factors`."""
     torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(factors)
     return x

@@ -5,16 +5,16 @@ Knows no transport: weights come by `Fetch`, sums by `AllSum`.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 
 from skynet.errors import StepFailed
-from skynet.layers.block import MLP, Attention, load_norm
+from skynet.layers.alibi import PositionBias
 from skynet.layers.candidates import pick
 from skynet.layers.context import StepContext, make_context
-from skynet.layers.ends import Embedding, Head
+from skynet.layers.ends import load_embedding, load_head
 from skynet.layers.kept import Pieces
+from skynet.layers.layer import Layer, ParallelLayer, SequentialLayer
+from skynet.layers.norm import AllSum
 from skynet.layers.rope import Rotary
 from skynet.layers.weights import Fetch, Loader, Progress
 from skynet.models.architecture import Architecture
@@ -23,15 +23,6 @@ from skynet.planning.ranges import Range
 from skynet.step import Candidates, Step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class AllSum(Protocol):
-    """The sum of all shards' partials, in shard order, in float32, the shape kept.
-
-    A partial comes as it was computed: float32 or bfloat16, (tokens, hidden), contiguous.
-    """
-
-    def __call__(self, partial: torch.Tensor) -> torch.Tensor: ...
 
 
 class ShardModel:
@@ -63,17 +54,19 @@ class ShardModel:
         dtype = self._dtype = DTYPES[plan.dtype]
         pieces = self._usable(kept, consume) if kept is not None else None
         load = Loader(arch, part, fetch, dtype, self._device, progress, pieces)
-        self._embedding = self._load_embedding(load) if self.layers.start == 0 else None
-        self._attentions: list[Attention] = []
-        self._mlps: list[MLP] = []
-        for layer in range(self.layers.start, self.layers.stop):
-            self._attentions.append(Attention(arch, plan, part, layer, load, dtype, self._device))
-            self._mlps.append(MLP(arch, layer, load, dtype))
-        self._head = self._load_head(load) if self.layers.stop == arch.num_layers else None
-        self._rotary = Rotary(arch.rope, arch.head_dim, self._device) if arch.rope else None
+        first, last = self.layers.start == 0, self.layers.stop == arch.num_layers
+        self._embedding = load_embedding(arch, load, self._vocab) if first else None
+        kind = ParallelLayer if arch.parallel else SequentialLayer
+        self._layers: list[Layer] = [
+            kind(arch, plan, part, layer, load, dtype, self._device)
+            for layer in range(self.layers.start, self.layers.stop)
+        ]
+        self._head = load_head(arch, load, dtype) if last else None
+        self._rotaries = [Rotary(rope, self._device) for rope in arch.rope_kinds]
+        self._bias = PositionBias(arch, arch.alibi, part) if arch.alibi else None
         self._token_bytes = 2 * part.kv_heads.size * arch.head_dim * dtype.itemsize
         self._context: StepContext | None = None
-        parts = (self._embedding, *self._attentions, *self._mlps, self._head)
+        parts = (self._embedding, *self._layers, self._head)
         self.weight_bytes: int = sum(part.nbytes for part in parts if part is not None)
         self.fetched_bytes = load.fetched_bytes
         self._pieces = load.pieces
@@ -94,16 +87,11 @@ class ShardModel:
 
     def _take_apart(self) -> None:
         self._embedding = self._head = self._context = None
-        self._attentions, self._mlps, self._pieces = [], [], Pieces()
+        self._layers, self._pieces = [], Pieces()
 
-    def _load_embedding(self, load: Loader) -> Embedding:
-        positions = load.matrix("positions") if self._arch.learned_positions else None
-        whole = self._vocab.size == self._arch.vocab_size
-        return Embedding(load.matrix("embed"), positions, self._vocab, whole)
-
-    def _load_head(self, load: Loader) -> Head:
-        norm = load_norm(self._arch, load, "final_norm", None, self._dtype)
-        return Head(norm, load.linear("embed" if self._arch.tied else "head", bias=False))
+    def first_sum(self, layer: int) -> int:
+        """The number of the first sum of a span that starts at `layer`, counted over a step."""
+        return self._arch.first_sum(layer)
 
     @torch.inference_mode()
     def run(
@@ -121,15 +109,14 @@ class ShardModel:
         self._check(step, span, hidden)
         context = self._prepare(step)
         x = self._embed(context, all_sum) if hidden is None else hidden.to(self._device)
-        for layer in range(span.start, span.stop):
-            attention = self._attentions[layer - self.layers.start]
-            mlp = self._mlps[layer - self.layers.start]
-            x = _add(x, all_sum(attention(x, context)), attention.bias)
-            partial = mlp(x)
-            if layer == span.stop - 1 and span.stop < self._arch.num_layers:
-                return self._part(x, partial, mlp.bias), []
-            x = _add(x, all_sum(partial), mlp.bias)
-        return None, self._candidates(step, x)
+        layers = self._layers[span.start - self.layers.start : span.stop - self.layers.start]
+        if span.stop == self._arch.num_layers:
+            for layer in layers:
+                x = layer(x, context, all_sum)
+            return None, self._candidates(step, x)
+        for layer in layers[:-1]:
+            x = layer(x, context, all_sum)
+        return layers[-1].part(x, context, self._shard == 0, all_sum), []
 
     def _prepare(self, step: Step) -> StepContext:
         # A step comes once for each span: the layout is the same for all of them.
@@ -138,11 +125,12 @@ class ShardModel:
                 step,
                 self._plan,
                 self._arch.vocab_size,
-                self._rotary,
-                {attention.window for attention in self._attentions},
+                self._rotaries,
+                {layer.window for layer in self._layers},
                 self._token_bytes,
                 self._dtype,
                 self._device,
+                self._bias,
             )
         return self._context
 
@@ -158,15 +146,7 @@ class ShardModel:
         if self._embedding is None:
             raise StepFailed("this stage has no embedding")
         x = all_sum(self._embedding.partial(context.ids))
-        return self._embedding.add_positions(x, context.positions)
-
-    def _part(
-        self, x: torch.Tensor, partial: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Residual and bias are in shard 0's part only, so that they are in the sum once."""
-        if self._shard == 0:
-            return _add(x, partial, bias)
-        return partial.float()
+        return self._embedding.complete(x, context.positions)
 
     def _candidates(self, step: Step, x: torch.Tensor) -> list[Candidates]:
         if self._head is None:
@@ -180,8 +160,3 @@ class ShardModel:
         if not wants:
             return []
         return pick(self._head(x[last]), wants, self._vocab.start)
-
-
-def _add(x: torch.Tensor, total: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    x = x + total
-    return x if bias is None else x.add_(bias)

@@ -6,16 +6,20 @@ Knows which region of a tensor to ask for, not where tensors lie: that is `Fetch
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from skynet.errors import CheckpointError
+from skynet.layers.heads import GroupedHeads, interleave
 from skynet.layers.kept import Key, Pieces, without
 from skynet.layers.linear import Linear
 from skynet.models.architecture import Architecture, Weight
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
+
+TURNED_ROLES = ("q", "k", "q_norm", "k_norm")
 
 
 class Fetch(Protocol):
@@ -46,18 +50,29 @@ class Loader:
         self._kept = kept or Pieces()
         self.pieces = Pieces()  # all that was made, for the next slice
         self.fetched_bytes = 0  # of what was made
+        self._grouped = GroupedHeads(arch, part)
 
     def has(self, role: str) -> bool:
         return self._arch.weight(role) is not None
 
-    def linear(self, *roles: str, layer: int | None = None, bias: bool = True) -> Linear:
+    def has_bias(self, role: str) -> bool:
+        weight = self._arch.weight(role)
+        return weight is not None and weight.bias
+
+    def linear(
+        self,
+        *roles: str,
+        layer: int | None = None,
+        piece: int | None = None,
+        bias: bool = True,
+    ) -> Linear:
         """The product with the weights of `roles`, one above the other, and their biases."""
         weights = [self._weight(role) for role in roles]
-        key, units = (roles, layer), tuple(self._units(weight) for weight in weights)
+        key, units = (roles, piece, layer), tuple(self._units(weight) for weight in weights)
         made = self._kept.same(key, units)
         if not isinstance(made, Linear):
-            matrix = self._matrix(key, weights, layer)
-            made = Linear(matrix, self.bias(*roles, layer=layer) if bias else None)
+            matrix = self._matrix(key, weights, layer, piece)
+            made = Linear(matrix, self._bias(weights, layer) if bias else None)
         self._kept.forget(key)
         self.pieces.add(key, made, units)
         return made
@@ -73,26 +88,70 @@ class Loader:
         self.pieces.add(key, made, units)
         return made
 
-    def _matrix(self, key: Key, weights: list[Weight], layer: int | None) -> torch.Tensor:
+    def float_matrix(self, role: str, layer: int) -> torch.Tensor:
+        """A whole, replicated matrix (out, in) in float32, whatever the plan computes in."""
+        weight = self._weight(role)
+        shape, name = self._matrix_shape(weight), weight.tensor(layer)
+        return self._float(("float", role, layer), (), weight, shape, [name])
+
+    def vector(self, role: str, kind: str = "weight", layer: int | None = None) -> torch.Tensor:
+        """A whole vector in float32: of a norm, or the bias of a row-parallel product."""
+        weight = self._weight(role)
+        size = self._arch.size(weight.unit) if kind == "weight" else self._arch.bias_size(weight)
+        return self._float((role, kind, layer), (), weight, (size,), [weight.tensor(layer, kind)])
+
+    def head_vectors(self, role: str, kind: str, layer: int) -> torch.Tensor:
+        """(heads of this shard, head_dim) float32: the norm of each of its query or KV heads."""
+        weight, head_dim = self._weight(role), self._arch.head_dim
+        heads = self._part.heads if role == "q_norm" else self._part.kv_heads
+        if weight.unit == "head_dim":  # one for all heads
+            return self.vector(role, kind, layer).expand(heads.size, -1)
+        names, region = [weight.tensor(layer, kind)], self._units(weight)
+        if weight.in_pieces:
+            numbers, region = range(heads.start, heads.stop), Range(0, head_dim)
+            names = [weight.tensor(layer, kind, piece=head) for head in numbers]
+        elif weight.by_head:
+            region = heads
+        key, shape = (role, kind, layer), (heads.size * head_dim,)
+        made = self._float(key, (heads,), weight, shape, names, region)
+        return made.view(-1, head_dim)
+
+    def row_bias(self, *roles: str, layer: int) -> torch.Tensor | None:
+        """What is added once, after the sum of row-parallel products; None if nothing is."""
+        biased = [role for role in roles if self.has_bias(role)]
+        if not biased:
+            return None
+        if len(biased) == 1:
+            return self.vector(biased[0], "bias", layer)
+        key = (*biased, "bias", layer)
+        total = self._kept.same(key, ())
+        if not isinstance(total, torch.Tensor):
+            total = torch.zeros(self._arch.hidden_size, dtype=torch.float32, device=self._device)
+            for role in biased:
+                name = self._weight(role).tensor(layer, "bias")
+                total += self._fetch(name, Range(0, total.numel())).to(total)
+            self._count(total)
+        self.pieces.add(key, total, ())
+        return total
+
+    def _matrix(
+        self, key: Key, weights: list[Weight], layer: int | None, piece: int | None = None
+    ) -> torch.Tensor:
         shapes = [self._matrix_shape(weight) for weight in weights]
         out = torch.empty(
             (sum(shape[0] for shape in shapes), shapes[0][1]),
             dtype=self._dtype,
             device=self._device,
         )
-        pieces = out.split([shape[0] for shape in shapes])
-        for at, (weight, piece) in enumerate(zip(weights, pieces, strict=True)):
-            if piece.numel():
-                self._fill(key, at, weight, layer, piece)
+        parts = out.split([shape[0] for shape in shapes])
+        for at, (weight, part) in enumerate(zip(weights, parts, strict=True)):
+            if part.numel():
+                self._fill(key, at, weight, layer, weight.tensor(layer, piece=piece), part)
+        self._grouped.forget()
         return out
 
     def _fill(
-        self,
-        key: Key,
-        at: int,
-        weight: Weight,
-        layer: int | None,
-        out: torch.Tensor,
+        self, key: Key, at: int, weight: Weight, layer: int | None, name: str, out: torch.Tensor
     ) -> None:
         """One weight's part of a matrix: from what is here as far as it goes, else fetched."""
         axis, units = (1 if weight.cut == "row" else 0), self._units(weight)
@@ -100,41 +159,46 @@ class Loader:
         if found is not None:
             have, values = found
             out.narrow(axis, have.start - units.start, have.size).copy_(values)
-        offset = self._arch.fused_offset(weight)
         for part in without(units, found[0] if found else None):
-            region = Range(part.start + offset, part.stop + offset)
-            raw = self._fetch(weight.tensor(layer), region)
+            raw = self._rows(weight, name, part)
             target = out.narrow(axis, part.start - units.start, part.size)
-            self._copy(weight, raw.t() if weight.transposed else raw, target)
+            self._copy(weight, raw.t() if weight.transposed else raw, target, layer)
 
-    def bias(self, *roles: str, layer: int | None = None) -> torch.Tensor | None:
-        """The biases of column-parallel `roles`, end to end, in the plan's dtype; None if none."""
-        weights = [self._weight(role) for role in roles]
+    def _bias(self, weights: list[Weight], layer: int | None) -> torch.Tensor | None:
+        """The biases of column-parallel weights, end to end, in the plan's dtype; None if none."""
         if not weights[0].bias:
             return None
-        sizes = [self._units(weight).size for weight in weights]
+        ranges = [self._units(weight) for weight in weights]
+        sizes = [units.size for units in ranges]
         out = torch.empty(sum(sizes), dtype=self._dtype, device=self._device)
-        for weight, piece in zip(weights, out.split(sizes), strict=True):
-            if piece.numel():
-                raw = self._fetch(weight.tensor(layer, "bias"), self._region(weight))
-                self._copy(weight, raw, piece)
+        for weight, units, part in zip(weights, ranges, out.split(sizes), strict=True):
+            if part.numel():
+                raw = self._rows(weight, weight.tensor(layer, "bias"), units)
+                self._copy(weight, raw, part, layer)
+        self._grouped.forget()
         return out
 
-    def vector(self, role: str, kind: str = "weight", layer: int | None = None) -> torch.Tensor:
-        """A whole vector in float32: of a norm, or the bias of a row-parallel product."""
-        weight, key = self._weight(role), (role, kind, layer)
-        made = self._kept.same(key, ())
-        if not isinstance(made, torch.Tensor):
-            is_weight = kind == "weight"
-            size = self._arch.size(weight.unit) if is_weight else self._arch.bias_size(weight)
-            made = torch.empty(size, dtype=torch.float32, device=self._device)
-            self._copy(weight, self._fetch(weight.tensor(layer, kind), Range(0, size)), made)
-        self.pieces.add(key, made, ())
-        return made
+    def _float(
+        self,
+        key: Key,
+        units: tuple[Range, ...],
+        weight: Weight,
+        shape: tuple[int, ...],
+        names: list[str],
+        region: Range | None = None,
+    ) -> torch.Tensor:
+        """A small tensor that is kept in float32: one of the checkpoint's, or several end to end.
 
-    def row_bias(self, role: str, layer: int) -> torch.Tensor | None:
-        """What is added once, after the sum of a row-parallel product; None if nothing is."""
-        return self.vector(role, "bias", layer) if self._weight(role).bias else None
+        `region` is what is fetched of each, all of it by default.
+        """
+        made = self._kept.same(key, units)
+        if not isinstance(made, torch.Tensor):
+            made = torch.empty(shape, dtype=torch.float32, device=self._device)
+            raw = [self._fetch(name, region or Range(0, shape[0])) for name in names]
+            whole = raw[0] if len(raw) == 1 else torch.cat(raw)
+            self._copy(weight, whole.reshape(shape), made, key[-1])
+        self.pieces.add(key, made, units)
+        return made
 
     def _weight(self, role: str) -> Weight:
         weight = self._arch.weight(role)
@@ -152,36 +216,40 @@ class Loader:
             return part.columns
         if weight.unit == "vocab":
             return part.vocab
-        return Range(0, self._arch.size(weight.unit))
-
-    def _region(self, weight: Weight) -> Range:
-        units, offset = self._units(weight), self._arch.fused_offset(weight)
-        return Range(units.start + offset, units.stop + offset)
+        return Range(0, self._arch.outputs(weight))
 
     def _matrix_shape(self, weight: Weight) -> tuple[int, int]:
-        size, hidden = self._units(weight).size, self._arch.hidden_size
-        return (hidden, size) if weight.cut == "row" else (size, hidden)
+        size, inputs = self._units(weight).size, self._arch.inputs(weight)
+        if weight.cut == "row":
+            return (self._arch.hidden_size, size)
+        return (size, inputs or 1)
 
-    def _copy(self, weight: Weight, raw: torch.Tensor, out: torch.Tensor) -> None:
+    def _rows(self, weight: Weight, name: str, units: Range) -> torch.Tensor:
+        """The region of a tensor that has these units, as the tensor is stored."""
+        if weight.by_group:
+            fetch = partial(self._fetch, name)
+            if units == self._units(weight):
+                return self._grouped.all_of(weight, name, fetch)
+            return self._grouped.some_of(weight, units, fetch)
+        offset = self._arch.offset(weight)
+        return self._fetch(name, Range(units.start + offset, units.stop + offset))
+
+    def _copy(
+        self, weight: Weight, raw: torch.Tensor, out: torch.Tensor, layer: int | None
+    ) -> None:
         if raw.shape != out.shape:
             raise CheckpointError(
                 f"{weight.name} ({weight.role}): fetched {tuple(raw.shape)}, expected "
                 f"{tuple(out.shape)}"
             )
-        if self._arch.rope is not None and weight.role in ("q", "k", "q_norm", "k_norm"):
-            interleave(raw, out, self._arch.head_dim)
+        rope = None if layer is None else self._arch.ropes[layer]
+        if rope is not None and not rope.adjacent and weight.role in TURNED_ROLES:
+            interleave(raw, out, self._arch.head_dim, rope.dims)
         else:
             out.copy_(raw)
-        self.fetched_bytes += out.nbytes
+        self._count(out)
+
+    def _count(self, made: torch.Tensor) -> None:
+        self.fetched_bytes += made.nbytes
         if self._progress is not None:
-            self._progress(out.nbytes)
-
-
-def interleave(raw: torch.Tensor, out: torch.Tensor, head_dim: int) -> None:
-    """Copy rows (heads x head_dim, ...) so that those rope turns together are neighbours.
-
-    Checkpoints have the first halves of all pairs of a head, then the second halves.
-    """
-    half = head_dim // 2
-    pairs = raw.unflatten(0, (-1, 2, half)).transpose(1, 2)  # (heads, half, 2, ...)
-    out.unflatten(0, (-1, half, 2)).copy_(pairs)
+            self._progress(made.nbytes)

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from skynet.errors import UnsupportedModel
+from skynet.models import (
+    bloom,
+    cohere,
+    cohere2,
+    falcon,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    gptj,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    opt,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+    stablelm,
+)
 from skynet.models import config as _config
-from skynet.models import gpt2, llama, mistral, qwen2, qwen3
 from skynet.models.architecture import Architecture, Rope, Weight
 from skynet.models.config import Config
 from skynet.models.staging import StagedTensor, resolve_names, staged_tensors
 
 __all__ = [
+    "FAMILIES",
     "KNOWN",
     "Architecture",
     "Rope",
@@ -22,14 +47,33 @@ __all__ = [
     "staged_tensors",
 ]
 
-_FAMILIES = {
-    gpt2.MODEL_TYPE: gpt2.architecture,
-    llama.MODEL_TYPE: llama.architecture,
-    mistral.MODEL_TYPE: mistral.architecture,
-    qwen2.MODEL_TYPE: qwen2.architecture,
-    qwen3.MODEL_TYPE: qwen3.architecture,
-}
-KNOWN: list[str] = sorted(_FAMILIES)
+_MODULES = (
+    bloom,
+    cohere,
+    cohere2,
+    falcon,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    gptj,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    opt,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+    stablelm,
+)
+FAMILIES = {family.MODEL_TYPE: family for family in _MODULES}
+KNOWN: list[str] = sorted(FAMILIES)
 
 
 def family_of(config: Config) -> str:
@@ -39,7 +83,7 @@ def family_of(config: Config) -> str:
         UnsupportedModel: another one, or none.
     """
     name = config.get("model_type")
-    if name not in _FAMILIES:
+    if name not in FAMILIES:
         raise UnsupportedModel(f"model_type {name!r} is not computed; known: {', '.join(KNOWN)}")
     return str(name)
 
@@ -51,9 +95,10 @@ def load_architecture(config: Config) -> Architecture:
         UnsupportedModel: a model_type or a feature that is not computed; names it.
         CheckpointError: a field that every model has is missing or has no possible value.
     """
-    family = family_of(config)
+    family = FAMILIES[family_of(config)]
     _config.refuse_quantized(config)
-    return _FAMILIES[family](config)
+    _config.refuse(config, **getattr(family, "REFUSED", {}))
+    return family.architecture(config)
 
 
 def checkpoint_dtype(config: Config) -> str:

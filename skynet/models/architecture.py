@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 Cut = Literal["column", "row", "vocab", "replicated"]
-Unit = Literal["heads", "kv_heads", "columns", "vocab", "positions", "hidden", "head_dim"]
+Unit = Literal[
+    "heads", "kv_heads", "columns", "vocab", "positions", "experts", "hidden", "head_dim"
+]
+HEAD_NORMS = ("q_norm", "k_norm")
 
 
 @dataclass(frozen=True)
 class Weight:
     """One logical matrix or vector and where it lies in the checkpoint.
 
-    `name` is the checkpoint's, without `.weight` or `.bias`; `{layer}` stands for the number.
+    `name` is the checkpoint's, without `.weight` or `.bias`; `{layer}` stands for the number, and
+    `{piece}` for that of an expert, or of the head, where each has a tensor of its own.
     `unit` is what the cut dimension counts (for a replicated vector: what its length is).
     """
 
@@ -28,22 +32,34 @@ class Weight:
     bias: bool = False
     transposed: bool = False  # stored [in, out], as Conv1D does
     fused: tuple[str, ...] = ()  # roles that share the tensor, in order along its out axis
+    # The fused tensor has the query heads of a KV head, then its key, then its value, and so on
+    # for each KV head: not all queries before all keys.
+    by_group: bool = False
+    by_head: bool = False  # a vector for each head, stored (heads, head_dim), not end to end
 
     @property
     def per_layer(self) -> bool:
         return "{layer}" in self.name
 
-    def tensor(self, layer: int | None = None, kind: str = "weight") -> str:
+    @property
+    def in_pieces(self) -> bool:
+        return "{piece}" in self.name
+
+    def tensor(
+        self, layer: int | None = None, kind: str = "weight", piece: int | None = None
+    ) -> str:
         """The checkpoint's name of this weight or bias: `model.layers.3.mlp.up_proj.weight`."""
-        return f"{self.name.format(layer=layer)}.{kind}"
+        return f"{self.name.format(layer=layer, piece=piece)}.{kind}"
 
 
 @dataclass(frozen=True)
 class Rope:
     """Rotary position embedding (Su et al., 2021, arXiv:2104.09864) and how it is stretched."""
 
-    kind: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
+    dims: int  # of each head, from its first, that are turned
+    kind: Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"] = "default"
     theta: float = 10_000.0
+    adjacent: bool = False  # checkpoints have the two numbers that turn together side by side
     factor: float = 1.0
     original_positions: int = 0  # positions of the pretraining; dynamic: where stretching starts
     low_freq_factor: float = 1.0  # llama3
@@ -51,12 +67,27 @@ class Rope:
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn
-    attention_factor: float = 1.0  # yarn: cosines and sines are multiplied by it
+    attention_factor: float = 1.0  # yarn, longrope: cosines and sines are multiplied by it
+    divisors: tuple[float, ...] = ()  # longrope: of each frequency
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """Attention scores that fall with distance, by a slope a head (Press et al., 2021,
+    arXiv:2108.12409)."""
+
+    scale: float = 1.0  # the scores' bias is multiplied by it
+    bfloat16: bool = False  # slopes and biases are rounded as Falcon was trained with
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything a shard needs to know to compute its part of a decoder."""
+    """Everything a shard needs to know to compute its part of a decoder.
+
+    Which norms a layer has is told by the weights it has: `attn_norm` and `mlp_norm` come before
+    attention and MLP, `attn_post_norm` and `mlp_post_norm` after, before their result is added to
+    the hidden states, `attn_sum_norm` and `mlp_sum_norm` are of the hidden states after that.
+    """
 
     model_type: str
     hidden_size: int
@@ -64,26 +95,58 @@ class Architecture:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    intermediate_size: int
+    intermediate_size: int  # of an expert, where there are experts
     vocab_size: int
     max_positions: int
     norm: Literal["rms", "layer"]
     norm_eps: float
     activation: str  # as Transformers names it
     gated: bool
-    rope: Rope | None
+    ropes: tuple[Rope | None, ...]  # per layer
     learned_positions: bool
     windows: tuple[int | None, ...]  # per layer: how many last positions a token sees; None: all
-    qk_norm: bool
     tied: bool  # the head is the embedding
     attention_scale: float
     weights: tuple[Weight, ...]
     prefixes: tuple[str, ...]  # of the base model's tensors: ours, then others that files use
+    # Of queries and keys: each head for itself, or all heads of all shards together.
+    qk_norm: Literal["head", "all"] | None = None
+    norm_offset: float = 0.0  # added to the weights of RMS norms
+    # Attention and MLP both read the layer's input, through one norm if there is no `mlp_norm`.
+    parallel: bool = False
+    embed_size: int | None = None  # of an embedding that is projected to the hidden size
+    embed_scale: float = 1.0
+    position_offset: int = 0  # rows of the position table before that of position 0
+    residual_scale: float = 1.0  # of what attention and MLP add to the hidden states
+    logit_scale: float = 1.0
+    logit_cap: float | None = None  # logits become cap * tanh(logits / cap)
+    attention_cap: float | None = None  # the same for attention scores
+    alibi: Alibi | None = None
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_weights_sum_to_one: bool = True
 
     @property
     def group(self) -> int:
         """Query heads for each KV head."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def rope_kinds(self) -> tuple[Rope, ...]:
+        """The different ropes, each once, in the order of the layers that use them first."""
+        return tuple(dict.fromkeys(rope for rope in self.ropes if rope is not None))
+
+    @property
+    def sums_per_layer(self) -> int:
+        """How often the shards of a stage exchange partials in a layer."""
+        return (1 if self.parallel else 2) + (self.qk_norm == "all")
+
+    def first_sum(self, layer: int) -> int:
+        """The number of the first sum of a span that starts at `layer`, counted over a step.
+
+        Number 0 is the embedding's, so layer 0 starts with that.
+        """
+        return self.sums_per_layer * layer + (layer > 0)
 
     def weight(self, role: str) -> Weight | None:
         """The weight of this role, None if this model has none (`head` of a tied one)."""
@@ -100,36 +163,74 @@ class Architecture:
             "columns": self.intermediate_size,
             "vocab": self.vocab_size,
             "positions": self.max_positions,
+            "experts": self.num_experts,
             "hidden": self.hidden_size,
             "head_dim": self.head_dim,
         }
         return sizes[unit]
 
+    def inputs(self, weight: Weight) -> int | None:
+        """Inputs of a weight that is not cut along them, None of a vector."""
+        if weight.role in ("embed", "head", "project_in"):
+            return self.embed_size or self.hidden_size
+        if weight.role in HEAD_NORMS:
+            return None
+        is_matrix = weight.cut != "replicated" or weight.unit in ("positions", "experts")
+        return self.hidden_size if is_matrix or weight.role == "project_out" else None
+
+    def outputs(self, weight: Weight) -> int:
+        """Outputs of a weight that is not cut along its inputs; the length of a vector."""
+        if weight.role == "project_out":
+            return self.embed_size or self.hidden_size
+        return self.size(weight.unit)
+
     def shape(self, weight: Weight) -> tuple[int, ...]:
         """Of the logical weight, uncut: `(out, in)`, or `(size,)` of a vector."""
-        size = self.size(weight.unit)
         if weight.cut == "row":
-            return (self.hidden_size, size)
-        if weight.cut == "replicated" and weight.unit != "positions":
-            return (size,)
-        return (size, self.hidden_size)
+            return (self.hidden_size, self.size(weight.unit))
+        inputs = self.inputs(weight)
+        return (self.outputs(weight),) if inputs is None else (self.outputs(weight), inputs)
+
+    def stored_shape(self, weight: Weight) -> tuple[int, ...]:
+        """Of the tensor in the checkpoint, all fused parts together; of one of its pieces."""
+        shape = (self._stored_outputs(weight), *self.shape(weight)[1:])
+        if weight.role in HEAD_NORMS and weight.in_pieces:
+            return (self.head_dim,)
+        if weight.by_head:
+            return (shape[0] // self.head_dim, self.head_dim)
+        return shape[::-1] if weight.transposed else shape
+
+    def stored_axis(self, weight: Weight) -> int:
+        """The axis that the tensor in the checkpoint is cut along."""
+        is_row = weight.cut == "row"
+        return int(is_row != weight.transposed)
+
+    def stored_bias(self, weight: Weight) -> int:
+        """The size of the bias in the checkpoint, all fused parts together."""
+        return self._stored_outputs(weight) if weight.fused else self.bias_size(weight)
+
+    def pieces(self, weight: Weight) -> int:
+        """How many tensors of the checkpoint make up this weight of one layer."""
+        if not weight.in_pieces:
+            return 1
+        counts = {"q_norm": self.num_heads, "k_norm": self.num_kv_heads}
+        return counts.get(weight.role, self.num_experts)
 
     def bias_size(self, weight: Weight) -> int:
         """A row-parallel product's bias is added after the sum, so it has all outputs."""
         return self.hidden_size if weight.cut == "row" else self.size(weight.unit)
 
-    def fused_offset(self, weight: Weight) -> int:
-        """Where this weight's outputs start in the tensor it shares; 0 if it shares none."""
-        offset = 0
-        for role in weight.fused[: weight.fused.index(weight.role)] if weight.fused else ():
-            offset += self._fused_size(role)
-        return offset
+    def offset(self, weight: Weight) -> int:
+        """Where this weight's outputs start in its tensor, fused end to end or not at all."""
+        if weight.unit == "positions":
+            return self.position_offset
+        before = weight.fused[: weight.fused.index(weight.role)] if weight.fused else ()
+        return sum(self._fused_size(role) for role in before)
 
-    def stored_outputs(self, weight: Weight) -> int:
-        """Outputs of the tensor in the checkpoint, all fused parts together."""
-        if not weight.fused:
-            return self.shape(weight)[0]
-        return sum(self._fused_size(role) for role in weight.fused)
+    def _stored_outputs(self, weight: Weight) -> int:
+        if weight.fused:
+            return sum(self._fused_size(role) for role in weight.fused)
+        return self.shape(weight)[0] + (self.offset(weight) if weight.unit == "positions" else 0)
 
     def _fused_size(self, role: str) -> int:
         part = self.weight(role)

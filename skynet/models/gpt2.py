@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from skynet.errors import UnsupportedModel
 from skynet.models import config as read
 from skynet.models.architecture import Architecture, Weight
 
@@ -16,6 +15,11 @@ DEFAULTS: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
     "tie_word_embeddings": True,
+}
+REFUSED: dict[str, Any] = {
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
 }
 
 LAYER = "transformer.h.{layer}."
@@ -39,17 +43,9 @@ WEIGHTS = (
 def architecture(config: read.Config) -> Architecture:
     """A `gpt2` config as an Architecture."""
     config = DEFAULTS | dict(config)
-    read.refuse(
-        config,
-        scale_attn_by_inverse_layer_idx=False,
-        reorder_and_upcast_attn=False,
-        add_cross_attention=False,
-    )
     hidden, heads = read.size(config, "n_embd"), read.size(config, "n_head")
-    layers = read.size(config, "n_layer")
-    if hidden % heads:
-        raise UnsupportedModel(f"n_embd={hidden} is not a multiple of n_head={heads}")
-    head_dim, tied = hidden // heads, bool(config["tie_word_embeddings"])
+    layers, head_dim = read.size(config, "n_layer"), read.head_dim(config, "n_embd", "n_head")
+    tied = bool(config["tie_word_embeddings"])
     return Architecture(
         model_type=MODEL_TYPE,
         hidden_size=hidden,
@@ -64,10 +60,9 @@ def architecture(config: read.Config) -> Architecture:
         norm_eps=float(config["layer_norm_epsilon"]),
         activation=read.activation(config, "activation_function"),
         gated=False,
-        rope=None,
+        ropes=(None,) * layers,
         learned_positions=True,
         windows=(None,) * layers,
-        qk_norm=False,
         tied=tied,
         attention_scale=head_dim**-0.5 if config["scale_attn_weights"] else 1.0,
         weights=tuple(weight for weight in WEIGHTS if not (tied and weight.role == "head")),

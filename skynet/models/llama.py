@@ -7,7 +7,8 @@ from typing import Any
 
 from skynet.errors import UnsupportedModel
 from skynet.models import config as read
-from skynet.models.architecture import Architecture, Weight
+from skynet.models.architecture import Architecture, Rope, Weight
+from skynet.models.rope import max_positions, read_rope, whole_head
 
 MODEL_TYPE = "llama"
 
@@ -19,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
 }
+REFUSED: dict[str, Any] = {"pretraining_tp": 1}
 
 LAYER = "model.layers.{layer}."
 WEIGHTS = (
@@ -41,24 +43,25 @@ MLP: tuple[str, ...] = ("gate", "up", "down")
 
 def architecture(config: read.Config) -> Architecture:
     """A `llama` config as an Architecture."""
-    config = DEFAULTS | dict(config)
-    read.refuse(config, pretraining_tp=1)
-    return decoder(config)
+    return decoder(DEFAULTS | dict(config))
 
 
-def decoder(config: read.Config) -> Architecture:
-    """What Llama, Mistral and Qwen share; `config` has every default filled in."""
+def decoder(
+    config: read.Config, rope: Rope | None = None, weights: tuple[Weight, ...] = WEIGHTS
+) -> Architecture:
+    """What Llama and its many descendants share; `config` has every default filled in.
+
+    `rope` is that of all layers, read from the config if the family has no say in it.
+    """
     hidden, heads = read.size(config, "hidden_size"), read.size(config, "num_attention_heads")
     layers = read.size(config, "num_hidden_layers")
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or hidden // heads
     if heads % kv_heads:
         raise UnsupportedModel(f"{heads} query heads do not share {kv_heads} KV heads evenly")
-    rope, positions = read.rope(config, head_dim), read.size(config, "max_position_embeddings")
-    if rope.kind == "dynamic":  # stretched past what it was trained on, by up to `factor`
-        positions = int(positions * rope.factor)
+    rope = rope or read_rope(config, whole_head(config, head_dim))
     tied = bool(config["tie_word_embeddings"])
-    weights = tuple(weight for weight in WEIGHTS if not (tied and weight.role == "head"))
+    weights = tuple(weight for weight in weights if not (tied and weight.role == "head"))
     biased = (ATTENTION if config["attention_bias"] else ()) + (MLP if config["mlp_bias"] else ())
     return Architecture(
         model_type=config["model_type"],
@@ -69,15 +72,14 @@ def decoder(config: read.Config) -> Architecture:
         head_dim=head_dim,
         intermediate_size=read.size(config, "intermediate_size"),
         vocab_size=read.size(config, "vocab_size"),
-        max_positions=positions,
+        max_positions=max_positions(rope, read.size(config, "max_position_embeddings")),
         norm="rms",
         norm_eps=float(config["rms_norm_eps"]),
         activation=read.activation(config, "hidden_act"),
         gated=True,
-        rope=rope,
+        ropes=(rope,) * layers,
         learned_positions=False,
         windows=(None,) * layers,
-        qk_norm=False,
         tied=tied,
         attention_scale=head_dim**-0.5,
         weights=with_bias(weights, *biased),

@@ -25,7 +25,7 @@ def architecture(config: read.Config) -> Architecture:
     decoder = llama.decoder(config)
     return replace(
         decoder,
-        qk_norm=True,
+        qk_norm="head",
         windows=read.windows_by_layer_type(config),
         weights=decoder.weights + HEAD_NORMS,
     )

@@ -42,16 +42,11 @@ def _weights_in_order(arch: Architecture) -> Iterator[tuple[Weight, int | None]]
 
 
 def _tensors(arch: Architecture, weight: Weight, layer: int | None) -> Iterator[StagedTensor]:
-    shape = arch.shape(weight)
-    axis = 1 if weight.cut == "row" else 0
-    if len(shape) == 2:
-        shape = (arch.stored_outputs(weight), shape[1])
-    if weight.transposed:
-        shape, axis = shape[::-1], 1 - axis
-    yield StagedTensor(weight.tensor(layer), shape, axis)
-    if weight.bias:
-        fused = arch.stored_outputs(weight) if weight.fused else arch.bias_size(weight)
-        yield StagedTensor(weight.tensor(layer, "bias"), (fused,), 0)
+    shape, axis = arch.stored_shape(weight), arch.stored_axis(weight)
+    for piece in range(arch.pieces(weight)):
+        yield StagedTensor(weight.tensor(layer, piece=piece), shape, axis)
+        if weight.bias:
+            yield StagedTensor(weight.tensor(layer, "bias", piece), (arch.stored_bias(weight),), 0)
 
 
 def resolve_names(arch: Architecture, available: Iterable[str]) -> dict[str, str]:

@@ -13,7 +13,6 @@ from skynet.models.architecture import Architecture
 from skynet.planning.plan import Plan
 from skynet.planning.split import shard_weight_bytes, slot_bytes
 
-SUMS_PER_LAYER = 2
 PEER_S = 50e-6  # of a sum, for each peer: pushing, reading and adding its partial
 CHORD_S = 0.002
 LOAD_BYTES_PER_S = 300e6
@@ -81,7 +80,7 @@ def token_s(arch: Architecture, plan: Plan, workers: Sequence[Candidate]) -> flo
             for shard in range(shards)
         )
         trip = max(worker.round_trip_s for worker in workers[at : at + shards])
-        sums = SUMS_PER_LAYER * stage_plan.layers.size if shards > 1 else 0
+        sums = arch.sums_per_layer * stage_plan.layers.size if shards > 1 else 0
         total += slowest + sums * (trip + PEER_S * (shards - 1)) + CHORD_S
         at += shards
     return total

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from skynet.errors import PlanError
-from skynet.models.architecture import Architecture, Weight
+from skynet.models.architecture import HEAD_NORMS, Architecture, Weight
 from skynet.planning.plan import Plan, ShardPlan, StagePlan
 from skynet.planning.ranges import (
     Range,
@@ -50,10 +51,11 @@ def make_plan(
     _check_request(arch, stages, shards, dtype, chord_span, num_slots)
     weights = weights or [[1.0] * shards] * stages
     costs = [float(layer_params(arch))] * arch.num_layers
-    costs[0] += arch.vocab_size * arch.hidden_size
+    end = arch.vocab_size * (arch.embed_size or arch.hidden_size)
+    costs[0] += end
     if arch.learned_positions:
         costs[0] += arch.max_positions * arch.hidden_size
-    costs[-1] += arch.vocab_size * arch.hidden_size
+    costs[-1] += end
     layers = split_by_cost(costs, [sum(stage) for stage in weights])
     check_tiling(layers, arch.num_layers, "layers")
     return Plan(
@@ -150,7 +152,7 @@ def _split_columns(
     arch: Architecture, attention: list[int], weights: Sequence[float]
 ) -> list[Range]:
     """MLP columns such that attention and MLP together weigh in each shard what it can take."""
-    shards, per_column = len(attention), (3 if arch.gated else 2) * arch.hidden_size
+    shards, per_column = len(attention), _column_params(arch)
     room = [0.0] * shards
     # A shard whose heads alone weigh more than its share gets no columns; the rest share them.
     sharing = sorted(range(shards), key=lambda shard: attention[shard] / weights[shard])
@@ -170,10 +172,15 @@ def _attention_params(arch: Architecture, heads: Range, kv_heads: Range) -> int:
     return 2 * (heads.size + kv_heads.size) * arch.head_dim * arch.hidden_size
 
 
+def _column_params(arch: Architecture) -> int:
+    """Parameters of one column of the MLP, or of that column of every expert."""
+    return (3 if arch.gated else 2) * arch.hidden_size * max(1, arch.num_experts)
+
+
 def layer_params(arch: Architecture) -> int:
     """Parameters of one layer's products, what a layer costs to store and to compute."""
     attention = _attention_params(arch, Range(0, arch.num_heads), Range(0, arch.num_kv_heads))
-    return attention + (3 if arch.gated else 2) * arch.hidden_size * arch.intermediate_size
+    return attention + _column_params(arch) * arch.intermediate_size
 
 
 def shard_weight_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
@@ -187,9 +194,10 @@ def shard_weight_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -
     total = layers.size * per_layer
     first, last = stage == 0, stage == len(plan.stages) - 1
     if first:
-        total += _roles_bytes(arch, plan, part, "embed", "positions")
+        total += _roles_bytes(arch, plan, part, "embed", "project_in", "positions", "embed_norm")
     if last:
-        total += _roles_bytes(arch, plan, part, "final_norm", "embed" if arch.tied else "head")
+        head = "embed" if arch.tied else "head"
+        total += _roles_bytes(arch, plan, part, "final_norm", "project_out", head)
     return total
 
 
@@ -198,16 +206,26 @@ def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -
 
 
 def _role_bytes(arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight) -> int:
-    size, width = DTYPE_BYTES[plan.dtype], unit_width(arch, part, weight)
+    size = DTYPE_BYTES[plan.dtype]
+    if weight.role in HEAD_NORMS:  # a row for each head, whether heads share one or not
+        heads = part.heads if weight.role == "q_norm" else part.kv_heads
+        return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)
     if weight.cut == "replicated":
-        if weight.unit == "positions":
-            return arch.max_positions * arch.hidden_size * size
-        copies = {"q_norm": part.heads.size, "k_norm": part.kv_heads.size}.get(weight.role, 1)
-        return arch.size(weight.unit) * NORM_BYTES * (2 if weight.bias else 1) * copies
-    total = width * arch.hidden_size * size
-    if weight.bias:
-        total += arch.hidden_size * NORM_BYTES if weight.cut == "row" else width * size
-    return total
+        shape = arch.shape(weight)
+        if len(shape) == 1 or weight.role == "router":
+            return prod(shape) * NORM_BYTES * (2 if weight.bias else 1)
+        return prod(shape) * size
+    width = unit_width(arch, part, weight)
+    if weight.cut == "row":
+        return width * arch.hidden_size * size * arch.pieces(weight) + _row_bias_bytes(arch, weight)
+    total = width * (arch.inputs(weight) or 0) * size * arch.pieces(weight)
+    return total + (width * size if weight.bias else 0)
+
+
+def _row_bias_bytes(arch: Architecture, weight: Weight) -> int:
+    attention = arch.weight("o")
+    in_one_sum = arch.parallel and weight.role == "down" and attention and attention.bias
+    return arch.hidden_size * NORM_BYTES if weight.bias and not in_one_sum else 0
 
 
 def unit_width(arch: Architecture, part: ShardPlan, weight: Weight) -> int:

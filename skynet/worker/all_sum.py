@@ -11,8 +11,9 @@ from skynet.store.exchange import BFLOAT16, FLOAT32, Exchange, Frame
 class AllSum:
     """Sums partials over a stage's shards, for one span of one step.
 
-    Positions number the sums of a step: two a layer, after the embedding's. Every shard makes the
-    same sums in the same order, so the numbers agree without a word.
+    Positions number the sums of a step, after the embedding's; how many a layer has is the
+    architecture's (`Architecture.first_sum`). Every shard makes the same sums in the same order,
+    so the numbers agree without a word.
 
     dtype: what partials travel as, "auto" (as they were computed), "float32" or "bfloat16". The
         own partial is rounded the same way, or shards would hold different sums.

@@ -225,7 +225,7 @@ class ShardRuntime:
         exchange.still_wanted = lambda: (
             self.keeper.place is place and bool(self._client.exists(key))
         )
-        first = 2 * span.start + (span.start > 0)  # the embedding has number 0
+        first = place.model.first_sum(span.start)
         all_sum = AllSum(exchange, step.epoch, step.number, first, settings().exchange_dtype)
         try:
             before = None

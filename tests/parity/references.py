@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 from harness import Checkpoint
+from model_families import tiny_config
 
 PROMPTS = [
     [5, 6, 7, 100, 2, 9, 11, 3, 77, 88, 1, 4],
@@ -18,38 +19,6 @@ PROMPTS = [
     [12, 99, 31, 64, 2, 2, 18, 120, 45, 6, 71, 33, 90, 14, 27, 55, 3, 101, 60, 8, 19, 40, 77],
 ]
 NEW_TOKENS = 24
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 131,
-    "hidden_size": 48,
-    "intermediate_size": 83,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-GPT2_SIZES: dict[str, Any] = {
-    "vocab_size": 131,
-    "n_embd": 48,
-    "n_layer": 4,
-    "n_head": 6,
-    "n_positions": 128,
-    "n_inner": 83,
-    "initializer_range": 0.5,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-CONFIGS = {
-    "gpt2": transformers.GPT2Config,
-    "llama": transformers.LlamaConfig,
-    "mistral": transformers.MistralConfig,
-    "qwen2": transformers.Qwen2Config,
-    "qwen3": transformers.Qwen3Config,
-}
 
 
 @dataclass(frozen=True)
@@ -61,16 +30,26 @@ class Reference:
     tokens: list[list[int]]
 
 
-def make_reference(family: str, fields: dict[str, Any], directory: Path) -> Reference:
-    sizes = GPT2_SIZES if family == "gpt2" else SIZES
+def save_random_model(
+    family: str, fields: dict[str, Any], directory: Path
+) -> tuple[Any, Checkpoint]:
+    """A model of Transformers with random weights, and the checkpoint that it saves."""
     torch.manual_seed(len(family))
-    config = CONFIGS[family](**(sizes | copy.deepcopy(fields)))
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    config = tiny_config(family, **fields)
+    # Not grouped: that kernel takes no uneven sizes.
+    eager = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}
+    model = transformers.AutoModelForCausalLM.from_config(config, **eager).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases start as ones and zeros, which hide mistakes
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     model.save_pretrained(directory)
+    return model, Checkpoint(directory)
+
+
+def make_reference(family: str, fields: dict[str, Any], directory: Path) -> Reference:
+    """A random model and its answers."""
+    model, checkpoint = save_random_model(family, fields, directory)
     logits, tokens = [], []
     with torch.no_grad():
         for prompt in PROMPTS:
@@ -84,4 +63,4 @@ def make_reference(family: str, fields: dict[str, Any], directory: Path) -> Refe
                 do_sample=False,
             )
             tokens.append(answer[0, len(prompt) :].tolist())
-    return Reference(Checkpoint(directory), logits, tokens)
+    return Reference(checkpoint, logits, tokens)

@@ -8,16 +8,27 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import Request, cluster_of, generate, last_logits
+from model_families import FAMILIES
 from references import NEW_TOKENS, PROMPTS, Reference
 
-FAMILIES = ["gpt2", "llama", "mistral", "qwen2", "qwen3"]
-# 6 query heads in 3 KV groups: 2 shards are uneven (4 + 2), 4 share a KV head, 6 share all.
-SHAPES = [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (1, 4)]
 LAYER, STAGE = 1, 99
-
-FIELDS: dict[str, dict[str, Any]] = {
-    "mistral": {"sliding_window": 64},
-    "qwen3": {"head_dim": 12},
+# Stages, shards, layers per chord. 6 query heads in 3 KV groups: 2 shards are uneven (4 + 2), 4
+# share a KV head.
+SHAPES = [
+    (1, 1, LAYER),
+    (1, 1, STAGE),
+    (1, 2, STAGE),
+    (2, 1, LAYER),
+    (2, 2, LAYER),
+    (2, 2, STAGE),
+    (2, 3, LAYER),
+    (2, 3, STAGE),
+    (1, 4, STAGE),
+]
+# Rounding may choose another expert, which is far from close: where all are chosen it cannot.
+ALL_EXPERTS = {
+    "mixtral": {"num_experts_per_tok": 5},
+    "qwen3_moe": {"num_experts_per_tok": 7},
 }
 
 ROPE: dict[str, dict[str, Any]] = {
@@ -64,6 +75,80 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"] * 2,
         },
     ),
+    "stablelm-old-theta": ("stablelm", {"rope_theta": 500.0}),
+    "gpt_neox-sequential": ("gpt_neox", {"use_parallel_residual": False, "attention_bias": False}),
+    "gpt_neox-tied": ("gpt_neox", {"tie_word_embeddings": True}),
+    "phi-norms": ("phi", {"qk_layernorm": True, "num_key_value_heads": 6}),
+    "cohere-norms": ("cohere", {"use_qk_norm": True, "attention_bias": True}),
+    "falcon-7b": ("falcon", {"new_decoder_architecture": False, "tie_word_embeddings": True}),
+    "falcon-one-norm": ("falcon", {"num_ln_in_parallel_attn": 1, "bias": True}),
+    "falcon-rw": (
+        "falcon",
+        {
+            "new_decoder_architecture": False,
+            "multi_query": False,
+            "num_kv_heads": 6,
+            "parallel_attn": False,
+            "alibi": True,
+            "bias": True,
+        },
+    ),
+    "falcon-alibi-groups": ("falcon", {"alibi": True}),
+    "bloom-tied": ("bloom", {"tie_word_embeddings": True}),
+    "bloom-eight-heads": ("bloom", {"n_head": 8}),
+    "opt-350m": (
+        "opt",
+        {"do_layer_norm_before": False, "word_embed_proj_dim": 28, "tie_word_embeddings": True},
+    ),
+    "opt-no-bias": ("opt", {"enable_bias": False, "_remove_final_layer_norm": True}),
+    "mixtral-window": (
+        "mixtral",
+        {"sliding_window": 7, "num_experts_per_tok": 1, "tie_word_embeddings": True},
+    ),
+    "qwen3_moe-shares": ("qwen3_moe", {"norm_topk_prob": False, "attention_bias": True}),
+    "qwen3_moe-window": ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 6}),
+    "phi3-partial-window": ("phi3", {"partial_rotary_factor": 0.5, "sliding_window": 7}),
+    "phi3-longrope": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 64,
+            "partial_rotary_factor": 0.75,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "short_factor": [1.0, 1.3, 2.1],
+                "long_factor": [1.0, 5.0, 9.0],
+            },
+        },
+    ),
+    "granite-bias": (
+        "granite",
+        {"attention_bias": True, "mlp_bias": True, "residual_multiplier": 0.3},
+    ),
+    "olmo2-bias": ("olmo2", {"attention_bias": True}),
+    "olmo2-one-kv-head": ("olmo2", {"num_key_value_heads": 1}),
+    "smollm3-window": (
+        "smollm3",
+        {"use_sliding_window": True, "sliding_window": 6, "tie_word_embeddings": True},
+    ),
+    "stablelm-parallel-norms": (
+        "stablelm",
+        {"use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True},
+    ),
+    "gemma-tied": ("gemma", {"tie_word_embeddings": True, "hidden_act": "gelu"}),
+    "gemma2-uncapped": (
+        "gemma2",
+        {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "gemma3-linear": (
+        "gemma3_text",
+        {
+            "final_logit_softcapping": 8.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
     "gpt2-untied": ("gpt2", {"tie_word_embeddings": False}),
     "gpt2-unscaled": ("gpt2", {"scale_attn_weights": False, "activation_function": "relu"}),
 }
@@ -88,19 +173,18 @@ def check(found: Reference, stages: int, shards: int, span: int) -> None:
     assert tokens == found.tokens
 
 
-@pytest.mark.parametrize("span", [LAYER, STAGE], ids=["layer", "stage"])
-@pytest.mark.parametrize(("stages", "shards"), SHAPES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("stages", "shards", "span"), SHAPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_in_every_shape(
     reference: Callable[..., Reference], family: str, stages: int, shards: int, span: int
 ) -> None:
     # Given a tiny random model and the answers of Transformers
-    found = reference(family, **FIELDS.get(family, {}))
+    found = reference(family)
     # When it runs split / Then logits are close and greedy tokens equal
     check(found, stages, shards, span)
 
 
-@pytest.mark.parametrize(("stages", "shards", "span"), [(1, 1, STAGE), (2, 2, 1), (1, 4, STAGE)])
+@pytest.mark.parametrize(("stages", "shards", "span"), [(2, 2, LAYER), (1, 4, STAGE)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant(
     reference: Callable[..., Reference], variant: str, stages: int, shards: int, span: int
@@ -125,7 +209,7 @@ def test_random_models_do_not_repeat_one_token(
     reference: Callable[..., Reference], family: str
 ) -> None:
     # Given the answers of Transformers
-    found = reference(family, **FIELDS.get(family, {}))
+    found = reference(family)
     # Then they are varied enough for a wrong one to show
     assert len({token for tokens in found.tokens for token in tokens}) > 12
 
@@ -150,7 +234,7 @@ def test_bfloat16_is_close(
     reference: Callable[..., Reference], family: str, stages: int, shards: int
 ) -> None:
     # Given a plan in bfloat16 of a float32 checkpoint
-    found = reference(family, **FIELDS.get(family, {}))
+    found = reference(family, **ALL_EXPERTS.get(family, {}))
     cluster = cluster_of(found.checkpoint, stages, shards, dtype="bfloat16")
     # When it computes a prompt
     try:
@@ -160,4 +244,4 @@ def test_bfloat16_is_close(
     # Then the logits are those of float32 up to bfloat16's 8 bits
     expected = found.logits[0]
     angle = logits @ expected / np.linalg.norm(logits) / np.linalg.norm(expected)
-    assert angle > 0.995
+    assert angle > 0.99

@@ -25,7 +25,7 @@ from documented import (
 from skynet import client, splitting
 from skynet.cli import main
 from skynet.local import LocalCluster
-from skynet.models import KNOWN
+from skynet.models import KNOWN, table
 from skynet.options import DEFAULT_MAX_TOKENS
 from skynet.options import KNOWN as KNOWN_OPTIONS
 from skynet.settings import Settings
@@ -125,9 +125,16 @@ def test_every_variable_named_is_a_setting(path: Path) -> None:
     assert set(re.findall(r"\bSKYNET_[A-Z_]+[A-Z]\b", read(path))) <= known
 
 
-def test_the_model_table_names_every_family() -> None:
-    table = README.partition("## Models")[2].partition("## ")[0]
-    assert set(re.findall(r"^\| [^|]+ \| `(\w+)` \|", table, re.MULTILINE)) == set(KNOWN)
+def test_the_readme_names_every_family() -> None:
+    # Given
+    section = README.partition("## Models")[2].partition("\n\n")[2].partition(". [")[0]
+    # Then
+    assert set(re.findall(r"`(\w+)`", section)) == {*KNOWN, "model_type"}
+
+
+def test_the_models_page_is_what_the_code_says() -> None:
+    # When / Then: `python -m skynet.models.table > docs/models.md` makes it so
+    assert read(ROOT / "docs" / "models.md") == table.page()
 
 
 def test_the_options_named_are_those_there_are() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skynet.layers.attention import attend, store
+from skynet.layers.attention import attend, capped_attention, store
 from skynet.layers.cache import allocate
 from skynet.layers.context import StepContext, make_context
 from skynet.models import load_architecture
@@ -36,7 +36,7 @@ def plan() -> Plan:
 
 def context_of(rows: list[Row], window: int | None, token_bytes: int = 256) -> StepContext:
     step = Step(1, 1, tuple(rows), 1)
-    return make_context(step, plan(), 10, None, {window}, token_bytes, torch.float32, CPU)
+    return make_context(step, plan(), 10, [], {window}, token_bytes, torch.float32, CPU)
 
 
 def one_by_one(
@@ -118,3 +118,19 @@ def test_equal_lengths_need_no_mask(window: int | None) -> None:
     # When / Then they share a call without a mask
     calls = context_of(rows, window).attends[window]
     assert [call.mask for call in calls] == [None]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_capped_scores(causal: bool) -> None:
+    # Given queries and keys so large that scores go far beyond the cap
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 5, 8).unbind(0)
+    query = query * 20
+    mask = None if causal else torch.zeros(5, 5).masked_fill_(torch.eye(5).bool(), float("-inf"))
+    # When they are capped
+    mixed = capped_attention(query, key, value, mask, is_causal=causal, scale=0.5, cap=3.0)
+    # Then what is seen is weighted by the capped score, and what is masked is not seen at all
+    scores = 3.0 * torch.tanh(query @ key.transpose(-1, -2) * 0.5 / 3.0)
+    hidden = torch.ones(5, 5).triu(1).bool() if causal else torch.eye(5).bool()
+    expected = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ value
+    torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-6)

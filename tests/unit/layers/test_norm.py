@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skynet.layers.norm import LayerNorm, RMSNorm
+from skynet.layers.norm import LayerNorm, NoNorm, RMSNorm
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0, 1e4])
@@ -29,3 +29,22 @@ def test_layer_norm_in_bfloat16() -> None:
     result = LayerNorm(weight, bias, 1e-5, torch.bfloat16)(x)
     # Then only the result is rounded
     assert torch.equal(result, F.layer_norm(x, (32,), weight, bias, 1e-5).bfloat16())
+
+
+def test_a_layer_norm_with_a_row_for_each_head() -> None:
+    # Given a weight a head, and a bias
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(3, 4, 8), torch.rand(4, 8), torch.rand(4, 8)
+    # When heads are normed together
+    result = LayerNorm(weight, bias, 1e-5, torch.float32)(x)
+    # Then each is as it were alone
+    for head in range(4):
+        alone = F.layer_norm(x[:, head], (8,), weight[head], bias[head], 1e-5)
+        torch.testing.assert_close(result[:, head], alone)
+
+
+def test_without_a_norm_only_the_dtype_changes() -> None:
+    # When / Then
+    x = torch.randn(2, 4)
+    assert torch.equal(NoNorm(torch.bfloat16)(x), x.bfloat16())
+    assert NoNorm(torch.float32)(x) is x

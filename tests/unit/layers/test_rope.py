@@ -10,8 +10,8 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
+from skynet.layers.heads import interleave
 from skynet.layers.rope import Rotary, dynamic_frequencies, inverse_frequencies, rotate
-from skynet.layers.weights import interleave
 from skynet.models import Architecture, load_architecture
 
 SCALINGS: list[dict[str, Any]] = [
@@ -64,9 +64,9 @@ def test_frequencies_and_attention_factor(scaling: dict[str, Any]) -> None:
     else:
         expected, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config)
     # Then they are the same
-    assert arch.rope is not None
-    assert torch.equal(inverse_frequencies(arch.rope, arch.head_dim), expected)
-    assert arch.rope.attention_factor == factor
+    (rope,) = arch.rope_kinds
+    assert torch.equal(inverse_frequencies(rope), expected)
+    assert rope.attention_factor == factor
 
 
 @pytest.mark.parametrize("length", [1, 16384, 16385, 30000, 65536])
@@ -75,8 +75,7 @@ def test_dynamic_frequencies(length: int) -> None:
     config, arch = both({"rope_type": "dynamic", "factor": 4.0})
     expected, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, seq_len=torch.tensor(length))
     # When we compute the frequencies of a token at that length
-    assert arch.rope is not None
-    found = dynamic_frequencies(arch.rope, arch.head_dim, torch.tensor([length]))
+    found = dynamic_frequencies(arch.rope_kinds[0], torch.tensor([length]))
     # Then they are the same
     torch.testing.assert_close(found[0], expected, rtol=1e-6, atol=0)
 
@@ -84,8 +83,7 @@ def test_dynamic_frequencies(length: int) -> None:
 def test_a_chunked_prompt_turns_as_a_whole_one() -> None:
     # Given a prompt longer than where stretching starts
     _, arch = both({"rope_type": "dynamic", "factor": 4.0})
-    assert arch.rope is not None
-    rotary = Rotary(arch.rope, arch.head_dim, torch.device("cpu"))
+    rotary = Rotary(arch.rope_kinds[0], torch.device("cpu"))
     positions, length = torch.arange(20000), torch.tensor(20000)
     whole = rotary.factors(positions, length.expand(20000))
     # When its first tokens are computed in a chunk of their own
@@ -98,7 +96,6 @@ def test_a_chunked_prompt_turns_as_a_whole_one() -> None:
 def test_rotation_of_interleaved_heads(scaling: dict[str, Any]) -> None:
     # Given heads as a checkpoint's weights give them
     config, arch = both(scaling)
-    assert arch.rope is not None
     torch.manual_seed(0)
     positions = torch.arange(100, 109)
     x = torch.randn(9, 6, 64)
@@ -109,9 +106,9 @@ def test_rotation_of_interleaved_heads(scaling: dict[str, Any]) -> None:
     )
     # When ours are interleaved and turned
     ours = torch.empty(6 * 64, 9)
-    interleave(x.permute(1, 2, 0).reshape(6 * 64, 9), ours, 64)
+    interleave(x.permute(1, 2, 0).reshape(6 * 64, 9), ours, 64, 64)
     heads = ours.t().reshape(9, 6, 64).contiguous()
-    factors = Rotary(arch.rope, 64, torch.device("cpu")).factors(positions, positions)
+    factors = Rotary(arch.rope_kinds[0], torch.device("cpu")).factors(positions, positions)
     turned = rotate(heads, factors)
     # Then they are the same heads in another order
     plain = torch.cat([turned[..., 0::2], turned[..., 1::2]], dim=-1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_families import NEVER_TIED, tiny_config
 
 from skynet.errors import CheckpointError, StepFailed
 from skynet.layers.shard_model import ShardModel
@@ -17,18 +18,7 @@ from skynet.step import Row, Step, Want
 
 
 def architecture(family: str, **fields: Any) -> Architecture:
-    if family == "gpt2":
-        sizes: dict[str, Any] = {"n_embd": 48, "n_layer": 4, "n_head": 6, "n_positions": 32}
-    else:
-        sizes = {
-            "hidden_size": 48,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 3,
-            "intermediate_size": 83,
-            "max_position_embeddings": 32,
-        }
-    return load_architecture({"model_type": family, "vocab_size": 131, **sizes, **fields})
+    return load_architecture(tiny_config(family, **fields).to_dict())
 
 
 class Weights:
@@ -56,10 +46,11 @@ def never(partial: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", KNOWN)
-def test_bytes_are_what_the_plan_says(family: str, dtype: str) -> None:
+def test_bytes_are_what_the_plan_says(family: str, tied: bool, dtype: str) -> None:
     # Given every shard of a plan
-    arch = architecture(family, tie_word_embeddings=True)
+    arch = architecture(family, tie_word_embeddings=tied and family not in NEVER_TIED)
     plan = plan_of(arch, 2, 4, dtype)
     for stage, shard in plan.addresses():
         told: list[int] = []
@@ -85,6 +76,52 @@ def test_only_the_own_slice_is_fetched() -> None:
     assert asked == set(range(layers.start, layers.stop))
 
 
+@pytest.mark.parametrize(
+    ("family", "shards", "shard", "regions"),
+    [
+        # 6 heads of 8 with their keys and values: those of the last three are one run.
+        ("gpt_neox", 2, 1, [Range(72, 144)]),
+        # 3 groups of 2 query heads, a key and a value: one group is one run.
+        ("falcon", 3, 1, [Range(32, 64)]),
+        # Half a group: the first query head, and, beyond the second, key and value.
+        ("falcon", 6, 2, [Range(32, 40), Range(48, 64)]),
+    ],
+)
+def test_heads_fused_by_group_are_fetched_in_runs(
+    family: str, shards: int, shard: int, regions: list[Range]
+) -> None:
+    # Given a family whose Q, K and V of a KV head stand together
+    arch = architecture(family)
+    weights = Weights(arch)
+    # When a shard is loaded
+    ShardModel(arch, plan_of(arch, 1, shards), 0, shard, weights)
+    # Then it asked for its heads only, and for each run once
+    name = next(weight.tensor(0) for weight in arch.weights if weight.role == "q")
+    assert [region for asked, region in weights.asked if asked == name] == regions
+
+
+@pytest.mark.parametrize("family", KNOWN)
+def test_sums_are_numbered_alike_for_any_span(family: str) -> None:
+    # Given a model of 4 layers that runs span by span
+    arch = architecture(family)
+    model = ShardModel(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
+    hidden, made = None, 0
+
+    def count(partial: torch.Tensor) -> torch.Tensor:
+        nonlocal made
+        made += 1
+        return partial.float()
+
+    for layer in range(arch.num_layers):
+        # When each starts to count where the architecture says
+        number, made = model.first_sum(layer), 0
+        step = Step(1, 1, (Row(0, 0, (1, 2), 2, Want()),), 1)
+        hidden, _ = model.run(step, Range(layer, layer + 1), hidden, count)
+        # Then it makes no sum that the next one makes, and leaves out the last one at most
+        left_out = model.first_sum(layer + 1) - (number + made)
+        assert left_out in ((0,) if layer == arch.num_layers - 1 else (0, 1))
+
+
 def test_a_tensor_of_another_shape_is_refused_by_name() -> None:
     # Given a fetch that gives too much
     arch = architecture("llama")
@@ -96,7 +133,7 @@ def test_a_tensor_of_another_shape_is_refused_by_name() -> None:
 @pytest.fixture(scope="module")
 def middle() -> ShardModel:
     """The second of two stages of a small model: layers 2 and 3."""
-    arch = architecture("llama")
+    arch = architecture("llama", max_position_embeddings=32)
     model = ShardModel(arch, plan_of(arch, 2, 1), 1, 0, Weights(arch))
     assert model.layers == Range(2, 4)
     return model

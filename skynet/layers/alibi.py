@@ -1,0 +1,44 @@
+"""ALiBi (Press et al., 2021, arXiv:2108.12409): scores fall with distance, by a slope a head."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from skynet.models.architecture import Alibi, Architecture
+from skynet.planning.plan import ShardPlan
+from skynet.planning.ranges import Range
+
+
+def slopes(num_heads: int) -> torch.Tensor:
+    """(heads,) float32: a falling geometric series, then every second of one twice as dense."""
+    whole = 2 ** math.floor(math.log2(num_heads))
+    found = [_series(whole, power) for power in range(1, whole + 1)]
+    found += [_series(2 * whole, power) for power in range(1, 2 * (num_heads - whole), 2)]
+    return torch.tensor(found)
+
+
+def _series(count: int, power: int) -> float:
+    return float(2 ** (-(2 ** -(math.log2(count) - 3)) * power))
+
+
+class PositionBias:
+    """What one shard's heads add to their scores."""
+
+    def __init__(self, arch: Architecture, alibi: Alibi, part: ShardPlan) -> None:
+        own = slopes(arch.num_heads)[part.heads.start : part.heads.stop]
+        self._alibi, self._kv_heads = alibi, part.kv_heads.size
+        self._slopes = (own.bfloat16() if alibi.bfloat16 else own)[:, None]
+
+    def of(self, positions: torch.Tensor, keys: Range) -> torch.Tensor:
+        """(kv_heads, group, tokens, keys) float32 for tokens at `positions` (tokens,).
+
+        Relative to the token's own place: softmax is the same, and small numbers round less.
+        """
+        there = self._at(torch.arange(keys.start, keys.stop))[:, None, :]
+        bias = there - self._at(positions)[:, :, None]  # (heads, tokens, keys)
+        return (bias * self._alibi.scale).unflatten(0, (self._kv_heads, -1))
+
+    def _at(self, positions: torch.Tensor) -> torch.Tensor:
+        return (self._slopes * positions).float()

@@ -1,0 +1,100 @@
+"""How what the shards computed together enters the hidden states: once, after the sum."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from skynet.layers.norm import AllSum, NoNorm, Norm, load_norm
+from skynet.layers.weights import Loader
+from skynet.models.architecture import Architecture
+
+
+class Residual(Protocol):
+    """Adds a sum to the hidden states."""
+
+    nbytes: int
+
+    def __call__(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        """`x` and the sum of all partials, (tokens, hidden) float32, to the next `x`."""
+        ...
+
+    def part(
+        self, x: torch.Tensor, partial: torch.Tensor, first: bool, all_sum: AllSum
+    ) -> torch.Tensor:
+        """This shard's part of the next `x`, of which a plain sum over the shards is the value.
+
+        `first` is true of one shard only: what must be in the sum once is in its part.
+        """
+        ...
+
+
+class Plain:
+    """Plus the sum, plus the biases of its row-parallel products."""
+
+    def __init__(self, bias: torch.Tensor | None) -> None:
+        self.nbytes = 0 if bias is None else bias.nbytes
+        self._bias = bias
+
+    def __call__(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        x = x + total
+        return x if self._bias is None else x.add_(self._bias)
+
+    def part(
+        self, x: torch.Tensor, partial: torch.Tensor, first: bool, all_sum: AllSum
+    ) -> torch.Tensor:
+        return self(x, partial) if first else partial.float()
+
+
+class Scaled:
+    """Plus a multiple of the sum and of its biases."""
+
+    def __init__(self, bias: torch.Tensor | None, scale: float) -> None:
+        self.nbytes = 0 if bias is None else bias.nbytes
+        self._bias, self._scale = bias, scale
+
+    def __call__(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        x = torch.add(x, total, alpha=self._scale)
+        return x if self._bias is None else x.add_(self._bias, alpha=self._scale)
+
+    def part(
+        self, x: torch.Tensor, partial: torch.Tensor, first: bool, all_sum: AllSum
+    ) -> torch.Tensor:
+        return self(x, partial) if first else partial.float().mul_(self._scale)
+
+
+class Normed:
+    """Norms the sum before it is added, or the hidden states after.
+
+    No sum of parts is a norm's value, so at the end of a span the shards make one more sum among
+    themselves, and one of them has all of the value as its part.
+    """
+
+    def __init__(self, bias: torch.Tensor | None, of_sum: Norm, of_hidden: Norm) -> None:
+        self.nbytes = (0 if bias is None else bias.nbytes) + of_sum.nbytes + of_hidden.nbytes
+        self._bias, self._of_sum, self._of_hidden = bias, of_sum, of_hidden
+
+    def __call__(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        total = total if self._bias is None else total + self._bias
+        return self._of_hidden(x + self._of_sum(total))
+
+    def part(
+        self, x: torch.Tensor, partial: torch.Tensor, first: bool, all_sum: AllSum
+    ) -> torch.Tensor:
+        value = self(x, all_sum(partial))
+        return value if first else torch.zeros_like(value)
+
+
+def load_residual(
+    arch: Architecture, load: Loader, block: str, roles: tuple[str, ...], layer: int
+) -> Residual:
+    """What follows the row-parallel products `roles` of a block, "attn" or "mlp"."""
+    bias = load.row_bias(*roles, layer=layer)
+    of_sum = load_norm(arch, load, f"{block}_post_norm", layer, torch.float32)
+    of_hidden = load_norm(arch, load, f"{block}_sum_norm", layer, torch.float32)
+    if not (isinstance(of_sum, NoNorm) and isinstance(of_hidden, NoNorm)):
+        return Normed(bias, of_sum, of_hidden)
+    if arch.residual_scale != 1:
+        return Scaled(bias, arch.residual_scale)
+    return Plain(bias)

@@ -1,0 +1,51 @@
+"""Command R: layer norms without biases, rope of neighbours, one sum a layer, scaled logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from skynet.models import config as read
+from skynet.models import llama
+from skynet.models.architecture import Architecture, Weight
+from skynet.models.rope import read_rope, whole_head
+
+MODEL_TYPE = "cohere"
+
+DEFAULTS: dict[str, Any] = {
+    **llama.DEFAULTS,
+    "max_position_embeddings": 8192,
+    "layer_norm_eps": 1e-5,
+    "logit_scale": 0.0625,
+    "rope_theta": 500_000.0,
+    "tie_word_embeddings": True,
+    "use_qk_norm": False,
+}
+WEIGHTS = tuple(weight for weight in llama.WEIGHTS if weight.role != "mlp_norm")
+HEAD_NORMS = (
+    Weight("q_norm", llama.LAYER + "self_attn.q_norm", "column", "heads", by_head=True),
+    Weight("k_norm", llama.LAYER + "self_attn.k_norm", "column", "kv_heads", by_head=True),
+)
+
+
+def architecture(config: read.Config) -> Architecture:
+    """A `cohere` config as an Architecture."""
+    config = DEFAULTS | dict(config)
+    made = decoder(config)
+    if not config["use_qk_norm"]:
+        return made
+    return replace(made, qk_norm="head", weights=made.weights + HEAD_NORMS)
+
+
+def decoder(config: read.Config) -> Architecture:
+    """What Command R and its successors share; `config` has every default filled in."""
+    head_dim = read.head_dim(config, "hidden_size", "num_attention_heads")
+    config = {**config, "mlp_bias": False, "head_dim": head_dim}
+    rope = read_rope(config, whole_head(config, head_dim), adjacent=True)
+    return replace(
+        llama.decoder(config, rope, WEIGHTS),
+        norm="layer",
+        norm_eps=float(config["layer_norm_eps"]),
+        parallel=True,
+        logit_scale=float(config["logit_scale"]),
+    )

@@ -1,0 +1,56 @@
+"""Gemma 3 (text): Gemma 2 without caps on scores, with normed heads and two ropes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from skynet.models import config as read
+from skynet.models import gemma2, llama
+from skynet.models.architecture import Architecture, Rope, Weight
+from skynet.models.rope import max_positions, read_rope
+
+MODEL_TYPE = "gemma3_text"
+
+DEFAULTS: dict[str, Any] = {
+    **gemma2.DEFAULTS,
+    "max_position_embeddings": 131_072,
+    "sliding_window_pattern": 6,
+    "final_logit_softcapping": None,
+    "attn_logit_softcapping": None,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+}
+REFUSED: dict[str, Any] = {**gemma2.REFUSED, "attn_logit_softcapping": None}
+WEIGHTS = (
+    *gemma2.WEIGHTS,
+    Weight("q_norm", llama.LAYER + "self_attn.q_norm", "replicated", "head_dim"),
+    Weight("k_norm", llama.LAYER + "self_attn.k_norm", "replicated", "head_dim"),
+)
+
+
+def architecture(config: read.Config) -> Architecture:
+    """A `gemma3_text` config as an Architecture."""
+    config = DEFAULTS | dict(config)
+    full, local = _ropes(config)
+    plain = {**config, "rope_parameters": None, "rope_scaling": None}
+    decoder = gemma2.decoder(plain, WEIGHTS)
+    return replace(
+        decoder,
+        qk_norm="head",
+        ropes=tuple(full if window is None else local for window in decoder.windows),
+        max_positions=max_positions(full, decoder.max_positions),
+        logit_cap=read.cap(config, "final_logit_softcapping"),
+    )
+
+
+def _ropes(config: read.Config) -> tuple[Rope, Rope]:
+    """Of layers that see everything, and of those with a window."""
+    given: Mapping[str, Any] = config.get("rope_parameters") or {}
+    full = {**(given.get("full_attention") or {}), **(config.get("rope_scaling") or {})}
+    local = given.get("sliding_attention") or {}
+    full.setdefault("rope_theta", config["rope_theta"])
+    local = {"rope_theta": config["rope_local_base_freq"], **local}
+    head_dim = config["head_dim"]
+    return read_rope(config, head_dim, given=full), read_rope(config, head_dim, given=local)

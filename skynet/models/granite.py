@@ -1,0 +1,32 @@
+"""Granite 3 (dense): Llama with multipliers of embedding, attention, residual and logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from skynet.models import config as read
+from skynet.models import llama
+from skynet.models.architecture import Architecture
+
+MODEL_TYPE = "granite"
+
+DEFAULTS: dict[str, Any] = {
+    **llama.DEFAULTS,
+    "embedding_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "residual_multiplier": 1.0,
+    "attention_multiplier": 1.0,
+}
+
+
+def architecture(config: read.Config) -> Architecture:
+    """A `granite` config as an Architecture."""
+    config = DEFAULTS | dict(config)
+    return replace(
+        llama.decoder(config),
+        embed_scale=float(config["embedding_multiplier"]),
+        attention_scale=float(config["attention_multiplier"]),
+        residual_scale=float(config["residual_multiplier"]),
+        logit_scale=1 / float(config["logits_scaling"]),
+    )

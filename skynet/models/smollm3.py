@@ -1,0 +1,54 @@
+"""SmolLM3: Llama whose every fourth layer has no rope, and windows in those layers if asked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from skynet.errors import CheckpointError
+from skynet.models import config as read
+from skynet.models import llama
+from skynet.models.architecture import Architecture
+
+MODEL_TYPE = "smollm3"
+
+DEFAULTS: dict[str, Any] = {
+    **llama.DEFAULTS,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "rope_theta": 2_000_000.0,
+    "use_sliding_window": False,
+    "sliding_window": None,
+    "no_rope_layer_interval": 4,
+    "tie_word_embeddings": True,
+}
+
+
+def architecture(config: read.Config) -> Architecture:
+    """A `smollm3` config as an Architecture."""
+    config = DEFAULTS | dict(config)
+    decoder = llama.decoder(config)
+    has_rope = _has_rope(config, decoder.num_layers)
+    if config.get("layer_types") is None:
+        sliding = config["use_sliding_window"] and config["sliding_window"] is not None
+        types = [
+            "sliding_attention" if sliding and not rope else "full_attention" for rope in has_rope
+        ]
+        config = {**config, "layer_types": types}
+    return replace(
+        decoder,
+        ropes=tuple(
+            rope if has else None for rope, has in zip(decoder.ropes, has_rope, strict=True)
+        ),
+        windows=read.windows_by_layer_type(config),
+    )
+
+
+def _has_rope(config: read.Config, layers: int) -> list[bool]:
+    given = config.get("no_rope_layers")  # despite its name, 1 where there is rope
+    if given is None:
+        interval = config["no_rope_layer_interval"]
+        return [(layer + 1) % interval != 0 for layer in range(layers)]
+    if len(given) != layers:
+        raise CheckpointError(f"config.json: {len(given)} no_rope_layers for {layers} layers")
+    return [bool(has) for has in given]

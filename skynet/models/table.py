@@ -1,0 +1,54 @@
+"""The table of docs/models.md, made of the families' files: what is computed, what is refused.
+
+`python -m skynet.models.table > docs/models.md` brings the page up to date; a test compares.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from skynet.models import FAMILIES
+
+HEAD = """# Models
+
+Made by `python -m skynet.models.table` of the files in `skynet/models/`: do not edit by hand.
+[adding-a-model.md](adding-a-model.md) says how to add a row.
+
+A family is known by `model_type` in config.json. Each is computed in any number of stages and
+shards, even or not, and its logits and greedy tokens are compared with those of Transformers, in
+float32, by `tests/parity`. A field with a value that is not computed is refused by name when the
+checkpoint is opened; the last column names such fields and the only value that is taken, and what
+else is refused.
+
+| family | model type | what it is | refused |
+| --- | --- | --- | --- |
+"""
+
+
+def page() -> str:
+    """The whole of docs/models.md."""
+    rows = sorted((_row(name, family) for name, family in FAMILIES.items()), key=str.lower)
+    return HEAD + "".join(f"{row}\n" for row in rows)
+
+
+def _row(name: str, family: ModuleType) -> str:
+    title, _, rest = (family.__doc__ or "").partition(": ")
+    summary, _, limits = rest.partition("\n\n")
+    refused: dict[str, Any] = getattr(family, "REFUSED", {})
+    notes = [f"`{field}` other than {_shown(value)}" for field, value in refused.items()]
+    if limits.strip():
+        notes.append(_one_line(limits))
+    return f"| {_one_line(title)} | `{name}` | {_one_line(summary)} | {'; '.join(notes)} |"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).removesuffix(".")
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value).lower()
+
+
+if __name__ == "__main__":
+    print(page(), end="")

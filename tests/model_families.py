@@ -1,0 +1,164 @@
+"""Each family's tiny configuration: what the tests of all families are run with."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import transformers
+
+# 6 query heads in 3 KV groups: 2 shards are uneven (4 + 2), 4 share a KV head, 6 share all.
+LLAMA: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 83,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+GPT2: dict[str, Any] = {
+    "vocab_size": 131,
+    "n_embd": 48,
+    "n_layer": 4,
+    "n_head": 6,
+    "n_positions": 128,
+    "n_inner": 83,
+    "initializer_range": 0.5,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+WIDE: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+# Not tied: a tiny one that is, with its embedding scaled, repeats what it reads.
+GEMMA: dict[str, Any] = LLAMA | {
+    "head_dim": 12,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+}
+
+# The family's name -> its configuration class and the fields that make it tiny.
+FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "bloom": (
+        transformers.BloomConfig,
+        WIDE | {"n_layer": 4, "n_head": 6, "seq_length": 128, "tie_word_embeddings": False},
+    ),
+    "cohere": (
+        transformers.CohereConfig,
+        LLAMA | {"logit_scale": 0.5, "tie_word_embeddings": False},
+    ),
+    "cohere2": (
+        transformers.Cohere2Config,
+        LLAMA
+        | {
+            "logit_scale": 0.5,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "falcon": (
+        transformers.FalconConfig,
+        WIDE
+        | {
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "num_kv_heads": 3,
+            "ffn_hidden_size": 83,
+            "new_decoder_architecture": True,
+            "max_position_embeddings": 128,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma": (transformers.GemmaConfig, GEMMA),
+    "gemma2": (
+        transformers.Gemma2Config,
+        GEMMA
+        | {
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 5.0,
+        },
+    ),
+    "gemma3_text": (
+        transformers.Gemma3TextConfig,
+        GEMMA
+        | {
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 20,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+    "gpt2": (transformers.GPT2Config, GPT2),
+    "gpt_neox": (
+        transformers.GPTNeoXConfig,
+        LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4}},
+    ),
+    "gptj": (transformers.GPTJConfig, GPT2 | {"rotary_dim": 4, "initializer_range": 0.3}),
+    "granite": (
+        transformers.GraniteConfig,
+        LLAMA
+        | {
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.5,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.2,
+        },
+    ),
+    "llama": (transformers.LlamaConfig, LLAMA),
+    "mistral": (transformers.MistralConfig, LLAMA | {"sliding_window": 64}),
+    "mixtral": (transformers.MixtralConfig, LLAMA | {"num_local_experts": 5}),
+    "olmo2": (transformers.Olmo2Config, LLAMA),
+    "opt": (
+        transformers.OPTConfig,
+        WIDE
+        | {
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "ffn_dim": 83,
+            "max_position_embeddings": 128,
+            "init_std": 0.3,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "phi": (transformers.PhiConfig, LLAMA),
+    "phi3": (transformers.Phi3Config, LLAMA),
+    "qwen2": (transformers.Qwen2Config, LLAMA),
+    "qwen3": (transformers.Qwen3Config, LLAMA | {"head_dim": 12}),
+    "qwen3_moe": (
+        transformers.Qwen3MoeConfig,
+        LLAMA
+        | {
+            "head_dim": 12,
+            "moe_intermediate_size": 35,
+            "num_experts": 7,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
+        },
+    ),
+    "smollm3": (
+        transformers.SmolLM3Config,
+        LLAMA | {"no_rope_layer_interval": 2, "tie_word_embeddings": False},
+    ),
+    "stablelm": (transformers.StableLmConfig, LLAMA | {"partial_rotary_factor": 0.5}),
+}
+
+
+NEVER_TIED = ("gptj", "phi")  # their heads have biases, which no embedding has
+
+
+def tiny_config(family: str, **fields: Any) -> Any:
+    """The family's configuration in Transformers, these fields replaced."""
+    kind, sizes = FAMILIES[family]
+    return kind(**(copy.deepcopy(sizes) | copy.deepcopy(fields)))
