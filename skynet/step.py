@@ -32,6 +32,36 @@ class Want:
 
 
 @dataclass(frozen=True)
+class Read:
+    """What is read of a row that is a whole text, instead of its next token.
+
+    task: `embed` and `classify` give a vector; `fill-mask` gives candidates for each of
+        `positions`, the places of the masks in the row.
+    pooling: of an embedding, `mean`, `cls`, `last` or `max`; normalize: to length 1.
+    top: candidates for each mask.
+    """
+
+    task: str
+    pooling: str = "mean"
+    normalize: bool = False
+    positions: tuple[int, ...] = ()
+    top: int = 5
+
+    @property
+    def is_vector(self) -> bool:
+        return self.task != "fill-mask"
+
+    def pack(self) -> list[Any]:
+        positions = np.asarray(self.positions, dtype=np.int32)
+        return [self.task, self.pooling, self.normalize, positions, self.top]
+
+    @classmethod
+    def unpack(cls, data: list[Any]) -> Read:
+        task, pooling, normalize, positions, top = data
+        return cls(task, pooling, normalize, tuple(positions.tolist()), top)
+
+
+@dataclass(frozen=True)
 class Row:
     """Some new tokens of one sequence, to be appended to its slot at `start`."""
 
@@ -40,6 +70,7 @@ class Row:
     tokens: tuple[int, ...]
     prompt_length: int  # dynamic rope scaling looks at it
     want: Want | None = None  # None: no logits, a prompt's earlier chunk
+    read: Read | None = None  # of a row that is a whole text
 
     @property
     def stop(self) -> int:
@@ -72,6 +103,7 @@ class Step:
                         list(row.tokens),
                         row.prompt_length,
                         row.want and [row.want.top, row.want.floor, row.want.temperature],
+                        *([row.read.pack()] if row.read else []),
                     ]
                     for row in self.rows
                 ],
@@ -86,8 +118,15 @@ class Step:
                 epoch,
                 number,
                 tuple(
-                    Row(slot, start, tuple(tokens), prompt_length, want and Want(*want))
-                    for slot, start, tokens, prompt_length, want in rows
+                    Row(
+                        slot,
+                        start,
+                        tuple(tokens),
+                        prompt_length,
+                        want and Want(*want),
+                        Read.unpack(read[0]) if read else None,
+                    )
+                    for slot, start, tokens, prompt_length, want, *read in rows
                 ),
                 layers_per_chord,
             )
@@ -119,13 +158,14 @@ class Part:
 
     `hidden` is its partial of the hidden states at the span's end, (tokens, hidden) float32, the
     residual in shard 0's; None after the last layer, where `candidates` has one entry a row with a
-    `want`.
+    `want` or a mask, and shard 0's `vectors` one a row that is to be read as such.
     """
 
     hidden: npt.NDArray[np.float32] | None = None
     candidates: list[Candidates] = field(default_factory=list)
     compute_s: float = 0.0  # without waiting for peers
     wait_s: float = 0.0  # in the exchange
+    vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
     @property
     def busy_s(self) -> float:
@@ -142,14 +182,15 @@ class Part:
                 [candidate.pack() for candidate in self.candidates],
                 self.compute_s,
                 self.wait_s,
+                *([self.vectors] if self.vectors else []),
             ]
         )
 
     @classmethod
     def decode(cls, data: bytes) -> Part:
         try:
-            hidden, candidates, compute_s, wait_s = wire.decode(data)
+            hidden, candidates, compute_s, wait_s, *vectors = wire.decode(data)
             unpacked = [Candidates.unpack(candidate) for candidate in candidates]
-            return cls(hidden, unpacked, compute_s, wait_s)
+            return cls(hidden, unpacked, compute_s, wait_s, *vectors)
         except (TypeError, ValueError) as error:
             raise WireError(f"not a part: {error}") from error

@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
     "relu": F.relu,
+    "tanh": torch.tanh,
 }
 
 

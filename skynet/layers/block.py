@@ -1,4 +1,4 @@
-"""The two halves of a decoder layer of one shard: partials, nothing summed, nothing added."""
+"""The two halves of a layer of one shard: partials, nothing summed, nothing added."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from skynet.layers.cache import allocate
 from skynet.layers.context import StepContext
 from skynet.layers.norm import AllHeadsNorm, AllSum, Norm, load_head_norm
 from skynet.layers.rope import rotate
+from skynet.layers.texts import attend_texts
 from skynet.layers.weights import Loader
 from skynet.models.architecture import Architecture
 from skynet.planning.plan import Plan, ShardPlan
@@ -49,9 +50,12 @@ class Attention:
         if arch.attention_cap is not None:
             self._kernel = partial(capped_attention, cap=arch.attention_cap)
         self._out = load.linear("o", layer=layer, bias=False)
-        self._cache = allocate(
-            plan.num_slots, 2 * self._kv_heads, plan.slot_tokens, arch.head_dim, dtype, device
-        )
+        # What an encoder has read it never looks at again.
+        self._cache: torch.Tensor | None = None
+        if not arch.bidirectional:
+            self._cache = allocate(
+                plan.num_slots, 2 * self._kv_heads, plan.slot_tokens, arch.head_dim, dtype, device
+            )
         parts = (self._qkv, self._head_norm, self._all_heads_norm, self._out)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
@@ -60,6 +64,9 @@ class Attention:
         qkv = self._qkv(x).unflatten(1, (-1, self._head_dim))
         if self._changes_heads:
             self._change(qkv[:, : self._heads + self._kv_heads], context, all_sum)
+        if self._cache is None:
+            heads = qkv.split([self._heads, self._kv_heads, self._kv_heads], dim=1)
+            return self._out(attend_texts(*heads, context.texts[self.window], self._scale))
         store(self._cache, qkv[:, self._heads :], context)
         calls = context.attends[self.window]
         queries = qkv[:, : self._heads]

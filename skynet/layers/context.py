@@ -7,13 +7,14 @@ are attended to in one call when their lengths are similar; all else row by row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from skynet.errors import StepFailed
 from skynet.layers.alibi import PositionBias
 from skynet.layers.rope import Rotary
+from skynet.layers.texts import Texts, texts_of
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.step import Row, Step
@@ -48,6 +49,7 @@ class StepContext:
     ropes: tuple[torch.Tensor, ...]  # of each rope of the model (tokens, 1, dims / 2) complex64
     attends: dict[int | None, list[Attend]]  # by window
     only: tuple[int, int] | None  # (slot, position) of the only token, if there is but one
+    texts: dict[int | None, list[Texts]] = field(default_factory=dict)  # of an encoder, by window
 
 
 def make_context(
@@ -60,6 +62,7 @@ def make_context(
     dtype: torch.dtype,
     device: torch.device,
     bias: PositionBias | None = None,
+    bidirectional: bool = False,
 ) -> StepContext:
     """Lay a step out; `token_bytes` is what one token's K and V take in one layer of this shard.
 
@@ -77,14 +80,20 @@ def make_context(
     ids, positions, slots, prompt_lengths = torch.tensor(flat, device=device).unbind()
     masks = _Masks(dtype, device, bias)
     slack = max(1, CALL_BYTES // max(1, token_bytes))
+    different = set(windows)
     return StepContext(
         step=step,
         ids=ids,
         positions=positions,
         slots=slots,
         ropes=tuple(rotary.factors(positions, prompt_lengths) for rotary in rotaries),
-        attends={window: _attends(step.rows, window, slack, masks) for window in set(windows)},
+        attends={}
+        if bidirectional
+        else {window: _attends(step.rows, window, slack, masks) for window in different},
         only=(step.rows[0].slot, step.rows[0].start) if len(ids) == 1 else None,
+        texts={window: texts_of(step.rows, window, dtype, device) for window in different}
+        if bidirectional
+        else {},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from skynet.layers.dense import Dense, load_dense
 from skynet.layers.linear import Linear
 from skynet.layers.norm import Norm, load_norm
 from skynet.layers.weights import Loader
@@ -25,10 +26,14 @@ class Embedding:
         projection: Linear | None = None,
         positions: torch.Tensor | None = None,
         norm: Norm | None = None,
+        types: torch.Tensor | None = None,
+        project_last: bool = False,
     ) -> None:
+        """types: of which the first row is added to every token's."""
         self._table, self._vocab, self._whole, self._scale = table, vocab, whole, scale
         self._projection, self._positions, self._norm = projection, positions, norm
-        parts = (table, projection, positions, norm)
+        self._types, self._project_last = types, project_last
+        parts = (table, projection, positions, norm, types)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
     def partial(self, ids: torch.Tensor) -> torch.Tensor:
@@ -46,11 +51,19 @@ class Embedding:
         """What is done once, after the sum: `x` (tokens, embedding) to (tokens, hidden)."""
         if self._scale != 1:
             x = x * self._scale
-        if self._projection is not None:
-            x = self._projection(x.to(self._table.dtype)).float()
+        if not self._project_last:
+            x = self._project(x)
         if self._positions is not None:
             x = x + F.embedding(positions, self._positions)
-        return x if self._norm is None else self._norm(x)
+        if self._types is not None:
+            x = x + self._types[0]
+        x = x if self._norm is None else self._norm(x)
+        return self._project(x) if self._project_last else x
+
+    def _project(self, x: torch.Tensor) -> torch.Tensor:
+        if self._projection is None:
+            return x
+        return self._projection(x.to(self._table.dtype)).float()
 
 
 class Head:
@@ -59,23 +72,26 @@ class Head:
     def __init__(
         self,
         norm: Norm,
-        projection: Linear | None,
+        projection: Linear | Dense | None,
         product: Linear,
         scale: float = 1.0,
         cap: float | None = None,
+        bias: torch.Tensor | None = None,
     ) -> None:
-        self.nbytes = (
-            norm.nbytes + product.nbytes + (0 if projection is None else projection.nbytes)
-        )
-        self._norm, self._projection, self._product = norm, projection, product
-        self._scale, self._cap = scale, cap
+        """projection: what comes between; bias: float32, one number for each token."""
+        parts = (norm, projection, product, bias)
+        self.nbytes = sum(part.nbytes for part in parts if part is not None)
+        self.norm, self._projection, self._product = norm, projection, product
+        self._scale, self._cap, self._bias = scale, cap, bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (rows, hidden) float32 to logits (rows, vocabulary of this shard) float32."""
-        x = self._norm(x)
+        x = self.norm(x)
         if self._projection is not None:
             x = self._projection(x)
         logits = self._product(x).float()
+        if self._bias is not None:
+            logits = logits + self._bias
         if self._scale != 1:
             logits = logits * self._scale
         if self._cap is not None:
@@ -98,12 +114,19 @@ def load_embedding(arch: Architecture, load: Loader, vocab: Range) -> Embedding:
         norm=load_norm(arch, load, "embed_norm", None, torch.float32)
         if load.has("embed_norm")
         else None,
+        types=load.matrix("token_types") if load.has("token_types") else None,
+        project_last=arch.project_after_norm,
     )
 
 
 def load_head(arch: Architecture, load: Loader, dtype: torch.dtype) -> Head:
     """The last stage's end of one shard."""
     norm = load_norm(arch, load, "final_norm", None, dtype)
-    projection = load.linear("project_out") if load.has("project_out") else None
+    projection: Linear | Dense | None = None
+    if load.has("head_dense"):
+        projection = load_dense(arch, load, "head_dense", "head_dense_norm", arch.head_activation)
+    elif load.has("project_out"):
+        projection = load.linear("project_out")
     product = load.linear("embed" if arch.tied else "head")
-    return Head(norm, projection, product, arch.logit_scale, arch.logit_cap)
+    bias = load.vocab_vector("head_bias") if load.has("head_bias") else None
+    return Head(norm, projection, product, arch.logit_scale, arch.logit_cap, bias)

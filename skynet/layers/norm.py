@@ -82,7 +82,7 @@ def load_norm(
     arch: Architecture, load: Loader, role: str, layer: int | None, dtype: torch.dtype
 ) -> Norm:
     """The norm of this role, whole: norms are replicated. None of a role that there isn't."""
-    if not load.has(role):
+    if not load.has(role, layer):
         return NoNorm(dtype)
     bias = load.vector(role, "bias", layer) if load.has_bias(role) else None
     return _make(arch, load.vector(role, layer=layer), bias, dtype)

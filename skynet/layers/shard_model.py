@@ -14,13 +14,14 @@ from skynet.layers.context import StepContext, make_context
 from skynet.layers.ends import load_embedding, load_head
 from skynet.layers.kept import Pieces
 from skynet.layers.layer import Layer, ParallelLayer, SequentialLayer
-from skynet.layers.norm import AllSum
+from skynet.layers.norm import AllSum, load_norm
+from skynet.layers.reading import Reader, Vector, load_reader
 from skynet.layers.rope import Rotary
 from skynet.layers.weights import Fetch, Loader, Progress
 from skynet.models.architecture import Architecture
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.step import Candidates, Step
+from skynet.step import Candidates, Step, Want
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -61,12 +62,16 @@ class ShardModel:
             kind(arch, plan, part, layer, load, dtype, self._device)
             for layer in range(self.layers.start, self.layers.stop)
         ]
-        self._head = load_head(arch, load, dtype) if last else None
+        self._head = load_head(arch, load, dtype) if last and arch.has_head else None
+        self._reader: Reader | None = None
+        if last:
+            norm = self._head.norm if self._head else load_norm(arch, load, "final_norm", None, dtype)
+            self._reader = load_reader(arch, load, norm, dtype)
         self._rotaries = [Rotary(rope, self._device) for rope in arch.rope_kinds]
         self._bias = PositionBias(arch, arch.alibi, part) if arch.alibi else None
         self._token_bytes = 2 * part.kv_heads.size * arch.head_dim * dtype.itemsize
         self._context: StepContext | None = None
-        parts = (self._embedding, *self._layers, self._head)
+        parts = (self._embedding, *self._layers, self._head, self._reader)
         self.weight_bytes: int = sum(part.nbytes for part in parts if part is not None)
         self.fetched_bytes = load.fetched_bytes
         self._pieces = load.pieces
@@ -86,7 +91,7 @@ class ShardModel:
         return pieces
 
     def _take_apart(self) -> None:
-        self._embedding = self._head = self._context = None
+        self._embedding = self._head = self._reader = self._context = None
         self._layers, self._pieces = [], Pieces()
 
     def first_sum(self, layer: int) -> int:
@@ -96,12 +101,13 @@ class ShardModel:
     @torch.inference_mode()
     def run(
         self, step: Step, span: Range, hidden: torch.Tensor | None, all_sum: AllSum
-    ) -> tuple[torch.Tensor | None, list[Candidates]]:
+    ) -> tuple[torch.Tensor | None, list[Candidates], list[Vector]]:
         """Run the layers of `span`, all of them this stage's.
 
         `hidden` is (tokens, hidden) float32, None before layer 0. Returns this shard's part of the
         hidden states after the span, float32, of which a plain sum over the shards is the value;
-        after the last layer None, and the candidates of each row with a `want`.
+        after the last layer None, the candidates of each row with a `want` or a mask, and of the
+        first shard the vectors that are read of rows.
 
         Raises:
             StepFailed: a row that does not fit the plan, or a span that is not this stage's.
@@ -113,10 +119,15 @@ class ShardModel:
         if span.stop == self._arch.num_layers:
             for layer in layers:
                 x = layer(x, context, all_sum)
-            return None, self._candidates(step, x)
+            return None, self._candidates(step, x), self._vectors(step, x)
         for layer in layers[:-1]:
             x = layer(x, context, all_sum)
-        return layers[-1].part(x, context, self._shard == 0, all_sum), []
+        return layers[-1].part(x, context, self._shard == 0, all_sum), [], []
+
+    def _vectors(self, step: Step, x: torch.Tensor) -> list[Vector]:
+        if self._reader is None or self._shard:
+            return []
+        return self._reader(step.rows, x)
 
     def _prepare(self, step: Step) -> StepContext:
         # A step comes once for each span: the layout is the same for all of them.
@@ -131,6 +142,7 @@ class ShardModel:
                 self._dtype,
                 self._device,
                 self._bias,
+                self._arch.bidirectional,
             )
         return self._context
 
@@ -149,14 +161,17 @@ class ShardModel:
         return self._embedding.complete(x, context.positions)
 
     def _candidates(self, step: Step, x: torch.Tensor) -> list[Candidates]:
-        if self._head is None:
-            raise StepFailed("this stage has no head")
         last, wants, position = [], [], -1
         for row in step.rows:
+            if row.read is not None and not row.read.is_vector:
+                last += [position + 1 + place for place in row.read.positions]
+                wants += [Want(row.read.top)] * len(row.read.positions)
             position += len(row.tokens)
             if row.want is not None:
                 last.append(position)
                 wants.append(row.want)
         if not wants:
             return []
+        if self._head is None:
+            raise StepFailed("this stage has no head")
         return pick(self._head(x[last]), wants, self._vocab.start)

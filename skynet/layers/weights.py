@@ -52,8 +52,9 @@ class Loader:
         self.fetched_bytes = 0  # of what was made
         self._grouped = GroupedHeads(arch, part)
 
-    def has(self, role: str) -> bool:
-        return self._arch.weight(role) is not None
+    def has(self, role: str, layer: int | None = None) -> bool:
+        weight = self._arch.weight(role)
+        return weight is not None and weight.is_in(layer)
 
     def has_bias(self, role: str) -> bool:
         weight = self._arch.weight(role)
@@ -99,6 +100,13 @@ class Loader:
         weight = self._weight(role)
         size = self._arch.size(weight.unit) if kind == "weight" else self._arch.bias_size(weight)
         return self._float((role, kind, layer), (), weight, (size,), [weight.tensor(layer, kind)])
+
+    def vocab_vector(self, role: str) -> torch.Tensor:
+        """(vocabulary of this shard,) float32."""
+        weight = self._weight(role)
+        units = self._units(weight)
+        names = [weight.tensor()]
+        return self._float((role, "bias", None), (units,), weight, (units.size,), names, units)
 
     def head_vectors(self, role: str, kind: str, layer: int) -> torch.Tensor:
         """(heads of this shard, head_dim) float32: the norm of each of its query or KV heads."""

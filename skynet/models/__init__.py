@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from skynet.errors import UnsupportedModel
 from skynet.models import (
+    bert,
     bloom,
     cohere,
     cohere2,
+    distilbert,
+    electra,
     falcon,
     gemma,
     gemma2,
@@ -18,6 +21,7 @@ from skynet.models import (
     llama,
     mistral,
     mixtral,
+    modernbert,
     olmo2,
     opt,
     phi,
@@ -25,6 +29,7 @@ from skynet.models import (
     qwen2,
     qwen3,
     qwen3_moe,
+    roberta,
     smollm3,
     stablelm,
 )
@@ -48,9 +53,12 @@ __all__ = [
 ]
 
 _MODULES = (
+    bert,
     bloom,
     cohere,
     cohere2,
+    distilbert,
+    electra,
     falcon,
     gemma,
     gemma2,
@@ -62,6 +70,7 @@ _MODULES = (
     llama,
     mistral,
     mixtral,
+    modernbert,
     olmo2,
     opt,
     phi,
@@ -69,6 +78,7 @@ _MODULES = (
     qwen2,
     qwen3,
     qwen3_moe,
+    roberta,
     smollm3,
     stablelm,
 )

@@ -1,4 +1,4 @@
-"""What a decoder is, as data: its sizes, its variants, and how each of its weights is cut.
+"""What a decoder or an encoder is, as data: its sizes, its variants, and how each of its weights is cut.
 
 A family (llama.py, gpt2.py, ...) makes one `Architecture` from a config; staging, planning and
 layers read it and know no family by name.
@@ -11,9 +11,21 @@ from typing import Literal
 
 Cut = Literal["column", "row", "vocab", "replicated"]
 Unit = Literal[
-    "heads", "kv_heads", "columns", "vocab", "positions", "experts", "hidden", "head_dim"
+    "heads",
+    "kv_heads",
+    "columns",
+    "vocab",
+    "positions",
+    "experts",
+    "hidden",
+    "head_dim",
+    "embed",
+    "types",
+    "labels",
 ]
 HEAD_NORMS = ("q_norm", "k_norm")
+# Replicated, and matrices where others of their unit are vectors; all take the hidden size.
+MATRICES = ("project_out", "head_dense", "label_dense")
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,8 @@ class Weight:
     # for each KV head: not all queries before all keys.
     by_group: bool = False
     by_head: bool = False  # a vector for each head, stored (heads, head_dim), not end to end
+    bias_only: bool = False  # the tensor is a `.bias` that has no `.weight` beside it
+    first_layer: int = 0  # layers before it have none
 
     @property
     def per_layer(self) -> bool:
@@ -49,7 +63,12 @@ class Weight:
         self, layer: int | None = None, kind: str = "weight", piece: int | None = None
     ) -> str:
         """The checkpoint's name of this weight or bias: `model.layers.3.mlp.up_proj.weight`."""
+        kind = "bias" if self.bias_only else kind
         return f"{self.name.format(layer=layer, piece=piece)}.{kind}"
+
+    def is_in(self, layer: int | None) -> bool:
+        """Does this layer have it?"""
+        return layer is None or layer >= self.first_layer
 
 
 @dataclass(frozen=True)
@@ -82,7 +101,7 @@ class Alibi:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything a shard needs to know to compute its part of a decoder.
+    """Everything a shard needs to know to compute its part of a decoder or an encoder.
 
     Which norms a layer has is told by the weights it has: `attn_norm` and `mlp_norm` come before
     attention and MLP, `attn_post_norm` and `mlp_post_norm` after, before their result is added to
@@ -104,7 +123,9 @@ class Architecture:
     gated: bool
     ropes: tuple[Rope | None, ...]  # per layer
     learned_positions: bool
-    windows: tuple[int | None, ...]  # per layer: how many last positions a token sees; None: all
+    # Per layer: how many last positions a token sees; where `bidirectional`, how far in either
+    # direction. None: all.
+    windows: tuple[int | None, ...]
     tied: bool  # the head is the embedding
     attention_scale: float
     weights: tuple[Weight, ...]
@@ -125,11 +146,32 @@ class Architecture:
     num_experts: int = 0
     experts_per_token: int = 0
     expert_weights_sum_to_one: bool = True
+    token_types: int = 0  # rows of a table of which the first is added to every embedding
+    bidirectional: bool = False  # an encoder: tokens see those after them too, nothing is generated
+    project_after_norm: bool = False  # the embedding is projected after positions and norm
+    head_activation: str = "gelu"  # after `head_dense`, before the product with the vocabulary
+    labels: tuple[str, ...] = ()  # of a classifier
+    label_activation: str = "tanh"  # after `label_dense`
+    label_pooling: Literal["cls", "mean"] = "cls"  # what of a text the classifier reads
+    label_score: Literal["softmax", "sigmoid", "none"] = "softmax"
 
     @property
     def group(self) -> int:
         """Query heads for each KV head."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def has_head(self) -> bool:
+        """Does it know which token a place may hold?"""
+        return not self.bidirectional or self.weight("head_dense") is not None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What can be asked of it, the files beside the weights left aside."""
+        if not self.bidirectional:
+            return ("generate",)
+        found = {"fill-mask": self.has_head, "classify": bool(self.labels)}
+        return ("embed", *(task for task, there in found.items() if there))
 
     @property
     def rope_kinds(self) -> tuple[Rope, ...]:
@@ -166,6 +208,9 @@ class Architecture:
             "experts": self.num_experts,
             "hidden": self.hidden_size,
             "head_dim": self.head_dim,
+            "embed": self.embed_size or self.hidden_size,
+            "types": self.token_types,
+            "labels": len(self.labels),
         }
         return sizes[unit]
 
@@ -173,10 +218,13 @@ class Architecture:
         """Inputs of a weight that is not cut along them, None of a vector."""
         if weight.role in ("embed", "head", "project_in"):
             return self.embed_size or self.hidden_size
-        if weight.role in HEAD_NORMS:
+        if weight.role in HEAD_NORMS or weight.bias_only:
             return None
-        is_matrix = weight.cut != "replicated" or weight.unit in ("positions", "experts")
-        return self.hidden_size if is_matrix or weight.role == "project_out" else None
+        if weight.role == "token_types" or (weight.role == "positions" and self.project_after_norm):
+            return self.embed_size or self.hidden_size
+        is_table = weight.unit in ("positions", "experts", "labels")
+        is_matrix = weight.cut != "replicated" or is_table or weight.role in MATRICES
+        return self.hidden_size if is_matrix else None
 
     def outputs(self, weight: Weight) -> int:
         """Outputs of a weight that is not cut along its inputs; the length of a vector."""

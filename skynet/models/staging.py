@@ -28,13 +28,14 @@ def staged_tensors(arch: Architecture) -> list[StagedTensor]:
 
 
 def _weights_in_order(arch: Architecture) -> Iterator[tuple[Weight, int | None]]:
-    ends = ("final_norm", "head")
+    ends = ("final_norm", "head", "head_dense", "head_dense_norm", "head_bias")
+    ends += ("label_dense", "label_norm", "label_out")
     for weight in arch.weights:
         if not weight.per_layer and weight.role not in ends:
             yield weight, None
     for layer in range(arch.num_layers):
         for weight in arch.weights:
-            if weight.per_layer:
+            if weight.per_layer and weight.is_in(layer):
                 yield weight, layer
     for weight in arch.weights:
         if weight.role in ends:
@@ -57,14 +58,14 @@ def resolve_names(arch: Architecture, available: Iterable[str]) -> dict[str, str
     Raises:
         CheckpointError: tensors are missing; names them.
     """
-    names, present = [tensor.name for tensor in staged_tensors(arch)], set(available)
+    names, present = [tensor.name for tensor in staged_tensors(arch)], _spelled_anew(available)
     best: dict[str, str] = {}
     missing: list[str] = names
     for prefix in arch.prefixes:
         candidate = {name: _with_prefix(arch, name, prefix) for name in names}
         lacking = [name for name in names if candidate[name] not in present]
         if not lacking:
-            return candidate
+            return {name: present[theirs] for name, theirs in candidate.items()}
         if not best or len(lacking) < len(missing):
             best, missing = candidate, lacking
     shown = ", ".join(best[name] for name in missing[:5]) + (", ..." if len(missing) > 5 else "")
@@ -72,6 +73,16 @@ def resolve_names(arch: Architecture, available: Iterable[str]) -> dict[str, str
         f"the checkpoint lacks {len(missing)} of the {len(names)} tensors of this "
         f"{arch.model_type} model: {shown}; is a shard of it missing, or is it another model's?"
     )
+
+
+def _spelled_anew(available: Iterable[str]) -> dict[str, str]:
+    """Each name as it is spelled today -> as the file has it: norms of 2018 have gamma and beta."""
+    anew = {".gamma": ".weight", ".beta": ".bias"}
+    found = {}
+    for name in available:
+        stem, dot, kind = name.rpartition(".")
+        found[stem + anew.get(dot + kind, dot + kind)] = name
+    return found
 
 
 def _with_prefix(arch: Architecture, name: str, prefix: str) -> str:

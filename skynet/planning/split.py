@@ -21,6 +21,9 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 CHORD_SPANS = ("layer", "stage", "auto")
 NORM_BYTES = 4  # norms, and biases that are added after a sum, stay float32
 DEFAULT_SLOT_TOKENS = 4096
+FIRST_ROLES = ("embed", "project_in", "positions", "token_types", "embed_norm")
+LAST_ROLES = ("final_norm", "project_out", "head_dense", "head_dense_norm", "head_bias")
+LAST_ROLES += ("label_dense", "label_norm", "label_out")
 
 # Products run fastest on widths that fill vector registers, but only wide parts can afford it.
 COLUMN_UNIT, VOCAB_UNIT, WIDE = 32, 16, 256
@@ -190,14 +193,18 @@ def shard_weight_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -
     layout that products are fastest in, which cannot be looked up by row.
     """
     part, layers = plan.stages[stage].shards[shard], plan.stages[stage].layers
-    per_layer = sum(_role_bytes(arch, plan, part, w) for w in arch.weights if w.per_layer)
-    total = layers.size * per_layer
+    total = 0
+    for weight in arch.weights:
+        if weight.per_layer:
+            count = layers.stop - max(layers.start, min(weight.first_layer, layers.stop))
+            total += count * _role_bytes(arch, plan, part, weight)
     first, last = stage == 0, stage == len(plan.stages) - 1
     if first:
-        total += _roles_bytes(arch, plan, part, "embed", "project_in", "positions", "embed_norm")
+        total += _roles_bytes(arch, plan, part, *FIRST_ROLES)
     if last:
-        head = "embed" if arch.tied else "head"
-        total += _roles_bytes(arch, plan, part, "final_norm", "project_out", head)
+        total += _roles_bytes(arch, plan, part, *LAST_ROLES)
+        if arch.has_head:
+            total += _roles_bytes(arch, plan, part, "embed" if arch.tied else "head")
     return total
 
 
@@ -214,7 +221,9 @@ def _role_bytes(arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight)
         shape = arch.shape(weight)
         if len(shape) == 1 or weight.role == "router":
             return prod(shape) * NORM_BYTES * (2 if weight.bias else 1)
-        return prod(shape) * size
+        return (prod(shape) + (shape[0] if weight.bias else 0)) * size
+    if weight.bias_only:
+        return unit_width(arch, part, weight) * NORM_BYTES
     width = unit_width(arch, part, weight)
     if weight.cut == "row":
         return width * arch.hidden_size * size * arch.pieces(weight) + _row_bias_bytes(arch, weight)
@@ -240,7 +249,9 @@ def unit_width(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
 
 
 def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
-    """What the KV cache of one shard takes when every slot is full."""
+    """What the KV cache of one shard takes when every slot is full; an encoder has none."""
+    if arch.bidirectional:
+        return 0
     part, layers = plan.stages[stage].shards[shard], plan.stages[stage].layers
     per_token = 2 * part.kv_heads.size * arch.head_dim * DTYPE_BYTES[plan.dtype]
     return layers.size * plan.num_slots * plan.slot_tokens * per_token

@@ -232,7 +232,7 @@ class ShardRuntime:
             if hidden is not None:
                 array = np.frombuffer(bytearray(hidden), dtype=np.float32)
                 before = torch.from_numpy(array.reshape(step.num_tokens, -1))
-            partial, candidates = place.model.run(step, span, before, all_sum)
+            partial, candidates, vectors = place.model.run(step, span, before, all_sum)
         except Exception as error:
             cause = (
                 str(error) if isinstance(error, PeerLost) else f"{type(error).__name__}: {error}"
@@ -251,6 +251,7 @@ class ShardRuntime:
             candidates,
             time.perf_counter() - started - waited,
             waited,
+            vectors,
         )
 
     def _inputs(

@@ -23,6 +23,8 @@ from skynet.step import Candidates, Row, Step, Want
 
 WAIT_S = 30.0
 
+Result = tuple[torch.Tensor | None, list[Candidates], list[np.ndarray]]
+
 
 class Checkpoint:
     """A directory as `save_pretrained` leaves it, read by region."""
@@ -85,30 +87,39 @@ class Cluster:
 
     def step(self, rows: Sequence[Row], layers_per_chord: int) -> list[list[Candidates]]:
         """Candidates of each row with a want, one a vocabulary shard."""
+        results = self._step(rows, layers_per_chord)
+        return [list(row) for row in zip(*(found for _, found, _ in results), strict=True)]
+
+    def vectors(self, rows: Sequence[Row], layers_per_chord: int) -> list[np.ndarray]:
+        """What is read of each row that asks for a vector: of the first shard alone."""
+        first, *others = self._step(rows, layers_per_chord)
+        assert not any(vectors for _, _, vectors in others)
+        return first[2]
+
+    def _step(self, rows: Sequence[Row], layers_per_chord: int) -> list[Result]:
         self._number += 1
         step = Step(self.plan.epoch, self._number, tuple(rows), layers_per_chord)
         step = Step.decode(step.encode())
         hidden: torch.Tensor | None = None
-        results: list[list[Candidates]] = []
+        parts: list[Result] = []
         for stage, stage_plan in enumerate(self.plan.stages):
             for start in range(stage_plan.layers.start, stage_plan.layers.stop, layers_per_chord):
                 stop = min(start + layers_per_chord, stage_plan.layers.stop)
                 parts = self._span(stage, step, Range(start, stop), hidden)
                 if parts[0][0] is not None:
                     hidden = torch.zeros_like(parts[0][0])
-                    for part, _ in parts:
+                    for part, _, _ in parts:
                         assert part is not None
                         assert part.dtype == torch.float32
                         hidden += part
-                results = [candidates for _, candidates in parts]
-        return [list(row) for row in zip(*results, strict=True)]
+        return parts
 
     def _span(
         self, stage: int, step: Step, span: Range, hidden: torch.Tensor | None
-    ) -> list[tuple[torch.Tensor | None, list[Candidates]]]:
+    ) -> list[Result]:
         exchange = Exchange(self.plan.num_shards)
 
-        def run(shard: int) -> tuple[torch.Tensor | None, list[Candidates]]:
+        def run(shard: int) -> Result:
             torch.set_num_threads(1)
             try:
                 model = self.models[stage][shard]

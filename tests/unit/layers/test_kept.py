@@ -171,7 +171,7 @@ def outputs(arch: Architecture, model: ShardModel) -> list[torch.Tensor]:
     if model.layers.start > 0:
         hidden = torch.rand(4, HIDDEN, generator=torch.Generator().manual_seed(5))
     step = Step(1, 1, rows, arch.num_layers)
-    partial, candidates = model.run(step, model.layers, hidden, lambda part: part.float())
+    partial, candidates, _ = model.run(step, model.layers, hidden, lambda part: part.float())
     found = [] if partial is None else [partial]
     return found + [torch.from_numpy(item.logits) for item in candidates]
 

@@ -116,7 +116,7 @@ def test_sums_are_numbered_alike_for_any_span(family: str) -> None:
         # When each starts to count where the architecture says
         number, made = model.first_sum(layer), 0
         step = Step(1, 1, (Row(0, 0, (1, 2), 2, Want()),), 1)
-        hidden, _ = model.run(step, Range(layer, layer + 1), hidden, count)
+        hidden, _, _ = model.run(step, Range(layer, layer + 1), hidden, count)
         # Then it makes no sum that the next one makes, and leaves out the last one at most
         left_out = model.first_sum(layer + 1) - (number + made)
         assert left_out in ((0,) if layer == arch.num_layers - 1 else (0, 1))
@@ -184,8 +184,8 @@ def test_hidden_states_given_are_not_written_to(middle: ShardModel) -> None:
     before = given.clone()
     # When a span runs, and again as part of another step
     step = Step(1, 3, (Row(0, 0, (1,), 1),), 1)
-    first, _ = middle.run(step, Range(2, 3), given, lambda partial: partial.float())
-    again, _ = middle.run(step, Range(2, 3), given, lambda partial: partial.float())
+    first, _, _ = middle.run(step, Range(2, 3), given, lambda partial: partial.float())
+    again, _, _ = middle.run(step, Range(2, 3), given, lambda partial: partial.float())
     # Then they are as before, and the same step gives the same part
     assert torch.equal(given, before)
     assert first is not None

@@ -1,0 +1,206 @@
+"""The contract for encoders: whatever the shape and span, what Transformers computes of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from harness import Checkpoint, cluster_of
+
+from skynet.engine.reading import predictions
+from skynet.step import Read, Row
+
+LAYER, STAGE = 1, 99
+SHAPES = [(1, 1, LAYER), (1, 2, STAGE), (2, 2, LAYER), (2, 3, STAGE), (1, 4, STAGE)]
+# Lengths of 1 to 40; two that follow each other are equal, and are computed in one call.
+TEXTS = [
+    [5, 6, 7, 100, 2, 9, 11, 3, 77, 88, 13, 4],
+    [9, 8, 130],
+    [12, 99, 31],
+    [12, 99, 31, 64, 2, 2, 18, 120, 45, 6, 71, 33, 90, 14, 27, 55, 3, 101, 60, 8, 19, 40, 77],
+    [44],
+    [5 + 3 * place for place in range(40)],
+]
+COMMON: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 83,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 48,
+    "initializer_range": 0.3,
+}
+FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "bert": ("Bert", transformers.BertConfig, COMMON),
+    "roberta": ("Roberta", transformers.RobertaConfig, COMMON | {"pad_token_id": 1}),
+    "distilbert": (
+        "DistilBert",
+        transformers.DistilBertConfig,
+        {
+            "vocab_size": 131,
+            "dim": 48,
+            "hidden_dim": 83,
+            "n_layers": 4,
+            "n_heads": 6,
+            "max_position_embeddings": 48,
+            "initializer_range": 0.3,
+        },
+    ),
+    "electra": ("Electra", transformers.ElectraConfig, COMMON | {"embedding_size": 28}),
+    "electra-wide": ("Electra", transformers.ElectraConfig, COMMON | {"embedding_size": 48}),
+    "modernbert": (
+        "ModernBert",
+        transformers.ModernBertConfig,
+        COMMON
+        | {
+            "local_attention": 8,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+            "cls_token_id": 1,
+            "sep_token_id": 1,
+        },
+    ),
+    "modernbert-biased": (
+        "ModernBert",
+        transformers.ModernBertConfig,
+        COMMON
+        | {
+            "local_attention": 8,
+            "norm_bias": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "classifier_bias": True,
+            "classifier_pooling": "mean",
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+            "cls_token_id": 1,
+            "sep_token_id": 1,
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tiny random checkpoint of a family with one head, and Transformers' own model of it."""
+
+    checkpoint: Checkpoint
+    model: Any
+
+    def outputs(self, text: list[int]) -> Any:
+        with torch.no_grad():
+            return self.model(torch.tensor([text]))
+
+
+def make_encoder(family: str, head: str, directory: Path) -> Encoder:
+    name, config_class, fields = FAMILIES[family]
+    torch.manual_seed(len(family))
+    config = config_class(**fields, num_labels=3)
+    model = getattr(transformers, name + head)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms and biases start as ones and zeros, which hide mistakes
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(directory)
+    return Encoder(Checkpoint(directory), model)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield request.param
+
+
+@pytest.fixture(scope="module")
+def base(family: str, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    return make_encoder(family, "Model", tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def masked(family: str, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    return make_encoder(family, "ForMaskedLM", tmp_path_factory.mktemp("masked"))
+
+
+@pytest.fixture(scope="module")
+def classifier(family: str, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    return make_encoder(family, "ForSequenceClassification", tmp_path_factory.mktemp("labels"))
+
+
+def rows_of(read: Read) -> list[Row]:
+    return [Row(slot, 0, tuple(text), len(text), read=read) for slot, text in enumerate(TEXTS)]
+
+
+@pytest.mark.parametrize(("stages", "shards", "span"), SHAPES)
+def test_hidden_states_and_embeddings(base: Encoder, stages: int, shards: int, span: int) -> None:
+    # Given the last hidden states of Transformers, each text alone
+    expected = [base.outputs(text).last_hidden_state[0].numpy() for text in TEXTS]
+    cluster = cluster_of(base.checkpoint, stages, shards)
+    pools = {
+        "cls": lambda states: states[0],
+        "last": lambda states: states[-1],
+        "max": lambda states: states.max(axis=0),
+        "mean": lambda states: states.mean(axis=0),
+    }
+    try:
+        for pooling, pool in pools.items():
+            for normalize in (False, True):
+                # When all texts are computed in one step, split
+                found = cluster.vectors(rows_of(Read("embed", pooling, normalize)), span)
+                # Then what is pooled of them is close
+                for vector, states in zip(found, expected, strict=True):
+                    pooled = pool(states)
+                    wanted = pooled / np.linalg.norm(pooled) if normalize else pooled
+                    np.testing.assert_allclose(vector, wanted, atol=1e-4, rtol=0)
+    finally:
+        cluster.close()
+
+
+@pytest.mark.parametrize(("stages", "shards", "span"), SHAPES)
+def test_masks_are_filled(masked: Encoder, stages: int, shards: int, span: int) -> None:
+    # Given two masked places of a text and one of another
+    places = {0: (3, 7), 3: (0,)}
+    rows = [
+        Row(slot, 0, tuple(TEXTS[slot]), len(TEXTS[slot]), read=Read("fill-mask", positions=own))
+        for slot, own in places.items()
+    ]
+    cluster = cluster_of(masked.checkpoint, stages, shards)
+    # When they are read, split
+    try:
+        found = [predictions(offers, 5) for offers in cluster.step(rows, span)]
+    finally:
+        cluster.close()
+    # Then tokens and scores are those of Transformers
+    scores = [
+        masked.outputs(TEXTS[slot]).logits[0, place].softmax(-1)
+        for slot, own in places.items()
+        for place in own
+    ]
+    assert len(found) == 3
+    for best, expected in zip(found, scores, strict=True):
+        top = expected.topk(5)
+        assert [token for token, _ in best] == top.indices.tolist()
+        np.testing.assert_allclose([s for _, s in best], top.values.numpy(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("stages", "shards", "span"), SHAPES)
+def test_texts_are_classified(classifier: Encoder, stages: int, shards: int, span: int) -> None:
+    # Given a classifier of three labels
+    assert len(classifier.checkpoint.arch.labels) == 3
+    cluster = cluster_of(classifier.checkpoint, stages, shards)
+    # When texts are read in one step, split
+    try:
+        found = cluster.vectors(rows_of(Read("classify")), span)
+    finally:
+        cluster.close()
+    # Then the logits are those of Transformers
+    for logits, text in zip(found, TEXTS, strict=True):
+        expected = classifier.outputs(text).logits[0].numpy()
+        np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
