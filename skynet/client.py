@@ -19,12 +19,14 @@ from kombu.exceptions import OperationalError
 
 from skynet import errors, names
 from skynet.errors import BadRequest, ClusterUnreachable, RequestTimeout, SkynetError
+from skynet.models import load_architecture
 from skynet.options import check_options, check_priority
 from skynet.prompts import Prompt, check_token_ids, token_ids
+from skynet.reading import GENERATE, Reader
 from skynet.settings import settings
 from skynet.store.connection import backend_url, broker_url, connect, ping, reachable
 from skynet.store.plans import Plans, Target
-from skynet.store.requests import End, Record, Requests, Token
+from skynet.store.requests import End, Options, Record, Requests, Token
 from skynet.store.weights import Manifest, WeightStore
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ class Completion:
 
     timings: `first_token_s` and `total_s` since submission, `decode_tokens_per_s` after the first
     token, `queued_s` before the first step.
+    embedding, predictions, labels: of a text that was read instead, by task `embed` (as many
+        numbers as the hidden states have), `fill-mask` (for each mask the likeliest tokens: token_id,
+        token, score) and `classify` (label and score), best first. There is no text then.
     """
 
     text: str
@@ -53,6 +58,9 @@ class Completion:
     prompt_tokens: int
     finish_reason: str
     timings: dict[str, float] = field(default_factory=dict)
+    embedding: list[float] = field(default_factory=list)
+    predictions: list[list[dict[str, Any]]] = field(default_factory=list)
+    labels: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Generation(AsyncResult):
@@ -115,6 +123,7 @@ class Generation(AsyncResult):
             prompt_tokens=len(record.prompt) if record else 0,
             finish_reason=end.finish_reason,
             timings=end.timings,
+            **end.answer,
         )
 
     @property
@@ -220,7 +229,7 @@ class Client:
         self.url = url or settings().redis_url
         self.redis = connect(self.url)
         self.requests = Requests(self.redis, settings().result_expires_s)
-        self._models: dict[str, tuple[Manifest, Text]] = {}
+        self._models: dict[str, tuple[Manifest, Text, Reader]] = {}
 
     @cached_property
     def app(self) -> Celery:
@@ -235,6 +244,7 @@ class Client:
         self,
         prompt: Prompt,
         *,
+        task: str = GENERATE,
         timeout: float | None = None,
         raw: bool = True,
         priority: int = 0,
@@ -244,12 +254,19 @@ class Client:
         ping(self.url)
         with reachable(self.url):
             target = self._target()
-            manifest, text = self._model(target.model)
-            ids = token_ids(prompt, text, raw)
+            manifest, text, reader = self._model(target.model)
+            reader.check_task(task)
+            ids = token_ids(prompt, text, raw or task != GENERATE)
+
+            def check() -> Options:
+                if task == GENERATE:
+                    return check_options(options, len(ids), target.slot_tokens)
+                return reader.check(task, options, ids, target.slot_tokens)
+
             if len(ids) >= target.slot_tokens:  # before every id is looked at
-                check_options(options, len(ids), target.slot_tokens)
+                check()
             check_token_ids(ids, int(manifest.config["vocab_size"]))
-            checked = check_options(options, len(ids), target.slot_tokens)
+            checked = check()
             allowed = _checked_timeout(timeout)
             now = self.requests.clock.now(exact=True)
             record = Record(
@@ -267,7 +284,12 @@ class Client:
 
     def _tell(self, record: Record) -> None:
         """Send the task. The record is written: should this be lost, a sweep finds the request."""
-        about = {"prompt_tokens": len(record.prompt), "max_tokens": record.options.max_tokens}
+        options = record.options
+        about: dict[str, Any] = {"prompt_tokens": len(record.prompt)}
+        if options.read is None:
+            about["max_tokens"] = options.max_tokens
+        else:
+            about["task"] = options.read["task"]
         try:
             self.send(
                 names.GENERATE_TASK,
@@ -308,14 +330,17 @@ class Client:
         """What the cluster is asked to run."""
         return Plans(self.redis).require_target()
 
-    def _model(self, digest: str) -> tuple[Manifest, Text]:
+    def _model(self, digest: str) -> tuple[Manifest, Text, Reader]:
         """What a client needs of the model: its config and its tokenizer, both from Redis."""
         if digest not in self._models:
             from skynet.text import Text
 
             store = WeightStore(self.redis)
             manifest = store.require_manifest(digest)
-            self._models = {digest: (manifest, Text(store.read_files(manifest)))}
+            files = store.read_files(manifest)
+            text, arch = Text(files), load_architecture(manifest.config)
+            reader = Reader.of(arch, files, text.token_id("mask_token"))
+            self._models = {digest: (manifest, text, reader)}
         return self._models[digest]
 
 
@@ -335,6 +360,7 @@ def default_client() -> Client:
 def submit_prompt(
     prompt: Prompt,
     *,
+    task: str = GENERATE,
     timeout: float | None = None,
     raw: bool = True,
     priority: int = 0,
@@ -343,6 +369,9 @@ def submit_prompt(
     """Ask the cluster at `SKYNET_REDIS_URL` for an answer; returns at once.
 
     prompt: text; chat messages, a list of {"role": ..., "content": ...}; or a list of token ids.
+    task: `generate`; or, of a text that is only read, `embed` (options pooling: mean, cls, last or
+        max, and normalize; by default as the model's modules.json says, or mean), `fill-mask`
+        (top_k: 5) or `classify`. Encoders read, decoders generate; one with a modules.json embeds.
     timeout: seconds until the request is given up, `SKYNET_REQUEST_TIMEOUT_S` by default.
     raw: False puts a text into the model's chat template, if it has one.
     priority: 0 to 9; who waits with a higher one runs first, as in AMQP. Who runs is not
@@ -355,7 +384,7 @@ def submit_prompt(
         ClusterUnreachable, NoModel, QueueFull: why the cluster cannot take it now.
     """
     return default_client().submit_prompt(
-        prompt, timeout=timeout, raw=raw, priority=priority, **options
+        prompt, task=task, timeout=timeout, raw=raw, priority=priority, **options
     )
 
 

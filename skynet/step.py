@@ -5,6 +5,7 @@ Shared by engine/ (which makes steps) and layers/ and worker/ (which compute the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,11 @@ class Read:
     normalize: bool = False
     positions: tuple[int, ...] = ()
     top: int = 5
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Read:
+        """From the fields by their names, as JSON has them."""
+        return cls(**{**fields, "positions": tuple(fields["positions"])})
 
     @property
     def is_vector(self) -> bool:

@@ -27,8 +27,10 @@ class Text:
             CheckpointError: a file that cannot be read; names it.
         """
         self._tokenizer = _load_tokenizer(files.get("tokenizer.json"))
-        special_tokens = _load_special_tokens(files.get("special_tokens.json"))
-        self._chat_template = _load_chat_template(files.get("chat_template.jinja"), special_tokens)
+        self._special_tokens = _load_special_tokens(files.get("special_tokens.json"))
+        self._chat_template = _load_chat_template(
+            files.get("chat_template.jinja"), self._special_tokens
+        )
 
     @property
     def has_tokenizer(self) -> bool:
@@ -65,6 +67,21 @@ class Text:
             BadRequest: the model has no tokenizer.
         """
         text: str = self._require_tokenizer().decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def token_id(self, role: str) -> int | None:
+        """The id of a special token, `mask_token` for one; None if the model has none."""
+        token = self._special_tokens.get(role)
+        if token is None or self._tokenizer is None:
+            return None
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def spell(self, token: int) -> str:
+        """The text of one token alone, special or not; "" without a tokenizer."""
+        if self._tokenizer is None:
+            return ""
+        text: str = self._tokenizer.decode([token], skip_special_tokens=False)
         return text
 
     def detokenizer(self) -> Detokenizer:

@@ -32,11 +32,16 @@ def make_tiny(directory: Path, family: str = "llama", **fields: Any) -> Tiny:
     from references import PROMPTS, make_reference
 
     found = make_reference(family, fields, directory)
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    save_tokenizer(directory, chat_template=template)
+    return Tiny(directory, PROMPTS, found.tokens)
+
+
+def save_tokenizer(directory: Path, **config: str) -> None:
+    """One letter a token; `config` goes into tokenizer_config.json."""
     vocabulary = {letters([token]): token for token in range(VOCAB)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=letters([0])))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(directory / "tokenizer.json"))
-    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-    return Tiny(directory, PROMPTS, found.tokens)
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))

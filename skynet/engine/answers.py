@@ -48,15 +48,14 @@ class Answers:
             "prompt_tokens": len(sequence.record.prompt),
             "finish_reason": end.finish_reason,
             "timings": end.timings,
+            **sequence.answer,
         }
         if not self._end(sequence, end, result, "SUCCESS"):
             return
-        self._event(
-            "task-succeeded",
-            sequence,
-            result=f"{len(sequence.generated)} tokens, {end.finish_reason}",
-            runtime=end.timings["total_s"],
-        )
+        done = f"{len(sequence.generated)} tokens, {end.finish_reason}"
+        if sequence.reading is not None:
+            done = sequence.reading.read.task
+        self._event("task-succeeded", sequence, result=done, runtime=end.timings["total_s"])
         logger.info(
             "request %s: %d tokens (%s), first after %.3f s, then %.1f tokens/s",
             sequence.id,

@@ -13,6 +13,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
 
+from skynet.engine.reading import Offers
 from skynet.engine.sampling import sample
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
@@ -284,20 +285,26 @@ class Engine:
 
     def _sample(self, flight: InFlight, parts: Items[Part]) -> list[tuple[Sequence, Token]]:
         emitted = []
-        wanted = 0
+        returned = Offers(parts)
         for sequence, row in flight.batch:
             sequence.in_flight = False
-            offers = [part.candidates[wanted] for part in parts] if row.want else []
-            wanted += bool(row.want)
+            offers = returned.token() if row.want else []
+            found = returned.reading(row.read) if row.read else None
             if not self._has(sequence):
                 continue  # failed meanwhile: its deadline passed
             sequence.computed = row.stop
-            if row.want is None:
+            if row.want is None and found is None:
                 continue
             sequence.suspect, sequence.failures = False, 0
             self._note_replayed(sequence.id)
             try:
+                if found is not None:
+                    sequence.take_reading(found)
+                    continue
                 token = sample(offers, sequence.record.options, len(sequence.generated))
+            except StepFailed as error:
+                self._fail(sequence, error)
+                continue
             except (ValueError, IndexError, FloatingPointError) as error:
                 self._fail(sequence, StepFailed(f"no token can be sampled: {error}"))
                 continue

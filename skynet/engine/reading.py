@@ -32,10 +32,7 @@ class Offers:
         if not read.is_vector:
             return [self.token() for _ in read.positions]
         self._vectors += 1
-        found = [vector for part in self._parts for vector in part.vectors[self._vectors - 1 :][:1]]
-        if len(found) != 1:
-            raise StepFailed(f"{len(found)} shards returned a vector for {read.task}, not one")
-        return found[0]
+        return self._parts[0].vectors[self._vectors - 1]
 
 
 def predictions(offers: Sequence[Candidates], count: int) -> list[tuple[int, float]]:
@@ -66,12 +63,16 @@ class Reading:
         self._arch, self._spell = arch, spell
 
     def answer(self, found: Vector | list[list[Candidates]]) -> dict[str, Any]:
-        """`embedding`, `predictions` of each mask, or `labels`, as `skynet.Completion` has them."""
+        """`embedding`, `predictions` of each mask, or `labels`, as `skynet.Completion` has them.
+
+        Raises:
+            StepFailed: the model has overflowed.
+        """
         if isinstance(found, list):
             best = [predictions(offers, self.read.top) for offers in found]
             return {"predictions": [[self._prediction(*item) for item in mask] for mask in best]}
         if not np.isfinite(found).all():
-            raise StepFailed(f"{self.read.task}: the model computed numbers that are none")
+            raise StepFailed(f"{self.read.task}: the model computed infinities, not numbers")
         if self.read.task == "embed":
             # The shortest decimals that give the same float32 again.
             return {"embedding": [float(str(number)) for number in found]}

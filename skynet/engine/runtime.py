@@ -23,11 +23,12 @@ from skynet.engine.answers import Answers, end_ids
 from skynet.engine.conductor import Conductor, layout_of
 from skynet.engine.engine import Engine
 from skynet.engine.membership import Membership
+from skynet.engine.reading import Reading
 from skynet.engine.sequence import Sequence
 from skynet.errors import ClusterUnreachable, Fenced, SkynetError, StepFailed
 from skynet.models import load_architecture
 from skynet.settings import settings
-from skynet.step import Part, Step
+from skynet.step import Part, Read, Step
 from skynet.store.connection import connect
 from skynet.store.events import Events
 from skynet.store.leader import Held, Leadership
@@ -389,6 +390,7 @@ class OrchestratorRuntime:
             self.end_ids,
             target.slot_tokens,
             clock=self.requests.now,
+            reading=self._reading(record),
         )
         if record.emitted:
             sequence.restore(self.requests.emitted_tokens(record.id))
@@ -408,7 +410,7 @@ class OrchestratorRuntime:
             )
         elif sequence.finish_reason:  # its last token was written, its end was not
             self.answers.finished(sequence)
-        elif len(record.prompt) >= target.slot_tokens:
+        elif len(record.prompt) + (sequence.reading is None) > target.slot_tokens:
             self.answers.failed(
                 sequence,
                 errors.BadRequest(
@@ -420,6 +422,13 @@ class OrchestratorRuntime:
             self.engine.accept(sequence)
             if record.cancelled:
                 self.engine.cancel(record.id)
+
+    def _reading(self, record: Record) -> Reading | None:
+        """What this request's text is read for, if nothing is generated."""
+        read, manifest, text = record.options.read, self._manifest, self.text
+        if read is None or manifest is None or text is None:
+            return None
+        return Reading(Read.of(read), load_architecture(manifest.config), text.spell)
 
     def _sweep(self) -> None:
         """Adopt requests whose message was lost, or that another orchestrator left behind."""

@@ -71,13 +71,15 @@ class Scheduler:
         batch: list[tuple[Sequence, Row]] = []
         budget = self.max_batch_tokens
         for sequence in self._choose():
-            if budget == 0:
+            if budget <= 0:
                 break
+            if sequence.reading is not None and batch and sequence.length > budget:
+                continue  # a text is read whole, if need be in a step of its own
             row = sequence.next_row(budget)
             budget -= len(row.tokens)
             sequence.in_flight = True
             batch.append((sequence, row))
-        batch.sort(key=lambda item: item[1].slot)
+        batch.sort(key=_place)
         return batch
 
     def _choose(self) -> list[Sequence]:
@@ -107,3 +109,9 @@ class Scheduler:
             sequence.computed = 0
             sequence.admitted = True
             self.running.append(sequence)
+
+
+def _place(item: tuple[Sequence, Row]) -> tuple[int, int]:
+    """By slot, since neighbours are computed in one call; texts that are read, by length."""
+    row = item[1]
+    return len(row.tokens) if row.read else 0, row.slot

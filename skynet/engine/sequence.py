@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import Any
 
+from skynet.engine.reading import Reading, Vector
 from skynet.engine.sampling import want_of
-from skynet.step import Row
+from skynet.step import Candidates, Row
 from skynet.store.requests import End, Record, Token
 from skynet.text import Detokenizer, StopStrings
 
@@ -46,6 +48,8 @@ class Sequence:
     admitted: bool = False  # it has had a slot, under this orchestrator or another
     last_alone: int = 0  # number of its last batch alone
     clock: Callable[[], float] = time.time
+    reading: Reading | None = None  # what the text is read for, if nothing is generated
+    answer: dict[str, Any] = field(default_factory=dict)  # what was read
 
     def __post_init__(self) -> None:
         """Go on with what an orchestrator before this one wrote down."""
@@ -76,11 +80,13 @@ class Sequence:
     def next_row(self, max_tokens: int) -> Row:
         """Up to `max_tokens` tokens that are not computed yet, with a `want` if they reach the end.
 
-        Keep `computed` as it is: the step may fail.
+        Keep `computed` as it is: the step may fail. A text that is read is never cut.
         """
         if self.slot is None:
             raise ValueError(f"request {self.id} has no slot")
         prompt = self.record.prompt
+        if self.reading is not None:
+            return Row(self.slot, 0, prompt, len(prompt), read=self.reading.read)
         start, stop = self.computed, min(self.length, self.computed + max_tokens)
         if start >= len(prompt):
             tokens = tuple(self.generated[start - len(prompt) : stop - len(prompt)])
@@ -96,6 +102,16 @@ class Sequence:
         self.last_token_at = now
         piece = self._take(token)
         return Token(len(self.generated) - 1, token, piece)
+
+    def take_reading(self, found: Vector | list[list[Candidates]]) -> None:
+        """What the shards found in the text: this ends the request.
+
+        Raises:
+            StepFailed: it is none.
+        """
+        if self.reading is not None:
+            self.answer = self.reading.answer(found)
+            self.finish_reason = STOP
 
     def _take(self, token: int) -> str:
         self.generated.append(token)
@@ -115,7 +131,10 @@ class Sequence:
         if not stopped:
             rest += self.stop_strings.flush()
         self.text += rest
-        return End(text=rest, finish_reason=self.finish_reason, timings=self.timings())
+        timings = self.timings()
+        return End(
+            text=rest, finish_reason=self.finish_reason, timings=timings, answer=self.answer
+        )
 
     def timings(self) -> dict[str, float]:
         """Seconds since submission, and tokens per second after the first token."""

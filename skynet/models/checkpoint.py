@@ -20,14 +20,16 @@ from skynet.errors import CheckpointError
 from skynet.models.demo import DEMO_MODEL, DEMO_NAMES, demo_checkpoint_path
 from skynet.models.digests import cached_digest
 from skynet.models.gguf import convert_gguf
+from skynet.models.minilm import MINILM_MODEL, MINILM_NAMES, minilm_path
 from skynet.models.safetensors_file import TensorInfo, read_header, read_region
 from skynet.models.tokenizer_files import text_files
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-# Sub-folders hold other formats; consolidated* are the same weights under the maker's own names.
-HUB_FILES_NOT_READ = ["*/*", "consolidated*"]
+# Sub-folders hold other formats, and config.json files of sentence-transformers; consolidated* are
+# the same weights under the maker's own names.
+HUB_FILES_NOT_READ = ["*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja", "consolidated*"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 DIGEST_CHUNK = 8 * 2**20
 
@@ -76,6 +78,7 @@ class Checkpoint:
         bytes that had to be hashed.
         """
         files = [file for file in self.path.iterdir() if file.is_file()]
+        files += self.path.glob("*/config.json")  # of sentence-transformers
         return cached_digest(
             "checkpoint", files, self._cache_dir, lambda: self._compute_digest(progress)
         )
@@ -96,8 +99,8 @@ def open_checkpoint(model: str, cache_dir: Path) -> Checkpoint:
     """The checkpoint people mean by `model`.
 
     Args:
-        model: a Hugging Face directory, a `.gguf` file, a hub id such as "Qwen/Qwen3-0.6B", or
-            "demo".
+        model: a Hugging Face directory, a `.gguf` file, a hub id such as "Qwen/Qwen3-0.6B",
+            "demo", or "minilm".
         cache_dir: where conversions and digests are kept.
 
     Raises:
@@ -105,6 +108,8 @@ def open_checkpoint(model: str, cache_dir: Path) -> Checkpoint:
     """
     if model.lower() in DEMO_NAMES:
         return Checkpoint(convert_gguf(demo_checkpoint_path(), cache_dir), DEMO_MODEL, cache_dir)
+    if model.lower() in MINILM_NAMES:
+        return Checkpoint(minilm_path(cache_dir), MINILM_MODEL, cache_dir)
     path = Path(model).expanduser()
     if path.is_dir():
         return Checkpoint(path, path.resolve().name, cache_dir)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from skynet.errors import CheckpointError
+from skynet.models.sentence_files import EMBEDDING, embedding_json
 
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -43,6 +44,7 @@ def text_files(path: Path) -> dict[str, bytes]:
     chat_template.jinja: from the file of that name, or else from tokenizer_config.json.
     special_tokens.json: {"bos_token": "<s>", ...} as chat templates see them.
     generation_config.json: as it is.
+    embedding.json: see `sentence_files.embedding_json`.
 
     Raises:
         CheckpointError: a file that cannot be read, or a tokenizer that cannot be converted.
@@ -58,6 +60,9 @@ def text_files(path: Path) -> dict[str, bytes]:
         files[CHAT_TEMPLATE] = template
     if (path / GENERATION_CONFIG).is_file():
         files[GENERATION_CONFIG] = _read(path / GENERATION_CONFIG)
+    embedding = embedding_json(path)
+    if embedding is not None:
+        files[EMBEDDING] = embedding
     return files
 
 

@@ -22,6 +22,7 @@ class Options:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    read: dict[str, Any] | None = None  # what the text is read for, instead: a step.Read's fields
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class End:
     error: str = ""
     message: str = ""
     timings: dict[str, float] = field(default_factory=dict)
+    answer: dict[str, Any] = field(default_factory=dict)  # an embedding, predictions or labels
 
     def to_json(self) -> str:
         return json.dumps(self.__dict__)

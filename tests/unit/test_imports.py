@@ -27,6 +27,7 @@ LAYERS = (
     "layers",
     "store",
     "options",
+    "reading",
     "prompts",
     "chords",
     "worker",

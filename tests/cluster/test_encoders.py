@@ -1,0 +1,87 @@
+"""Texts that are read, by real workers: embeddings, masked words, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from checkpoints import VOCAB, letters, save_tokenizer
+
+from skynet.errors import BadRequest
+from skynet.local import LocalCluster
+
+pytestmark = pytest.mark.cluster
+
+MASK = 4
+TEXTS = [[5, 6, 7, 100, 2, 9], [9, 8, 130], [12, MASK, 31, 64, 2, MASK, 18, 120, 45]]
+
+
+def make_bert(directory: Path) -> transformers.BertForMaskedLM:
+    torch.manual_seed(1)
+    config = transformers.BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=48,
+        intermediate_size=83,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+    )
+    model = transformers.BertForMaskedLM(config).eval()
+    model.save_pretrained(directory)
+    save_tokenizer(directory, mask_token=letters([MASK]))
+    modules = [
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    (directory / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 48, "pooling_mode_max_tokens": True}
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return model
+
+
+def test_texts_are_read_by_a_cluster(tmp_path: Path) -> None:
+    # Given an encoder on 2 stages x 2 shards
+    model = make_bert(tmp_path)
+    with LocalCluster(tmp_path, 2, 2, "float32", num_slots=4) as running:
+        # When many texts are embedded at once, and the masks of one filled
+        texts = [letters(text) for text in TEXTS]
+        asked = running.client.submit_prompts(texts * 5, task="embed")
+        masked = running.submit_prompt(texts[2], task="fill-mask", top_k=3)
+        embedded = [request.get(timeout=60) for request in asked]
+        filled = masked.get(timeout=60)
+        result = masked.result
+        # Then what cannot be is refused, and names why
+        with pytest.raises(BadRequest, match="encoder"):
+            running.submit_prompt(texts[0])
+        with pytest.raises(BadRequest, match="classifier"):
+            running.submit_prompt(texts[0], task="classify")
+        with pytest.raises(BadRequest, match="33 tokens"):
+            running.submit_prompt([5] * 33, task="embed")
+        with pytest.raises(BadRequest, match="no mask"):
+            running.submit_prompt(texts[0], task="fill-mask")
+    # And vectors are pooled as the files beside the model say
+    for found, text in zip(embedded, TEXTS * 5, strict=True):
+        with torch.no_grad():
+            states = model.bert(torch.tensor([text])).last_hidden_state[0].numpy()
+        expected = states.max(axis=0)
+        expected /= np.linalg.norm(expected)
+        np.testing.assert_allclose(found.embedding, expected, atol=1e-4, rtol=0)
+    # And both masks get the likeliest tokens of Transformers
+    with torch.no_grad():
+        scores = model(torch.tensor([TEXTS[2]])).logits[0, [1, 5]].softmax(-1)
+    top = scores.topk(3)
+    assert [[item["token_id"] for item in mask] for mask in filled.predictions] == (
+        top.indices.tolist()
+    )
+    assert filled.predictions[0][0]["token"] == letters([int(top.indices[0, 0])])
+    got = [[item["score"] for item in mask] for mask in filled.predictions]
+    np.testing.assert_allclose(got, top.values.numpy(), atol=1e-4, rtol=0)
+    # And Celery's own result is the same
+    assert result["predictions"] == filled.predictions
