@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import redis
 from skynet.errors import CheckpointError
 from skynet.models.checkpoint import Checkpoint, open_checkpoint
 from skynet.models.demo import demo_checkpoint_path
+from skynet.models.minilm import INSTALL, PACKAGE
 from skynet.settings import settings
 from skynet.store.connection import connect
 from skynet.store.server import EmbeddedServer
@@ -30,6 +32,14 @@ def demo_checkpoint() -> Checkpoint:
     except CheckpointError as error:
         pytest.skip(str(error))
     return open_checkpoint("demo", settings().cache_dir)
+
+
+@pytest.fixture(scope="session")
+def minilm_checkpoint() -> Checkpoint:
+    """all-MiniLM-L6-v2, unpacked; `make setup` installs its package."""
+    if importlib.util.find_spec(PACKAGE) is None:
+        pytest.skip(f"not installed; run: {INSTALL}")
+    return open_checkpoint("minilm", settings().cache_dir)
 
 
 @pytest.fixture(scope="session")

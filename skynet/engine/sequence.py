@@ -132,9 +132,7 @@ class Sequence:
             rest += self.stop_strings.flush()
         self.text += rest
         timings = self.timings()
-        return End(
-            text=rest, finish_reason=self.finish_reason, timings=timings, answer=self.answer
-        )
+        return End(text=rest, finish_reason=self.finish_reason, timings=timings, answer=self.answer)
 
     def timings(self) -> dict[str, float]:
         """Seconds since submission, and tokens per second after the first token."""

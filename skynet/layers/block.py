@@ -65,8 +65,8 @@ class Attention:
         if self._changes_heads:
             self._change(qkv[:, : self._heads + self._kv_heads], context, all_sum)
         if self._cache is None:
-            heads = qkv.split([self._heads, self._kv_heads, self._kv_heads], dim=1)
-            return self._out(attend_texts(*heads, context.texts[self.window], self._scale))
+            q, k, v = qkv.split([self._heads, self._kv_heads, self._kv_heads], dim=1)
+            return self._out(attend_texts(q, k, v, context.texts[self.window], self._scale))
         store(self._cache, qkv[:, self._heads :], context)
         calls = context.attends[self.window]
         queries = qkv[:, : self._heads]

@@ -65,7 +65,9 @@ class ShardModel:
         self._head = load_head(arch, load, dtype) if last and arch.has_head else None
         self._reader: Reader | None = None
         if last:
-            norm = self._head.norm if self._head else load_norm(arch, load, "final_norm", None, dtype)
+            norm = (
+                self._head.norm if self._head else load_norm(arch, load, "final_norm", None, dtype)
+            )
             self._reader = load_reader(arch, load, norm, dtype)
         self._rotaries = [Rotary(rope, self._device) for rope in arch.rope_kinds]
         self._bias = PositionBias(arch, arch.alibi, part) if arch.alibi else None

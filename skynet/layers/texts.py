@@ -71,10 +71,8 @@ def attend_texts(
     out = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
     for call in calls:
         part = slice(call.tokens.start, call.tokens.stop)
-        mixed = F.scaled_dot_product_attention(
-            *(x[part].unflatten(0, (call.count, -1)).transpose(1, 2) for x in (queries, keys, values)),
-            attn_mask=call.mask,
-            scale=scale,
-        )
+        split = [x[part].unflatten(0, (call.count, -1)) for x in (queries, keys, values)]
+        query, key, value = (x.transpose(1, 2) for x in split)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=call.mask, scale=scale)
         out[part] = mixed.transpose(1, 2).reshape(call.tokens.size, -1)
     return out

@@ -39,7 +39,8 @@ def base(prefix: str, width: str = "hidden") -> tuple[Weight, ...]:
     width: what the embedding's size is counted by, "hidden" or "embed".
     """
     layer = prefix + "encoder.layer.{layer}."
-    table, norm = prefix + "embeddings.", {"bias": True}
+    table = prefix + "embeddings."
+    norm: dict[str, Any] = {"bias": True}
     unit: Any = width
     return (
         Weight("embed", table + "word_embeddings", "vocab", "vocab"),
@@ -50,7 +51,9 @@ def base(prefix: str, width: str = "hidden") -> tuple[Weight, ...]:
         Weight("k", layer + "attention.self.key", "column", "kv_heads", bias=True),
         Weight("v", layer + "attention.self.value", "column", "kv_heads", bias=True),
         Weight("o", layer + "attention.output.dense", "row", "heads", bias=True),
-        Weight("attn_sum_norm", layer + "attention.output.LayerNorm", "replicated", "hidden", **norm),
+        Weight(
+            "attn_sum_norm", layer + "attention.output.LayerNorm", "replicated", "hidden", **norm
+        ),
         Weight("up", layer + "intermediate.dense", "column", "columns", bias=True),
         Weight("down", layer + "output.dense", "row", "columns", bias=True),
         Weight("mlp_sum_norm", layer + "output.LayerNorm", "replicated", "hidden", **norm),

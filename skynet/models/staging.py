@@ -28,8 +28,8 @@ def staged_tensors(arch: Architecture) -> list[StagedTensor]:
 
 
 def _weights_in_order(arch: Architecture) -> Iterator[tuple[Weight, int | None]]:
-    ends = ("final_norm", "head", "head_dense", "head_dense_norm", "head_bias")
-    ends += ("label_dense", "label_norm", "label_out")
+    ends = {"final_norm", "head", "head_dense", "head_dense_norm", "head_bias"}
+    ends |= {"label_dense", "label_norm", "label_out"}
     for weight in arch.weights:
         if not weight.per_layer and weight.role not in ends:
             yield weight, None

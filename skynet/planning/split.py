@@ -22,8 +22,15 @@ CHORD_SPANS = ("layer", "stage", "auto")
 NORM_BYTES = 4  # norms, and biases that are added after a sum, stay float32
 DEFAULT_SLOT_TOKENS = 4096
 FIRST_ROLES = ("embed", "project_in", "positions", "token_types", "embed_norm")
-LAST_ROLES = ("final_norm", "project_out", "head_dense", "head_dense_norm", "head_bias")
-LAST_ROLES += ("label_dense", "label_norm", "label_out")
+HEAD_ROLES = (
+    "head_dense",
+    "head_dense_norm",
+    "head_bias",
+    "label_dense",
+    "label_norm",
+    "label_out",
+)
+LAST_ROLES = ("final_norm", "project_out", *HEAD_ROLES)
 
 # Products run fastest on widths that fill vector registers, but only wide parts can afford it.
 COLUMN_UNIT, VOCAB_UNIT, WIDE = 32, 16, 256
