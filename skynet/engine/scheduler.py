@@ -39,13 +39,19 @@ class Scheduler:
         insort(self.waiting, sequence, key=lambda item: item.rank)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence and free its slot."""
+        """Forget a sequence and free its slot; if it is in flight, with `release` only."""
         if sequence.slot is None:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
-        heapq.heappush(self._free_slots, sequence.slot)
-        sequence.slot = None
+        if not sequence.in_flight:
+            self.release(sequence)
+
+    def release(self, sequence: Sequence) -> None:
+        """Free the slot of a sequence that was removed: its step is over."""
+        if sequence.slot is not None:
+            heapq.heappush(self._free_slots, sequence.slot)
+            sequence.slot = None
 
     def reset(self, num_batches: int, num_slots: int | None = None) -> None:
         """Shards lost their slots: every sequence is computed again from its tokens.

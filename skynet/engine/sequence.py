@@ -43,6 +43,7 @@ class Sequence:
     last_token_at: float = 0.0
     suspect: bool = False  # a step with it failed in a shard: it is run alone
     failures: int = 0  # steps that failed with it alone, one after the other
+    losses: int = 0  # shards that died with it alone, one after the other
     admitted: bool = False  # it has had a slot, under this orchestrator or another
     last_alone: int = 0  # number of its last batch alone
     clock: Callable[[], float] = time.time
