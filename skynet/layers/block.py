@@ -67,6 +67,10 @@ class Attention:
         calls = context.attends[self.window]
         return self._out(attend(qkv[:, : self._heads], self._cache, calls, self._scale))
 
+    def copy_slot(self, source: int, target: int, tokens: int) -> None:
+        """The keys and values of the first `tokens` tokens of slot `source`, for `target` too."""
+        self._cache[target, :, :tokens].copy_(self._cache[source, :, :tokens])
+
     def _turn(self, heads: torch.Tensor, factors: torch.Tensor) -> None:
         """Norm, if there is one, and rope of Q and K (tokens, heads, head_dim), in place."""
         full = heads.float()

@@ -120,6 +120,8 @@ class ShardModel:
         """
         self._check(step, span, hidden)
         context = self._prepare(step)
+        if span.start == self.layers.start:
+            self._copy_slots(step)
         x = self._embed(context, all_sum) if hidden is None else hidden.to(self._device)
         for layer in range(span.start, span.stop):
             attention = self._attentions[layer - self.layers.start]
@@ -130,6 +132,13 @@ class ShardModel:
                 return self._part(x, partial, mlp.bias), []
             x = _add(x, all_sum(partial), mlp.bias)
         return None, self._candidates(step, x)
+
+    def _copy_slots(self, step: Step) -> None:
+        """All layers at once, at the step's first span: later a slot may be another's."""
+        for row in step.rows:
+            if row.source is not None:
+                for attention in self._attentions:
+                    attention.copy_slot(row.source, row.slot, row.start)
 
     def _prepare(self, step: Step) -> StepContext:
         # A step comes once for each span: the layout is the same for all of them.
