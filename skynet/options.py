@@ -77,7 +77,7 @@ def check_options(
         seed = secrets.randbits(63) if samples else None
     most_id = vocab_size - 1
     bos = chosen.get("forced_bos_token_id")
-    return Options(
+    found = Options(
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=_whole("top_k", chosen.get("top_k", 0), 0),
@@ -104,6 +104,17 @@ def check_options(
         if chosen.get("logprobs") is None
         else _whole("logprobs", chosen["logprobs"], 0, MOST_LOGPROBS),
     )
+    _check_forced(found)
+    return found
+
+
+def _check_forced(options: Options) -> None:
+    bos = options.forced_bos_token_id
+    forced = {"forced_bos_token_id": () if bos is None else (bos,)}
+    forced["forced_eos_token_id"] = options.forced_eos_token_id
+    for name, ids in forced.items():
+        if ids and set(ids) <= set(options.suppress_tokens):
+            raise BadRequest(f"{name} {ids}: suppress_tokens leaves none of them")
 
 
 def check_priority(value: Any) -> int:

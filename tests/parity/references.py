@@ -59,6 +59,7 @@ class Reference:
     checkpoint: Checkpoint
     logits: list[np.ndarray]  # after the last token of each prompt, (vocab,)
     tokens: list[list[int]]
+    path: Path
 
 
 def make_reference(family: str, fields: dict[str, Any], directory: Path) -> Reference:
@@ -84,4 +85,4 @@ def make_reference(family: str, fields: dict[str, Any], directory: Path) -> Refe
                 do_sample=False,
             )
             tokens.append(answer[0, len(prompt) :].tolist())
-    return Reference(Checkpoint(directory), logits, tokens)
+    return Reference(Checkpoint(directory), logits, tokens, directory)
