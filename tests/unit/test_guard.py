@@ -152,3 +152,39 @@ def test_only_so_many_steps_are_remembered() -> None:
         guard.remember(step, b"rows")
     # Then the oldest are forgotten
     assert list(guard.steps) == list(range(5, REMEMBERED_STEPS + 5))
+
+
+def copy_of(number: int, slot: int, source: int, start: int) -> Step:
+    """One token after the first `start` tokens of another slot."""
+    return Step(1, number, (Row(slot, start, (7,), 1, source=source),), 2)
+
+
+def test_a_slot_can_begin_as_a_copy_of_another() -> None:
+    # Given a slot with three tokens
+    guard = StepGuard("stage1.shard0", FIRST)
+    offer(guard, step_of(0, (5, 0, 3)), 2, 7)
+    # When another takes two of them / Then it goes on from there
+    offer(guard, copy_of(1, 0, 5, 2), 2, 7)
+    offer(guard, step_of(2, (0, 3, 1)), 2, 7)
+    with pytest.raises(ShardUnready, match="4 tokens in slot 0, step 3 goes on at 5"):
+        offer(guard, step_of(3, (0, 5, 1)), 2, 7)
+
+
+def test_a_copy_of_what_is_not_there_fails_the_step() -> None:
+    # Given a slot with three tokens / When four are copied / Then the step fails with the numbers
+    guard = StepGuard("stage1.shard0", FIRST)
+    offer(guard, step_of(0, (5, 0, 3)), 2, 7)
+    with pytest.raises(ShardUnready, match="has 3 tokens in slot 5, step 1 copies 4"):
+        offer(guard, copy_of(1, 0, 5, 4), 2, 7)
+    with pytest.raises(ShardUnready, match="has 0 tokens in slot 4, step 1 copies 1"):
+        offer(guard, copy_of(1, 0, 4, 1), 2, 7)
+
+
+def test_a_late_copy_does_not_take_what_a_later_step_has_written() -> None:
+    # Given a slot that a later step has begun anew
+    guard = StepGuard("stage1.shard0", FIRST)
+    offer(guard, step_of(0, (5, 0, 3)), 2, 7)
+    offer(guard, step_of(2, (5, 0, 3)), 2, 7)
+    # When an earlier step copies from it / Then it is dropped
+    with pytest.raises(Ignore, match="step 1: step 2 has been in slot 5, its source"):
+        offer(guard, copy_of(1, 0, 5, 2), 2, 7)
