@@ -110,7 +110,8 @@ def check_options(
 
 def _check_forced(options: Options) -> None:
     bos = options.forced_bos_token_id
-    forced = {"forced_bos_token_id": () if bos is None else (bos,)}
+    forced: dict[str, tuple[int, ...]] = {}
+    forced["forced_bos_token_id"] = () if bos is None else (bos,)
     forced["forced_eos_token_id"] = options.forced_eos_token_id
     for name, ids in forced.items():
         if ids and set(ids) <= set(options.suppress_tokens):
