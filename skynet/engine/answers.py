@@ -49,6 +49,8 @@ class Answers:
             "finish_reason": end.finish_reason,
             "timings": end.timings,
         }
+        if sequence.record.options.logprobs is not None:
+            result["logprobs"] = [item.as_dict() for item in sequence.logprobs]
         if not self._end(sequence.id, end, result, "SUCCESS"):
             return
         self._event(

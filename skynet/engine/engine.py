@@ -13,7 +13,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
 
-from skynet.engine.sampling import sample
+from skynet.engine.sampling import logprobs_of, sample
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
 from skynet.engine.span import SpanChooser
@@ -320,12 +320,16 @@ class Engine:
                 continue
             sequence.suspect, sequence.failures, sequence.losses = False, 0, 0
             self._note_replayed(sequence.id)
+            options = sequence.record.options
             try:
-                token = sample(offers, sequence.record.options, len(sequence.generated))
+                token = sample(offers, options, len(sequence.generated), sequence.rules)
+                logprobs = None
+                if options.logprobs is not None:
+                    logprobs = logprobs_of(offers, token, options.logprobs)
             except (ValueError, IndexError, FloatingPointError) as error:
                 self._fail(sequence, StepFailed(f"no token can be sampled: {error}"))
                 continue
-            emitted.append((sequence, sequence.append(token)))
+            emitted.append((sequence, sequence.append(token, logprobs)))
         return emitted
 
     def _learn(self, flight: InFlight, parts: Items[Part], spent_s: float) -> None:

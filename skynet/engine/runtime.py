@@ -408,7 +408,9 @@ class OrchestratorRuntime:
             clock=self.requests.now,
         )
         if record.emitted:
-            sequence.restore(self.requests.emitted_tokens(record.id))
+            emitted = self.requests.emitted(record.id)
+            logprobs = [token.logprobs for token in emitted if token.logprobs is not None]
+            sequence.restore([token.id for token in emitted], logprobs)
         logger.info(
             "request %s: prompt of %d tokens, up to %d more",
             record.id,
