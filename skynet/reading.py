@@ -12,16 +12,14 @@ from skynet.errors import BadRequest
 from skynet.models.architecture import Architecture
 from skynet.step import Read
 from skynet.store.record import Options
+from skynet.task_names import CLASSIFY, EMBED, FILL_MASK, GENERATE, MOST_TOP, POOLINGS, TASKS
 
-GENERATE, EMBED, FILL_MASK, CLASSIFY = "generate", "embed", "fill-mask", "classify"
-TASKS = (GENERATE, EMBED, FILL_MASK, CLASSIFY)
 KNOWN: dict[str, tuple[str, ...]] = {
     EMBED: ("pooling", "normalize"),
     FILL_MASK: ("top_k",),
     CLASSIFY: (),
 }
-POOLINGS = ("mean", "cls", "last", "max")
-DEFAULT_POOLING, DEFAULT_TOP, MOST_TOP = "mean", 5, 1000
+DEFAULT_POOLING, DEFAULT_TOP = "mean", 5
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,12 @@ class Reader:
         found = self.arch.tasks
         return found if self.embedding is None or EMBED in found else (*found, EMBED)
 
-    def check_task(self, task: Any) -> None:
-        """Raise BadRequest unless the model can do this."""
+    def check_task(self, task: Any, samples: int | None = None) -> None:
+        """Raise BadRequest unless the model can do this; `samples` are of what is generated."""
         if task not in TASKS:
             raise BadRequest(f"task {task!r:.80}: one of {', '.join(TASKS)}")
+        if task != GENERATE and samples is not None:
+            raise BadRequest(f"n {samples!r:.80}: task {task} has one answer")
         if task in self.tasks():
             return
         why = {

@@ -162,3 +162,63 @@ def tiny_config(family: str, **fields: Any) -> Any:
     """The family's configuration in Transformers, these fields replaced."""
     kind, sizes = FAMILIES[family]
     return kind(**(copy.deepcopy(sizes) | copy.deepcopy(fields)))
+
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 83,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 48,
+    "initializer_range": 0.3,
+}
+MODERN: dict[str, Any] = TEXT | {
+    "local_attention": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "cls_token_id": 1,
+    "sep_token_id": 1,
+}
+# What the classes of an encoder's family are called, its configuration class and fields.
+ENCODERS: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "bert": ("Bert", transformers.BertConfig, TEXT),
+    "roberta": ("Roberta", transformers.RobertaConfig, TEXT | {"pad_token_id": 1}),
+    "distilbert": (
+        "DistilBert",
+        transformers.DistilBertConfig,
+        {
+            "vocab_size": 131,
+            "dim": 48,
+            "hidden_dim": 83,
+            "n_layers": 4,
+            "n_heads": 6,
+            "max_position_embeddings": 48,
+            "initializer_range": 0.3,
+        },
+    ),
+    "electra": ("Electra", transformers.ElectraConfig, TEXT | {"embedding_size": 28}),
+    "electra-wide": ("Electra", transformers.ElectraConfig, TEXT | {"embedding_size": 48}),
+    "modernbert": ("ModernBert", transformers.ModernBertConfig, MODERN),
+    "modernbert-biased": (
+        "ModernBert",
+        transformers.ModernBertConfig,
+        MODERN
+        | {
+            "norm_bias": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "classifier_bias": True,
+            "classifier_pooling": "mean",
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+}
+ENCODER_HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification")
+
+
+def encoder_config(family: str, head: str, **fields: Any) -> dict[str, Any]:
+    """A config.json of an encoder with this head."""
+    name, kind, sizes = ENCODERS[family]
+    return kind(**(sizes | fields), architectures=[name + head]).to_dict()

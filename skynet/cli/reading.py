@@ -10,7 +10,7 @@ import click
 from skynet.cli.cluster import client_of_settings
 from skynet.cli.options import chosen, interruptible
 from skynet.cli.root import main
-from skynet.reading import CLASSIFY, EMBED, FILL_MASK, MOST_TOP, POOLINGS
+from skynet.task_names import CLASSIFY, EMBED, FILL_MASK, MOST_TOP, POOLINGS
 
 if TYPE_CHECKING:
     from skynet.client import Completion
@@ -20,25 +20,25 @@ TIMEOUT = click.option("--timeout", type=float, help="Seconds until the request 
 
 
 @main.command()
-@click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
+@click.argument("text", nargs=-1, required=True, metavar="TEXT...")
 @click.option(
     "--pooling",
     type=click.Choice(POOLINGS),
-    help="How the tokens' vectors become one.  [default: as the model's modules.json says, or mean]",
+    help="How the tokens' vectors become one.  [default: as modules.json of the model, or mean]",
 )
 @click.option(
     "--normalize/--no-normalize",
     default=None,
-    help="To length 1.  [default: as the model's modules.json says]",
+    help="To length 1.  [default: as modules.json of the model]",
 )
 @TIMEOUT
-def embed(texts: tuple[str, ...], **options: Any) -> None:
+def embed(text: tuple[str, ...], **options: Any) -> None:
     """Embed each TEXT with the encoder at SKYNET_REDIS_URL.
 
     Prints a JSON object a text: {"text": ..., "embedding": [...]}.
     """
-    for text, found in zip(texts, _read(texts, EMBED, options), strict=True):
-        click.echo(json.dumps({"text": text, "embedding": found.embedding}, ensure_ascii=False))
+    for each, found in zip(text, _read(text, EMBED, options), strict=True):
+        click.echo(json.dumps({"text": each, "embedding": found.embedding}, ensure_ascii=False))
 
 
 @main.command("fill-mask")
@@ -60,17 +60,17 @@ def fill_mask(text: str, as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
+@click.argument("text", nargs=-1, required=True, metavar="TEXT...")
 @TIMEOUT
 @JSON
-def classify(texts: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def classify(text: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Label each TEXT with the classifier at SKYNET_REDIS_URL, with scores."""
-    for text, found in zip(texts, _read(texts, CLASSIFY, options), strict=True):
+    for each, found in zip(text, _read(text, CLASSIFY, options), strict=True):
         if as_json:
-            click.echo(json.dumps({"text": text, "labels": found.labels}, ensure_ascii=False))
+            click.echo(json.dumps({"text": each, "labels": found.labels}, ensure_ascii=False))
             continue
         scores = ", ".join(f"{item['label']} {item['score']:.4f}" for item in found.labels)
-        click.echo(f"{text}: {scores}")
+        click.echo(f"{each}: {scores}")
 
 
 def _read(texts: tuple[str, ...], task: str, options: dict[str, Any]) -> list[Completion]:

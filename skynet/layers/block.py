@@ -7,6 +7,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from skynet.errors import StepFailed
 from skynet.layers.activation import ACTIVATIONS, gated
 from skynet.layers.attention import Kernel, attend, capped_attention, store
 from skynet.layers.cache import allocate
@@ -71,6 +72,12 @@ class Attention:
         calls = context.attends[self.window]
         queries = qkv[:, : self._heads]
         return self._out(attend(queries, self._cache, calls, self._scale, self._kernel))
+
+    def copy_slot(self, source: int, target: int, tokens: int) -> None:
+        """The keys and values of the first `tokens` tokens of slot `source`, for `target` too."""
+        if self._cache is None:
+            raise StepFailed(f"slot {source}: an encoder keeps nothing that could be copied")
+        self._cache[target, :, :tokens].copy_(self._cache[source, :, :tokens])
 
     def _change(self, heads: torch.Tensor, context: StepContext, all_sum: AllSum) -> None:
         """Norm and rope of Q and K (tokens, heads, head_dim), in place."""

@@ -46,7 +46,7 @@ class Reader:
     def __init__(
         self, norm: Norm, dense: Dense | None, out: Linear | None, pooling: str, dtype: torch.dtype
     ) -> None:
-        """norm: of the last hidden states, not counted here; pooling: the classifier's."""
+        """norm: of the last hidden states, counted by who owns it; pooling: the classifier's."""
         self.nbytes = sum(part.nbytes for part in (dense, out) if part is not None)
         self._norm, self._dense, self._out = norm, dense, out
         self._pooling, self._dtype = pooling, dtype

@@ -15,7 +15,7 @@ from skynet.layers.ends import load_embedding, load_head
 from skynet.layers.kept import Pieces
 from skynet.layers.layer import Layer, ParallelLayer, SequentialLayer
 from skynet.layers.norm import AllSum, load_norm
-from skynet.layers.reading import Reader, Vector, load_reader
+from skynet.layers.reading import Vector, load_reader
 from skynet.layers.rope import Rotary
 from skynet.layers.weights import Fetch, Loader, Progress
 from skynet.models.architecture import Architecture
@@ -63,17 +63,16 @@ class ShardModel:
             for layer in range(self.layers.start, self.layers.stop)
         ]
         self._head = load_head(arch, load, dtype) if last and arch.has_head else None
-        self._reader: Reader | None = None
-        if last:
-            norm = (
-                self._head.norm if self._head else load_norm(arch, load, "final_norm", None, dtype)
-            )
-            self._reader = load_reader(arch, load, norm, dtype)
+        self._norm = (
+            load_norm(arch, load, "final_norm", None, dtype) if last and not self._head else None
+        )
+        norm = self._head.norm if self._head else self._norm
+        self._reader = load_reader(arch, load, norm, dtype) if norm else None
         self._rotaries = [Rotary(rope, self._device) for rope in arch.rope_kinds]
         self._bias = PositionBias(arch, arch.alibi, part) if arch.alibi else None
         self._token_bytes = 2 * part.kv_heads.size * arch.head_dim * dtype.itemsize
         self._context: StepContext | None = None
-        parts = (self._embedding, *self._layers, self._head, self._reader)
+        parts = (self._embedding, *self._layers, self._norm, self._head, self._reader)
         self.weight_bytes: int = sum(part.nbytes for part in parts if part is not None)
         self.fetched_bytes = load.fetched_bytes
         self._pieces = load.pieces
@@ -116,6 +115,8 @@ class ShardModel:
         """
         self._check(step, span, hidden)
         context = self._prepare(step)
+        if span.start == self.layers.start:
+            self._copy_slots(step)
         x = self._embed(context, all_sum) if hidden is None else hidden.to(self._device)
         layers = self._layers[span.start - self.layers.start : span.stop - self.layers.start]
         if span.stop == self._arch.num_layers:
@@ -130,6 +131,13 @@ class ShardModel:
         if self._reader is None or self._shard:
             return []
         return self._reader(step.rows, x)
+
+    def _copy_slots(self, step: Step) -> None:
+        """All layers at once, at the step's first span: later a slot may be another's."""
+        for row in step.rows:
+            if row.source is not None:
+                for layer in self._layers:
+                    layer.copy_slot(row.source, row.slot, row.start)
 
     def _prepare(self, step: Step) -> StepContext:
         # A step comes once for each span: the layout is the same for all of them.

@@ -1,4 +1,4 @@
-"""What a decoder or an encoder is, as data: its sizes, its variants, and how each of its weights is cut.
+"""What a model is, as data: its sizes, its variants, and how each of its weights is cut.
 
 A family (llama.py, gpt2.py, ...) makes one `Architecture` from a config; staging, planning and
 layers read it and know no family by name.

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from harness import Checkpoint, cluster_of
+from model_families import ENCODERS
 
 from skynet.engine.reading import predictions
 from skynet.step import Read, Row
@@ -26,66 +27,6 @@ TEXTS = [
     [44],
     [5 + 3 * place for place in range(40)],
 ]
-COMMON: dict[str, Any] = {
-    "vocab_size": 131,
-    "hidden_size": 48,
-    "intermediate_size": 83,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 6,
-    "max_position_embeddings": 48,
-    "initializer_range": 0.3,
-}
-FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
-    "bert": ("Bert", transformers.BertConfig, COMMON),
-    "roberta": ("Roberta", transformers.RobertaConfig, COMMON | {"pad_token_id": 1}),
-    "distilbert": (
-        "DistilBert",
-        transformers.DistilBertConfig,
-        {
-            "vocab_size": 131,
-            "dim": 48,
-            "hidden_dim": 83,
-            "n_layers": 4,
-            "n_heads": 6,
-            "max_position_embeddings": 48,
-            "initializer_range": 0.3,
-        },
-    ),
-    "electra": ("Electra", transformers.ElectraConfig, COMMON | {"embedding_size": 28}),
-    "electra-wide": ("Electra", transformers.ElectraConfig, COMMON | {"embedding_size": 48}),
-    "modernbert": (
-        "ModernBert",
-        transformers.ModernBertConfig,
-        COMMON
-        | {
-            "local_attention": 8,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 1,
-            "cls_token_id": 1,
-            "sep_token_id": 1,
-        },
-    ),
-    "modernbert-biased": (
-        "ModernBert",
-        transformers.ModernBertConfig,
-        COMMON
-        | {
-            "local_attention": 8,
-            "norm_bias": True,
-            "attention_bias": True,
-            "mlp_bias": True,
-            "classifier_bias": True,
-            "classifier_pooling": "mean",
-            "layer_types": ["sliding_attention", "full_attention"] * 2,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 1,
-            "cls_token_id": 1,
-            "sep_token_id": 1,
-        },
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -101,7 +42,7 @@ class Encoder:
 
 
 def make_encoder(family: str, head: str, directory: Path) -> Encoder:
-    name, config_class, fields = FAMILIES[family]
+    name, config_class, fields = ENCODERS[family]
     torch.manual_seed(len(family))
     config = config_class(**fields, num_labels=3)
     model = getattr(transformers, name + head)(config).eval()
@@ -113,7 +54,7 @@ def make_encoder(family: str, head: str, directory: Path) -> Encoder:
     return Encoder(Checkpoint(directory), model)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=ENCODERS)
 def family(request: pytest.FixtureRequest) -> Any:
     return request.param
 

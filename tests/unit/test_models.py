@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import transformers
-from model_families import NEVER_TIED, tiny_config
+from model_families import (
+    ENCODER_HEADS,
+    ENCODERS,
+    FAMILIES,
+    NEVER_TIED,
+    encoder_config,
+    tiny_config,
+)
 from safetensors import safe_open
 
 from skynet.errors import CheckpointError, UnsupportedModel
@@ -49,7 +56,7 @@ def config(family: str, **fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("family", KNOWN)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_staged_tensors_are_the_checkpoints(
     family: str, biased: bool, tied: bool, tmp_path: Path
 ) -> None:
@@ -66,6 +73,65 @@ def test_staged_tensors_are_the_checkpoints(
     # Then it needs the same tensors in the same shapes, each once
     assert {tensor.name: tensor.shape for tensor in staged} == expected
     assert len(staged) == len(expected)
+
+
+@pytest.mark.parametrize("head", ENCODER_HEADS)
+@pytest.mark.parametrize("family", ENCODERS)
+def test_tensors_of_encoders_are_the_checkpoints(family: str, head: str, tmp_path: Path) -> None:
+    # Given a checkpoint that Transformers writes, with one of three heads
+    name, kind, sizes = ENCODERS[family]
+    getattr(transformers, name + head)(kind(**sizes)).save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="np") as file:
+        names = list(file.keys())
+        present = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    # When our architecture is read from its config
+    arch = load_architecture(json.loads((tmp_path / "config.json").read_text()))
+    # Then all tensors are needed, in their shapes, but for the pooler of a model without a head
+    found = resolve_names(arch, present)
+    needed = {found[tensor.name]: tensor.shape for tensor in staged_tensors(arch)}
+    unused = {"pooler.dense.weight", "pooler.dense.bias"} if head == "Model" else set()
+    assert needed == {name: shape for name, shape in present.items() if name not in unused}
+
+
+def test_every_family_has_a_tiny_configuration() -> None:
+    assert {*FAMILIES, *(name.partition("-")[0] for name in ENCODERS)} == set(KNOWN)
+
+
+def test_norms_may_have_the_names_of_2018() -> None:
+    # Given a checkpoint whose norms have gamma and beta
+    arch = load_architecture(encoder_config("bert", "ForMaskedLM"))
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    names = [tensor.name for tensor in staged_tensors(arch)]
+    for new, older in old.items():
+        names = [name.replace(new, older) for name in names]
+    # When / Then
+    found = resolve_names(arch, names)
+    assert found["bert.embeddings.LayerNorm.weight"] == "bert.embeddings.LayerNorm.gamma"
+    assert found["bert.encoder.layer.0.output.LayerNorm.bias"].endswith("LayerNorm.beta")
+
+
+@pytest.mark.parametrize(
+    ("fields", "labels", "score"),
+    [
+        ({"id2label": {"1": "good", "0": "bad"}}, ("bad", "good"), "softmax"),
+        ({"id2label": {"0": "much"}}, ("much",), "sigmoid"),
+        (
+            {"id2label": {0: "a", 1: "b"}, "problem_type": "multi_label_classification"},
+            ("a", "b"),
+            "sigmoid",
+        ),
+        ({"id2label": {"0": "stars"}, "problem_type": "regression"}, ("stars",), "none"),
+    ],
+)
+def test_labels_of_a_classifier(
+    fields: dict[str, Any], labels: tuple[str, ...], score: str
+) -> None:
+    # When
+    given = encoder_config("bert", "ForSequenceClassification") | fields
+    arch = load_architecture(given)
+    # Then
+    assert (arch.labels, arch.label_score) == (labels, score)
+    assert arch.tasks == ("embed", "classify")
 
 
 def test_axes_follow_the_cut() -> None:
@@ -139,6 +205,15 @@ def test_missing_tensors_are_named() -> None:
         (config("gemma2", final_logit_softcapping=-1), "final_logit_softcapping=-1"),
         (config("gemma3_text", attn_logit_softcapping=50.0), "attn_logit_softcapping=50"),
         (config("gemma3_text", rope_scaling={"type": "mystery"}), "rope type 'mystery'"),
+        (encoder_config("bert", "Model", is_decoder=True), "bert with is_decoder=True"),
+        (
+            encoder_config("bert", "Model") | {"position_embedding_type": "relative_key"},
+            "position_embedding_type='relative_key'",
+        ),
+        (
+            encoder_config("modernbert", "Model") | {"classifier_pooling": "max"},
+            "classifier_pooling='max'",
+        ),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(given: dict[str, Any], message: str) -> None:

@@ -6,14 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from model_families import NEVER_TIED, tiny_config
+from model_families import (
+    ENCODER_HEADS,
+    ENCODERS,
+    FAMILIES,
+    NEVER_TIED,
+    encoder_config,
+    tiny_config,
+)
 
 from skynet.errors import CheckpointError, StepFailed
 from skynet.layers.shard_model import ShardModel
-from skynet.models import KNOWN, Architecture, load_architecture, staged_tensors
+from skynet.models import Architecture, load_architecture, staged_tensors
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.planning.split import make_plan, shard_weight_bytes
+from skynet.planning.split import make_plan, shard_weight_bytes, slot_bytes
 from skynet.step import Row, Step, Want
 
 
@@ -47,7 +54,7 @@ def never(partial: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", KNOWN)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bytes_are_what_the_plan_says(family: str, tied: bool, dtype: str) -> None:
     # Given every shard of a plan
     arch = architecture(family, tie_word_embeddings=tied and family not in NEVER_TIED)
@@ -59,6 +66,21 @@ def test_bytes_are_what_the_plan_says(family: str, tied: bool, dtype: str) -> No
         # Then it weighs what the planner expected, and its progress tells of all its parts
         assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
         assert 0 < sum(told) <= model.weight_bytes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("head", ENCODER_HEADS)
+@pytest.mark.parametrize("family", ENCODERS)
+def test_bytes_of_encoders_are_what_the_plan_says(family: str, head: str, dtype: str) -> None:
+    # Given every shard of a plan
+    arch = load_architecture(encoder_config(family, head))
+    plan = plan_of(arch, 2, 4, dtype)
+    for stage, shard in plan.addresses():
+        # When it is loaded
+        model = ShardModel(arch, plan, stage, shard, Weights(arch))
+        # Then it weighs what the planner expected, and keeps no slots
+        assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
+        assert slot_bytes(arch, plan, stage, shard) == 0
 
 
 def test_only_the_own_slice_is_fetched() -> None:
@@ -100,7 +122,7 @@ def test_heads_fused_by_group_are_fetched_in_runs(
     assert [region for asked, region in weights.asked if asked == name] == regions
 
 
-@pytest.mark.parametrize("family", KNOWN)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_sums_are_numbered_alike_for_any_span(family: str) -> None:
     # Given a model of 4 layers that runs span by span
     arch = architecture(family)
@@ -170,7 +192,7 @@ def test_rows_without_a_want_get_no_candidates(middle: ShardModel) -> None:
         Row(2, 0, (6,), 1, Want(top=0)),
     )
     # When the last span runs
-    hidden, candidates = middle.run(
+    hidden, candidates, _ = middle.run(
         Step(1, 2, rows, 2), Range(2, 4), torch.rand(6, 48), lambda partial: partial.float()
     )
     # Then there are no hidden states, and candidates for those that want some

@@ -1,0 +1,165 @@
+"""What may be asked of a model that reads, and what its answers are made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from model_families import encoder_config, tiny_config
+
+from skynet.engine.reading import Reading, predictions
+from skynet.errors import BadRequest, CheckpointError, StepFailed
+from skynet.models import load_architecture
+from skynet.models.sentence_files import embedding_json
+from skynet.reading import Reader
+from skynet.step import Candidates, Part, Read, Row, Step
+from skynet.store.record import End, Options
+
+MASK = 4
+BERT = load_architecture(encoder_config("bert", "ForMaskedLM"))
+LLAMA = load_architecture(tiny_config("llama").to_dict())
+
+
+def reader(**embedding: Any) -> Reader:
+    return Reader(BERT, embedding or None, MASK)
+
+
+def test_an_embedding_is_pooled_as_the_model_says() -> None:
+    # When / Then: by its files, by the request, or by the mean
+    def asked(model: Reader, **options: Any) -> Read:
+        return Read.of(model.check("embed", options, [5, 6], 8).read or {})
+
+    assert asked(reader(pooling="cls", normalize=True)) == Read("embed", "cls", True)
+    own = asked(reader(pooling="cls", normalize=True), pooling="max", normalize=False)
+    assert own == Read("embed", "max", False)
+    assert asked(reader()) == Read("embed", "mean", False)
+
+
+def test_masks_are_found() -> None:
+    # When
+    options = reader().check("fill-mask", {"top_k": 2}, [5, MASK, 6, MASK], 4)
+    # Then they survive the record
+    kept = Options.from_json(options.to_json()).read
+    assert Read.of(kept or {}) == Read("fill-mask", positions=(1, 3), top=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "options", "message"),
+    [
+        (reader(), "generate", {}, "it is an encoder.*embed, fill-mask"),
+        (reader(), "classify", {}, "no head of a sequence classifier"),
+        (reader(), "translate", {}, "task 'translate': one of generate, embed"),
+        (Reader(LLAMA), "embed", {}, "no modules.json"),
+        (Reader(LLAMA), "fill-mask", {}, "llama model cannot"),
+        (reader(), "embed", {"max_tokens": 3}, "unknown option max_tokens of task embed"),
+        (reader(), "embed", {"pooling": "sum"}, "pooling 'sum'"),
+        (reader(), "embed", {"normalize": 1}, "normalize 1"),
+        (reader(refused="Dense"), "embed", {}, "asks for Dense"),
+        (reader(), "fill-mask", {}, "no mask token"),
+        (reader(), "fill-mask", {"top_k": 0}, "no mask token|top_k 0"),
+        (Reader(BERT), "fill-mask", {}, "tokenizer has no mask token"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    model: Reader, task: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadRequest, match=message):
+        model.check(task, options, [5, 6], 8)
+
+
+def test_a_text_may_fill_the_positions_and_no_more() -> None:
+    # When / Then
+    assert reader().check("embed", {}, [5] * 8, 8).read is not None
+    with pytest.raises(BadRequest, match="9 tokens, the cluster takes 8, of the model's 48"):
+        reader().check("embed", {}, [5] * 9, 8)
+
+
+def test_a_decoder_with_the_files_embeds() -> None:
+    # Given
+    decoder = Reader(LLAMA, {"pooling": "last", "normalize": True})
+    # When / Then
+    assert decoder.tasks() == ("generate", "embed")
+    assert Read.of(decoder.check("embed", {}, [1], 8).read or {}).pooling == "last"
+
+
+@pytest.mark.parametrize(
+    ("pooling", "kinds", "expected"),
+    [
+        ({"pooling_mode_mean_tokens": True}, ["Normalize"], {"pooling": "mean", "normalize": True}),
+        ({"pooling_mode_lasttoken": True}, [], {"pooling": "last", "normalize": False}),
+        ({"pooling_mode": "cls"}, [], {"pooling": "cls", "normalize": False}),
+        (
+            {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
+            [],
+            {"refused": "pooling by mean_tokens and cls_token", "normalize": False},
+        ),
+        (
+            {"pooling_mode_mean_tokens": True},
+            ["Dense"],
+            {"pooling": "mean", "refused": "Dense", "normalize": False},
+        ),
+    ],
+)
+def test_files_of_sentence_transformers(
+    tmp_path: Path, pooling: dict[str, Any], kinds: list[str], expected: dict[str, Any]
+) -> None:
+    # Given a directory as sentence-transformers saves it
+    steps = [("Transformer", ""), ("Pooling", "1_Pooling"), *((kind, "2") for kind in kinds)]
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": at} for kind, at in steps]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    config = {"word_embedding_dimension": 48, "include_prompt": True, **pooling}
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    # When / Then
+    assert json.loads(embedding_json(tmp_path) or b"") == expected
+
+
+def test_a_directory_without_them_says_nothing(tmp_path: Path) -> None:
+    assert embedding_json(tmp_path) is None
+    (tmp_path / "modules.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"modules\.json"):
+        embedding_json(tmp_path)
+
+
+def test_predictions_are_shares_of_the_whole_softmax() -> None:
+    # Given the logits of one mask, cut over two shards
+    logits = np.array([0.5, 3.0, -1.0, 2.0, 2.5, 0.0], np.float32)
+    offers = []
+    for start, stop in ((0, 2), (2, 6)):
+        own = logits[start:stop]
+        ids, peak = np.arange(start, stop, dtype=np.int32), float(own.max())
+        offers.append(Candidates(ids, own, peak, float(np.exp(own - peak).sum())))
+    # When
+    found = predictions(offers, 3)
+    # Then
+    whole = np.exp(logits) / np.exp(logits).sum()
+    assert [token for token, _ in found] == [1, 4, 3]
+    np.testing.assert_allclose([score for _, score in found], whole[[1, 4, 3]], rtol=1e-6)
+
+
+def test_an_embedding_loses_nothing_in_json() -> None:
+    # Given
+    vector = np.random.default_rng(1).normal(size=48).astype(np.float32)
+    # When it is an answer, written down and read again
+    answer = Reading(Read("embed"), BERT, str).answer(vector)
+    again = End.from_json(End(answer=answer).to_json()).answer["embedding"]
+    # Then
+    assert np.array_equal(np.array(again, np.float32), vector)
+
+
+def test_an_overflow_is_an_error() -> None:
+    with pytest.raises(StepFailed, match="infinities"):
+        Reading(Read("embed"), BERT, str).answer(np.array([1.0, np.inf], np.float32))
+
+
+def test_steps_and_parts_keep_what_is_read() -> None:
+    # Given
+    read = Read("fill-mask", "mean", True, (1, 3), 7)
+    step = Step(1, 2, (Row(0, 0, (5, 4, 6, 4), 4, read=read), Row(1, 0, (5,), 1)), 3)
+    part = Part(vectors=[np.array([1.0, 2.0], np.float32)])
+    # When / Then
+    assert Step.decode(step.encode()) == step
+    assert np.array_equal(Part.decode(part.encode()).vectors[0], part.vectors[0])
