@@ -18,7 +18,14 @@ from skynet.store.requests import End, Logprobs, Token
 from skynet.store.server import EmbeddedServer
 from skynet.store.weights import WeightStore
 
-CONFIG: dict[str, Any] = {"model_type": "llama", "vocab_size": 100}
+CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "vocab_size": 100,
+}
 
 
 @pytest.fixture
