@@ -1,0 +1,103 @@
+"""Texts that are read: one step each, whole, shared, and again after whatever goes wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from engine_fakes import Bench, FakeShards, answer, new_sequence
+from model_families import encoder_config
+
+from skynet.engine.reading import Reading
+from skynet.engine.sequence import Sequence
+from skynet.errors import PeerLost, RequestCancelled, RequestTimeout, StepFailed
+from skynet.models import load_architecture
+from skynet.step import Read, Step
+
+ARCH = load_architecture(encoder_config("bert", "Model"))
+OVERFLOW = 999  # a text that begins with it breaks the model
+
+
+class ReadingShards(FakeShards):
+    """Shards of which the first one's vector is the text's length and the sum of its tokens."""
+
+    def send(self, step: Step) -> None:
+        super().send(step)
+        rows = [row.tokens for row in step.rows if row.read is not None]
+        self._parts[step.number][0].vectors = [
+            np.array([len(t), np.inf if t[0] == OVERFLOW else sum(t)], np.float32) for t in rows
+        ]
+
+
+def text(name: str, tokens: list[int], **options: float) -> Sequence:
+    sequence = new_sequence(name, tokens, **options)
+    sequence.reading = Reading(Read("embed"), ARCH, str)
+    return sequence
+
+
+@pytest.fixture
+def bench() -> Bench:
+    made = Bench(max_batch_tokens=8)
+    made.shards = made.engine.carrier = ReadingShards()
+    return made
+
+
+def test_texts_share_steps_and_are_never_cut(bench: Bench) -> None:
+    # Given a busy engine, texts longer than a batch and shorter, and one that is generated from
+    sizes = {"a": 3, "b": 20, "c": 2, "d": 3, "e": 5}
+    texts = {name: text(name, [1] * size) for name, size in sizes.items()}
+    bench.engine.accept(new_sequence("first", [1, 2], max_tokens=3))
+    for sequence in texts.values():
+        bench.engine.accept(sequence)
+    # When
+    bench.run()
+    # Then each is answered, in one step each, of which some are shared
+    for name, size in sizes.items():
+        assert texts[name].answer == {"embedding": [size, size]}
+        assert bench.notes.ended[name] == "stop"
+    assert bench.notes.written == {"first": answer([1, 2], 3)}
+    rows = [[row for row in step.rows if row.read] for step in bench.shards.sent]
+    assert sorted(len(row.tokens) for step in rows for row in step) == sorted(sizes.values())
+    assert max(len(step) for step in rows) > 1
+    # And texts of one length follow each other
+    assert all(
+        [len(r.tokens) for r in step] == sorted(len(r.tokens) for r in step) for step in rows
+    )
+
+
+def test_a_lost_step_is_read_again(bench: Bench) -> None:
+    # Given a text whose step is lost
+    sequence = text("a", [1, 2, 3])
+    bench.engine.accept(sequence)
+    bench.engine.fail_step(1, 0, PeerLost("gone"))
+    # When the engine goes on with another plan
+    bench.recover()
+    bench.run()
+    # Then it has its answer
+    assert sequence.answer == {"embedding": [3, 6]}
+    assert bench.notes.ended == {"a": "stop"}
+
+
+def test_it_can_be_cancelled_and_time_out(bench: Bench) -> None:
+    # Given texts that wait for a plan
+    bench.engine.suspend()
+    bench.engine.accept(text("a", [1]))
+    bench.engine.accept(text("b", [1], deadline=-1.0))
+    # When
+    bench.engine.cancel("a")
+    bench.engine.tick()
+    # Then
+    assert isinstance(bench.notes.ended["a"], RequestCancelled)
+    assert isinstance(bench.notes.ended["b"], RequestTimeout)
+
+
+def test_an_overflow_ends_one_request_alone(bench: Bench) -> None:
+    # Given two texts that share a step, one of which breaks the model
+    bench.engine.suspend()
+    for name, tokens in {"a": [OVERFLOW], "b": [7]}.items():
+        bench.engine.accept(text(name, tokens))
+    # When
+    bench.recover()
+    bench.run()
+    # Then
+    assert isinstance(bench.notes.ended["a"], StepFailed)
+    assert bench.notes.ended["b"] == "stop"
