@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +49,15 @@ def make_bert(directory: Path) -> transformers.BertForMaskedLM:
     return model
 
 
+def skynet(url: str, *words: str) -> list[str]:
+    """The lines that a command prints."""
+    environment = {**os.environ, "SKYNET_REDIS_URL": url}
+    command = [sys.executable, "-m", "skynet.cli", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 def test_texts_are_read_by_a_cluster(tmp_path: Path) -> None:
     # Given an encoder on 2 stages x 2 shards
     model = make_bert(tmp_path)
@@ -57,6 +69,9 @@ def test_texts_are_read_by_a_cluster(tmp_path: Path) -> None:
         embedded = [request.get(timeout=60) for request in asked]
         filled = masked.get(timeout=60)
         result = masked.result
+        # And the commands print what they find
+        printed = [json.loads(line) for line in skynet(running.url, "embed", *texts)]
+        lines = skynet(running.url, "fill-mask", texts[2], "--top-k", "1")
         # Then what cannot be is refused, and names why
         with pytest.raises(BadRequest, match="encoder"):
             running.submit_prompt(texts[0])
@@ -83,5 +98,13 @@ def test_texts_are_read_by_a_cluster(tmp_path: Path) -> None:
     assert filled.predictions[0][0]["token"] == letters([int(top.indices[0, 0])])
     got = [[item["score"] for item in mask] for mask in filled.predictions]
     np.testing.assert_allclose(got, top.values.numpy(), atol=1e-4, rtol=0)
+    # And the commands have printed the same
+    assert [item["text"] for item in printed] == texts
+    for item, found in zip(printed, embedded[: len(TEXTS)], strict=True):
+        np.testing.assert_allclose(item["embedding"], found.embedding, atol=1e-5, rtol=0)
+    best = [
+        f"{float(s):.4f}  {letters([int(t)])}" for s, t in zip(*(x[:, 0] for x in top), strict=True)
+    ]
+    assert lines == ["mask 1:", best[0], "mask 2:", best[1]]
     # And Celery's own result is the same
     assert result["predictions"] == filled.predictions
