@@ -36,6 +36,7 @@ LAYERS = (
     "client",
     "stager",
     "splitting",
+    "check",
     "status",
     "guardian",
     "local",
