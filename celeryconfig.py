@@ -31,6 +31,7 @@ broker_connection_retry_on_startup = True
 # Hops are at most once: no redelivery, which would bring ghosts an hour later. One priority, one
 # BRPOP. Every wait of a publisher has a deadline.
 broker_transport_options = {
+    "health_check_interval": 3,  # a pop that gets no reply for so long is on a dead connection
     "polling_interval": POP_S,  # of the pop in Redis, which wakes up at once for a message
     "ack_emulation": False,
     "priority_steps": [0],

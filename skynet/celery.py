@@ -187,7 +187,8 @@ def _leave_politely(consumer: Any, number: signal.Signals) -> None:
 
     def leave(*args: Any) -> None:
         nonlocal asked
-        if asked:
+        # While it waits for Redis, no timer of Celery's runs, and there is nobody to hand over to.
+        if asked or consumer.connection is None:
             shut_down(*args)
             return
         asked = True

@@ -8,9 +8,9 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import redis
 from celery.exceptions import TimeoutError as CeleryTimeoutError
@@ -19,7 +19,8 @@ from kombu.exceptions import OperationalError
 
 from skynet import errors, names
 from skynet.errors import BadRequest, ClusterUnreachable, RequestTimeout, SkynetError
-from skynet.options import check_options, check_priority
+from skynet.generation_config import GenerationDefaults, generation_defaults
+from skynet.options import check_options, check_priority, check_samples
 from skynet.prompts import Prompt, check_token_ids, token_ids
 from skynet.settings import settings
 from skynet.store.connection import backend_url, broker_url, connect, ping, reachable
@@ -46,6 +47,8 @@ class Completion:
 
     timings: `first_token_s` and `total_s` since submission, `decode_tokens_per_s` after the first
     token, `queued_s` before the first step.
+    logprobs: if they were asked for, one a token: {"logprob": of the token, "top": [[token id,
+        logprob], ...], best first}, of the model's own distribution.
     """
 
     text: str
@@ -53,6 +56,7 @@ class Completion:
     prompt_tokens: int
     finish_reason: str
     timings: dict[str, float] = field(default_factory=dict)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Generation(AsyncResult):
@@ -115,6 +119,7 @@ class Generation(AsyncResult):
             prompt_tokens=len(record.prompt) if record else 0,
             finish_reason=end.finish_reason,
             timings=end.timings,
+            logprobs=[token.logprobs.as_dict() for token in tokens if token.logprobs],
         )
 
     @property
@@ -210,6 +215,19 @@ def _error_of(end: End) -> SkynetError:
     return error
 
 
+@dataclass(frozen=True)
+class Model:
+    """What a client needs of the model, all of it from Redis."""
+
+    manifest: Manifest
+    text: Text
+    defaults: GenerationDefaults
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.manifest.config["vocab_size"])
+
+
 class Client:
     """A way to one cluster.
 
@@ -220,7 +238,7 @@ class Client:
         self.url = url or settings().redis_url
         self.redis = connect(self.url)
         self.requests = Requests(self.redis, settings().result_expires_s)
-        self._models: dict[str, tuple[Manifest, Text]] = {}
+        self._models: dict[str, Model] = {}
 
     @cached_property
     def app(self) -> Celery:
@@ -231,6 +249,7 @@ class Client:
         app.conf.update(broker_url=broker_url(self.url), result_backend=backend_url(self.url))
         return app
 
+    @overload
     def submit_prompt(
         self,
         prompt: Prompt,
@@ -238,18 +257,49 @@ class Client:
         timeout: float | None = None,
         raw: bool = True,
         priority: int = 0,
+        n: None = None,
         **options: Any,
-    ) -> Generation:
-        """Ask for an answer; returns at once. See `skynet.submit_prompt`."""
+    ) -> Generation: ...
+
+    @overload
+    def submit_prompt(
+        self,
+        prompt: Prompt,
+        *,
+        timeout: float | None = None,
+        raw: bool = True,
+        priority: int = 0,
+        n: int,
+        **options: Any,
+    ) -> list[Generation]: ...
+
+    def submit_prompt(
+        self,
+        prompt: Prompt,
+        *,
+        timeout: float | None = None,
+        raw: bool = True,
+        priority: int = 0,
+        n: int | None = None,
+        **options: Any,
+    ) -> Generation | list[Generation]:
+        """Ask for an answer, or for `n`; returns at once. See `skynet.submit_prompt`."""
         ping(self.url)
         with reachable(self.url):
             target = self._target()
-            manifest, text = self._model(target.model)
-            ids = token_ids(prompt, text, raw)
+            model = self._model(target.model)
+            ids = token_ids(prompt, model.text, raw)
             if len(ids) >= target.slot_tokens:  # before every id is looked at
                 check_options(options, len(ids), target.slot_tokens)
-            check_token_ids(ids, int(manifest.config["vocab_size"]))
-            checked = check_options(options, len(ids), target.slot_tokens)
+            check_token_ids(ids, model.vocab_size)
+            checked = check_options(
+                options,
+                len(ids),
+                target.slot_tokens,
+                model.defaults,
+                model.vocab_size,
+                model.text.encode_inside,
+            )
             allowed = _checked_timeout(timeout)
             now = self.requests.clock.now(exact=True)
             record = Record(
@@ -261,9 +311,12 @@ class Client:
                 model=target.model,
                 priority=check_priority(priority),
             )
-            self.requests.create(record, settings().max_waiting + target.num_slots)
-        self._tell(record)
-        return Generation(record.id, self, record.deadline)
+            records = samples_of(record, 1 if n is None else check_samples(n))
+            self.requests.create_all(records, settings().max_waiting + target.num_slots)
+        for each in records:
+            self._tell(each)
+        generations = [Generation(each.id, self, each.deadline) for each in records]
+        return generations[0] if n is None else generations
 
     def _tell(self, record: Record) -> None:
         """Send the task. The record is written: should this be lost, a sweep finds the request."""
@@ -291,7 +344,13 @@ class Client:
                 raise redis.ConnectionError(str(error)) from error
 
     def submit_prompts(self, prompts: Iterable[Prompt], **options: Any) -> list[Generation]:
-        """Many at once: they share steps."""
+        """Many at once: they share steps.
+
+        Raises:
+            BadRequest: `n`, which is for one prompt.
+        """
+        if options.get("n") is not None:
+            raise BadRequest(f"n {options['n']!r:.80}: call submit_prompt for each prompt")
         return [self.submit_prompt(prompt, **options) for prompt in prompts]
 
     def close(self) -> None:
@@ -302,21 +361,42 @@ class Client:
 
     def has_chat_template(self) -> bool:
         """Does the model in force expect chat messages?"""
-        return self._model(self._target().model)[1].has_chat_template
+        return self._model(self._target().model).text.has_chat_template
 
     def _target(self) -> Target:
         """What the cluster is asked to run."""
         return Plans(self.redis).require_target()
 
-    def _model(self, digest: str) -> tuple[Manifest, Text]:
-        """What a client needs of the model: its config and its tokenizer, both from Redis."""
+    def _model(self, digest: str) -> Model:
         if digest not in self._models:
             from skynet.text import Text
 
             store = WeightStore(self.redis)
             manifest = store.require_manifest(digest)
-            self._models = {digest: (manifest, Text(store.read_files(manifest)))}
+            files = store.read_files(manifest)
+            self._models = {digest: Model(manifest, Text(files), generation_defaults(files))}
         return self._models[digest]
+
+
+def samples_of(record: Record, count: int) -> list[Record]:
+    """Records of `count` answers to one prompt, which share its prefill.
+
+    Each is a request of its own; sample i has the seed of the first plus i.
+    """
+    if count == 1:
+        return [record]
+    seed, samples = record.options.seed, []
+    for number in range(count):
+        own = None if seed is None else (seed + number) % 2**64
+        samples.append(
+            replace(
+                record,
+                id=record.id if number == 0 else str(uuid.uuid4()),
+                options=replace(record.options, seed=own),
+                family=record.id,
+            )
+        )
+    return samples
 
 
 def _checked_timeout(timeout: float | None) -> float:
@@ -332,14 +412,39 @@ def default_client() -> Client:
     return Client()
 
 
+@overload
 def submit_prompt(
     prompt: Prompt,
     *,
     timeout: float | None = None,
     raw: bool = True,
     priority: int = 0,
+    n: None = None,
     **options: Any,
-) -> Generation:
+) -> Generation: ...
+
+
+@overload
+def submit_prompt(
+    prompt: Prompt,
+    *,
+    timeout: float | None = None,
+    raw: bool = True,
+    priority: int = 0,
+    n: int,
+    **options: Any,
+) -> list[Generation]: ...
+
+
+def submit_prompt(
+    prompt: Prompt,
+    *,
+    timeout: float | None = None,
+    raw: bool = True,
+    priority: int = 0,
+    n: int | None = None,
+    **options: Any,
+) -> Generation | list[Generation]:
     """Ask the cluster at `SKYNET_REDIS_URL` for an answer; returns at once.
 
     prompt: text; chat messages, a list of {"role": ..., "content": ...}; or a list of token ids.
@@ -347,15 +452,22 @@ def submit_prompt(
     raw: False puts a text into the model's chat template, if it has one.
     priority: 0 to 9; who waits with a higher one runs first, as in AMQP. Who runs is not
         interrupted.
-    options: max_tokens (128), temperature (0: greedy), top_k (0: off), top_p (1: off), seed, stop
-        (a text or several), ignore_eos.
+    n: 1 to 16 answers, a list of as many Generations; the prompt is computed once for those that
+        run at the same time. Answer i is the one that `seed` + i alone gives.
+    options: max_tokens (128), temperature (0: greedy), do_sample (with the model's own
+        temperature), top_k (0: off), top_p (1: off), min_p (0: off), seed, stop (a text or
+        several), ignore_eos, repetition_penalty (1: off), no_repeat_ngram_size (0: off),
+        min_new_tokens, bad_words (texts), bad_words_ids, suppress_tokens, begin_suppress_tokens,
+        forced_bos_token_id, forced_eos_token_id, logprobs (0 to 20 alternatives a token).
+        Defaults are the model's generation_config.json's where it sets them; temperature, top_k,
+        top_p and min_p of that file hold for requests that sample.
 
     Raises:
         BadRequest: names what cannot work.
         ClusterUnreachable, NoModel, QueueFull: why the cluster cannot take it now.
     """
     return default_client().submit_prompt(
-        prompt, timeout=timeout, raw=raw, priority=priority, **options
+        prompt, timeout=timeout, raw=raw, priority=priority, n=n, **options
     )
 
 

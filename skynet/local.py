@@ -235,7 +235,7 @@ class LocalCluster:
         return self._running_server().pid
 
     def submit_prompt(self, prompt: Prompt, **options: Any) -> Generation:
-        """See `skynet.submit_prompt`."""
+        """See `skynet.submit_prompt`; for `n` answers call `client.submit_prompt`."""
         return self.client.submit_prompt(prompt, **options)
 
     def submit_prompts(self, prompts: Iterable[Prompt], **options: Any) -> list[Generation]:

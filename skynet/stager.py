@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import redis
 
-from skynet.errors import CheckpointError, UnsupportedModel
+from skynet.errors import BadRequest, CheckpointError, UnsupportedModel
+from skynet.generation_config import FILE, generation_defaults
 from skynet.models import Architecture, load_architecture, resolve_names, staged_tensors
 from skynet.models.checkpoint import Checkpoint
+from skynet.options import check_options
 from skynet.settings import settings
 from skynet.store.bad_tiles import forget_reports, reported_tiles
 from skynet.store.connection import connect
@@ -48,6 +50,8 @@ def stage_checkpoint(
         CheckpointError, UnsupportedModel, SkynetError: as of `WeightStore.stage`.
     """
     tensors = tensor_plans(checkpoint, load_architecture(checkpoint.config))
+    files = checkpoint.text_files()
+    check_generation_config(files, int(checkpoint.config["vocab_size"]))
     total = sum(tensor.num_bytes for tensor in tensors.values())
     done = 0
 
@@ -66,13 +70,26 @@ def stage_checkpoint(
         checkpoint.name,
         checkpoint.config,
         tensors,
-        checkpoint.text_files(),
+        files,
         checkpoint,
         tile_bytes=settings().tile_bytes,
         progress=advance,
         waiting=waiting,
         repair=repair,
     )
+
+
+def check_generation_config(files: Mapping[str, bytes], vocab_size: int) -> None:
+    """Refuse a model whose own generation settings no request could have.
+
+    Raises:
+        UnsupportedModel: names the setting.
+    """
+    defaults = generation_defaults(files)
+    try:
+        check_options({"do_sample": not defaults.not_sampled}, 1, 2**31, defaults, vocab_size)
+    except BadRequest as error:
+        raise UnsupportedModel(f"{FILE}: {error}") from error
 
 
 def tensor_plans(checkpoint: Checkpoint, arch: Architecture) -> dict[str, TensorPlan]:

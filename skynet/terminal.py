@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from skynet.client import Generation
+    from skynet.client import Completion, Generation
     from skynet.local import WorkerProcess
     from skynet.splitting import Progress
 
@@ -34,6 +34,25 @@ def print_answer(generation: Generation, quiet: bool, started: float = 0.0) -> f
     if not quiet:
         click.echo()
     return first
+
+
+def print_logprobs(completion: Completion) -> None:
+    """A line for each token, if they were asked for."""
+    for token_id, entry in zip(completion.token_ids, completion.logprobs, strict=False):
+        others = "".join(f"  {other} {value:.4f}" for other, value in entry["top"])
+        click.echo(f"token {token_id} {entry['logprob']:.4f}{' |' if others else ''}{others}")
+
+
+def print_end(completion: Completion) -> None:
+    """What there is to say of an answer beside its text."""
+    print_logprobs(completion)
+    timings = completion.timings
+    err.print(
+        f"[dim]{len(completion.token_ids)} tokens ({completion.finish_reason}) | first token "
+        f"{timings['first_token_s']:.2f} s | {timings['decode_tokens_per_s']:.1f} tokens/s[/]",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def print_up(url: str, workers: Sequence[WorkerProcess]) -> None:

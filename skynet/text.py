@@ -46,6 +46,10 @@ class Text:
         """
         return self._encode(text, add_special_tokens=True)
 
+    def encode_inside(self, text: str) -> list[int]:
+        """Token ids of a text as it may stand in an answer: without special tokens around it."""
+        return self._encode(text, add_special_tokens=False)
+
     def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation, up to where the assistant's next answer begins.
 

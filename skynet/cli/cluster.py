@@ -114,31 +114,32 @@ def rebalance() -> None:
     type=click.IntRange(0, 9),
     help="Who waits with a higher one runs first.  [default: 0]",
 )
+@click.option(
+    "--n", "num_samples", type=click.IntRange(1, 16), default=1, help="Answers to this prompt."
+)
 @answer_options
-def generate(prompt: str, as_json: bool, raw: bool, **options: Any) -> None:
+def generate(prompt: str, num_samples: int, as_json: bool, raw: bool, **options: Any) -> None:
     """Ask the cluster at SKYNET_REDIS_URL to answer PROMPT, and stream the answer.
 
-    Ctrl-C cancels the request.
+    With --n they come one after the other, and --json is a list. Ctrl-C cancels the request.
     """
     client = client_of_settings()
+    completions = []
     with interruptible():
-        generation = client.submit_prompt(prompt, raw=raw, **chosen(options))
+        generations = client.submit_prompt(prompt, raw=raw, n=num_samples, **chosen(options))
         try:
-            terminal.print_answer(generation, quiet=as_json)
-            completion = generation.get()
+            for generation in generations:
+                terminal.print_answer(generation, quiet=as_json)
+                completions.append(generation.get())
+                if not as_json:
+                    terminal.print_end(completions[-1])
         except KeyboardInterrupt:
-            generation.cancel()
+            for generation in generations:
+                generation.cancel()
             raise
     if as_json:
-        click.echo(json.dumps(completion.__dict__))
-    else:
-        timings = completion.timings
-        terminal.err.print(
-            f"[dim]{len(completion.token_ids)} tokens ({completion.finish_reason}) | first token "
-            f"{timings['first_token_s']:.2f} s | {timings['decode_tokens_per_s']:.1f} tokens/s[/]",
-            highlight=False,
-            soft_wrap=True,
-        )
+        found = [completion.__dict__ for completion in completions]
+        click.echo(json.dumps(found if num_samples > 1 else found[0]))
 
 
 @main.command()

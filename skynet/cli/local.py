@@ -63,6 +63,7 @@ def run(prompt: str, model: str, as_json: bool, raw: bool, **options: Any) -> No
     finally:
         cluster.stop()
     if not as_json:
+        terminal.print_logprobs(completion)
         timings = completion.timings
         terminal.err.print(
             f"[dim]{completion.prompt_tokens} prompt tokens, {len(completion.token_ids)} tokens "

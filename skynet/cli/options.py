@@ -72,8 +72,29 @@ def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--temperature", type=float, help="0 is greedy.  [default: 0]"),
             click.option("--top-k", type=int, help="Sample among the k likeliest; 0 is off."),
             click.option("--top-p", type=float, help="Sample within this probability mass."),
+            click.option(
+                "--min-p", type=float, help="Sample what has this share of the likeliest."
+            ),
+            click.option(
+                "--sample", "do_sample", is_flag=True, help="Sample as the model itself suggests."
+            ),
             click.option("--seed", type=int, help="Same seed, same text, on any cluster."),
             click.option("--stop", multiple=True, help="End before this text.  [repeatable]"),
+            click.option(
+                "--repetition-penalty",
+                type=float,
+                help="Divide logits of tokens that were there by this.  [default: the model's, 1]",
+            ),
+            click.option(
+                "--no-repeat-ngram-size", type=int, help="No run of so many tokens twice; 0 is off."
+            ),
+            click.option("--min-new-tokens", type=int, help="Shortest answer, in tokens."),
+            click.option("--bad-word", "bad_words", multiple=True, help="Never.  [repeatable]"),
+            click.option(
+                "--logprobs",
+                type=click.IntRange(0, 20),
+                help="Show each token's log-probability, and so many of the likeliest tokens.",
+            ),
             click.option("--raw", is_flag=True, help="No chat template: continue the text."),
             click.option(
                 "--json", "as_json", is_flag=True, help="One JSON object at the end, no stream."
@@ -91,7 +112,8 @@ def shape_of(options: dict[str, Any]) -> dict[str, Any]:
 
 def chosen(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given: the rest is left to the cluster's defaults."""
-    return {name: value for name, value in options.items() if value not in (None, ())}
+    given = (pair for pair in options.items() if pair[1] not in (None, ()))
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in given if v is not False}
 
 
 @contextmanager

@@ -49,7 +49,9 @@ class Answers:
             "finish_reason": end.finish_reason,
             "timings": end.timings,
         }
-        if not self._end(sequence, end, result, "SUCCESS"):
+        if sequence.record.options.logprobs is not None:
+            result["logprobs"] = [item.as_dict() for item in sequence.logprobs]
+        if not self._end(sequence.id, end, result, "SUCCESS"):
             return
         self._event(
             "task-succeeded",
@@ -70,7 +72,7 @@ class Answers:
         name = type(error).__name__
         end = End(error=name, message=str(error), timings=sequence.timings())
         cancelled = isinstance(error, errors.RequestCancelled)
-        if not self._end(sequence, end, error, "REVOKED" if cancelled else "FAILURE"):
+        if not self._end(sequence.id, end, error, "REVOKED" if cancelled else "FAILURE"):
             return
         if cancelled:
             self._event("task-revoked", sequence, terminated=False, signum=None, expired=False)
@@ -84,6 +86,13 @@ class Answers:
             error,
         )
 
+    def refuse(self, request_id: str, error: SkynetError) -> None:
+        """End a request of which no more than the id is known."""
+        end = End(error=type(error).__name__, message=str(error))
+        cancelled = isinstance(error, errors.RequestCancelled)
+        if self._end(request_id, end, error, "REVOKED" if cancelled else "FAILURE"):
+            logger.error("request %s: %s: %s", request_id, end.error, error)
+
     def bury(self, sequence: Sequence) -> None:
         """End a request whose record went with Redis's memory: whoever waits is told."""
         if self.requests.read(sequence.id) is None:
@@ -96,15 +105,15 @@ class Answers:
                 ),
             )
 
-    def _end(self, sequence: Sequence, end: End, result: Any, state: str) -> bool:
+    def _end(self, request_id: str, end: End, result: Any, state: str) -> bool:
         """The end of the record, of the stream and of Celery's result, in one."""
         backend = self.app.backend
         stored = result if state == "SUCCESS" else backend.prepare_exception(result)
         meta = backend._get_result_meta(stored, state, None, None)
-        meta["task_id"] = sequence.id
-        key = backend.get_key_for_task(sequence.id)
+        meta["task_id"] = request_id
+        key = backend.get_key_for_task(request_id)
         told = key.decode() if isinstance(key, bytes) else key
-        return self.requests.finish(sequence.id, end, (told, _bytes(backend.encode(meta))))
+        return self.requests.finish(request_id, end, (told, _bytes(backend.encode(meta))))
 
     def _event(self, kind: str, sequence: Sequence, **fields: Any) -> None:
         """Tell Flower how the request's task ended: Celery let go of it when it was accepted."""

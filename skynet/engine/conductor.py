@@ -105,12 +105,13 @@ class Conductor:
         if decision.plan is not None:
             self._go(decision)
         elif self._is_lost():
+            self._forget_next()
             if self.engine.ready:
                 self._suspend(f"lost {', '.join(decision.missing)}")
         elif self.broken and self.plan is not None and self._fits(self.plan):
             self._go(Decision(self.broken, self.plan))
         else:
-            self.next = None  # what it was made for has passed
+            self._forget_next()  # what it was made for has passed
             self.engine.go_on()
         self.waits = list(decision.missing) or self._waits()
 
@@ -122,7 +123,10 @@ class Conductor:
             and not self.broken
             and plan.revision == self.target.revision
             and (decision.plan is None or decision.prepare)
-            and all(worker in live and not live[worker].leaving for worker in plan.workers)
+            and all(
+                worker in live and not live[worker].leaving and not live[worker].problem
+                for worker in plan.workers
+            )
         )
 
     def _decide(self) -> Decision:
@@ -162,7 +166,7 @@ class Conductor:
                 self._switch(plan, decision.reason)
             return
         if self.next is None or not _alike(self.next, plan):
-            self.next = self.plans.number(plan, self.fence())
+            self.next = self._number(plan)
             self._began, self._next_reason = time.monotonic(), decision.reason
             self.plans.prepare(self.next, self.fence())
             self.tell("prepare", f"plan {self.next.epoch}: {decision.reason}", 0.0)
@@ -171,20 +175,31 @@ class Conductor:
             self.tell("prepared", f"plan {self.next.epoch}, step boundary reached", seconds)
             self._switch(self.next, decision.reason, numbered=True)
 
+    def _number(self, plan: Plan) -> Plan:
+        return self.plans.number(plan, self.fence(), max(self.epoch, self.membership.last_epoch))
+
+    def _forget_next(self) -> None:
+        if self.next is not None:
+            self.next = None
+            self.plans.forget_next(self.fence())
+
     def _is_lost(self) -> bool:
         return self._lost_since > 0
 
     def _suspend(self, cause: str) -> None:
         logger.warning("%s: waiting; %s", cause, self.reason)
         self.engine.suspend()
+        self.engine.blame_loss()
         self.step_failed(cause)
 
     def _switch(self, plan: Plan, reason: str, *, numbered: bool = False) -> None:
         if numbered or not self.broken:
             self._noticed = time.monotonic()
         self.engine.suspend()
+        if self._is_lost():
+            self.engine.blame_loss()
         if not numbered:
-            plan = self.plans.number(plan, self.fence())
+            plan = self._number(plan)
         self._began = time.monotonic()
         self.plans.publish(plan, self.fence(), self.plan)
         self.plan, self.next, self.switching = plan, None, True

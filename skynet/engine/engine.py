@@ -13,7 +13,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
 
-from skynet.engine.sampling import sample
+from skynet.engine.sampling import logprobs_of, sample
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
 from skynet.engine.span import SpanChooser
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 # A step that takes so many times as long as it should, and then some, is lost.
 PATIENCE, LEAST_PATIENCE_S, FIRST_PATIENCE_S = 20, 3.0, 30.0
 HURRY_S = 1.0
+MAX_LOSSES = 6  # of shards that died, over one request alone and without a token in between
 MAX_FAILURES = 3  # of shards, over one request alone, until it is the request's fault
 
 
@@ -125,6 +126,7 @@ class Engine:
         self.layers_per_chord = 0
         self._next_step = 0
         self._lost_in_a_row = 0
+        self._given_up: list[list[tuple[Sequence, Row]]] = []
         self._replay: Replay | None = None
 
     # -- plans ---------------------------------------------------------------------------------
@@ -151,15 +153,36 @@ class Engine:
         self.ready = False
         for flight in self.in_flight.values():
             self.carrier.give_up(flight.step)
+        if self.in_flight:
+            self._given_up = [flight.batch for flight in self.in_flight.values()]
         self.in_flight.clear()
         self.scheduler.reset(len(self.plan.stages))
+
+    def blame_loss(self) -> None:
+        """A shard has died with these steps: maybe one of their requests kills whoever takes it.
+
+        They are run alone, and one that outlives no shard again and again ends with an error.
+        """
+        batches, self._given_up = self._given_up, []
+        for batch in batches:
+            for sequence in (item for item, _ in batch if self._has(item)):
+                sequence.suspect = True
+                sequence.losses += len(batch) == 1
+                if sequence.losses >= MAX_LOSSES:
+                    self._fail(
+                        sequence,
+                        ShardLost(
+                            f"request {sequence.id}: {sequence.losses} shards died, one after the "
+                            "other, while they computed it alone"
+                        ),
+                    )
 
     def resume(self, plan: Plan) -> None:
         """Go on with a new plan, whose shards are ready and empty."""
         if self.ready:
             self.suspend()
         if (plan.stages, plan.chord_span) != (self.plan.stages, self.plan.chord_span):
-            self.spans = SpanChooser(plan, self.chord_share)
+            self.spans = SpanChooser(plan, self.chord_share, self.spans)
         self.plan, self._next_step = plan, 0
         self.scheduler.reset(len(plan.stages), plan.num_slots)
         running = self.scheduler.running
@@ -290,18 +313,23 @@ class Engine:
             offers = [part.candidates[wanted] for part in parts] if row.want else []
             wanted += bool(row.want)
             if not self._has(sequence):
-                continue  # failed meanwhile: its deadline passed
+                self.scheduler.release(sequence)  # failed meanwhile: its deadline passed
+                continue
             sequence.computed = row.stop
             if row.want is None:
                 continue
-            sequence.suspect, sequence.failures = False, 0
+            sequence.suspect, sequence.failures, sequence.losses = False, 0, 0
             self._note_replayed(sequence.id)
+            options = sequence.record.options
             try:
-                token = sample(offers, sequence.record.options, len(sequence.generated))
+                token = sample(offers, options, len(sequence.generated), sequence.rules)
+                logprobs = None
+                if options.logprobs is not None:
+                    logprobs = logprobs_of(offers, token, options.logprobs)
             except (ValueError, IndexError, FloatingPointError) as error:
                 self._fail(sequence, StepFailed(f"no token can be sampled: {error}"))
                 continue
-            emitted.append((sequence, sequence.append(token)))
+            emitted.append((sequence, sequence.append(token, logprobs)))
         return emitted
 
     def _learn(self, flight: InFlight, parts: Items[Part], spent_s: float) -> None:
@@ -342,6 +370,7 @@ class Engine:
             return
         logger.warning("step %d of epoch %d failed: %s", number, epoch, error)
         self.carrier.give_up(flight.step)
+        self._given_up = [flight.batch]
         for sequence, _ in flight.batch:
             sequence.in_flight = False
             if isinstance(error, ShardFailed) and self._has(sequence):
@@ -349,7 +378,9 @@ class Engine:
                 sequence.failures += len(flight.batch) == 1
                 if sequence.failures >= MAX_FAILURES:
                     self._fail(sequence, error)
+        given_up = self._given_up
         self.suspend()
+        self._given_up = [*given_up, *(b for b in self._given_up if b is not flight.batch)]
         self.carrier.step_failed(error)
 
     def tick(self) -> None:

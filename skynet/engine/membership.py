@@ -13,9 +13,11 @@ from collections.abc import Callable
 from skynet import names
 from skynet.planning.cost import WORKER_BYTES, Candidate
 from skynet.planning.plan import Plan
-from skynet.store.members import READY, Member, Members
+from skynet.store.members import FAILED, READY, Member, Members
 
-BROKEN_S = 0.5  # a live process has opened a new connection by then
+BROKEN_S = 0.625  # a live process has opened a new connection by then
+FAILED_S, COOL_S = 10.0, 60.0  # who cannot load for so long is left out, for so long
+STARTING_S = 15.0  # who is not up by then is not waited for
 
 
 class Membership:
@@ -36,12 +38,13 @@ class Membership:
         self.live: dict[str, Member] = {}
         self.changed = clock()  # when somebody came or went
         self._broken: dict[str, tuple[int, float]] = {}  # id -> connection, since when
+        self._failing: dict[str, tuple[float, float]] = {}  # id -> since when, last seen so
         self.reconnected = False  # since it was last set to False, somebody has
 
     def look(self) -> None:
         """Read the leases anew, and tell what has changed."""
         found = [m for m in self.members.all() if m.address != names.ORCHESTRATOR_QUEUE]
-        dead = self._dead(found)
+        dead = self._dead(found) | self._useless(found)
         live = {member.id: member for member in found if member.id not in dead}
         for member in live.values():
             before = self.live.get(member.id)
@@ -70,6 +73,26 @@ class Membership:
         }
         return {i for i, (_, since) in self._broken.items() if now - since >= BROKEN_S}
 
+    def _useless(self, found: list[Member]) -> set[str]:
+        """Who lives, and has not been able to take its place for long: spares may, others wait."""
+        now = self.clock()
+        for member in found:
+            since, last = self._failing.get(member.id, (now, now))
+            if member.state == FAILED:
+                self._failing[member.id] = (now if now - last > COOL_S else since, now)
+        ids = {member.id for member in found}
+        self._failing = {
+            i: (since, last)
+            for i, (since, last) in self._failing.items()
+            if i in ids and now - last < COOL_S
+        }
+        return {i for i, (since, last) in self._failing.items() if last - since >= FAILED_S}
+
+    @property
+    def last_epoch(self) -> int:
+        """The latest that any member knows of."""
+        return max((max(m.epoch, m.prepared) for m in self.live.values()), default=0)
+
     @property
     def settled_for_s(self) -> float:
         """Since when nobody has come or gone."""
@@ -78,7 +101,11 @@ class Membership:
     @property
     def coming(self) -> bool:
         """Is somebody starting?"""
-        return any(not member.speed and not member.leaving for member in self.live.values())
+        now = max((member.renewed for member in self.live.values()), default=0.0)
+        return any(
+            not member.speed and not member.leaving and now - member.joined < STARTING_S
+            for member in self.live.values()
+        )
 
     def candidates(self) -> list[Candidate]:
         """The members as plans see them."""

@@ -71,9 +71,7 @@ class OrchestratorRuntime:
         lease_s = settings().lease_s
         self.leadership = Leadership(connect(timeout_s=lease_s), self.member.id, lease_s)
         self.lease = Lease(self.member, lease_s, self._keep_leadership)
-        self.requests = Requests(
-            self.client, settings().result_expires_s, lambda: self.leadership.fence
-        )
+        self.requests = Requests(self.client, settings().result_expires_s, lambda: self._fence)
         self.answers = Answers(app, self.requests)
         self.membership = Membership(Members(self.client, lease_s), self._tell)
         self.engine: Engine | None = None
@@ -81,6 +79,7 @@ class OrchestratorRuntime:
         self.text: Text | None = None
         self.end_ids: frozenset[int] = frozenset()
         self.left = False
+        self.problem = ""  # why nothing can be led
         self._manifest: Manifest | None = None
         self._target: Target | None = None
         self._fence = ""  # the one that this thread works under
@@ -138,7 +137,8 @@ class OrchestratorRuntime:
                 leadership.lose()
         if not leadership.leads and self._consumer is not None and not self._leaving_since:
             self._depose_the_dead(client)
-            leadership.acquire(self.conductor.epoch if self.conductor else 0)
+            conductor = self.conductor
+            leadership.acquire(conductor.epoch if conductor else 0)
 
     def _depose_the_dead(self, client: redis.Redis) -> None:
         """Take the lead from an orchestrator whose connection Redis has seen close."""
@@ -153,10 +153,10 @@ class OrchestratorRuntime:
             self._rival_broken = 0
 
     def _promote(self, fence: str) -> None:
-        """Take up everything from Redis, and consume the queue."""
-        self._fence = fence
+        """Take up everything from Redis, and consume the queue; tried again if Redis breaks off."""
         self.app.amqp.queues[names.ORCHESTRATOR_QUEUE]  # declares it
         self._consumer.add_task_queue(names.ORCHESTRATOR_QUEUE)
+        self._fence = fence
         self.lease.update(state=LEADING)
         self._tell("leader", f"orchestrator {self.member.id}, pid {self.member.pid}")
         for sequence in self._orphans:
@@ -166,7 +166,7 @@ class OrchestratorRuntime:
 
     def _lose(self) -> None:
         """Something was refused: another leads."""
-        self.leadership.lose()
+        self.leadership.lose(self._fence)
         if self._fence:
             self._demote()
 
@@ -222,6 +222,8 @@ class OrchestratorRuntime:
             self.engine.tick()
             if self._is_due("sweep", SWEEP_S):
                 self._sweep()
+        elif self._is_due("expire", SWEEP_S):
+            self._expire()
         if self._is_due("report", REPORT_S):
             self._report()
 
@@ -243,17 +245,11 @@ class OrchestratorRuntime:
         target = self.plans.target()
         if target is None or target == self._target:
             return
-        if self._manifest is None or self._manifest.digest != target.model:
-            store = WeightStore(self.client)
-            self._manifest = store.manifest(target.model)
-            if self._manifest is None:
-                logger.error("%s is asked for, and not staged", target.name)
-                return
-            files = store.read_files(self._manifest)
-            self.text = Text(files)
-            self.end_ids = end_ids(self._manifest.config, files)
-        arch = load_architecture(self._manifest.config)
-        old, self._target = self._target, target
+        manifest, text, ends = self._model_of(target)
+        if manifest is None:
+            return
+        arch = load_architecture(manifest.config)
+        old = self._target
         same = ("model", "num_slots", "slot_tokens")
         if (
             self.conductor is not None
@@ -261,10 +257,9 @@ class OrchestratorRuntime:
             and all(getattr(old, name) == getattr(target, name) for name in same)
         ):
             self.conductor.follow(target)
+            self._target = target
             return
-        if self.engine is not None:
-            self.engine.suspend()
-        self.engine = Engine(
+        engine = Engine(
             layout_of(arch, target, 1, 1),
             self,
             self.answers,
@@ -273,16 +268,38 @@ class OrchestratorRuntime:
             chord_share=settings().chord_share,
             clock=self.requests.now,
         )
-        self.conductor = Conductor(
+        conductor = Conductor(
             self.plans,
             self.membership,
-            self.engine,
+            engine,
             arch,
             target,
             lambda: self._fence,
             self._tell,
         )
+        if self.engine is not None:
+            self.engine.suspend()
+        # All or nothing: Redis may break off on the way, and then it is tried again.
+        self._manifest, self.text, self.end_ids = manifest, text, ends
+        self.engine, self.conductor, self._target = engine, conductor, target
         self._sweep()
+
+    def _model_of(self, target: Target) -> tuple[Manifest | None, Text | None, frozenset[int]]:
+        """Manifest, tokenizer and end ids of what is asked for; no manifest: it is not staged."""
+        if self._manifest is not None and self._manifest.digest == target.model:
+            return self._manifest, self.text, self.end_ids
+        store = WeightStore(self.client)
+        manifest = store.manifest(target.model)
+        if manifest is None:
+            self.problem = f"{target.name} is asked for, and not staged"
+            return None, None, frozenset()
+        files = store.read_files(manifest)
+        lacking = sorted(set(manifest.files) - files.keys())
+        if lacking:
+            self.problem = f"{target.name}: {', '.join(lacking)} is not in Redis any more"
+            return None, None, frozenset()
+        self.problem = ""
+        return manifest, Text(files), end_ids(manifest.config, files)
 
     def _report(self) -> None:
         engine, conductor = self.engine, self.conductor
@@ -299,7 +316,7 @@ class OrchestratorRuntime:
         """What the engine does, for `skynet status`."""
         engine, conductor = self.engine, self.conductor
         if engine is None or conductor is None:
-            state = {"state": "waiting for a model", "running": 0, "waiting": 0}
+            state = {"state": self.problem or "waiting for a model", "running": 0, "waiting": 0}
             return {**state, "leader": self.member.id}
         return {
             **conductor.status(),
@@ -327,7 +344,7 @@ class OrchestratorRuntime:
         lost without it: the record, or the step's deadline, tells what there is to do.
         """
         try:
-            getattr(self, name)(*arguments)
+            getattr(self, "_accept_any" if name == "accept" else name)(*arguments)
         except Fenced:
             self._lose()
         except redis.RedisError as error:
@@ -391,7 +408,9 @@ class OrchestratorRuntime:
             clock=self.requests.now,
         )
         if record.emitted:
-            sequence.restore(self.requests.emitted_tokens(record.id))
+            emitted = self.requests.emitted(record.id)
+            logprobs = [token.logprobs for token in emitted if token.logprobs is not None]
+            sequence.restore([token.id for token in emitted], logprobs)
         logger.info(
             "request %s: prompt of %d tokens, up to %d more",
             record.id,
@@ -427,7 +446,30 @@ class OrchestratorRuntime:
             return
         for request_id in self.requests.open_ids():
             if request_id not in self.engine.sequences:
-                self.accept(request_id)
+                self._accept_any(request_id)
+
+    def _accept_any(self, request_id: str) -> None:
+        """As `accept`; a record that this version cannot read ends with an error."""
+        try:
+            self.accept(request_id)
+        except (ValueError, TypeError, KeyError) as error:
+            logger.exception("request %s cannot be read", request_id)
+            told = f"request {request_id} cannot be read: {type(error).__name__}: {error}"
+            self.answers.refuse(request_id, errors.BadRequest(told))
+
+    def _expire(self) -> None:
+        """With no model to run, deadlines hold all the same."""
+        now = self.requests.now()
+        for request_id in self.requests.open_ids():
+            record = self.requests.read(request_id)
+            if record is None:
+                self.requests.forget(request_id)
+            elif record.cancelled:
+                told = f"request {request_id} was cancelled"
+                self.answers.refuse(request_id, errors.RequestCancelled(told))
+            elif now > record.deadline:
+                told = f"request {request_id} was not begun by its deadline: {self.problem}"
+                self.answers.refuse(request_id, errors.RequestTimeout(told))
 
     # -- the engine's carrier ------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""From the shards' candidates to one token: greedy, temperature, top-k, top-p, seeded.
+"""From the shards' candidates to one token: rules, then greedy or temperature, top-k, top-p, min-p.
 
 The same seed gives the same token whatever the shape of the cluster: noise belongs to a token id,
 not to a place in a list, so the order in which shards report does not matter.
@@ -11,30 +11,48 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from skynet.engine.processors import Rules
 from skynet.step import Candidates, Want
-from skynet.store.requests import Options
+from skynet.store.requests import Logprobs, Options
+
+MOST_TOKENS = 2**20  # of any vocabulary
 
 
-def want_of(options: Options) -> Want:
+def want_of(options: Options, rules: Rules | None = None) -> Want:
     """What each vocabulary shard must offer so that the choice among its offers is exact."""
-    if options.temperature == 0:
-        return Want(top=1)
-    # See step.Want; the vocabulary's size is bounded from above, which only widens the offer.
-    floor = 0.0 if options.top_p >= 1 or options.top_k else (1 - options.top_p) / 2**20
-    return Want(top=options.top_k, floor=floor, temperature=options.temperature)
+    ids = () if rules is None else rules.ids
+    if options.temperature == 0 or (rules is not None and rules.forced is not None):
+        return Want(top=1, ids=ids, logprobs=options.logprobs)
+    # See step.Want; the vocabulary's size is bounded from above, which only widens the offer. What
+    # top-p keeps is above its floor, and what min-p keeps is above the other: some token has at
+    # least the mean share.
+    floor = 0.0
+    if not options.top_k:
+        floor = max(0.0, 1 - options.top_p, options.min_p) / MOST_TOKENS
+    return Want(options.top_k, floor, options.temperature, ids, options.logprobs)
 
 
-def sample(offers: Sequence[Candidates], options: Options, index: int) -> int:
+def sample(
+    offers: Sequence[Candidates], options: Options, index: int, rules: Rules | None = None
+) -> int:
     """The next token id, from the offers of all vocabulary shards.
 
-    Order of the filters as in Hugging Face: temperature, top-k, top-p. The draw is Gumbel-max
+    Order as in Hugging Face: rules, temperature, top-k, top-p, min-p. The draw is Gumbel-max
     (Maddison et al. 2014, https://arxiv.org/abs/1411.0030): argmax of logit / temperature plus
     noise, which samples from the softmax.
 
     index: number of the token in the answer; with `options.seed` it fixes the noise.
+
+    Raises:
+        ValueError: the rules leave no token.
     """
     ids = np.concatenate([offer.ids for offer in offers])
-    logits = np.concatenate([offer.logits for offer in offers]).astype(np.float64)
+    raw = np.concatenate([offer.logits for offer in offers])
+    if rules is not None:
+        ids, raw = rules.apply(ids, raw)
+        if not len(ids):
+            raise ValueError("every token is forbidden by the request's options")
+    logits = raw.astype(np.float64)
     order = np.lexsort((ids, -logits))
     if options.temperature == 0:
         return int(ids[order[0]])
@@ -43,12 +61,38 @@ def sample(offers: Sequence[Candidates], options: Options, index: int) -> int:
     ids, scaled = ids[order], logits[order] / options.temperature
     if options.top_p < 1:
         weights = np.exp(scaled - scaled[0])
-        total = float(weights.sum()) if options.top_k else _total_mass(offers, options, scaled[0])
+        if options.top_k or (rules is not None and rules.forced is not None):
+            total = float(weights.sum())
+        else:
+            total = _total_mass(offers, options, scaled[0])
+            if rules is not None:  # shards leave out of the mass what rules may change
+                total += float(weights[rules.was_seen(ids)].sum())
         before = np.concatenate(([0.0], np.cumsum(weights)[:-1])) / total
         keep = before < options.top_p
         ids, scaled = ids[keep], scaled[keep]
+    if options.min_p > 0:
+        keep = scaled >= scaled[0] + np.log(options.min_p)
+        ids, scaled = ids[keep], scaled[keep]
     noise = gumbel_noise(options.seed or 0, index, ids)
     return int(ids[int(np.argmax(scaled + noise))])
+
+
+def logprobs_of(offers: Sequence[Candidates], token: int, count: int) -> Logprobs:
+    """Log-softmax over the whole vocabulary, of the raw logits: for `token` and the `count` best.
+
+    Raises:
+        ValueError: the shards did not offer what is needed.
+    """
+    best = [offer.best for offer in offers if offer.best is not None]
+    own = [float(offer.logits[offer.ids == token][0]) for offer in offers if token in offer.ids]
+    if len(best) != len(offers) or not own:
+        raise ValueError(f"the shards told no log-probability of token {token}")
+    total = float(np.logaddexp.reduce([part.total for part in best]))
+    ids = np.concatenate([part.ids for part in best])
+    logits = np.concatenate([part.logits for part in best]).astype(np.float64)
+    order = np.lexsort((ids, -logits))[:count]
+    top = tuple((int(ids[at]), round(float(logits[at]) - total, 6)) for at in order)
+    return Logprobs(round(own[0] - total, 6), top)
 
 
 def _total_mass(offers: Sequence[Candidates], options: Options, peak: float) -> float:

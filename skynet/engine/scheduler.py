@@ -39,13 +39,19 @@ class Scheduler:
         insort(self.waiting, sequence, key=lambda item: item.rank)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence and free its slot."""
+        """Forget a sequence and free its slot; if it is in flight, with `release` only."""
         if sequence.slot is None:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
-        heapq.heappush(self._free_slots, sequence.slot)
-        sequence.slot = None
+        if not sequence.in_flight:
+            self.release(sequence)
+
+    def release(self, sequence: Sequence) -> None:
+        """Free the slot of a sequence that was removed: its step is over."""
+        if sequence.slot is not None:
+            heapq.heappush(self._free_slots, sequence.slot)
+            sequence.slot = None
 
     def reset(self, num_batches: int, num_slots: int | None = None) -> None:
         """Shards lost their slots: every sequence is computed again from its tokens.
@@ -73,7 +79,8 @@ class Scheduler:
         for sequence in self._choose():
             if budget == 0:
                 break
-            row = sequence.next_row(budget)
+            donor = self._donor(sequence)
+            row = sequence.next_row(budget, None if donor is None else donor.slot)
             budget -= len(row.tokens)
             sequence.in_flight = True
             batch.append((sequence, row))
@@ -82,7 +89,11 @@ class Scheduler:
 
     def _choose(self) -> list[Sequence]:
         """Who may be in the next batch: one suspect alone, or a share of all others, in turns."""
-        idle = [sequence for sequence in self.running if not sequence.in_flight]
+        idle = [
+            sequence
+            for sequence in self.running
+            if not sequence.in_flight and not self._waits_for_prompt(sequence)
+        ]
         suspects = [sequence for sequence in idle if sequence.suspect]
         others = [sequence for sequence in idle if not sequence.suspect]
         if suspects and (self._turn_of_suspects or not others):
@@ -93,6 +104,31 @@ class Scheduler:
         # Stable: who is nearest to its next token goes first, then first come first served.
         others.sort(key=lambda sequence: sequence.length - sequence.computed > 1)
         return others[:share]
+
+    def _donor(self, sequence: Sequence) -> Sequence | None:
+        """Who has computed the prompt that a sequence begins with: another sample of it."""
+        for other in self._samples(sequence):
+            if other.computed >= len(sequence.record.prompt):
+                return other
+        return None
+
+    def _waits_for_prompt(self, sequence: Sequence) -> bool:
+        """Does another sample, which came first, compute the same prompt just now?"""
+        if self._donor(sequence) is not None:
+            return False
+        return next(self._samples(sequence), sequence) is not sequence
+
+    def _samples(self, sequence: Sequence) -> Iterator[Sequence]:
+        """Running samples of the same prompt, in their order; none if it has nothing to take.
+
+        Who is suspected to break steps neither gives nor takes.
+        """
+        family = sequence.record.family
+        if not family or sequence.computed or sequence.suspect or len(sequence.record.prompt) < 2:
+            return
+        for other in self.running:
+            if other.record.family == family and not other.suspect:
+                yield other
 
     def _longest_not_alone(self, suspects: list[Sequence]) -> Sequence:
         chosen = min(suspects, key=lambda sequence: sequence.last_alone)

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
+from skynet.engine.processors import Rules, rules_of
 from skynet.engine.sampling import want_of
 from skynet.step import Row
-from skynet.store.requests import End, Record, Token
+from skynet.store.requests import End, Logprobs, Record, Token
 from skynet.text import Detokenizer, StopStrings
 
 STOP, LENGTH = "stop", "length"
@@ -32,6 +33,8 @@ class Sequence:
     end_ids: frozenset[int]
     max_length: int  # prompt and answer together
     generated: list[int] = field(default_factory=list)
+    logprobs: list[Logprobs] = field(default_factory=list)  # of `generated`, if asked for
+    rules: Rules | None = None  # for the next token
     text: str = ""
     slot: int | None = None
     computed: int = 0  # tokens whose keys and values lie in the slot
@@ -43,6 +46,7 @@ class Sequence:
     last_token_at: float = 0.0
     suspect: bool = False  # a step with it failed in a shard: it is run alone
     failures: int = 0  # steps that failed with it alone, one after the other
+    losses: int = 0  # shards that died with it alone, one after the other
     admitted: bool = False  # it has had a slot, under this orchestrator or another
     last_alone: int = 0  # number of its last batch alone
     clock: Callable[[], float] = time.time
@@ -68,34 +72,44 @@ class Sequence:
         """Place in the queue for slots, least first: who has had one, priority, arrival."""
         return not self.admitted, -self.record.priority, self.record.arrival
 
-    def restore(self, tokens: Items[int]) -> None:
+    def restore(self, tokens: Items[int], logprobs: Items[Logprobs] = ()) -> None:
         """Take up the tokens that were emitted before: they will be replayed, not emitted."""
         for token in tokens:
             self._take(token)
+        self.logprobs += logprobs
 
-    def next_row(self, max_tokens: int) -> Row:
+    def next_row(self, max_tokens: int, source: int | None = None) -> Row:
         """Up to `max_tokens` tokens that are not computed yet, with a `want` if they reach the end.
 
         Keep `computed` as it is: the step may fail.
+
+        source: a slot that has the whole prompt; all of it but the last token is taken from there.
         """
         if self.slot is None:
             raise ValueError(f"request {self.id} has no slot")
         prompt = self.record.prompt
-        start, stop = self.computed, min(self.length, self.computed + max_tokens)
+        start = self.computed if source is None else len(prompt) - 1
+        stop = min(self.length, start + max_tokens)
         if start >= len(prompt):
             tokens = tuple(self.generated[start - len(prompt) : stop - len(prompt)])
         else:
             tokens = (*prompt[start:stop], *self.generated[: max(0, stop - len(prompt))])
-        want = want_of(self.record.options) if stop == self.length else None
-        return Row(self.slot, start, tokens, len(prompt), want)
+        want = None
+        if stop == self.length:
+            options = self.record.options
+            self.rules = rules_of(options, prompt, self.generated, self.end_ids)
+            want = want_of(options, self.rules)
+        return Row(self.slot, start, tokens, len(prompt), want, source)
 
-    def append(self, token: int) -> Token:
+    def append(self, token: int, logprobs: Logprobs | None = None) -> Token:
         """Add a sampled token; sets `finish_reason` if it is the last one."""
         now = self.clock()
         self.first_token_at = self.first_token_at or now
         self.last_token_at = now
         piece = self._take(token)
-        return Token(len(self.generated) - 1, token, piece)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        return Token(len(self.generated) - 1, token, piece, logprobs)
 
     def _take(self, token: int) -> str:
         self.generated.append(token)

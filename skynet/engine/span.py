@@ -19,13 +19,15 @@ FIRST_LAYER_S = 0.001
 class SpanChooser:
     """Chooses `layers_per_chord` for a step, and learns from the steps that are done."""
 
-    def __init__(self, plan: Plan, chord_share: float) -> None:
+    def __init__(self, plan: Plan, chord_share: float, before: SpanChooser | None = None) -> None:
+        """`before`: of another plan; what it has learned is a better guess than nothing."""
         self.mode = plan.chord_span
         self.num_layers = plan.num_layers
         self.longest = max(stage.layers.size for stage in plan.stages)
         self.chord_share = chord_share
-        self.chord_s = FIRST_CHORD_S
-        self._layer_s: dict[int, float] = {}  # by the power of two of the step's tokens
+        self.chord_s: float = before.chord_s if before else FIRST_CHORD_S
+        # By the power of two of the step's tokens.
+        self._layer_s: dict[int, float] = dict(before._layer_s) if before else {}
 
     def layer_s(self, num_tokens: int) -> float:
         """Expected compute of one layer; from the nearest size seen if this one was not."""

@@ -65,6 +65,10 @@ class Attention:
         queries = qkv[:, : self._heads]
         return self._out(attend(queries, self._cache, calls, self._scale, self._kernel))
 
+    def copy_slot(self, source: int, target: int, tokens: int) -> None:
+        """The keys and values of the first `tokens` tokens of slot `source`, for `target` too."""
+        self._cache[target, :, :tokens].copy_(self._cache[source, :, :tokens])
+
     def _change(self, heads: torch.Tensor, context: StepContext, all_sum: AllSum) -> None:
         """Norm and rope of Q and K (tokens, heads, head_dim), in place."""
         full = heads.float()

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from skynet.errors import StepFailed
-from skynet.step import Candidates, Want
+from skynet.step import Best, Candidates, Want
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -21,21 +21,72 @@ FLOOR_SLACK = 1 - 1e-4
 def pick(logits: torch.Tensor, wants: Sequence[Want], first_id: int) -> list[Candidates]:
     """`logits` (rows, vocabulary of this shard) float32; `first_id` is the token of column 0.
 
-    A row's candidates are sorted by falling logit, then rising id; without any limit, by id.
+    A row's candidates are sorted by falling logit, then rising id; without any limit, by id. Those
+    of `want.ids` that are this shard's come after them, in their own order.
     """
     if logits.shape[1] == 0:
-        nothing = Candidates(np.empty(0, np.int32), np.empty(0, np.float32), float("-inf"), 0.0)
-        return [nothing for _ in wants]
+        return [_nothing(want) for want in wants]
+    if any(want.ids or want.logprobs is not None for want in wants):
+        return _with_extras(logits, wants, first_id)
+    return _plain(logits, wants, first_id)
+
+
+def _plain(logits: torch.Tensor, wants: Sequence[Want], first_id: int) -> list[Candidates]:
+    """Without `want.ids` and `want.logprobs`; -inf is never offered."""
     peaks = logits.amax(dim=1, keepdim=True)
     # As sampling will scale them: greedy rows, which look at no mass, have a temperature of 1.
     temperatures = torch.tensor([[want.temperature] for want in wants], device=logits.device)
-    masses = ((logits - peaks) / temperatures).exp_().sum(dim=1).tolist()
+    least = torch.finfo(logits.dtype).min  # where all are -inf: their difference is no number
+    masses = ((logits - peaks.clamp_min(least)) / temperatures).exp_().sum(dim=1).tolist()
     rows, tops = logits.cpu().numpy(), peaks[:, 0].tolist()
     picked = []
     for row, want, peak, mass in zip(rows, wants, tops, masses, strict=True):
-        ids = _chosen(row, want, peak)
+        ids = _chosen(row, want, peak) if peak > -np.inf else np.empty(0, np.int64)
         picked.append(Candidates((ids + first_id).astype(np.int32), row[ids], peak, mass))
     return picked
+
+
+def _with_extras(logits: torch.Tensor, wants: Sequence[Want], first_id: int) -> list[Candidates]:
+    """`want.ids` are hidden from the choice, and put behind what is chosen."""
+    hidden = logits.clone()
+    asides = [_aside(want, first_id, logits.shape[1]) for want in wants]
+    for row, aside in zip(hidden, asides, strict=True):
+        row[torch.from_numpy(aside)] = -torch.inf
+    raw, picked = logits.cpu().numpy(), []
+    for number, found in enumerate(_plain(hidden, wants, first_id)):
+        aside, seen = asides[number], found.logits > -np.inf
+        picked.append(
+            Candidates(
+                np.concatenate((found.ids[seen], (aside + first_id).astype(np.int32))),
+                np.concatenate((found.logits[seen], raw[number][aside])),
+                found.peak,
+                found.mass,
+                _best(raw[number], wants[number], first_id),
+            )
+        )
+    return picked
+
+
+def _nothing(want: Want) -> Candidates:
+    """What a shard without vocabulary offers."""
+    ids, logits = np.empty(0, np.int32), np.empty(0, np.float32)
+    best = None if want.logprobs is None else Best(ids, logits, float("-inf"))
+    return Candidates(ids, logits, float("-inf"), 0.0, best)
+
+
+def _aside(want: Want, first_id: int, size: int) -> Ints:
+    """Columns of `want.ids`."""
+    columns = np.asarray(want.ids, dtype=np.int64) - first_id
+    return columns[(columns >= 0) & (columns < size)]
+
+
+def _best(row: Floats, want: Want, first_id: int) -> Best | None:
+    if want.logprobs is None:
+        return None
+    peak = float(row.max())
+    total = peak + float(np.log(np.exp(row.astype(np.float64) - peak).sum()))
+    columns = _chosen(row, Want(want.logprobs), peak) if want.logprobs else np.empty(0, np.int64)
+    return Best((columns + first_id).astype(np.int32), row[columns], total)
 
 
 def _chosen(row: Floats, want: Want, peak: float) -> Ints:

@@ -94,6 +94,8 @@ def _check(step: Step, plan: Plan, vocab_size: int) -> None:
     for row in step.rows:
         if not 0 <= row.slot < plan.num_slots:
             raise StepFailed(f"slot {row.slot} is none of the plan's {plan.num_slots}")
+        if row.source is not None and not 0 <= row.source < plan.num_slots:
+            raise StepFailed(f"source slot {row.source} is none of the plan's {plan.num_slots}")
         if not row.tokens or row.start < 0 or row.stop > plan.slot_tokens:
             raise StepFailed(
                 f"slot {row.slot}: tokens [{row.start}, {row.stop}) are none or do not fit its "

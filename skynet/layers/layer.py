@@ -32,6 +32,10 @@ class Layer(Protocol):
         """This shard's part of them; see `Residual.part`."""
         ...
 
+    def copy_slot(self, source: int, target: int, tokens: int) -> None:
+        """See `Attention.copy_slot`."""
+        ...
+
 
 def load_mlp(arch: Architecture, layer: int, load: Loader) -> MLP | Experts:
     """What follows attention: one MLP, or many to choose of."""
@@ -66,6 +70,9 @@ class SequentialLayer:
             + self._mlp.nbytes
             + self._after_mlp.nbytes
         )
+
+    def copy_slot(self, source: int, target: int, tokens: int) -> None:
+        self._attention.copy_slot(source, target, tokens)
 
     def __call__(self, x: torch.Tensor, context: StepContext, all_sum: AllSum) -> torch.Tensor:
         total = all_sum(self._attention(self._attention_norm(x), context, all_sum))
@@ -102,6 +109,9 @@ class ParallelLayer:
         self.window = self._attention.window
         parts = (self._norm, self._attention, self._mlp_norm, self._mlp, self._after)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
+
+    def copy_slot(self, source: int, target: int, tokens: int) -> None:
+        self._attention.copy_slot(source, target, tokens)
 
     def __call__(self, x: torch.Tensor, context: StepContext, all_sum: AllSum) -> torch.Tensor:
         return self._after(x, all_sum(self._partial(x, context, all_sum)))

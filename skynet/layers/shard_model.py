@@ -108,6 +108,8 @@ class ShardModel:
         """
         self._check(step, span, hidden)
         context = self._prepare(step)
+        if span.start == self.layers.start:
+            self._copy_slots(step)
         x = self._embed(context, all_sum) if hidden is None else hidden.to(self._device)
         layers = self._layers[span.start - self.layers.start : span.stop - self.layers.start]
         if span.stop == self._arch.num_layers:
@@ -117,6 +119,13 @@ class ShardModel:
         for layer in layers[:-1]:
             x = layer(x, context, all_sum)
         return layers[-1].part(x, context, self._shard == 0, all_sum), []
+
+    def _copy_slots(self, step: Step) -> None:
+        """All layers at once, at the step's first span: later a slot may be another's."""
+        for row in step.rows:
+            if row.source is not None:
+                for layer in self._layers:
+                    layer.copy_slot(row.source, row.slot, row.start)
 
     def _prepare(self, step: Step) -> StepContext:
         # A step comes once for each span: the layout is the same for all of them.

@@ -61,13 +61,16 @@ def shard_weights(workers: Sequence[Candidate]) -> list[float]:
 
 
 def memory_weights(workers: Sequence[Candidate]) -> list[float]:
-    """What each can hold in proportion to the largest; workers of one host share its memory."""
+    """What each can hold in proportion to the largest, in sixteenths.
+
+    Workers of one host share its memory.
+    """
     neighbours = Counter(worker.host or worker.id for worker in workers)
     room = [
         max(1.0, worker.free_bytes / neighbours[worker.host or worker.id] - WORKER_BYTES)
         for worker in workers
     ]
-    return [max(0.01, own / max(room)) for own in room]
+    return [max(1, int(16 * own / max(room))) / 16 for own in room]
 
 
 def token_s(arch: Architecture, plan: Plan, workers: Sequence[Candidate]) -> float:

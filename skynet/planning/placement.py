@@ -23,6 +23,7 @@ from skynet.planning.plan import Plan
 
 LEAST_GAIN = 0.1  # a join that brings less is not worth a pause
 QUICK_S = 2.0
+MOST_LAYOUTS = 256
 STARTING_S = 15.0  # a worker that has a lease and is not up yet is waited for
 HORIZON_S = 60.0  # a pause must be earned back within so long
 
@@ -253,6 +254,8 @@ class Planner:
     ) -> Plan:
         key = (stages, shards, str(weights))
         if key not in self._layouts:
+            if len(self._layouts) >= MOST_LAYOUTS:
+                self._layouts.clear()
             self._layouts[key] = self.layout(stages, shards, weights)
         return self._layouts[key]
 

@@ -121,9 +121,10 @@ class Leadership:
         found = cast("bytes | None", self.client.get(names.LEADER_KEY))
         return found.decode() if found else ""
 
-    def lose(self) -> None:
-        """It has passed to another, or is gone."""
-        self.fence = ""
+    def lose(self, fence: str | None = None) -> None:
+        """It has passed to another, or is gone; nothing changes if it is not `fence` any more."""
+        if fence is None or fence == self.fence:
+            self.fence = ""
 
     def resign(self) -> None:
         """Give the lease back at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from skynet.store.members import Member, Members
 logger = logging.getLogger(__name__)
 
 RENEWALS = 6  # in the time of a lease
+PING_S = 0.2
 
 
 class Lease:
@@ -68,24 +70,29 @@ class Lease:
     def _keep(self) -> None:
         client = connect(timeout_s=max(1.0, self.lease_s / 2), single_connection=True)
         members = Members(client, self.lease_s)
-        process = psutil.Process()
-        away = False
+        renewed, problem = 0.0, ""
         while not self._stopping:
+            asked, now = self._wake.is_set(), time.monotonic()
             self._wake.clear()
-            self.update(
-                quietly=True,
-                resident_bytes=process.memory_info().rss,
-                free_bytes=self.free_bytes(),
-            )
             try:
-                with self.lock:
-                    members.renew(self.member)
-                self.beat(client)
-                if away:
+                if asked or problem or now - renewed >= self.lease_s / RENEWALS:
+                    self._renew(client, members)
+                    renewed = now
+                else:
+                    client.ping()  # a connection that was cut is opened again at once
+                if problem:
                     logger.info("Redis is back")
-                away = False
-            except redis.RedisError as error:
-                if not away:
-                    logger.warning("Redis: %s; trying until it is back", error)
-                away = True
-            self._wake.wait(0.1 if away else self.lease_s / RENEWALS)
+                problem = ""
+            except Exception as error:  # this thread must not end before the process does
+                kind = "Redis" if isinstance(error, redis.RedisError) else type(error).__name__
+                if kind != problem:
+                    logger.warning("lease: %s: %s; trying until it works", kind, error)
+                problem = kind
+            self._wake.wait(0.1 if problem else min(PING_S, self.lease_s / RENEWALS))
+
+    def _renew(self, client: redis.Redis, members: Members) -> None:
+        resident = psutil.Process().memory_info().rss
+        self.update(quietly=True, resident_bytes=resident, free_bytes=self.free_bytes())
+        with self.lock:
+            members.renew(self.member)
+        self.beat(client)

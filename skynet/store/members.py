@@ -115,7 +115,9 @@ class Members:
         found = list(zip(ids, texts, strict=True))
         gone = [item for item, text in found if text is None]
         if gone:  # by Redis's clock, not by anybody's own
-            self.client.zrem(names.MEMBERS_KEY, *gone)
+            seconds, _ = self.client.time()
+            # Not by id: one of them may have come back this moment.
+            self.client.zremrangebyscore(names.MEMBERS_KEY, 0, seconds - 2 * self.lease_s)
         members = [Member.from_json(text) for _, text in found if text is not None]
         return sorted(members, key=lambda m: (not m.address, m.address, m.joined, m.id))
 

@@ -17,8 +17,16 @@ from skynet.errors import NoModel
 from skynet.planning.plan import Plan
 from skynet.store.leader import GUARD, fenced
 
-# KEYS: leader, epoch. ARGV: fence. Replies the next epoch.
-NEXT_EPOCH = GUARD + "return redis.call('INCR', KEYS[2])"
+# KEYS: leader, epoch. ARGV: fence, the last epoch that a member knows, which a Redis that started
+# again without its data does not. Replies the next epoch.
+NEXT_EPOCH = (
+    GUARD
+    + """
+local epoch = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[2])) + 1
+redis.call('SET', KEYS[2], epoch)
+return epoch
+"""
+)
 
 # KEYS: leader, plan, prepared plan, and the queues of every address: what lies there is of older
 # plans. ARGV: fence, plan.
@@ -34,6 +42,9 @@ return 1
 
 # KEYS: leader, plan, prepared plan. ARGV: fence, the plan to prepare.
 PREPARE = GUARD + "redis.call('SET', KEYS[3], ARGV[2]); return 1"
+
+# KEYS: leader, prepared plan. ARGV: fence.
+FORGET = GUARD + "return redis.call('DEL', KEYS[2])"
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,7 @@ class Plans:
         self._next_epoch = client.register_script(NEXT_EPOCH)
         self._publish = client.register_script(PUBLISH)
         self._prepare = client.register_script(PREPARE)
+        self._forget = client.register_script(FORGET)
 
     # -- what is asked for ---------------------------------------------------------------------
 
@@ -136,15 +148,15 @@ class Plans:
         found: Any = self.client.mget(names.PLAN_KEY, names.NEXT_PLAN_KEY)
         return found[0], found[1]
 
-    def number(self, plan: Plan, fence: str) -> Plan:
-        """The plan under the next epoch, not yet in force.
+    def number(self, plan: Plan, fence: str, known: int = 0) -> Plan:
+        """The plan under the next epoch, later than any `known` one, not yet in force.
 
         Raises:
             Fenced: whoever asks is not the leader any more.
         """
         with fenced():
             keys = [names.LEADER_KEY, names.EPOCH_KEY]
-            return plan.with_epoch(int(self._next_epoch(keys=keys, args=[fence])))
+            return plan.with_epoch(int(self._next_epoch(keys=keys, args=[fence, known])))
 
     def publish(self, plan: Plan, fence: str, before: Plan | None = None) -> None:
         """Put a numbered plan in force; whatever was being prepared is forgotten.
@@ -155,6 +167,11 @@ class Plans:
         queues = sorted(str(names.Address(*address)) for address in addresses)
         with fenced():
             self._publish(keys=[*_keys(), *queues], args=[fence, plan.to_json()])
+
+    def forget_next(self, fence: str) -> None:
+        """Nothing is being prepared any more: members free what they have loaded for it."""
+        with fenced():
+            self._forget(keys=[names.LEADER_KEY, names.NEXT_PLAN_KEY], args=[fence])
 
     def prepare(self, plan: Plan, fence: str) -> None:
         """Let members load what they will need for a numbered plan."""

@@ -13,7 +13,10 @@ from skynet import wire
 
 @dataclass(frozen=True)
 class Options:
-    """How to answer: the names are Hugging Face's, `max_tokens` and `stop` are OpenAI's."""
+    """How to answer: the names are Hugging Face's; `max_tokens`, `stop`, `logprobs` are OpenAI's.
+
+    What the model's generation config sets is in here: all that decides tokens is in the record.
+    """
 
     max_tokens: int = 128
     temperature: float = 0.0
@@ -22,6 +25,29 @@ class Options:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    min_new_tokens: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: tuple[int, ...] = ()
+    logprobs: int | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(self.__dict__)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Options:
+        """Options that a record of an earlier version lacks have their defaults."""
+        return cls(**{name: _tuples(value) for name, value in json.loads(text).items()})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -43,28 +69,28 @@ class Record:
     started_at: float = 0.0
     first_token_at: float = 0.0
     last_token_at: float = 0.0
+    family: str = ""  # the samples of one prompt have the first one's id here
 
     def fields(self) -> dict[str, str | bytes | int]:
         """What is written when the request is made; scripts write the rest."""
         return {
             "prompt": wire.encode(np.asarray(self.prompt, dtype=np.int32)),
-            "options": json.dumps(self.options.__dict__),
+            "options": self.options.to_json(),
             "created": repr(self.created),
             "deadline": repr(self.deadline),
             "state": self.state,
             "emitted": self.emitted,
             "model": self.model,
             "priority": self.priority,
+            "family": self.family,
         }
 
     @classmethod
     def from_fields(cls, request_id: str, found: dict[bytes, bytes]) -> Record:
-        options = json.loads(found[b"options"])
-        options["stop"] = tuple(options["stop"])
         return cls(
             id=request_id,
             prompt=tuple(wire.decode(found[b"prompt"]).tolist()),
-            options=Options(**options),
+            options=Options.from_json(found[b"options"]),
             created=float(found[b"created"]),
             deadline=float(found[b"deadline"]),
             state=found[b"state"].decode(),
@@ -77,7 +103,33 @@ class Record:
             started_at=float(found.get(b"started_at", 0)),
             first_token_at=float(found.get(b"first_token_at", 0)),
             last_token_at=float(found.get(b"last_token_at", 0)),
+            family=found.get(b"family", b"").decode(),
         )
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Natural logs of probabilities, of the model's own distribution: before temperature, filters,
+    penalties and bans.
+
+    logprob: of the token that was chosen.
+    top: (token id, log-probability) of the likeliest, best first.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+    def to_json(self) -> str:
+        return json.dumps([self.logprob, self.top])
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `Completion.logprobs` and JSON have it."""
+        return {"logprob": self.logprob, "top": [list(pair) for pair in self.top]}
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Logprobs:
+        logprob, top = json.loads(text)
+        return cls(logprob, _tuples(top))
 
 
 @dataclass(frozen=True)
@@ -87,10 +139,12 @@ class Token:
     index: int
     id: int
     text: str
+    logprobs: Logprobs | None = None  # if they were asked for
 
     @classmethod
     def from_fields(cls, fields: dict[bytes, bytes]) -> Token:
-        return cls(int(fields[b"i"]), int(fields[b"t"]), fields[b"p"].decode())
+        logprobs = Logprobs.from_json(fields[b"l"]) if b"l" in fields else None
+        return cls(int(fields[b"i"]), int(fields[b"t"]), fields[b"p"].decode(), logprobs)
 
 
 @dataclass(frozen=True)

@@ -18,18 +18,23 @@ from skynet.errors import Fenced, QueueFull
 from skynet.store.answer import AnswerReader
 from skynet.store.clock import RedisClock
 from skynet.store.leader import GUARD, fenced
-from skynet.store.record import End, Options, Record, Token
+from skynet.store.record import End, Logprobs, Options, Record, Token
 
-__all__ = ["End", "Options", "Record", "Requests", "Token"]
+__all__ = ["End", "Logprobs", "Options", "Record", "Requests", "Token"]
 
-# KEYS: arrival counter, record, open requests. ARGV: most open requests (-1: any number), id, then
-# the record's fields and values in turn. Replies 1 and the arrival, or 0 and how many are open.
+# KEYS: arrival counter, open requests, then records. ARGV: most open requests (-1: any number),
+# how many fields a record has, then for each its id, and its fields and values in turn. Replies 1
+# and the last arrival, or 0 and how many are open.
 CREATE = """
-local open, most = redis.call('ZCARD', KEYS[3]), tonumber(ARGV[1])
-if most >= 0 and open >= most then return {0, open} end
-local arrival = redis.call('INCR', KEYS[1])
-redis.call('HSET', KEYS[2], 'arrival', arrival, unpack(ARGV, 3))
-redis.call('ZADD', KEYS[3], arrival, ARGV[2])
+local open, most = redis.call('ZCARD', KEYS[2]), tonumber(ARGV[1])
+local count, size, arrival = #KEYS - 2, 2 * tonumber(ARGV[2]), 0
+if most >= 0 and open + count > most then return {0, open} end
+for i = 1, count do
+  local at = 3 + (i - 1) * (size + 1)
+  arrival = redis.call('INCR', KEYS[1])
+  redis.call('HSET', KEYS[2 + i], 'arrival', arrival, unpack(ARGV, at + 1, at + size))
+  redis.call('ZADD', KEYS[2], arrival, ARGV[at])
+end
 return {1, arrival}
 """
 
@@ -52,8 +57,8 @@ end
 )
 
 # KEYS: leader, then record and stream of each sequence in turn.
-# ARGV: fence, then index, token id and text of each in turn. Replies for each: 1 appended, 0 stale
-# or ended, -1 appended, and somebody asked to cancel.
+# ARGV: fence, then index, token id, text and log-probabilities ('': none) of each in turn. Replies
+# for each: 1 appended, 0 stale or ended, -1 appended, and somebody asked to cancel.
 APPEND = (
     GUARD
     + NOW
@@ -61,12 +66,16 @@ APPEND = (
 local replies = {}
 for i = 1, (#KEYS - 1) / 2 do
   local record, stream = KEYS[2 * i], KEYS[2 * i + 1]
-  local index, token, text = ARGV[3 * i - 1], ARGV[3 * i], ARGV[3 * i + 1]
+  local index, token, text, logprobs = unpack(ARGV, 4 * i - 2, 4 * i + 1)
   local found = redis.call('HMGET', record, 'emitted', 'state', 'cancel')
   if found[1] ~= index or found[2] == 'done' then
     replies[i] = 0
   else
-    redis.call('XADD', stream, '*', 'i', index, 't', token, 'p', text)
+    if logprobs == '' then
+      redis.call('XADD', stream, '*', 'i', index, 't', token, 'p', text)
+    else
+      redis.call('XADD', stream, '*', 'i', index, 't', token, 'p', text, 'l', logprobs)
+    end
     redis.call('HSET', record, 'emitted', index + 1, 'last_token_at', now)
     if index == '0' then redis.call('HSET', record, 'first_token_at', now) end
     replies[i] = found[3] and -1 or 1
@@ -141,10 +150,17 @@ class Requests:
         Raises:
             QueueFull: too many are; nothing was written.
         """
-        keys = [names.ARRIVALS_KEY, names.request_key(record.id), names.OPEN_REQUESTS_KEY]
-        arguments: list[Any] = [-1 if limit is None else limit, record.id]
-        for name, value in record.fields().items():
-            arguments += (name, value)
+        self.create_all([record], limit)
+
+    def create_all(self, records: Sequence[Record], limit: int | None = None) -> None:
+        """The same for several: all or none of them."""
+        keys = [names.ARRIVALS_KEY, names.OPEN_REQUESTS_KEY]
+        arguments: list[Any] = [-1 if limit is None else limit, len(records[0].fields())]
+        for record in records:
+            keys.append(names.request_key(record.id))
+            arguments.append(record.id)
+            for name, value in record.fields().items():
+                arguments += (name, value)
         taken, number = cast(list[int], self._create(keys=keys, args=arguments))
         if not taken:
             raise QueueFull(
@@ -216,7 +232,8 @@ class Requests:
         arguments: list[str | bytes | int] = []
         for request_id, token in tokens:
             keys += (names.request_key(request_id), names.tokens_key(request_id))
-            arguments += (token.index, token.id, token.text)
+            logprobs = "" if token.logprobs is None else token.logprobs.to_json()
+            arguments += (token.index, token.id, token.text, logprobs)
         return cast(list[int], self._write(self._append, keys, arguments))
 
     def finish(

@@ -61,7 +61,9 @@ class StepGuard:
             if last > step.number or (start > self.first_layer and last != step.number):
                 raise Ignore(f"step {step.number}: step {last} has been in slot {row.slot}")
             filled = self._filled.get(row.slot, 0)
-            if start == self.first_layer and row.start > filled:
+            if start == self.first_layer and row.source is not None:
+                self._check_source(step, row.source, row.start)
+            elif start == self.first_layer and row.start > filled:
                 raise ShardUnready(
                     f"{self.address} has {filled} tokens in slot {row.slot}, step {step.number} "
                     f"goes on at {row.start}"
@@ -72,6 +74,17 @@ class StepGuard:
             for row in step.rows:
                 self._last_step[row.slot] = step.number
                 self._filled[row.slot] = row.stop
+
+    def _check_source(self, step: Step, slot: int, length: int) -> None:
+        """May the first `length` tokens be copied from this slot?"""
+        last, filled = self._last_step.get(slot, -1), self._filled.get(slot, 0)
+        if last > step.number:
+            raise Ignore(f"step {step.number}: step {last} has been in slot {slot}, its source")
+        if length > filled:
+            raise ShardUnready(
+                f"{self.address} has {filled} tokens in slot {slot}, step {step.number} copies "
+                f"{length} from there"
+            )
 
     def done(self, number: int, stop: int) -> None:
         """The layers before `stop` are computed."""

@@ -64,6 +64,8 @@ class Keeper:
         self.place: Place | None = None
         self.epoch = 0  # of the last plan taken
         self.threads_changed = 0
+        self.client = connect(timeout_s=30)
+        self._taken: bytes | None = None  # the plan taken last, as text
         self._texts: tuple[bytes | None, bytes | None] = (None, None)
         self._prepared: tuple[Plan, Address, ShardModel] | None = None
         self._counted = 0.0
@@ -79,17 +81,12 @@ class Keeper:
             self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        import torch  # seconds: here, while Celery starts beside it
-
-        from skynet.worker.speed import measure_speed
-
-        torch.set_grad_enabled(False)
-        self.client = connect(timeout_s=30)
         plans = Plans(self.client)
-        self.lease.update(speed=measure_speed(self.member.device), state=SPARE)
         while not self._stopping.is_set():
             pause_s = FOLLOW_S
             try:
+                if not self.member.speed:
+                    self._warm_up()
                 self._share_cores()
                 self._follow(plans)
                 self._report_ready()
@@ -100,13 +97,30 @@ class Keeper:
                 pause_s = AGAIN_S
             self._stopping.wait(pause_s)
 
+    def _warm_up(self) -> None:
+        import torch  # seconds: here, while Celery starts beside it
+
+        from skynet.worker.speed import measure_speed
+
+        torch.set_grad_enabled(False)
+        speed = measure_speed(self.member.device)
+        self.lease.update(speed=speed, state=SPARE, problem="")
+
     def _follow(self, plans: Plans) -> None:
         texts = plans.texts()
         if texts == self._texts:
             return
         plan, following = (Plan.from_json(text) if text else None for text in texts)
-        if plan is not None and plan.epoch != self.epoch:
+        if plan is None:
+            self._taken = None  # Redis has started again without its data: any plan is new
+        elif texts[0] != self._taken:
             self._take(plan)
+            self._taken = texts[0]
+        if self._prepared is not None and (
+            following is None or following.epoch != self._prepared[0].epoch
+        ):
+            self._prepared = None
+            self._tidy()
         if following is not None and following.epoch != self.member.prepared:
             self._prepare(following)
         self._texts = texts
@@ -128,6 +142,7 @@ class Keeper:
         elif prepared is not None and prepared[0].epoch == plan.epoch:
             model = prepared[2]
         else:
+            prepared = None
             model = self._load(plan, address, old.model if old else None, consume=True)
         shards = len(plan.stages[address.stage].shards)
         urls = settings().exchange_urls or (settings().redis_url,)

@@ -27,7 +27,7 @@ from skynet.step import Part, Step
 from skynet.store.connection import connect
 from skynet.store.leader import leader_of
 from skynet.store.lease import Lease
-from skynet.store.members import Member
+from skynet.store.members import FAILED, LOADING, READY, Member
 from skynet.store.plans import Plans
 from skynet.worker.keeper import Keeper, Place
 from skynet.worker.memory import free_memory
@@ -67,6 +67,7 @@ class ShardRuntime:
         self._queue = ""  # what is consumed
         self._changed = 0.0  # when a queue was last left
         self._leaving_since = 0.0
+        self._settled = 0.0  # when Celery's thread last moved
         self._place: Place | None = None  # the last one seen by Celery's thread
 
     # -- lifecycle -----------------------------------------------------------------------------
@@ -97,6 +98,9 @@ class ShardRuntime:
 
     def settle(self) -> None:
         """In Celery's thread, now and then: consume the queue of the place, and no other."""
+        self._settled = time.monotonic()
+        if self.member.state == FAILED and self.keeper.place is not None:
+            self.lease.update(state=LOADING, problem="")  # it moves again
         place = self.keeper.place
         if place is not self._place:
             if self._place is not None:
@@ -122,6 +126,9 @@ class ShardRuntime:
 
         Called by the keeper.
         """
+        if self._settled and time.monotonic() - self._settled > settings().step_timeout_s:
+            self._report_stuck()
+            return False
         if self._consumer is None or self._queue != (str(place.address) if place else ""):
             return False
         if self._changed and time.monotonic() - self._changed < LINGER_S:
@@ -129,6 +136,13 @@ class ShardRuntime:
         if self.member.queue != self._queue:
             self.lease.update(queue=self._queue)
         return True
+
+    def _report_stuck(self) -> None:
+        """Celery's thread hangs: the lease is held, and nobody computes."""
+        if self.member.state == READY:
+            problem = f"its main thread has not moved for {settings().step_timeout_s:g} s"
+            logger.error("%s", problem)
+            self.lease.update(state=FAILED, problem=problem)
 
     def _may_leave(self) -> bool:
         """Has another its place, or is there nobody to wait for?"""

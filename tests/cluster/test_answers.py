@@ -9,8 +9,10 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 from checkpoints import Tiny, letters
 from processes import wait_for
+from transformers import AutoModelForCausalLM
 
 from skynet.client import Completion, Generation
 from skynet.errors import BadRequest, RequestCancelled, RequestTimeout
@@ -242,3 +244,39 @@ def test_steps_leave_nothing_in_redis(cluster: LocalCluster, tiny: Tiny) -> None
     for pattern in ("skynet:step:*", "skynet:hidden:*", "skynet:chord:*", "x:*"):
         for key in redis.scan_iter(pattern, count=1000):
             assert redis.ttl(key) != -1, key
+
+
+def test_options_log_probabilities_and_samples(cluster: LocalCluster, tiny: Tiny) -> None:
+    # Given a penalty, and what it does in Transformers
+    prompt = tiny.prompts[0]
+    model = AutoModelForCausalLM.from_pretrained(tiny.path, dtype=torch.float32).eval()
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW,
+            do_sample=False,
+            repetition_penalty=1.8,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    expected = torch.cat(output.logits).double().log_softmax(dim=-1)
+    # When it is asked for with log-probabilities
+    options: dict[str, Any] = {"max_tokens": NEW, "repetition_penalty": 1.8}
+    completion = cluster.submit_prompt(prompt, logprobs=3, **options).get(timeout=60)
+    # Then tokens and log-probabilities are the same
+    assert completion.token_ids == output.sequences[0, len(prompt) :].tolist()
+    for number, told in enumerate(completion.logprobs):
+        token = completion.token_ids[number]
+        assert told["logprob"] == pytest.approx(float(expected[number, token]), abs=1e-4)
+        top = expected[number].topk(3)
+        assert [other for other, _ in told["top"]] == top.indices.tolist()
+        assert [value for _, value in told["top"]] == pytest.approx(top.values.tolist(), abs=1e-4)
+    # And samples that share their prompt are those of each seed alone
+    sampled: dict[str, Any] = {**options, "temperature": 1.3}
+    together = cluster.client.submit_prompt(prompt, n=5, seed=7, **sampled)
+    alone = [cluster.submit_prompt(prompt, seed=7 + number, **sampled) for number in range(5)]
+    found = [generation.get(timeout=60).token_ids for generation in together]
+    assert found == [generation.get(timeout=60).token_ids for generation in alone]
+    assert len({tuple(tokens) for tokens in found}) == 5

@@ -28,6 +28,7 @@ class Reference:
     checkpoint: Checkpoint
     logits: list[np.ndarray]  # after the last token of each prompt, (vocab,)
     tokens: list[list[int]]
+    path: Path
 
 
 def save_random_model(
@@ -63,4 +64,4 @@ def make_reference(family: str, fields: dict[str, Any], directory: Path) -> Refe
                 do_sample=False,
             )
             tokens.append(answer[0, len(prompt) :].tolist())
-    return Reference(checkpoint, logits, tokens)
+    return Reference(checkpoint, logits, tokens, directory)

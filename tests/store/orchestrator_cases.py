@@ -105,13 +105,14 @@ def ask(client: redis.Redis, **changes: Any) -> Target:
     return Plans(client).ask(replace(TARGET, **changes))
 
 
-def submit(client: redis.Redis, name: str, model: str = "", **options: Any) -> None:
+def submit(
+    client: redis.Redis, name: str, model: str = "", timeout_s: float = 100, **options: Any
+) -> None:
     """Write a request's record; its message is lost."""
     requests = Requests(client, 1000)
     now = requests.clock.now(exact=True)
-    record = Record(
-        name, (1, 5, 7), Options(**{"max_tokens": 3, **options}), now, now + 100, model=model
-    )
+    chosen = Options(**{"max_tokens": 3, **options})
+    record = Record(name, (1, 5, 7), chosen, now, now + timeout_s, model=model)
     requests.create(record)
 
 

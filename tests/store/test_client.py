@@ -14,7 +14,7 @@ from skynet.client import Client, Generation
 from skynet.errors import BadRequest, ClusterUnreachable, NoModel, QueueFull
 from skynet.settings import settings
 from skynet.store.plans import Plans, Target
-from skynet.store.requests import End, Token
+from skynet.store.requests import End, Logprobs, Token
 from skynet.store.server import EmbeddedServer
 from skynet.store.weights import WeightStore
 
@@ -69,6 +69,10 @@ def test_a_request_is_written_and_its_task_sent(user: Client, client: redis.Redi
         ({"timeout": float("nan")}, "timeout nan"),
         ({"max_tokens": 62}, "max_tokens 62"),
         ({"best_of": 2}, "best_of"),
+        ({"n": 0}, "n 0"),
+        ({"n": 17}, "n 17"),
+        ({"n": 3, "priority": 10}, "priority 10"),
+        ({"suppress_tokens": [100]}, "suppress_tokens 100: a whole number from 0 to 99"),
     ],
 )
 def test_what_cannot_work_is_refused_and_nothing_written(
@@ -157,3 +161,37 @@ def test_a_request_is_cancelled_from_anywhere(user: Client, client: redis.Redis)
     assert not Generation("unknown", user).cancel()
     assert user.requests.read("unknown") is None
     assert client.exists(names.request_key("unknown")) == 0
+
+
+def test_samples_are_requests_of_one_family(user: Client, client: redis.Redis) -> None:
+    # When three samples are asked for
+    generations = user.submit_prompt([1, 2, 3], n=3, temperature=0.5, seed=2**64 - 2)
+    # Then each has its record and its task, a seed of its own, and the first one's id as family
+    records = [user.requests.read(generation.id) for generation in generations]
+    assert [record.options.seed for record in records if record] == [2**64 - 2, 2**64 - 1, 0]
+    assert {record.family for record in records if record} == {generations[0].id}
+    assert user.requests.open_ids() == [generation.id for generation in generations]
+    assert len(queued(client, names.ORCHESTRATOR_QUEUE)) == 3
+
+
+def test_one_sample_is_a_list_of_one_plain_request(user: Client) -> None:
+    (generation,) = user.submit_prompt([1, 2, 3], n=1)
+    record = user.requests.read(generation.id)
+    assert record is not None
+    assert record.family == ""
+
+
+def test_samples_are_of_one_prompt(user: Client) -> None:
+    with pytest.raises(BadRequest, match="n 2: call submit_prompt for each prompt"):
+        user.submit_prompts([[1], [2]], n=2)
+    assert user.requests.open_ids() == []
+
+
+def test_log_probabilities_are_in_the_completion(user: Client) -> None:
+    # Given an answer with them
+    generation = user.submit_prompt([1, 2, 3], logprobs=1)
+    user.requests.append([(generation.id, Token(0, 5, "a", Logprobs(-0.5, ((7, -0.25),))))])
+    user.requests.finish(generation.id, End(finish_reason="stop"))
+    # Then the completion has one entry a token, as JSON has it
+    found = generation.get(timeout=10)
+    assert found.logprobs == [{"logprob": -0.5, "top": [[7, -0.25]]}]

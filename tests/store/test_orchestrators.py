@@ -271,3 +271,64 @@ def test_who_stops_gives_its_leases_back(
     # Then it is no member, and nobody leads
     assert runtime.member.id not in {member.id for member in members.all()}
     assert leader_of(client) == ""
+
+
+def test_a_redis_that_breaks_off_at_a_new_target_is_asked_again(
+    runtime: OrchestratorRuntime,
+    shards: Shards,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a target, and a Redis that breaks off after it was read
+    ask(client)
+    beat(runtime)
+
+    def away() -> None:
+        raise redis.ConnectionError("connection reset")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(runtime.plans, "current", away)
+        watch(runtime)
+        assert (runtime.engine, runtime.conductor) == (None, None)
+    # When it is back / Then the target is followed
+    bring_up(runtime, shards)
+    assert runtime.text is not None
+
+
+def test_deadlines_hold_where_there_is_no_model_to_run(
+    runtime: OrchestratorRuntime, client: redis.Redis
+) -> None:
+    # Given open requests, and a model that is asked for and gone
+    ask(client)
+    client.delete(*client.keys("skynet:model:*"))
+    for name, timeout in (("late", -1.0), ("early", 100.0), ("cancelled", 100.0)):
+        submit(client, name, timeout_s=timeout)
+    requests = Requests(client, 1000)
+    requests.ask_cancel("cancelled")
+    beat(runtime)
+    # When the orchestrator looks
+    watch(runtime)
+    watch(runtime)
+    # Then what is over ends, with the reason, and the rest waits
+    assert requests.open_ids() == ["early"]
+    end = requests.wait_end("late", 1)
+    assert (end.error, "not staged" in end.message) == ("RequestTimeout", True)
+    assert requests.wait_end("cancelled", 1).error == "RequestCancelled"
+    assert "not staged" in runtime.status()["state"]
+
+
+def test_a_record_that_cannot_be_read_ends_and_stops_no_other(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
+) -> None:
+    # Given a record with an option that this version does not know, and a good one after it
+    bring_up(runtime, shards)
+    submit(client, "new")
+    client.hset(names.request_key("new"), "options", '{"stop": [], "unheard_of": 1}')
+    submit(client, "good")
+    # When they are swept
+    watch(runtime)
+    # Then the one ends with an error that says so, and the other runs
+    requests = Requests(client, 1000)
+    assert requests.open_ids() == ["good"]
+    assert "unheard_of" in requests.wait_end("new", 1).message
+    assert len(sent_steps(client)) == 1

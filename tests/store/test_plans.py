@@ -122,3 +122,24 @@ def test_a_new_plan_empties_the_queues_of_all_addresses(
     # Then what lay at either's addresses is gone
     left = {queue for queue in (*queues, names.ORCHESTRATOR_QUEUE) if client.exists(queue)}
     assert left == {"stage7.shard0", names.ORCHESTRATOR_QUEUE}
+
+
+def test_epochs_are_later_than_any_that_is_known(client: redis.Redis, leader: Leadership) -> None:
+    # Given a Redis that knows of no plan, and somebody who knows of the 41st
+    plans = Plans(client)
+    # When plans are numbered / Then they go on from there
+    assert plans.number(PLAN, leader.fence, known=41).epoch == 42
+    assert plans.number(PLAN, leader.fence).epoch == 43
+
+
+def test_a_preparation_that_is_over_is_forgotten(client: redis.Redis, leader: Leadership) -> None:
+    # Given a plan that is being prepared
+    plans = Plans(client)
+    plans.prepare(plans.number(PLAN, leader.fence), leader.fence)
+    assert plans.texts()[1] is not None
+    # When another than the leader would end that / Then it cannot
+    with pytest.raises(Fenced):
+        plans.forget_next("9:other")
+    # And when the leader does, it is gone
+    plans.forget_next(leader.fence)
+    assert plans.texts() == (None, None)

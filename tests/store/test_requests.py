@@ -12,12 +12,20 @@ import redis
 from skynet import names
 from skynet.errors import Fenced, QueueFull, RequestLost, SkynetError
 from skynet.store.connection import connect
-from skynet.store.requests import End, Options, Record, Requests, Token
+from skynet.store.requests import End, Logprobs, Options, Record, Requests, Token
 from skynet.store.server import EmbeddedServer
 
 WAIT_S = 30
 OPTIONS = Options(
-    max_tokens=9, temperature=0.5, top_k=3, top_p=0.9, seed=2**64 - 1, stop=("a", "b")
+    max_tokens=9,
+    temperature=0.5,
+    top_k=3,
+    top_p=0.9,
+    seed=2**64 - 1,
+    stop=("a", "b"),
+    bad_words_ids=((1, 2), (3,)),
+    forced_eos_token_id=(4,),
+    logprobs=2,
 )
 
 
@@ -27,7 +35,7 @@ def requests(client: redis.Redis) -> Requests:
 
 
 def new(requests: Requests, name: str = "r1", limit: int | None = None) -> Record:
-    record = Record(name, (1, 2, 70_000), OPTIONS, 10.25, 1e12, priority=7)
+    record = Record(name, (1, 2, 70_000), OPTIONS, 10.25, 1e12, priority=7, family="f")
     requests.create(record, limit)
     return record
 
@@ -42,7 +50,7 @@ def test_a_record_comes_back_as_it_was(requests: Requests) -> None:
     assert (found.prompt, found.options) == (record.prompt, OPTIONS)
     assert (found.created, found.deadline, found.state) == (10.25, 1e12, "waiting")
     assert (found.emitted, found.arrival, found.cancelled, found.end) == (0, 1, False, None)
-    assert found.priority == 7
+    assert (found.priority, found.family) == (7, "f")
     assert (found.started_at, found.first_token_at, found.last_token_at) == (0, 0, 0)
     assert requests.read("nobody") is None
 
@@ -190,6 +198,46 @@ def test_a_stream_without_tokens_ends_by_its_timeout(requests: Requests) -> None
         list(requests.stream("r1", timeout_s=0.1))
     with pytest.raises(RequestLost, match=r"unknown is not in Redis: .*; submit it again"):
         list(requests.stream("unknown", timeout_s=0.1))
+
+
+def test_a_record_of_before_has_the_defaults_of_what_it_lacks(
+    requests: Requests, client: redis.Redis
+) -> None:
+    # Given a record that was written before there were families and most options
+    new(requests)
+    client.hset(names.request_key("r1"), "options", '{"max_tokens": 5, "stop": ["x"]}')
+    client.hdel(names.request_key("r1"), "family")
+    # When it is read / Then the rest is as if nothing had been asked
+    found = requests.read("r1")
+    assert found is not None
+    assert (found.options, found.family) == (Options(max_tokens=5, stop=("x",)), "")
+
+
+def test_log_probabilities_come_back_with_their_token(requests: Requests) -> None:
+    # Given a token with and one without them
+    new(requests)
+    tokens = [Token(0, 5, "a", Logprobs(-0.25, ((5, -0.25), (9, -1.5)))), Token(1, 6, "b")]
+    for token in tokens:
+        assert requests.append([("r1", token)]) == [1]
+    requests.finish("r1", End(finish_reason="stop"))
+    # Then both are read as they were
+    assert requests.emitted("r1") == tokens
+    assert list(requests.stream("r1", 0, WAIT_S))[:2] == tokens
+
+
+def test_several_records_are_taken_together_or_not_at_all(requests: Requests) -> None:
+    # Given three records and room for four
+    made = [Record(name, (1,), OPTIONS, 1.0, 2.0, family="a") for name in "abc"]
+    requests.create_all(made, limit=4)
+    # Then they are there in their order
+    assert requests.open_ids() == ["a", "b", "c"]
+    arrivals = [found.arrival for found in map(requests.read, "abc") if found]
+    assert arrivals == [1, 2, 3]
+    # When two more come / Then neither is taken
+    with pytest.raises(QueueFull, match="3 requests are unfinished, the limit is 4"):
+        requests.create_all([Record(name, (1,), OPTIONS, 1.0, 2.0) for name in "de"], limit=4)
+    assert requests.open_ids() == ["a", "b", "c"]
+    assert requests.read("d") is None
 
 
 def test_a_full_queue_takes_no_more(requests: Requests) -> None:

@@ -18,10 +18,11 @@ from click.testing import CliRunner, Result
 
 from skynet import __version__, cli, terminal
 from skynet.cli.options import interruptible
-from skynet.client import default_client
+from skynet.client import Completion, default_client
 from skynet.local import LocalCluster
 from skynet.models.checkpoint import Checkpoint
 from skynet.settings import Settings, settings
+from skynet.store.requests import Token
 from skynet.store.server import EmbeddedServer
 
 CONFIG = {
@@ -122,6 +123,8 @@ def test_version() -> None:
         ("split", "smollm2", "--slots", "0"),
         ("generate", "hello", "--nope"),
         ("generate", "hello", "--priority", "10"),
+        ("generate", "hello", "--n", "17"),
+        ("generate", "hello", "--logprobs", "21"),
         ("up", "--spares", "-1"),
         ("models", "remove"),
         ("ask", "hello"),
@@ -143,6 +146,9 @@ def test_wrong_usage_is_told_with_the_usage(words: tuple[str, ...]) -> None:
         (("hello", "--top-p", "0"), "BadRequest", ["top_p", "0"]),
         (("hello", "--max-tokens", "0"), "BadRequest", ["max_tokens", "0"]),
         (("hello", "--stop", ""), "BadRequest", ["stop"]),
+        (("hello", "--repetition-penalty", "0"), "BadRequest", ["repetition_penalty", "0"]),
+        (("hello", "--bad-word", ""), "BadRequest", ["bad_words"]),
+        (("hello", "--sample", "--temperature", "0"), "BadRequest", ["do_sample", "temperature"]),
         (("hello", "--model", "/nowhere"), "CheckpointError", ["/nowhere"]),
         (("hello", "--model", "nowhere.gguf"), "CheckpointError", ["nowhere.gguf"]),
     ],
@@ -268,6 +274,64 @@ def test_a_bad_variable_is_named(variable: str, value: str) -> None:
     result = skynet("status", **{variable: value})
     refused(result, "ConfigurationError", variable)
     assert "secret" not in result.output
+
+
+class Answered:
+    """A generation whose answer is there."""
+
+    def __init__(self, text: str, logprobs: list[dict[str, Any]]) -> None:
+        timings = {"first_token_s": 0.5, "decode_tokens_per_s": 3.0}
+        self.completion = Completion(text, [5, 6], 1, "length", timings, logprobs)
+
+    def tokens(self) -> list[Token]:
+        return [Token(0, 5, self.completion.text[:1]), Token(1, 6, self.completion.text[1:])]
+
+    def get(self) -> Completion:
+        return self.completion
+
+
+class Asked:
+    """A client that answers at once, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {}
+
+    def submit_prompt(self, prompt: str, n: int, **options: Any) -> list[Answered]:
+        self.options = options
+        logprobs = [{"logprob": -0.5, "top": [[5, -0.5], [9, -2.25]]}, {"logprob": -1.0, "top": []}]
+        return [Answered(f"text {number}", logprobs) for number in range(n)]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    found = Asked()
+    monkeypatch.setattr("skynet.cli.cluster.client_of_settings", lambda: found)
+    return found
+
+
+def test_generate_prints_answers_and_log_probabilities(asked: Asked) -> None:
+    # When two answers are asked for with options
+    words = ["--n", "2", "--logprobs", "2", "--bad-word", "no", "--bad-word", "never", "--sample"]
+    result = skynet("generate", "hello", *words, "--repetition-penalty", "1.5")
+    # Then the options arrive, and the answers come one after the other
+    assert result.exit_code == 0
+    assert asked.options == {
+        "raw": False,
+        "logprobs": 2,
+        "bad_words": ["no", "never"],
+        "do_sample": True,
+        "repetition_penalty": 1.5,
+    }
+    each = "token 5 -0.5000 |  5 -0.5000  9 -2.2500\ntoken 6 -1.0000\n"
+    assert result.stdout == f"text 0\n{each}text 1\n{each}"
+
+
+@pytest.mark.usefixtures("asked")
+def test_generate_as_json_is_a_list_if_there_are_several() -> None:
+    one = json.loads(skynet("generate", "hello", "--json").stdout)
+    assert (one["text"], one["logprobs"][1]) == ("text 0", {"logprob": -1.0, "top": []})
+    several = json.loads(skynet("generate", "hello", "--json", "--n", "2").stdout)
+    assert [answer["text"] for answer in several] == ["text 0", "text 1"]
 
 
 def test_an_unknown_scenario_is_refused_with_those_known() -> None:

@@ -137,12 +137,13 @@ def test_the_models_page_is_what_the_code_says() -> None:
     assert read(ROOT / "docs" / "models.md") == table.page()
 
 
-def test_the_options_named_are_those_there_are() -> None:
+def test_the_options_table_names_those_there_are() -> None:
     # Given
-    sentence = README.partition("\nOptions: ")[2].partition(".")[0]
+    table = README.partition("<!-- options -->")[2].partition("\n\n")[0]
     # Then
-    assert set(re.findall(r"`(\w+)`", sentence)) == {*KNOWN_OPTIONS, "priority", "timeout"}
-    assert f"`max_tokens` ({DEFAULT_MAX_TOKENS})" in sentence
+    named = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert sorted(named) == sorted([*KNOWN_OPTIONS, "n", "priority", "timeout"])
+    assert f"| `max_tokens` | {DEFAULT_MAX_TOKENS} |" in table
 
 
 @documents

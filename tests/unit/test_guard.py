@@ -17,10 +17,12 @@ FIRST = 2  # the stage's first layer
 SPANS = ((2, 4), (4, 5), (5, 7))
 
 
-def step_of(number: int, *rows: tuple[int, int, int]) -> Step:
-    """rows: slot, first token's position, tokens."""
-    made = tuple(Row(slot, start, (7,) * count, 1) for slot, start, count in rows)
-    return Step(1, number, made, 2)
+def step_of(number: int, *rows: tuple[int, int, int] | tuple[int, int, int, int | None]) -> Step:
+    """rows: slot, first token's position, tokens, and perhaps a slot to copy from."""
+    made = []
+    for slot, start, count, *source in rows:
+        made.append(Row(slot, start, (7,) * count, 1, None, *source))  # type: ignore[arg-type]
+    return Step(1, number, tuple(made), 2)
 
 
 def offer(guard: StepGuard, step: Step, start: int, stop: int) -> None:
@@ -49,8 +51,14 @@ class Slots:
         for row in step.rows:
             if self.writer.get(row.slot, -1) > step.number:
                 raise AssertionError(f"step {step.number} ran over a later one in {row.slot}")
+            if start == FIRST and row.source is not None:
+                if self.writer.get(row.source, -1) > step.number:
+                    raise AssertionError(f"step {step.number} copies a later one's {row.source}")
+                if row.start > self.tokens.get(row.source, 0):
+                    raise AssertionError(f"step {step.number} copies more than {row.source} has")
+        for row in step.rows:
             if start == FIRST:
-                if row.start > self.tokens.get(row.slot, 0):
+                if row.source is None and row.start > self.tokens.get(row.slot, 0):
                     raise AssertionError(f"step {step.number} leaves a gap in slot {row.slot}")
                 self.tokens[row.slot] = row.stop
                 self.writer[row.slot] = step.number
@@ -60,7 +68,8 @@ class Slots:
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Step]:
-    """Steps as an engine sends them: each row goes on where its slot is, or begins anew."""
+    """Steps as an engine sends them: each row goes on where its slot is, or begins anew or as
+    a copy of another."""
     known: dict[int, int] = {}
     steps = []
     for number in range(draw(st.integers(1, 6))):
@@ -68,9 +77,12 @@ def histories(draw: st.DrawFn) -> list[Step]:
         rows = []
         for slot in slots:
             start = draw(st.sampled_from([0, known.get(slot, 0)]))
+            source = draw(st.sampled_from([None, *(known.keys() - set(slots))]))
+            if source is not None:
+                start = draw(st.integers(1, known[source]))
             count = draw(st.integers(1, 3))
-            known[slot] = start + count
-            rows.append((slot, start, count))
+            rows.append((slot, start, count, source))
+        known |= {slot: start + count for slot, start, count, _ in rows}
         steps.append(step_of(number, *rows))
     return steps
 
@@ -152,3 +164,34 @@ def test_only_so_many_steps_are_remembered() -> None:
         guard.remember(step, b"rows")
     # Then the oldest are forgotten
     assert list(guard.steps) == list(range(5, REMEMBERED_STEPS + 5))
+
+
+def test_a_slot_can_begin_as_a_copy_of_another() -> None:
+    # Given a slot with three tokens
+    guard = StepGuard("stage1.shard0", FIRST)
+    offer(guard, step_of(0, (5, 0, 3)), 2, 7)
+    # When another takes two of them / Then it goes on from there
+    offer(guard, step_of(1, (0, 2, 1, 5)), 2, 7)
+    offer(guard, step_of(2, (0, 3, 1)), 2, 7)
+    with pytest.raises(ShardUnready, match="4 tokens in slot 0, step 3 goes on at 5"):
+        offer(guard, step_of(3, (0, 5, 1)), 2, 7)
+
+
+def test_a_copy_of_what_is_not_there_fails_the_step() -> None:
+    # Given a slot with three tokens / When four are copied / Then the step fails with the numbers
+    guard = StepGuard("stage1.shard0", FIRST)
+    offer(guard, step_of(0, (5, 0, 3)), 2, 7)
+    with pytest.raises(ShardUnready, match="has 3 tokens in slot 5, step 1 copies 4"):
+        offer(guard, step_of(1, (0, 4, 1, 5)), 2, 7)
+    with pytest.raises(ShardUnready, match="has 0 tokens in slot 4, step 1 copies 1"):
+        offer(guard, step_of(1, (0, 1, 1, 4)), 2, 7)
+
+
+def test_a_late_copy_does_not_take_what_a_later_step_has_written() -> None:
+    # Given a slot that a later step has begun anew
+    guard = StepGuard("stage1.shard0", FIRST)
+    offer(guard, step_of(0, (5, 0, 3)), 2, 7)
+    offer(guard, step_of(2, (5, 0, 3)), 2, 7)
+    # When an earlier step copies from it / Then it is dropped
+    with pytest.raises(Ignore, match="step 1: step 2 has been in slot 5, its source"):
+        offer(guard, step_of(1, (0, 2, 1, 5)), 2, 7)

@@ -26,6 +26,7 @@ LAYERS = (
     "text",
     "layers",
     "store",
+    "generation_config",
     "options",
     "prompts",
     "chords",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skynet.errors import BadRequest
-from skynet.options import DEFAULT_MAX_TOKENS, KNOWN, check_options, check_priority
+from skynet.options import DEFAULT_MAX_TOKENS, KNOWN, check_options, check_priority, check_samples
 from skynet.store.requests import Options
 
 SLOT = 1000
@@ -36,10 +36,40 @@ def test_all_options_arrive() -> None:
         "seed": 2**64 - 1,
         "stop": ["\n", "END"],
         "ignore_eos": True,
+        "min_p": 0.05,
+        "do_sample": True,
+        "repetition_penalty": 1.5,
+        "no_repeat_ngram_size": 3,
+        "min_new_tokens": 990,
+        "bad_words_ids": [[1, 2], (3,), [3]],
+        "suppress_tokens": (4, 5),
+        "begin_suppress_tokens": [6],
+        "forced_bos_token_id": 7,
+        "forced_eos_token_id": 8,
+        "logprobs": 20,
+        "num_beams": 1,
     }
     # When / Then
     found = check_options(given_options, 10, SLOT)
-    assert found == Options(990, 1.0, 40, 0.9, 2**64 - 1, ("\n", "END"), True)
+    assert found == Options(
+        max_tokens=990,
+        temperature=1.0,
+        top_k=40,
+        top_p=0.9,
+        seed=2**64 - 1,
+        stop=("\n", "END"),
+        ignore_eos=True,
+        min_p=0.05,
+        repetition_penalty=1.5,
+        no_repeat_ngram_size=3,
+        min_new_tokens=990,
+        bad_words_ids=((1, 2), (3,)),
+        suppress_tokens=(4, 5),
+        begin_suppress_tokens=(6,),
+        forced_bos_token_id=7,
+        forced_eos_token_id=(8,),
+        logprobs=20,
+    )
     assert check_options({"stop": "END"}, 10, SLOT).stop == ("END",)
 
 
@@ -86,15 +116,54 @@ def test_who_samples_without_a_seed_is_given_one() -> None:
         ({"stop": [5]}, "stop 5"),
         ({"stop": b"a"}, "stop"),
         ({"ignore_eos": 1}, "ignore_eos 1"),
+        ({"do_sample": 1}, "do_sample 1"),
+        ({"min_p": 1.1}, "min_p 1.1: at least 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty 0"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty -1"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size -1"),
+        ({"min_new_tokens": 9, "max_tokens": 8}, "min_new_tokens 9: a whole number from 0 to 8"),
+        ({"bad_words_ids": [1]}, "bad_words_ids 1"),
+        ({"bad_words_ids": [[]]}, "bad_words_ids"),
+        ({"bad_words_ids": [[100]]}, "bad_words_ids 100: a whole number from 0 to 99"),
+        ({"bad_words_ids": "no"}, "bad_words_ids"),
+        ({"bad_words": [""]}, "bad_words ''"),
+        ({"bad_words": 5}, "bad_words"),
+        ({"suppress_tokens": [100]}, "suppress_tokens 100"),
+        ({"begin_suppress_tokens": 1}, "begin_suppress_tokens 1"),
+        ({"forced_bos_token_id": -1}, "forced_bos_token_id -1"),
+        ({"forced_eos_token_id": [1, 100]}, "forced_eos_token_id 100"),
+        ({"forced_eos_token_id": 1, "suppress_tokens": [1, 2]}, "forced_eos_token_id (1,)"),
+        ({"logprobs": 21}, "logprobs 21: a whole number from 0 to 20"),
+        ({"logprobs": True}, "logprobs True"),
+        ({"num_beams": 4}, "num_beams 4: beam search is not supported"),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_what_cannot_work_is_refused_by_name(options: dict[str, Any], told: str) -> None:
     # When / Then
     with pytest.raises(BadRequest) as raised:
-        check_options(options, 10, SLOT)
+        check_options(options, 10, SLOT, vocab_size=100)
     assert told in str(raised.value)
     assert len(str(raised.value)) < 500
+
+
+def test_bad_words_are_split_as_they_may_stand_in_a_text() -> None:
+    # Given a tokenizer of one letter a token
+    def encode(text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    # Then a word is banned at a text's start and after a space, beside ids that are given
+    given_options = {"bad_words": ["no", "a"], "bad_words_ids": [[97]]}
+    found = check_options(given_options, 1, SLOT, encode=encode).bad_words_ids
+    assert found == ((97,), (110, 111), (32, 110, 111), (32, 97))
+    assert check_options({"bad_words": "a"}, 1, SLOT, encode=encode).bad_words_ids[0] == (97,)
+
+
+def test_samples_are_1_to_16() -> None:
+    assert [check_samples(value) for value in (1, 16)] == [1, 16]
+    for value in (0, 17, 1.0, True, "2"):
+        with pytest.raises(BadRequest, match=f"n {value!r}: a whole number from 1 to 16"):
+            check_samples(value)
 
 
 def test_a_priority_is_0_to_9() -> None:
@@ -136,5 +205,9 @@ def test_anything_is_either_refused_or_within_its_limits(options: dict[str, Any]
     assert 0 <= found.temperature <= 100
     assert 0 < found.top_p <= 1
     assert found.top_k >= 0
+    assert 0 <= found.min_p <= 1
+    assert 0.01 <= found.repetition_penalty <= 100
+    assert found.min_new_tokens <= found.max_tokens
+    assert all(found.bad_words_ids)
     assert found.seed is not None or found.temperature == 0
     assert all(isinstance(stop, str) and stop for stop in found.stop)

@@ -45,11 +45,12 @@ def new_sequence(
     end_ids: Items[int] = (),
     max_length: int = 512,
     text: Text | None = None,
+    family: str = "",
     **options: Any,
 ) -> Sequence:
     checked = Options(**{"max_tokens": 4, **options})
     return Sequence(
-        Record(name, tuple(prompt), checked, 0.0, deadline),
+        Record(name, tuple(prompt), checked, 0.0, deadline, family=family),
         (text or Text({})).detokenizer(),
         StopStrings(checked.stop),
         frozenset(end_ids),
@@ -87,6 +88,11 @@ class FakeShards:
         offers = []
         for row in step.rows:
             slot = self.slots.setdefault(row.slot, [])
+            if row.source is not None:
+                known = self.slots[row.source]
+                if row.start > len(known):
+                    raise AssertionError(f"{row} takes more than {len(known)} tokens")
+                slot[:] = known[: row.start]
             if row.start > len(slot):
                 raise AssertionError(f"{row} leaves a gap after {len(slot)} tokens")
             slot[row.start :] = row.tokens

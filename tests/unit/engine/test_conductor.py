@@ -41,6 +41,7 @@ class FakePlans:
         self.log: list[tuple[str, Plan]] = []
         self.rebalance = False
         self.leader = "1:me"
+        self.next: Plan | None = None
 
     def current(self) -> Plan | None:
         return self.plan
@@ -49,21 +50,26 @@ class FakePlans:
         asked, self.rebalance = self.rebalance, False
         return asked
 
-    def number(self, plan: Plan, fence: str) -> Plan:
+    def number(self, plan: Plan, fence: str, known: int = 0) -> Plan:
         self._check(fence)
-        self.epoch += 1
+        self.epoch = max(self.epoch, known) + 1
         return plan.with_epoch(self.epoch)
 
     def publish(self, plan: Plan, fence: str, before: Plan | None = None) -> None:
         self._check(fence)
         if before != self.plan:
             raise AssertionError(f"the plan in force is {self.plan}, not {before}")
-        self.plan = plan
+        self.plan, self.next = plan, None
         self.log.append(("publish", plan))
 
     def prepare(self, plan: Plan, fence: str) -> None:
         self._check(fence)
         self.log.append(("prepare", plan))
+        self.next = plan
+
+    def forget_next(self, fence: str) -> None:
+        self._check(fence)
+        self.next = None
 
     def _check(self, fence: str) -> None:
         if fence != self.leader:
@@ -76,7 +82,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.ready = self.busy = self.draining = False
         self.resumed: list[Plan] = []
-        self.suspended = self.hurried = 0
+        self.suspended = self.hurried = self.blamed = 0
 
     def drain(self) -> bool:
         self.draining = True
@@ -95,6 +101,9 @@ class FakeEngine:
 
     def hurry(self) -> None:
         self.hurried += 1
+
+    def blame_loss(self) -> None:
+        self.blamed += 1
 
 
 class Stand:
@@ -448,3 +457,14 @@ def test_one_that_does_not_lead_any_more_cannot_go_on(stand: Stand) -> None:
     with pytest.raises(Fenced):
         stand.tick()
     assert stand.written == []
+
+
+def test_a_redis_that_has_forgotten_its_epochs_does_not_begin_again(stand: Stand) -> None:
+    # Given workers that know of an epoch which Redis does not
+    for name in ("a", "b"):
+        stand.leases[name] = replace(stand.leases[name], epoch=41)
+    # When a plan is made
+    stand.tick()
+    # Then its epoch is later
+    assert stand.plans.plan is not None
+    assert stand.plans.plan.epoch == 42

@@ -167,6 +167,30 @@ def test_a_request_that_shards_cannot_compute_is_found_and_ends_alone() -> None:
     assert bench.notes.written == {"a": answer([1], 8), "c": answer([3], 8)}
 
 
+def test_a_request_that_kills_whoever_takes_it_is_found_and_ends_alone() -> None:
+    # Given three requests in one step, of which one ends the process of a shard
+    bench = Bench()
+    bench.engine.ready = False
+    for name, prompt in (("a", [1]), ("bad", [2]), ("c", [3])):
+        bench.engine.accept(new_sequence(name, prompt, max_tokens=8))
+    bench.recover()
+    # When a shard dies in every step with it
+    for _ in range(100):
+        while bench.engine.in_flight:
+            batch = bench.engine.in_flight[min(bench.engine.in_flight)].batch
+            if any(sequence.id == "bad" for sequence, _ in batch):
+                break
+            bench.finish_oldest()
+        if not bench.engine.in_flight:
+            break
+        bench.engine.suspend()
+        bench.engine.blame_loss()
+        bench.recover()
+    # Then it alone ends with an error, and the others have their answers
+    assert isinstance(bench.notes.ended["bad"], ShardLost)
+    assert bench.notes.written == {"a": answer([1], 8), "c": answer([3], 8)}
+
+
 def test_lost_messages_are_nobodys_fault() -> None:
     # Given a request whose steps are lost again and again
     bench = Bench()
@@ -280,6 +304,21 @@ def test_a_cancelled_request_whose_deadline_passes_in_mid_step_ends_once() -> No
     bench.run()
     # Then it has ended once, and the other is answered
     assert isinstance(bench.notes.ended["a"], RequestTimeout)
+    assert bench.notes.written == {"b": answer([2], 4)}
+
+
+def test_a_slot_is_free_only_when_the_step_with_it_is_over() -> None:
+    # Given one slot, a request in it whose time is over in mid-step, and one that waits
+    bench = Bench(tiny_plan(stages=2, num_slots=1))
+    bench.engine.accept(new_sequence("a", [1], deadline=102))
+    bench.engine.accept(new_sequence("b", [2]))
+    bench.now = 102.5
+    bench.engine.tick()
+    assert isinstance(bench.notes.ended["a"], RequestTimeout)
+    # When the step is still under way / Then nobody else writes into the slot
+    assert len(bench.shards.sent) == 1
+    # And afterwards the other has it
+    bench.run()
     assert bench.notes.written == {"b": answer([2], 4)}
 
 

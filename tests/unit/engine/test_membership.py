@@ -8,10 +8,10 @@ from typing import Any, cast
 import pytest
 from engine_fakes import tiny_plan
 
-from skynet.engine.membership import BROKEN_S, Membership
+from skynet.engine.membership import BROKEN_S, COOL_S, FAILED_S, STARTING_S, Membership
 from skynet.names import ORCHESTRATOR_QUEUE
 from skynet.planning.cost import WORKER_BYTES
-from skynet.store.members import LOADING, READY, SPARE, Member, Members
+from skynet.store.members import FAILED, LOADING, READY, SPARE, Member, Members
 
 MIB = 2**20
 
@@ -228,3 +228,38 @@ def test_the_fastest_load_is_what_is_reckoned_with(room: Room) -> None:
     room.look()
     # When / Then what was there already was not loaded
     assert room.membership.load_rate() == 1000.0
+
+
+def test_who_cannot_take_its_place_is_left_out_for_a_while(room: Room) -> None:
+    # Given a member that lives, and cannot load what it should
+    room.join("a", state=FAILED, problem="OutOfMemoryError: no")
+    room.look()
+    assert room.look(FAILED_S / 2) == []
+    # When that lasts / Then others may have its place
+    assert room.look(FAILED_S / 2) == [("lost", "spare (a)")]
+    room.join("a", state=SPARE)
+    assert room.look(COOL_S / 2) == []
+    # And it may try again later
+    assert [kind for kind, _ in room.look(COOL_S)] == ["joined"]
+
+
+def test_who_never_comes_up_is_not_waited_for(room: Room) -> None:
+    # Given a member that starts
+    room.join("a", speed=0.0, joined=50.0, renewed=51.0)
+    room.look()
+    assert room.membership.coming
+    # When it still does after long
+    room.join("a", speed=0.0, joined=50.0, renewed=51.0 + STARTING_S)
+    room.look()
+    # Then nobody waits for it
+    assert not room.membership.coming
+
+
+def test_the_latest_epoch_that_anybody_knows(room: Room) -> None:
+    # Given members of different plans
+    assert room.membership.last_epoch == 0
+    room.join("a", epoch=7)
+    room.join("b", epoch=3, prepared=9)
+    room.look()
+    # When / Then
+    assert room.membership.last_epoch == 9

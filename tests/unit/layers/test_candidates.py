@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from skynet.errors import StepFailed
 from skynet.layers.candidates import pick
-from skynet.step import Want
+from skynet.step import Part, Row, Step, Want
 
 # Few distinct values, so that ties are common.
 LOGITS = st.lists(st.integers(-6, 6).map(lambda value: value / 2), min_size=1, max_size=40)
@@ -85,3 +85,41 @@ def test_a_floor_without_temperature_is_refused() -> None:
     # When / Then
     with pytest.raises(StepFailed, match="temperature above 0, got 0"):
         pick(torch.zeros(1, 3), [Want(top=0, floor=0.1, temperature=0.0)], 0)
+
+
+@given(logits=LOGITS, ids=st.sets(st.integers(0, 45)), top=st.integers(1, 5), data=st.data())
+def test_ids_that_are_asked_for_come_besides_the_best_of_the_others(
+    logits: list[float], ids: set[int], top: int, data: st.DataObject
+) -> None:
+    # Given a row that asks for some tokens, next to one that does not
+    order = tuple(data.draw(st.permutations(sorted(ids))))
+    wants = [Want(top=top, ids=order), Want(top=top)]
+    # When they are picked of a shard that starts at token 3
+    found, plain = pick(torch.tensor([logits, logits]), wants, 3)
+    # Then they come last, and count for nothing else
+    own = [token for token in order if 3 <= token < 3 + len(logits)]
+    others = [index for index in range(len(logits)) if index + 3 not in ids]
+    best = sorted(others, key=lambda index: (-logits[index], index))[:top]
+    assert found.ids.tolist() == [*(index + 3 for index in best), *own]
+    assert found.logits.tolist() == [logits[token - 3] for token in found.ids]
+    assert found.peak == max((logits[index] for index in others), default=float("-inf"))
+    masses = [np.exp(logits[index] - found.peak) for index in others]
+    assert found.mass == pytest.approx(sum(masses), rel=1e-5)
+    # And the other row has what it had
+    assert plain.ids.tolist() == pick(torch.tensor([logits]), wants[1:], 3)[0].ids.tolist()
+
+
+def test_offers_and_wants_travel_as_they_are() -> None:
+    # Given a step and a part with everything in them
+    want = Want(2, 0.25, 0.5, (5, 1), 2)
+    rows = (Row(0, 3, (7,), 3, want, source=4), Row(1, 0, (1, 2), 2), Row(2, 0, (1,), 1, Want(0)))
+    step = Step(1, 2, rows, 3)
+    (offer,) = pick(torch.tensor([[1.0, 2.0, 0.5]]), [want], 4)
+    # When they are written and read
+    (found,) = Part.decode(Part(None, [offer]).encode()).candidates
+    # Then they are the same
+    assert Step.decode(step.encode()) == step
+    assert (found.ids.tolist(), found.logits.tolist()) == ([4, 6, 5], [1.0, 0.5, 2.0])
+    assert found.best is not None
+    assert (found.best.ids.tolist(), found.best.logits.tolist()) == ([5, 4], [2.0, 1.0])
+    assert found.best.total == pytest.approx(float(np.log(np.exp([1.0, 2.0, 0.5]).sum())))

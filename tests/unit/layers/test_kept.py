@@ -152,14 +152,17 @@ def fetched_again(
 ) -> list[str]:
     """Matrices of which a region was asked for both times.
 
-    Not biases, which are small, nor a tied embedding, which is laid out in two ways.
+    Not biases and norms, which are small, nor a tied embedding, which is laid out in two ways, nor
+    what is fused group by group, of which whole groups are fetched.
     """
+    by_group = tuple(w.tensor(0).rpartition(".0.")[2] for w in arch.weights if w.by_group)
     embed = arch.weight("embed")
     twice = embed.tensor() if arch.tied and embed is not None else ""
     return [
         name
         for name, region in then
-        if name.endswith(".weight") and name != twice
+        if name.endswith(".weight") and "norm" not in name and name != twice
+        if not name.endswith(by_group)
         if any(name == other and region.overlap(had).size for other, had in first)
     ]
 

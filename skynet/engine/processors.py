@@ -1,0 +1,136 @@
+"""What a request forbids, forces or makes less likely, before its next token is chosen.
+
+Hugging Face's logits processors, in their order (`GenerationMixin._get_logits_processor`), over
+the few logits that they touch rather than over a whole vocabulary. All follows from the record
+and the tokens so far: a replay decides as the first run did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from skynet.store.requests import Options
+
+Ids = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+NOTHING: Ids = np.empty(0, np.int32)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds for one token.
+
+    seen: tokens whose logits `penalty` makes smaller (Keskar et al. 2019,
+        https://arxiv.org/abs/1909.05858), each once.
+    banned: tokens that may not be chosen.
+    forced: the only ones that may be, each as likely as the others; None: no such rule.
+    """
+
+    seen: Ids
+    penalty: float
+    banned: Ids
+    forced: Ids | None = None
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Tokens whose logits are needed whatever they are: the choice among the rest is plain."""
+        touched = (self.seen, self.banned) if self.forced is None else (self.forced,)
+        return tuple(np.unique(np.concatenate(touched)).tolist())
+
+    def apply(self, ids: Ids, logits: Floats) -> tuple[Ids, Floats]:
+        """Tokens that may be chosen, of these, and their logits as they are now; (k,) each."""
+        if self.forced is not None:
+            ids = ids[np.isin(ids, self.forced) & ~np.isin(ids, self.banned)]
+            return ids, np.zeros(len(ids), np.float32)
+        allowed = ~np.isin(ids, self.banned)
+        ids, logits = ids[allowed], logits[allowed]
+        penalty = np.float32(self.penalty)
+        penalised = np.where(logits < 0, logits * penalty, logits / penalty)
+        return ids, np.where(self.was_seen(ids), penalised, logits)
+
+    def was_seen(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """Which of these have a logit that is not the model's."""
+        found: npt.NDArray[np.bool_] = np.isin(ids, self.seen)
+        return found
+
+
+def rules_of(
+    options: Options, prompt: Sequence[int], generated: Sequence[int], end_ids: Collection[int]
+) -> Rules | None:
+    """The rules for the token after `generated`, or None where there are none."""
+    if not has_rules(options):
+        return None
+    tokens = np.asarray([*prompt, *generated], dtype=np.int32)
+    suppressed = _suppressed(options, len(prompt), len(generated))
+    forced = _forced(options, len(prompt), len(generated))
+    if forced:  # what was forbidden before does not count, what is suppressed after does
+        return Rules(NOTHING, 1.0, _array(suppressed), _array(forced))
+    banned = suppressed | _repeated_ngrams(tokens, options.no_repeat_ngram_size)
+    banned |= _bad_words(tokens.tolist(), options.bad_words_ids, end_ids)
+    if len(generated) < options.min_new_tokens:
+        banned |= set(end_ids)
+    seen = np.unique(tokens) if options.repetition_penalty != 1 else NOTHING
+    return Rules(seen, options.repetition_penalty, _array(banned))
+
+
+def has_rules(options: Options) -> bool:
+    """Can anything but the model's own logits decide?"""
+    return bool(
+        options.repetition_penalty != 1
+        or options.no_repeat_ngram_size
+        or options.min_new_tokens
+        or options.bad_words_ids
+        or options.suppress_tokens
+        or options.begin_suppress_tokens
+        or options.forced_bos_token_id is not None
+        or options.forced_eos_token_id
+    )
+
+
+def _array(ids: Collection[int]) -> Ids:
+    return np.asarray(sorted(ids), dtype=np.int32)
+
+
+def _repeated_ngrams(tokens: Ids, size: int) -> set[int]:
+    """Tokens that would end an n-gram which was there before."""
+    if not size or len(tokens) < size:
+        return set()
+    ngrams = np.lib.stride_tricks.sliding_window_view(tokens, size)
+    begun = tokens[len(tokens) + 1 - size :]  # (size - 1,)
+    same = (ngrams[:, :-1] == begun).all(axis=1)
+    return set(ngrams[same, -1].tolist())
+
+
+def _bad_words(
+    tokens: Sequence[int], words: Sequence[Sequence[int]], end_ids: Collection[int]
+) -> set[int]:
+    """Tokens that would complete a bad word; an end token is never one."""
+    banned = set()
+    for word in words:
+        *begun, last = word
+        if not begun:
+            if last not in end_ids:
+                banned.add(last)
+        elif list(tokens[-len(begun) :]) == begun:
+            banned.add(last)
+    return banned
+
+
+def _forced(options: Options, prompt_length: int, count: int) -> set[int]:
+    """The last token of the longest answer, and the first of one whose prompt is a single token."""
+    if options.forced_eos_token_id and count == options.max_tokens - 1:
+        return set(options.forced_eos_token_id)
+    if options.forced_bos_token_id is not None and prompt_length + count == 1:
+        return {options.forced_bos_token_id}
+    return set()
+
+
+def _suppressed(options: Options, prompt_length: int, count: int) -> set[int]:
+    begin = 0 if prompt_length > 1 or options.forced_bos_token_id is None else 1
+    first = set(options.begin_suppress_tokens) if count == begin else set()
+    return first | set(options.suppress_tokens)

@@ -1,0 +1,149 @@
+"""Samples of one prompt: it is computed once, and each has the answer of a run alone."""
+
+from __future__ import annotations
+
+import pytest
+from engine_fakes import Bench, answer, new_sequence, tiny_plan
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skynet.engine.scheduler import Scheduler
+from skynet.errors import ShardFailed
+
+PROMPT = (5, 6, 7, 8, 9)
+
+
+def num_prefilled(bench: Bench, from_step: int = 0) -> int:
+    """Tokens of rows that begin at the beginning."""
+    rows = [row for step in bench.shards.sent[from_step:] for row in step.rows]
+    return sum(len(row.tokens) for row in rows if row.stop <= len(PROMPT))
+
+
+def test_who_comes_after_the_first_takes_its_prompt() -> None:
+    # Given three samples and a stranger on four slots
+    bench = Bench(tiny_plan(num_slots=4))
+    for name in ("a", "b", "c"):
+        bench.engine.accept(new_sequence(name, PROMPT, family="a"))
+    bench.engine.accept(new_sequence("d", PROMPT))
+    # When they run
+    bench.run()
+    # Then the samples' prompt was computed once, and its last token by each
+    assert bench.notes.written == dict.fromkeys("abcd", answer(PROMPT, 4))
+    assert num_prefilled(bench) == 2 * len(PROMPT) + 2
+    sources = [(row.slot, row.source, row.start) for s in bench.shards.sent for row in s.rows]
+    assert (1, 0, 4) in sources
+    assert (2, 0, 4) in sources
+
+
+def test_a_sample_that_comes_late_takes_the_prompt_of_one_that_runs_on() -> None:
+    # Given two samples on two slots, of which the first ends first, and a third that waits
+    bench = Bench(tiny_plan(num_slots=2))
+    bench.engine.accept(new_sequence("a", PROMPT, family="a", max_tokens=2))
+    bench.engine.accept(new_sequence("b", PROMPT, family="a", max_tokens=9))
+    bench.engine.accept(new_sequence("c", PROMPT, family="a", max_tokens=3))
+    # When all have run
+    bench.run()
+    # Then each has its own length, and the prompt was computed once
+    assert {name: len(tokens) for name, tokens in bench.notes.written.items()} == {
+        "a": 2,
+        "b": 9,
+        "c": 3,
+    }
+    assert num_prefilled(bench) == len(PROMPT) + 2
+
+
+def test_after_a_loss_the_prompt_is_computed_once_again() -> None:
+    # Given three samples in mid-answer
+    bench = Bench(tiny_plan(num_slots=3))
+    for name in ("a", "b", "c"):
+        bench.engine.accept(new_sequence(name, PROMPT, family="a", max_tokens=6))
+    for _ in range(4):
+        bench.finish_oldest()
+    # When all shards are lost
+    sent = len(bench.shards.sent)
+    bench.recover()
+    bench.run()
+    # Then the answers are those of an undisturbed run, and two took their prompt from the first
+    assert bench.notes.written == dict.fromkeys("abc", answer(PROMPT, 6))
+    first_rows = [row for step in bench.shards.sent[sent:] for row in step.rows]
+    assert [row.start for row in first_rows if row.source is not None] == [4, 4]
+
+
+def test_when_the_first_is_cancelled_the_next_computes_the_prompt() -> None:
+    # Given two samples, the first in mid-prompt
+    bench = Bench(tiny_plan(num_slots=2), max_batch_tokens=2)
+    bench.engine.accept(new_sequence("a", PROMPT, family="a"))
+    bench.engine.accept(new_sequence("b", PROMPT, family="a"))
+    assert [row.slot for row in bench.shards.sent[0].rows] == [0]
+    # When it is cancelled
+    bench.engine.cancel("a")
+    bench.run()
+    # Then the other one has its answer
+    assert bench.notes.written == {"b": answer(PROMPT, 4)}
+
+
+def test_a_suspect_neither_gives_nor_takes() -> None:
+    # Given two samples in a step that the shards cannot compute
+    bench = Bench(tiny_plan(num_slots=2))
+    bench.engine.accept(new_sequence("a", PROMPT, family="a"))
+    bench.engine.accept(new_sequence("b", PROMPT, family="a"))
+    bench.finish_oldest()
+    number = min(bench.engine.in_flight)
+    bench.engine.fail_step(bench.plan.epoch, number, ShardFailed("boom"))
+    # When they go on
+    sent = len(bench.shards.sent)
+    bench.recover()
+    bench.run()
+    # Then each was found innocent alone, by its own tokens
+    assert bench.notes.written == dict.fromkeys("ab", answer(PROMPT, 4))
+    assert bench.shards.sent[sent].rows[0].source is None
+    assert len(bench.shards.sent[sent].rows) == 1
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_short_prompts(length: int) -> None:
+    # Given samples of a prompt of one token, where there is nothing to take, and of two
+    bench = Bench(tiny_plan(num_slots=2))
+    for name in ("a", "b"):
+        bench.engine.accept(new_sequence(name, PROMPT[:length], family="a"))
+    # When / Then
+    bench.run()
+    assert bench.notes.written == dict.fromkeys("ab", answer(PROMPT[:length], 4))
+
+
+@given(
+    families=st.lists(st.integers(0, 2), min_size=1, max_size=9),
+    stages=st.integers(1, 3),
+    num_slots=st.integers(1, 5),
+    budget=st.integers(1, 9),
+    data=st.data(),
+)
+def test_whatever_happens_each_has_the_answer_of_a_run_alone(
+    families: list[int], stages: int, num_slots: int, budget: int, data: st.DataObject
+) -> None:
+    # Given samples of up to three prompts
+    bench = Bench(tiny_plan(stages, num_slots=num_slots), max_batch_tokens=budget)
+    prompts = [(1, 2, 3), (4, 5, 6, 7, 8, 9, 10), (11,)]
+    lengths = [data.draw(st.integers(1, 5)) for _ in families]
+    for number, (family, length) in enumerate(zip(families, lengths, strict=True)):
+        name = f"{family}.{number}"
+        sequence = new_sequence(name, prompts[family], family=f"{family}", max_tokens=length)
+        bench.engine.accept(sequence)
+    # When steps come back, and plans are lost now and then
+    for _ in range(data.draw(st.integers(0, 12))):
+        if bench.engine.in_flight and data.draw(st.integers(0, 3)):
+            bench.finish_oldest()
+        else:
+            bench.recover()
+    bench.run()
+    # Then nothing was missing in any slot (the shards raise if it is), and all is answered
+    for number, (family, length) in enumerate(zip(families, lengths, strict=True)):
+        assert bench.notes.written[f"{family}.{number}"] == answer(prompts[family], length)
+
+
+def test_who_has_no_samples_beside_it_is_not_looked_at() -> None:
+    # Given sequences without a family / Then none waits for another
+    scheduler = Scheduler(4, 1, 100)
+    for name in ("a", "b"):
+        scheduler.add(new_sequence(name, PROMPT))
+    assert [row.source for _, row in scheduler.next_batch()] == [None, None]

@@ -1,0 +1,183 @@
+"""What a model's generation config sets is honoured, without effect, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+from transformers import GenerationConfig
+
+from skynet.errors import BadRequest, UnsupportedModel
+from skynet.generation_config import (
+    ALWAYS,
+    ELSEWHERE,
+    SAMPLING,
+    UNKNOWN,
+    UNKNOWN_SAMPLING,
+    WITHOUT_EFFECT,
+    GenerationDefaults,
+    generation_defaults,
+)
+from skynet.options import DEFAULT_MAX_TOKENS, check_options
+from skynet.stager import check_generation_config
+from skynet.store.requests import Options
+
+SLOT = 1000
+VOCAB = 50
+
+
+def defaults_of(**fields: Any) -> GenerationDefaults:
+    return generation_defaults({"generation_config.json": json.dumps(fields).encode()})
+
+
+def options_of(defaults: GenerationDefaults, prompt_length: int = 10, **given: Any) -> Options:
+    return check_options(given, prompt_length, SLOT, defaults, VOCAB)
+
+
+def test_every_setting_of_transformers_has_its_place() -> None:
+    # Given all settings that Transformers knows
+    known = {*ALWAYS, *SAMPLING, *UNKNOWN, *UNKNOWN_SAMPLING, *ELSEWHERE, *WITHOUT_EFFECT}
+    # Then each is known here
+    assert set(GenerationConfig().__dict__) <= known
+
+
+def test_no_file_and_an_empty_one_set_nothing() -> None:
+    assert generation_defaults({}) == GenerationDefaults() == defaults_of()
+    assert options_of(defaults_of(repetition_penalty=None)) == Options()
+
+
+def test_what_it_sets_is_the_default_of_requests() -> None:
+    # Given a config with all that decides tokens
+    found = defaults_of(
+        repetition_penalty=1.2,
+        no_repeat_ngram_size=3,
+        min_new_tokens=2,
+        bad_words_ids=[[1], [2, 3]],
+        suppress_tokens=[4],
+        begin_suppress_tokens=[5],
+        forced_bos_token_id=6,
+        forced_eos_token_id=7,
+        stop_strings=["END"],
+        max_new_tokens=40,
+    )
+    # When a request says nothing / Then it has them
+    assert options_of(found) == Options(
+        max_tokens=40,
+        stop=("END",),
+        repetition_penalty=1.2,
+        no_repeat_ngram_size=3,
+        min_new_tokens=2,
+        bad_words_ids=((1,), (2, 3)),
+        suppress_tokens=(4,),
+        begin_suppress_tokens=(5,),
+        forced_bos_token_id=6,
+        forced_eos_token_id=(7,),
+    )
+    # And what it says itself goes before
+    own = {"repetition_penalty": 1.0, "bad_words_ids": [], "stop": [], "max_tokens": 5}
+    chosen = options_of(found, **own, min_new_tokens=0)
+    assert (chosen.repetition_penalty, chosen.bad_words_ids, chosen.stop) == (1.0, (), ())
+    assert (chosen.max_tokens, chosen.min_new_tokens) == (5, 0)
+
+
+def test_it_does_not_switch_sampling_on() -> None:
+    # Given a config as many chat models have it
+    found = defaults_of(do_sample=True, temperature=0.6, top_k=20, top_p=0.9, min_p=0.1)
+    # Then a request is greedy unless it says otherwise
+    assert options_of(found) == Options()
+    assert options_of(found, do_sample=False) == Options()
+    # And one that samples has the rest of it
+    warm = options_of(found, temperature=0.8, seed=1)
+    assert (warm.temperature, warm.top_k, warm.top_p, warm.min_p) == (0.8, 20, 0.9, 0.1)
+    own = options_of(found, do_sample=True, top_k=0)
+    assert (own.temperature, own.top_k, own.top_p) == (0.6, 0, 0.9)
+    assert own.seed is not None
+    assert options_of(GenerationDefaults(), do_sample=True).temperature == 1.0
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7])
+def test_do_sample_and_temperature_must_agree(temperature: float) -> None:
+    with pytest.raises(BadRequest, match=rf"do_sample {not temperature}, temperature"):
+        options_of(GenerationDefaults(), do_sample=not temperature, temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt_length", "max_tokens", "min_new_tokens"),
+    [
+        ({"max_length": 60}, 10, 50, 0),
+        ({"max_length": 4096}, 10, DEFAULT_MAX_TOKENS, 0),
+        ({"max_length": 60}, 70, DEFAULT_MAX_TOKENS, 0),  # Transformers could not answer at all
+        ({"max_length": 60, "max_new_tokens": 90}, 10, 90, 0),
+        ({"max_new_tokens": 5000}, 10, SLOT - 10, 0),
+        ({"min_length": 15}, 10, DEFAULT_MAX_TOKENS, 5),
+        ({"min_length": 5}, 10, DEFAULT_MAX_TOKENS, 0),
+        ({"min_length": 15, "min_new_tokens": 2}, 10, DEFAULT_MAX_TOKENS, 2),
+        ({"min_new_tokens": 50, "max_new_tokens": 20}, 10, 20, 20),
+    ],
+    ids=str,
+)
+def test_lengths(
+    fields: dict[str, Any], prompt_length: int, max_tokens: int, min_new_tokens: int
+) -> None:
+    found = options_of(defaults_of(**fields), prompt_length)
+    assert (found.max_tokens, found.min_new_tokens) == (max_tokens, min_new_tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_beams", 4),
+        ("guidance_scale", 1.5),
+        ("penalty_alpha", 0.6),
+        ("sequence_bias", [[[1], 2.0]]),
+        ("exponential_decay_length_penalty", [5, 1.1]),
+        ("watermarking_config", {"bias": 2.0}),
+        ("token_healing", True),
+    ],
+)
+def test_what_would_change_answers_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(UnsupportedModel, match=rf"generation_config\.json: {name} .*support"):
+        defaults_of(**{name: value})
+    assert defaults_of(**{name: UNKNOWN[name]}) == GenerationDefaults()
+
+
+def test_what_changes_samples_only_is_refused_to_requests_that_sample(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Given a config with a filter that is not there, and a setting that nobody knows
+    with caplog.at_level(logging.INFO):
+        found = defaults_of(typical_p=0.9, eta_cutoff=0.0, chat_format="chatml", use_cache=True)
+    # Then greedy requests are answered, and the log says what is not used
+    assert options_of(found) == Options()
+    assert "chat_format, typical_p: not used" in caplog.text
+    with pytest.raises(BadRequest, match=r"cannot be sampled: .* typical_p 0\.9"):
+        options_of(found, temperature=0.5)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b'{"max_length": "x"}', b'{"min_length": -1}'], ids=repr
+)
+def test_a_broken_file_is_refused(content: bytes) -> None:
+    with pytest.raises(UnsupportedModel, match=r"generation_config\.json"):
+        generation_defaults({"generation_config.json": content})
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"repetition_penalty": 0}, "repetition_penalty 0"),
+        ({"suppress_tokens": [VOCAB]}, "suppress_tokens 50"),
+        ({"top_p": 1.5}, "top_p 1.5"),
+        ({"temperature": -1.0}, "temperature -1.0"),
+        ({"suppress_tokens": [1], "forced_eos_token_id": 1}, "forced_eos_token_id"),
+    ],
+    ids=str,
+)
+def test_values_that_no_request_could_have_are_refused_before_staging(
+    fields: dict[str, Any], told: str
+) -> None:
+    files = {"generation_config.json": json.dumps(fields).encode()}
+    with pytest.raises(UnsupportedModel, match=rf"generation_config\.json: .*{told}"):
+        check_generation_config(files, VOCAB)
