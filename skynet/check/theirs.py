@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from skynet.check.their_weights import TheirWeights, parameter, quiet
 from skynet.errors import CheckpointError, ConfigurationError, UnsupportedModel
-from skynet.models.architecture import Architecture
+from skynet.models.architecture import Architecture, Weight
 from skynet.models.checkpoint import Checkpoint
 
 
@@ -205,7 +205,7 @@ def _path_of_layers(arch: Architecture) -> str:
     return _weight(arch, "o").name.partition(".{layer}")[0]
 
 
-def _weight(arch: Architecture, role: str) -> Any:
+def _weight(arch: Architecture, role: str) -> Weight:
     weight = arch.weight(role)
     if weight is None:
         raise UnsupportedModel(f"{arch.model_type} has no weight {role!r}")
