@@ -39,6 +39,7 @@ LAYERS = (
     "client",
     "stager",
     "splitting",
+    "check",
     "status",
     "guardian",
     "local",

@@ -1,0 +1,173 @@
+"""Our side: the shards of one layer, or of an end, loaded from the checkpoint and run in turns.
+
+Each shard is what a worker would hold. Sums are made in shard order, in float32, as the exchange
+makes them. Knows nothing of Transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from skynet.layers.alibi import PositionBias
+from skynet.layers.context import StepContext, make_context
+from skynet.layers.ends import load_embedding, load_head
+from skynet.layers.layer import Layer, ParallelLayer, SequentialLayer
+from skynet.layers.norm import AllSum
+from skynet.layers.rope import Rotary
+from skynet.layers.shard_model import DTYPES
+from skynet.layers.weights import Fetch, Loader
+from skynet.models.architecture import Architecture
+from skynet.models.checkpoint import Checkpoint
+from skynet.planning.plan import Plan, ShardPlan
+from skynet.planning.ranges import Range
+from skynet.stager import tensor_plans
+from skynet.step import Row, Step
+
+CPU = torch.device("cpu")
+
+
+class CheckpointFetch:
+    """Regions of a checkpoint's tensors, by their canonical names, without Redis between.
+
+    Raises:
+        CheckpointError, UnsupportedModel: tensors are missing or not of the config's shapes.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, arch: Architecture) -> None:
+        self._checkpoint, self.plans = checkpoint, tensor_plans(checkpoint, arch)
+
+    def __call__(self, name: str, region: Range) -> torch.Tensor:
+        plan = self.plans[name]
+        array = self._checkpoint.read(plan.source_name, plan.axis, region.start, region.stop)
+        tensor = torch.from_numpy(array)
+        return tensor.view(torch.bfloat16) if plan.dtype == "bfloat16" else tensor
+
+
+class _Waits(Exception):
+    """A shard needs a sum that its peers have not computed their part of yet."""
+
+    def __init__(self, partial: torch.Tensor) -> None:
+        self.partial = partial
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """What the shards of a layer made: `partials[sum][shard]`, and the `outputs` of each shard.
+
+    Every shard has the whole output, (tokens, hidden) float32, and they are all the same.
+    """
+
+    partials: list[list[torch.Tensor]]
+    outputs: list[torch.Tensor]
+
+
+class Ours:
+    """A plan's shards, a layer at a time, for one prompt in one step."""
+
+    def __init__(self, arch: Architecture, plan: Plan, fetch: Fetch, ids: list[int]) -> None:
+        self._arch, self._plan, self._fetch = arch, plan, fetch
+        self._dtype = DTYPES[plan.dtype]
+        self._step = Step(plan.epoch, 1, (Row(0, 0, tuple(ids), len(ids)),), 1)
+        self._ids = torch.tensor(ids)
+        self._rotaries = [Rotary(rope, CPU) for rope in arch.rope_kinds]
+
+    def embed(self) -> LayerRun:
+        """The embedding's partials, (tokens, embedding), and the hidden states before layer 0."""
+        shards = [
+            load_embedding(self._arch, self._loader(part), part.vocab) for part in self.parts(0)
+        ]
+        partials = [shard.partial(self._ids) for shard in shards]
+        total, positions = add_up(partials), torch.arange(len(self._ids))
+        return LayerRun([partials], [shard.complete(total, positions) for shard in shards])
+
+    def load_layer(self, layer: int) -> LayerShards:
+        """All shards of a layer; free them before the next one."""
+        stage, arch = self._plan.stage_of(layer), self._arch
+        kind = ParallelLayer if arch.parallel else SequentialLayer
+        layers: list[Layer] = []
+        contexts = []
+        for part in self.parts(stage):
+            load = self._loader(part)
+            loaded = kind(arch, self._plan, part, layer, load, self._dtype, CPU)
+            layers.append(loaded)
+            contexts.append(self._context(part, loaded.window))
+        return LayerShards(layers, contexts)
+
+    def head(self, hidden: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+        """Of each `hidden` (rows, hidden), the logits (rows, vocabulary of the shard) by shard."""
+        logits: list[list[torch.Tensor]] = [[] for _ in hidden]
+        for part in self.parts(len(self._plan.stages) - 1):
+            head = load_head(self._arch, self._loader(part), self._dtype)
+            for found, x in zip(logits, hidden, strict=True):
+                width = part.vocab.size
+                found.append(head(x) if width else torch.empty(len(x), 0))
+        return logits
+
+    def parts(self, stage: int) -> tuple[ShardPlan, ...]:
+        return self._plan.stages[stage].shards
+
+    def _loader(self, part: ShardPlan) -> Loader:
+        return Loader(self._arch, part, self._fetch, self._dtype, CPU)
+
+    def _context(self, part: ShardPlan, window: int | None) -> StepContext:
+        arch = self._arch
+        return make_context(
+            self._step,
+            self._plan,
+            arch.vocab_size,
+            self._rotaries,
+            {window},
+            2 * part.kv_heads.size * arch.head_dim * self._dtype.itemsize,
+            self._dtype,
+            CPU,
+            PositionBias(arch, arch.alibi, part) if arch.alibi else None,
+        )
+
+
+class LayerShards:
+    """The shards of one layer in one process."""
+
+    def __init__(self, layers: list[Layer], contexts: list[StepContext]) -> None:
+        self._layers, self._contexts = layers, contexts
+
+    def run(self, x: torch.Tensor) -> LayerRun:
+        """`x` (tokens, hidden) float32 through the layer.
+
+        No shard can go on after a sum before all have come to it, so each sum takes a round, in
+        which every shard starts again with the sums of the rounds before.
+        """
+        sums: list[torch.Tensor] = []
+        partials: list[list[torch.Tensor]] = []
+        while True:
+            outputs, waiting = [], []
+            for layer, context in zip(self._layers, self._contexts, strict=True):
+                try:
+                    outputs.append(layer(x, context, _known(sums)))
+                except _Waits as wait:
+                    waiting.append(wait.partial)
+            if not waiting:
+                return LayerRun(partials, outputs)
+            partials.append(waiting)
+            sums.append(add_up(waiting))
+
+
+def _known(sums: list[torch.Tensor]) -> AllSum:
+    left = iter(sums)
+
+    def all_sum(partial: torch.Tensor) -> torch.Tensor:
+        total = next(left, None)
+        if total is None:
+            raise _Waits(partial)
+        return total.clone()  # what gets a sum may change it
+
+    return all_sum
+
+
+def add_up(partials: list[torch.Tensor]) -> torch.Tensor:
+    """The sum in shard order, float32."""
+    total = torch.zeros(partials[0].shape, dtype=torch.float32)
+    for partial in partials:
+        total += partial
+    return total

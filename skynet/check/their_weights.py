@@ -1,0 +1,131 @@
+"""Weights for Transformers' modules, a layer at a time, read with the safetensors library."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from skynet.errors import CheckpointError
+from skynet.models import resolve_names
+from skynet.models.architecture import Architecture
+from skynet.models.checkpoint import Checkpoint
+
+SMALL_VOCABULARY = 16  # of models that only convert a layer's tensors
+
+
+class TheirWeights:
+    """Fills modules that have parameters without memory, and empties them again."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        arch: Architecture,
+        model: Any,
+        config: Any,
+        dtype: torch.dtype,
+    ) -> None:
+        self._checkpoint, self._arch, self._dtype = checkpoint, arch, dtype
+        self._model, self._config = model, config
+        self._names = resolve_names(arch, checkpoint.tensors)
+        self._empty: list[tuple[torch.nn.Module, str, Any]] = []
+
+    def fill(self, module: torch.nn.Module, path: str) -> None:
+        """Give a module, which lies at `path`, and all within their weights.
+
+        Raises:
+            CheckpointError: a tensor has not the shape that Transformers expects.
+        """
+        places = list(_parameters(module, path))
+        sources = {name: self._source(name) for name, _, _ in places}
+        in_layer = path.rpartition(".")[2].isdecimal()
+        converted = self._convert(path) if None in sources.values() and in_layer else {}
+        for name, owner, own in places:
+            source, empty = sources[name], owner._parameters[own]
+            value = converted.get(name) if source is None else self._read(source)
+            if value is None or empty is None or value.shape != empty.shape:
+                raise CheckpointError(
+                    f"{source or name} is {None if value is None else list(value.shape)}, and "
+                    f"Transformers expects {None if empty is None else list(empty.shape)}: "
+                    "config.json and the weights do not belong together"
+                )
+            self._empty.append((owner, own, empty))
+            owner._parameters[own] = parameter(value)
+
+    def free(self) -> None:
+        """Let go of what was filled last."""
+        for owner, own, empty in self._empty:
+            owner._parameters[own] = empty
+        self._empty = []
+
+    def _source(self, name: str) -> str | None:
+        """The tensor of the file that is this parameter; None of one that has to be converted."""
+        if name in self._names:
+            return self._names[name]
+        module, _, kind = name.rpartition(".")
+        if self._model.get_submodule(module) is not self._model.get_output_embeddings():
+            return None
+        # Tied to the embedding, or called otherwise in files than in Transformers' class.
+        head = self._arch.weight("embed" if self._arch.tied else "head")
+        return None if head is None else self._names.get(head.tensor(kind=kind))
+
+    def _read(self, source: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        with safe_open(self._checkpoint.tensors[source].file, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(source)
+        return tensor.to(self._dtype)
+
+    def _convert(self, path: str) -> dict[str, torch.Tensor]:
+        """A layer whose parameters are not the file's tensors, by Transformers' own loader.
+
+        It loads the layer as the only one of a model that is small otherwise.
+        """
+
+        layers, _, number = path.rpartition(".")
+        config = copy.deepcopy(self._config)
+        config.num_hidden_layers, config.vocab_size = 1, SMALL_VOCABULARY
+        if getattr(config, "layer_types", None):
+            config.layer_types = [config.layer_types[int(number)]]
+        state = {
+            f"{layers}.0{name.removeprefix(path)}": self._read(source)
+            for name, source in self._names.items()
+            if name.startswith(f"{path}.")
+        }
+        with quiet():
+            small = type(self._model).from_pretrained(
+                None, config=config, state_dict=state, dtype=self._dtype
+            )
+        found = small.get_submodule(layers)[0].named_parameters()
+        return {f"{path}.{name}": value.detach() for name, value in found}
+
+
+def parameter(value: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(value, requires_grad=False)
+
+
+def _parameters(module: torch.nn.Module, path: str) -> Iterator[tuple[str, torch.nn.Module, str]]:
+    """(name, the module that has it, what that calls it); of tied ones each."""
+    for inner, owner in module.named_modules(prefix=path, remove_duplicate=False):
+        for own, value in owner._parameters.items():
+            if value is not None:
+                yield f"{inner}.{own}", owner, own
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no advice from Transformers; its errors are exceptions anyway."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

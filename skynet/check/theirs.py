@@ -1,0 +1,220 @@
+"""Their side: Transformers' own model and forward pass, with one layer's weights in memory.
+
+The model is built without weights. Hooks read those of a layer, or of an end, just before it runs,
+with the safetensors library, and let go of them after it. So everything else, masks, ropes and what
+differs between layers, is what the model itself makes of it. Knows nothing of our layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from skynet.check.their_weights import TheirWeights, parameter, quiet
+from skynet.errors import CheckpointError, ConfigurationError, UnsupportedModel
+from skynet.models.architecture import Architecture, Weight
+from skynet.models.checkpoint import Checkpoint
+
+
+class Visitor(Protocol):
+    """Is told what Transformers computes, in order, when the weights for it are free again."""
+
+    def embedding(self, rows: torch.Tensor) -> None:
+        """`rows` (tokens, embedding) of the embedding's table, as they lie there."""
+        ...
+
+    def layer(self, layer: int, x: torch.Tensor, out: torch.Tensor, dense: DenseLayer) -> None:
+        """A layer's input and output, (tokens, hidden), and what is known of its inside."""
+        ...
+
+    def head(self, logits: torch.Tensor) -> None:
+        """`logits` (tokens, vocabulary)."""
+        ...
+
+
+class DenseLayer:
+    """Partials of a layer, by a product with the other shards' inputs left out."""
+
+    def __init__(self, heads: list[torch.Tensor], columns: list[torch.Tensor]) -> None:
+        self.attention, self.mlp = heads, columns  # by shard, (tokens, hidden)
+        self.norm_inputs: tuple[torch.Tensor, torch.Tensor] | None = None  # (tokens, all heads)
+
+
+class Cuts(Protocol):
+    """How a layer is cut: the numbers of each shard's inputs of `o` and of `down`."""
+
+    def __call__(self, layer: int) -> tuple[list[slice], list[slice]]: ...
+
+
+class Theirs:
+    """One checkpoint as Transformers computes it."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, arch: Architecture, dtype: torch.dtype, cuts: Cuts
+    ) -> None:
+        self._arch, self._cuts = arch, cuts
+        self._model, config = _build(checkpoint, dtype)
+        self._layers = self._model.get_submodule(_path_of_layers(arch))
+        if len(self._layers) != arch.num_layers:
+            raise UnsupportedModel(
+                f"Transformers makes {len(self._layers)} layers of {checkpoint.path}, SkyNet "
+                f"{arch.num_layers}"
+            )
+        self._seen: dict[str, Any] = {}  # inputs of the modules inside of a layer
+        self._weights = TheirWeights(checkpoint, arch, self._model, config, dtype)
+
+    @torch.inference_mode()
+    def run(self, ids: list[int], visitor: Visitor) -> None:
+        """One forward pass over a prompt; `visitor` is called on the way."""
+        self._hook_ends(ids, visitor)
+        for layer, module in enumerate(self._layers):
+            self._hook_layer(layer, module, visitor)
+        found = self._model(input_ids=torch.tensor([ids]), use_cache=False)
+        visitor.head(found.logits[0])
+
+    def _hook_ends(self, ids: list[int], visitor: Visitor) -> None:
+        table = self._model.get_submodule(_weight(self._arch, "embed").name)
+        inside = {id(module) for module in self._layers.modules()}
+        for path, module in self._model.named_modules():
+            if id(module) in inside or not module._parameters:
+                continue
+
+            def fill(module: torch.nn.Module, _: Any, path: str = path) -> None:
+                self._weights.fill(module, path)
+
+            def free(module: torch.nn.Module, *_: Any) -> None:
+                rows = None
+                if module is table:
+                    rows = F.embedding(torch.tensor(ids), module.get_parameter("weight"))
+                self._weights.free()
+                if rows is not None:
+                    visitor.embedding(rows)
+
+            module.register_forward_pre_hook(fill)
+            module.register_forward_hook(free)
+
+    def _hook_layer(self, layer: int, module: torch.nn.Module, visitor: Visitor) -> None:
+        path = f"{_path_of_layers(self._arch)}.{layer}"
+
+        def before(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            self._weights.fill(module, path)
+            self._seen = {"x": args[0] if args else kwargs["hidden_states"]}
+
+        def after(module: torch.nn.Module, _: Any, output: Any) -> None:
+            dense = self._dense(layer, module)
+            self._weights.free()
+            x, out = self._seen["x"][0], output[0] if isinstance(output, tuple) else output
+            self._seen = {}
+            visitor.layer(layer, x, out.view(x.shape), dense)
+
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        module.register_forward_hook(after)
+        for role in ("o", "down", "q_norm", "k_norm"):
+            self._record(role, layer, module)
+
+    def _record(self, role: str, layer: int, module: torch.nn.Module) -> None:
+        """Keep what goes into the module of a role."""
+        inner = self._inner(role, layer, module)
+        if inner is None:
+            return
+
+        def keep(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            # The first time only: experts are run again below, for partials.
+            self._seen.setdefault(role, (args, kwargs))
+
+        inner.register_forward_pre_hook(keep, with_kwargs=True)
+
+    def _inner(self, role: str, layer: int, module: torch.nn.Module) -> torch.nn.Module | None:
+        weight = self._arch.weight(role)
+        if weight is None:
+            return None
+        if not weight.in_pieces:
+            return self._model.get_submodule(weight.name.format(layer=layer))
+        return _experts(module) if role == "down" else None
+
+    def _dense(self, layer: int, module: torch.nn.Module) -> DenseLayer:
+        heads, columns = self._cuts(layer)
+        attention = self._products("o", layer, module, heads)
+        mlp = (
+            self._expert_products(module, columns)
+            if self._arch.num_experts
+            else self._products("down", layer, module, columns)
+        )
+        dense = DenseLayer(attention, mlp)
+        if self._arch.qk_norm == "all":
+            queries, keys = (self._seen[role][0][0][0] for role in ("q_norm", "k_norm"))
+            dense.norm_inputs = queries.float(), keys.float()
+        return dense
+
+    def _products(
+        self, role: str, layer: int, module: torch.nn.Module, cuts: list[slice]
+    ) -> list[torch.Tensor]:
+        inner = self._inner(role, layer, module)
+        if inner is None:
+            raise UnsupportedModel(f"{self._arch.model_type} has no product {role!r} to check")
+        x = self._seen[role][0][0]
+        x = x.reshape(-1, x.shape[-1]).float()
+        matrix = inner.get_parameter("weight").float()
+        matrix = matrix if _weight(self._arch, role).transposed else matrix.t()  # (in, out)
+        return [x[:, cut] @ matrix[cut] for cut in cuts]
+
+    def _expert_products(self, module: torch.nn.Module, cuts: list[slice]) -> list[torch.Tensor]:
+        """The experts with all columns but a shard's at zero."""
+        experts = _experts(module)
+        if experts is None:
+            raise UnsupportedModel(f"Transformers' {type(module).__name__} has no fused experts")
+        args, kwargs = self._seen["down"]
+        whole, found = experts._parameters["down_proj"], []
+        for cut in cuts:
+            masked = torch.zeros_like(whole)  # type: ignore[arg-type]
+            masked[:, :, cut] = whole[:, :, cut]  # type: ignore[index]
+            experts._parameters["down_proj"] = parameter(masked)
+            made = experts(*args, **kwargs)
+            found.append(made.reshape(-1, made.shape[-1]))
+        experts._parameters["down_proj"] = whole
+        return found
+
+
+def _build(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The model with its buffers, but parameters that have no memory; and its config."""
+    try:
+        from accelerate import init_empty_weights
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError as error:
+        raise ConfigurationError(
+            f"`skynet check` compares with Transformers, which is not here ({error}); install it: "
+            "pip install transformers accelerate"
+        ) from error
+    try:
+        with quiet(), init_empty_weights(include_buffers=False):
+            config = AutoConfig.from_pretrained(str(checkpoint.path))
+            # Not grouped: that kernel takes no sizes that are not multiples of 8.
+            experts = hasattr(config, "num_experts_per_tok")
+            eager = {"experts_implementation": "eager"} if experts else {}
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **eager)
+    except Exception as error:  # each model has errors of its own
+        raise CheckpointError(
+            f"Transformers cannot make a model of {checkpoint.path / 'config.json'}: {error}"
+        ) from error
+    return model.eval(), config
+
+
+def _path_of_layers(arch: Architecture) -> str:
+    return _weight(arch, "o").name.partition(".{layer}")[0]
+
+
+def _weight(arch: Architecture, role: str) -> Weight:
+    weight = arch.weight(role)
+    if weight is None:
+        raise UnsupportedModel(f"{arch.model_type} has no weight {role!r}")
+    return weight
+
+
+def _experts(module: torch.nn.Module) -> torch.nn.Module | None:
+    for inner in module.modules():
+        down = inner._parameters.get("down_proj")
+        if down is not None and down.ndim == 3:
+            return inner
+    return None

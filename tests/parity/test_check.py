@@ -1,0 +1,217 @@
+"""`skynet check`: equal where all is right, and the right layer and shard where it is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from model_families import FAMILIES
+from references import save_random_model
+
+from skynet.check import Report, check_model
+from skynet.check.compare import difference
+from skynet.check.ours import CheckpointFetch
+from skynet.cli import main
+from skynet.errors import BadRequest, PlanError, UnsupportedModel
+from skynet.models import load_architecture
+from skynet.models.checkpoint import Checkpoint
+from skynet.planning.ranges import Range
+
+Damage = Callable[[str, Range, torch.Tensor], torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4 layers with 6 query heads of 8 in 3 KV groups; 2 shards have 4 heads and 2."""
+    directory = tmp_path_factory.mktemp("llama")
+    save_random_model("llama", {}, directory)
+    return directory
+
+
+def check_damaged(directory: Path, damage: Damage, shards: int = 2) -> Report:
+    """With our shards, and only they, reading what `damage` makes of each region."""
+    checkpoint = Checkpoint(directory, "damaged", directory)
+    right = CheckpointFetch(checkpoint, load_architecture(checkpoint.config))
+
+    def fetch(name: str, region: Range) -> torch.Tensor:
+        return damage(name, region, right(name, region))
+
+    return check_model(str(directory), 2, shards, fetch=fetch)
+
+
+def first(report: Report) -> tuple[str, str, list[str]]:
+    """The first place that differs, what of it, and the shards."""
+    found = report.to_json()["first"]
+    assert found is not None
+    return found["name"], found["what"], [shard["address"] for shard in found["shards"]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_equal(tmp_path: Path, family: str) -> None:
+    # Given
+    save_random_model(family, {}, tmp_path)
+    # When
+    report = check_model(str(tmp_path), 2, 2)
+    # Then
+    assert report.equal, "\n".join(report.lines())
+    assert [place.name for place in report.places] == [
+        "embedding",
+        *(f"layer {layer}" for layer in range(4)),
+        "head",
+    ]
+    assert report.next_ours == report.next_theirs
+    assert report.peak_bytes > 0
+
+
+def test_swapped_heads_are_found_in_their_layer_and_shard(llama: Path) -> None:
+    # Given layer 2 lies in stage 1, and heads 4 and 5 in its second shard
+    def swap(name: str, region: Range, raw: torch.Tensor) -> torch.Tensor:
+        if name == "model.layers.2.self_attn.q_proj.weight" and region.start == 32:
+            return raw.roll(8, 0)
+        return raw
+
+    # When
+    report = check_damaged(llama, swap)
+    # Then only that layer differs: the next one got the right input
+    assert first(report) == ("layer 2", "attention", ["stage1.shard1"])
+    assert [place.name for place in report.differing] == ["layer 2"]
+    assert any("stage1.shard1" in line for line in report.lines())
+
+
+def test_damaged_columns_are_found_in_the_mlp_of_their_shard(llama: Path) -> None:
+    # Given one number of the first shard's columns
+    def damage(name: str, region: Range, raw: torch.Tensor) -> torch.Tensor:
+        if name == "model.layers.1.mlp.down_proj.weight" and region.start == 0:
+            raw[5, 3] += 1
+        return raw
+
+    # When
+    report = check_damaged(llama, damage)
+    # Then the number of the hidden states is named too
+    assert first(report) == ("layer 1", "MLP", ["stage0.shard0"])
+    assert report.differing[0].beyond(report.limit)[0].found.index == 5
+
+
+def test_what_every_shard_computes_otherwise_is_named_as_such(llama: Path) -> None:
+    # Given
+    def damage(name: str, region: Range, raw: torch.Tensor) -> torch.Tensor:
+        return raw * 1.1 if name == "model.layers.3.input_layernorm.weight" else raw
+
+    # When
+    report = check_damaged(llama, damage)
+    # Then
+    assert first(report) == ("layer 3", "attention", ["stage1.shard0", "stage1.shard1"])
+    assert any("Every shard differs" in line for line in report.lines())
+
+
+def test_the_ends_are_checked(llama: Path) -> None:
+    # Given a row of the embedding in the first shard's vocabulary, and one of the head's in the
+    # second's
+    def damage(name: str, region: Range, raw: torch.Tensor) -> torch.Tensor:
+        if name == "model.embed_tokens.weight" and region.start == 0:
+            raw[3] += 1
+        if name == "lm_head.weight" and region.start > 0:
+            raw[0] += 1
+        return raw
+
+    # When
+    report = check_damaged(llama, damage)
+    # Then
+    assert first(report) == ("embedding", "rows of tokens", ["stage0.shard0"])
+    head = report.differing[-1]
+    assert [place.name for place in report.differing] == ["embedding", "head"]
+    assert [head.address(one) for one in head.beyond(report.limit)] == ["stage1.shard1"]
+
+
+def test_an_expert_is_found(tmp_path: Path) -> None:
+    # Given every expert of a shard damaged: one of them is chosen
+    save_random_model("mixtral", {}, tmp_path)
+
+    def damage(name: str, region: Range, raw: torch.Tensor) -> torch.Tensor:
+        if name.startswith("model.layers.1.") and name.endswith("w2.weight") and region.start:
+            return raw * 2
+        return raw
+
+    # When
+    report = check_damaged(tmp_path, damage)
+    # Then
+    assert first(report) == ("layer 1", "MLP", ["stage0.shard1"])
+
+
+def test_the_command_says_what_it_found(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    words = ["check", str(llama), "--stages", "1", "--shards", "3"]
+    # When
+    equal = CliRunner().invoke(main, [*words, "--json"])
+    right = CheckpointFetch.__call__
+
+    def wrong(self: CheckpointFetch, name: str, region: Range) -> torch.Tensor:
+        raw = right(self, name, region)
+        return raw * float("nan") if name == "model.layers.0.mlp.up_proj.weight" else raw
+
+    monkeypatch.setattr(CheckpointFetch, "__call__", wrong)
+    differs = CliRunner().invoke(main, words)
+    # Then
+    assert equal.exit_code == 0
+    found = json.loads(equal.stdout)
+    assert found["equal"]
+    assert len(found["places"]) == 6
+    assert found["differing"] == []
+    assert differs.exit_code == 1
+    assert "DIFFERS first in layer 0, MLP" in differs.stdout
+    assert "stage0.shard2" in differs.stdout
+
+
+def test_bfloat16_has_its_own_limit(llama: Path) -> None:
+    # When
+    report = check_model(str(llama), 1, 2, dtype="bfloat16")
+    # Then
+    assert report.equal
+    assert report.limit > 1e-2
+
+
+def test_a_window_that_the_prompt_does_not_reach_is_told(tmp_path: Path) -> None:
+    # Given
+    save_random_model("mistral", {}, tmp_path)
+    # When
+    report = check_model(str(tmp_path), 1, 1)
+    # Then
+    assert any("windows of 64 tokens" in note for note in report.notes)
+
+
+def test_what_cannot_be_compared_is_refused_by_name(llama: Path, tmp_path: Path) -> None:
+    # Given
+    save_random_model("llama", {}, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "other"}))
+    # When / Then
+    with pytest.raises(UnsupportedModel, match="other"):
+        check_model(str(tmp_path))
+    with pytest.raises(PlanError, match="7 shards for 6 query heads"):
+        check_model(str(llama), 1, 7)
+    with pytest.raises(BadRequest, match="no tokenizer"):
+        check_model(str(llama), prompt="hello")
+
+
+def test_differences_are_measured_by_the_row() -> None:
+    # Given
+    theirs = torch.tensor([[1000.0, 1.0], [2.0, 1.0]])
+    # When
+    found = difference(theirs + torch.tensor([[0.5, 0.0], [0.0, 0.1]]), theirs)
+    # Then the second row's is smaller, but not beside the row
+    assert (found.token, found.index) == (1, 1)
+    assert found.relative == pytest.approx(0.05)
+    assert difference(theirs * float("nan"), theirs).relative == float("inf")
+
+
+def test_the_demo_model_is_equal(demo_checkpoint: Checkpoint) -> None:
+    # When
+    report = check_model(str(demo_checkpoint.path), 2, 2)
+    # Then
+    assert report.equal, "\n".join(report.lines())
+    assert len(report.places) == 32
+    assert report.next_text == "' Rome'"
