@@ -17,7 +17,7 @@ from skynet.check.compare import LIMITS, Difference, difference, row_scale
 from skynet.check.ours import CheckpointFetch, LayerRun, Ours, add_up
 from skynet.check.report import Finding, Place, Report
 from skynet.check.theirs import DenseLayer, Theirs
-from skynet.errors import PlanError
+from skynet.errors import PlanError, UnsupportedModel
 from skynet.layers.shard_model import DTYPES
 from skynet.layers.weights import Fetch
 from skynet.models import Architecture, load_architecture
@@ -58,6 +58,11 @@ def check_model(
     """
     checkpoint = open_checkpoint(model, settings().cache_dir)
     arch = load_architecture(checkpoint.config)
+    if arch.bidirectional:
+        raise UnsupportedModel(
+            f"{checkpoint.name} is a {arch.model_type} encoder: `skynet check` compares what "
+            "generates; the parity suite of the repository compares encoders"
+        )
     source = CheckpointFetch(checkpoint, arch)
     ids = _prompt_ids(checkpoint, arch, prompt)
     plan = make_plan(

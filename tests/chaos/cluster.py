@@ -50,13 +50,14 @@ class Slot:
     left_at: float = 0.0  # this process: when it was asked to leave, monotonic
     stopped: int = 0  # how many faults hold it by SIGSTOP
     restart_at: float = 0.0
+    log_start: int = 0  # where this process began to write
 
     def alive(self) -> bool:
         return self.process.poll() is None
 
     def was_up(self) -> bool:
         """Had Celery started? Before that, a signal ends Python as it ends any program."""
-        return b" is here" in self.log.read_bytes().rpartition(b"[config]")[2]
+        return b" is here" in self.log.read_bytes()[self.log_start :]
 
 
 @dataclass
@@ -252,6 +253,7 @@ class ChaosCluster:
         elif not slot.wanted:
             self.slots = [other for other in self.slots if other is not slot]
         elif now >= slot.restart_at:
+            slot.log_start = slot.log.stat().st_size
             slot.process = self._spawn(slot.queue, slot.url, slot.log)
             slot.killed, slot.left_at, slot.restart_at = False, 0.0, 0.0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 from model_families import FAMILIES
 from references import save_random_model
@@ -215,3 +216,19 @@ def test_the_demo_model_is_equal(demo_checkpoint: Checkpoint) -> None:
     assert report.equal, "\n".join(report.lines())
     assert len(report.places) == 32
     assert report.next_text == "' Rome'"
+
+
+def test_an_encoder_is_refused_by_name(tmp_path: Path) -> None:
+    # Given a model that does not generate
+    config = transformers.BertConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        vocab_size=64,
+        max_position_embeddings=32,
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    # When it is checked / Then the refusal names it
+    with pytest.raises(UnsupportedModel, match="bert encoder"):
+        check_model(str(tmp_path))
