@@ -125,7 +125,8 @@ class Messenger:
             They travel in the messages if they are small, or else lie under a key of their own.
         spent_s: what the spans before this one computed, so that the orchestrator can tell the
             chords' cost from the layers'.
-        fence: of the orchestrator that sends it; nothing is sent once another leads.
+        fence: of the orchestrator that sends it; nothing is sent once another leads. Shards have
+            none: their chords are stale with their epoch.
 
         Raises:
             Fenced: another leads.
@@ -161,19 +162,6 @@ class Messenger:
             messages.append(message)
         # All or nothing, and in one place in every queue: were two chords of a stage queued in
         # different orders at two shards, each would wait for the other in the exchange.
-        if fence:
-            self._emit_fenced(values, messages, fence)
-            return
-        commands = [command(b"SET", key, value, b"PX", self.ttl_ms) for key, value in values]
-        commands += [command(b"LPUSH", *message) for message in messages]
-        self.connection.call_again([command(b"MULTI"), *commands, command(b"EXEC")])
-
-    def _emit_fenced(
-        self,
-        values: list[tuple[bytes, bytes]],
-        messages: list[tuple[bytes, bytes]],
-        fence: str,
-    ) -> None:
         pairs = [*values, *messages]
         keys = [names.LEADER_KEY.encode(), *(key for key, _ in pairs)]
         arguments = [fence.encode(), self.ttl_ms, b"%d" % len(values), *(v for _, v in pairs)]

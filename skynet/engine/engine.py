@@ -141,7 +141,7 @@ class Engine:
         """Messages may have been lost: wait no longer than a moment for what is in flight."""
         soon = self.clock() + HURRY_S
         for flight in self.in_flight.values():
-            flight.deadline = min(flight.deadline, max(soon, flight.sent + HURRY_S))
+            flight.deadline = min(flight.deadline, soon)
 
     def go_on(self) -> None:
         """No boundary is needed any more."""
@@ -372,12 +372,10 @@ class Engine:
         If shards raised while they computed it, the request that makes them is found by running
         each alone, and ends with the error if it goes on doing so.
         """
-        flight = self.in_flight.pop(number, None) if epoch == self.plan.epoch else None
+        flight = self.in_flight.get(number) if epoch == self.plan.epoch else None
         if flight is None:
             return
         logger.warning("step %d of epoch %d failed: %s", number, epoch, error)
-        self.carrier.give_up(flight.step)
-        self._given_up = [flight.batch]
         for sequence, _ in flight.batch:
             sequence.in_flight = False
             if isinstance(error, ShardFailed) and self._has(sequence):
@@ -385,9 +383,7 @@ class Engine:
                 sequence.failures += len(flight.batch) == 1
                 if sequence.failures >= MAX_FAILURES:
                     self._fail(sequence, error)
-        given_up = self._given_up
-        self.suspend()
-        self._given_up = [*given_up, *(b for b in self._given_up if b is not flight.batch)]
+        self.suspend()  # gives this step up with the others
         self.carrier.step_failed(error)
 
     def tick(self) -> None:
