@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from skynet.layers.dense import Dense, load_dense
 from skynet.layers.linear import Linear
 from skynet.layers.norm import Norm, load_norm
+from skynet.layers.sinusoids import sinusoid_table
 from skynet.layers.weights import Loader
 from skynet.models.architecture import Architecture
 from skynet.planning.ranges import Range
@@ -28,12 +29,14 @@ class Embedding:
         norm: Norm | None = None,
         types: torch.Tensor | None = None,
         project_last: bool = False,
+        shared: bool = False,
     ) -> None:
-        """types: of which the first row is added to every token's."""
+        """types: of which the first row is added to every token's. shared: the table is another's,
+        who counts it."""
         self._table, self._vocab, self._whole, self._scale = table, vocab, whole, scale
         self._projection, self._positions, self._norm = projection, positions, norm
         self._types, self._project_last = types, project_last
-        parts = (table, projection, positions, norm, types)
+        parts = (None if shared else table, projection, positions, norm, types)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
     def partial(self, ids: torch.Tensor) -> torch.Tensor:
@@ -99,8 +102,10 @@ class Head:
         return logits
 
 
-def load_embedding(arch: Architecture, load: Loader, vocab: Range) -> Embedding:
-    """The first stage's end of one shard."""
+def load_embedding(
+    arch: Architecture, load: Loader, vocab: Range, shared: bool = False
+) -> Embedding:
+    """What the first layer of a stack starts from, of one shard; see `Embedding` for `shared`."""
     projected = load.has("project_in")
     table = load.matrix("embed")
     return Embedding(
@@ -110,13 +115,24 @@ def load_embedding(arch: Architecture, load: Loader, vocab: Range) -> Embedding:
         # Gemma was trained with a scale that is rounded as its weights are.
         scale=float(torch.tensor(arch.embed_scale, dtype=table.dtype)),
         projection=load.linear("project_in") if projected else None,
-        positions=load.matrix("positions") if arch.learned_positions else None,
+        positions=_load_positions(arch, load, table),
         norm=load_norm(arch, load, "embed_norm", None, torch.float32)
         if load.has("embed_norm")
         else None,
         types=load.matrix("token_types") if load.has("token_types") else None,
         project_last=arch.project_after_norm,
+        shared=shared,
     )
+
+
+def _load_positions(arch: Architecture, load: Loader, like: torch.Tensor) -> torch.Tensor | None:
+    """The file's table, or else the one that is computed; None where there are no positions."""
+    if load.has("positions"):
+        return load.matrix("positions")
+    if arch.sinusoids is None:
+        return None
+    count, width = arch.max_positions, arch.hidden_size
+    return sinusoid_table(arch.sinusoids, arch.position_offset, count, width).to(like)
 
 
 def load_head(arch: Architecture, load: Loader, dtype: torch.dtype) -> Head:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy.typing as npt
 
 from skynet.errors import CheckpointError
+from skynet.models import settled
 from skynet.models.demo import DEMO_MODEL, DEMO_NAMES, demo_checkpoint_path
 from skynet.models.digests import cached_digest
 from skynet.models.gguf import convert_gguf
@@ -41,13 +42,14 @@ class Checkpoint:
         self.path = path
         self.name = name
         self._cache_dir = cache_dir
-        self.config: dict[str, Any] = _read_config(path)
+        config = _read_config(path)
         self.generation_config: dict[str, Any] = (
             _read_json(path / "generation_config.json")
             if (path / "generation_config.json").exists()
             else {}
         )
         self.tensors: dict[str, TensorInfo] = _read_tensors(path)
+        self.config: dict[str, Any] = dict(settled(config, self.tensors))
 
     def read(self, name: str, axis: int, start: int, stop: int) -> npt.NDArray[Any]:
         """`[start, stop)` of a tensor along `axis`, contiguous; bfloat16 as its uint16 bits.

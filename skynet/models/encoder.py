@@ -91,7 +91,6 @@ def encoder(
         intermediate_size=read.size(config, own["intermediate_size"]),
         vocab_size=read.size(config, "vocab_size"),
         activation=read.activation(config, own["hidden_act"]),
-        tied=True,
         attention_scale=head_dim**-0.5,
         weights=weights,
         prefixes=(prefix, ""),

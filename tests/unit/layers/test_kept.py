@@ -267,7 +267,7 @@ def test_one_that_was_taken_apart_has_nothing_left() -> None:
     ShardModel(arch, plan, 0, 1, weights, kept=old, consume=True)
     # Then it holds no tensors, so that there are never two slices in memory
     assert contents(old) == {}
-    assert (old._embedding, old._head, old._layers) == (None, None, [])
+    assert (old._embedding, old._head, old._stack) == (None, None, None)
 
 
 def test_pieces_are_found_by_the_units_they_have() -> None:

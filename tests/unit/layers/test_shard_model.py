@@ -18,9 +18,10 @@ from model_families import (
 from skynet.errors import CheckpointError, StepFailed
 from skynet.layers.shard_model import ShardModel
 from skynet.models import Architecture, load_architecture, staged_tensors
+from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.planning.split import make_plan, shard_weight_bytes, slot_bytes
+from skynet.planning.split import make_plan
 from skynet.step import Row, Step, Want
 
 
