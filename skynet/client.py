@@ -52,6 +52,8 @@ class Completion:
     token, `queued_s` before the first step.
     logprobs: if they were asked for, one a token: {"logprob": of the token, "top": [[token id,
         logprob], ...], best first}, of the model's own distribution.
+    beams: of a beam search, the best hypotheses, best first: {"text": ..., "token_ids": [...],
+        "score": sum of log-probabilities / length ** length_penalty}. The first is the answer.
     embedding, predictions, labels: of a text that was read instead, by task `embed` (as many
         numbers as the hidden states have), `fill-mask` (for each mask the likeliest tokens:
         token_id, token, score) and `classify` (label, score), best first. There is no text then.
@@ -66,6 +68,7 @@ class Completion:
     embedding: list[float] = field(default_factory=list)
     predictions: list[list[dict[str, Any]]] = field(default_factory=list)
     labels: list[dict[str, Any]] = field(default_factory=list)
+    beams: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Generation(AsyncResult):
@@ -235,17 +238,34 @@ class Model:
     reader: Reader
 
     def check(
-        self, task: str, options: Mapping[str, Any], ids: Sequence[int], slot_tokens: int
+        self, task: str, options: Mapping[str, Any], ids: Sequence[int], target: Target
     ) -> Options:
         """What a request may ask for; raises BadRequest."""
         if task != GENERATE:
-            return self.reader.check(task, options, ids, slot_tokens)
-        encode = self.text.encode_inside
-        return check_options(options, len(ids), slot_tokens, self.defaults, self.vocab_size, encode)
+            return self.reader.check(task, options, ids, target.slot_tokens)
+        arch = self.reader.arch
+        if arch.encoder is not None and len(ids) > target.slot_tokens:
+            raise BadRequest(
+                f"the prompt has {len(ids)} tokens, the cluster's encoder reads "
+                f"{target.slot_tokens}: shorten it, or split the model again with more "
+                "--slot-tokens"
+            )
+        return check_options(
+            options,
+            len(ids) if arch.encoder is None else 1,
+            target.slot_tokens,
+            self.defaults,
+            arch.vocab_size,
+            self.text.encode_inside,
+            num_slots=target.num_slots,
+            has_encoder=arch.encoder is not None,
+        )
 
     @property
     def vocab_size(self) -> int:
-        return int(self.manifest.config["vocab_size"])
+        """Of prompts: an encoder may have a vocabulary of its own."""
+        arch = self.reader.arch
+        return (arch.encoder or arch).vocab_size
 
 
 class Client:
@@ -314,9 +334,9 @@ class Client:
             model.reader.check_task(task, n)
             ids = token_ids(prompt, model.text, raw or task != GENERATE)
             if len(ids) >= target.slot_tokens:  # before every id is looked at
-                model.check(task, options, ids, target.slot_tokens)
+                model.check(task, options, ids, target)
             check_token_ids(ids, model.vocab_size)
-            checked = model.check(task, options, ids, target.slot_tokens)
+            checked = model.check(task, options, ids, target)
             allowed = _checked_timeout(timeout)
             now = self.requests.clock.now(exact=True)
             record = Record(
@@ -328,7 +348,7 @@ class Client:
                 model=target.model,
                 priority=check_priority(priority),
             )
-            records = samples_of(record, 1 if n is None else check_samples(n))
+            records = samples_of(record, 1 if n is None else check_samples(n, checked))
             self.requests.create_all(records, settings().max_waiting + target.num_slots)
         for each in records:
             self._tell(each)

@@ -408,6 +408,7 @@ class OrchestratorRuntime:
             target.slot_tokens,
             clock=self.requests.now,
             reading=self._reading(record),
+            decode=self.text.decode if self.text.has_tokenizer else lambda _: "",
         )
         if record.emitted:
             emitted = self.requests.emitted(record.id)
@@ -429,14 +430,8 @@ class OrchestratorRuntime:
             )
         elif sequence.finish_reason:  # its last token was written, its end was not
             self.answers.finished(sequence)
-        elif len(record.prompt) + (sequence.reading is None) > target.slot_tokens:
-            self.answers.failed(
-                sequence,
-                errors.BadRequest(
-                    f"the prompt has {len(record.prompt)} tokens, a slot of the new plan has "
-                    f"{target.slot_tokens}"
-                ),
-            )
+        elif problem := _misfit(sequence, target):
+            self.answers.failed(sequence, errors.BadRequest(problem))
         else:
             self.engine.accept(sequence)
             if record.cancelled:
@@ -486,7 +481,7 @@ class OrchestratorRuntime:
         if self.engine is None:
             raise SkynetError("no plan is in force")
         plan = self.engine.plan
-        span = next_span(plan, 0, step.layers_per_chord)
+        span = next_span(plan, step.start, step.layers_per_chord)
         rows = step.encode()
         try:
             self.app.messenger.emit_chord(plan, step.number, span, rows=rows, fence=self._fence)
@@ -508,3 +503,13 @@ class OrchestratorRuntime:
     def replayed(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
         if self.conductor is not None:
             self.conductor.replayed(num_sequences, num_tokens, seconds)
+
+
+def _misfit(sequence: Sequence, target: Target) -> str:
+    """Why a request does not fit a plan that was made after it was submitted; "" if it does."""
+    prompt, room = len(sequence.record.prompt), target.slot_tokens
+    if prompt > room or len(sequence.prefix) + (sequence.reading is None) > room:
+        return f"the prompt has {prompt} tokens, a slot of the new plan has {room}"
+    if sequence.num_slots > target.num_slots:
+        return f"{sequence.num_slots} beams, the new plan has {target.num_slots} slots"
+    return ""

@@ -181,9 +181,9 @@ def test_a_copy_of_what_is_not_there_fails_the_step() -> None:
     # Given a slot with three tokens / When four are copied / Then the step fails with the numbers
     guard = StepGuard("stage1.shard0", FIRST)
     offer(guard, step_of(0, (5, 0, 3)), 2, 7)
-    with pytest.raises(ShardUnready, match="has 3 tokens in slot 5, step 1 copies 4"):
+    with pytest.raises(ShardUnready, match="has 3 tokens in slot 5, step 1 reads 4"):
         offer(guard, step_of(1, (0, 4, 1, 5)), 2, 7)
-    with pytest.raises(ShardUnready, match="has 0 tokens in slot 4, step 1 copies 1"):
+    with pytest.raises(ShardUnready, match="has 0 tokens in slot 4, step 1 reads 1"):
         offer(guard, step_of(1, (0, 1, 1, 4)), 2, 7)
 
 
