@@ -7,8 +7,8 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -18,23 +18,20 @@ from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
 from skynet import errors, names
+from skynet.completion import Completion
 from skynet.errors import BadRequest, ClusterUnreachable, RequestTimeout, SkynetError
-from skynet.generation_config import GenerationDefaults, generation_defaults
-from skynet.models import load_architecture
-from skynet.options import check_options, check_priority, check_samples
+from skynet.options import check_priority, check_samples
 from skynet.prompts import Prompt, check_token_ids, token_ids
-from skynet.reading import Reader
 from skynet.settings import settings
 from skynet.store.connection import backend_url, broker_url, connect, ping, reachable
 from skynet.store.plans import Plans, Target
-from skynet.store.requests import End, Options, Record, Requests, Token
-from skynet.store.weights import Manifest, WeightStore
+from skynet.store.requests import End, Record, Requests, Token
 from skynet.task_names import GENERATE
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from skynet.text import Text
+    from skynet.served import ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -42,33 +39,6 @@ T = TypeVar("T")
 
 RETRY_S = 0.1  # between tries while Redis is away
 GRACE_S = 10.0  # how long after a request's deadline a client still waits for its end
-
-
-@dataclass(frozen=True)
-class Completion:
-    """An answer. `token_ids` are the generated ones only; `finish_reason` is `stop` or `length`.
-
-    timings: `first_token_s` and `total_s` since submission, `decode_tokens_per_s` after the first
-    token, `queued_s` before the first step.
-    logprobs: if they were asked for, one a token: {"logprob": of the token, "top": [[token id,
-        logprob], ...], best first}, of the model's own distribution.
-    beams: of a beam search, the best hypotheses, best first: {"text": ..., "token_ids": [...],
-        "score": sum of log-probabilities / length ** length_penalty}. The first is the answer.
-    embedding, predictions, labels: of a text that was read instead, by task `embed` (as many
-        numbers as the hidden states have), `fill-mask` (for each mask the likeliest tokens:
-        token_id, token, score) and `classify` (label, score), best first. There is no text then.
-    """
-
-    text: str
-    token_ids: list[int]
-    prompt_tokens: int
-    finish_reason: str
-    timings: dict[str, float] = field(default_factory=dict)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
-    embedding: list[float] = field(default_factory=list)
-    predictions: list[list[dict[str, Any]]] = field(default_factory=list)
-    labels: list[dict[str, Any]] = field(default_factory=list)
-    beams: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Generation(AsyncResult):
@@ -228,46 +198,6 @@ def _error_of(end: End) -> SkynetError:
     return error
 
 
-@dataclass(frozen=True)
-class Model:
-    """What a client needs of the model, all of it from Redis."""
-
-    manifest: Manifest
-    text: Text
-    defaults: GenerationDefaults
-    reader: Reader
-
-    def check(
-        self, task: str, options: Mapping[str, Any], ids: Sequence[int], target: Target
-    ) -> Options:
-        """What a request may ask for; raises BadRequest."""
-        if task != GENERATE:
-            return self.reader.check(task, options, ids, target.slot_tokens)
-        arch = self.reader.arch
-        if arch.encoder is not None and len(ids) > target.slot_tokens:
-            raise BadRequest(
-                f"the prompt has {len(ids)} tokens, the cluster's encoder reads "
-                f"{target.slot_tokens}: shorten it, or split the model again with more "
-                "--slot-tokens"
-            )
-        return check_options(
-            options,
-            len(ids) if arch.encoder is None else 1,
-            target.slot_tokens,
-            self.defaults,
-            arch.vocab_size,
-            self.text.encode_inside,
-            num_slots=target.num_slots,
-            has_encoder=arch.encoder is not None,
-        )
-
-    @property
-    def vocab_size(self) -> int:
-        """Of prompts: an encoder may have a vocabulary of its own."""
-        arch = self.reader.arch
-        return (arch.encoder or arch).vocab_size
-
-
 class Client:
     """A way to one cluster.
 
@@ -278,7 +208,7 @@ class Client:
         self.url = url or settings().redis_url
         self.redis = connect(self.url)
         self.requests = Requests(self.redis, settings().result_expires_s)
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, ServedModel] = {}
 
     @cached_property
     def app(self) -> Celery:
@@ -409,16 +339,11 @@ class Client:
         """What the cluster is asked to run."""
         return Plans(self.redis).require_target()
 
-    def _model(self, digest: str) -> Model:
+    def _model(self, digest: str) -> ServedModel:
         if digest not in self._models:
-            from skynet.text import Text
+            from skynet.served import ServedModel
 
-            store = WeightStore(self.redis)
-            manifest = store.require_manifest(digest)
-            files = store.read_files(manifest)
-            text, arch = Text(files), load_architecture(manifest.config)
-            reader = Reader.of(arch, files, text.token_id("mask_token"))
-            self._models = {digest: Model(manifest, text, generation_defaults(files), reader)}
+            self._models = {digest: ServedModel.staged(self.redis, digest)}
         return self._models[digest]
 
 

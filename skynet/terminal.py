@@ -15,7 +15,8 @@ import click
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from skynet.client import Completion, Generation
+    from skynet.client import Generation
+    from skynet.completion import Completion
     from skynet.local import WorkerProcess
     from skynet.splitting import Progress
 

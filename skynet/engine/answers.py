@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING, Any
@@ -127,11 +126,3 @@ class Answers:
 
 def _bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
-
-
-def end_ids(config: dict[str, Any], files: dict[str, bytes]) -> frozenset[int]:
-    """End-of-sequence ids: the generation config's, or else the model config's."""
-    generation = json.loads(files.get("generation_config.json", b"{}") or b"{}")
-    found = generation.get("eos_token_id", config.get("eos_token_id"))
-    ids = found if isinstance(found, list) else [found]
-    return frozenset(int(item) for item in ids if item is not None)

@@ -36,6 +36,8 @@ LAYERS = (
     "engine",
     "backend",
     "celery",
+    "completion",
+    "served",
     "client",
     "stager",
     "splitting",
