@@ -48,6 +48,7 @@ from skynet.models.config import Config
 from skynet.models.staging import StagedTensor, absent_tensors, resolve_names, staged_tensors
 
 __all__ = [
+    "ABSENT",
     "FAMILIES",
     "KNOWN",
     "Architecture",
