@@ -72,8 +72,8 @@ class BestPath:
     """A unigram model: the cut whose pieces have the highest sum of scores (Kudo, 2018).
 
     Sums have 32 bits, as in SentencePiece: runs of one character have cuts whose sums are equal but
-    for the rounding, which then decides. (Behind a user-defined piece SentencePiece rounds otherwise,
-    and of equal cuts may choose another.)
+    for the rounding, which then decides. Behind a user-defined piece SentencePiece rounds in other
+    ways, and may choose another of two equal cuts.
     """
 
     UNKNOWN_PENALTY = 10.0

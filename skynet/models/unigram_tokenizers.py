@@ -104,16 +104,21 @@ def _pieces(model: SentencePieceModel, start: int) -> Vocabulary:
     return [(piece.text, piece.score) for piece in model.pieces[start:]]
 
 
+def _number(config: TokenizerConfig, name: str, default: int) -> int:
+    value = config.values.get(name)
+    return value if isinstance(value, int) else default
+
+
 def _t5(model: SentencePieceModel, config: TokenizerConfig) -> Vocabulary:
     """<extra_id_99> down to <extra_id_0> have the last ids."""
-    count = int(config.values.get("extra_ids", 100))
+    count = _number(config, "extra_ids", 100)
     sentinels = [(f"<extra_id_{number}>", 0.0) for number in range(count - 1, -1, -1)]
     return [*_pieces(model, 0), *sentinels]
 
 
 def _pegasus(model: SentencePieceModel, config: TokenizerConfig) -> Vocabulary:
     """103 ids before the model's own, of which <pad> and </s> keep theirs."""
-    offset = int(config.values.get("offset", 103))
+    offset = _number(config, "offset", 103)
     head = [(token, 0.0) for token in ("<pad>", "</s>", "<mask_1>", "<mask_2>")]
     unused = [(f"<unk_{number}>", -100.0) for number in range(2, offset)]
     return [*head, *unused, *_pieces(model, 2)]
