@@ -27,7 +27,7 @@ from skynet.models.tokenizer_files import text_files
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 # Sub-folders hold other formats, and config.json files of sentence-transformers; consolidated* are
 # the same weights under the maker's own names.
 HUB_FILES_NOT_READ = ["*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja", "consolidated*"]
@@ -81,8 +81,9 @@ class Checkpoint:
         """
         files = [file for file in self.path.iterdir() if file.is_file()]
         files += self.path.glob("*/config.json")  # of sentence-transformers
+        # 2: of what `text_files` makes of tokenizers since it makes more of them.
         return cached_digest(
-            "checkpoint", files, self._cache_dir, lambda: self._compute_digest(progress)
+            "checkpoint 2", files, self._cache_dir, lambda: self._compute_digest(progress)
         )
 
     def _compute_digest(self, progress: Callable[[int], None] | None) -> str:
