@@ -20,7 +20,7 @@ from kombu.exceptions import OperationalError
 from skynet import errors, names
 from skynet.completion import Completion
 from skynet.errors import BadRequest, ClusterUnreachable, RequestTimeout, SkynetError
-from skynet.options import check_priority, check_samples
+from skynet.options import LANGUAGES, check_priority, check_samples
 from skynet.prompts import Prompt, check_token_ids, token_ids
 from skynet.settings import settings
 from skynet.store.connection import backend_url, broker_url, connect, ping, reachable
@@ -262,7 +262,12 @@ class Client:
             target = self._target()
             model = self._model(target.model)
             model.reader.check_task(task, n)
-            ids = token_ids(prompt, model.text, raw or task != GENERATE)
+            languages = {}
+            if task == GENERATE:
+                languages = {name: options.pop(name, None) for name in LANGUAGES}
+            ids = token_ids(prompt, model.text, raw or task != GENERATE, **languages)
+            if (language := languages.get("target_language")) is not None:
+                options = model.answering_in(options, language)
             if len(ids) >= target.slot_tokens:  # before every id is looked at
                 model.check(task, options, ids, target)
             check_token_ids(ids, model.vocab_size)
@@ -433,9 +438,12 @@ def submit_prompt(
         temperature), top_k (0: off), top_p (1: off), min_p (0: off), seed, stop (a text or
         several), ignore_eos, repetition_penalty (1: off), no_repeat_ngram_size (0: off),
         min_new_tokens, bad_words (texts), bad_words_ids, suppress_tokens, begin_suppress_tokens,
-        forced_bos_token_id, forced_eos_token_id, logprobs (0 to 20 alternatives a token).
-        Defaults are the model's generation_config.json's where it sets them; temperature, top_k,
-        top_p and min_p of that file hold for requests that sample.
+        forced_bos_token_id, forced_eos_token_id, logprobs (0 to 20 alternatives a token),
+        num_beams (1: no beam search), length_penalty (1), early_stopping (False); of an
+        encoder-decoder decoder_start_token_id, and of a text to translate source_language and
+        target_language, by the codes of the model's tokenizer. Defaults are the model's
+        generation_config.json's where it sets them; temperature, top_k, top_p and min_p of that
+        file hold for requests that sample.
 
     Raises:
         BadRequest: names what cannot work.

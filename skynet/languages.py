@@ -35,6 +35,10 @@ class Languages:
     def codes(self) -> tuple[str, ...]:
         return tuple(sorted(self._spoken or self._targets))
 
+    def has(self, token: int | None) -> bool:
+        """Is this token a language's code?"""
+        return token in self._spoken.values()
+
     def id_of(self, code: str, name: str = "language") -> int:
         """The token of a language. `name` is the option the code comes from.
 

@@ -46,7 +46,10 @@ KNOWN = (
     "length_penalty",
     "early_stopping",
     "decoder_start_token_id",
+    "source_language",
+    "target_language",
 )
+LANGUAGES = ("source_language", "target_language")  # of a text to translate: part of its prompt
 
 
 def check_options(

@@ -66,6 +66,26 @@ class ServedModel:
             has_encoder=arch.encoder is not None,
         )
 
+    def answering_in(self, options: Mapping[str, Any], language: str) -> dict[str, Any]:
+        """The options with what makes the answer be in a language.
+
+        That is the answer's first token, or what a decoder begins with where that is a language
+        (mBART-25); some models (Marian) have it in the prompt.
+
+        Raises:
+            BadRequest: a language that is not known, or a contradiction.
+        """
+        token = self.text.answer_language(language)
+        if token is None:
+            return dict(options)
+        own = self.defaults.always.get("decoder_start_token_id")
+        name = "decoder_start_token_id" if self.text.languages.has(own) else "forced_bos_token_id"
+        if options.get(name) not in (None, token):
+            raise BadRequest(
+                f"target_language {language!r}, {name} {options[name]!r:.40}: give one"
+            )
+        return {**options, name: token}
+
     @property
     def vocab_size(self) -> int:
         """Of prompts: an encoder may have a vocabulary of its own."""
