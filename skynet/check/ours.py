@@ -80,7 +80,8 @@ class Ours:
         ]
         partials = [shard.partial(self._ids) for shard in shards]
         total, positions = add_up(partials), torch.arange(len(self._ids))
-        return LayerRun([partials], [shard.complete(total, positions) for shard in shards])
+        outputs = [shard.complete(total, self._ids, positions) for shard in shards]
+        return LayerRun([partials], outputs)
 
     def load_layer(self, layer: int) -> LayerShards:
         """All shards of a layer; free them before the next one."""

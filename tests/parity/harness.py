@@ -87,14 +87,21 @@ class Cluster:
 
     def step(self, rows: Sequence[Row], layers_per_chord: int) -> list[list[Candidates]]:
         """Candidates of each row with a want, one a vocabulary shard."""
-        results = self._step(rows, layers_per_chord)
-        return [list(row) for row in zip(*(found for _, found, _ in results), strict=True)]
+        return self.read(rows, layers_per_chord)[0]
 
     def vectors(self, rows: Sequence[Row], layers_per_chord: int) -> list[np.ndarray]:
         """What is read of each row that asks for a vector: of the first shard alone."""
-        first, *others = self._step(rows, layers_per_chord)
+        return self.read(rows, layers_per_chord)[1]
+
+    def read(
+        self, rows: Sequence[Row], layers_per_chord: int
+    ) -> tuple[list[list[Candidates]], list[np.ndarray]]:
+        """Both, of rows that ask for either."""
+        results = self._step(rows, layers_per_chord)
+        first, *others = results
         assert not any(vectors for _, _, vectors in others)
-        return first[2]
+        candidates = zip(*(found for _, found, _ in results), strict=True)
+        return [list(row) for row in candidates], first[2]
 
     def _step(self, rows: Sequence[Row], layers_per_chord: int) -> list[Result]:
         self._number += 1
