@@ -77,4 +77,4 @@ class Encoder:
         if self.embedding is None:
             raise StepFailed("this stage has no embedding of the encoder")
         x = all_sum(self.embedding.partial(context.ids))
-        return self.embedding.complete(x, context.positions)
+        return self.embedding.complete(x, context.ids, context.positions)

@@ -30,12 +30,17 @@ class Embedding:
         types: torch.Tensor | None = None,
         project_last: bool = False,
         shared: bool = False,
+        unplaced: int | None = None,
     ) -> None:
-        """types: of which the first row is added to every token's. shared: the table is another's,
-        who counts it."""
+        """types: of which the first row is added to every token's.
+
+        shared: the table is another's, who counts it.
+        unplaced: see `Architecture.unplaced_token`.
+        """
         self._table, self._vocab, self._whole, self._scale = table, vocab, whole, scale
         self._projection, self._positions, self._norm = projection, positions, norm
         self._types, self._project_last = types, project_last
+        self._unplaced = unplaced
         parts = (None if shared else table, projection, positions, norm, types)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
@@ -50,14 +55,17 @@ class Embedding:
         rows = F.embedding(local.masked_fill(foreign, 0), self._table)
         return rows.masked_fill_(foreign[:, None], 0)
 
-    def complete(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def complete(self, x: torch.Tensor, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """What is done once, after the sum: `x` (tokens, embedding) to (tokens, hidden)."""
         if self._scale != 1:
             x = x * self._scale
         if not self._project_last:
             x = self._project(x)
         if self._positions is not None:
-            x = x + F.embedding(positions, self._positions)
+            places = (
+                positions if self._unplaced is None else _places(ids, positions, self._unplaced)
+            )
+            x = x + F.embedding(places, self._positions)
         if self._types is not None:
             x = x + self._types[0]
         x = x if self._norm is None else self._norm(x)
@@ -67,6 +75,14 @@ class Embedding:
         if self._projection is None:
             return x
         return self._projection(x.to(self._table.dtype)).float()
+
+
+def _places(ids: torch.Tensor, positions: torch.Tensor, unplaced: int) -> torch.Tensor:
+    """Rows of the position table, of whole texts: 0 of `unplaced`, from 1 on of all else."""
+    placed = (ids != unplaced).long()
+    count = placed.cumsum(0)
+    starts = torch.arange(len(ids), device=ids.device) - positions  # of each token's text
+    return (count - (count - placed)[starts]) * placed
 
 
 class Head:
@@ -122,6 +138,7 @@ def load_embedding(
         types=load.matrix("token_types") if load.has("token_types") else None,
         project_last=arch.project_after_norm,
         shared=shared,
+        unplaced=arch.unplaced_token,
     )
 
 

@@ -178,7 +178,7 @@ class ShardModel:
         if self._embedding is None:
             raise StepFailed("this stage has no embedding")
         x = all_sum(self._embedding.partial(context.ids))
-        return self._embedding.complete(x, context.positions)
+        return self._embedding.complete(x, context.ids, context.positions)
 
     def _candidates(self, step: Step, x: torch.Tensor) -> list[Candidates]:
         last, wants, position = [], [], -1

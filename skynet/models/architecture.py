@@ -167,7 +167,9 @@ class Architecture:
     parallel: bool = False
     embed_size: int | None = None  # of an embedding that is projected to the hidden size
     embed_scale: float = 1.0
-    position_offset: int = 0  # rows of the position table before that of position 0
+    position_offset: int = 0  # rows of the position table before the first that is used
+    # A token that takes no position, and has the first row of the table for itself.
+    unplaced_token: int | None = None
     residual_scale: float = 1.0  # of what attention and MLP add to the hidden states
     logit_scale: float = 1.0
     logit_cap: float | None = None  # logits become cap * tanh(logits / cap)
@@ -280,7 +282,7 @@ class Architecture:
             "kv_heads": self.num_kv_heads * self.head_dim,
             "columns": self.intermediate_size,
             "vocab": self.vocab_size,
-            "positions": self.max_positions,
+            "positions": self.max_positions + (self.unplaced_token is not None),
             "experts": self.num_experts,
             "hidden": self.hidden_size,
             "head_dim": self.head_dim,

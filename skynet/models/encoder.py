@@ -49,8 +49,8 @@ def score(config: read.Config) -> Literal["softmax", "sigmoid", "none"]:
     problem = config.get("problem_type")
     if problem == "regression":
         return "none"
-    one = problem is None and len(labels(config)) == 1
-    return "sigmoid" if one or problem == "multi_label_classification" else "softmax"
+    several = problem == "multi_label_classification"
+    return "sigmoid" if several or len(labels(config)) == 1 else "softmax"
 
 
 def encoder(

@@ -99,14 +99,21 @@ class Cluster:
 
         start: the first layer, the decoder's by default.
         """
-        results = self._step(rows, layers_per_chord, start)
-        return [list(row) for row in zip(*(found for _, found, _ in results), strict=True)]
+        return self.read(rows, layers_per_chord, start)[0]
 
     def vectors(self, rows: Sequence[Row], layers_per_chord: int) -> list[np.ndarray]:
         """What is read of each row that asks for a vector: of the first shard alone."""
-        first, *others = self._step(rows, layers_per_chord)
+        return self.read(rows, layers_per_chord)[1]
+
+    def read(
+        self, rows: Sequence[Row], layers_per_chord: int, start: int | None = None
+    ) -> tuple[list[list[Candidates]], list[np.ndarray]]:
+        """Both, of rows that ask for either."""
+        results = self._step(rows, layers_per_chord, start)
+        first, *others = results
         assert not any(vectors for _, _, vectors in others)
-        return first[2]
+        candidates = zip(*(found for _, found, _ in results), strict=True)
+        return [list(row) for row in candidates], first[2]
 
     def _step(
         self, rows: Sequence[Row], layers_per_chord: int, start: int | None = None

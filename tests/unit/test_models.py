@@ -183,6 +183,11 @@ def test_norms_may_have_the_names_of_2018() -> None:
         ({"id2label": {"1": "good", "0": "bad"}}, ("bad", "good"), "softmax"),
         ({"id2label": {"0": "much"}}, ("much",), "sigmoid"),
         (
+            {"id2label": {"0": "much"}, "problem_type": "single_label_classification"},
+            ("much",),
+            "sigmoid",
+        ),
+        (
             {"id2label": {0: "a", 1: "b"}, "problem_type": "multi_label_classification"},
             ("a", "b"),
             "sigmoid",
@@ -281,6 +286,10 @@ def test_missing_tensors_are_named() -> None:
             encoder_config("modernbert", "Model") | {"classifier_pooling": "max"},
             "classifier_pooling='max'",
         ),
+        (
+            encoder_config("modernbert", "Model") | {"rope_scaling": {"type": "linear"}},
+            "modernbert with rope_scaling",
+        ),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(given: dict[str, Any], message: str) -> None:
@@ -300,6 +309,8 @@ def test_what_is_not_computed_is_refused_by_name(given: dict[str, Any], message:
         (config("mixtral", num_local_experts=1), "num_experts_per_tok is 2 of num_local_experts=1"),
         (config("smollm3", no_rope_layers=[1]), "1 no_rope_layers for 3 layers"),
         (config("phi3", rope_scaling={"type": "su"}), "short_factor=None, expected a list of 4"),
+        (encoder_config("roberta", "Model", pad_token_id=47), "48 positions, of which 48 are not"),
+        (encoder_config("roberta", "Model") | {"pad_token_id": None}, "pad_token_id is None"),
     ],
 )
 def test_broken_configs_are_refused_by_field(given: dict[str, Any], message: str) -> None:
