@@ -36,11 +36,13 @@ def _answer_ids(arch: Architecture, files: Mapping[str, bytes], ids: list[int]) 
 
     That is how models are trained to repeat a text. So tokens see others before them, through masks
     and by their distances; an answer of Transformers' own would take a forward pass for each token.
-    Ids that the decoder does not have are taken modulo its vocabulary.
+    Ids that the decoder does not have are taken modulo its vocabulary. A token without a position
+    is left out: how Transformers counts the others depends on how many it is given at once.
     """
     # Of a model that names no start each request has to.
     start = generation_defaults(files).always.get("decoder_start_token_id", 0)
-    return [start, *(token % arch.vocab_size for token in ids[:-1])]
+    own = [token % arch.vocab_size for token in ids[:-1]]
+    return [start, *(token for token in own if token != arch.unplaced_token)]
 
 
 def _prompt_ids(

@@ -145,6 +145,16 @@ def test_a_decoder_reads_ids_of_its_own_vocabulary(tmp_path: Path) -> None:
     assert report.answer.ours == best
 
 
+def test_a_prompt_may_have_tokens_without_a_position(tmp_path: Path) -> None:
+    # Given one with padding, which only the encoder reads
+    make_translator("m2m_100", {}, tmp_path)
+    save_tokenizer(tmp_path)
+    # When
+    report = check_model(str(tmp_path), 2, 2, prompt=letters([9, 1, 8, 1, 1, 5]))
+    # Then
+    assert report.equal, "\n".join(report.lines())
+
+
 def test_distances_that_the_prompt_does_not_have_are_told(tmp_path: Path) -> None:
     # Given a prompt of 16 tokens, and all that is as far as 12 in one bucket, or as 16
     make_translator("t5", {"relative_attention_max_distance": 15}, tmp_path / "near")

@@ -91,6 +91,31 @@ def test_a_variant(
     check(translator(family, **fields), stages, shards, span)
 
 
+@pytest.mark.parametrize(("stages", "shards"), [(1, 1), (3, 2)])
+def test_the_padding_of_m2m_has_no_position(
+    translator: Callable[..., Translator], stages: int, shards: int
+) -> None:
+    # Given some in a text and in its answer, and what Transformers makes of it token by token
+    found, text, tokens = translator("m2m_100"), [9, 1, 8, 1, 1, 123, 4], [1, 33, 20, 1, 1, 9]
+    answer = found.generate(
+        text,
+        max_new_tokens=len(tokens) + 1,
+        prefix_allowed_tokens_fn=lambda _, given: [[*tokens, 5][len(given) - 1]],
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    expected = [logits[0].numpy() for logits in answer.logits]
+    # When it runs split, the first tokens of the answer as a chunk
+    cluster = cluster_of(found.checkpoint, stages, shards, num_slots=6, slot_tokens=40)
+    try:
+        read(cluster, [text], LAYER)
+        logits = decoder_logits(cluster, 0, len(text), [found.start, *tokens], LAYER)
+    finally:
+        cluster.close()
+    # Then the others count on, in the answer with it and in the text without
+    np.testing.assert_allclose(logits, expected[2:], atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("family", ENCODER_DECODERS)
 def test_answers_depend_on_the_text(translator: Callable[..., Translator], family: str) -> None:
     # Given the answers of Transformers
