@@ -2,8 +2,8 @@
 
 Each layer of Transformers' model and the shards of ours get the same input, theirs, so that an
 error is named where it arises and not where it is seen. On either side one layer at a time is in
-memory. `theirs.py` runs theirs, `ours.py` ours, `comparison.py` puts them side by side, and
-`ending.py` says what comes after the last layer.
+memory. `theirs.py` runs theirs, `ours.py` ours, `comparison.py` puts them side by side, `stacks.py`
+says what is an encoder's and what a decoder's, and `ending.py` what comes after the last layer.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from skynet.check.compare import LIMITS
 from skynet.check.comparison import Comparison, Progress
 from skynet.check.ending import ending_of, question_of
 from skynet.check.ours import CheckpointFetch
-from skynet.check.prompt import prompt_ids
+from skynet.check.prompt import token_ids_read
 from skynet.check.report import Report
+from skynet.check.stacks import stacks_of
 from skynet.check.theirs import Theirs
 from skynet.layers.shard_model import DTYPES
 from skynet.layers.weights import Fetch
@@ -25,6 +26,7 @@ from skynet.models.checkpoint import Checkpoint, open_checkpoint
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
 from skynet.settings import settings
+from skynet.stager import model_files
 
 __all__ = ["Report", "check_model"]
 
@@ -53,8 +55,9 @@ def check_model(
     checkpoint = open_checkpoint(model, settings().cache_dir)
     arch = load_architecture(checkpoint.config)
     source = CheckpointFetch(checkpoint, arch)
-    files = checkpoint.text_files()
-    ids = prompt_ids(arch, files, prompt, checkpoint.name)
+    files = model_files(checkpoint)
+    reads = token_ids_read(arch, files, prompt, checkpoint.name)
+    stacks = stacks_of(arch, reads)
     plan = make_plan(
         arch,
         model=checkpoint.name,
@@ -63,43 +66,30 @@ def check_model(
         shards=shards,
         dtype=dtype,
         num_slots=1,
-        slot_tokens=len(ids),
+        slot_tokens=max(len(ids) for ids in reads),
     )
-    report = _new_report(checkpoint, arch, plan, ids)
+    report = _new_report(checkpoint, arch, plan, len(reads[0]))
     weights = {name: tensor.num_bytes for name, tensor in source.plans.items()}
     comparison = Comparison(
         arch,
         plan,
         fetch or source,
-        ids,
-        question_of(arch, files, ids),
+        stacks,
+        question_of(arch, files, reads[-1]),
         report,
         weights,
         progress,
     )
     theirs = Theirs(checkpoint, arch, ending_of(arch).theirs, DTYPES[dtype], comparison.cuts)
-    theirs.run(ids, comparison)
+    theirs.run(reads, comparison)
     report.peak_bytes = _peak_bytes()
     return report
 
 
-def _new_report(checkpoint: Checkpoint, arch: Architecture, plan: Plan, ids: list[int]) -> Report:
+def _new_report(checkpoint: Checkpoint, arch: Architecture, plan: Plan, num_tokens: int) -> Report:
     from importlib.metadata import version
 
     stages, shards = plan.shape
-    notes = []
-    windows = [window for window in arch.windows if window is not None]
-    # Of an encoder they are how far a token sees, not how many tokens.
-    if windows and min(windows) + arch.bidirectional >= len(ids):
-        notes.append(
-            f"not tried: the end of windows of {min(windows)} tokens, as the prompt has "
-            f"{len(ids)}; a longer --prompt reaches it"
-        )
-    if arch.num_experts and plan.dtype != "float32":
-        notes.append(
-            "experts that a token likes equally up to rounding may be chosen otherwise in "
-            f"{plan.dtype}, which looks like a mistake; --dtype float32 tells"
-        )
     return Report(
         model=checkpoint.name,
         model_type=arch.model_type,
@@ -108,9 +98,29 @@ def _new_report(checkpoint: Checkpoint, arch: Architecture, plan: Plan, ids: lis
         dtype=plan.dtype,
         limit=LIMITS[plan.dtype],
         versions=f"Transformers {version('transformers')}, torch {version('torch')}",
-        num_tokens=len(ids),
-        notes=notes,
+        num_tokens=num_tokens,
+        notes=_notes(arch, plan, num_tokens),
     )
+
+
+def _notes(arch: Architecture, plan: Plan, num_tokens: int) -> list[str]:
+    """What the comparison does not tell."""
+    notes, reaches = [], f"as the prompt has {num_tokens}; a longer --prompt reaches"
+    windows = [window for window in arch.windows if window is not None]
+    # Of an encoder they are how far a token sees, not how many tokens.
+    if windows and min(windows) + arch.bidirectional >= num_tokens:
+        notes.append(f"not tried: the end of windows of {min(windows)} tokens, {reaches} it")
+    if arch.relative and arch.relative.max_distance >= num_tokens:
+        notes.append(
+            f"not tried: distances of {num_tokens} to {arch.relative.max_distance} tokens, which "
+            f"have relative positions of their own, {reaches} them"
+        )
+    if arch.num_experts and plan.dtype != "float32":
+        notes.append(
+            "experts that a token likes equally up to rounding may be chosen otherwise in "
+            f"{plan.dtype}, which looks like a mistake; --dtype float32 tells"
+        )
+    return notes
 
 
 def _peak_bytes() -> int:
