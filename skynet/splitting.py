@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 
+from skynet.derived.opening import open_model
 from skynet.errors import PlanError
 from skynet.models import checkpoint_dtype, load_architecture
-from skynet.models.checkpoint import Checkpoint, open_checkpoint
+from skynet.models.checkpoint import Checkpoint
 from skynet.planning.plan import Plan
 from skynet.planning.split import DTYPE_BYTES, make_plan
 from skynet.settings import settings
@@ -49,7 +50,7 @@ def skysplit(
     """
     if (stages is None) != (shards is None):
         raise PlanError(f"stages={stages}, shards={shards}: give both, or neither")
-    checkpoint = open_checkpoint(model, settings().cache_dir)
+    checkpoint = open_model(model, settings().cache_dir)
     draft = draft_plan(
         checkpoint, stages or 1, shards or 1, dtype, chord_span, num_slots, slot_tokens
     )
@@ -62,7 +63,7 @@ def skysplit(
 
 def stay_staged(model: str, stop: threading.Event, url: str | None = None) -> None:
     """Until `stop`: stage a model again, and ask for it again, whenever Redis has lost it."""
-    checkpoint = open_checkpoint(model, settings().cache_dir)
+    checkpoint = open_model(model, settings().cache_dir)
     plans = Plans(connect(url))
     target = plans.require_target()
     stager = Stager(url or settings().redis_url, checkpoint, lambda: plans.restore(target))

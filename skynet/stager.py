@@ -49,9 +49,9 @@ def stage_checkpoint(
     Raises:
         CheckpointError, UnsupportedModel, SkynetError: as of `WeightStore.stage`.
     """
-    tensors = tensor_plans(checkpoint, load_architecture(checkpoint.config))
-    files = checkpoint.text_files()
-    check_generation_config(files, int(checkpoint.config["vocab_size"]))
+    arch = load_architecture(checkpoint.config)
+    tensors, files = tensor_plans(checkpoint, arch), checkpoint.text_files()
+    check_generation_config(files, arch.vocab_size)
     total = sum(tensor.num_bytes for tensor in tensors.values())
     done = 0
 

@@ -17,11 +17,12 @@ from skynet.check.compare import LIMITS, Difference, difference, row_scale
 from skynet.check.ours import CheckpointFetch, LayerRun, Ours, add_up
 from skynet.check.report import Finding, Place, Report
 from skynet.check.theirs import DenseLayer, Theirs
+from skynet.derived.opening import open_model
 from skynet.errors import PlanError, UnsupportedModel
 from skynet.layers.shard_model import DTYPES
 from skynet.layers.weights import Fetch
 from skynet.models import Architecture, load_architecture
-from skynet.models.checkpoint import Checkpoint, open_checkpoint
+from skynet.models.checkpoint import Checkpoint
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
 from skynet.prompts import check_token_ids, token_ids
@@ -56,7 +57,7 @@ def check_model(
         CheckpointError, UnsupportedModel, PlanError, BadRequest: what cannot be compared, by name.
         ConfigurationError: Transformers is not installed.
     """
-    checkpoint = open_checkpoint(model, settings().cache_dir)
+    checkpoint = open_model(model, settings().cache_dir)
     arch = load_architecture(checkpoint.config)
     if arch.bidirectional:
         raise UnsupportedModel(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy.typing as npt
 
 from skynet.errors import CheckpointError
+from skynet.models import derived
 from skynet.models.demo import DEMO_MODEL, DEMO_NAMES, demo_checkpoint_path
 from skynet.models.digests import cached_digest
 from skynet.models.gguf import convert_gguf
@@ -49,6 +50,10 @@ class Checkpoint:
         )
         self.tensors: dict[str, TensorInfo] = _read_tensors(path)
 
+    def describe(self, description: dict[str, Any]) -> None:
+        """Say what the model of a family without a file is: from here on a part of the config."""
+        self.config[derived.KEY] = description
+
     def read(self, name: str, axis: int, start: int, stop: int) -> npt.NDArray[Any]:
         """`[start, stop)` of a tensor along `axis`, contiguous; bfloat16 as its uint16 bits.
 
@@ -79,9 +84,10 @@ class Checkpoint:
         """
         files = [file for file in self.path.iterdir() if file.is_file()]
         files += self.path.glob("*/config.json")  # of sentence-transformers
-        return cached_digest(
-            "checkpoint", files, self._cache_dir, lambda: self._compute_digest(progress)
-        )
+        # The description is in no file, and another one is another content.
+        description = self.config.get(derived.KEY)
+        kind = "checkpoint" if description is None else f"checkpoint {json.dumps(description)}"
+        return cached_digest(kind, files, self._cache_dir, lambda: self._compute_digest(progress))
 
     def _compute_digest(self, progress: Callable[[int], None] | None) -> str:
         digest = hashlib.sha256()
@@ -143,7 +149,9 @@ def _download(hub_id: str) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if (path / "config.json").is_file():
-        return _read_json(path / "config.json")
+        config = _read_json(path / "config.json")
+        config.pop(derived.KEY, None)  # never a file's to say
+        return config
     gguf_files = sorted(file.name for file in path.glob("*.gguf"))
     hint = (
         f"to use {gguf_files[0]}, name that file"

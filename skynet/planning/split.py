@@ -7,6 +7,8 @@ from math import prod
 
 from skynet.errors import PlanError
 from skynet.models.architecture import HEAD_NORMS, Architecture, Weight
+from skynet.models.derived import Derived
+from skynet.planning import derived
 from skynet.planning.plan import Plan, ShardPlan, StagePlan
 from skynet.planning.ranges import (
     Range,
@@ -221,6 +223,8 @@ def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -
 
 def _role_bytes(arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight) -> int:
     size = DTYPE_BYTES[plan.dtype]
+    if isinstance(arch, Derived):
+        return derived.role_bytes(arch, part, weight, size)
     if weight.role in HEAD_NORMS:  # a row for each head, whether heads share one or not
         heads = part.heads if weight.role == "q_norm" else part.kv_heads
         return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from skynet.layers.shard_model import ShardModel
-from skynet.models import Architecture, load_architecture, resolve_names, staged_tensors
+from skynet.derived.derive import derive
+from skynet.models import FAMILIES, Architecture, load_architecture, resolve_names, staged_tensors
+from skynet.models.derived import KEY
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.planning.split import make_plan
+from skynet.shard import load_shard
 from skynet.step import Candidates, Row, Step, Want
 
 WAIT_S = 30.0
@@ -27,10 +29,15 @@ Result = tuple[torch.Tensor | None, list[Candidates], list[np.ndarray]]
 
 
 class Checkpoint:
-    """A directory as `save_pretrained` leaves it, read by region."""
+    """A directory as `save_pretrained` leaves it, read by region.
 
-    def __init__(self, directory: Path) -> None:
+    derived: run Transformers' layers, even if the family has a file.
+    """
+
+    def __init__(self, directory: Path, *, derived: bool = False) -> None:
         self.config: dict[str, Any] = json.loads((directory / "config.json").read_text())
+        if derived or self.config["model_type"] not in FAMILIES:
+            self.config[KEY] = derive(self.config)
         self.arch = load_architecture(self.config)
         with safe_open(directory / "model.safetensors", framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -74,7 +81,7 @@ class Cluster:
         self.plan = plan
         self.models = [
             [
-                ShardModel(checkpoint.arch, plan, stage, shard, checkpoint.fetch)
+                load_shard(checkpoint.arch, plan, stage, shard, checkpoint.fetch)
                 for shard in range(plan.num_shards)
             ]
             for stage in range(len(plan.stages))

@@ -26,6 +26,8 @@ LAYERS = (
     "chat_template",
     "text",
     "layers",
+    "derived",
+    "shard",
     "store",
     "generation_config",
     "options",
