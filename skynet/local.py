@@ -152,7 +152,7 @@ class LocalCluster:
             SkynetError: what cannot work, before anything is started; or which worker failed.
         """
         checkpoint = open_model(self.model, settings().cache_dir)
-        draft = draft_plan(checkpoint, *self._shape)
+        draft = draft_plan(checkpoint, *self._shape, self.progress)
         try:
             self._server, self._guardian = self._stack.enter_context(
                 local_server(self.port, persistent=self.persistent)

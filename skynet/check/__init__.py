@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 
 from skynet.check.compare import LIMITS, Difference, difference, row_scale
+from skynet.check.derived import DerivedOurs
 from skynet.check.ours import CheckpointFetch, LayerRun, Ours, add_up
 from skynet.check.report import Finding, Place, Report
 from skynet.check.theirs import DenseLayer, Theirs
@@ -23,6 +24,7 @@ from skynet.layers.shard_model import DTYPES
 from skynet.layers.weights import Fetch
 from skynet.models import Architecture, load_architecture
 from skynet.models.checkpoint import Checkpoint
+from skynet.models.derived import Derived
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
 from skynet.prompts import check_token_ids, token_ids
@@ -64,9 +66,21 @@ def check_model(
             f"{checkpoint.name} is a {arch.model_type} encoder: `skynet check` compares what "
             "generates; the parity suite of the repository compares encoders"
         )
-    source = CheckpointFetch(checkpoint, arch)
-    ids = _prompt_ids(checkpoint, arch, prompt)
-    plan = make_plan(
+    ids = prompt_ids(checkpoint, arch, prompt)
+    plan = plan_of(checkpoint, arch, ids, stages, shards, dtype)
+    report = new_report(checkpoint, arch, plan, ids)
+    compare(checkpoint, arch, plan, ids, report, progress, fetch)
+    text = Text(checkpoint.text_files())
+    report.next_text = repr(text.decode([report.next_ours])) if text.has_tokenizer else ""
+    report.peak_bytes = _peak_bytes()
+    return report
+
+
+def plan_of(
+    checkpoint: Checkpoint, arch: Architecture, ids: list[int], stages: int, shards: int, dtype: str
+) -> Plan:
+    """A plan for one prompt alone."""
+    return make_plan(
         arch,
         model=checkpoint.name,
         name=checkpoint.name,
@@ -76,17 +90,33 @@ def check_model(
         num_slots=1,
         slot_tokens=len(ids),
     )
-    report = _new_report(checkpoint, arch, plan, ids)
-    weights = {name: tensor.num_bytes for name, tensor in source.plans.items()}
-    comparison = _Comparison(arch, plan, fetch or source, ids, report, weights, progress)
-    Theirs(checkpoint, arch, DTYPES[dtype], comparison.cuts).run(ids, comparison)
-    text = Text(checkpoint.text_files())
-    report.next_text = repr(text.decode([report.next_ours])) if text.has_tokenizer else ""
-    report.peak_bytes = _peak_bytes()
-    return report
 
 
-def _prompt_ids(checkpoint: Checkpoint, arch: Architecture, prompt: str | None) -> list[int]:
+def compare(
+    checkpoint: Checkpoint,
+    arch: Architecture,
+    plan: Plan,
+    ids: list[int],
+    report: Report,
+    progress: Progress | None,
+    fetch: Fetch | None = None,
+    only: Collection[int] | None = None,
+) -> None:
+    """Fill the report in; `only` are the layers that are compared, all by default."""
+    source = CheckpointFetch(checkpoint, arch)
+    num_bytes = sum(tensor.num_bytes for tensor in source.plans.values())
+    num_places = 2 + (arch.num_layers if only is None else len(only))
+
+    def done() -> None:
+        if progress is not None:
+            progress("checking", num_bytes * len(report.places) // num_places, num_bytes)
+
+    comparison = _Comparison(arch, plan, fetch or source, ids, report, done)
+    Theirs(checkpoint, arch, DTYPES[plan.dtype], comparison.cuts).run(ids, comparison, only)
+
+
+def prompt_ids(checkpoint: Checkpoint, arch: Architecture, prompt: str | None) -> list[int]:
+    """The tokens of a prompt; of None, of one that any model can read."""
     text = Text(checkpoint.text_files())
     if prompt is None and not text.has_tokenizer:
         count = min(NUM_IDS, arch.max_positions)
@@ -102,11 +132,12 @@ def _prompt_ids(checkpoint: Checkpoint, arch: Architecture, prompt: str | None) 
     return ids
 
 
-def _new_report(checkpoint: Checkpoint, arch: Architecture, plan: Plan, ids: list[int]) -> Report:
+def new_report(checkpoint: Checkpoint, arch: Architecture, plan: Plan, ids: list[int]) -> Report:
+    """A report without places: what is compared with what, and what is not."""
     from importlib.metadata import version
 
     stages, shards = plan.shape
-    notes = []
+    notes = [f"{arch.notice}: compared with itself uncut"] if isinstance(arch, Derived) else []
     windows = [window for window in arch.windows if window is not None]
     if windows and min(windows) >= len(ids):
         notes.append(
@@ -147,12 +178,16 @@ class _Comparison:
         fetch: Fetch,
         ids: list[int],
         report: Report,
-        weights: dict[str, int],
-        progress: Progress | None,
+        done: Callable[[], None],
     ) -> None:
+        """done: called after each place."""
         self._arch, self._plan, self._report = arch, plan, report
-        self._ids, self._weights, self._progress = ids, weights, progress
-        self._ours = Ours(arch, plan, fetch, ids)
+        self._ids, self._done = ids, done
+        self._ours: Ours | DerivedOurs
+        if isinstance(arch, Derived):
+            self._ours = DerivedOurs(arch, plan, fetch, ids)
+        else:
+            self._ours = Ours(arch, plan, fetch, ids)
         self._own: torch.Tensor | None = None  # hidden states that only our layers have seen
         self._rows: torch.Tensor | None = None
         self._embedded: LayerRun | None = None
@@ -165,15 +200,19 @@ class _Comparison:
         return heads, [slice(part.columns.start, part.columns.stop) for part in parts]
 
     def embedding(self, rows: torch.Tensor) -> None:
-        self._rows = rows
+        # Without a file there are no partials that could be compared with them.
+        self._rows = None if isinstance(self._arch, Derived) else rows
 
-    def layer(self, layer: int, x: torch.Tensor, out: torch.Tensor, dense: DenseLayer) -> None:
+    def layer(
+        self, layer: int, x: torch.Tensor, out: torch.Tensor, dense: DenseLayer | None
+    ) -> None:
         x, out = x.float(), out.float()
         if layer == 0:
             self._compare_embedding(x)
         shards = self._ours.load_layer(layer)
         run = shards.run(x)
-        findings = [*self._partials(layer, run, dense), *_outputs(run, out)]
+        partials = [] if dense is None else self._partials(layer, run, dense)
+        findings = [*partials, *_outputs(run, out)]
         self._add(f"layer {layer}", self._plan.stage_of(layer), findings)
         if self._own is not None:
             self._own = shards.run(self._own).outputs[0]
@@ -244,10 +283,7 @@ class _Comparison:
 
     def _add(self, name: str, stage: int, findings: list[Finding]) -> None:
         self._report.places.append(Place(name, stage, tuple(findings)))
-        if self._progress is None:
-            return
-        total, places = sum(self._weights.values()), len(self._report.places)
-        self._progress("checking", total * places // (self._arch.num_layers + 2), total)
+        self._done()
 
 
 def _outputs(run: LayerRun, theirs: torch.Tensor) -> list[Finding]:

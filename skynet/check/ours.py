@@ -45,7 +45,7 @@ class CheckpointFetch:
         return tensor.view(torch.bfloat16) if plan.dtype == "bfloat16" else tensor
 
 
-class _Waits(Exception):
+class Waits(Exception):
     """A shard needs a sum that its peers have not computed their part of yet."""
 
     def __init__(self, partial: torch.Tensor) -> None:
@@ -144,8 +144,8 @@ class LayerShards:
             outputs, waiting = [], []
             for layer, context in zip(self._layers, self._contexts, strict=True):
                 try:
-                    outputs.append(layer(x, context, _known(sums)))
-                except _Waits as wait:
+                    outputs.append(layer(x, context, known_sums(sums)))
+                except Waits as wait:
                     waiting.append(wait.partial)
             if not waiting:
                 return LayerRun(partials, outputs)
@@ -153,13 +153,14 @@ class LayerShards:
             sums.append(add_up(waiting))
 
 
-def _known(sums: list[torch.Tensor]) -> AllSum:
+def known_sums(sums: list[torch.Tensor]) -> AllSum:
+    """Gives the sums that are known, in order; `Waits` at the first that is not."""
     left = iter(sums)
 
     def all_sum(partial: torch.Tensor) -> torch.Tensor:
         total = next(left, None)
         if total is None:
-            raise _Waits(partial)
+            raise Waits(partial)
         return total.clone()  # what gets a sum may change it
 
     return all_sum

@@ -7,15 +7,18 @@ differs between layers, is what the model itself makes of it. Knows nothing of o
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
-from skynet.check.their_weights import TheirWeights, parameter, quiet
+from skynet.check.their_weights import TheirWeights, parameter
+from skynet.derived.skeleton import quiet
 from skynet.errors import CheckpointError, ConfigurationError, UnsupportedModel
 from skynet.models.architecture import Architecture, Weight
 from skynet.models.checkpoint import Checkpoint
+from skynet.models.derived import Derived
 
 
 class Visitor(Protocol):
@@ -25,8 +28,13 @@ class Visitor(Protocol):
         """`rows` (tokens, embedding) of the embedding's table, as they lie there."""
         ...
 
-    def layer(self, layer: int, x: torch.Tensor, out: torch.Tensor, dense: DenseLayer) -> None:
-        """A layer's input and output, (tokens, hidden), and what is known of its inside."""
+    def layer(
+        self, layer: int, x: torch.Tensor, out: torch.Tensor, dense: DenseLayer | None
+    ) -> None:
+        """A layer's input and output, (tokens, hidden), and what is known of its inside.
+
+        Of a family without a file nothing is: its modules have no roles.
+        """
         ...
 
     def head(self, logits: torch.Tensor) -> None:
@@ -66,11 +74,17 @@ class Theirs:
         self._weights = TheirWeights(checkpoint, arch, self._model, config, dtype)
 
     @torch.inference_mode()
-    def run(self, ids: list[int], visitor: Visitor) -> None:
-        """One forward pass over a prompt; `visitor` is called on the way."""
+    def run(self, ids: list[int], visitor: Visitor, only: Collection[int] | None = None) -> None:
+        """One forward pass over a prompt; `visitor` is called on the way.
+
+        only: layers that are run, all by default; others let the hidden states through.
+        """
         self._hook_ends(ids, visitor)
         for layer, module in enumerate(self._layers):
-            self._hook_layer(layer, module, visitor)
+            if only is None or layer in only:
+                self._hook_layer(layer, module, visitor)
+            else:
+                module.forward = _let_through
         found = self._model(input_ids=torch.tensor([ids]), use_cache=False)
         visitor.head(found.logits[0])
 
@@ -134,7 +148,9 @@ class Theirs:
             return self._model.get_submodule(weight.name.format(layer=layer))
         return _experts(module) if role == "down" else None
 
-    def _dense(self, layer: int, module: torch.nn.Module) -> DenseLayer:
+    def _dense(self, layer: int, module: torch.nn.Module) -> DenseLayer | None:
+        if isinstance(self._arch, Derived):
+            return None
         heads, columns = self._cuts(layer)
         attention = self._products("o", layer, module, heads)
         mlp = (
@@ -201,7 +217,13 @@ def _build(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
     return model.eval(), config
 
 
+def _let_through(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return hidden_states
+
+
 def _path_of_layers(arch: Architecture) -> str:
+    if isinstance(arch, Derived):
+        return arch.path
     return _weight(arch, "o").name.partition(".{layer}")[0]
 
 

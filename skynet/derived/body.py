@@ -86,11 +86,13 @@ class Body:
         self._undo[layer] = undo
         return slots, num_bytes
 
-    def unload_layer(self, layer: int) -> None:
-        """Let go of a layer's weights and slots."""
-        for undo in self._undo.pop(layer):
-            undo()
-        del self._attention(layer).skynet_slots
+    def unload_layers(self) -> None:
+        """Let go of the weights and slots of all layers."""
+        for layer, undos in self._undo.items():
+            for undo in undos:
+                undo()
+            del self._attention(layer).skynet_slots
+        self._undo = {}
 
     def _attention(self, layer: int) -> Any:
         return self._model.get_submodule(f"{self._arch.path}.{layer}.{self._arch.attention}")
@@ -195,7 +197,9 @@ class _Gate:
         if layer < running.start - 1:
             return hidden_states
         if layer == running.start - 1:
-            return _required(running.given)
+            return _required(running.given)  # so that what is done between layers is done to it
+        if layer == 0 and running.given is not None:
+            hidden_states = running.given
         out: torch.Tensor = self._forward(hidden_states, *args, **kwargs)
         if layer == running.stop - 1:
             raise SpanEnd(out)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from skynet.derived.kinds import sample_layers
-from skynet.derived.parameters import Parameters
+from skynet.derived.parameters import Parameters, check_known
 from skynet.derived.skeleton import config_class, transformers_version
 from skynet.derived.styles import Styles, plan_of
-from skynet.derived.trace import AttentionCall, Trace, trace
+from skynet.derived.trace import AttentionCall, Trace, prepare
 from skynet.errors import UnsupportedModel
 from skynet.models.config import Config, refuse_quantized
 from skynet.models.derived import describe
@@ -41,8 +41,11 @@ def derive(config: Config) -> dict[str, Any]:
         )
     plan = plan_of(kind, model_type)
     Styles(model_type, plan, "")  # refused before anything is built
-    found = trace(config)
-    return _described(found, Styles(model_type, plan, _prefix(found.model)))
+    found = prepare(config)
+    styles = Styles(model_type, plan, _prefix(found.model))
+    check_known(found, styles)
+    found.run()
+    return _described(found, styles)
 
 
 def _described(found: Trace, styles: Styles) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from skynet.derived.styles import Styles
@@ -55,13 +53,12 @@ class Parameters:
         layer = self._found.model.get_submodule(f"{self._path}.{number}")
         weights = []
         for role, module in layer.named_modules():
-            own = {name: value for name, value in module._parameters.items() if value is not None}
             path = f"{self._path}.{number}.{role}".removesuffix(".")
             style = self._styles.of(path)
             if style is not None and style != "whole":
                 weights.append(self._product(path, role, module, style))
-            elif own:
-                weights += self._whole(path, role, module)
+            else:
+                weights += self._whole(role, module)
         return weights
 
     def _product(self, path: str, role: str, module: nn.Module, style: Style) -> DerivedWeight:
@@ -71,9 +68,8 @@ class Parameters:
         if self._found.counts[path] != 1:
             raise self._found.refusal(path, f"is called {self._found.counts[path]} times in a step")
         unit: Unit = "columns"
-        if self._in_attention(role) and style in ("row", "split", "column"):
-            size = module.in_features if style != "column" else module.out_features
-            unit = self._heads_unit(path, size)
+        if self._in_attention(role) and style != "gather":
+            unit = self._heads_unit(path, module, style)
         return DerivedWeight(
             role=role,
             name=self._name(role),
@@ -84,12 +80,13 @@ class Parameters:
             style=style,
         )
 
-    def _heads_unit(self, path: str, size: int) -> Unit:
+    def _heads_unit(self, path: str, module: nn.Linear, style: Style) -> Unit:
         heads = self._heads
-        units: dict[int, Unit] = {
-            heads.num_kv_heads * heads.head_dim: "kv_heads",
-            heads.num_heads * heads.head_dim: "heads",
-        }
+        units: dict[int, Unit] = {heads.num_heads * heads.head_dim: "heads"}
+        size = module.in_features
+        if style == "column":  # a KV head that shards share may be made twice, but not summed twice
+            units.setdefault(heads.num_kv_heads * heads.head_dim, "kv_heads")
+            size = module.out_features
         if size not in units:
             raise self._found.refusal(
                 path,
@@ -98,17 +95,9 @@ class Parameters:
             )
         return units[size]
 
-    def _whole(self, path: str, role: str, module: nn.Module) -> list[DerivedWeight]:
+    def _whole(self, role: str, module: nn.Module) -> list[DerivedWeight]:
         """Parameters of a module that is the same on every shard."""
-        if not _is_known_whole(module):
-            shapes = {name: list(value.shape) for name, value in module.named_parameters()}
-            raise self._found.refusal(
-                path,
-                f"has parameters {shapes} that the plan does not cut and that are not known to be "
-                "the same on every shard",
-            )
-        name = self._name(role)
-        own = {kind: value for kind, value in module._parameters.items() if value is not None}
+        name, own = self._name(role), _own(module)
         if "weight" in own and own.keys() <= {"weight", "bias"}:
             sizes = tuple(own["weight"].shape)
             return [_replicated(role, name, sizes, bias="bias" in own)]
@@ -205,19 +194,17 @@ class Parameters:
         outside = [
             (path, module)
             for path, module in self._found.model.named_modules()
-            if any(value is not None for value in module._parameters.values())
-            and not path.startswith(f"{self._path}.")
-            and path not in self._ends
+            if _own(module) and not path.startswith(f"{self._path}.") and path not in self._ends
         ]
         weights: list[DerivedWeight] = []
         for path, module in outside:
-            own = {name for name, value in module._parameters.items() if value is not None}
-            is_norm = _is_norm(module) and "weight" in own and own <= {"weight", "bias"}
+            own = _own(module)
+            is_norm = _is_norm(module) and "weight" in own and own.keys() <= {"weight", "bias"}
             if weights or not is_norm or not self._is_after_layers(path):
                 raise self._found.refusal(
                     path, "has parameters, and is neither in a layer nor embedding, norm or head"
                 )
-            sizes = tuple(module.get_parameter("weight").shape)
+            sizes = tuple(own["weight"].shape)
             weights.append(_replicated("final_norm", path, sizes, bias="bias" in own))
         return weights
 
@@ -237,9 +224,28 @@ def _is_norm(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__
 
 
+def _own(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: value for name, value in module._parameters.items() if value is not None}
+
+
 def _is_known_whole(module: nn.Module) -> bool:
-    """A norm, an uncut product, or an activation with a number of its own."""
-    parameters: list[Any] = list(module.parameters(recurse=False))
-    is_number = all(value.numel() == 1 and value.ndim for value in parameters)
-    is_activation = is_number and "Activation" in type(module).__name__
-    return _is_norm(module) or type(module) is nn.Linear or is_activation
+    """A norm, an uncut product, or an activation with numbers of its own."""
+    own = _own(module).values()
+    is_activation = "Activation" in type(module).__name__
+    are_numbers = all(value.numel() == 1 and value.ndim for value in own)
+    return _is_norm(module) or type(module) is nn.Linear or (is_activation and are_numbers)
+
+
+def check_known(found: Trace, styles: Styles) -> None:
+    """Raise UnsupportedModel for a parameter that is neither cut nor known to be whole."""
+    ends = (found.model.get_input_embeddings(), found.model.get_output_embeddings())
+    for path, module in found.model.named_modules():
+        is_cut = styles.of(path) is not None or any(module is end for end in ends)
+        if is_cut or not _own(module) or _is_known_whole(module):
+            continue
+        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in _own(module).items())
+        raise found.refusal(
+            path,
+            f"has parameters ({shapes}) that Transformers' tensor-parallel plan does not cut and "
+            "that are not known to be the same on every shard",
+        )

@@ -13,7 +13,7 @@ import torch
 from skynet.derived.attention import register_attention
 from skynet.derived.skeleton import build
 from skynet.errors import UnsupportedModel
-from skynet.models import resolve_names
+from skynet.models import resolve_names, staged_tensors
 from skynet.models.checkpoint import Checkpoint
 from skynet.models.derived import Derived
 
@@ -22,6 +22,7 @@ SHOWN = 3
 
 def check_tensors(checkpoint: Checkpoint, arch: Derived) -> None:
     """Raise UnsupportedModel, by name, if not; CheckpointError if tensors are missing."""
+    _check_spelling(checkpoint, arch)
     names = resolve_names(arch, checkpoint.tensors)
     known = set(names.values())
     model = build(json.loads(arch.config), register_attention(), torch.float32, buffers=True)
@@ -37,6 +38,22 @@ def check_tensors(checkpoint: Checkpoint, arch: Derived) -> None:
             f"{type(model).__name__} does not have: {shown}; the checkpoint is of another model "
             f"than model_type {arch.model_type!r} is here"
         )
+
+
+def _check_spelling(checkpoint: Checkpoint, arch: Derived) -> None:
+    """Are the tensors called as Transformers' parameters are, a prefix aside?"""
+    ours = arch.prefixes[0]
+    names = [tensor.name for tensor in staged_tensors(arch)]
+    wanted = [name.removeprefix(ours) for name in names if name.startswith(arch.path)]
+    for prefix in arch.prefixes:
+        if any(prefix + name in checkpoint.tensors for name in wanted):
+            return
+    example = min(checkpoint.tensors, default="none")
+    raise UnsupportedModel(
+        f"{checkpoint.name}: model_type {arch.model_type!r} has tensors that are called otherwise "
+        f"in files ({example}, ...) than Transformers' parameters ({ours}{wanted[-1]}, ...); they "
+        "would have to be converted, which is not done here"
+    )
 
 
 def _stored_buffers(model: Any) -> dict[str, torch.Tensor]:

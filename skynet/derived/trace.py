@@ -20,8 +20,7 @@ from skynet.models.config import Config
 
 ATTENTION = "skynet_trace"
 NUM_TOKENS = 3
-# Arguments of the attention function that change nothing about the result, whatever they are; what
-# `known` names besides is honoured.
+# Arguments of the attention function that change nothing about the result, whatever they are.
 IGNORED = {
     "position_ids",
     "use_cache",
@@ -105,6 +104,30 @@ class Trace:
             raise self.refusal(path, "has an attention mask that is neither causal nor a window")
         return window
 
+    def run(self) -> None:
+        """Run the model, once.
+
+        Raises:
+            UnsupportedModel: it cannot be run on shapes, or its attention is none of ours.
+        """
+        try:
+            with torch.device("meta"), torch.no_grad(), quiet():
+                out = self.model(
+                    input_ids=torch.zeros((1, NUM_TOKENS), dtype=torch.long),
+                    position_ids=torch.arange(NUM_TOKENS)[None],
+                    attention_mask=torch.ones((1, NUM_TOKENS)),
+                    use_cache=False,
+                )
+        except UnsupportedModel:
+            raise
+        except Exception as error:  # each model has errors of its own
+            reason = re.sub(r"\s+", " ", str(error))[:200]
+            where = self.running[-1]
+            raise self.refusal(where, f"cannot be run on shapes alone: {reason}") from error
+        if out.logits.shape[:2] != (1, NUM_TOKENS):
+            shape = list(out.logits.shape)
+            raise self.refusal("", f"gives logits of shape {shape} for {NUM_TOKENS} tokens")
+
     def refusal(self, path: str, why: str) -> UnsupportedModel:
         """Names the model, the module at `path` and its class, and why it is not run."""
         kind = type(self.model.get_submodule(path)).__name__
@@ -112,11 +135,11 @@ class Trace:
         return UnsupportedModel(f"model_type {self.model_type!r}: {where} {why}")
 
 
-def trace(config: Config) -> Trace:
-    """Run Transformers' model of a config on shapes.
+def prepare(config: Config) -> Trace:
+    """The trace of a model that has not run yet.
 
     Raises:
-        UnsupportedModel: it cannot be run so, or its attention is none that is computed here.
+        UnsupportedModel: Transformers cannot make it.
     """
     _register()
     model = build(config, ATTENTION, torch.float32, buffers=False)
@@ -126,25 +149,6 @@ def trace(config: Config) -> Trace:
         module.skynet_trace = found
         module.register_forward_pre_hook(_begin(found, path))
         module.register_forward_hook(_end(found, path))
-    try:
-        with torch.device("meta"), torch.no_grad(), quiet():
-            out = model(
-                input_ids=torch.zeros((1, NUM_TOKENS), dtype=torch.long),
-                position_ids=torch.arange(NUM_TOKENS)[None],
-                attention_mask=torch.ones((1, NUM_TOKENS)),
-                use_cache=False,
-            )
-    except UnsupportedModel:
-        raise
-    except Exception as error:  # each model has errors of its own
-        reason = re.sub(r"\s+", " ", str(error))[:200]
-        where = found.running[-1]
-        raise found.refusal(where, f"cannot be run on shapes alone: {reason}") from error
-    if out.logits.shape[:2] != (1, NUM_TOKENS):
-        raise UnsupportedModel(
-            f"model_type {found.model_type!r} gives logits of shape {list(out.logits.shape)} for "
-            f"{NUM_TOKENS} tokens"
-        )
     return found
 
 

@@ -39,7 +39,7 @@ def save_random_model(
     config = tiny_config(family, **fields)
     # Not grouped: that kernel takes no uneven sizes.
     eager = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}
-    model = transformers.AutoModelForCausalLM.from_config(config, **eager).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config, **eager).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases start as ones and zeros, which hide mistakes
