@@ -95,6 +95,8 @@ class DerivedOurs:
 
     def check_rows(self, layer: int, alone: torch.Tensor, beside: torch.Tensor) -> None:
         """Raise UnsupportedModel if a row is another one for what stands beside it."""
+        if not alone.isfinite().all():
+            return  # it is wrong alone already, which the comparison with theirs will say
         apart, limit = difference(beside, alone).relative, LIMITS[self._plan.dtype]
         if apart > limit:
             raise UnsupportedModel(

@@ -44,6 +44,7 @@ def derive(config: Config) -> dict[str, Any]:
     found = prepare(config)
     styles = Styles(model_type, plan, _prefix(found.model))
     check_known(found, styles)
+    _check_ropes(found)
     found.run()
     return _described(found, styles)
 
@@ -51,7 +52,6 @@ def derive(config: Config) -> dict[str, Any]:
 def _described(found: Trace, styles: Styles) -> dict[str, Any]:
     attention = _Attention.of(found)
     _check_layers(found, attention)
-    _check_ropes(found)
     parameters = Parameters(found, styles, attention.path, attention.inside, attention.first)
     embedding = found.model.get_input_embeddings()
     vocab_size, hidden_size = embedding.weight.shape
@@ -117,7 +117,8 @@ class _Attention:
         if call.num_heads % call.num_kv_heads:
             raise found.refusal(
                 call.path,
-                f"has {call.num_heads} heads that do not share {call.num_kv_heads} evenly",
+                f"has {call.num_heads} query heads, which do not share {call.num_kv_heads} KV "
+                "heads evenly",
             )
         return cls(first["path"], first["inside"], call)
 

@@ -162,7 +162,7 @@ class Parameters:
         path = self._found.paths[id(embedding)]
         for table in self._styles.tables:
             if table != path:
-                raise self._found.refusal(table, "is a cut table that is not the tokens'")
+                raise self._found.refusal("", f"cuts a table, {table}, that is not the tokens'")
         sizes = tuple(embedding.weight.shape)
         self._ends = {path}
         return [DerivedWeight("embed", path, "vocab", "vocab", sizes=sizes, style="gather")]

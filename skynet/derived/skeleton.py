@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from skynet.errors import UnsupportedModel
+from skynet.models import KNOWN
 from skynet.models.config import Config
 
 
@@ -32,12 +33,10 @@ def config_class(config: Config) -> Any:
     try:
         return CONFIG_MAPPING[name]
     except KeyError as error:
-        remote = ", and code that comes with a checkpoint is never run" * bool(
-            config.get("auto_map")
-        )
+        remote = "; code that comes with a checkpoint is never run" if "auto_map" in config else ""
         raise UnsupportedModel(
             f"model_type {name!r} has no file in SkyNet, and Transformers {transformers_version()} "
-            f"does not know it either{remote}; a newer Transformers may"
+            f"does not know it{remote}. With a file: {', '.join(KNOWN)}"
         ) from error
 
 

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from skynet.errors import UnsupportedModel
+from skynet.models import KNOWN
 from skynet.models.derived import Style
 
 # Transformers' names, old spellings included, and what is done with such a module.
@@ -67,6 +68,7 @@ def plan_of(config: Any, model_type: str) -> dict[str, str]:
     if not plan:
         raise UnsupportedModel(
             f"model_type {model_type!r} has no file in SkyNet, and Transformers has no "
-            "tensor-parallel plan (base_model_tp_plan) of it to cut it by"
+            "tensor-parallel plan (base_model_tp_plan) of it to cut it by; with a file: "
+            f"{', '.join(KNOWN)}"
         )
     return plan

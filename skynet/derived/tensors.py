@@ -48,10 +48,10 @@ def _check_spelling(checkpoint: Checkpoint, arch: Derived) -> None:
     for prefix in arch.prefixes:
         if any(prefix + name in checkpoint.tensors for name in wanted):
             return
-    example = min(checkpoint.tensors, default="none")
+    example = max(checkpoint.tensors, default="none")
     raise UnsupportedModel(
         f"{checkpoint.name}: model_type {arch.model_type!r} has tensors that are called otherwise "
-        f"in files ({example}, ...) than Transformers' parameters ({ours}{wanted[-1]}, ...); they "
+        f"in files ({example}, ...) than Transformers' parameters ({ours}{wanted[0]}, ...); they "
         "would have to be converted, which is not done here"
     )
 
