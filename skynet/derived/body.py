@@ -159,9 +159,16 @@ class Body:
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (rows, hidden) after the last layer to logits (rows, vocabulary of this shard)."""
+        return self._after_layers(self._model, "logits", x)
+
+    def states(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` (rows, hidden) after the last layer to the base model's output, float32."""
+        return self._after_layers(self._model.base_model, "last_hidden_state", x)
+
+    def _after_layers(self, model: Any, field: str, x: torch.Tensor) -> torch.Tensor:
         count = self._arch.num_layers
         places = torch.zeros(len(x), dtype=torch.int64, device=self._device)
-        return self._forward(count, count + 1, x, places, places).float()
+        return self._forward(count, count + 1, x, places, places, model, field).float()
 
     def _forward(
         self,
@@ -170,18 +177,22 @@ class Body:
         hidden: torch.Tensor | None,
         ids: torch.Tensor,
         positions: torch.Tensor,
+        model: Any = None,
+        field: str = "logits",
     ) -> torch.Tensor:
+        """Of one pass, the hidden states where the span ends, or else a field of the output."""
         running = self._running
         running.start, running.stop = start, stop
         running.given = None if hidden is None else hidden.to(self._device, self._dtype)[None]
+        model = model or self._model
         try:
-            out = self._model(input_ids=ids[None], position_ids=positions[None], use_cache=False)
+            out = model(input_ids=ids[None], position_ids=positions[None], use_cache=False)
         except SpanEnd as end:
             return end.hidden[0]
         finally:
             running.end()
-        logits: torch.Tensor = out.logits[0]
-        return logits
+        found: torch.Tensor = getattr(out, field)[0]
+        return found
 
 
 class _Gate:

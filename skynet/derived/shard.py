@@ -8,7 +8,7 @@ from skynet.derived.attention import Slots
 from skynet.derived.body import Body
 from skynet.derived.loader import DerivedLoader
 from skynet.layers.norm import AllSum
-from skynet.layers.reading import Vector
+from skynet.layers.reading import Reader, Vector
 from skynet.layers.shard_model import DTYPES, ShardModel
 from skynet.layers.weights import Fetch, Progress
 from skynet.models.derived import Derived
@@ -56,10 +56,11 @@ class DerivedShard(ShardModel):
             self.weight_bytes += num_bytes
         # The parent asks its layers for windows and slots, and its head for logits: no more.
         self._layers = slots  # type: ignore[assignment]
-        self._head = None
+        self._head = self._reader = None
         if self.layers.stop == arch.num_layers:
             self.weight_bytes += body.load_head(load)
             self._head = body.head  # type: ignore[assignment]
+            self._reader = Reader(_LastNorm(body), None, None, arch.label_pooling, dtype)
         self._rotaries, self._bias, self._context = [], None, None
         self._token_bytes = 2 * part.kv_heads.size * arch.head_dim * dtype.itemsize
         self.fetched_bytes = load.fetched_bytes
@@ -76,9 +77,21 @@ class DerivedShard(ShardModel):
             self._copy_slots(step)
         x = self._body.run(context, span.start, span.stop, hidden, all_sum)
         if span.stop == self._arch.num_layers:
-            return None, self._candidates(step, x), []
+            return None, self._candidates(step, x), self._vectors(step, x)
         return (x if self._shard == 0 else torch.zeros_like(x)), [], []
 
     def _take_apart(self) -> None:
         super()._take_apart()
         del self._body
+
+
+class _LastNorm:
+    """What the model does after its last layer, as a reader of hidden states calls it."""
+
+    nbytes = 0  # counted with the head
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._body.states(x)

@@ -53,11 +53,12 @@ def build(config: Config, attention: str, dtype: torch.dtype, *, buffers: bool) 
     from transformers import AutoModelForCausalLM
 
     kind = config_class(config)
+    plain = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
     empty = init_empty_weights(include_buffers=False) if buffers else torch.device("meta")
     try:
         with quiet(), empty:
             return AutoModelForCausalLM.from_config(
-                kind.from_dict(dict(config)),
+                kind.from_dict({**config, **plain}),
                 dtype=dtype,
                 attn_implementation=attention,
                 trust_remote_code=False,

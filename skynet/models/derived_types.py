@@ -49,7 +49,7 @@ class Refused:
 
 REFUSED = (
     Refused(
-        "experts in one tensor, or a plan of another kind for them",
+        "a mixture of experts",
         "'packed_colwise'",
         "afmoe axk1 bailing_hybrid cohere2_moe deepseek_v3 deepseek_v4 dots1 ernie4_5_moe "
         "exaone_moe flex_olmo flint gemma4_text glm4_moe granitemoe granitemoehybrid "
@@ -57,9 +57,11 @@ REFUSED = (
         "lfm2_moe mellum minimax minimax_m2 minimax_m3_vl_text olmoe phimoe qwen2_moe "
         "qwen3_5_moe_text qwen3_next qwen4_exp_text sarvam_mla sarvam_moe solar_open",
     ),
-    Refused("the same", "'packed_rowwise'", "aria_text llama4_text"),
+    Refused("a mixture of experts", "'packed_rowwise'", "aria_text llama4_text"),
     Refused(
-        "the same", "'moe_tp_experts'", "inkling2_loop_text inkling2_text inkling_text nemotron_h"
+        "a mixture of experts",
+        "'moe_tp_experts'",
+        "inkling2_loop_text inkling2_text inkling_text nemotron_h",
     ),
     Refused(
         "keys and values of low rank (MLA)",

@@ -8,10 +8,12 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
+import torch
 from derived_families import refused_config
 from harness import Checkpoint, cluster_of, last_logits
 from references import PROMPTS, Reference
 from test_parity import LAYER, STAGE, check
+from transformers import AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -20,6 +22,7 @@ from skynet.errors import UnsupportedModel
 from skynet.models import FAMILIES
 from skynet.models.derived import KEY
 from skynet.models.derived_types import REFUSED, RUN, TRANSFORMERS
+from skynet.step import Read, Row
 
 # Stages, shards, layers per chord. Heads over 3 shards are 2, 1 and 3, in 2 KV groups.
 SHAPES = [(1, 1, LAYER), (1, 2, STAGE), (2, 2, LAYER), (2, 3, STAGE)]
@@ -90,7 +93,7 @@ def test_bfloat16_is_close(reference: Callable[..., Reference], model_type: str)
     # Then the logits are those of float32 up to bfloat16's 8 bits, which the hidden states between
     # two layers have here too
     expected = found.logits[0]
-    assert logits @ expected / np.linalg.norm(logits) / np.linalg.norm(expected) > 0.95
+    assert logits @ expected / np.linalg.norm(logits) / np.linalg.norm(expected) > 0.98
 
 
 @pytest.mark.parametrize("model_type", [name for name in REASONS if name != NAMED_IN_FILES])
@@ -117,6 +120,27 @@ def test_every_model_type_with_a_plan_has_been_tried() -> None:
     # Then
     assert planned - FAMILIES.keys() == RUN.keys() | REASONS.keys()
     assert not RUN.keys() & REASONS.keys()
+
+
+def test_a_text_is_read_as_its_last_hidden_states(reference: Callable[..., Reference]) -> None:
+    # Given what a decoder with the files of sentence-transformers is asked for
+    found = reference("arcee")
+    cluster = cluster_of(found.checkpoint, 2, 2)
+    read = Read("embed", pooling="mean")
+    rows = [
+        Row(slot, 0, tuple(prompt), len(prompt), read=read) for slot, prompt in enumerate(PROMPTS)
+    ]
+    # When
+    try:
+        vectors = cluster.vectors(rows, LAYER)
+    finally:
+        cluster.close()
+    # Then
+    base = AutoModel.from_pretrained(found.path)
+    for vector, prompt in zip(vectors, PROMPTS, strict=True):
+        with torch.no_grad():
+            states = base(torch.tensor([prompt])).last_hidden_state[0]
+        np.testing.assert_allclose(vector, states.mean(0).numpy(), atol=1e-4, rtol=0)
 
 
 def test_what_runs_is_described_in_its_config(reference: Callable[..., Reference]) -> None:
