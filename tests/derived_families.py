@@ -11,7 +11,7 @@ TINY: dict[str, Any] = {
     "vocab_size": 131,
     "hidden_size": 48,
     "intermediate_size": 83,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 3,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "head_dim": 8,
@@ -23,6 +23,9 @@ TINY: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 WINDOW: dict[str, Any] = {"sliding_window": 7}
+WINDOWS: dict[str, Any] = WINDOW | {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]
+}
 LLAMA3: dict[str, Any] = {
     "rope_type": "llama3",
     "rope_theta": 1e4,
@@ -37,7 +40,6 @@ RUN: dict[str, dict[str, Any]] = {
     "apertus": {"rope_parameters": LLAMA3},
     "cohere_compass_text": {
         "logit_scale": 0.5,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
         "rope_parameters": {
             "sliding_attention": {
                 "rope_type": "default",
@@ -46,10 +48,10 @@ RUN: dict[str, dict[str, Any]] = {
             },
             "full_attention": None,
         },
-        **WINDOW,
+        **WINDOWS,
     },
-    "cwm": {"bos_token_id": 1, "eos_token_id": -1, "rope_parameters": LLAMA3, **WINDOW},
-    "exaone4": WINDOW,
+    "cwm": {"bos_token_id": 1, "eos_token_id": -1, "rope_parameters": LLAMA3, **WINDOWS},
+    "exaone4": WINDOWS,
     "hyperclovax": {
         "embedding_multiplier": 3.0,
         "residual_multiplier": 0.4,
@@ -68,9 +70,9 @@ RUN: dict[str, dict[str, Any]] = {
         }
     },
     "olmo": {"clip_qkv": 1.5},
-    "olmo3": WINDOW,
+    "olmo3": WINDOWS,
     "starcoder2": WINDOW,
-    "vaultgemma": WINDOW | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
+    "vaultgemma": WINDOWS | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
 }
 # Of those that are refused, what makes a configuration of them where `TINY` does not.
 REFUSED: dict[str, dict[str, Any]] = {
@@ -79,7 +81,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"num_hidden_layers": 2},
     "gemma3n_text": {"num_hidden_layers": 20},
     "granitemoehybrid": {"num_hidden_layers": 2},
-    "lfm2": TINY | {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2": TINY | {"layer_types": ["conv", "full_attention", "conv"]},
     "youtu": {
         "num_hidden_layers": 2,
         "hidden_size": 48,

@@ -137,7 +137,7 @@ def new_report(checkpoint: Checkpoint, arch: Architecture, plan: Plan, ids: list
     from importlib.metadata import version
 
     stages, shards = plan.shape
-    notes = [f"{arch.notice}: compared with itself uncut"] if isinstance(arch, Derived) else []
+    notes = [f"{arch.notice}; compared with the same uncut"] if isinstance(arch, Derived) else []
     windows = [window for window in arch.windows if window is not None]
     if windows and min(windows) >= len(ids):
         notes.append(

@@ -24,7 +24,7 @@ from skynet.models.derived import Derived
 from skynet.planning.ranges import Range
 from skynet.splitting import draft_plan, skysplit
 
-PLACES = ["embedding", *(f"layer {layer}" for layer in range(4)), "head"]
+PLACES = ["embedding", *(f"layer {layer}" for layer in range(3)), "head"]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_a_damaged_shard_is_found_in_its_layer(arcee: Path) -> None:
 def test_the_command_says_what_it_compares(arcee: Path) -> None:
     result = CliRunner().invoke(main, ["check", str(arcee), "--shards", "3"])
     assert result.exit_code == 0
-    assert "equal: 4 layers" in result.stdout
+    assert "equal: 3 layers" in result.stdout
     assert "'arcee' has no file" in result.stdout
 
 

@@ -91,7 +91,7 @@ def test_only_the_own_slice_is_fetched() -> None:
     load_shard(arch, plan, 1, 1, weights)
     # Then it asked for its head, its half of a KV head's group, its columns and its vocabulary
     asked = dict(weights.asked)
-    layer = "model.layers.3."
+    layer = "model.layers.2."
     assert asked[layer + "self_attn.q_proj.weight"] == Range(16, 24)
     assert asked[layer + "self_attn.k_proj.bias"] == Range(0, 8)
     assert asked[layer + "self_attn.o_proj.weight"] == Range(16, 24)
@@ -100,7 +100,7 @@ def test_only_the_own_slice_is_fetched() -> None:
     assert asked["lm_head.weight"] == part.vocab
     # And for nothing of the first stage
     layers = {int(name.split(".")[2]) for name, _ in weights.asked if ".layers." in name}
-    assert layers == {2, 3}
+    assert layers == set(range(plan.stages[1].layers.start, 3))
     assert "model.embed_tokens.weight" not in asked
 
 
@@ -209,7 +209,7 @@ def test_hidden_states_given_are_not_written_to() -> None:
     hidden = torch.rand(2, arch.hidden_size)
     before = hidden.clone()
     # When
-    model.run(Step(1, 1, (Row(0, 0, (1, 2), 2),), 1), Range(2, 3), hidden, alone)
+    model.run(Step(1, 1, (Row(0, 0, (1, 2), 2),), 1), model.layers, hidden, alone)
     # Then
     assert torch.equal(hidden, before)
 
@@ -221,7 +221,7 @@ def test_a_span_of_another_stage_is_refused() -> None:
     with pytest.raises(StepFailed, match="is not in this stage's layers"):
         model.run(step, Range(0, 1), None, alone)
     with pytest.raises(StepFailed, match="hidden states are"):
-        model.run(step, Range(2, 3), None, alone)
+        model.run(step, model.layers, None, alone)
 
 
 def test_a_failed_step_leaves_nothing_behind() -> None:
