@@ -55,6 +55,8 @@ FORBIDDEN = {
     "skynet.planning": {"torch", "numpy", "redis", "celery", "kombu", "transformers"},
     "skynet.models": {"redis", "celery", "kombu"},
     "skynet.layers": {"redis", "celery", "kombu", "transformers"},
+    "skynet.derived": {"redis", "celery", "kombu"},
+    "skynet.shard": {"redis", "celery", "kombu", "transformers"},
     "skynet.store": {"torch", "celery", "kombu", "transformers"},
     "skynet.engine": {"torch", "transformers"},
     "skynet.worker": {"transformers"},
@@ -144,6 +146,7 @@ def test_no_module_imports_relatively() -> None:
         ("tasks", {"torch", "transformers"}),
         ("skynet.layers.shard_model", {"transformers", "redis", "celery"}),
         ("skynet.worker.slice", {"transformers"}),
+        ("skynet.derived.opening", {"torch", "transformers"}),
     ],
 )
 def test_light_modules_load_nothing_heavy(module: str, heavy: set[str]) -> None:
