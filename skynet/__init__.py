@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skynet.client import Client, Completion, Generation, submit_prompt, submit_prompts
+    from skynet.client import Client, Generation, submit_prompt, submit_prompts
+    from skynet.completion import Completion
     from skynet.errors import SkynetError
     from skynet.splitting import skysplit
 
@@ -29,7 +30,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Client": "skynet.client",
-    "Completion": "skynet.client",
+    "Completion": "skynet.completion",
     "Generation": "skynet.client",
     "SkynetError": "skynet.errors",
     "skysplit": "skynet.splitting",

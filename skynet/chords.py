@@ -121,8 +121,9 @@ class Messenger:
         """Send the chord that computes `span` of a step.
 
         rows: the encoded Step.
-        hidden: the hidden states before `span.start`, (tokens, hidden) float32, unless that is 0.
-            They travel in the messages if they are small, or else lie under a key of their own.
+        hidden: the hidden states before `span.start`, (tokens, hidden) float32, unless the step
+            begins there. They travel in the messages if they are small, or else lie under a key of
+            their own.
         spent_s: what the spans before this one computed, so that the orchestrator can tell the
             chords' cost from the layers'.
         fence: of the orchestrator that sends it; nothing is sent once another leads. Shards have
@@ -136,7 +137,7 @@ class Messenger:
         group = names.chord_id(plan.epoch, step, span.start)
         body = body_signature(plan, step, span, num_shards, spent_s)
         values: list[tuple[bytes, bytes]] = []
-        if span.start == 0:  # as long as this is there, somebody wants the step
+        if hidden is None:  # as long as this is there, somebody wants the step
             values.append((names.step_key(plan.epoch, step).encode(), rows))
         if hidden is not None and len(hidden) > INLINE_BYTES:
             values.append((names.hidden_key(group).encode(), hidden))

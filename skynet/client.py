@@ -7,8 +7,8 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -18,23 +18,20 @@ from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
 from skynet import errors, names
+from skynet.completion import Completion
 from skynet.errors import BadRequest, ClusterUnreachable, RequestTimeout, SkynetError
-from skynet.generation_config import GenerationDefaults, generation_defaults
-from skynet.models import load_architecture
-from skynet.options import check_options, check_priority, check_samples
+from skynet.options import LANGUAGES, check_priority, check_samples
 from skynet.prompts import Prompt, check_token_ids, token_ids
-from skynet.reading import Reader
 from skynet.settings import settings
 from skynet.store.connection import backend_url, broker_url, connect, ping, reachable
 from skynet.store.plans import Plans, Target
-from skynet.store.requests import End, Options, Record, Requests, Token
-from skynet.store.weights import Manifest, WeightStore
+from skynet.store.requests import End, Record, Requests, Token
 from skynet.task_names import GENERATE
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from skynet.text import Text
+    from skynet.served import ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -42,30 +39,6 @@ T = TypeVar("T")
 
 RETRY_S = 0.1  # between tries while Redis is away
 GRACE_S = 10.0  # how long after a request's deadline a client still waits for its end
-
-
-@dataclass(frozen=True)
-class Completion:
-    """An answer. `token_ids` are the generated ones only; `finish_reason` is `stop` or `length`.
-
-    timings: `first_token_s` and `total_s` since submission, `decode_tokens_per_s` after the first
-    token, `queued_s` before the first step.
-    logprobs: if they were asked for, one a token: {"logprob": of the token, "top": [[token id,
-        logprob], ...], best first}, of the model's own distribution.
-    embedding, predictions, labels: of a text that was read instead, by task `embed` (as many
-        numbers as the hidden states have), `fill-mask` (for each mask the likeliest tokens:
-        token_id, token, score) and `classify` (label, score), best first. There is no text then.
-    """
-
-    text: str
-    token_ids: list[int]
-    prompt_tokens: int
-    finish_reason: str
-    timings: dict[str, float] = field(default_factory=dict)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
-    embedding: list[float] = field(default_factory=list)
-    predictions: list[list[dict[str, Any]]] = field(default_factory=list)
-    labels: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Generation(AsyncResult):
@@ -225,29 +198,6 @@ def _error_of(end: End) -> SkynetError:
     return error
 
 
-@dataclass(frozen=True)
-class Model:
-    """What a client needs of the model, all of it from Redis."""
-
-    manifest: Manifest
-    text: Text
-    defaults: GenerationDefaults
-    reader: Reader
-
-    def check(
-        self, task: str, options: Mapping[str, Any], ids: Sequence[int], slot_tokens: int
-    ) -> Options:
-        """What a request may ask for; raises BadRequest."""
-        if task != GENERATE:
-            return self.reader.check(task, options, ids, slot_tokens)
-        encode = self.text.encode_inside
-        return check_options(options, len(ids), slot_tokens, self.defaults, self.vocab_size, encode)
-
-    @property
-    def vocab_size(self) -> int:
-        return int(self.manifest.config["vocab_size"])
-
-
 class Client:
     """A way to one cluster.
 
@@ -258,7 +208,7 @@ class Client:
         self.url = url or settings().redis_url
         self.redis = connect(self.url)
         self.requests = Requests(self.redis, settings().result_expires_s)
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, ServedModel] = {}
 
     @cached_property
     def app(self) -> Celery:
@@ -312,11 +262,16 @@ class Client:
             target = self._target()
             model = self._model(target.model)
             model.reader.check_task(task, n)
-            ids = token_ids(prompt, model.text, raw or task != GENERATE)
+            languages = {}
+            if task == GENERATE:
+                languages = {name: options.pop(name, None) for name in LANGUAGES}
+            ids = token_ids(prompt, model.text, raw or task != GENERATE, **languages)
+            if (language := languages.get("target_language")) is not None:
+                options = model.answering_in(options, language)
             if len(ids) >= target.slot_tokens:  # before every id is looked at
-                model.check(task, options, ids, target.slot_tokens)
+                model.check(task, options, ids, target)
             check_token_ids(ids, model.vocab_size)
-            checked = model.check(task, options, ids, target.slot_tokens)
+            checked = model.check(task, options, ids, target)
             allowed = _checked_timeout(timeout)
             now = self.requests.clock.now(exact=True)
             record = Record(
@@ -328,7 +283,7 @@ class Client:
                 model=target.model,
                 priority=check_priority(priority),
             )
-            records = samples_of(record, 1 if n is None else check_samples(n))
+            records = samples_of(record, 1 if n is None else check_samples(n, checked))
             self.requests.create_all(records, settings().max_waiting + target.num_slots)
         for each in records:
             self._tell(each)
@@ -389,16 +344,11 @@ class Client:
         """What the cluster is asked to run."""
         return Plans(self.redis).require_target()
 
-    def _model(self, digest: str) -> Model:
+    def _model(self, digest: str) -> ServedModel:
         if digest not in self._models:
-            from skynet.text import Text
+            from skynet.served import ServedModel
 
-            store = WeightStore(self.redis)
-            manifest = store.require_manifest(digest)
-            files = store.read_files(manifest)
-            text, arch = Text(files), load_architecture(manifest.config)
-            reader = Reader.of(arch, files, text.token_id("mask_token"))
-            self._models = {digest: Model(manifest, text, generation_defaults(files), reader)}
+            self._models = {digest: ServedModel.staged(self.redis, digest)}
         return self._models[digest]
 
 
@@ -488,9 +438,12 @@ def submit_prompt(
         temperature), top_k (0: off), top_p (1: off), min_p (0: off), seed, stop (a text or
         several), ignore_eos, repetition_penalty (1: off), no_repeat_ngram_size (0: off),
         min_new_tokens, bad_words (texts), bad_words_ids, suppress_tokens, begin_suppress_tokens,
-        forced_bos_token_id, forced_eos_token_id, logprobs (0 to 20 alternatives a token).
-        Defaults are the model's generation_config.json's where it sets them; temperature, top_k,
-        top_p and min_p of that file hold for requests that sample.
+        forced_bos_token_id, forced_eos_token_id, logprobs (0 to 20 alternatives a token),
+        num_beams (1: no beam search), length_penalty (1), early_stopping (False); of an
+        encoder-decoder decoder_start_token_id, and of a text to translate source_language and
+        target_language, by the codes of the model's tokenizer. Defaults are the model's
+        generation_config.json's where it sets them; temperature, top_k, top_p and min_p of that
+        file hold for requests that sample.
 
     Raises:
         BadRequest: names what cannot work.

@@ -28,6 +28,10 @@ ALWAYS = (
     "begin_suppress_tokens",
     "forced_bos_token_id",
     "forced_eos_token_id",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "decoder_start_token_id",
 )
 # Defaults of requests that sample; they do not switch sampling on.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -35,7 +39,8 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 UNKNOWN_SAMPLING = {"typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None}
 # Which change any answer, in ways that are not there: by the value that changes nothing.
 UNKNOWN = {
-    "num_beams": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
     "penalty_alpha": 0.0,
     "dola_layers": None,
     "constraints": None,
@@ -49,13 +54,20 @@ UNKNOWN = {
     "token_healing": False,
     "max_time": None,
 }
-ELSEWHERE = ("eos_token_id", "max_new_tokens", "max_length", "min_length", "stop_strings")
-# Of beams, assistants, caches, outputs and files: they do not change the text of one answer.
+ELSEWHERE = (
+    "eos_token_id",
+    "bos_token_id",
+    "max_new_tokens",
+    "max_length",
+    "min_length",
+    "stop_strings",
+)
+# Of assistants, caches, outputs and files: they do not change the text of one answer.
 _OTHERS = """
-do_sample length_penalty early_stopping diversity_penalty num_beam_groups num_return_sequences
+do_sample num_return_sequences
 renormalize_logits remove_invalid_values use_cache cache_implementation cache_config
 max_cache_len output_attentions output_hidden_states output_scores output_logits
-return_dict_in_generate pad_token_id bos_token_id decoder_start_token_id is_assistant
+return_dict_in_generate pad_token_id is_assistant
 num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold
 prompt_lookup_num_tokens max_matching_ngram_size assistant_early_exit assistant_lookbehind
 target_lookbehind assistant_ensemble_weight speculation_type use_mtp compile_config
@@ -69,7 +81,8 @@ WITHOUT_EFFECT = frozenset(_OTHERS.split())
 class GenerationDefaults:
     """What a request has that says nothing else.
 
-    always: by option name.
+    always: by option name. A decoder of an encoder-decoder may begin with `bos_token_id`, if the
+        file has no `decoder_start_token_id`.
     sampling: the same, for requests that sample.
     not_sampled: settings that keep a request from being sampled, by name.
     max_new_tokens, max_length, min_length: tokens; lengths count prompt and answer.
@@ -108,6 +121,8 @@ def generation_defaults(files: Mapping[str, bytes]) -> GenerationDefaults:
     always = {name: found[name] for name in ALWAYS if name in found}
     if "stop_strings" in found:
         always["stop"] = found["stop_strings"]
+    if "bos_token_id" in found:
+        always.setdefault("decoder_start_token_id", found["bos_token_id"])
     if isinstance(always.get("forced_eos_token_id"), int):
         always["forced_eos_token_id"] = [always["forced_eos_token_id"]]
     return GenerationDefaults(
@@ -118,6 +133,13 @@ def generation_defaults(files: Mapping[str, bytes]) -> GenerationDefaults:
         _length(found, "max_length"),
         _length(found, "min_length") or 0,
     )
+
+
+def legacy_file(config: Mapping[str, Any]) -> bytes | None:
+    """What a config.json of before generation configs sets of them, as such a file."""
+    known = {*ALWAYS, *SAMPLING, *UNKNOWN, *UNKNOWN_SAMPLING, *ELSEWHERE}
+    found = {name: value for name, value in config.items() if name in known and value is not None}
+    return json.dumps(found, sort_keys=True).encode() if found else None
 
 
 def _settings(content: bytes) -> dict[str, Any]:

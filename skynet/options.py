@@ -20,6 +20,8 @@ LEAST_TEMPERATURE = 1e-3  # below, logits overflow
 MOST_TEMPERATURE = 100
 MAX_STOP_CHARACTERS = 256
 MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS, MAX_SUPPRESSED = 1024, 64, 4096
+MOST_BEAMS = 64
+MOST_LENGTH_PENALTY = 10.0
 KNOWN = (
     "max_tokens",
     "temperature",
@@ -41,7 +43,13 @@ KNOWN = (
     "forced_eos_token_id",
     "logprobs",
     "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "decoder_start_token_id",
+    "source_language",
+    "target_language",
 )
+LANGUAGES = ("source_language", "target_language")  # of a text to translate: part of its prompt
 
 
 def check_options(
@@ -51,12 +59,18 @@ def check_options(
     defaults: GenerationDefaults | None = None,
     vocab_size: int = 2**31,
     encode: Callable[[str], list[int]] | None = None,
+    *,
+    num_slots: int = MOST_BEAMS,
+    has_encoder: bool = False,
 ) -> Options:
     """Options from keyword arguments; what is missing or None is the model's default, or SkyNet's.
 
     A request that samples without a seed is given one, so that it can be replayed.
 
+    prompt_length: tokens before the answer; 1 where an encoder reads the prompt.
     encode: token ids of a text, for `bad_words`.
+    num_slots: how many sequences, or beams, the cluster holds at once.
+    has_encoder: the model is an encoder-decoder.
 
     Raises:
         BadRequest: names the option, its value and its limit.
@@ -66,9 +80,9 @@ def check_options(
         raise BadRequest(f"unknown option {', '.join(unknown)}; known are {', '.join(KNOWN)}")
     defaults = defaults or GenerationDefaults()
     own = {name: value for name, value in given.items() if value is not None}
-    if own.get("num_beams", 1) != 1:
-        raise BadRequest(f"num_beams {own['num_beams']!r:.80}: beam search is not supported")
-    max_tokens = _max_tokens(own.get("max_tokens"), prompt_length, slot_tokens, defaults)
+    max_tokens = _max_tokens(
+        own.get("max_tokens"), prompt_length, slot_tokens, defaults, has_encoder
+    )
     samples = _samples(own, defaults)
     chosen = {**defaults.always, **(defaults.sampling if samples else {}), **own}
     temperature = _temperature(chosen.get("temperature", 1.0)) if samples else 0.0
@@ -103,9 +117,64 @@ def check_options(
         logprobs=None
         if chosen.get("logprobs") is None
         else _whole("logprobs", chosen["logprobs"], 0, MOST_LOGPROBS),
+        decoder_start_token_id=_decoder_start(own, chosen, most_id, has_encoder),
+        **_beams(chosen, num_slots),
     )
     _check_forced(found)
+    _check_beams(found)
     return found
+
+
+def _decoder_start(
+    own: Mapping[str, Any], chosen: Mapping[str, Any], most_id: int, has_encoder: bool
+) -> int | None:
+    """What an encoder-decoder's answer begins after; None of a decoder alone."""
+    name = "decoder_start_token_id"
+    if not has_encoder:
+        if name in own:
+            raise BadRequest(f"{name} {own[name]!r:.80}: this model has no encoder, leave it out")
+        return None
+    if name not in chosen:
+        raise BadRequest(f"{name}: the model names none, so the request must")
+    return _whole(name, chosen[name], 0, most_id)
+
+
+def _beams(chosen: Mapping[str, Any], num_slots: int) -> dict[str, Any]:
+    """The options of a beam search; one beam has none."""
+    count = _whole("num_beams", chosen.get("num_beams", 1), 1, MOST_BEAMS)
+    if count > num_slots:
+        raise BadRequest(
+            f"num_beams {count}: each takes a slot, and the cluster has {num_slots}; split the "
+            "model with more --slots"
+        )
+    penalty = _number("length_penalty", chosen.get("length_penalty", 1.0))
+    if abs(penalty) > MOST_LENGTH_PENALTY:
+        raise BadRequest(
+            f"length_penalty {penalty}: {-MOST_LENGTH_PENALTY:g} to {MOST_LENGTH_PENALTY:g}"
+        )
+    early = chosen.get("early_stopping", False)
+    if not isinstance(early, bool) and early != "never":
+        raise BadRequest(f"early_stopping {early!r:.80}: True, False or 'never'")
+    if count == 1:
+        return {}
+    return {"num_beams": count, "length_penalty": penalty, "early_stopping": early}
+
+
+def _check_beams(options: Options) -> None:
+    """Refuse what beams are not searched with."""
+    if options.num_beams == 1:
+        return
+    other = {
+        "sampling": options.temperature > 0,
+        "stop": bool(options.stop),
+        "logprobs": options.logprobs is not None,
+    }
+    for name, asked in other.items():
+        if asked:
+            raise BadRequest(
+                f"num_beams {options.num_beams} with {name} is not supported: leave that out, or "
+                "ask with num_beams 1"
+            )
 
 
 def _check_forced(options: Options) -> None:
@@ -127,17 +196,27 @@ def check_priority(value: Any) -> int:
     return _whole("priority", value, 0, MOST_PRIORITY)
 
 
-def check_samples(value: Any) -> int:
+def check_samples(value: Any, options: Options) -> int:
     """How many answers to one prompt, 1 to 16.
 
     Raises:
-        BadRequest: it is none of these.
+        BadRequest: it is none of these, or there are beams.
     """
-    return _whole("n", value, 1, MOST_SAMPLES)
+    count = _whole("n", value, 1, MOST_SAMPLES)
+    if count > 1 and options.num_beams > 1:
+        raise BadRequest(
+            f"n {count} with num_beams {options.num_beams}: ask once, the best hypotheses are in "
+            "the completion's beams"
+        )
+    return count
 
 
 def _max_tokens(
-    value: Any, prompt_length: int, slot_tokens: int, defaults: GenerationDefaults
+    value: Any,
+    prompt_length: int,
+    slot_tokens: int,
+    defaults: GenerationDefaults,
+    has_encoder: bool,
 ) -> int:
     room = slot_tokens - prompt_length
     if room < 1:
@@ -149,7 +228,9 @@ def _max_tokens(
         value = min(room, defaults.max_new_tokens or DEFAULT_MAX_TOKENS)
         if defaults.max_length and not defaults.max_new_tokens:
             left = defaults.max_length - prompt_length
-            value = min(value, left) if left > 0 else value
+            # Of an encoder-decoder it is about the answer, of others about the model's positions.
+            most = room if has_encoder else value
+            value = min(most, left) if left > 0 else value
     max_tokens = _whole("max_tokens", value, 1)
     if max_tokens > room:
         raise BadRequest(

@@ -15,22 +15,33 @@ Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
 MAX_PROMPT_CHARACTERS = 4_000_000
 
 
-def token_ids(prompt: Prompt, text: Text, raw: bool) -> list[int]:
+def token_ids(
+    prompt: Prompt,
+    text: Text,
+    raw: bool,
+    *,
+    source_language: str | None = None,
+    target_language: str | None = None,
+) -> list[int]:
     """The prompt as token ids: text, chat messages, or ids as they are.
 
     raw: False puts a text into the model's chat template, as the user's message, if there is one.
+    source_language, target_language: codes, of a text to translate; see `Text.encode_from`.
 
     Raises:
-        BadRequest: empty, too long, of no such type, or the model has no tokenizer or template.
+        BadRequest: empty, too long, of no such type, a language that the model does not know, or
+            the model has no tokenizer or template.
     """
     if isinstance(prompt, str):
         check_text(prompt)
         if not raw and text.has_chat_template:
             return text.chat([{"role": "user", "content": prompt}])
-        ids = text.encode(prompt)
+        ids = text.encode_from(prompt, source_language, target_language)
         if not ids:
             raise BadRequest("prompt: it has no tokens")
         return ids
+    if source_language is not None:
+        raise BadRequest(f"source_language {source_language!r:.80}: only a text is in a language")
     if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
         raise BadRequest(
             f"prompt: expected text, chat messages or token ids, got {type(prompt).__name__}"

@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from skynet.errors import BadRequest, CheckpointError, UnsupportedModel
-from skynet.generation_config import FILE, generation_defaults
+from skynet.generation_config import FILE, generation_defaults, legacy_file
 from skynet.models import Architecture, load_architecture, resolve_names, staged_tensors
 from skynet.models.checkpoint import Checkpoint
 from skynet.models.derived import Derived
@@ -52,8 +52,8 @@ def stage_checkpoint(
         CheckpointError, UnsupportedModel, SkynetError: as of `WeightStore.stage`.
     """
     arch = load_architecture(checkpoint.config)
-    tensors, files = tensor_plans(checkpoint, arch), checkpoint.text_files()
-    check_generation_config(files, arch.vocab_size)
+    tensors, files = tensor_plans(checkpoint, arch), model_files(checkpoint)
+    check_generation_config(files, arch)
     total = sum(tensor.num_bytes for tensor in tensors.values())
     done = 0
 
@@ -83,17 +83,29 @@ def stage_checkpoint(
         Events(client).add("model", arch.notice)
 
 
-def check_generation_config(files: Mapping[str, bytes], vocab_size: int) -> None:
+def model_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The text files to stage; without a generation config, what config.json says instead."""
+    files = checkpoint.text_files()
+    legacy = None if FILE in files else legacy_file(checkpoint.config)
+    return files if legacy is None else {**files, FILE: legacy}
+
+
+def check_generation_config(files: Mapping[str, bytes], arch: Architecture) -> None:
     """Refuse a model whose own generation settings no request could have.
 
     Raises:
         UnsupportedModel: names the setting.
     """
-    defaults = generation_defaults(files)
-    try:
-        check_options({"do_sample": not defaults.not_sampled}, 1, 2**31, defaults, vocab_size)
-    except BadRequest as error:
-        raise UnsupportedModel(f"{FILE}: {error}") from error
+    defaults, has_encoder = generation_defaults(files), arch.encoder is not None
+    own: dict[str, Any] = {}
+    if has_encoder and "decoder_start_token_id" not in defaults.always:
+        own["decoder_start_token_id"] = 0  # every request has to name one
+    sampled = {"do_sample": not defaults.not_sampled, "num_beams": 1}
+    for given in (own, own | sampled):
+        try:
+            check_options(given, 1, 2**31, defaults, arch.vocab_size, has_encoder=has_encoder)
+        except BadRequest as error:
+            raise UnsupportedModel(f"{FILE}: {error}") from error
 
 
 def tensor_plans(checkpoint: Checkpoint, arch: Architecture) -> dict[str, TensorPlan]:
@@ -209,7 +221,7 @@ class Stager:
         known = [tile for tile in reported if manifest.tile(tile) is not None]
         bad = store.verify(manifest, among=known)
         tensors = tensor_plans(self.checkpoint, load_architecture(self.checkpoint.config))
-        files = self.checkpoint.text_files()
+        files = model_files(self.checkpoint)
         num_tiles = store.restage_tiles(manifest, tensors, files, self.checkpoint, bad, waiting)
         forget_reports(store.client, self.digest, reported)
         logger.info("%s: %d tiles staged again", self.checkpoint.name, num_tiles)

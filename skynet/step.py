@@ -93,6 +93,8 @@ class Row:
 
     source: a slot whose first `start` tokens are this row's too: their keys and values are copied
         from there before the step.
+    memory: where a decoder finds what the encoder has read, and how many tokens that has. Of a text
+        that an encoder reads, `slot` is that place.
     """
 
     slot: int
@@ -102,6 +104,7 @@ class Row:
     want: Want | None = None  # None: no logits, a prompt's earlier chunk
     source: int | None = None
     read: Read | None = None  # of a row that is a whole text
+    memory: tuple[int, int] | None = None
 
     @property
     def stop(self) -> int:
@@ -109,28 +112,37 @@ class Row:
 
     def pack(self) -> list[Any]:
         want = None if self.want is None else self.want.pack()
-        plain = [self.slot, self.start, list(self.tokens), self.prompt_length, want]
-        if self.read is not None:
-            return [*plain, self.source, self.read.pack()]
-        return plain if self.source is None else [*plain, self.source]
+        read = None if self.read is None else self.read.pack()
+        memory = None if self.memory is None else list(self.memory)
+        extra: list[Any] = [self.source, read, memory]
+        while extra and extra[-1] is None:
+            extra.pop()
+        return [self.slot, self.start, list(self.tokens), self.prompt_length, want, *extra]
 
     @classmethod
     def unpack(cls, data: list[Any]) -> Row:
         slot, start, tokens, prompt_length, want, *more = data
         wanted = None if want is None else Want.unpack(want)
-        source, read = (*more, None, None)[:2]
+        source, read, memory = (*more, None, None, None)[:3]
         asked = None if read is None else Read.unpack(read)
-        return cls(slot, start, tuple(tokens), prompt_length, wanted, source, asked)
+        place = None if memory is None else (memory[0], memory[1])
+        return cls(slot, start, tuple(tokens), prompt_length, wanted, source, asked, place)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A batch of rows, numbered. `layers_per_chord` is how many layers one chord covers."""
+    """A batch of rows, numbered.
+
+    layers_per_chord: how many layers one chord covers.
+    start: the first layer. Of an encoder-decoder, a step of texts starts at 0 and goes through all
+        layers, where the decoder's only remember; a step of tokens starts at the decoder's first.
+    """
 
     epoch: int
     number: int
     rows: tuple[Row, ...]
     layers_per_chord: int
+    start: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -138,13 +150,15 @@ class Step:
 
     def encode(self) -> bytes:
         rows = [row.pack() for row in self.rows]
-        return wire.encode([self.epoch, self.number, self.layers_per_chord, rows])
+        start = [self.start] if self.start else []
+        return wire.encode([self.epoch, self.number, self.layers_per_chord, rows, *start])
 
     @classmethod
     def decode(cls, data: bytes) -> Step:
         try:
-            epoch, number, layers_per_chord, rows = wire.decode(data)
-            return cls(epoch, number, tuple(Row.unpack(row) for row in rows), layers_per_chord)
+            epoch, number, layers_per_chord, packed, *start = wire.decode(data)
+            rows = tuple(Row.unpack(row) for row in packed)
+            return cls(epoch, number, rows, layers_per_chord, *start)
         except (TypeError, ValueError, AttributeError) as error:
             raise WireError(f"not a step: {error}") from error
 

@@ -15,7 +15,8 @@ import click
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from skynet.client import Completion, Generation
+    from skynet.client import Generation
+    from skynet.completion import Completion
     from skynet.local import WorkerProcess
     from skynet.splitting import Progress
 
@@ -43,9 +44,17 @@ def print_logprobs(completion: Completion) -> None:
         click.echo(f"token {token_id} {entry['logprob']:.4f}{' |' if others else ''}{others}")
 
 
+def print_beams(completion: Completion) -> None:
+    """The other hypotheses of a beam search, and all scores."""
+    for number, beam in enumerate(completion.beams):
+        text = "" if number == 0 else f" {beam['text'] or beam['token_ids']}"
+        err.print(f"beam {number + 1}: {beam['score']:.4f}{text}", highlight=False, markup=False)
+
+
 def print_end(completion: Completion) -> None:
     """What there is to say of an answer beside its text."""
     print_logprobs(completion)
+    print_beams(completion)
     timings = completion.timings
     err.print(
         f"[dim]{len(completion.token_ids)} tokens ({completion.finish_reason}) | first token "

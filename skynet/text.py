@@ -15,6 +15,11 @@ from tokenizers import Tokenizer
 
 from skynet.chat_template import ChatTemplate
 from skynet.errors import BadRequest, CheckpointError
+from skynet.languages import Languages, prompt_tokens
+from skynet.sentence_pieces import LANGUAGE_CODE, PieceEncoder
+from skynet.spaces import SpaceCleaner, clean_up
+
+CLEAN_UP = "clean_up_tokenization_spaces"
 
 
 class Text:
@@ -27,7 +32,12 @@ class Text:
             CheckpointError: a file that cannot be read; names it.
         """
         self._tokenizer = _load_tokenizer(files.get("tokenizer.json"))
-        self._special_tokens = _load_special_tokens(files.get("special_tokens.json"))
+        self._vocabulary: dict[str, int] = _load_object(files, "source_vocabulary.json")
+        self._source = self._piece_encoder(files, "source.spm", self._vocabulary)
+        self._target = self._piece_encoder(files, "target.spm", {}) or self._source
+        self._cleans_up = bool(_load_object(files, "decoding.json").get(CLEAN_UP))
+        special_tokens = _load_object(files, "special_tokens.json")
+        self._special_tokens = {name: str(token) for name, token in special_tokens.items()}
         self._chat_template = _load_chat_template(
             files.get("chat_template.jinja"), self._special_tokens
         )
@@ -46,11 +56,59 @@ class Text:
         Raises:
             BadRequest: the model has no tokenizer, or `text` is not encodable.
         """
-        return self._encode(text, add_special_tokens=True)
+        return self._encode(text, self._source, add_special_tokens=True)
+
+    def encode_from(
+        self, text: str, source_language: str | None = None, target_language: str | None = None
+    ) -> list[int]:
+        """Token ids of a text to translate.
+
+        Args:
+            source_language: the code of the text's language, "de_DE"; None: what the tokenizer was
+                saved with.
+            target_language: the answer's; stands in the prompts of some models (Marian) only. For
+                all others see `answer_language`.
+
+        Raises:
+            BadRequest: as `encode`; a language that is not known; a source language for a model
+                whose prompts do not name theirs.
+        """
+        return self.languages.of_prompt(self.encode(text), source_language, target_language)
+
+    def answer_language(self, target_language: str) -> int | None:
+        """The token that an answer in a language begins with (`forced_bos_token_id`).
+
+        None where `encode_from` puts the language into the prompt.
+
+        Raises:
+            BadRequest: a language that is not known.
+        """
+        return self.languages.of_answer(target_language)
+
+    def language_id(self, code: str) -> int:
+        """The token of a language, by its code.
+
+        Raises:
+            BadRequest: a language that is not known; names those that are.
+        """
+        return self.languages.id_of(code)
+
+    @cached_property
+    def languages(self) -> Languages:
+        """Those of the tokenizer's tokens that are language codes."""
+        if self._tokenizer is None:
+            return Languages({}, [])
+        added = self._tokenizer.get_added_tokens_decoder()
+        tokens = {token.content: token_id for token_id, token in added.items()}
+        return Languages(self._vocabulary or tokens, self._around)
+
+    @cached_property
+    def _around(self) -> list[str | None]:
+        return prompt_tokens(self._require_tokenizer())
 
     def encode_inside(self, text: str) -> list[int]:
         """Token ids of a text as it may stand in an answer: without special tokens around it."""
-        return self._encode(text, add_special_tokens=False)
+        return self._encode(text, self._target, add_special_tokens=False)
 
     def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation, up to where the assistant's next answer begins.
@@ -62,7 +120,8 @@ class Text:
         if self._chat_template is None:
             raise BadRequest("messages: this model has no chat template; send a prompt instead")
         # The template writes the special tokens itself.
-        return self._encode(self._chat_template.render(messages), add_special_tokens=False)
+        prompt = self._chat_template.render(messages)
+        return self._encode(prompt, self._source, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer, without special tokens.
@@ -71,7 +130,7 @@ class Text:
             BadRequest: the model has no tokenizer.
         """
         text: str = self._require_tokenizer().decode(list(ids), skip_special_tokens=True)
-        return text
+        return clean_up(text) if self._cleans_up else text
 
     def token_id(self, role: str) -> int | None:
         """The id of a special token, `mask_token` for one; None if the model has none."""
@@ -90,7 +149,8 @@ class Text:
 
     def detokenizer(self) -> Detokenizer:
         """For one answer. Without a tokenizer its pieces are empty: such a model speaks ids."""
-        return Detokenizer(self._tokenizer, self._silent_ids)
+        kind = CleaningDetokenizer if self._cleans_up else Detokenizer
+        return kind(self._tokenizer, self._silent_ids)
 
     @cached_property
     def _silent_ids(self) -> frozenset[int]:
@@ -99,15 +159,35 @@ class Text:
         added = self._tokenizer.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def _encode(
+        self, text: str, pieces: PieceEncoder | None, add_special_tokens: bool
+    ) -> list[int]:
         if not isinstance(text, str):
             raise BadRequest(f"prompt: expected text, got {type(text).__name__}")
+        tokenizer = self._require_tokenizer()
         try:
-            encoding = self._require_tokenizer().encode(text, add_special_tokens=add_special_tokens)
+            if pieces is not None:
+                return pieces.encode(text, self._around if add_special_tokens else None)
+            encoding = tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate, from "\\ud800" in JSON
             raise BadRequest(f"prompt: cannot be written as UTF-8: {error}") from error
         ids: list[int] = encoding.ids
         return ids
+
+    def _piece_encoder(
+        self, files: Mapping[str, bytes], name: str, vocabulary: Mapping[str, int]
+    ) -> PieceEncoder | None:
+        if self._tokenizer is None or name not in files:
+            return None
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return PieceEncoder(
+            files[name],
+            name,
+            vocabulary.get if vocabulary else self._tokenizer.token_to_id,
+            unknown=self._tokenizer.model.unk_token,
+            whole=[token.content for token in added if not LANGUAGE_CODE.fullmatch(token.content)],
+            codes_first="target.spm" in files,
+        )
 
     def _require_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
@@ -182,6 +262,20 @@ class Detokenizer:
         return text
 
 
+class CleaningDetokenizer(Detokenizer):
+    """A detokenizer that takes spaces before punctuation out."""
+
+    def __init__(self, tokenizer: Tokenizer | None, silent_ids: frozenset[int]) -> None:
+        super().__init__(tokenizer, silent_ids)
+        self._spaces = SpaceCleaner()
+
+    def push(self, token_id: int) -> str:
+        return self._spaces.push(super().push(token_id))
+
+    def flush(self) -> str:
+        return self._spaces.push(super().flush()) + self._spaces.flush()
+
+
 class StopStrings:
     """Ends an answer before the first stop text, wherever the pieces are cut.
 
@@ -240,12 +334,11 @@ def _load_tokenizer(content: bytes | None) -> Tokenizer | None:
     return tokenizer
 
 
-def _load_special_tokens(content: bytes | None) -> dict[str, str]:
+def _load_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     try:
-        tokens = json.loads(content or b"{}")
-        return {str(name): str(token) for name, token in tokens.items()}
-    except (AttributeError, ValueError) as error:
-        raise CheckpointError(f"special_tokens.json cannot be read: {error}") from error
+        return dict(json.loads(files.get(name, b"{}")))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{name} cannot be read: {error}") from error
 
 
 def _load_chat_template(

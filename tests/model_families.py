@@ -228,3 +228,52 @@ def encoder_config(family: str, head: str, **fields: Any) -> dict[str, Any]:
     """A config.json of an encoder with this head."""
     name, kind, sizes = ENCODERS[family]
     return kind(**(sizes | fields), architectures=[name + head]).to_dict()
+
+
+SEQ2SEQ: dict[str, Any] = {
+    "vocab_size": 131,
+    "d_model": 48,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 6,
+    "decoder_attention_heads": 6,
+    "encoder_ffn_dim": 83,
+    "decoder_ffn_dim": 70,
+    "max_position_embeddings": 64,
+    "init_std": 0.3,
+    "decoder_start_token_id": 7,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "forced_eos_token_id": None,
+    "tie_word_embeddings": False,  # tied, a tiny one repeats what it reads
+}
+T5: dict[str, Any] = {
+    "vocab_size": 131,
+    "d_model": 48,
+    "d_kv": 10,
+    "d_ff": 83,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "num_heads": 6,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "initializer_factor": 1.5,
+    "decoder_start_token_id": 0,
+    "eos_token_id": None,
+}
+# Configuration class and fields of each encoder-decoder.
+ENCODER_DECODERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "bart": (transformers.BartConfig, SEQ2SEQ),
+    "m2m_100": (transformers.M2M100Config, SEQ2SEQ),
+    "marian": (transformers.MarianConfig, SEQ2SEQ | {"pad_token_id": 130}),
+    "mbart": (transformers.MBartConfig, SEQ2SEQ),
+    "mt5": (transformers.MT5Config, T5),
+    "pegasus": (transformers.PegasusConfig, SEQ2SEQ),
+    "t5": (transformers.T5Config, T5),
+}
+
+
+def encoder_decoder_config(family: str, **fields: Any) -> Any:
+    """The family's configuration in Transformers, these fields replaced."""
+    kind, sizes = ENCODER_DECODERS[family]
+    return kind(**(sizes | fields))

@@ -12,13 +12,12 @@ from dataclasses import replace
 import torch
 
 from skynet.check.compare import LIMITS, difference
-from skynet.check.ours import CPU, LayerRun, Waits, add_up, known_sums
+from skynet.check.ours import CPU, LayerRun, LayerShards, Ours, Piece, Waits, add_up, known_sums
 from skynet.derived.body import Body
 from skynet.derived.loader import DerivedLoader
 from skynet.errors import SkynetError, UnsupportedModel
 from skynet.layers.context import StepContext, make_context
 from skynet.layers.norm import AllSum
-from skynet.layers.shard_model import DTYPES
 from skynet.layers.weights import Fetch
 from skynet.models.derived import Derived
 from skynet.planning.plan import Plan, ShardPlan
@@ -30,17 +29,13 @@ OTHER_ROW = 2  # tokens of the prompt that are read again, in the other slot
 Run = Callable[[Body, StepContext, AllSum], torch.Tensor]
 
 
-class DerivedOurs:
-    """The same as `Ours`, of a model whose layers are Transformers'."""
+class DerivedOurs(Ours):
+    """The same of a model whose layers are Transformers'."""
 
     def __init__(self, arch: Derived, plan: Plan, fetch: Fetch, ids: list[int]) -> None:
-        self._arch, self._fetch, self._ids = arch, fetch, ids
-        self._plan = replace(plan, num_slots=SLOTS)
-        self._dtype = DTYPES[plan.dtype]
+        super().__init__(arch, replace(plan, num_slots=SLOTS), fetch, ids)
+        self._derived, self._prompt = arch, tuple(ids)
         self._bodies: dict[ShardPlan, Body] = {}  # what layers are put into, one after the other
-
-    def parts(self, stage: int) -> tuple[ShardPlan, ...]:
-        return self._plan.stages[stage].shards
 
     def embed(self) -> LayerRun:
         """The hidden states before layer 0, of each shard; no partials."""
@@ -48,7 +43,7 @@ class DerivedOurs:
         for part in self.parts(0):
             bodies.append(self._body(part))
             bodies[-1].load_tokens(self._loader(part))
-        row = Row(0, 0, tuple(self._ids), len(self._ids))
+        row = Row(0, 0, self._prompt, len(self._prompt))
         outputs = self._together("the embedding", bodies, self.parts(0), (row,), _tokens)
         return LayerRun([], outputs)
 
@@ -63,14 +58,14 @@ class DerivedOurs:
             body.load_layer(layer, self._loader(part))
         return DerivedLayerShards(self, layer, parts)
 
-    def head(self, hidden: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-        """Of each `hidden` (rows, hidden), the logits (rows, vocabulary of the shard) by shard."""
-        logits: list[list[torch.Tensor]] = [[] for _ in hidden]
-        for part in self.parts(len(self._plan.stages) - 1):
+    def logits(self, hidden: list[torch.Tensor]) -> list[list[Piece]]:
+        """Of each `hidden` (rows, hidden), the logits of each shard's part of the vocabulary."""
+        logits: list[list[Piece]] = [[] for _ in hidden]
+        for shard, part in enumerate(self._last_parts):
             body = self._body(part)
             body.load_head(self._loader(part))
             for found, x in zip(logits, hidden, strict=True):
-                found.append(body.head(x))
+                found.append(Piece(shard, part.vocab.start, body.head(x)))
         return logits
 
     def run_layer(
@@ -86,7 +81,7 @@ class DerivedOurs:
 
     def rows(self) -> list[tuple[Row, ...]]:
         """The steps in which the prompt is read, and in the last the other row."""
-        ids, count = tuple(self._ids), len(self._ids)
+        ids, count = self._prompt, len(self._prompt)
         other = Row(1, 0, ids[:OTHER_ROW], count)
         if count == 1:
             return [(Row(0, 0, ids, count), other)]
@@ -114,7 +109,7 @@ class DerivedOurs:
         run: Run,
     ) -> list[torch.Tensor]:
         """What each shard gets, in rounds as `LayerShards.run` has them."""
-        contexts = [self._context(part, rows) for part in parts]
+        contexts = [self._laid_out(part, rows) for part in parts]
         sums: list[torch.Tensor] = []
         while True:
             outputs, waiting = [], []
@@ -135,12 +130,12 @@ class DerivedOurs:
             sums.append(add_up(waiting))
 
     def _body(self, part: ShardPlan) -> Body:
-        return Body(self._arch, self._plan, part, self._dtype, CPU)
+        return Body(self._derived, self._plan, part, self._dtype, CPU)
 
     def _loader(self, part: ShardPlan) -> DerivedLoader:
-        return DerivedLoader(self._arch, part, self._fetch, self._dtype, CPU)
+        return DerivedLoader(self._derived, part, self._fetch, self._dtype, CPU)
 
-    def _context(self, part: ShardPlan, rows: tuple[Row, ...]) -> StepContext:
+    def _laid_out(self, part: ShardPlan, rows: tuple[Row, ...]) -> StepContext:
         return make_context(
             Step(self._plan.epoch, 1, rows, 1),
             self._plan,
@@ -153,10 +148,11 @@ class DerivedOurs:
         )
 
 
-class DerivedLayerShards:
+class DerivedLayerShards(LayerShards):
     """The shards of the layer that is loaded."""
 
     def __init__(self, ours: DerivedOurs, layer: int, parts: tuple[ShardPlan, ...]) -> None:
+        super().__init__([], [])  # not our layers
         self._ours, self._layer, self._parts = ours, layer, parts
 
     def run(self, x: torch.Tensor) -> LayerRun:

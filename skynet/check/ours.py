@@ -6,7 +6,7 @@ makes them. Knows nothing of Transformers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,7 +14,8 @@ from skynet.layers.alibi import PositionBias
 from skynet.layers.context import StepContext, make_context
 from skynet.layers.ends import load_embedding, load_head
 from skynet.layers.layer import Layer, ParallelLayer, SequentialLayer
-from skynet.layers.norm import AllSum
+from skynet.layers.norm import AllSum, load_norm
+from skynet.layers.reading import load_reader
 from skynet.layers.rope import Rotary
 from skynet.layers.shard_model import DTYPES
 from skynet.layers.weights import Fetch, Loader
@@ -23,7 +24,8 @@ from skynet.models.checkpoint import Checkpoint
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.stager import tensor_plans
-from skynet.step import Row, Step
+from skynet.step import Read, Row, Step
+from skynet.task_names import CLASSIFY
 
 CPU = torch.device("cpu")
 
@@ -63,6 +65,18 @@ class LayerRun:
     outputs: list[torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What the last stage makes of hidden states: its columns from `start` on.
+
+    shard: whose they are; None of what one shard computes for all.
+    """
+
+    shard: int | None
+    start: int
+    values: torch.Tensor  # (rows, width) float32
+
+
 class Ours:
     """A plan's shards, a layer at a time, for one prompt in one step."""
 
@@ -80,7 +94,8 @@ class Ours:
         ]
         partials = [shard.partial(self._ids) for shard in shards]
         total, positions = add_up(partials), torch.arange(len(self._ids))
-        return LayerRun([partials], [shard.complete(total, positions) for shard in shards])
+        outputs = [shard.complete(total, self._ids, positions) for shard in shards]
+        return LayerRun([partials], outputs)
 
     def load_layer(self, layer: int) -> LayerShards:
         """All shards of a layer; free them before the next one."""
@@ -95,18 +110,37 @@ class Ours:
             contexts.append(self._context(part, loaded.window))
         return LayerShards(layers, contexts)
 
-    def head(self, hidden: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-        """Of each `hidden` (rows, hidden), the logits (rows, vocabulary of the shard) by shard."""
-        logits: list[list[torch.Tensor]] = [[] for _ in hidden]
-        for part in self.parts(len(self._plan.stages) - 1):
+    def logits(self, hidden: list[torch.Tensor]) -> list[list[Piece]]:
+        """Of each `hidden` (rows, hidden), the logits of each shard's part of the vocabulary."""
+        logits: list[list[Piece]] = [[] for _ in hidden]
+        for shard, part in enumerate(self._last_parts):
             head = load_head(self._arch, self._loader(part), self._dtype)
             for found, x in zip(logits, hidden, strict=True):
-                width = part.vocab.size
-                found.append(head(x) if width else torch.empty(len(x), 0))
+                values = head(x) if part.vocab.size else torch.empty(len(x), 0)
+                found.append(Piece(shard, part.vocab.start, values))
         return logits
+
+    def states(self, hidden: list[torch.Tensor]) -> list[list[Piece]]:
+        """Of each `hidden` (rows, hidden), the same after the last norm, if there is one."""
+        load = self._loader(self._last_parts[0])
+        norm = load_norm(self._arch, load, "final_norm", None, self._dtype)
+        return [[Piece(None, 0, norm(x).float())] for x in hidden]
+
+    def classes(self, hidden: list[torch.Tensor]) -> list[list[Piece]]:
+        """Of each `hidden` (tokens, hidden), a whole text, the logits of its labels, one row."""
+        load = self._loader(self._last_parts[0])
+        norm = load_norm(self._arch, load, "final_norm", None, self._dtype)
+        reader = load_reader(self._arch, load, norm, self._dtype)
+        rows = [replace(row, read=Read(CLASSIFY)) for row in self._step.rows]
+        found = [torch.from_numpy(vector) for x in hidden for vector in reader(rows, x)]
+        return [[Piece(None, 0, logits[None])] for logits in found]
 
     def parts(self, stage: int) -> tuple[ShardPlan, ...]:
         return self._plan.stages[stage].shards
+
+    @property
+    def _last_parts(self) -> tuple[ShardPlan, ...]:
+        return self.parts(len(self._plan.stages) - 1)
 
     def _loader(self, part: ShardPlan) -> Loader:
         return Loader(self._arch, part, self._fetch, self._dtype, CPU)
@@ -123,6 +157,7 @@ class Ours:
             self._dtype,
             CPU,
             PositionBias(arch, arch.alibi, part) if arch.alibi else None,
+            arch.bidirectional,
         )
 
 

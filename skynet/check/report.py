@@ -22,7 +22,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Place:
-    """The embedding, a layer, or the head: its comparisons in the order of the computation."""
+    """The embedding, a layer, or the end: its comparisons in the order of the computation."""
 
     name: str
     stage: int
@@ -42,6 +42,25 @@ class Place:
         return stage if finding.shard is None else f"{stage}.shard{finding.shard}"
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What all layers come to, each of ours having read what ours made: a token, a label.
+
+    ours, theirs: its number; None where the numbers themselves are the answer.
+    """
+
+    what: str  # "next token", ...
+    drift: Difference  # of the numbers that it is chosen by
+    ours: int | None = None
+    theirs: int | None = None
+    text: str = ""  # of ours
+
+    @property
+    def same(self) -> bool:
+        """Chosen alike on both sides."""
+        return self.ours is not None and self.ours == self.theirs
+
+
 @dataclass
 class Report:
     """Of one model in one shape."""
@@ -56,10 +75,7 @@ class Report:
     num_tokens: int
     notes: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
-    next_ours: int = -1
-    next_theirs: int = -1
-    next_text: str = ""
-    drift: Difference | None = None  # of the logits, when our layers read what ours made
+    answer: Answer | None = None
     peak_bytes: int = 0
 
     @property
@@ -72,10 +88,10 @@ class Report:
 
     @property
     def drifted(self) -> bool:
-        """All places agree, and yet they add up to another next token."""
-        if self.drift is None or self.drift.relative <= DRIFT * self.limit:
+        """All places agree, and yet they add up to another answer."""
+        if self.answer is None or self.answer.drift.relative <= DRIFT * self.limit:
             return False
-        return self.next_ours != self.next_theirs
+        return not self.answer.same
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -91,8 +107,7 @@ class Report:
             "places": [self._place(place) for place in self.places],
             "differing": [place.name for place in self.differing],
             "first": self._first(),
-            "next_token": {"skynet": self.next_ours, "transformers": self.next_theirs},
-            "logits_after_all_layers": self.drift and self.drift.to_json(),
+            "answer": self._answer(),
             "peak_bytes": self.peak_bytes,
             "notes": self.notes,
         }
@@ -104,6 +119,18 @@ class Report:
             "what": worst.what,
             "address": place.address(worst),
             **worst.found.to_json(),
+        }
+
+    def _answer(self) -> dict[str, Any] | None:
+        found = self.answer
+        if found is None:
+            return None
+        return {
+            "what": found.what,
+            "skynet": found.ours,
+            "transformers": found.theirs,
+            "text": found.text,
+            **found.drift.to_json(),
         }
 
     def _first(self) -> dict[str, Any] | None:
@@ -129,11 +156,13 @@ class Report:
         elif self.places:
             worst = max(self.places, key=lambda place: place.worst.found.relative)
             yield (
-                f"equal: {len(self.places) - 2} layers, embedding and head. Largest difference "
+                f"equal: {len(self.places) - 2} layers, embedding and {self.places[-1].name}. "
+                "Largest difference "
                 f"{worst.worst.found.relative:.1e} of a row's largest number ({worst.name}, "
                 f"{worst.worst.what}); limit {self.limit:g}"
             )
-        yield from self._next_token()
+        if self.answer is not None:
+            yield self._verdict(self.answer)
         yield from self.notes
         yield f"peak memory {self.peak_bytes / 1e6:.0f} MB, of the whole process"
 
@@ -160,19 +189,20 @@ class Report:
                 "suspect, or how it is cut. Try --shards 1 and another --shards; if those are "
                 "equal, report this output with config.json as a bug of SkyNet's split."
             )
+        every = "" if None in shards else "Every shard differs: "
         return (
-            f"Every shard differs: SkyNet does not compute {place.name} as Transformers does. "
+            f"{every}SkyNet does not compute {place.name} as Transformers does. "
             "Try --shards 1 and, after bfloat16, --dtype float32; if it stays, do not trust "
             "SkyNet's answers with this model, and report this output with config.json."
         )
 
-    def _next_token(self) -> Iterator[str]:
-        drift = f"{self.drift.relative:.1e}" if self.drift else "?"
-        if self.next_ours == self.next_theirs:
-            yield f"next token: {self.next_ours} {self.next_text} on both; logits {drift} apart"
-            return
-        kind = "DIFFERS" if self.drifted or self.differing else "near tie"
-        yield (
-            f"next token: {kind}: {self.next_ours} here, {self.next_theirs} there; logits after "
-            f"all layers {drift} apart"
-        )
+    def _verdict(self, found: Answer) -> str:
+        apart = f"{found.drift.relative:.1e} of the largest number apart after all layers"
+        wrong = self.drifted or bool(self.differing)
+        if found.ours is None:
+            return f"{found.what}: {'DIFFERS: ' if wrong else ''}{apart}"
+        if found.same:
+            text = f" {found.text!r}" if found.text else ""
+            return f"{found.what}: {found.ours}{text} on both; logits {apart}"
+        kind = "DIFFERS" if wrong else "near tie"
+        return f"{found.what}: {kind}: {found.ours} here, {found.theirs} there; logits {apart}"

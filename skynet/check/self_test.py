@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from skynet.check import Progress, compare, new_report, plan_of, prompt_ids
+from skynet.check import compare, new_report, plan_of
+from skynet.check.comparison import Progress
+from skynet.check.prompt import prompt_ids
 from skynet.errors import UnsupportedModel
 from skynet.models.checkpoint import Checkpoint
 from skynet.models.derived import Derived
@@ -20,7 +22,7 @@ def self_test(
     Raises:
         UnsupportedModel: they differ by more than rounding, or cannot be run; names where.
     """
-    ids = prompt_ids(checkpoint, arch, None)
+    ids = prompt_ids(arch, checkpoint.text_files(), None, checkpoint.name)
     shards = min(max(2, shards), arch.num_heads)
     plan = plan_of(checkpoint, arch, ids, 1, shards, DTYPE)
     report = new_report(checkpoint, arch, plan, ids)

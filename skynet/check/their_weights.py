@@ -70,6 +70,8 @@ class TheirWeights:
             return None
         # Tied to the embedding, or called otherwise in files than in Transformers' class.
         head = self._arch.weight("embed" if self._arch.tied else "head")
+        bias = self._arch.weight("head_bias")
+        head = bias if kind == "bias" and bias is not None else head
         return None if head is None else self._names.get(head.tensor(kind=kind))
 
     def _read(self, source: str) -> torch.Tensor:

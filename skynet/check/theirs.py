@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from skynet.check.their_model import TheirModel, build, without_prefix
 from skynet.check.their_weights import TheirWeights, parameter
-from skynet.derived.skeleton import quiet
-from skynet.errors import CheckpointError, ConfigurationError, UnsupportedModel
+from skynet.errors import UnsupportedModel
 from skynet.models.architecture import Architecture, Weight
 from skynet.models.checkpoint import Checkpoint
 from skynet.models.derived import Derived
@@ -37,8 +37,8 @@ class Visitor(Protocol):
         """
         ...
 
-    def head(self, logits: torch.Tensor) -> None:
-        """`logits` (tokens, vocabulary)."""
+    def end(self, result: torch.Tensor) -> None:
+        """What the model ends in, (rows, width); see `TheirModel.result`."""
         ...
 
 
@@ -60,10 +60,16 @@ class Theirs:
     """One checkpoint as Transformers computes it."""
 
     def __init__(
-        self, checkpoint: Checkpoint, arch: Architecture, dtype: torch.dtype, cuts: Cuts
+        self,
+        checkpoint: Checkpoint,
+        arch: Architecture,
+        kind: TheirModel,
+        dtype: torch.dtype,
+        cuts: Cuts,
     ) -> None:
-        self._arch, self._cuts = arch, cuts
-        self._model, config = _build(checkpoint, dtype)
+        self._arch = arch = without_prefix(arch) if kind.bare else arch
+        self._kind, self._cuts = kind, cuts
+        self._model, config = build(checkpoint, kind, dtype)
         self._layers = self._model.get_submodule(_path_of_layers(arch))
         if len(self._layers) != arch.num_layers:
             raise UnsupportedModel(
@@ -85,15 +91,18 @@ class Theirs:
                 self._hook_layer(layer, module, visitor)
             else:
                 module.forward = _let_through
-        found = self._model(input_ids=torch.tensor([ids]), use_cache=False)
-        visitor.head(found.logits[0])
+        found = self._model(input_ids=torch.tensor([ids]), **self._kind.options)
+        result = getattr(found, self._kind.result)
+        visitor.end(result.reshape(-1, result.shape[-1]))
 
     def _hook_ends(self, ids: list[int], visitor: Visitor) -> None:
         table = self._model.get_submodule(_weight(self._arch, "embed").name)
-        inside = {id(module) for module in self._layers.modules()}
+        filled = {id(module) for module in self._layers.modules()}
         for path, module in self._model.named_modules():
-            if id(module) in inside or not module._parameters:
+            if id(module) in filled or not module._parameters:
                 continue
+            # With all within, which must not be filled a second time.
+            filled |= {id(inner) for inner in module.modules()}
 
             def fill(module: torch.nn.Module, _: Any, path: str = path) -> None:
                 self._weights.fill(module, path)
@@ -191,30 +200,6 @@ class Theirs:
             found.append(made.reshape(-1, made.shape[-1]))
         experts._parameters["down_proj"] = whole
         return found
-
-
-def _build(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The model with its buffers, but parameters that have no memory; and its config."""
-    try:
-        from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM
-    except ImportError as error:
-        raise ConfigurationError(
-            f"`skynet check` compares with Transformers, which is not here ({error}); install it: "
-            "pip install transformers accelerate"
-        ) from error
-    try:
-        with quiet(), init_empty_weights(include_buffers=False):
-            config = AutoConfig.from_pretrained(str(checkpoint.path))
-            # Not grouped: that kernel takes no sizes that are not multiples of 8.
-            experts = hasattr(config, "num_experts_per_tok")
-            eager = {"experts_implementation": "eager"} if experts else {}
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **eager)
-    except Exception as error:  # each model has errors of its own
-        raise CheckpointError(
-            f"Transformers cannot make a model of {checkpoint.path / 'config.json'}: {error}"
-        ) from error
-    return model.eval(), config
 
 
 def _let_through(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

@@ -64,6 +64,7 @@ def run(prompt: str, model: str, as_json: bool, raw: bool, **options: Any) -> No
         cluster.stop()
     if not as_json:
         terminal.print_logprobs(completion)
+        terminal.print_beams(completion)
         timings = completion.timings
         terminal.err.print(
             f"[dim]{completion.prompt_tokens} prompt tokens, {len(completion.token_ids)} tokens "
@@ -129,4 +130,6 @@ def check_request(prompt: str, options: dict[str, Any]) -> None:
     from skynet.prompts import check_text
 
     check_text(prompt)
-    check_options(chosen(options), prompt_length=1, slot_tokens=sys.maxsize)
+    # Which model it will be is not known yet: what only an encoder-decoder takes may be right.
+    given = {"decoder_start_token_id": 0, **chosen(options)}
+    check_options(given, prompt_length=1, slot_tokens=sys.maxsize, has_encoder=True)

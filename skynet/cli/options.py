@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 DEFAULT_MODEL = "smollm2"
+EARLY = {"true": True, "false": False}
 COUNT = click.IntRange(min=1)
 
 
@@ -95,6 +96,29 @@ def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.IntRange(0, 20),
                 help="Show each token's log-probability, and so many of the likeliest tokens.",
             ),
+            click.option(
+                "--num-beams",
+                type=click.IntRange(1, 64),
+                help="Search with so many beams; the answer comes when it is over.  [default: the "
+                "model's, 1]",
+            ),
+            click.option(
+                "--length-penalty",
+                type=float,
+                help="Of a beam search: more than 0 prefers long answers.  [default: the model's, "
+                "1]",
+            ),
+            click.option(
+                "--early-stopping",
+                type=click.Choice(["true", "false", "never"]),
+                callback=lambda _context, _option, value: EARLY.get(value, value),
+                help="End a beam search with as many answers as beams; never: when none can become "
+                "better.  [default: the model's, false]",
+            ),
+            click.option(
+                "--from", "source_language", metavar="CODE", help="Language of a text to translate."
+            ),
+            click.option("--to", "target_language", metavar="CODE", help="Language to answer in."),
             click.option("--raw", is_flag=True, help="No chat template: continue the text."),
             click.option(
                 "--json", "as_json", is_flag=True, help="One JSON object at the end, no stream."

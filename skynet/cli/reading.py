@@ -13,7 +13,7 @@ from skynet.cli.root import main
 from skynet.task_names import CLASSIFY, EMBED, FILL_MASK, MOST_TOP, POOLINGS
 
 if TYPE_CHECKING:
-    from skynet.client import Completion
+    from skynet.completion import Completion
 
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a text, in a line.")
 TIMEOUT = click.option("--timeout", type=float, help="Seconds until the request is given up.")

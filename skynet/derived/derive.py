@@ -68,7 +68,6 @@ def _described(found: Trace, styles: Styles) -> dict[str, Any]:
         max_positions=_max_positions(found),
         gated=parameters.gated,
         windows=[call.window for call in found.calls],
-        tied=parameters.tied,
         prefixes=[prefix, ""] if prefix else [""],
         transformers=transformers_version(),
         path=attention.path,

@@ -40,8 +40,8 @@ class DerivedLoader(Loader):
 
     def whole(self, weight: Weight, kind: str, layer: int | None) -> torch.Tensor:
         """A weight or a bias that every shard has all of, in the plan's dtype."""
-        key = (weight.role, kind, layer)
-        made = self._kept.same(key, ())
+        key = ("whole", weight.tensor(layer, kind), self._number(layer))
+        made = self._found(key, ())
         if not isinstance(made, torch.Tensor):
             size = self._derived.shape(weight)[0]
             raw = self._fetch(weight.tensor(layer, kind), Range(0, size))

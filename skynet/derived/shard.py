@@ -7,14 +7,16 @@ import torch
 from skynet.derived.attention import Slots
 from skynet.derived.body import Body
 from skynet.derived.loader import DerivedLoader
+from skynet.errors import StepFailed
+from skynet.layers.context import StepContext, make_context
 from skynet.layers.norm import AllSum
-from skynet.layers.reading import Reader, Vector
-from skynet.layers.shard_model import DTYPES, ShardModel
+from skynet.layers.reading import Reader
+from skynet.layers.shard_model import DTYPES, Result, ShardModel
 from skynet.layers.weights import Fetch, Progress
 from skynet.models.derived import Derived
-from skynet.planning.plan import Plan
+from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
-from skynet.step import Candidates, Step
+from skynet.step import Step
 
 
 class DerivedShard(ShardModel):
@@ -54,27 +56,29 @@ class DerivedShard(ShardModel):
             own, num_bytes = body.load_layer(layer, load)
             slots.append(own)
             self.weight_bytes += num_bytes
-        # The parent asks its layers for windows and slots, and its head for logits: no more.
-        self._layers = slots  # type: ignore[assignment]
+        # The parent asks its stack to lay steps out, and its head for logits: no more.
+        self._stack = _Stack(arch, plan, part, slots, dtype, self._device)  # type: ignore[assignment]
+        self._encoder = self._embedding = None
         self._head = self._reader = None
         if self.layers.stop == arch.num_layers:
             self.weight_bytes += body.load_head(load)
             self._head = body.head  # type: ignore[assignment]
             self._reader = Reader(_LastNorm(body), None, None, arch.label_pooling, dtype)
-        self._rotaries, self._bias, self._context = [], None, None
-        self._token_bytes = 2 * part.kv_heads.size * arch.head_dim * dtype.itemsize
+        self._context = None
         self.fetched_bytes = load.fetched_bytes
         self._pieces = load.pieces
 
     @torch.inference_mode()
-    def run(
-        self, step: Step, span: Range, hidden: torch.Tensor | None, all_sum: AllSum
-    ) -> tuple[torch.Tensor | None, list[Candidates], list[Vector]]:
+    def run(self, step: Step, span: Range, hidden: torch.Tensor | None, all_sum: AllSum) -> Result:
         """As `ShardModel.run`; the first shard has all of the hidden states after the span."""
         self._check(step, span, hidden)
-        context = self._prepare(step)
+        if self._stack is None:
+            raise StepFailed("this slice has been taken apart")
+        context = self._prepare(self._stack, step)
         if span.start == self.layers.start:
-            self._copy_slots(step)
+            for row in step.rows:
+                if row.source is not None:
+                    self._stack.copy_slot(row.source, row.slot, row.start)
         x = self._body.run(context, span.start, span.stop, hidden, all_sum)
         if span.stop == self._arch.num_layers:
             return None, self._candidates(step, x), self._vectors(step, x)
@@ -83,6 +87,34 @@ class DerivedShard(ShardModel):
     def _take_apart(self) -> None:
         super()._take_apart()
         del self._body
+
+
+class _Stack:
+    """What a `ShardModel` asks a `Stack` for."""
+
+    def __init__(
+        self,
+        arch: Derived,
+        plan: Plan,
+        part: ShardPlan,
+        slots: list[Slots],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._arch, self._plan, self._slots = arch, plan, slots
+        self._dtype, self._device = dtype, device
+        self._token_bytes = 2 * part.kv_heads.size * arch.head_dim * dtype.itemsize
+
+    def prepare(self, step: Step) -> StepContext:
+        """See `Stack.prepare`; ropes are the model's own."""
+        windows = {own.window for own in self._slots}
+        size, plan = self._arch.vocab_size, self._plan
+        rest = (windows, self._token_bytes, self._dtype, self._device)
+        return make_context(step, plan, size, [], *rest)
+
+    def copy_slot(self, source: int, target: int, tokens: int) -> None:
+        for own in self._slots:
+            own.copy_slot(source, target, tokens)
 
 
 class _LastNorm:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING, Any
@@ -52,7 +51,7 @@ class Answers:
         }
         if sequence.record.options.logprobs is not None:
             result["logprobs"] = [item.as_dict() for item in sequence.logprobs]
-        if not self._end(sequence.id, end, result, "SUCCESS"):
+        if not self._end(sequence.id, end, result, "SUCCESS", sequence.pending):
             return
         done = f"{len(sequence.generated)} tokens, {end.finish_reason}"
         if sequence.reading is not None:
@@ -104,15 +103,17 @@ class Answers:
                 ),
             )
 
-    def _end(self, request_id: str, end: End, result: Any, state: str) -> bool:
-        """The end of the record, of the stream and of Celery's result, in one."""
+    def _end(
+        self, request_id: str, end: End, result: Any, state: str, tokens: Items[Token] = ()
+    ) -> bool:
+        """The end of the record, of the stream and of Celery's result, in one; see `finish`."""
         backend = self.app.backend
         stored = result if state == "SUCCESS" else backend.prepare_exception(result)
         meta = backend._get_result_meta(stored, state, None, None)
         meta["task_id"] = request_id
         key = backend.get_key_for_task(request_id)
         told = key.decode() if isinstance(key, bytes) else key
-        return self.requests.finish(request_id, end, (told, _bytes(backend.encode(meta))))
+        return self.requests.finish(request_id, end, (told, _bytes(backend.encode(meta))), tokens)
 
     def _event(self, kind: str, sequence: Sequence, **fields: Any) -> None:
         """Tell Flower how the request's task ended: Celery let go of it when it was accepted."""
@@ -125,11 +126,3 @@ class Answers:
 
 def _bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
-
-
-def end_ids(config: dict[str, Any], files: dict[str, bytes]) -> frozenset[int]:
-    """End-of-sequence ids: the generation config's, or else the model config's."""
-    generation = json.loads(files.get("generation_config.json", b"{}") or b"{}")
-    found = generation.get("eos_token_id", config.get("eos_token_id"))
-    ids = found if isinstance(found, list) else [found]
-    return frozenset(int(item) for item in ids if item is not None)

@@ -10,10 +10,9 @@ import logging
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
 from typing import Protocol
 
-from skynet.engine.reading import Offers
+from skynet.engine.flight import Batch, Found, InFlight, Replay, sequences_of, sort_out
 from skynet.engine.sampling import logprobs_of, sample
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
@@ -27,7 +26,7 @@ from skynet.errors import (
     StepFailed,
 )
 from skynet.planning.plan import Plan
-from skynet.step import Part, Row, Step
+from skynet.step import Part, Step
 from skynet.store.requests import Token
 
 logger = logging.getLogger(__name__)
@@ -71,26 +70,6 @@ class Journal(Protocol):
     def failed(self, sequence: Sequence, error: SkynetError) -> None: ...
 
 
-@dataclass
-class InFlight:
-    """A step on its way."""
-
-    step: Step
-    batch: list[tuple[Sequence, Row]]
-    sent: float
-    deadline: float
-
-
-@dataclass
-class Replay:
-    """What has to be computed again after a change of plan."""
-
-    ids: set[str]
-    num_sequences: int
-    num_tokens: int
-    started: float
-
-
 class Engine:
     """Runs requests over one plan after another.
 
@@ -127,7 +106,7 @@ class Engine:
         self.layers_per_chord = 0
         self._next_step = 0
         self._lost_in_a_row = 0
-        self._given_up: list[list[tuple[Sequence, Row]]] = []
+        self._given_up: list[Batch] = []
         self._replay: Replay | None = None
 
     # -- plans ---------------------------------------------------------------------------------
@@ -166,9 +145,10 @@ class Engine:
         """
         batches, self._given_up = self._given_up, []
         for batch in batches:
-            for sequence in (item for item, _ in batch if self._has(item)):
+            sequences = sequences_of(batch)
+            for sequence in filter(self._has, sequences):
                 sequence.suspect = True
-                sequence.losses += len(batch) == 1
+                sequence.losses += len(sequences) == 1
                 if sequence.losses >= MAX_LOSSES:
                     self._fail(
                         sequence,
@@ -223,9 +203,9 @@ class Engine:
                 return
             self._send(batch)
 
-    def _send(self, batch: list[tuple[Sequence, Row]]) -> None:
-        now = self.clock()
-        started = [sequence for sequence, _ in batch if not sequence.started_at]
+    def _send(self, batch: Batch) -> None:
+        now, sequences = self.clock(), sequences_of(batch)
+        started = [sequence for sequence in sequences if not sequence.started_at]
         for sequence in started:
             sequence.started_at = now
         num_tokens = sum(len(row.tokens) for _, row in batch)
@@ -235,6 +215,7 @@ class Engine:
             self._next_step,
             tuple(row for _, row in batch),
             self.layers_per_chord,
+            0 if sequences[0].to_read else self.plan.encoder_layers,
         )
         self._next_step += 1
         self.in_flight[step.number] = InFlight(step, batch, now, now + self._patience_s(step))
@@ -258,14 +239,15 @@ class Engine:
     def _patience_s(self, step: Step) -> float:
         """How long to wait for a step: each loss in a row doubles it, up to the time-out."""
         chords = self._num_chords(step)
-        expected_s = self.spans.expected_s(step.num_tokens, chords)
+        num_layers = self.plan.num_layers - step.start
+        expected_s = self.spans.expected_s(step.num_tokens, chords, num_layers)
         patience_s = FIRST_PATIENCE_S
         if expected_s is not None:
             patience_s = LEAST_PATIENCE_S + PATIENCE * expected_s * len(self.plan.stages)
         return min(self.step_timeout_s, patience_s * 2**self._lost_in_a_row)
 
     def _num_chords(self, step: Step) -> int:
-        return sum(-(-stage.layers.size // step.layers_per_chord) for stage in self.plan.stages)
+        return self.plan.chords_of(step.start, step.layers_per_chord)
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -284,15 +266,15 @@ class Engine:
             return
         self._learn(flight, parts, spent_s)
         self._lost_in_a_row = 0
-        emitted = self._sample(flight, parts)
-        running = [sequence for sequence, _ in flight.batch if self._has(sequence)]
+        emitted = self._take_in(flight, parts)
+        running = [sequence for sequence in flight.sequences if self._has(sequence)]
         over = [sequence for sequence in running if sequence.finish_reason]
         cancelled = [s for s in running if s.cancelled and not s.finish_reason]
         for sequence in [*over, *cancelled]:
             self._drop(sequence)
         self.pump()
         self.num_steps += 1
-        self.num_tokens += len(emitted)
+        self.num_tokens += len(emitted) + sum(len(sequence.pending) for sequence in over)
         to_cancel, unwritten = self.journal.tokens(emitted) if emitted else (set(), set())
         for sequence in over:
             if sequence.id not in unwritten:
@@ -306,44 +288,59 @@ class Engine:
             logger.warning("request %s: a token was not written, starting over", request_id)
             self._drop(self.sequences[request_id])
 
-    def _sample(self, flight: InFlight, parts: Items[Part]) -> list[tuple[Sequence, Token]]:
+    def _take_in(self, flight: InFlight, parts: Items[Part]) -> list[tuple[Sequence, Token]]:
+        """What a step brought, to each of its sequences: the tokens that are to be written."""
         emitted = []
-        returned = Offers(parts)
-        for sequence, row in flight.batch:
+        for sequence, own in sort_out(flight, parts).items():
             sequence.in_flight = False
-            offers = returned.token() if row.want else []
-            found = returned.reading(row.read) if row.read else None
+            is_source = sequence.memory is not None and sequence.memory.in_flight
+            if is_source and sequence.memory is not None:
+                sequence.memory.filled, sequence.memory.in_flight = True, False
             if not self._has(sequence):
                 self.scheduler.release(sequence)  # failed meanwhile: its deadline passed
-                continue
-            sequence.computed = row.stop
-            if row.want is None and found is None:
-                continue
-            sequence.suspect, sequence.failures, sequence.losses = False, 0, 0
-            self._note_replayed(sequence.id)
-            options = sequence.record.options
-            try:
-                if found is not None:
-                    sequence.take_reading(found)
-                    continue
-                token = sample(offers, options, len(sequence.generated), sequence.rules)
-                logprobs = None
-                if options.logprobs is not None:
-                    logprobs = logprobs_of(offers, token, options.logprobs)
-            except StepFailed as error:
-                self._fail(sequence, error)
-                continue
-            except (ValueError, IndexError, FloatingPointError) as error:
-                self._fail(sequence, StepFailed(f"no token can be sampled: {error}"))
-                continue
-            emitted.append((sequence, sequence.append(token, logprobs)))
+            elif not is_source:
+                emitted += self._choose(sequence, own)
         return emitted
+
+    def _choose(self, sequence: Sequence, found: list[Found]) -> list[tuple[Sequence, Token]]:
+        """A sequence's next token, or its beams, or what was read of it."""
+        try:
+            if sequence.beams is not None:
+                if sequence.choose_beams([each.row for each in found], [f.offers for f in found]):
+                    self._note_progress(sequence)
+                return []
+            return self._sample(sequence, found[0])
+        except StepFailed as error:
+            self._fail(sequence, error)
+        except (ValueError, IndexError, FloatingPointError) as error:
+            self._fail(sequence, StepFailed(f"no token can be sampled: {error}"))
+        return []
+
+    def _sample(self, sequence: Sequence, found: Found) -> list[tuple[Sequence, Token]]:
+        sequence.computed = found.row.stop
+        if found.row.want is None and found.reading is None:
+            return []
+        self._note_progress(sequence)
+        if found.reading is not None:
+            sequence.take_reading(found.reading)
+            return []
+        options = sequence.record.options
+        token = sample(found.offers, options, len(sequence.generated), sequence.rules)
+        logprobs = None
+        if options.logprobs is not None:
+            logprobs = logprobs_of(found.offers, token, options.logprobs)
+        return [(sequence, sequence.append(token, logprobs))]
+
+    def _note_progress(self, sequence: Sequence) -> None:
+        sequence.suspect, sequence.failures, sequence.losses = False, 0, 0
+        self._note_replayed(sequence.id)
 
     def _learn(self, flight: InFlight, parts: Items[Part], spent_s: float) -> None:
         chords = self._num_chords(flight.step)
         busy_s = spent_s + max(part.busy_s for part in parts)
         wall_s = self.clock() - flight.sent
-        self.spans.learn(flight.step.num_tokens, chords, busy_s, wall_s)
+        num_layers = self.plan.num_layers - flight.step.start
+        self.spans.learn(flight.step.num_tokens, chords, busy_s, wall_s, num_layers)
         logger.debug(
             "step %d done in %.2f ms; last span: %s",
             flight.step.number,
@@ -376,11 +373,11 @@ class Engine:
         if flight is None:
             return
         logger.warning("step %d of epoch %d failed: %s", number, epoch, error)
-        for sequence, _ in flight.batch:
+        for sequence in flight.sequences:
             sequence.in_flight = False
             if isinstance(error, ShardFailed) and self._has(sequence):
                 sequence.suspect = True
-                sequence.failures += len(flight.batch) == 1
+                sequence.failures += len(flight.sequences) == 1
                 if sequence.failures >= MAX_FAILURES:
                     self._fail(sequence, error)
         self.suspend()  # gives this step up with the others

@@ -19,25 +19,22 @@ import redis
 
 from skynet import errors, names
 from skynet.chords import next_span
-from skynet.engine.answers import Answers, end_ids
+from skynet.engine.answers import Answers
 from skynet.engine.conductor import Conductor, layout_of
 from skynet.engine.engine import Engine
+from skynet.engine.intake import Intake, Served, expire
 from skynet.engine.membership import Membership
-from skynet.engine.reading import Reading
 from skynet.engine.sequence import Sequence
 from skynet.errors import ClusterUnreachable, Fenced, SkynetError, StepFailed
-from skynet.models import load_architecture
 from skynet.settings import settings
-from skynet.step import Part, Read, Step
+from skynet.step import Part, Step
 from skynet.store.connection import connect
 from skynet.store.events import Events
 from skynet.store.leader import Held, Leadership
 from skynet.store.lease import Lease
 from skynet.store.members import Member, Members
 from skynet.store.plans import Plans, Target
-from skynet.store.requests import Record, Requests
-from skynet.store.weights import Manifest, WeightStore
-from skynet.text import StopStrings, Text
+from skynet.store.requests import Requests
 
 if TYPE_CHECKING:
     from skynet.celery import SkynetCelery
@@ -77,11 +74,9 @@ class OrchestratorRuntime:
         self.membership = Membership(Members(self.client, lease_s), self._tell)
         self.engine: Engine | None = None
         self.conductor: Conductor | None = None
-        self.text: Text | None = None
-        self.end_ids: frozenset[int] = frozenset()
+        self.intake: Intake | None = None
         self.left = False
         self.problem = ""  # why nothing can be led
-        self._manifest: Manifest | None = None
         self._target: Target | None = None
         self._fence = ""  # the one that this thread works under
         self._wiped = False
@@ -221,10 +216,10 @@ class OrchestratorRuntime:
                 self.engine.hurry()
             self.conductor.tick()
             self.engine.tick()
-            if self._is_due("sweep", SWEEP_S):
-                self._sweep()
+            if self.intake is not None and self._is_due("sweep", SWEEP_S):
+                self.intake.sweep(self.engine)
         elif self._is_due("expire", SWEEP_S):
-            self._expire()
+            expire(self.requests, self.answers, self.problem)
         if self._is_due("report", REPORT_S):
             self._report()
 
@@ -246,10 +241,9 @@ class OrchestratorRuntime:
         target = self.plans.target()
         if target is None or target == self._target:
             return
-        manifest, text, ends = self._model_of(target)
-        if manifest is None:
+        served = self._served_by(target)
+        if served is None:
             return
-        arch = load_architecture(manifest.config)
         old = self._target
         same = ("model", "num_slots", "slot_tokens")
         if (
@@ -261,7 +255,7 @@ class OrchestratorRuntime:
             self._target = target
             return
         engine = Engine(
-            layout_of(arch, target, 1, 1),
+            layout_of(served.arch, target, 1, 1),
             self,
             self.answers,
             max_batch_tokens=settings().max_batch_tokens,
@@ -273,7 +267,7 @@ class OrchestratorRuntime:
             self.plans,
             self.membership,
             engine,
-            arch,
+            served.arch,
             target,
             lambda: self._fence,
             self._tell,
@@ -281,26 +275,16 @@ class OrchestratorRuntime:
         if self.engine is not None:
             self.engine.suspend()
         # All or nothing: Redis may break off on the way, and then it is tried again.
-        self._manifest, self.text, self.end_ids = manifest, text, ends
+        self.intake = Intake(served, target, self.requests, self.answers)
         self.engine, self.conductor, self._target = engine, conductor, target
-        self._sweep()
+        self.intake.sweep(engine)
 
-    def _model_of(self, target: Target) -> tuple[Manifest | None, Text | None, frozenset[int]]:
-        """Manifest, tokenizer and end ids of what is asked for; no manifest: it is not staged."""
-        if self._manifest is not None and self._manifest.digest == target.model:
-            return self._manifest, self.text, self.end_ids
-        store = WeightStore(self.client)
-        manifest = store.manifest(target.model)
-        if manifest is None:
-            self.problem = f"{target.name} is asked for, and not staged"
-            return None, None, frozenset()
-        files = store.read_files(manifest)
-        lacking = sorted(set(manifest.files) - files.keys())
-        if lacking:
-            self.problem = f"{target.name}: {', '.join(lacking)} is not in Redis any more"
-            return None, None, frozenset()
-        self.problem = ""
-        return manifest, Text(files), end_ids(manifest.config, files)
+    def _served_by(self, target: Target) -> Served | None:
+        """The model that is asked for; None: it is not staged."""
+        if self.intake is not None and self.intake.served.digest == target.model:
+            return self.intake.served
+        served, self.problem = Served.staged(self.client, target)
+        return served
 
     def _report(self) -> None:
         engine, conductor = self.engine, self.conductor
@@ -345,7 +329,7 @@ class OrchestratorRuntime:
         lost without it: the record, or the step's deadline, tells what there is to do.
         """
         try:
-            getattr(self, "_accept_any" if name == "accept" else name)(*arguments)
+            getattr(self, name)(*arguments)
         except Fenced:
             self._lose()
         except redis.RedisError as error:
@@ -354,15 +338,9 @@ class OrchestratorRuntime:
 
     def accept(self, request_id: str) -> None:
         """Take a request in whose record has been written."""
-        if self.engine is None:
-            return  # the sweep finds it when there is a model, or another leads and finds it
-        record = self.requests.read(request_id)
-        if record is None:
-            self.requests.forget(request_id)
-            return
-        if record.state == "done" or request_id in self.engine.sequences:
-            return
-        self._adopt(record)
+        if self.engine is not None and self.intake is not None:
+            self.intake.accept(self.engine, request_id)
+        # Else the sweep finds it when there is a model, or another leads and finds it.
 
     def cancel(self, request_id: str) -> None:
         if self.engine is not None:
@@ -396,97 +374,13 @@ class OrchestratorRuntime:
         self._lose()
         return True
 
-    def _adopt(self, record: Record) -> None:
-        if self.engine is None or self.text is None or self._target is None:
-            return
-        target = self._target
-        sequence = Sequence(
-            record,
-            self.text.detokenizer(),
-            StopStrings(record.options.stop),
-            self.end_ids,
-            target.slot_tokens,
-            clock=self.requests.now,
-            reading=self._reading(record),
-        )
-        if record.emitted:
-            emitted = self.requests.emitted(record.id)
-            logprobs = [token.logprobs for token in emitted if token.logprobs is not None]
-            sequence.restore([token.id for token in emitted], logprobs)
-        logger.info(
-            "request %s: prompt of %d tokens, up to %d more",
-            record.id,
-            len(record.prompt),
-            record.options.max_tokens,
-        )
-        if record.model not in ("", target.model):
-            self.answers.failed(
-                sequence,
-                StepFailed(
-                    "the cluster was given another model after this request was submitted: "
-                    "submit it again"
-                ),
-            )
-        elif sequence.finish_reason:  # its last token was written, its end was not
-            self.answers.finished(sequence)
-        elif len(record.prompt) + (sequence.reading is None) > target.slot_tokens:
-            self.answers.failed(
-                sequence,
-                errors.BadRequest(
-                    f"the prompt has {len(record.prompt)} tokens, a slot of the new plan has "
-                    f"{target.slot_tokens}"
-                ),
-            )
-        else:
-            self.engine.accept(sequence)
-            if record.cancelled:
-                self.engine.cancel(record.id)
-
-    def _reading(self, record: Record) -> Reading | None:
-        """What this request's text is read for, if nothing is generated."""
-        read, manifest, text = record.options.read, self._manifest, self.text
-        if read is None or manifest is None or text is None:
-            return None
-        return Reading(Read.of(read), load_architecture(manifest.config), text.spell)
-
-    def _sweep(self) -> None:
-        """Adopt requests whose message was lost, or that another orchestrator left behind."""
-        if self.engine is None:
-            return
-        for request_id in self.requests.open_ids():
-            if request_id not in self.engine.sequences:
-                self._accept_any(request_id)
-
-    def _accept_any(self, request_id: str) -> None:
-        """As `accept`; a record that this version cannot read ends with an error."""
-        try:
-            self.accept(request_id)
-        except (ValueError, TypeError, KeyError) as error:
-            logger.exception("request %s cannot be read", request_id)
-            told = f"request {request_id} cannot be read: {type(error).__name__}: {error}"
-            self.answers.refuse(request_id, errors.BadRequest(told))
-
-    def _expire(self) -> None:
-        """With no model to run, deadlines hold all the same."""
-        now = self.requests.now()
-        for request_id in self.requests.open_ids():
-            record = self.requests.read(request_id)
-            if record is None:
-                self.requests.forget(request_id)
-            elif record.cancelled:
-                told = f"request {request_id} was cancelled"
-                self.answers.refuse(request_id, errors.RequestCancelled(told))
-            elif now > record.deadline:
-                told = f"request {request_id} was not begun by its deadline: {self.problem}"
-                self.answers.refuse(request_id, errors.RequestTimeout(told))
-
     # -- the engine's carrier ------------------------------------------------------------------
 
     def send(self, step: Step) -> None:
         if self.engine is None:
             raise SkynetError("no plan is in force")
         plan = self.engine.plan
-        span = next_span(plan, 0, step.layers_per_chord)
+        span = next_span(plan, step.start, step.layers_per_chord)
         rows = step.encode()
         try:
             self.app.messenger.emit_chord(plan, step.number, span, rows=rows, fence=self._fence)

@@ -10,7 +10,7 @@ import heapq
 from bisect import insort
 from collections.abc import Iterator
 
-from skynet.engine.sequence import Sequence
+from skynet.engine.sequence import Memory, Sequence
 from skynet.step import Row
 
 
@@ -24,8 +24,10 @@ class Scheduler:
         self.waiting: list[Sequence] = []  # in the order of their rank
         self.running: list[Sequence] = []
         self._free_slots = list(range(num_slots))
+        self._free_memories = list(range(num_slots))
         self._num_alone = 0
         self._turn_of_suspects = True
+        self._turn_of_sources = True
 
     def __iter__(self) -> Iterator[Sequence]:
         yield from self.running
@@ -39,7 +41,7 @@ class Scheduler:
         insort(self.waiting, sequence, key=lambda item: item.rank)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence and free its slot; if it is in flight, with `release` only."""
+        """Forget a sequence and free its slots; if it is in flight, with `release` only."""
         if sequence.slot is None:
             self.waiting.remove(sequence)
             return
@@ -48,10 +50,15 @@ class Scheduler:
             self.release(sequence)
 
     def release(self, sequence: Sequence) -> None:
-        """Free the slot of a sequence that was removed: its step is over."""
-        if sequence.slot is not None:
-            heapq.heappush(self._free_slots, sequence.slot)
-            sequence.slot = None
+        """Free the slots and the memory of a sequence that was removed: its step is over."""
+        for slot in sequence.slots:
+            heapq.heappush(self._free_slots, slot)
+        memory = sequence.memory
+        if memory is not None:
+            memory.num_users -= 1
+            if not memory.num_users:
+                heapq.heappush(self._free_memories, memory.place)
+        sequence.leave_place()
 
     def reset(self, num_batches: int, num_slots: int | None = None) -> None:
         """Shards lost their slots: every sequence is computed again from its tokens.
@@ -64,29 +71,54 @@ class Scheduler:
         self.waiting = list(self)
         self.running = []
         self._free_slots = list(range(self.num_slots))
+        self._free_memories = list(range(self.num_slots))
         for sequence in self.waiting:
-            sequence.slot, sequence.computed, sequence.in_flight = None, 0, False
+            sequence.leave_place()
         self._admit()
 
     def next_batch(self) -> list[tuple[Sequence, Row]]:
         """The rows of the next step, or none. Decodes first, then prompts in chunks.
 
+        A sequence that searches with beams has a row for each. What an encoder is to read makes
+        steps of its own, in turns with the others: their sequences say `to_read`.
+
         Marks the sequences as in flight; `computed` moves when the step is done.
         """
         self._admit()
+        chosen = self._choose()
+        sources = [sequence for sequence in chosen if sequence.to_read]
+        others = [sequence for sequence in chosen if not sequence.to_read]
+        if sources and (self._turn_of_sources or not others):
+            self._turn_of_sources = False
+            return self._sources(sources)
+        self._turn_of_sources = True
         batch: list[tuple[Sequence, Row]] = []
         budget = self.max_batch_tokens
-        for sequence in self._choose():
+        for sequence in others:
             if budget <= 0:
                 break
             if sequence.reading is not None and batch and sequence.length > budget:
                 continue  # a text is read whole, if need be in a step of its own
             donor = self._donor(sequence)
-            row = sequence.next_row(budget, None if donor is None else donor.slot)
-            budget -= len(row.tokens)
+            rows = sequence.next_rows(budget, None if donor is None else donor.slot)
+            budget -= sum(len(row.tokens) for row in rows)
             sequence.in_flight = True
-            batch.append((sequence, row))
+            batch += [(sequence, row) for row in rows]
         batch.sort(key=_place)
+        return batch
+
+    def _sources(self, sequences: list[Sequence]) -> list[tuple[Sequence, Row]]:
+        """Whole prompts for the encoder, each of samples once, by length."""
+        batch: list[tuple[Sequence, Row]] = []
+        budget = self.max_batch_tokens
+        for sequence in sequences:
+            memory, length = sequence.memory, len(sequence.record.prompt)
+            if memory is None or memory.in_flight or (batch and length > budget):
+                continue
+            budget -= length
+            sequence.in_flight = memory.in_flight = True
+            batch.append((sequence, sequence.source_row()))
+        batch.sort(key=lambda item: len(item[1].tokens))
         return batch
 
     def _choose(self) -> list[Sequence]:
@@ -94,7 +126,9 @@ class Scheduler:
         idle = [
             sequence
             for sequence in self.running
-            if not sequence.in_flight and not self._waits_for_prompt(sequence)
+            if not sequence.in_flight
+            and not (sequence.memory and sequence.memory.in_flight)
+            and not self._waits_for_prompt(sequence)
         ]
         suspects = [sequence for sequence in idle if sequence.suspect]
         others = [sequence for sequence in idle if not sequence.suspect]
@@ -104,13 +138,13 @@ class Scheduler:
         self._turn_of_suspects = True
         share = -(-len(self.running) // self.num_batches)
         # Stable: who is nearest to its next token goes first, then first come first served.
-        others.sort(key=lambda sequence: sequence.length - sequence.computed > 1)
+        others.sort(key=lambda sequence: not sequence.is_near)
         return others[:share]
 
     def _donor(self, sequence: Sequence) -> Sequence | None:
         """Who has computed the prompt that a sequence begins with: another sample of it."""
         for other in self._samples(sequence):
-            if other.computed >= len(sequence.record.prompt):
+            if other.computed >= len(sequence.prefix):
                 return other
         return None
 
@@ -126,7 +160,7 @@ class Scheduler:
         Who is suspected to break steps neither gives nor takes.
         """
         family = sequence.record.family
-        if not family or sequence.computed or sequence.suspect or len(sequence.record.prompt) < 2:
+        if not family or sequence.computed or sequence.suspect or len(sequence.prefix) < 2:
             return
         for other in self.running:
             if other.record.family == family and not other.suspect:
@@ -139,12 +173,24 @@ class Scheduler:
         return chosen
 
     def _admit(self) -> None:
-        while self.waiting and self._free_slots:
+        """Who is first in line waits until there are slots for all of its beams."""
+        while self.waiting and len(self._free_slots) >= self.waiting[0].num_slots:
             sequence = self.waiting.pop(0)
-            sequence.slot = heapq.heappop(self._free_slots)
-            sequence.computed = 0
+            slots = [heapq.heappop(self._free_slots) for _ in range(sequence.num_slots)]
+            sequence.take_place(slots, self._memory_for(sequence))
             sequence.admitted = True
             self.running.append(sequence)
+
+    def _memory_for(self, sequence: Sequence) -> Memory | None:
+        """A place for what is read of the prompt: that of another sample, or a free one."""
+        if not sequence.has_source:
+            return None
+        family = sequence.record.family
+        for other in self.running:
+            if family and other.record.family == family and other.memory is not None:
+                other.memory.num_users += 1
+                return other.memory
+        return Memory(heapq.heappop(self._free_memories))
 
 
 def _place(item: tuple[Sequence, Row]) -> tuple[int, int]:

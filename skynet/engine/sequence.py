@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from skynet.engine.beams import BeamSearch, Hypothesis
 from skynet.engine.processors import Rules, rules_of
 from skynet.engine.reading import Reading, Vector
 from skynet.engine.sampling import want_of
@@ -20,6 +21,19 @@ from skynet.store.requests import End, Logprobs, Record, Token
 from skynet.text import Detokenizer, StopStrings
 
 STOP, LENGTH = "stop", "length"
+
+
+@dataclass(eq=False)
+class Memory:
+    """Where shards keep what an encoder has read. Samples of one prompt share it.
+
+    filled: it has been read.
+    """
+
+    place: int
+    num_users: int = 1
+    filled: bool = False
+    in_flight: bool = False
 
 
 @dataclass(eq=False)
@@ -38,7 +52,8 @@ class Sequence:
     logprobs: list[Logprobs] = field(default_factory=list)  # of `generated`, if asked for
     rules: Rules | None = None  # for the next token
     text: str = ""
-    slot: int | None = None
+    slots: list[int] = field(default_factory=list)  # one, or one for each beam
+    memory: Memory | None = None  # of an encoder-decoder's prompt
     computed: int = 0  # tokens whose keys and values lie in the slot
     in_flight: bool = False
     cancelled: bool = False
@@ -53,11 +68,18 @@ class Sequence:
     last_alone: int = 0  # number of its last batch alone
     clock: Callable[[], float] = time.time
     reading: Reading | None = None  # what the text is read for, if nothing is generated
-    answer: dict[str, Any] = field(default_factory=dict)  # what was read
+    answer: dict[str, Any] = field(default_factory=dict)  # what was read, or all beams
+    beams: BeamSearch | None = None
+    pending: list[Token] = field(default_factory=list)  # to be written with the end
+    decode: Callable[[Items[int]], str] = lambda _: ""  # the text of some tokens
 
     def __post_init__(self) -> None:
         """Go on with what an orchestrator before this one wrote down."""
-        record = self.record
+        record, options = self.record, self.record.options
+        if options.num_beams > 1:
+            most = min(options.max_tokens, self.max_length - len(self.prefix))
+            ends = () if options.ignore_eos else self.end_ids
+            self.beams = BeamSearch(options, self.prefix, ends, most)
         self.started_at = self.started_at or record.started_at
         self.first_token_at = self.first_token_at or record.first_token_at
         self.last_token_at = self.last_token_at or record.last_token_at
@@ -68,8 +90,39 @@ class Sequence:
         return self.record.id
 
     @property
+    def has_source(self) -> bool:
+        """Does an encoder read the prompt?"""
+        return self.record.options.decoder_start_token_id is not None
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """What stands before the answer: the prompt, or what a decoder begins with."""
+        start = self.record.options.decoder_start_token_id
+        return self.record.prompt if start is None else (start,)
+
+    @property
     def length(self) -> int:
-        return len(self.record.prompt) + len(self.generated)
+        return len(self.prefix) + len(self.generated)
+
+    @property
+    def slot(self) -> int | None:
+        """The first of its slots."""
+        return self.slots[0] if self.slots else None
+
+    @property
+    def num_slots(self) -> int:
+        """How many it needs at once."""
+        return self.record.options.num_beams
+
+    @property
+    def is_near(self) -> bool:
+        """Does one more token bring the next one of the answer?"""
+        return self.length - self.computed <= 1 if self.beams is None else self.beams.is_near
+
+    @property
+    def to_read(self) -> bool:
+        """Is the prompt still to be read by the encoder?"""
+        return self.memory is not None and not self.memory.filled
 
     @property
     def rank(self) -> tuple[bool, int, int]:
@@ -82,6 +135,29 @@ class Sequence:
             self._take(token)
         self.logprobs += logprobs
 
+    def take_place(self, slots: list[int], memory: Memory | None) -> None:
+        """Run here from now on; nothing of it is computed yet."""
+        self.slots, self.memory, self.computed = slots, memory, 0
+        if self.beams is not None:
+            self.beams.begin(slots)
+
+    def leave_place(self) -> None:
+        """Nothing that was computed is there any more."""
+        self.slots, self.memory, self.computed, self.in_flight = [], None, 0, False
+
+    def source_row(self) -> Row:
+        """The whole prompt, for the encoder."""
+        if self.memory is None:
+            raise ValueError(f"request {self.id} has no place for what is read of its prompt")
+        prompt = self.record.prompt
+        return Row(self.memory.place, 0, prompt, len(prompt))
+
+    def next_rows(self, max_tokens: int, source: int | None = None) -> list[Row]:
+        """What to compute next, one row or one for each beam; see `next_row`."""
+        if self.beams is None:
+            return [self.next_row(max_tokens, source)]
+        return [replace(row, memory=self._memory()) for row in self.beams.rows(max_tokens)]
+
     def next_row(self, max_tokens: int, source: int | None = None) -> Row:
         """Up to `max_tokens` tokens that are not computed yet, with a `want` if they reach the end.
 
@@ -91,21 +167,56 @@ class Sequence:
         """
         if self.slot is None:
             raise ValueError(f"request {self.id} has no slot")
-        prompt = self.record.prompt
+        prefix = self.prefix
         if self.reading is not None:
-            return Row(self.slot, 0, prompt, len(prompt), read=self.reading.read)
-        start = self.computed if source is None else len(prompt) - 1
+            return Row(self.slot, 0, prefix, len(prefix), read=self.reading.read)
+        start = self.computed if source is None else len(prefix) - 1
         stop = min(self.length, start + max_tokens)
-        if start >= len(prompt):
-            tokens = tuple(self.generated[start - len(prompt) : stop - len(prompt)])
+        if start >= len(prefix):
+            tokens = tuple(self.generated[start - len(prefix) : stop - len(prefix)])
         else:
-            tokens = (*prompt[start:stop], *self.generated[: max(0, stop - len(prompt))])
+            tokens = (*prefix[start:stop], *self.generated[: max(0, stop - len(prefix))])
         want = None
         if stop == self.length:
             options = self.record.options
-            self.rules = rules_of(options, prompt, self.generated, self.end_ids)
+            self.rules = rules_of(options, prefix, self.generated, self.end_ids)
             want = want_of(options, self.rules)
-        return Row(self.slot, start, tokens, len(prompt), want, source)
+        memory = self._memory()
+        return Row(self.slot, start, tokens, len(prefix), want, source, memory=memory)
+
+    def _memory(self) -> tuple[int, int] | None:
+        return None if self.memory is None else (self.memory.place, len(self.record.prompt))
+
+    def choose_beams(self, rows: Items[Row], offers: Items[Items[Candidates]]) -> bool:
+        """A step of this beam search is done; True if hypotheses were chosen.
+
+        Sets `finish_reason` if the search is over, and the best hypothesis is the answer.
+
+        Raises:
+            ValueError: no token may come next.
+        """
+        if self.beams is None or not self.beams.take(rows, offers):
+            return False
+        now = self.clock()
+        self.first_token_at, self.last_token_at = self.first_token_at or now, now
+        if self.beams.over:
+            self._conclude(self.beams.finished)
+        return True
+
+    def _conclude(self, found: Items[Hypothesis]) -> None:
+        for index, token in enumerate(found[0].tokens):
+            self.pending.append(Token(index, token, self._take(token)))
+        self.finish_reason = self.finish_reason or LENGTH
+        self.answer = {
+            "beams": [
+                {
+                    "text": self.decode(each.tokens),
+                    "token_ids": list(each.tokens),
+                    "score": round(each.score, 6),
+                }
+                for each in found
+            ]
+        }
 
     def append(self, token: int, logprobs: Logprobs | None = None) -> Token:
         """Add a sampled token; sets `finish_reason` if it is the last one."""

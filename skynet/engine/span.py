@@ -37,14 +37,17 @@ class SpanChooser:
         nearest = min(self._layer_s, key=lambda seen: abs(seen - size))
         return self._layer_s[nearest]
 
-    def expected_s(self, num_tokens: int, num_chords: int) -> float | None:
-        """Expected time of a step, or None before the first."""
+    def expected_s(
+        self, num_tokens: int, num_chords: int, num_layers: int | None = None
+    ) -> float | None:
+        """Expected time of a step of so many layers, all by default; None before the first."""
         if not self._layer_s:
             return None
         # Sizes far from any that was seen: in proportion to the tokens, as if compute-bound.
         nearest = min(self._layer_s, key=lambda seen: abs(seen - _size_class(num_tokens)))
         scale = max(1.0, 2.0 ** (_size_class(num_tokens) - nearest))
-        return self.num_layers * scale * self._layer_s[nearest] + num_chords * self.chord_s
+        layers = num_layers or self.num_layers
+        return layers * scale * self._layer_s[nearest] + num_chords * self.chord_s
 
     def layers_per_chord(self, num_tokens: int) -> int:
         """How many layers a chord of this step covers; spans never cross a stage's end."""
@@ -58,13 +61,21 @@ class SpanChooser:
         chords = max(1, min(self.longest, int(self.longest / max(needed, 1.0))))
         return math.ceil(self.longest / chords)
 
-    def learn(self, num_tokens: int, num_chords: int, busy_s: float, wall_s: float) -> None:
+    def learn(
+        self,
+        num_tokens: int,
+        num_chords: int,
+        busy_s: float,
+        wall_s: float,
+        num_layers: int | None = None,
+    ) -> None:
         """Take note of a step that is done.
 
         busy_s: what its spans computed, peers' exchange included; the rest of `wall_s` is chords.
+        num_layers: that it went through, all by default.
         """
-        size = _size_class(num_tokens)
-        self._layer_s[size] = _blend(self._layer_s.get(size), busy_s / self.num_layers)
+        size, layers = _size_class(num_tokens), num_layers or self.num_layers
+        self._layer_s[size] = _blend(self._layer_s.get(size), busy_s / layers)
         chord = (wall_s - busy_s) / max(1, num_chords)
         self.chord_s = _blend(self.chord_s, min(max(chord, 1e-4), 0.05))
 

@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from skynet.layers.context import Attend, StepContext
+from skynet.layers.context import StepContext
+from skynet.layers.memory import Attend
 
 
 class Kernel(Protocol):

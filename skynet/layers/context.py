@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 
 from skynet.errors import StepFailed
-from skynet.layers.alibi import PositionBias
+from skynet.layers.memory import Attend, memory_attends
 from skynet.layers.rope import Rotary
-from skynet.layers.texts import Texts, texts_of
+from skynet.layers.texts import Bias, Texts, texts_of
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.step import Row, Step
@@ -22,20 +22,6 @@ from skynet.step import Row, Step
 # A call of the attention kernel costs as much as it costs to read so many bytes of keys and values
 # in vain; rows are batched as long as padding costs less.
 CALL_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True)
-class Attend:
-    """One call of the attention kernel: which tokens look at which keys of which slots.
-
-    Several slots: one token each. One slot: any number of tokens.
-    """
-
-    tokens: Range
-    slots: Range
-    keys: Range
-    mask: torch.Tensor | None  # added to the scores; broadcasts to (slots, heads, tokens, keys)
-    causal: bool  # the tokens are the keys, and see only what comes before
 
 
 @dataclass(frozen=True)
@@ -50,6 +36,7 @@ class StepContext:
     attends: dict[int | None, list[Attend]]  # by window
     only: tuple[int, int] | None  # (slot, position) of the only token, if there is but one
     texts: dict[int | None, list[Texts]] = field(default_factory=dict)  # of an encoder, by window
+    memories: list[Attend] = field(default_factory=list)  # slots are places of what it has read
 
 
 def make_context(
@@ -61,7 +48,7 @@ def make_context(
     token_bytes: int,
     dtype: torch.dtype,
     device: torch.device,
-    bias: PositionBias | None = None,
+    bias: Bias | None = None,
     bidirectional: bool = False,
 ) -> StepContext:
     """Lay a step out; `token_bytes` is what one token's K and V take in one layer of this shard.
@@ -91,9 +78,10 @@ def make_context(
         if bidirectional
         else {window: _attends(step.rows, window, slack, masks) for window in different},
         only=(step.rows[0].slot, step.rows[0].start) if len(ids) == 1 else None,
-        texts={window: texts_of(step.rows, window, dtype, device) for window in different}
+        texts={window: texts_of(step.rows, window, dtype, device, bias) for window in different}
         if bidirectional
         else {},
+        memories=memory_attends(step.rows, slack, dtype, device),
     )
 
 
@@ -110,6 +98,10 @@ def _check(step: Step, plan: Plan, vocab_size: int) -> None:
                 f"slot {row.slot}: tokens [{row.start}, {row.stop}) are none or do not fit its "
                 f"{plan.slot_tokens}"
             )
+        if row.memory is not None and not (
+            0 <= row.memory[0] < plan.num_slots and 1 <= row.memory[1] <= plan.slot_tokens
+        ):
+            raise StepFailed(f"slot {row.slot}: there is no memory {row.memory}")
         if min(row.tokens) < 0 or max(row.tokens) >= vocab_size:
             raise StepFailed(f"slot {row.slot}: a token id is outside the vocabulary {vocab_size}")
 
@@ -120,7 +112,7 @@ class _Masks:
 
     dtype: torch.dtype
     device: torch.device
-    bias: PositionBias | None
+    bias: Bias | None
 
     def single_tokens(
         self, rows: Sequence[Row], seen: Sequence[Range], keys: Range

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from skynet.layers.dense import Dense, load_dense
 from skynet.layers.linear import Linear
 from skynet.layers.norm import Norm, load_norm
+from skynet.layers.sinusoids import sinusoid_table
 from skynet.layers.weights import Loader
 from skynet.models.architecture import Architecture
 from skynet.planning.ranges import Range
@@ -28,12 +29,19 @@ class Embedding:
         norm: Norm | None = None,
         types: torch.Tensor | None = None,
         project_last: bool = False,
+        shared: bool = False,
+        unplaced: int | None = None,
     ) -> None:
-        """types: of which the first row is added to every token's."""
+        """types: of which the first row is added to every token's.
+
+        shared: the table is another's, who counts it.
+        unplaced: see `Architecture.unplaced_token`.
+        """
         self._table, self._vocab, self._whole, self._scale = table, vocab, whole, scale
         self._projection, self._positions, self._norm = projection, positions, norm
         self._types, self._project_last = types, project_last
-        parts = (table, projection, positions, norm, types)
+        self._unplaced = unplaced
+        parts = (None if shared else table, projection, positions, norm, types)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
     def partial(self, ids: torch.Tensor) -> torch.Tensor:
@@ -47,14 +55,17 @@ class Embedding:
         rows = F.embedding(local.masked_fill(foreign, 0), self._table)
         return rows.masked_fill_(foreign[:, None], 0)
 
-    def complete(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def complete(self, x: torch.Tensor, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """What is done once, after the sum: `x` (tokens, embedding) to (tokens, hidden)."""
         if self._scale != 1:
             x = x * self._scale
         if not self._project_last:
             x = self._project(x)
         if self._positions is not None:
-            x = x + F.embedding(positions, self._positions)
+            places = (
+                positions if self._unplaced is None else _places(ids, positions, self._unplaced)
+            )
+            x = x + F.embedding(places, self._positions)
         if self._types is not None:
             x = x + self._types[0]
         x = x if self._norm is None else self._norm(x)
@@ -64,6 +75,14 @@ class Embedding:
         if self._projection is None:
             return x
         return self._projection(x.to(self._table.dtype)).float()
+
+
+def _places(ids: torch.Tensor, positions: torch.Tensor, unplaced: int) -> torch.Tensor:
+    """Rows of the position table, of whole texts: 0 of `unplaced`, from 1 on of all else."""
+    placed = (ids != unplaced).long()
+    count = placed.cumsum(0)
+    starts = torch.arange(len(ids), device=ids.device) - positions  # of each token's text
+    return (count - (count - placed)[starts]) * placed
 
 
 class Head:
@@ -99,8 +118,10 @@ class Head:
         return logits
 
 
-def load_embedding(arch: Architecture, load: Loader, vocab: Range) -> Embedding:
-    """The first stage's end of one shard."""
+def load_embedding(
+    arch: Architecture, load: Loader, vocab: Range, shared: bool = False
+) -> Embedding:
+    """What the first layer of a stack starts from, of one shard; see `Embedding` for `shared`."""
     projected = load.has("project_in")
     table = load.matrix("embed")
     return Embedding(
@@ -110,13 +131,25 @@ def load_embedding(arch: Architecture, load: Loader, vocab: Range) -> Embedding:
         # Gemma was trained with a scale that is rounded as its weights are.
         scale=float(torch.tensor(arch.embed_scale, dtype=table.dtype)),
         projection=load.linear("project_in") if projected else None,
-        positions=load.matrix("positions") if arch.learned_positions else None,
+        positions=_load_positions(arch, load, table),
         norm=load_norm(arch, load, "embed_norm", None, torch.float32)
         if load.has("embed_norm")
         else None,
         types=load.matrix("token_types") if load.has("token_types") else None,
         project_last=arch.project_after_norm,
+        shared=shared,
+        unplaced=arch.unplaced_token,
     )
+
+
+def _load_positions(arch: Architecture, load: Loader, like: torch.Tensor) -> torch.Tensor | None:
+    """The file's table, or else the one that is computed; None where there are no positions."""
+    if load.has("positions"):
+        return load.matrix("positions")
+    if arch.sinusoids is None:
+        return None
+    count, width = arch.max_positions, arch.hidden_size
+    return sinusoid_table(arch.sinusoids, arch.position_offset, count, width).to(like)
 
 
 def load_head(arch: Architecture, load: Loader, dtype: torch.dtype) -> Head:

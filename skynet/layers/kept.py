@@ -26,6 +26,7 @@ class Pieces:
     """
 
     made: dict[Key, tuple[Made, tuple[Range, ...]]] = field(default_factory=dict)
+    fetched_bytes: int = 0  # of what was made, what was not there before
     _dense: tuple[Key, torch.Tensor] | None = None  # the last one that was unpacked
 
     def add(self, key: Key, made: Made, units: tuple[Range, ...]) -> None:

@@ -6,8 +6,10 @@ from typing import Protocol
 
 import torch
 
+from skynet.errors import StepFailed
 from skynet.layers.block import MLP, Attention
 from skynet.layers.context import StepContext
+from skynet.layers.cross import CrossAttention
 from skynet.layers.experts import Experts
 from skynet.layers.norm import AllSum, load_norm
 from skynet.layers.residual import load_residual
@@ -36,6 +38,10 @@ class Layer(Protocol):
         """See `Attention.copy_slot`."""
         ...
 
+    def remember(self, x: torch.Tensor, context: StepContext) -> None:
+        """See `CrossAttention.remember`; `x` is float32."""
+        ...
+
 
 def load_mlp(arch: Architecture, layer: int, load: Loader) -> MLP | Experts:
     """What follows attention: one MLP, or many to choose of."""
@@ -43,7 +49,10 @@ def load_mlp(arch: Architecture, layer: int, load: Loader) -> MLP | Experts:
 
 
 class SequentialLayer:
-    """Attention, a sum, then the MLP of what came of it, and a sum."""
+    """Attention, a sum, then the MLP of what came of it, and a sum.
+
+    Between the two, in an encoder-decoder's decoder: attention to what was read, and a sum.
+    """
 
     def __init__(
         self,
@@ -58,33 +67,46 @@ class SequentialLayer:
         self._attention_norm = load_norm(arch, load, "attn_norm", layer, dtype)
         self._attention = Attention(arch, plan, part, layer, load, dtype, device)
         self._after_attention = load_residual(arch, load, "attn", ("o",), layer)
+        self._cross = self._cross_norm = self._after_cross = None
+        if load.has("cross_o"):
+            self._cross_norm = load_norm(arch, load, "cross_norm", layer, dtype)
+            self._cross = CrossAttention(arch, plan, part, layer, load, dtype, device)
+            self._after_cross = load_residual(arch, load, "cross", ("cross_o",), layer)
         self._mlp_norm = load_norm(arch, load, "mlp_norm", layer, dtype)
         self._mlp = load_mlp(arch, layer, load)
         self._after_mlp = load_residual(arch, load, "mlp", ("down",), layer)
-        self.window = self._attention.window
-        self.nbytes = (
-            self._attention_norm.nbytes
-            + self._attention.nbytes
-            + self._after_attention.nbytes
-            + self._mlp_norm.nbytes
-            + self._mlp.nbytes
-            + self._after_mlp.nbytes
+        self.window, self._dtype = self._attention.window, dtype
+        parts = (
+            *(self._attention_norm, self._attention, self._after_attention),
+            *(self._cross_norm, self._cross, self._after_cross),
+            *(self._mlp_norm, self._mlp, self._after_mlp),
         )
+        self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
         self._attention.copy_slot(source, target, tokens)
 
+    def remember(self, x: torch.Tensor, context: StepContext) -> None:
+        if self._cross is None:
+            raise StepFailed("a layer that attends to no encoder was given what one has read")
+        self._cross.remember(x.to(self._dtype), context)
+
     def __call__(self, x: torch.Tensor, context: StepContext, all_sum: AllSum) -> torch.Tensor:
-        total = all_sum(self._attention(self._attention_norm(x), context, all_sum))
-        x = self._after_attention(x, total)
+        x = self._attend(x, context, all_sum)
         return self._after_mlp(x, all_sum(self._mlp(self._mlp_norm(x))))
 
     def part(
         self, x: torch.Tensor, context: StepContext, first: bool, all_sum: AllSum
     ) -> torch.Tensor:
+        x = self._attend(x, context, all_sum)
+        return self._after_mlp.part(x, self._mlp(self._mlp_norm(x)), first, all_sum)
+
+    def _attend(self, x: torch.Tensor, context: StepContext, all_sum: AllSum) -> torch.Tensor:
         total = all_sum(self._attention(self._attention_norm(x), context, all_sum))
         x = self._after_attention(x, total)
-        return self._after_mlp.part(x, self._mlp(self._mlp_norm(x)), first, all_sum)
+        if self._cross is None or self._cross_norm is None or self._after_cross is None:
+            return x
+        return self._after_cross(x, all_sum(self._cross(self._cross_norm(x), context)))
 
 
 class ParallelLayer:
@@ -112,6 +134,9 @@ class ParallelLayer:
 
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
         self._attention.copy_slot(source, target, tokens)
+
+    def remember(self, x: torch.Tensor, context: StepContext) -> None:
+        raise StepFailed("a layer that attends to no encoder was given what one has read")
 
     def __call__(self, x: torch.Tensor, context: StepContext, all_sum: AllSum) -> torch.Tensor:
         return self._after(x, all_sum(self._partial(x, context, all_sum)))

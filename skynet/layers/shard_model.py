@@ -8,22 +8,23 @@ from __future__ import annotations
 import torch
 
 from skynet.errors import StepFailed
-from skynet.layers.alibi import PositionBias
 from skynet.layers.candidates import pick
-from skynet.layers.context import StepContext, make_context
-from skynet.layers.ends import load_embedding, load_head
+from skynet.layers.context import StepContext
+from skynet.layers.encoder import Encoder
+from skynet.layers.ends import Embedding, load_embedding, load_head
 from skynet.layers.kept import Pieces
-from skynet.layers.layer import Layer, ParallelLayer, SequentialLayer
 from skynet.layers.norm import AllSum, load_norm
 from skynet.layers.reading import Vector, load_reader
-from skynet.layers.rope import Rotary
+from skynet.layers.stack import Stack
 from skynet.layers.weights import Fetch, Loader, Progress
 from skynet.models.architecture import Architecture
-from skynet.planning.plan import Plan
+from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.step import Candidates, Step, Want
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Result = tuple[torch.Tensor | None, list[Candidates], list[Vector]]
 
 
 class ShardModel:
@@ -52,30 +53,37 @@ class ShardModel:
         self.layers = plan.stages[stage].layers
         part = plan.stages[stage].shards[shard]
         self._vocab, self._device = part.vocab, torch.device(device)
-        dtype = self._dtype = DTYPES[plan.dtype]
+        self._dtype = dtype = DTYPES[plan.dtype]
         pieces = self._usable(kept, consume) if kept is not None else None
         load = Loader(arch, part, fetch, dtype, self._device, progress, pieces)
-        first, last = self.layers.start == 0, self.layers.stop == arch.num_layers
-        self._embedding = load_embedding(arch, load, self._vocab) if first else None
-        kind = ParallelLayer if arch.parallel else SequentialLayer
-        self._layers: list[Layer] = [
-            kind(arch, plan, part, layer, load, dtype, self._device)
-            for layer in range(self.layers.start, self.layers.stop)
-        ]
+        self._encoder = self._load_encoder(load, part)
+        self._embedding = self._load_embedding(load)
+        self._stack: Stack | None = Stack(arch, plan, part, self.layers, load, dtype, self._device)
+        last = self.layers.stop == arch.total_layers
         self._head = load_head(arch, load, dtype) if last and arch.has_head else None
         self._norm = (
             load_norm(arch, load, "final_norm", None, dtype) if last and not self._head else None
         )
         norm = self._head.norm if self._head else self._norm
         self._reader = load_reader(arch, load, norm, dtype) if norm else None
-        self._rotaries = [Rotary(rope, self._device) for rope in arch.rope_kinds]
-        self._bias = PositionBias(arch, arch.alibi, part) if arch.alibi else None
-        self._token_bytes = 2 * part.kv_heads.size * arch.head_dim * dtype.itemsize
         self._context: StepContext | None = None
-        parts = (self._embedding, *self._layers, self._norm, self._head, self._reader)
+        parts = (self._encoder, self._embedding, self._stack, self._norm, self._head, self._reader)
         self.weight_bytes: int = sum(part.nbytes for part in parts if part is not None)
         self.fetched_bytes = load.fetched_bytes
         self._pieces = load.pieces
+
+    def _load_encoder(self, load: Loader, part: ShardPlan) -> Encoder | None:
+        arch, own = self._arch.encoder, part.encoder
+        if arch is None or own is None:
+            return None
+        return Encoder(arch, self._plan, own, self.layers, load, self._dtype, self._device)
+
+    def _load_embedding(self, load: Loader) -> Embedding | None:
+        arch = self._arch
+        if arch.encoder_layers not in self.layers:
+            return None
+        other = arch.encoder.weight("embed") if arch.encoder and 0 in self.layers else None
+        return load_embedding(arch, load, self._vocab, shared=other == arch.weight("embed"))
 
     def _usable(self, kept: ShardModel, consume: bool) -> Pieces | None:
         """The pieces of an earlier slice, if it was of the same model in the same dtype."""
@@ -92,34 +100,39 @@ class ShardModel:
         return pieces
 
     def _take_apart(self) -> None:
-        self._embedding = self._head = self._reader = self._context = None
-        self._layers, self._pieces = [], Pieces()
+        self._encoder = self._embedding = self._stack = None
+        self._head = self._reader = self._context = None
+        self._pieces = Pieces()
 
     def first_sum(self, layer: int) -> int:
         """The number of the first sum of a span that starts at `layer`, counted over a step."""
         return self._arch.first_sum(layer)
 
     @torch.inference_mode()
-    def run(
-        self, step: Step, span: Range, hidden: torch.Tensor | None, all_sum: AllSum
-    ) -> tuple[torch.Tensor | None, list[Candidates], list[Vector]]:
+    def run(self, step: Step, span: Range, hidden: torch.Tensor | None, all_sum: AllSum) -> Result:
         """Run the layers of `span`, all of them this stage's.
 
-        `hidden` is (tokens, hidden) float32, None before layer 0. Returns this shard's part of the
-        hidden states after the span, float32, of which a plain sum over the shards is the value;
-        after the last layer None, the candidates of each row with a `want` or a mask, and of the
-        first shard the vectors that are read of rows.
+        `hidden` is (tokens, hidden) float32, None before the step's first layer. Returns this
+        shard's part of the hidden states after the span, float32, of which a plain sum over the
+        shards is the value; after the last layer None, the candidates of each row with a `want` or
+        a mask, and of the first shard the vectors that are read of rows.
 
         Raises:
             StepFailed: a row that does not fit the plan, or a span that is not this stage's.
         """
         self._check(step, span, hidden)
-        context = self._prepare(step)
-        if span.start == self.layers.start:
-            self._copy_slots(step)
+        if self._stack is None:
+            raise StepFailed("this slice has been taken apart")
+        if step.start < self._arch.encoder_layers:
+            return self._read(self._stack, step, span, hidden, all_sum)
+        context = self._prepare(self._stack, step)
+        if span.start == max(step.start, self.layers.start):
+            for row in step.rows:
+                if row.source is not None:
+                    self._stack.copy_slot(row.source, row.slot, row.start)
         x = self._embed(context, all_sum) if hidden is None else hidden.to(self._device)
-        layers = self._layers[span.start - self.layers.start : span.stop - self.layers.start]
-        if span.stop == self._arch.num_layers:
+        layers = self._stack.of(span)
+        if span.stop == self._arch.total_layers:
             for layer in layers:
                 x = layer(x, context, all_sum)
             return None, self._candidates(step, x), self._vectors(step, x)
@@ -127,39 +140,36 @@ class ShardModel:
             x = layer(x, context, all_sum)
         return layers[-1].part(x, context, self._shard == 0, all_sum), [], []
 
+    def _read(
+        self, stack: Stack, step: Step, span: Range, hidden: torch.Tensor | None, all_sum: AllSum
+    ) -> Result:
+        """A step of texts: the encoder reads them, and the decoder's layers remember."""
+        if self._encoder is None:
+            raise StepFailed(f"{self._arch.model_type} has no encoder that could read a text")
+        context, first = self._prepare(self._encoder.stack, step), self._shard == 0
+        x, is_whole = self._encoder.run(step, context, span, hidden, first, all_sum)
+        for layer in stack.of(span):
+            layer.remember(x, context)
+        if span.stop == self._arch.total_layers:
+            return None, [], []
+        return x if first or not is_whole else torch.zeros_like(x), [], []
+
     def _vectors(self, step: Step, x: torch.Tensor) -> list[Vector]:
         if self._reader is None or self._shard:
             return []
         return self._reader(step.rows, x)
 
-    def _copy_slots(self, step: Step) -> None:
-        """All layers at once, at the step's first span: later a slot may be another's."""
-        for row in step.rows:
-            if row.source is not None:
-                for layer in self._layers:
-                    layer.copy_slot(row.source, row.slot, row.start)
-
-    def _prepare(self, step: Step) -> StepContext:
+    def _prepare(self, stack: Stack, step: Step) -> StepContext:
         # A step comes once for each span: the layout is the same for all of them.
         if self._context is None or self._context.step != step:
-            self._context = make_context(
-                step,
-                self._plan,
-                self._arch.vocab_size,
-                self._rotaries,
-                {layer.window for layer in self._layers},
-                self._token_bytes,
-                self._dtype,
-                self._device,
-                self._bias,
-                self._arch.bidirectional,
-            )
+            self._context = stack.prepare(step)
         return self._context
 
     def _check(self, step: Step, span: Range, hidden: torch.Tensor | None) -> None:
         if span.size == 0 or span.start < self.layers.start or span.stop > self.layers.stop:
             raise StepFailed(f"span {span} is not in this stage's layers {self.layers}")
-        shape = None if span.start == 0 else (step.num_tokens, self._arch.hidden_size)
+        is_first = span.start == step.start
+        shape = None if is_first else (step.num_tokens, self._arch.hidden_size)
         given = None if hidden is None else tuple(hidden.shape)
         if given != shape:
             raise StepFailed(f"span {span}: hidden states are {given}, expected {shape}")
@@ -168,7 +178,7 @@ class ShardModel:
         if self._embedding is None:
             raise StepFailed("this stage has no embedding")
         x = all_sum(self._embedding.partial(context.ids))
-        return self._embedding.complete(x, context.positions)
+        return self._embedding.complete(x, context.ids, context.positions)
 
     def _candidates(self, step: Step, x: torch.Tensor) -> list[Candidates]:
         last, wants, position = [], [], -1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +17,29 @@ from skynet.planning.ranges import Range
 from skynet.step import Row
 
 
+class Bias(Protocol):
+    """What a shard's heads add to their scores by the places of query and key."""
+
+    def of(self, positions: torch.Tensor, keys: Range) -> torch.Tensor:
+        """(kv_heads, group, tokens, keys) float32 for tokens at `positions` (tokens,)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Texts:
     """Some texts of one length, one after the other."""
 
     tokens: Range
     count: int
-    mask: torch.Tensor | None  # (length, length), added to the scores
+    mask: torch.Tensor | None  # added to the scores; broadcasts to (heads, length, length)
 
 
 def texts_of(
-    rows: Sequence[Row], window: int | None, dtype: torch.dtype, device: torch.device
+    rows: Sequence[Row],
+    window: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    bias: Bias | None = None,
 ) -> list[Texts]:
     """One call of the kernel for each run of texts that are equally long.
 
@@ -45,19 +58,22 @@ def texts_of(
             found[-1] = Texts(tokens, last.count + 1, last.mask)
         else:
             start = last.tokens.stop if last else 0
-            mask = _mask(length, window, dtype, device)
+            mask = _mask(length, window, dtype, device, bias)
             found.append(Texts(Range(start, start + length), 1, mask))
     return found
 
 
 def _mask(
-    length: int, window: int | None, dtype: torch.dtype, device: torch.device
+    length: int, window: int | None, dtype: torch.dtype, device: torch.device, bias: Bias | None
 ) -> torch.Tensor | None:
-    if window is None or window >= length - 1:
-        return None
-    place = torch.arange(length)
-    far = (place[:, None] - place).abs() > window
-    return torch.zeros(length, length, dtype=dtype).masked_fill(far, float("-inf")).to(device)
+    place, mask = torch.arange(length), None
+    if bias is not None:
+        mask = bias.of(place, Range(0, length)).flatten(0, 1)
+    if window is not None and window < length - 1:
+        far = (place[:, None] - place).abs() > window
+        mask = torch.zeros(length, length) if mask is None else mask
+        mask = mask.masked_fill(far, float("-inf"))
+    return None if mask is None else mask.to(device, dtype)
 
 
 def attend_texts(

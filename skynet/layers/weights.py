@@ -6,6 +6,7 @@ Knows which region of a tensor to ask for, not where tensors lie: that is `Fetch
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Protocol
 
@@ -13,7 +14,7 @@ import torch
 
 from skynet.errors import CheckpointError
 from skynet.layers.heads import GroupedHeads, interleave
-from skynet.layers.kept import Key, Pieces, without
+from skynet.layers.kept import Key, Made, Pieces, without
 from skynet.layers.linear import Linear
 from skynet.models.architecture import Architecture, Weight
 from skynet.planning.plan import ShardPlan
@@ -49,8 +50,18 @@ class Loader:
         self._dtype, self._device, self._progress = dtype, device, progress
         self._kept = kept or Pieces()
         self.pieces = Pieces()  # all that was made, for the next slice
-        self.fetched_bytes = 0  # of what was made
         self._grouped = GroupedHeads(arch, part)
+
+    def of(self, arch: Architecture, part: ShardPlan) -> Loader:
+        """One for another stack of the same model; what both make is made once."""
+        other = copy(self)
+        other._arch, other._part, other._grouped = arch, part, GroupedHeads(arch, part)
+        return other
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Of what was made, what was not there before."""
+        return self.pieces.fetched_bytes
 
     def has(self, role: str, layer: int | None = None) -> bool:
         weight = self._arch.weight(role)
@@ -69,8 +80,8 @@ class Loader:
     ) -> Linear:
         """The product with the weights of `roles`, one above the other, and their biases."""
         weights = [self._weight(role) for role in roles]
-        key, units = (roles, piece, layer), tuple(self._units(weight) for weight in weights)
-        made = self._kept.same(key, units)
+        key, units = self._key("product", weights, layer, piece)
+        made = self._found(key, units)
         if not isinstance(made, Linear):
             matrix = self._matrix(key, weights, layer, piece)
             made = Linear(matrix, self._bias(weights, layer) if bias else None)
@@ -81,32 +92,30 @@ class Loader:
     def matrix(self, *roles: str, layer: int | None = None) -> torch.Tensor:
         """The weights of `roles`, one above the other: (out, in) in the plan's dtype."""
         weights = [self._weight(role) for role in roles]
-        key, units = ("table", roles, layer), tuple(self._units(weight) for weight in weights)
-        made = self._kept.same(key, units)
+        key, units = self._key("table", weights, layer)
+        made = self._found(key, units)
         if not isinstance(made, torch.Tensor):
             made = self._matrix(key, weights, layer)
         self._kept.forget(key)
         self.pieces.add(key, made, units)
         return made
 
-    def float_matrix(self, role: str, layer: int) -> torch.Tensor:
+    def float_matrix(self, role: str, layer: int | None = None) -> torch.Tensor:
         """A whole, replicated matrix (out, in) in float32, whatever the plan computes in."""
         weight = self._weight(role)
-        shape, name = self._matrix_shape(weight), weight.tensor(layer)
-        return self._float(("float", role, layer), (), weight, shape, [name])
+        return self._float(weight, layer, "weight", self._matrix_shape(weight))
 
     def vector(self, role: str, kind: str = "weight", layer: int | None = None) -> torch.Tensor:
         """A whole vector in float32: of a norm, or the bias of a row-parallel product."""
         weight = self._weight(role)
         size = self._arch.size(weight.unit) if kind == "weight" else self._arch.bias_size(weight)
-        return self._float((role, kind, layer), (), weight, (size,), [weight.tensor(layer, kind)])
+        return self._float(weight, layer, kind, (size,))
 
     def vocab_vector(self, role: str) -> torch.Tensor:
         """(vocabulary of this shard,) float32."""
         weight = self._weight(role)
         units = self._units(weight)
-        names = [weight.tensor()]
-        return self._float((role, "bias", None), (units,), weight, (units.size,), names, units)
+        return self._float(weight, None, "bias", (units.size,), units)
 
     def head_vectors(self, role: str, kind: str, layer: int) -> torch.Tensor:
         """(heads of this shard, head_dim) float32: the norm of each of its query or KV heads."""
@@ -114,14 +123,12 @@ class Loader:
         heads = self._part.heads if role == "q_norm" else self._part.kv_heads
         if weight.unit == "head_dim":  # one for all heads
             return self.vector(role, kind, layer).expand(heads.size, -1)
-        names, region = [weight.tensor(layer, kind)], self._units(weight)
+        region, pieces = self._units(weight), None
         if weight.in_pieces:
-            numbers, region = range(heads.start, heads.stop), Range(0, head_dim)
-            names = [weight.tensor(layer, kind, piece=head) for head in numbers]
+            pieces, region = heads, Range(0, head_dim)
         elif weight.by_head:
             region = heads
-        key, shape = (role, kind, layer), (heads.size * head_dim,)
-        made = self._float(key, (heads,), weight, shape, names, region)
+        made = self._float(weight, layer, kind, (heads.size * head_dim,), region, pieces)
         return made.view(-1, head_dim)
 
     def row_bias(self, *roles: str, layer: int) -> torch.Tensor | None:
@@ -131,12 +138,12 @@ class Loader:
             return None
         if len(biased) == 1:
             return self.vector(biased[0], "bias", layer)
-        key = (*biased, "bias", layer)
+        names = [self._weight(role).tensor(layer, "bias") for role in biased]
+        key = ("sum", *names, self._number(layer))
         total = self._kept.same(key, ())
         if not isinstance(total, torch.Tensor):
             total = torch.zeros(self._arch.hidden_size, dtype=torch.float32, device=self._device)
-            for role in biased:
-                name = self._weight(role).tensor(layer, "bias")
+            for name in names:
                 total += self._fetch(name, Range(0, total.numel())).to(total)
             self._count(total)
         self.pieces.add(key, total, ())
@@ -188,25 +195,48 @@ class Loader:
 
     def _float(
         self,
-        key: Key,
-        units: tuple[Range, ...],
         weight: Weight,
+        layer: int | None,
+        kind: str,
         shape: tuple[int, ...],
-        names: list[str],
         region: Range | None = None,
+        pieces: Range | None = None,
     ) -> torch.Tensor:
-        """A small tensor that is kept in float32: one of the checkpoint's, or several end to end.
+        """A small tensor that is kept in float32.
 
-        `region` is what is fetched of each, all of it by default.
+        region: what is fetched of the checkpoint's, all of it by default.
+        pieces: numbers of several, which are put end to end.
         """
-        made = self._kept.same(key, units)
+        numbers = [None] if pieces is None else range(pieces.start, pieces.stop)
+        names = [weight.tensor(layer, kind, piece) for piece in numbers]
+        key = ("float", weight.name, kind, self._number(layer))
+        units = tuple(each for each in (region, pieces) if each is not None)
+        made = self._found(key, units)
         if not isinstance(made, torch.Tensor):
             made = torch.empty(shape, dtype=torch.float32, device=self._device)
             raw = [self._fetch(name, region or Range(0, shape[0])) for name in names]
             whole = raw[0] if len(raw) == 1 else torch.cat(raw)
-            self._copy(weight, whole.reshape(shape), made, key[-1])
+            self._copy(weight, whole.reshape(shape), made, layer)
         self.pieces.add(key, made, units)
         return made
+
+    def _key(
+        self, kind: str, weights: list[Weight], layer: int | None, piece: int | None = None
+    ) -> tuple[Key, tuple[Range, ...]]:
+        """What a thing is known by, and which units of each weight it has."""
+        names = [weight.tensor(layer, piece=piece) for weight in weights]
+        roles = [weight.role for weight in weights]  # fused ones share a name
+        units = tuple(self._units(weight) for weight in weights)
+        return (kind, *names, *roles, self._number(layer)), units
+
+    def _number(self, layer: int | None) -> int | None:
+        """The layer's number among those of all stacks."""
+        return None if layer is None else self._arch.encoder_layers + layer
+
+    def _found(self, key: Key, units: tuple[Range, ...]) -> Made | None:
+        """The thing itself, if this slice has made it, or the one before had it."""
+        made = self.pieces.same(key, units)
+        return self._kept.same(key, units) if made is None else made
 
     def _weight(self, role: str) -> Weight:
         weight = self._arch.weight(role)
@@ -258,6 +288,6 @@ class Loader:
         self._count(out)
 
     def _count(self, made: torch.Tensor) -> None:
-        self.fetched_bytes += made.nbytes
+        self.pieces.fetched_bytes += made.nbytes
         if self._progress is not None:
             self._progress(made.nbytes)

@@ -5,8 +5,11 @@ A family without a file may be described in its config, which skynet/derived/ se
 
 from __future__ import annotations
 
-from skynet.errors import UnsupportedModel
+from collections.abc import Iterable
+
+from skynet.errors import CheckpointError, UnsupportedModel
 from skynet.models import (
+    bart,
     bert,
     bloom,
     cohere,
@@ -22,11 +25,16 @@ from skynet.models import (
     gptj,
     granite,
     llama,
+    m2m_100,
+    marian,
+    mbart,
     mistral,
     mixtral,
     modernbert,
+    mt5,
     olmo2,
     opt,
+    pegasus,
     phi,
     phi3,
     qwen2,
@@ -35,14 +43,16 @@ from skynet.models import (
     roberta,
     smollm3,
     stablelm,
+    t5,
 )
 from skynet.models import config as _config
 from skynet.models import derived as _derived
 from skynet.models.architecture import Architecture, Rope, Weight
 from skynet.models.config import Config
-from skynet.models.staging import StagedTensor, resolve_names, staged_tensors
+from skynet.models.staging import StagedTensor, absent_tensors, resolve_names, staged_tensors
 
 __all__ = [
+    "ABSENT",
     "FAMILIES",
     "KNOWN",
     "Architecture",
@@ -53,10 +63,12 @@ __all__ = [
     "family_of",
     "load_architecture",
     "resolve_names",
+    "settled",
     "staged_tensors",
 ]
 
 _MODULES = (
+    bart,
     bert,
     bloom,
     cohere,
@@ -72,11 +84,16 @@ _MODULES = (
     gptj,
     granite,
     llama,
+    m2m_100,
+    marian,
+    mbart,
     mistral,
     mixtral,
     modernbert,
+    mt5,
     olmo2,
     opt,
+    pegasus,
     phi,
     phi3,
     qwen2,
@@ -85,9 +102,11 @@ _MODULES = (
     roberta,
     smollm3,
     stablelm,
+    t5,
 )
 FAMILIES = {family.MODEL_TYPE: family for family in _MODULES}
 KNOWN: list[str] = sorted(FAMILIES)
+ABSENT = "skynet_absent"  # in a settled config: optional tensors that the file lacks
 
 
 def family_of(config: Config) -> str:
@@ -114,7 +133,20 @@ def load_architecture(config: Config) -> Architecture:
     family = FAMILIES[family_of(config)]
     _config.refuse_quantized(config)
     _config.refuse(config, **getattr(family, "REFUSED", {}))
-    return family.architecture(config)
+    arch: Architecture = family.architecture(config)
+    return arch.lacking(config.get(ABSENT, ()))
+
+
+def settled(config: Config, tensors: Iterable[str]) -> Config:
+    """The config with what it leaves to the file: which of the optional tensors are not there.
+
+    One that is not computed stays as it is, for `load_architecture` to refuse.
+    """
+    try:
+        absent = absent_tensors(load_architecture(config), tensors)
+    except (UnsupportedModel, CheckpointError):
+        return config
+    return {**config, ABSENT: absent} if absent else config
 
 
 def checkpoint_dtype(config: Config) -> str:

@@ -6,7 +6,8 @@ layers read it and know no family by name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Cut = Literal["column", "row", "vocab", "replicated"]
@@ -22,6 +23,7 @@ Unit = Literal[
     "embed",
     "types",
     "labels",
+    "buckets",
 ]
 HEAD_NORMS = ("q_norm", "k_norm")
 # Replicated, and matrices where others of their unit are vectors; all take the hidden size.
@@ -49,7 +51,10 @@ class Weight:
     by_group: bool = False
     by_head: bool = False  # a vector for each head, stored (heads, head_dim), not end to end
     bias_only: bool = False  # the tensor is a `.bias` that has no `.weight` beside it
+    as_row: bool = False  # a vector stored as (1, size), under `name` as it is
     first_layer: int = 0  # layers before it have none
+    others: tuple[str, ...] = ()  # names that a tied tensor may have instead in a file
+    optional: bool = False  # a file may lack it: see `Architecture.lacking`
 
     @property
     def per_layer(self) -> bool:
@@ -63,6 +68,8 @@ class Weight:
         self, layer: int | None = None, kind: str = "weight", piece: int | None = None
     ) -> str:
         """The checkpoint's name of this weight or bias: `model.layers.3.mlp.up_proj.weight`."""
+        if self.as_row:
+            return self.name
         kind = "bias" if self.bias_only else kind
         return f"{self.name.format(layer=layer, piece=piece)}.{kind}"
 
@@ -100,12 +107,36 @@ class Alibi:
 
 
 @dataclass(frozen=True)
+class Relative:
+    """A learned bias of the scores by how far a key is from a query, in buckets that widen with
+    the distance (Raffel et al., 2020, arXiv:1910.10683, section 2.1). One table for all layers."""
+
+    buckets: int
+    max_distance: int  # all that is farther is in the last bucket
+
+
+@dataclass(frozen=True)
+class Sinusoids:
+    """Positions as sines, then cosines (Vaswani et al., 2017, arXiv:1706.03762, section 3.5).
+
+    Frequencies fall from 1 by 10000^(1 / divisor) each.
+    """
+
+    divisor: int
+    single: bool = False  # made in float32 from the first: angles far out are off, as in training
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Everything a shard needs to know to compute its part of a decoder or an encoder.
 
     Which norms a layer has is told by the weights it has: `attn_norm` and `mlp_norm` come before
     attention and MLP, `attn_post_norm` and `mlp_post_norm` after, before their result is added to
-    the hidden states, `attn_sum_norm` and `mlp_sum_norm` are of the hidden states after that.
+    the hidden states, `attn_sum_norm` and `mlp_sum_norm` are of the hidden states after that; the
+    same for `cross`, the attention to what an encoder has read.
+
+    An encoder-decoder is its decoder, with an `encoder` inside. The layers of both are numbered
+    through, the encoder's first.
     """
 
     model_type: str
@@ -126,7 +157,6 @@ class Architecture:
     # Per layer: how many last positions a token sees; where `bidirectional`, how far in either
     # direction. None: all.
     windows: tuple[int | None, ...]
-    tied: bool  # the head is the embedding
     attention_scale: float
     weights: tuple[Weight, ...]
     prefixes: tuple[str, ...]  # of the base model's tensors: ours, then others that files use
@@ -137,7 +167,9 @@ class Architecture:
     parallel: bool = False
     embed_size: int | None = None  # of an embedding that is projected to the hidden size
     embed_scale: float = 1.0
-    position_offset: int = 0  # rows of the position table before that of position 0
+    position_offset: int = 0  # rows of the position table before the first that is used
+    # A token that takes no position, and has the first row of the table for itself.
+    unplaced_token: int | None = None
     residual_scale: float = 1.0  # of what attention and MLP add to the hidden states
     logit_scale: float = 1.0
     logit_cap: float | None = None  # logits become cap * tanh(logits / cap)
@@ -154,11 +186,52 @@ class Architecture:
     label_activation: str = "tanh"  # after `label_dense`
     label_pooling: Literal["cls", "mean"] = "cls"  # what of a text the classifier reads
     label_score: Literal["softmax", "sigmoid", "none"] = "softmax"
+    relative: Relative | None = None
+    sinusoids: Sinusoids | None = None  # positions, where the file has no table of them
+    encoder: Architecture | None = None
+
+    @property
+    def encoder_layers(self) -> int:
+        """Layers before the decoder's first."""
+        return 0 if self.encoder is None else self.encoder.num_layers
+
+    @property
+    def total_layers(self) -> int:
+        """Of encoder and decoder together."""
+        return self.encoder_layers + self.num_layers
+
+    @property
+    def stacks(self) -> tuple[Architecture, ...]:
+        """The encoder if there is one, and the rest, in the order of their layers."""
+        return (self,) if self.encoder is None else (self.encoder, self)
+
+    @property
+    def most_shards(self) -> int:
+        """Every shard has a query head of each stack."""
+        return min(stack.num_heads for stack in self.stacks)
+
+    def lacking(self, tensors: Collection[str]) -> Architecture:
+        """The same model from a file without these optional tensors.
+
+        Of several weights of one role the first that is there counts. A head that the file lacks is
+        the embedding.
+        """
+        there: dict[str, Weight] = {}
+        for weight in self.weights:
+            if weight.tensor(0) not in tensors:
+                there.setdefault(weight.role, weight)
+        encoder = None if self.encoder is None else self.encoder.lacking(tensors)
+        return replace(self, weights=tuple(there.values()), encoder=encoder)
 
     @property
     def group(self) -> int:
         """Query heads for each KV head."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def tied(self) -> bool:
+        """Is the head the embedding?"""
+        return self.weight("head") is None
 
     @property
     def has_head(self) -> bool:
@@ -181,14 +254,19 @@ class Architecture:
     @property
     def sums_per_layer(self) -> int:
         """How often the shards of a stage exchange partials in a layer."""
-        return (1 if self.parallel else 2) + (self.qk_norm == "all")
+        own = (1 if self.parallel else 2) + (self.qk_norm == "all")
+        return own + (self.weight("cross_o") is not None)
 
     def first_sum(self, layer: int) -> int:
         """The number of the first sum of a span that starts at `layer`, counted over a step.
 
-        Number 0 is the embedding's, so layer 0 starts with that.
+        Number 0 is the embedding's, so layer 0 starts with that; the decoder's first with its own.
         """
-        return self.sums_per_layer * layer + (layer > 0)
+        before = self.encoder_layers
+        if self.encoder is not None and layer < before:
+            return self.encoder.first_sum(layer)
+        start = 0 if self.encoder is None else self.encoder.first_sum(before)
+        return start + self.sums_per_layer * (layer - before) + (layer > before)
 
     def weight(self, role: str) -> Weight | None:
         """The weight of this role, None if this model has none (`head` of a tied one)."""
@@ -204,13 +282,14 @@ class Architecture:
             "kv_heads": self.num_kv_heads * self.head_dim,
             "columns": self.intermediate_size,
             "vocab": self.vocab_size,
-            "positions": self.max_positions,
+            "positions": self.max_positions + (self.unplaced_token is not None),
             "experts": self.num_experts,
             "hidden": self.hidden_size,
             "head_dim": self.head_dim,
             "embed": self.embed_size or self.hidden_size,
             "types": self.token_types,
             "labels": len(self.labels),
+            "buckets": self.relative.buckets if self.relative else 0,
         }
         return sizes[unit]
 
@@ -218,8 +297,10 @@ class Architecture:
         """Inputs of a weight that is not cut along them, None of a vector."""
         if weight.role in ("embed", "head", "project_in"):
             return self.embed_size or self.hidden_size
-        if weight.role in HEAD_NORMS or weight.bias_only:
+        if weight.role in HEAD_NORMS or weight.bias_only or weight.as_row:
             return None
+        if weight.role == "relative":
+            return self.num_heads
         if weight.role == "token_types" or (weight.role == "positions" and self.project_after_norm):
             return self.embed_size or self.hidden_size
         is_table = weight.unit in ("positions", "experts", "labels")
@@ -246,12 +327,14 @@ class Architecture:
             return (self.head_dim,)
         if weight.by_head:
             return (shape[0] // self.head_dim, self.head_dim)
+        if weight.as_row:
+            return (1, *shape)
         return shape[::-1] if weight.transposed else shape
 
     def stored_axis(self, weight: Weight) -> int:
         """The axis that the tensor in the checkpoint is cut along."""
         is_row = weight.cut == "row"
-        return int(is_row != weight.transposed)
+        return int(weight.as_row or is_row != weight.transposed)
 
     def stored_bias(self, weight: Weight) -> int:
         """The size of the bias in the checkpoint, all fused parts together."""

@@ -62,7 +62,6 @@ def architecture(config: read.Config) -> Architecture:
         ropes=(None,) * layers,
         learned_positions=False,
         windows=(None,) * layers,
-        tied=tied,
         attention_scale=head_dim**-0.5,
         alibi=Alibi(),
         weights=tuple(weight for weight in WEIGHTS if not (tied and weight.role == "head")),

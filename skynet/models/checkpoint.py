@@ -17,7 +17,7 @@ from typing import Any
 import numpy.typing as npt
 
 from skynet.errors import CheckpointError
-from skynet.models import derived
+from skynet.models import derived, settled
 from skynet.models.demo import DEMO_MODEL, DEMO_NAMES, demo_checkpoint_path
 from skynet.models.digests import cached_digest
 from skynet.models.gguf import convert_gguf
@@ -27,7 +27,7 @@ from skynet.models.tokenizer_files import text_files
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 # Sub-folders hold other formats, and config.json files of sentence-transformers; consolidated* are
 # the same weights under the maker's own names.
 HUB_FILES_NOT_READ = ["*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja", "consolidated*"]
@@ -42,13 +42,14 @@ class Checkpoint:
         self.path = path
         self.name = name
         self._cache_dir = cache_dir
-        self.config: dict[str, Any] = _read_config(path)
+        config = _read_config(path)
         self.generation_config: dict[str, Any] = (
             _read_json(path / "generation_config.json")
             if (path / "generation_config.json").exists()
             else {}
         )
         self.tensors: dict[str, TensorInfo] = _read_tensors(path)
+        self.config: dict[str, Any] = dict(settled(config, self.tensors))
 
     def describe(self, description: dict[str, Any]) -> None:
         """Say what the model of a family without a file is: from here on a part of the config."""
@@ -84,10 +85,13 @@ class Checkpoint:
         """
         files = [file for file in self.path.iterdir() if file.is_file()]
         files += self.path.glob("*/config.json")  # of sentence-transformers
-        # The description is in no file, and another one is another content.
+        # 2: of what `text_files` makes of tokenizers since it makes more of them. A description is
+        # in no file, and another one is another content.
         description = self.config.get(derived.KEY)
-        kind = "checkpoint" if description is None else f"checkpoint {json.dumps(description)}"
-        return cached_digest(kind, files, self._cache_dir, lambda: self._compute_digest(progress))
+        told = "" if description is None else f" {json.dumps(description)}"
+        return cached_digest(
+            f"checkpoint 2{told}", files, self._cache_dir, lambda: self._compute_digest(progress)
+        )
 
     def _compute_digest(self, progress: Callable[[int], None] | None) -> str:
         digest = hashlib.sha256()

@@ -97,7 +97,6 @@ _DESCRIBED = (
     "max_positions",
     "gated",
     "windows",
-    "tied",
     "prefixes",
     "transformers",
     "path",

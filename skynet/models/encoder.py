@@ -49,8 +49,8 @@ def score(config: read.Config) -> Literal["softmax", "sigmoid", "none"]:
     problem = config.get("problem_type")
     if problem == "regression":
         return "none"
-    one = problem is None and len(labels(config)) == 1
-    return "sigmoid" if one or problem == "multi_label_classification" else "softmax"
+    several = problem == "multi_label_classification"
+    return "sigmoid" if several or len(labels(config)) == 1 else "softmax"
 
 
 def encoder(
@@ -91,7 +91,6 @@ def encoder(
         intermediate_size=read.size(config, own["intermediate_size"]),
         vocab_size=read.size(config, "vocab_size"),
         activation=read.activation(config, own["hidden_act"]),
-        tied=True,
         attention_scale=head_dim**-0.5,
         weights=weights,
         prefixes=(prefix, ""),

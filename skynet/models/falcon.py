@@ -60,7 +60,6 @@ def architecture(config: read.Config) -> Architecture:
         ropes=(rope,) * layers,
         learned_positions=False,
         windows=(None,) * layers,
-        tied=tied,
         attention_scale=head_dim**-0.5,
         # Scores and bias are scaled together.
         alibi=Alibi(scale=head_dim**-0.5, bfloat16=True) if config["alibi"] else None,

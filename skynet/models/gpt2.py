@@ -63,7 +63,6 @@ def architecture(config: read.Config) -> Architecture:
         ropes=(None,) * layers,
         learned_positions=True,
         windows=(None,) * layers,
-        tied=tied,
         attention_scale=head_dim**-0.5 if config["scale_attn_weights"] else 1.0,
         weights=tuple(weight for weight in WEIGHTS if not (tied and weight.role == "head")),
         prefixes=("transformer.", ""),

@@ -58,7 +58,6 @@ def architecture(config: read.Config) -> Architecture:
         ropes=(rope,) * layers,
         learned_positions=False,
         windows=(None,) * layers,
-        tied=tied,
         attention_scale=head_dim**-0.5,
         parallel=bool(config["use_parallel_residual"]),
         weights=WEIGHTS + _attention(bool(config["attention_bias"])) + (() if tied else (HEAD,)),

@@ -56,7 +56,6 @@ def architecture(config: read.Config) -> Architecture:
         ropes=(rope,) * layers,
         learned_positions=False,
         windows=(None,) * layers,
-        tied=False,
         attention_scale=head_dim**-0.5,
         parallel=True,
         weights=WEIGHTS,

@@ -80,7 +80,6 @@ def decoder(
         ropes=(rope,) * layers,
         learned_positions=False,
         windows=(None,) * layers,
-        tied=tied,
         attention_scale=head_dim**-0.5,
         weights=with_bias(weights, *biased),
         prefixes=("model.", ""),

@@ -66,7 +66,6 @@ def architecture(config: read.Config) -> Architecture:
         ropes=(None,) * layers,
         learned_positions=True,
         windows=(None,) * layers,
-        tied=tied,
         attention_scale=head_dim**-0.5,
         embed_size=embed,
         position_offset=POSITION_OFFSET,

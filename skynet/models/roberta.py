@@ -30,15 +30,28 @@ LABELS = (
 def architecture(config: read.Config) -> Architecture:
     """A `roberta` config as an Architecture."""
     config = DEFAULTS | dict(config)
-    rows, offset = read.size(config, "max_position_embeddings"), config["pad_token_id"] + 1
-    if offset >= rows:
-        raise CheckpointError(f"config.json: {rows} positions, of which {offset} are never used")
+    rows, padding = read.size(config, "max_position_embeddings"), _padding(config)
+    if padding + 1 >= rows:
+        raise CheckpointError(
+            f"config.json: {rows} positions, of which {padding + 1} are not for texts"
+        )
     return encoder(
         config,
         bert.base("roberta.") + {MASKED_LM: HEAD, CLASSIFIER: LABELS, "": ()}[head_of(config)],
         "roberta.",
         norm_eps=float(config["layer_norm_eps"]),
         token_types=read.size(config, "type_vocab_size"),
-        max_positions=rows - offset,
-        position_offset=offset,
+        max_positions=rows - padding - 1,
+        position_offset=padding,
+        unplaced_token=padding,
     )
+
+
+def _padding(config: read.Config) -> int:
+    """The number of the padding's token, which is that of its row of the position table too."""
+    value = config["pad_token_id"]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise CheckpointError(
+            f"config.json: pad_token_id is {value!r}, expected a token: positions begin after it"
+        )
+    return value

@@ -21,9 +21,10 @@ class StagedTensor:
 def staged_tensors(arch: Architecture) -> list[StagedTensor]:
     """Every tensor the model needs, each once, in the order in which the layers use them."""
     found: dict[str, StagedTensor] = {}
-    for weight, layer in _weights_in_order(arch):
-        for tensor in _tensors(arch, weight, layer):
-            found.setdefault(tensor.name, tensor)
+    for stack in arch.stacks:
+        for weight, layer in _weights_in_order(stack):
+            for tensor in _tensors(stack, weight, layer):
+                found.setdefault(tensor.name, tensor)
     return list(found.values())
 
 
@@ -53,16 +54,21 @@ def _tensors(arch: Architecture, weight: Weight, layer: int | None) -> Iterator[
 def resolve_names(arch: Architecture, available: Iterable[str]) -> dict[str, str]:
     """Canonical name of each needed tensor -> its name in the file.
 
-    Files differ in the prefix of the base model's tensors: GPT-2's on the hub have none.
+    Files differ in the prefix of the base model's tensors: GPT-2's on the hub have none. Of tied
+    tensors a file has one, under any of their names.
 
     Raises:
         CheckpointError: tensors are missing; names them.
     """
     names, present = [tensor.name for tensor in staged_tensors(arch)], _spelled_anew(available)
+    others = _other_names(arch)
     best: dict[str, str] = {}
     missing: list[str] = names
     for prefix in arch.prefixes:
         candidate = {name: _with_prefix(arch, name, prefix) for name in names}
+        for name, instead in others.items():
+            spelled = [candidate[name], *(_with_prefix(arch, other, prefix) for other in instead)]
+            candidate[name] = next((each for each in spelled if each in present), candidate[name])
         lacking = [name for name in names if candidate[name] not in present]
         if not lacking:
             return {name: present[theirs] for name, theirs in candidate.items()}
@@ -73,6 +79,27 @@ def resolve_names(arch: Architecture, available: Iterable[str]) -> dict[str, str
         f"the checkpoint lacks {len(missing)} of the {len(names)} tensors of this "
         f"{arch.model_type} model: {shown}; is a shard of it missing, or is it another model's?"
     )
+
+
+def absent_tensors(arch: Architecture, available: Iterable[str]) -> list[str]:
+    """The optional tensors that a file lacks, by their canonical names."""
+    present = _spelled_anew(available)
+    optional = [w.tensor() for stack in arch.stacks for w in stack.weights if w.optional]
+    return [
+        name
+        for name in optional
+        if not any(_with_prefix(arch, name, prefix) in present for prefix in arch.prefixes)
+    ]
+
+
+def _other_names(arch: Architecture) -> dict[str, tuple[str, ...]]:
+    """What tied tensors may be called instead, by their canonical names."""
+    return {
+        weight.tensor(): tuple(f"{other}.weight" for other in weight.others)
+        for stack in arch.stacks
+        for weight in stack.weights
+        if weight.others
+    }
 
 
 def _spelled_anew(available: Iterable[str]) -> dict[str, str]:

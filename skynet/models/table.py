@@ -17,10 +17,10 @@ Made by `python -m skynet.models.table` of the files in `skynet/models/`: do not
 [adding-a-model.md](adding-a-model.md) says how to add a row.
 
 A family is known by `model_type` in config.json. Each is computed in any number of stages and
-shards, even or not, and its logits and greedy tokens are compared with those of Transformers, in
-float32, by `tests/parity`. A field with a value that is not computed is refused by name when the
-checkpoint is opened; the last column names such fields and the only value that is taken, and what
-else is refused.
+shards, even or not, and its logits and greedy tokens, or what it reads of texts, are compared with
+those of Transformers, in float32, by `tests/parity`; `skynet check` compares a checkpoint of yours.
+A field with a value that is not computed is refused by name when the checkpoint is opened; the last
+column names such fields and the only value that is taken, and what else is refused.
 
 | family | model type | what it is | refused |
 | --- | --- | --- | --- |

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skynet.models.architecture import Architecture
+from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
-from skynet.planning.split import shard_weight_bytes, slot_bytes
+from skynet.planning.ranges import Range
 
 PEER_S = 50e-6  # of a sum, for each peer: pushing, reading and adding its partial
 CHORD_S = 0.002
@@ -76,15 +77,17 @@ def memory_weights(workers: Sequence[Candidate]) -> list[float]:
 def token_s(arch: Architecture, plan: Plan, workers: Sequence[Candidate]) -> float:
     """Predicted seconds a token of one sequence, over workers in the order of the addresses."""
     speeds, total, at = shared_speeds(workers), 0.0, 0
+    decoder = Range(arch.encoder_layers, plan.num_layers)  # an encoder runs once a request
     for stage, stage_plan in enumerate(plan.stages):
-        shards = len(stage_plan.shards)
-        slowest = max(
-            shard_weight_bytes(arch, plan, stage, shard) / speeds[at + shard]
-            for shard in range(shards)
-        )
-        trip = max(worker.round_trip_s for worker in workers[at : at + shards])
-        sums = arch.sums_per_layer * stage_plan.layers.size if shards > 1 else 0
-        total += slowest + sums * (trip + PEER_S * (shards - 1)) + CHORD_S
+        shards, layers = len(stage_plan.shards), stage_plan.layers.overlap(decoder)
+        if layers.size:
+            slowest = max(
+                shard_weight_bytes(arch, plan, stage, shard, decoder.start) / speeds[at + shard]
+                for shard in range(shards)
+            )
+            trip = max(worker.round_trip_s for worker in workers[at : at + shards])
+            sums = arch.sums_per_layer * layers.size if shards > 1 else 0
+            total += slowest + sums * (trip + PEER_S * (shards - 1)) + CHORD_S
         at += shards
     return total
 

@@ -231,8 +231,8 @@ class Planner:
         """Every shape that so many members can fill, and the model has."""
         return [
             (stages, shards)
-            for stages in range(1, min(most, self.arch.num_layers) + 1)
-            for shards in range(1, min(most // stages, self.arch.num_heads) + 1)
+            for stages in range(1, min(most, self.arch.total_layers) + 1)
+            for shards in range(1, min(most // stages, self.arch.most_shards) + 1)
         ]
 
     def _fitting(self, stages: int, shards: int, workers: Sequence[Candidate]) -> tuple[Plan, str]:

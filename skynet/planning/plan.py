@@ -17,13 +17,22 @@ from skynet.planning.ranges import Range
 class ShardPlan:
     """One tensor-parallel slice of one stage, in units of the model.
 
-    `vocab` cuts the embedding in the first stage and the head in the last one.
+    `vocab` cuts the embedding in the first stage and the head in the last one. `encoder` has the
+    same of an encoder-decoder's encoder, whose sizes are its own.
     """
 
     heads: Range
     kv_heads: Range
     columns: Range
     vocab: Range
+    encoder: ShardPlan | None = None
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> ShardPlan:
+        """From what `asdict` made of one."""
+        ranges = {name: Range(**own) for name, own in data.items() if name != "encoder"}
+        encoder = data.get("encoder")
+        return cls(**ranges, encoder=None if encoder is None else cls.of(encoder))
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Plan:
     stages: tuple[StagePlan, ...]
     workers: tuple[str, ...] = ()
     revision: int = 0  # of the target it was made for
+    encoder_layers: int = 0  # the first ones, of an encoder-decoder
 
     @property
     def num_layers(self) -> int:
@@ -79,6 +89,11 @@ class Plan:
     def shape(self) -> tuple[int, int]:
         """(stages, shards)."""
         return len(self.stages), self.num_shards
+
+    def chords_of(self, start: int, layers_per_chord: int) -> int:
+        """Chords of a step that starts at layer `start`: none spans two stages."""
+        spans = [stage.layers.overlap(Range(start, self.num_layers)) for stage in self.stages]
+        return sum(-(-span.size // layers_per_chord) for span in spans)
 
     def with_epoch(self, epoch: int) -> Plan:
         return replace(self, epoch=epoch)
@@ -108,10 +123,7 @@ class Plan:
         data["stages"] = tuple(
             StagePlan(
                 layers=Range(**stage["layers"]),
-                shards=tuple(
-                    ShardPlan(**{key: Range(**value) for key, value in shard.items()})
-                    for shard in stage["shards"]
-                ),
+                shards=tuple(ShardPlan.of(shard) for shard in stage["shards"]),
             )
             for stage in data["stages"]
         )

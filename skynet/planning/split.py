@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 from skynet.errors import PlanError
-from skynet.models.architecture import HEAD_NORMS, Architecture, Weight
-from skynet.models.derived import Derived
-from skynet.planning import derived
+from skynet.models.architecture import Architecture
 from skynet.planning.plan import Plan, ShardPlan, StagePlan
 from skynet.planning.ranges import (
     Range,
@@ -21,19 +18,7 @@ from skynet.planning.ranges import (
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 CHORD_SPANS = ("layer", "stage", "auto")
-NORM_BYTES = 4  # norms, and biases that are added after a sum, stay float32
 DEFAULT_SLOT_TOKENS = 4096
-FIRST_ROLES = ("embed", "project_in", "positions", "token_types", "embed_norm")
-HEAD_ROLES = (
-    "head_dense",
-    "head_dense_norm",
-    "head_bias",
-    "label_dense",
-    "label_norm",
-    "label_out",
-)
-LAST_ROLES = ("final_norm", "project_out", *HEAD_ROLES)
-
 # Products run fastest on widths that fill vector registers, but only wide parts can afford it.
 COLUMN_UNIT, VOCAB_UNIT, WIDE = 32, 16, 256
 
@@ -62,14 +47,8 @@ def make_plan(
     """
     _check_request(arch, stages, shards, dtype, chord_span, num_slots)
     weights = weights or [[1.0] * shards] * stages
-    costs = [float(layer_params(arch))] * arch.num_layers
-    end = arch.vocab_size * (arch.embed_size or arch.hidden_size)
-    costs[0] += end
-    if arch.learned_positions:
-        costs[0] += arch.max_positions * arch.hidden_size
-    costs[-1] += end
-    layers = split_by_cost(costs, [sum(stage) for stage in weights])
-    check_tiling(layers, arch.num_layers, "layers")
+    layers = split_by_cost(_layer_costs(arch), [sum(stage) for stage in weights])
+    check_tiling(layers, arch.total_layers, "layers")
     return Plan(
         epoch=epoch,
         model=model,
@@ -82,16 +61,30 @@ def make_plan(
             StagePlan(layers=run, shards=shard_plans(arch, shards, own))
             for run, own in zip(layers, weights, strict=True)
         ),
+        encoder_layers=arch.encoder_layers,
     )
+
+
+def _layer_costs(arch: Architecture) -> list[float]:
+    """What each layer weighs, of encoder and decoder, with the ends where they lie."""
+    costs = []
+    for stack in arch.stacks:
+        own = [float(layer_params(stack))] * stack.num_layers
+        own[0] += stack.vocab_size * (stack.embed_size or stack.hidden_size)
+        if stack.learned_positions:
+            own[0] += stack.max_positions * stack.hidden_size
+        costs += own
+    costs[-1] += arch.vocab_size * (arch.embed_size or arch.hidden_size)
+    return costs
 
 
 def _check_request(
     arch: Architecture, stages: int, shards: int, dtype: str, chord_span: str, num_slots: int
 ) -> None:
-    if not 1 <= stages <= arch.num_layers:
-        raise PlanError(f"{stages} stages for {arch.num_layers} layers: need 1 to that many")
-    if not 1 <= shards <= arch.num_heads:
-        raise PlanError(f"{shards} shards for {arch.num_heads} query heads: need 1 to that many")
+    if not 1 <= stages <= arch.total_layers:
+        raise PlanError(f"{stages} stages for {arch.total_layers} layers: need 1 to that many")
+    if not 1 <= shards <= arch.most_shards:
+        raise PlanError(f"{shards} shards for {arch.most_shards} query heads: need 1 to that many")
     if arch.vocab_size < shards:
         raise PlanError(f"{shards} shards for a vocabulary of {arch.vocab_size}")
     if dtype not in DTYPE_BYTES:
@@ -129,9 +122,12 @@ def shard_plans(
         else split_evenly(arch.vocab_size, shards)
     )
     check_tiling(vocab, arch.vocab_size, "vocabulary")
+    encoders: Sequence[ShardPlan | None] = [None] * shards
+    if arch.encoder is not None:
+        encoders = shard_plans(arch.encoder, shards, weights)
     return tuple(
-        ShardPlan(heads=query, kv_heads=kv, columns=own, vocab=words)
-        for (query, kv), own, words in zip(heads, columns, vocab, strict=True)
+        ShardPlan(heads=query, kv_heads=kv, columns=own, vocab=words, encoder=encoder)
+        for (query, kv), own, words, encoder in zip(heads, columns, vocab, encoders, strict=True)
     )
 
 
@@ -181,7 +177,9 @@ def _split_columns(
 
 
 def _attention_params(arch: Architecture, heads: Range, kv_heads: Range) -> int:
-    return 2 * (heads.size + kv_heads.size) * arch.head_dim * arch.hidden_size
+    """Of attention to the tokens before, and of that to what an encoder has read."""
+    one = 2 * (heads.size + kv_heads.size) * arch.head_dim * arch.hidden_size
+    return one if arch.encoder is None else 2 * one
 
 
 def _column_params(arch: Architecture) -> int:
@@ -193,76 +191,3 @@ def layer_params(arch: Architecture) -> int:
     """Parameters of one layer's products, what a layer costs to store and to compute."""
     attention = _attention_params(arch, Range(0, arch.num_heads), Range(0, arch.num_kv_heads))
     return attention + _column_params(arch) * arch.intermediate_size
-
-
-def shard_weight_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
-    """What the weights of one shard take in memory, in `plan.dtype`.
-
-    A tied embedding counts twice where a stage is both first and last: the head is kept in the
-    layout that products are fastest in, which cannot be looked up by row.
-    """
-    part, layers = plan.stages[stage].shards[shard], plan.stages[stage].layers
-    total = 0
-    for weight in arch.weights:
-        if weight.per_layer:
-            count = layers.stop - max(layers.start, min(weight.first_layer, layers.stop))
-            total += count * _role_bytes(arch, plan, part, weight)
-    first, last = stage == 0, stage == len(plan.stages) - 1
-    if first:
-        total += _roles_bytes(arch, plan, part, *FIRST_ROLES)
-    if last:
-        total += _roles_bytes(arch, plan, part, *LAST_ROLES)
-        if arch.has_head:
-            total += _roles_bytes(arch, plan, part, "embed" if arch.tied else "head")
-    return total
-
-
-def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -> int:
-    return sum(_role_bytes(arch, plan, part, w) for w in arch.weights if w.role in roles)
-
-
-def _role_bytes(arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight) -> int:
-    size = DTYPE_BYTES[plan.dtype]
-    if isinstance(arch, Derived):
-        return derived.role_bytes(arch, part, weight, size)
-    if weight.role in HEAD_NORMS:  # a row for each head, whether heads share one or not
-        heads = part.heads if weight.role == "q_norm" else part.kv_heads
-        return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)
-    if weight.cut == "replicated":
-        shape = arch.shape(weight)
-        if len(shape) == 1 or weight.role == "router":
-            return prod(shape) * NORM_BYTES * (2 if weight.bias else 1)
-        return (prod(shape) + (shape[0] if weight.bias else 0)) * size
-    if weight.bias_only:
-        return unit_width(arch, part, weight) * NORM_BYTES
-    width = unit_width(arch, part, weight)
-    if weight.cut == "row":
-        return width * arch.hidden_size * size * arch.pieces(weight) + _row_bias_bytes(arch, weight)
-    total = width * (arch.inputs(weight) or 0) * size * arch.pieces(weight)
-    return total + (width * size if weight.bias else 0)
-
-
-def _row_bias_bytes(arch: Architecture, weight: Weight) -> int:
-    attention = arch.weight("o")
-    in_one_sum = arch.parallel and weight.role == "down" and attention and attention.bias
-    return arch.hidden_size * NORM_BYTES if weight.bias and not in_one_sum else 0
-
-
-def unit_width(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
-    """Elements of a shard along the dimension a weight is cut in; 0 if it is not cut."""
-    widths = {
-        "heads": part.heads.size * arch.head_dim,
-        "kv_heads": part.kv_heads.size * arch.head_dim,
-        "columns": part.columns.size,
-        "vocab": part.vocab.size,
-    }
-    return widths.get(weight.unit, 0)
-
-
-def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
-    """What the KV cache of one shard takes when every slot is full; an encoder has none."""
-    if arch.bidirectional:
-        return 0
-    part, layers = plan.stages[stage].shards[shard], plan.stages[stage].layers
-    per_token = 2 * part.kv_heads.size * arch.head_dim * DTYPE_BYTES[plan.dtype]
-    return layers.size * plan.num_slots * plan.slot_tokens * per_token

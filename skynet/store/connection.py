@@ -21,7 +21,9 @@ def connect(
     connect_timeout_s: float | None = None,
     single_connection: bool = False,
 ) -> redis.Redis:
-    """A client of the Redis at `url` (default: `SKYNET_REDIS_URL`). Connects on first use.
+    """A client of the Redis at `url` (default: `SKYNET_REDIS_URL`).
+
+    It connects on first use, but at once with `single_connection`, which then may raise.
 
     timeout_s: how long one reply may take; None waits for ever (blocking commands).
     single_connection: one connection for all commands, not a pool.

@@ -68,15 +68,16 @@ class Lease:
             logger.warning("could not give the lease back: it runs out by itself")
 
     def _keep(self) -> None:
-        client = connect(timeout_s=max(1.0, self.lease_s / 2), single_connection=True)
-        members = Members(client, self.lease_s)
+        client: redis.Redis | None = None
         renewed, problem = 0.0, ""
         while not self._stopping:
             asked, now = self._wake.is_set(), time.monotonic()
             self._wake.clear()
             try:
+                if client is None:
+                    client = connect(timeout_s=max(1.0, self.lease_s / 2), single_connection=True)
                 if asked or problem or now - renewed >= self.lease_s / RENEWALS:
-                    self._renew(client, members)
+                    self._renew(client)
                     renewed = now
                 else:
                     client.ping()  # a connection that was cut is opened again at once
@@ -90,9 +91,9 @@ class Lease:
                 problem = kind
             self._wake.wait(0.1 if problem else min(PING_S, self.lease_s / RENEWALS))
 
-    def _renew(self, client: redis.Redis, members: Members) -> None:
+    def _renew(self, client: redis.Redis) -> None:
         resident = psutil.Process().memory_info().rss
         self.update(quietly=True, resident_bytes=resident, free_bytes=self.free_bytes())
         with self.lock:
-            members.renew(self.member)
+            Members(client, self.lease_s).renew(self.member)
         self.beat(client)

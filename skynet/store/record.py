@@ -36,6 +36,10 @@ class Options:
     forced_eos_token_id: tuple[int, ...] = ()
     logprobs: int | None = None
     read: dict[str, Any] | None = None  # what the text is read for, instead: a step.Read's fields
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    decoder_start_token_id: int | None = None  # of an encoder-decoder: its answer begins after it
 
     def to_json(self) -> str:
         return json.dumps(self.__dict__)

@@ -86,13 +86,23 @@ return replies
 )
 
 # KEYS: leader, record, stream, end, open requests, and perhaps Celery's result.
-# ARGV: fence, id, end as JSON, time to live in seconds, and perhaps the encoded result.
+# ARGV: fence, id, end as JSON, time to live in seconds, the encoded result or '', then index, token
+# id and text of each token that is written with the end, in turn.
 # Replies 1 the first time, 0 after. The result is stored and told as Celery's backend does it.
 FINISH = (
     GUARD
+    + NOW
     + """
-local state = redis.call('HGET', KEYS[2], 'state')
-if not state or state == 'done' then return 0 end
+local found = redis.call('HMGET', KEYS[2], 'state', 'emitted')
+if not found[1] or found[1] == 'done' then return 0 end
+local count = tonumber(found[2])
+for i = 6, #ARGV, 3 do
+  if tonumber(ARGV[i]) == count then
+    redis.call('XADD', KEYS[3], '*', 'i', ARGV[i], 't', ARGV[i + 1], 'p', ARGV[i + 2])
+    count = count + 1
+  end
+end
+if #ARGV > 5 then redis.call('HSET', KEYS[2], 'emitted', count, 'last_token_at', now) end
 redis.call('HSET', KEYS[2], 'state', 'done', 'end', ARGV[3])
 redis.call('XADD', KEYS[3], '*', 'end', ARGV[3])
 redis.call('XADD', KEYS[4], '*', 'end', ARGV[3])
@@ -241,10 +251,12 @@ class Requests:
         request_id: str,
         end: End,
         meta: tuple[str | bytes, str | bytes] | None = None,
+        tokens: Sequence[Token] = (),
     ) -> bool:
         """End the request, once; False, and nothing is written, if it had ended already.
 
         meta: key and encoded value of its Celery result, stored and published with the end.
+        tokens: of an answer that is known all at once; they are written with the end.
         """
         keys: list[str | bytes] = [
             names.request_key(request_id),
@@ -252,10 +264,11 @@ class Requests:
             names.end_key(request_id),
             names.OPEN_REQUESTS_KEY,
         ]
-        arguments: list[str | bytes | int] = [request_id, end.to_json(), self.expires_s]
-        if meta is not None:
-            keys.append(meta[0])
-            arguments.append(meta[1])
+        key, result = meta or ("", "")
+        keys += [key] if key else []
+        arguments: list[str | bytes | int] = [request_id, end.to_json(), self.expires_s, result]
+        for token in tokens:
+            arguments += (token.index, token.id, token.text)
         return bool(self._write(self._finish, keys, arguments))
 
     def _write(self, script: Any, keys: Sequence[str | bytes], arguments: Sequence[Any]) -> Any:

@@ -12,23 +12,32 @@ from typing import Any
 from celery.exceptions import Ignore
 
 from skynet.errors import ShardUnready
-from skynet.step import Step
+from skynet.step import Row, Step
 
 REMEMBERED_SPANS = 4096
 REMEMBERED_STEPS = 64
+SLOT, MEMORY = "slot", "memory"
+
+
+# Where keys and values lie: a sequence's slot, or the place of a text that an encoder has read.
+Where = tuple[str, int]
 
 
 class StepGuard:
-    """The steps of one epoch at one address; a new epoch has a new one."""
+    """The steps of one epoch at one address; a new epoch has a new one.
 
-    def __init__(self, address: str, first_layer: int) -> None:
+    encoder_layers: of the model; a step that starts before is of texts, for the memory.
+    """
+
+    def __init__(self, address: str, first_layer: int, encoder_layers: int = 0) -> None:
         self.address = address
         self.first_layer = first_layer
+        self.encoder_layers = encoder_layers
         self.steps: dict[int, tuple[Step, bytes]] = {}  # as decoded and as they came
         self._seen: dict[tuple[int, int], None] = {}  # (step, layer), oldest first
         self._reached: dict[int, int] = {}  # step -> the layer it has come to
-        self._filled: dict[int, int] = {}  # slot -> tokens in it
-        self._last_step: dict[int, int] = {}  # slot -> the last step that wrote into it
+        self._filled: dict[Where, int] = {}  # tokens there
+        self._last_step: dict[Where, int] = {}  # the last step that wrote there
 
     def remember(self, step: Step, rows: bytes) -> None:
         """Keep a step for its later spans."""
@@ -36,53 +45,65 @@ class StepGuard:
         _limit(self.steps, REMEMBERED_STEPS)
 
     def check(self, number: int, start: int) -> None:
-        """May the span of step `number` that starts at layer `start` run, as far as layers go?
+        """Has the span of step `number` that starts at layer `start` not run yet?
 
         Raises:
             Ignore: it came before.
-            ShardUnready: this process has not computed the layers before.
         """
         if (number, start) in self._seen:
             raise Ignore(f"step {number}: layer {start} came twice")
-        if start > self.first_layer and self._reached.get(number) != start:
-            raise ShardUnready(
-                f"{self.address} has not computed the layers before {start} of step {number}"
-            )
 
     def admit(self, step: Step, start: int) -> None:
-        """The same for its slots; a step that begins here marks them as its own.
+        """May the span run? A step that begins here marks what it writes as its own.
 
         Raises:
-            Ignore: a later step has been in one of the slots.
-            ShardUnready: keys and values before a row's first token are missing.
+            Ignore: a later step has been there.
+            ShardUnready: this process has not computed the layers before, or keys and values before
+                a row's first token are missing.
         """
-        for row in step.rows:
-            last = self._last_step.get(row.slot, -1)
-            if last > step.number or (start > self.first_layer and last != step.number):
-                raise Ignore(f"step {step.number}: step {last} has been in slot {row.slot}")
-            filled = self._filled.get(row.slot, 0)
-            if start == self.first_layer and row.source is not None:
-                self._check_source(step, row.source, row.start)
-            elif start == self.first_layer and row.start > filled:
-                raise ShardUnready(
-                    f"{self.address} has {filled} tokens in slot {row.slot}, step {step.number} "
-                    f"goes on at {row.start}"
-                )
+        begins = start == max(self.first_layer, step.start)
+        if not begins and self._reached.get(step.number) != start:
+            raise ShardUnready(
+                f"{self.address} has not computed the layers before {start} of step {step.number}"
+            )
+        places = [(self._kind(step), row.slot) for row in step.rows]
+        for row, where in zip(step.rows, places, strict=True):
+            last = self._last_step.get(where, -1)
+            if last > step.number or (not begins and last != step.number):
+                raise Ignore(f"step {step.number}: step {last} has been in {_spell(where)}")
+            if begins:
+                self._check_before(step, row, where)
         self._seen[(step.number, start)] = None
         _limit(self._seen, REMEMBERED_SPANS)
-        if start == self.first_layer:
-            for row in step.rows:
-                self._last_step[row.slot] = step.number
-                self._filled[row.slot] = row.stop
+        if begins:
+            for row, where in zip(step.rows, places, strict=True):
+                self._last_step[where] = step.number
+                self._filled[where] = row.stop
 
-    def _check_source(self, step: Step, slot: int, length: int) -> None:
-        """May the first `length` tokens be copied from this slot?"""
-        last, filled = self._last_step.get(slot, -1), self._filled.get(slot, 0)
+    def _kind(self, step: Step) -> str:
+        return MEMORY if step.start < self.encoder_layers else SLOT
+
+    def _check_before(self, step: Step, row: Row, where: Where) -> None:
+        """Is all there that a row goes on from?"""
+        if row.memory is not None:
+            place, length = row.memory
+            self._check_source(step, (MEMORY, place), length)
+        if row.source is not None:
+            self._check_source(step, (SLOT, row.source), row.start)
+        elif row.start > self._filled.get(where, 0):
+            raise ShardUnready(
+                f"{self.address} has {self._filled.get(where, 0)} tokens in {_spell(where)}, step "
+                f"{step.number} goes on at {row.start}"
+            )
+
+    def _check_source(self, step: Step, where: Where, length: int) -> None:
+        """May the first `length` tokens be read from there?"""
+        last, filled = self._last_step.get(where, -1), self._filled.get(where, 0)
         if last > step.number:
-            raise Ignore(f"step {step.number}: step {last} has been in slot {slot}, its source")
+            raise Ignore(f"step {step.number}: step {last} has been in {_spell(where)}, its source")
         if length > filled:
             raise ShardUnready(
-                f"{self.address} has {filled} tokens in slot {slot}, step {step.number} copies "
+                f"{self.address} has {filled} tokens in {_spell(where)}, step {step.number} reads "
                 f"{length} from there"
             )
 
@@ -90,6 +111,10 @@ class StepGuard:
         """The layers before `stop` are computed."""
         self._reached[number] = stop
         _limit(self._reached, REMEMBERED_STEPS)
+
+
+def _spell(where: Where) -> str:
+    return f"{where[0]} {where[1]}"
 
 
 def _limit(table: dict[Any, Any], size: int) -> None:

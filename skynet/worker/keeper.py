@@ -147,7 +147,8 @@ class Keeper:
         shards = len(plan.stages[address.stage].shards)
         urls = settings().exchange_urls or (settings().redis_url,)
         exchange = Exchange(urls[address.stage % len(urls)], address.stage, address.shard, shards)
-        guard = StepGuard(str(address), plan.stages[address.stage].layers.start)
+        first_layer = plan.stages[address.stage].layers.start
+        guard = StepGuard(str(address), first_layer, plan.encoder_layers)
         self.place = Place(plan, address, model, exchange, guard)
         self.epoch = plan.epoch
         if old is None or model is not old.model:

@@ -273,26 +273,22 @@ class ShardRuntime:
     ) -> tuple[Step, bytes | None]:
         """The step and the hidden states before `start`: what did not come, in one round trip."""
         epoch, known = place.plan.epoch, place.guard.steps.get(number)
-        keys = []
-        if known is None and rows is None:
-            keys.append(names.step_key(epoch, number))
-        if start > 0 and hidden is None:
-            keys.append(names.hidden_key(names.chord_id(epoch, number, start)))
-        if keys:
-            found: list[bytes | None] = self._client.mget(keys)  # type: ignore[assignment]
-            if None in found:
-                raise ShardUnready(
-                    f"{place.address}: {keys[found.index(None)]} is not in Redis: the step was "
-                    "given up, or Redis lost its memory"
-                )
-            if known is None and rows is None:
-                rows = found[0]
-            if start > 0 and hidden is None:
-                hidden = found[-1]
+        if known is None and rows is not None:
+            known = _remember(place, rows)
+        rows_key = names.step_key(epoch, number)
+        hidden_key = names.hidden_key(names.chord_id(epoch, number, start))
+        keys = [rows_key] if known is None else []
+        if hidden is None and start > (known[0].start if known else 0):
+            keys.append(hidden_key)
+        values: list[bytes | None] = self._client.mget(keys) if keys else []  # type: ignore[assignment]
+        found = dict(zip(keys, values, strict=True))
         if known is None:
-            rows = rows or b""
-            known = (Step.decode(rows), rows)
-            place.guard.remember(*known)
+            known = _remember(place, found[rows_key], rows_key)
+        if start == known[0].start:
+            return known[0], None
+        hidden = hidden or found.get(hidden_key)
+        if hidden is None:
+            raise ShardUnready(_gone(place, hidden_key))
         return known[0], hidden
 
     def advance(
@@ -318,3 +314,18 @@ class ShardRuntime:
             hidden=total.tobytes(),
             spent_s=spent_s + max(part.busy_s for part in decoded),
         )
+
+
+def _remember(place: Place, rows: bytes | None, key: str = "") -> tuple[Step, bytes]:
+    """Keep a step for its later spans; `key` is where its rows were looked for."""
+    if rows is None:
+        raise ShardUnready(_gone(place, key))
+    known = (Step.decode(rows), rows)
+    place.guard.remember(*known)
+    return known
+
+
+def _gone(place: Place, key: str) -> str:
+    return (
+        f"{place.address}: {key} is not in Redis: the step was given up, or Redis lost its memory"
+    )

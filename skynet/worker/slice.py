@@ -11,9 +11,9 @@ import torch
 from skynet.layers.shard_model import ShardModel
 from skynet.models import load_architecture
 from skynet.names import Address
+from skynet.planning.memory import shard_weight_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.planning.split import shard_weight_bytes
 from skynet.shard import load_shard
 from skynet.store.weights import ITEM_BYTES, StagedWeights, WeightStore
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from tests.chaos.load import Case
 
 PARITY = Path(__file__).parents[1] / "parity"
-NUM_GREEDY, NUM_SAMPLED, NUM_STOPPED = 6, 4, 2
+NUM_GREEDY, NUM_SAMPLED, NUM_STOPPED, NUM_SEARCHED = 6, 4, 2, 2
+MOST_SEARCHED = 60  # tokens: their readers see nothing until the end
 LENGTHS = (8, 24, 60, 100, 150, 200)
 
 
@@ -24,7 +25,7 @@ def tiny_checkpoint(directory: Path) -> Path:
 
 
 def make_cases(chance: random.Random, vocab_size: int, most: int) -> list[Case]:
-    """Greedy and sampled requests of many lengths; `most`: tokens of the longest answer."""
+    """Greedy, sampled and searched requests of many lengths; `most`: tokens of the longest."""
 
     def prompt() -> tuple[int, ...]:
         return tuple(chance.randrange(vocab_size) for _ in range(chance.randrange(1, 60)))
@@ -42,7 +43,11 @@ def make_cases(chance: random.Random, vocab_size: int, most: int) -> list[Case]:
         )
         for i in range(NUM_SAMPLED)
     ]
-    return greedy + sampled
+    searched = [
+        Case(prompt(), min(lengths[-1 - i], MOST_SEARCHED), num_beams=2 + i)
+        for i in range(NUM_SEARCHED)
+    ]
+    return greedy + sampled + searched
 
 
 def stopped_cases(chance: random.Random, answers: dict[Case, tuple[list[int], str]]) -> list[Case]:
@@ -50,7 +55,8 @@ def stopped_cases(chance: random.Random, answers: dict[Case, tuple[list[int], st
     found: list[Case] = []
     for case, (_, text) in answers.items():
         half = text[len(text) // 2 :].strip()
-        if case.temperature == 0 and case.max_tokens >= 60 and len(half) > 1:
+        is_greedy = case.temperature == 0 and case.num_beams == 1
+        if is_greedy and case.max_tokens >= 60 and len(half) > 1:
             start = chance.randrange(len(half) - 1)
             stop = (half[start : start + 2],)
             found.append(Case(case.prompt, case.max_tokens, stop=stop))
@@ -58,7 +64,7 @@ def stopped_cases(chance: random.Random, answers: dict[Case, tuple[list[int], st
 
 
 def greedy_answers(model: Path, cases: list[Case]) -> dict[Case, list[int]]:
-    """Transformers' own answers in one process, in float32, to the greedy cases."""
+    """Transformers' own answers in one process, in float32, where nothing is drawn."""
     import torch
     import transformers
 
@@ -70,7 +76,10 @@ def greedy_answers(model: Path, cases: list[Case]) -> dict[Case, list[int]]:
             ids = torch.tensor([case.prompt])
             with torch.no_grad():
                 answer = loaded.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=case.max_tokens
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=case.max_tokens,
+                    num_beams=case.num_beams,
                 )
             found[case] = answer[0, len(case.prompt) :].tolist()
     return found

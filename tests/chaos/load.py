@@ -42,6 +42,7 @@ class Case:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = True
+    num_beams: int = 1
 
     @property
     def options(self) -> dict[str, Any]:

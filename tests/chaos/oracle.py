@@ -68,6 +68,7 @@ def case_of(record: Record) -> Case:
         options.seed,
         options.stop,
         options.ignore_eos,
+        options.num_beams,
     )
 
 

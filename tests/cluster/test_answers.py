@@ -14,7 +14,8 @@ from checkpoints import Tiny, letters
 from processes import wait_for
 from transformers import AutoModelForCausalLM
 
-from skynet.client import Completion, Generation
+from skynet.client import Generation
+from skynet.completion import Completion
 from skynet.errors import BadRequest, RequestCancelled, RequestTimeout
 from skynet.local import LocalCluster
 from skynet.status import cluster_status

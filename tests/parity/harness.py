@@ -15,7 +15,14 @@ import torch
 from safetensors import safe_open
 
 from skynet.derived.derive import derive
-from skynet.models import FAMILIES, Architecture, load_architecture, resolve_names, staged_tensors
+from skynet.models import (
+    FAMILIES,
+    Architecture,
+    load_architecture,
+    resolve_names,
+    settled,
+    staged_tensors,
+)
 from skynet.models.derived import KEY
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
@@ -35,12 +42,13 @@ class Checkpoint:
     """
 
     def __init__(self, directory: Path, *, derived: bool = False) -> None:
-        self.config: dict[str, Any] = json.loads((directory / "config.json").read_text())
-        if derived or self.config["model_type"] not in FAMILIES:
-            self.config[KEY] = derive(self.config)
-        self.arch = load_architecture(self.config)
         with safe_open(directory / "model.safetensors", framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        config = json.loads((directory / "config.json").read_text())
+        self.config: dict[str, Any] = dict(settled(config, tensors))
+        if derived or config["model_type"] not in FAMILIES:
+            self.config[KEY] = derive(config)
+        self.arch = load_architecture(self.config)
         names = resolve_names(self.arch, tensors)
         self.tensors = {ours: tensors[theirs] for ours, theirs in names.items()}
         self.axes = {tensor.name: tensor.axis for tensor in staged_tensors(self.arch)}
@@ -78,7 +86,7 @@ class Cluster:
     """A plan's shards, and the orchestrator's half of a step: chord bodies and advancing."""
 
     def __init__(self, checkpoint: Checkpoint, plan: Plan) -> None:
-        self.plan = plan
+        self.plan, self.arch = plan, checkpoint.arch
         self.models = [
             [
                 load_shard(checkpoint.arch, plan, stage, shard, checkpoint.fetch)
@@ -92,27 +100,43 @@ class Cluster:
     def close(self) -> None:
         self._pool.shutdown()
 
-    def step(self, rows: Sequence[Row], layers_per_chord: int) -> list[list[Candidates]]:
-        """Candidates of each row with a want, one a vocabulary shard."""
-        results = self._step(rows, layers_per_chord)
-        return [list(row) for row in zip(*(found for _, found, _ in results), strict=True)]
+    def step(
+        self, rows: Sequence[Row], layers_per_chord: int, start: int | None = None
+    ) -> list[list[Candidates]]:
+        """Candidates of each row with a want, one a vocabulary shard.
+
+        start: the first layer, the decoder's by default.
+        """
+        return self.read(rows, layers_per_chord, start)[0]
 
     def vectors(self, rows: Sequence[Row], layers_per_chord: int) -> list[np.ndarray]:
         """What is read of each row that asks for a vector: of the first shard alone."""
-        first, *others = self._step(rows, layers_per_chord)
-        assert not any(vectors for _, _, vectors in others)
-        return first[2]
+        return self.read(rows, layers_per_chord)[1]
 
-    def _step(self, rows: Sequence[Row], layers_per_chord: int) -> list[Result]:
+    def read(
+        self, rows: Sequence[Row], layers_per_chord: int, start: int | None = None
+    ) -> tuple[list[list[Candidates]], list[np.ndarray]]:
+        """Both, of rows that ask for either."""
+        results = self._step(rows, layers_per_chord, start)
+        first, *others = results
+        assert not any(vectors for _, _, vectors in others)
+        candidates = zip(*(found for _, found, _ in results), strict=True)
+        return [list(row) for row in candidates], first[2]
+
+    def _step(
+        self, rows: Sequence[Row], layers_per_chord: int, start: int | None = None
+    ) -> list[Result]:
         self._number += 1
-        step = Step(self.plan.epoch, self._number, tuple(rows), layers_per_chord)
+        start = self.plan.encoder_layers if start is None else start
+        step = Step(self.plan.epoch, self._number, tuple(rows), layers_per_chord, start)
         step = Step.decode(step.encode())
         hidden: torch.Tensor | None = None
         parts: list[Result] = []
         for stage, stage_plan in enumerate(self.plan.stages):
-            for start in range(stage_plan.layers.start, stage_plan.layers.stop, layers_per_chord):
-                stop = min(start + layers_per_chord, stage_plan.layers.stop)
-                parts = self._span(stage, step, Range(start, stop), hidden)
+            first, end = max(start, stage_plan.layers.start), stage_plan.layers.stop
+            for begin in range(first, end, layers_per_chord):
+                stop = min(begin + layers_per_chord, end)
+                parts = self._span(stage, step, Range(begin, stop), hidden)
                 if parts[0][0] is not None:
                     hidden = torch.zeros_like(parts[0][0])
                     for part, _, _ in parts:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import transformers
 from harness import Checkpoint
-from model_families import tiny_config
+from model_families import ENCODERS, tiny_config
 
 PROMPTS = [
     [5, 6, 7, 100, 2, 9, 11, 3, 77, 88, 1, 4],
@@ -39,13 +39,46 @@ def save_random_model(
     config = tiny_config(family, **fields)
     # Not grouped: that kernel takes no uneven sizes.
     eager = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}
-    model = transformers.AutoModelForCausalLM.from_config(config, **eager).float().eval()
+    model = transformers.AutoModelForCausalLM.from_config(config, **eager)
+    return _saved(model, directory), Checkpoint(directory)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tiny random checkpoint of a family with one head, and Transformers' own model of it."""
+
+    checkpoint: Checkpoint
+    model: Any
+
+    def outputs(self, text: list[int]) -> Any:
+        """All that the model has to say of a text alone."""
+        with torch.no_grad():
+            return self.model(torch.tensor([text]))
+
+    def hidden_states(self, text: list[int]) -> np.ndarray:
+        """(tokens, hidden) after the last layer and its norm, whatever the head."""
+        with torch.no_grad():
+            found = self.model.base_model(torch.tensor([text])).last_hidden_state[0]
+        return np.asarray(found)
+
+
+def save_random_encoder(family: str, head: str, fields: dict[str, Any], directory: Path) -> Encoder:
+    """An encoder with random weights, one of `ENCODER_HEADS`, and the checkpoint that it saves."""
+    torch.manual_seed(len(family))
+    name, kind, sizes = ENCODERS[family]
+    config = kind(**(copy.deepcopy(sizes) | copy.deepcopy(fields)))
+    model = _saved(getattr(transformers, name + head)(config), directory)
+    return Encoder(Checkpoint(directory), model)
+
+
+def _saved(model: Any, directory: Path) -> Any:
+    model = model.float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases start as ones and zeros, which hide mistakes
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     model.save_pretrained(directory)
-    return model, Checkpoint(directory)
+    return model
 
 
 def make_reference(family: str, fields: dict[str, Any], directory: Path) -> Reference:

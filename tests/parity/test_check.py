@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
+from checking import check_damaged, first
 from click.testing import CliRunner
 from model_families import FAMILIES
 from references import save_random_model
 
-from skynet.check import Report, check_model
+from skynet.check import check_model
 from skynet.check.compare import difference
 from skynet.check.ours import CheckpointFetch
 from skynet.cli import main
 from skynet.errors import BadRequest, PlanError, UnsupportedModel
-from skynet.models import load_architecture
 from skynet.models.checkpoint import Checkpoint
 from skynet.planning.ranges import Range
-
-Damage = Callable[[str, Range, torch.Tensor], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -31,24 +27,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("llama")
     save_random_model("llama", {}, directory)
     return directory
-
-
-def check_damaged(directory: Path, damage: Damage, shards: int = 2) -> Report:
-    """With our shards, and only they, reading what `damage` makes of each region."""
-    checkpoint = Checkpoint(directory, "damaged", directory)
-    right = CheckpointFetch(checkpoint, load_architecture(checkpoint.config))
-
-    def fetch(name: str, region: Range) -> torch.Tensor:
-        return damage(name, region, right(name, region))
-
-    return check_model(str(directory), 2, shards, fetch=fetch)
-
-
-def first(report: Report) -> tuple[str, str, list[str]]:
-    """The first place that differs, what of it, and the shards."""
-    found = report.to_json()["first"]
-    assert found is not None
-    return found["name"], found["what"], [shard["address"] for shard in found["shards"]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -64,7 +42,8 @@ def test_a_family_is_equal(tmp_path: Path, family: str) -> None:
         *(f"layer {layer}" for layer in range(4)),
         "head",
     ]
-    assert report.next_ours == report.next_theirs
+    assert report.answer
+    assert report.answer.same
     assert report.peak_bytes > 0
 
 
@@ -215,20 +194,5 @@ def test_the_demo_model_is_equal(demo_checkpoint: Checkpoint) -> None:
     # Then
     assert report.equal, "\n".join(report.lines())
     assert len(report.places) == 32
-    assert report.next_text == "' Rome'"
-
-
-def test_an_encoder_is_refused_by_name(tmp_path: Path) -> None:
-    # Given a model that does not generate
-    config = transformers.BertConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        vocab_size=64,
-        max_position_embeddings=32,
-    )
-    transformers.BertModel(config).save_pretrained(tmp_path)
-    # When it is checked / Then the refusal names it
-    with pytest.raises(UnsupportedModel, match="bert encoder"):
-        check_model(str(tmp_path))
+    assert report.answer
+    assert (report.answer.what, report.answer.text) == ("next token", " Rome")

@@ -45,7 +45,8 @@ def test_a_model_type_is_equal(tmp_path: Path, model_type: str) -> None:
     # Then
     assert report.equal, "\n".join(report.lines())
     assert [place.name for place in report.places] == PLACES
-    assert report.next_ours == report.next_theirs
+    assert report.answer
+    assert report.answer.same
     assert any("Transformers' own layers" in note for note in report.notes)
 
 

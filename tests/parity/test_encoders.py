@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import transformers
-from harness import Checkpoint, cluster_of
+from harness import cluster_of
 from model_families import ENCODERS
+from references import Encoder, save_random_encoder
 
 from skynet.engine.reading import predictions
 from skynet.step import Read, Row
@@ -29,29 +27,9 @@ TEXTS = [
 ]
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """A tiny random checkpoint of a family with one head, and Transformers' own model of it."""
-
-    checkpoint: Checkpoint
-    model: Any
-
-    def outputs(self, text: list[int]) -> Any:
-        with torch.no_grad():
-            return self.model(torch.tensor([text]))
-
-
 def make_encoder(family: str, head: str, directory: Path) -> Encoder:
-    name, config_class, fields = ENCODERS[family]
-    torch.manual_seed(len(family))
-    config = config_class(**fields, num_labels=3)
-    model = getattr(transformers, name + head)(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:  # norms and biases start as ones and zeros, which hide mistakes
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-    model.save_pretrained(directory)
-    return Encoder(Checkpoint(directory), model)
+    """Of the family's own sizes, with three labels."""
+    return save_random_encoder(family, head, {"num_labels": 3}, directory)
 
 
 @pytest.fixture(scope="module", params=ENCODERS)
@@ -81,7 +59,7 @@ def rows_of(read: Read) -> list[Row]:
 @pytest.mark.parametrize(("stages", "shards", "span"), SHAPES)
 def test_hidden_states_and_embeddings(base: Encoder, stages: int, shards: int, span: int) -> None:
     # Given the last hidden states of Transformers, each text alone
-    expected = [base.outputs(text).last_hidden_state[0].numpy() for text in TEXTS]
+    expected = [base.hidden_states(text) for text in TEXTS]
     cluster = cluster_of(base.checkpoint, stages, shards)
     pools = {
         "cls": lambda states: states[0],
@@ -144,3 +122,22 @@ def test_texts_are_classified(classifier: Encoder, stages: int, shards: int, spa
     for logits, text in zip(found, TEXTS, strict=True):
         expected = classifier.outputs(text).logits[0].numpy()
         np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_padding_that_stands_in_a_text_takes_no_position(tmp_path: Path) -> None:
+    # Given RoBERTa, and texts with its padding token at either end and inside
+    model = save_random_encoder("roberta", "Model", {"pad_token_id": 2}, tmp_path)
+    texts = [[5, 6, 2, 2, 7, 2], [2, 2, 9], [2], [8, 2, 7], [5, 6, 7]]
+    rows = [
+        Row(slot, 0, tuple(text), len(text), read=Read("embed", "last"))
+        for slot, text in enumerate(texts)
+    ]
+    cluster = cluster_of(model.checkpoint, 2, 2)
+    # When they are read in one step
+    try:
+        found = cluster.vectors(rows, LAYER)
+    finally:
+        cluster.close()
+    # Then each token has the position that Transformers gives it
+    for vector, text in zip(found, texts, strict=True):
+        np.testing.assert_allclose(vector, model.hidden_states(text)[-1], atol=1e-4, rtol=0)

@@ -292,7 +292,7 @@ def test_a_redis_that_breaks_off_at_a_new_target_is_asked_again(
         assert (runtime.engine, runtime.conductor) == (None, None)
     # When it is back / Then the target is followed
     bring_up(runtime, shards)
-    assert runtime.text is not None
+    assert runtime.intake is not None
 
 
 def test_deadlines_hold_where_there_is_no_model_to_run(

@@ -11,7 +11,8 @@ from queue import Queue
 
 import pytest
 
-from skynet.client import Client, Completion, Generation
+from skynet.client import Client, Generation
+from skynet.completion import Completion
 from skynet.errors import ClusterUnreachable, PeerLost, RequestLost, SkynetError
 from skynet.store.connection import connect
 from skynet.store.requests import End, Options, Record, Requests, Token

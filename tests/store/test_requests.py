@@ -336,6 +336,35 @@ def test_the_end_stores_and_tells_the_result_once(requests: Requests, client: re
     assert 0 < client.ttl("celery-task-meta-r1") <= 1000
 
 
+def test_tokens_that_are_known_all_at_once_are_written_with_the_end(
+    requests: Requests, client: redis.Redis
+) -> None:
+    # Given a request whose answer is known when it ends
+    new(requests)
+    requests.start(["r1"])
+    tokens = [Token(0, 5, "a"), Token(1, 6, ""), Token(2, 7, "c")]
+    # When it ends / Then readers see the tokens, then the end, and the record counts them
+    assert requests.finish("r1", End(finish_reason="stop"), ("result", b"x"), tokens)
+    assert list(requests.stream("r1", 1, WAIT_S)) == [*tokens[1:], End(finish_reason="stop")]
+    found = requests.read("r1")
+    assert found is not None
+    assert (found.emitted, found.state) == (3, "done")
+    assert found.last_token_at > 0
+    assert client.get("result") == b"x"
+    # And it ends once
+    assert not requests.finish("r1", End(finish_reason="length"), None, tokens)
+    assert len(requests.emitted("r1")) == 3
+
+
+def test_an_end_writes_no_token_a_second_time(requests: Requests) -> None:
+    # Given a request of which one token was written
+    new(requests)
+    requests.append([("r1", Token(0, 5, "a"))])
+    # When it ends with all of them / Then each is there once
+    assert requests.finish("r1", End(), None, [Token(0, 5, "a"), Token(1, 6, "b")])
+    assert requests.emitted_tokens("r1") == [5, 6]
+
+
 def test_times_are_kept_by_the_clock_of_redis(requests: Requests, client: redis.Redis) -> None:
     # Given Redis's time before
     def redis_time() -> float:

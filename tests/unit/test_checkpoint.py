@@ -239,13 +239,13 @@ def test_a_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     asked = []
 
     def snapshot_download(name: str, **patterns: list[str]) -> str:
-        asked.append((name, "*.bin" in patterns["allow_patterns"]))
+        asked.append((name, {"*.bin", "*.spm"} & set(patterns["allow_patterns"])))
         return str(path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     opened = open_checkpoint("someone/tiny", tmp_path)
     assert (opened.name, opened.path) == ("someone/tiny", path)
-    assert asked == [("someone/tiny", False)]
+    assert asked == [("someone/tiny", {"*.spm"})]
 
 
 def test_a_hub_id_without_a_network_says_what_was_tried(

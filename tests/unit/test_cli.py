@@ -18,7 +18,8 @@ from click.testing import CliRunner, Result
 
 from skynet import __version__, cli, terminal
 from skynet.cli.options import interruptible
-from skynet.client import Completion, default_client
+from skynet.client import default_client
+from skynet.completion import Completion
 from skynet.local import LocalCluster
 from skynet.models.checkpoint import Checkpoint
 from skynet.settings import Settings, settings

@@ -14,9 +14,10 @@ from skynet.errors import StepFailed
 from skynet.layers.shard_model import ShardModel
 from skynet.models import staged_tensors
 from skynet.models.derived import KEY, Derived, read
+from skynet.planning.memory import shard_weight_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.planning.split import make_plan, shard_weight_bytes
+from skynet.planning.split import make_plan
 from skynet.shard import load_shard
 from skynet.step import Row, Step, Want
 
@@ -159,7 +160,7 @@ def test_an_unchanged_slice_fetches_nothing() -> None:
     # Then
     assert (weights.asked, made.fetched_bytes) == ([], 0)
     # And what was taken apart has nothing left
-    assert (old._pieces.made, old._layers, vars(old).get("_body")) == ({}, [], None)
+    assert (old._pieces.made, old._stack, vars(old).get("_body")) == ({}, None, None)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

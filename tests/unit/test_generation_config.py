@@ -19,13 +19,25 @@ from skynet.generation_config import (
     WITHOUT_EFFECT,
     GenerationDefaults,
     generation_defaults,
+    legacy_file,
 )
+from skynet.models import load_architecture
 from skynet.options import DEFAULT_MAX_TOKENS, check_options
 from skynet.stager import check_generation_config
 from skynet.store.requests import Options
 
 SLOT = 1000
 VOCAB = 50
+ARCH = load_architecture(
+    {
+        "model_type": "llama",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "vocab_size": VOCAB,
+    }
+)
 
 
 def defaults_of(**fields: Any) -> GenerationDefaults:
@@ -128,7 +140,8 @@ def test_lengths(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("num_beams", 4),
+        ("num_beam_groups", 2),
+        ("diversity_penalty", 0.5),
         ("guidance_scale", 1.5),
         ("penalty_alpha", 0.6),
         ("sequence_bias", [[[1], 2.0]]),
@@ -180,4 +193,50 @@ def test_values_that_no_request_could_have_are_refused_before_staging(
 ) -> None:
     files = {"generation_config.json": json.dumps(fields).encode()}
     with pytest.raises(UnsupportedModel, match=rf"generation_config\.json: .*{told}"):
-        check_generation_config(files, VOCAB)
+        check_generation_config(files, ARCH)
+
+
+def test_beams_of_the_model_are_the_default_and_a_sample_has_none() -> None:
+    # Given a config as summarisers have it
+    found = defaults_of(num_beams=4, length_penalty=2.0, early_stopping=True, max_length=142)
+    # Then requests search as it says, or say otherwise
+    asked = options_of(found)
+    assert (asked.num_beams, asked.length_penalty, asked.early_stopping) == (4, 2.0, True)
+    assert options_of(found, num_beams=1) == Options()
+    with pytest.raises(BadRequest, match="num_beams 4 with sampling"):
+        options_of(found, temperature=0.5)
+    # And the model is staged, though a sample has to say so
+    content = json.dumps({"num_beams": 4, "top_p": 0.9}).encode()
+    check_generation_config({"generation_config.json": content}, ARCH)
+
+
+def test_an_encoder_decoder_begins_as_its_config_says() -> None:
+    # Given a start token, or a token that stands in for it, or neither
+    def start(**fields: Any) -> int | None:
+        found = check_options({}, 1, SLOT, defaults_of(**fields), VOCAB, has_encoder=True)
+        return found.decoder_start_token_id
+
+    # Then
+    assert start(decoder_start_token_id=2, bos_token_id=0) == 2
+    assert start(bos_token_id=0) == 0
+    with pytest.raises(BadRequest, match="decoder_start_token_id: the model names none"):
+        start()
+    assert options_of(defaults_of(bos_token_id=3)).decoder_start_token_id is None
+
+
+def test_the_longest_answer_of_an_encoder_decoder_is_its_config_s() -> None:
+    # Given a length that counts the decoder's start
+    found = defaults_of(decoder_start_token_id=2, max_length=300)
+    # When / Then
+    assert check_options({}, 1, SLOT, found, VOCAB, has_encoder=True).max_tokens == 299
+    assert check_options({}, 1, 50, found, VOCAB, has_encoder=True).max_tokens == 49
+
+
+def test_a_config_of_before_generation_configs_is_heard() -> None:
+    # Given a config.json with settings among the model's sizes
+    content = legacy_file({"d_model": 8, "num_beams": 3, "forced_eos_token_id": 2, "top_k": None})
+    assert content is not None
+    # When / Then
+    found = generation_defaults({"generation_config.json": content})
+    assert found.always == {"num_beams": 3, "forced_eos_token_id": [2]}
+    assert legacy_file({"d_model": 8}) is None

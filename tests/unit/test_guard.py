@@ -181,9 +181,9 @@ def test_a_copy_of_what_is_not_there_fails_the_step() -> None:
     # Given a slot with three tokens / When four are copied / Then the step fails with the numbers
     guard = StepGuard("stage1.shard0", FIRST)
     offer(guard, step_of(0, (5, 0, 3)), 2, 7)
-    with pytest.raises(ShardUnready, match="has 3 tokens in slot 5, step 1 copies 4"):
+    with pytest.raises(ShardUnready, match="has 3 tokens in slot 5, step 1 reads 4"):
         offer(guard, step_of(1, (0, 4, 1, 5)), 2, 7)
-    with pytest.raises(ShardUnready, match="has 0 tokens in slot 4, step 1 copies 1"):
+    with pytest.raises(ShardUnready, match="has 0 tokens in slot 4, step 1 reads 1"):
         offer(guard, step_of(1, (0, 1, 1, 4)), 2, 7)
 
 
@@ -195,3 +195,30 @@ def test_a_late_copy_does_not_take_what_a_later_step_has_written() -> None:
     # When an earlier step copies from it / Then it is dropped
     with pytest.raises(Ignore, match="step 1: step 2 has been in slot 5, its source"):
         offer(guard, step_of(1, (0, 2, 1, 5)), 2, 7)
+
+
+def test_what_an_encoder_reads_lies_beside_the_slots() -> None:
+    # Given a stage with the last encoder layer and decoder layers, and a text that was read
+    guard = StepGuard("stage1.shard0", FIRST, encoder_layers=3)
+    text = Step(1, 0, (Row(4, 0, (7, 7, 7), 3),), 2)
+    token = Step(1, 1, (Row(4, 0, (7,), 1, memory=(4, 3)),), 2, start=3)
+    # When it was not read to the end here / Then no token may look at it
+    with pytest.raises(ShardUnready, match="has 0 tokens in memory 4, step 1 reads 3"):
+        offer(guard, token, 3, 5)
+    offer(guard, text, 2, 3)
+    offer(guard, text, 3, 5)
+    # And a step of tokens begins within the stage, in a slot of the same number
+    offer(guard, token, 3, 5)
+    offer(guard, Step(1, 2, (Row(4, 1, (7,), 1, memory=(4, 3)),), 2, start=3), 3, 5)
+    with pytest.raises(ShardUnready, match="has 3 tokens in memory 4, step 3 reads 4"):
+        offer(guard, Step(1, 3, (Row(4, 2, (7,), 1, memory=(4, 4)),), 2, start=3), 3, 5)
+
+
+def test_a_late_step_does_not_look_at_another_text() -> None:
+    # Given a place that a later step has read another text for
+    guard = StepGuard("stage0.shard0", 0, encoder_layers=3)
+    offer(guard, Step(1, 0, (Row(0, 0, (7, 7), 2),), 9), 0, 5)
+    offer(guard, Step(1, 2, (Row(0, 0, (8, 8), 2),), 9), 0, 5)
+    # When a step from before comes / Then it is dropped
+    with pytest.raises(Ignore, match="step 1: step 2 has been in memory 0, its source"):
+        offer(guard, Step(1, 1, (Row(0, 0, (7,), 1, memory=(0, 2)),), 9, start=3), 3, 5)

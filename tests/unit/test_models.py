@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from model_families import (
+    ENCODER_DECODERS,
     ENCODER_HEADS,
     ENCODERS,
     FAMILIES,
     NEVER_TIED,
     encoder_config,
+    encoder_decoder_config,
     tiny_config,
 )
 from safetensors import safe_open
@@ -24,6 +27,7 @@ from skynet.models import (
     checkpoint_dtype,
     load_architecture,
     resolve_names,
+    settled,
     staged_tensors,
 )
 
@@ -93,8 +97,71 @@ def test_tensors_of_encoders_are_the_checkpoints(family: str, head: str, tmp_pat
     assert needed == {name: shape for name, shape in present.items() if name not in unused}
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_tensors_of_encoder_decoders_are_the_checkpoints(
+    family: str, tied: bool, tmp_path: Path
+) -> None:
+    # Given a checkpoint that Transformers writes, its tables in one or each for itself
+    made = encoder_decoder_config(family, tie_word_embeddings=tied)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(made)
+    if not tied and family in ("t5", "mt5"):  # as T5 1.1 has a head, which no config asks for
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 1)
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="np") as file:
+        names = list(file.keys())
+        present = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    # When our architecture is read from its config and what the file holds
+    arch = load_architecture(settled(json.loads((tmp_path / "config.json").read_text()), present))
+    # Then all tensors are needed, each once, in their shapes
+    found = resolve_names(arch, present)
+    needed = {found[tensor.name]: tensor.shape for tensor in staged_tensors(arch)}
+    unused = set() if tied or family in ("t5", "mt5") else {"model.shared.weight"}
+    assert needed == {name: shape for name, shape in present.items() if name not in unused}
+    assert len(found) == len(needed)
+    assert arch.tied == tied
+
+
+def test_a_table_is_found_under_any_name_that_is_tied_to_it() -> None:
+    # Given a file that has the embedding as its head, as Transformers may write it
+    config = encoder_decoder_config("bart", tie_word_embeddings=True).to_dict()
+    names = [tensor.name for tensor in staged_tensors(load_architecture(config))]
+    tables = {n for n in names if n.endswith(("embed_tokens.weight", "shared.weight"))}
+    present = [name for name in names if name not in tables]
+    # When / Then
+    arch = load_architecture(settled(config, present))
+    assert resolve_names(arch, present)["model.shared.weight"] == "lm_head.weight"
+    # And one that has none is not complete
+    present.remove("lm_head.weight")
+    with pytest.raises(CheckpointError, match=r"lacks 1 of .*model\.shared\.weight"):
+        resolve_names(load_architecture(settled(config, present)), present)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "told"),
+    [
+        ("m2m_100", {"pad_token_id": 0}, "m2m_100 with pad_token_id=0"),
+        ("marian", {"d_model": 45, "encoder_attention_heads": 3}, "d_model=45 with sinusoidal"),
+        ("t5", {"feed_forward_proj": "gated-selu"}, "feed_forward_proj='selu' is not computed"),
+        ("t5", {"feed_forward_proj": "wide-relu"}, "feed_forward_proj='wide-relu'"),
+        ("t5", {"is_encoder_decoder": False}, "t5 with is_encoder_decoder=False"),
+        ("bart", {"is_decoder": True}, "bart with is_decoder=True"),
+        ("bart", {"encoder_attention_heads": 5}, "d_model=48 is not a multiple"),
+    ],
+)
+def test_what_is_not_computed_of_encoder_decoders_is_refused(
+    family: str, fields: dict[str, Any], told: str
+) -> None:
+    # Given a config that asks for it / When / Then it is refused by name
+    config = encoder_decoder_config(family).to_dict() | fields
+    config.pop("dense_act_fn", None)
+    with pytest.raises(UnsupportedModel, match=told):
+        load_architecture(config)
+
+
 def test_every_family_has_a_tiny_configuration() -> None:
-    assert {*FAMILIES, *(name.partition("-")[0] for name in ENCODERS)} == set(KNOWN)
+    encoders = (name.partition("-")[0] for name in ENCODERS)
+    assert {*FAMILIES, *encoders, *ENCODER_DECODERS} == set(KNOWN)
 
 
 def test_norms_may_have_the_names_of_2018() -> None:
@@ -115,6 +182,11 @@ def test_norms_may_have_the_names_of_2018() -> None:
     [
         ({"id2label": {"1": "good", "0": "bad"}}, ("bad", "good"), "softmax"),
         ({"id2label": {"0": "much"}}, ("much",), "sigmoid"),
+        (
+            {"id2label": {"0": "much"}, "problem_type": "single_label_classification"},
+            ("much",),
+            "sigmoid",
+        ),
         (
             {"id2label": {0: "a", 1: "b"}, "problem_type": "multi_label_classification"},
             ("a", "b"),
@@ -214,6 +286,10 @@ def test_missing_tensors_are_named() -> None:
             encoder_config("modernbert", "Model") | {"classifier_pooling": "max"},
             "classifier_pooling='max'",
         ),
+        (
+            encoder_config("modernbert", "Model") | {"rope_scaling": {"type": "linear"}},
+            "modernbert with rope_scaling",
+        ),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(given: dict[str, Any], message: str) -> None:
@@ -233,6 +309,8 @@ def test_what_is_not_computed_is_refused_by_name(given: dict[str, Any], message:
         (config("mixtral", num_local_experts=1), "num_experts_per_tok is 2 of num_local_experts=1"),
         (config("smollm3", no_rope_layers=[1]), "1 no_rope_layers for 3 layers"),
         (config("phi3", rope_scaling={"type": "su"}), "short_factor=None, expected a list of 4"),
+        (encoder_config("roberta", "Model", pad_token_id=47), "48 positions, of which 48 are not"),
+        (encoder_config("roberta", "Model") | {"pad_token_id": None}, "pad_token_id is None"),
     ],
 )
 def test_broken_configs_are_refused_by_field(given: dict[str, Any], message: str) -> None:

@@ -73,6 +73,16 @@ def test_all_options_arrive() -> None:
     assert check_options({"stop": "END"}, 10, SLOT).stop == ("END",)
 
 
+def test_beams_arrive() -> None:
+    # Given
+    given_options = {"num_beams": 4, "length_penalty": -0.5, "early_stopping": "never"}
+    # When / Then
+    found = check_options(given_options, 10, SLOT, num_slots=4)
+    assert (found.num_beams, found.length_penalty, found.early_stopping) == (4, -0.5, "never")
+    with pytest.raises(BadRequest, match="num_beams 4: each takes a slot, and the cluster has 3"):
+        check_options(given_options, 10, SLOT, num_slots=3)
+
+
 def test_who_samples_without_a_seed_is_given_one() -> None:
     # Given two requests that sample / Then each can be replayed, and they differ
     first, second = (check_options({"temperature": 0.7}, 1, SLOT).seed for _ in range(2))
@@ -135,7 +145,15 @@ def test_who_samples_without_a_seed_is_given_one() -> None:
         ({"forced_eos_token_id": 1, "suppress_tokens": [1, 2]}, "forced_eos_token_id (1,)"),
         ({"logprobs": 21}, "logprobs 21: a whole number from 0 to 20"),
         ({"logprobs": True}, "logprobs True"),
-        ({"num_beams": 4}, "num_beams 4: beam search is not supported"),
+        ({"num_beams": 65}, "num_beams 65: a whole number from 1 to 64"),
+        ({"num_beams": 2.0}, "num_beams 2.0"),
+        ({"num_beams": 2, "temperature": 0.5}, "num_beams 2 with sampling is not supported"),
+        ({"num_beams": 2, "logprobs": 1}, "num_beams 2 with logprobs is not supported"),
+        ({"num_beams": 2, "stop": "x"}, "num_beams 2 with stop is not supported"),
+        ({"length_penalty": float("nan")}, "length_penalty nan"),
+        ({"length_penalty": 11}, "length_penalty 11.0: -10 to 10"),
+        ({"early_stopping": 1}, "early_stopping 1: True, False or 'never'"),
+        ({"decoder_start_token_id": 1}, "decoder_start_token_id 1: this model has no encoder"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -160,10 +178,12 @@ def test_bad_words_are_split_as_they_may_stand_in_a_text() -> None:
 
 
 def test_samples_are_1_to_16() -> None:
-    assert [check_samples(value) for value in (1, 16)] == [1, 16]
+    assert [check_samples(value, Options()) for value in (1, 16)] == [1, 16]
     for value in (0, 17, 1.0, True, "2"):
         with pytest.raises(BadRequest, match=f"n {value!r}: a whole number from 1 to 16"):
-            check_samples(value)
+            check_samples(value, Options())
+    with pytest.raises(BadRequest, match="n 2 with num_beams 3"):
+        check_samples(2, Options(num_beams=3))
 
 
 def test_a_priority_is_0_to_9() -> None:

@@ -20,9 +20,10 @@ from skynet.planning.cost import (
     shard_weights,
     token_s,
 )
+from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.placement import Decision, Planner, Wish, assign
 from skynet.planning.plan import Plan
-from skynet.planning.split import make_plan, shard_weight_bytes, slot_bytes
+from skynet.planning.split import make_plan
 
 ARCH = load_architecture(
     {

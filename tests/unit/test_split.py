@@ -10,15 +10,10 @@ from hypothesis import strategies as st
 
 from skynet.errors import PlanError
 from skynet.models import Architecture, load_architecture
+from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range, check_tiling
-from skynet.planning.split import (
-    layer_params,
-    make_plan,
-    shard_plans,
-    shard_weight_bytes,
-    slot_bytes,
-)
+from skynet.planning.split import layer_params, make_plan, shard_plans
 
 
 def architecture(**fields: Any) -> Architecture:

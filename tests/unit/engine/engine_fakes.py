@@ -7,6 +7,7 @@ from collections.abc import Sequence as Items
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from skynet.engine.engine import Engine
 from skynet.engine.sequence import Sequence
@@ -14,11 +15,12 @@ from skynet.errors import SkynetError
 from skynet.models import load_architecture
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
-from skynet.step import Candidates, Part, Step
+from skynet.step import Best, Candidates, Part, Row, Step, Want
 from skynet.store.requests import Options, Record, Token
 from skynet.text import StopStrings, Text
 
 VOCAB = 1000
+FEW = 40
 
 
 def tiny_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
@@ -30,6 +32,25 @@ def tiny_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
             "num_hidden_layers": 6,
             "num_attention_heads": 6,
             "num_key_value_heads": 3,
+            "vocab_size": VOCAB,
+            "max_position_embeddings": 512,
+        }
+    )
+    return make_plan(arch, model="digest", name="tiny", stages=stages, shards=shards, **options)
+
+
+def seq2seq_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
+    """Of an encoder of two layers and a decoder of three."""
+    arch = load_architecture(
+        {
+            "model_type": "bart",
+            "d_model": 48,
+            "encoder_layers": 2,
+            "decoder_layers": 3,
+            "encoder_attention_heads": 6,
+            "decoder_attention_heads": 6,
+            "encoder_ffn_dim": 80,
+            "decoder_ffn_dim": 80,
             "vocab_size": VOCAB,
             "max_position_embeddings": 512,
         }
@@ -63,6 +84,12 @@ def next_token(known: Items[int]) -> int:
     return zlib.crc32(str(list(known)).encode()) % VOCAB
 
 
+def likings(known: Items[int]) -> npt.NDArray[np.float32]:
+    """Logits of the only tokens that the fake model knows when hypotheses are searched."""
+    seed = zlib.crc32(str(list(known)).encode())
+    return np.random.default_rng(seed).normal(size=FEW).astype(np.float32)
+
+
 def answer(prompt: Items[int], count: int) -> list[int]:
     """The undisturbed run of one request alone."""
     known = list(prompt)
@@ -72,11 +99,16 @@ def answer(prompt: Items[int], count: int) -> list[int]:
 
 
 class FakeShards:
-    """A carrier whose shards remember each slot's tokens and refuse what leaves a gap."""
+    """A carrier whose shards remember each slot's tokens and refuse what leaves a gap.
 
-    def __init__(self, num_shards: int = 2) -> None:
+    encoder_layers: steps that start before them are of texts, which are remembered by place.
+    """
+
+    def __init__(self, num_shards: int = 2, encoder_layers: int = 0) -> None:
         self.num_shards = num_shards
+        self.encoder_layers = encoder_layers
         self.slots: dict[int, list[int]] = {}
+        self.memories: dict[int, list[int]] = {}
         self.sent: list[Step] = []
         self.given_up: list[int] = []
         self.failures: list[SkynetError] = []
@@ -86,22 +118,54 @@ class FakeShards:
     def send(self, step: Step) -> None:
         self.sent.append(step)
         offers = []
-        for row in step.rows:
-            slot = self.slots.setdefault(row.slot, [])
-            if row.source is not None:
-                known = self.slots[row.source]
-                if row.start > len(known):
-                    raise AssertionError(f"{row} takes more than {len(known)} tokens")
-                slot[:] = known[: row.start]
-            if row.start > len(slot):
-                raise AssertionError(f"{row} leaves a gap after {len(slot)} tokens")
-            slot[row.start :] = row.tokens
-            if row.want is not None:
-                offers.append(self._offer(next_token(slot)))
+        if step.start < self.encoder_layers:
+            self.memories |= {row.slot: list(row.tokens) for row in step.rows}
+        else:
+            self._copy(step)
+            offers = [self._run(row) for row in step.rows]
+            offers = [offer for offer in offers if offer]
         self._parts[step.number] = [
             Part(candidates=[offer[shard] for offer in offers], compute_s=0.01)
             for shard in range(self.num_shards)
         ]
+
+    def _copy(self, step: Step) -> None:
+        """All at once: what is copied from is not copied into."""
+        targets = {row.slot for row in step.rows if row.source is not None}
+        for row in step.rows:
+            if row.source is None:
+                continue
+            known = self.slots[row.source]
+            if row.start > len(known) or row.source in targets:
+                raise AssertionError(f"{row} takes more than {len(known)} tokens, or they change")
+            self.slots[row.slot] = known[: row.start]
+
+    def _run(self, row: Row) -> list[Candidates]:
+        slot, read = self.slots.setdefault(row.slot, []), []
+        if row.start > len(slot):
+            raise AssertionError(f"{row} leaves a gap after {len(slot)} tokens")
+        slot[row.start :] = row.tokens
+        if self.encoder_layers:
+            place, length = row.memory or (-1, 0)
+            read = self.memories[place]
+            if len(read) != length:
+                raise AssertionError(f"{row} remembers what has {len(read)} tokens")
+        if row.want is None:
+            return []
+        if row.want.logprobs is None:
+            return self._offer(next_token([*read, *slot]))
+        return self._offer_many([*read, *slot], row.want)
+
+    def _offer_many(self, known: Items[int], want: Want) -> list[Candidates]:
+        """So many tokens as are wanted, each shard its own."""
+        offers = []
+        for shard in range(self.num_shards):
+            ids = np.arange(shard, FEW, self.num_shards, dtype=np.int32)
+            logits = likings(known)[ids]
+            total = float(np.log(np.exp(logits.astype(np.float64)).sum()))
+            best = Best(ids[:0], logits[:0], total)
+            offers.append(Candidates(ids, logits, float(logits.max()), 1.0, best))
+        return offers
 
     def _offer(self, token: int) -> list[Candidates]:
         """One shard has the best token, each other one a worse token of its own."""
@@ -134,6 +198,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.written: dict[str, list[int]] = {}
+        self.beams: dict[str, list[dict[str, Any]]] = {}
         self.ended: dict[str, str | SkynetError] = {}
         self.cancel_asked: set[str] = set()
         self.running: set[str] = set()
@@ -153,6 +218,9 @@ class Notes:
         return self.cancel_asked & {sequence.id for sequence, _ in tokens}, set()
 
     def finished(self, sequence: Sequence) -> None:
+        if sequence.pending:
+            self.tokens([(sequence, token) for token in sequence.pending])
+            self.beams[sequence.id] = sequence.answer["beams"]
         self._end(sequence, sequence.finish_reason)
 
     def failed(self, sequence: Sequence, error: SkynetError) -> None:
@@ -170,7 +238,7 @@ class Bench:
     def __init__(self, plan: Plan | None = None, **options: Any) -> None:
         self.now = 100.0
         self.plan = plan or tiny_plan()
-        self.shards = FakeShards(self.plan.num_shards)
+        self.shards = FakeShards(self.plan.num_shards, self.plan.encoder_layers)
         self.notes = Notes()
         self.engine = Engine(self.plan, self.shards, self.notes, clock=lambda: self.now, **options)
         self.engine.ready = True
@@ -185,6 +253,7 @@ class Bench:
         """Another plan, or a new epoch of this one, whose shards know nothing."""
         self.engine.suspend()
         self.shards.slots.clear()
+        self.shards.memories.clear()
         self.plan = (plan or self.plan).with_epoch(self.plan.epoch + 1)
         self.shards.num_shards = self.plan.num_shards
         self.engine.resume(self.plan)

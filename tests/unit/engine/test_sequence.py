@@ -108,7 +108,7 @@ def test_a_restored_sequence_goes_on_as_if_nothing_had_been(
     restored.restore(kept)
     row = None
     if not restored.finish_reason:
-        restored.slot = 0
+        restored.slots = [0]
         row = restored.next_row(1000)
         emitted += feed(restored, answer[len(kept) :])
     # Then it ends with the same tokens, text and reason, no text twice

@@ -31,7 +31,6 @@ def architecture(heads: int, alibi: Alibi) -> Architecture:
         ropes=(None,),
         learned_positions=False,
         windows=(None,),
-        tied=True,
         attention_scale=1.0,
         weights=(),
         prefixes=("",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from skynet.layers.kept import Pieces, without
 from skynet.layers.linear import Linear
 from skynet.layers.shard_model import ShardModel
-from skynet.models import Architecture, load_architecture, staged_tensors
+from skynet.models import ABSENT, Architecture, load_architecture, staged_tensors
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.planning.split import make_plan
@@ -91,6 +92,34 @@ MODELS: dict[str, dict[str, Any]] = {
         "ffn_dim": 41,
         "word_embed_proj_dim": 12,
     },
+    "bart, an encoder of its own width, a shared embedding": {
+        "model_type": "bart",
+        "d_model": HIDDEN,
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 8,
+        "decoder_attention_heads": HEADS,
+        "encoder_ffn_dim": 23,
+        "decoder_ffn_dim": 41,
+        "max_position_embeddings": 32,
+        ABSENT: [
+            "lm_head.weight",
+            "model.encoder.embed_tokens.weight",
+            "model.decoder.embed_tokens.weight",
+        ],
+    },
+    "t5, a table of distances, gated, a head of its own": {
+        "model_type": "t5",
+        "d_model": HIDDEN,
+        "d_kv": 6,
+        "d_ff": 41,
+        "num_layers": 2,
+        "num_decoder_layers": 1,
+        "num_heads": HEADS,
+        "relative_attention_num_buckets": 8,
+        "feed_forward_proj": "gated-gelu",
+        ABSENT: ["encoder.embed_tokens.weight"],
+    },
 }
 
 
@@ -168,13 +197,24 @@ def fetched_again(
 
 
 def outputs(arch: Architecture, model: ShardModel) -> list[torch.Tensor]:
-    """What the shard makes of one step through all its layers, alone."""
-    rows = (Row(0, 0, (1, 5, 70), 3, Want(top=0)), Row(1, 0, (9,), 1, Want(top=0)))
+    """What the shard makes of one step through all its layers, alone, after one of texts."""
+    found: list[torch.Tensor] = []
+    memory = (1, 1) if arch.encoder else None
+    rows = (Row(0, 0, (1, 5, 70), 3), Row(1, 0, (9,), 1))
+    if arch.encoder:
+        found += outputs_of(model, Step(1, 1, rows, arch.total_layers))
+    wanting = tuple(replace(row, want=Want(top=0), memory=memory) for row in rows)
+    return found + outputs_of(model, Step(1, 2, wanting, arch.total_layers, arch.encoder_layers))
+
+
+def outputs_of(model: ShardModel, step: Step) -> list[torch.Tensor]:
+    span = model.layers.overlap(Range(step.start, 99))
+    if span.size == 0:
+        return []
     hidden = None
-    if model.layers.start > 0:
+    if span.start > step.start:
         hidden = torch.rand(4, HIDDEN, generator=torch.Generator().manual_seed(5))
-    step = Step(1, 1, rows, arch.num_layers)
-    partial, candidates, _ = model.run(step, model.layers, hidden, lambda part: part.float())
+    partial, candidates, _ = model.run(step, span, hidden, lambda part: part.float())
     found = [] if partial is None else [partial]
     return found + [torch.from_numpy(item.logits) for item in candidates]
 
@@ -267,7 +307,7 @@ def test_one_that_was_taken_apart_has_nothing_left() -> None:
     ShardModel(arch, plan, 0, 1, weights, kept=old, consume=True)
     # Then it holds no tensors, so that there are never two slices in memory
     assert contents(old) == {}
-    assert (old._embedding, old._head, old._layers) == (None, None, [])
+    assert (old._embedding, old._head, old._stack) == (None, None, None)
 
 
 def test_pieces_are_found_by_the_units_they_have() -> None:

@@ -7,20 +7,23 @@ from typing import Any
 import pytest
 import torch
 from model_families import (
+    ENCODER_DECODERS,
     ENCODER_HEADS,
     ENCODERS,
     FAMILIES,
     NEVER_TIED,
     encoder_config,
+    encoder_decoder_config,
     tiny_config,
 )
 
 from skynet.errors import CheckpointError, StepFailed
 from skynet.layers.shard_model import ShardModel
-from skynet.models import Architecture, load_architecture, staged_tensors
+from skynet.models import ABSENT, Architecture, load_architecture, staged_tensors
+from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.planning.split import make_plan, shard_weight_bytes, slot_bytes
+from skynet.planning.split import make_plan
 from skynet.step import Row, Step, Want
 
 
@@ -81,6 +84,79 @@ def test_bytes_of_encoders_are_what_the_plan_says(family: str, head: str, dtype:
         # Then it weighs what the planner expected, and keeps no slots
         assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
         assert slot_bytes(arch, plan, stage, shard) == 0
+
+
+def encoder_decoder(family: str, *absent: str, **fields: Any) -> Architecture:
+    """absent: tensors that the file lacks."""
+    config = encoder_decoder_config(family, **fields).to_dict()
+    return load_architecture(config | {ABSENT: list(absent)})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stages", [1, 2, 5])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_bytes_of_encoder_decoders_are_what_the_plan_says(
+    family: str, tied: bool, stages: int, dtype: str
+) -> None:
+    # Given every shard of a plan, of a model with one table for all and of one with three
+    arch = encoder_decoder(family)
+    if tied:
+        ends = ("embed", "positions", "head")
+        tables = [w.tensor() for s in arch.stacks for w in s.weights if w.role in ends]
+        arch = encoder_decoder(family, *tables)
+    assert arch.tied == tied
+    plan = plan_of(arch, stages, 4, dtype)
+    caches = 0
+    for stage, shard in plan.addresses():
+        # When it is loaded
+        model = ShardModel(arch, plan, stage, shard, Weights(arch))
+        # Then it weighs what the planner expected
+        assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
+        caches += slot_bytes(arch, plan, stage, shard)
+    # And all decoder layers together keep what was written and what was read
+    token_bytes = 2 * arch.num_heads * arch.head_dim * (4 if dtype == "float32" else 2)
+    assert caches == 2 * arch.num_layers * plan.num_slots * plan.slot_tokens * token_bytes
+
+
+def test_a_step_of_texts_makes_sums_in_the_encoder_only() -> None:
+    # Given an encoder of three layers and a decoder of two, span by span
+    arch = encoder_decoder("bart")
+    model = ShardModel(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
+    made: list[int] = []
+
+    def count(partial: torch.Tensor) -> torch.Tensor:
+        made[-1] += 1
+        return partial.float()
+
+    def run(step: Step) -> None:
+        hidden = None
+        for layer in range(step.start, arch.total_layers):
+            made.append(0)
+            hidden, _, _ = model.run(step, Range(layer, layer + 1), hidden, count)
+
+    # When a text is read, and then a token is computed
+    run(Step(1, 1, (Row(3, 0, (1, 2, 9), 3),), 1))
+    run(Step(1, 2, (Row(0, 0, (7,), 1, Want(), memory=(3, 3)),), 1, start=3))
+    # Then numbers of sums leave room for all of them: norms of sums take one more at a span's end
+    assert made == [3, 2, 2, 0, 0, 4, 3]
+    assert [arch.first_sum(layer) for layer in range(5)] == [0, 3, 5, 7, 11]
+
+
+def test_what_was_not_read_cannot_be_attended_to() -> None:
+    # Given a model without an encoder, and one with
+    llama, bart = architecture("llama"), encoder_decoder("bart")
+    model = ShardModel(bart, plan_of(bart, 1, 1), 0, 0, Weights(bart))
+    whole = Range(3, 5)
+    # When a row names a place or a length that no plan has / Then it is refused
+    for memory in ((16, 3), (-1, 3), (0, 0), (0, 65)):
+        step = Step(1, 1, (Row(0, 0, (7,), 1, Want(), memory=memory),), 1, start=3)
+        with pytest.raises(StepFailed, match="slot 0: there is no memory"):
+            model.run(step, whole, None, never)
+    # And a decoder alone has no layer that reads
+    other = ShardModel(llama, plan_of(llama, 1, 1), 0, 0, Weights(llama))
+    with pytest.raises(StepFailed, match="attends to no encoder"):
+        other._stack.of(Range(0, 1))[0].remember(torch.zeros(1, 48), None)  # type: ignore
 
 
 def test_only_the_own_slice_is_fetched() -> None:

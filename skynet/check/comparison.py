@@ -1,0 +1,166 @@
+"""Puts both sides next to each other: our shards run wherever theirs has been.
+
+Knows what is compared with what; how each side computes is `ours.py`'s and `theirs.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from skynet.check.compare import Difference, difference, row_scale
+from skynet.check.derived import DerivedOurs
+from skynet.check.ending import Question, ending_of
+from skynet.check.ours import LayerRun, Ours, add_up
+from skynet.check.report import Answer, Finding, Place, Report
+from skynet.check.theirs import DenseLayer
+from skynet.errors import PlanError
+from skynet.layers.weights import Fetch
+from skynet.models import Architecture
+from skynet.models.derived import Derived
+from skynet.planning.plan import Plan
+
+Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
+
+
+class Comparison:
+    """Runs our shards wherever theirs has been, and writes down how far they are apart."""
+
+    def __init__(
+        self,
+        arch: Architecture,
+        plan: Plan,
+        fetch: Fetch,
+        ids: list[int],
+        question: Question,
+        report: Report,
+        weights: dict[str, int],
+        progress: Progress | None,
+        num_layers: int,
+    ) -> None:
+        """num_layers: how many are compared; progress is told of them and of both ends."""
+        self._num_places = num_layers + 2
+        self._arch, self._plan, self._report = arch, plan, report
+        self._ids, self._weights, self._progress = ids, weights, progress
+        self._ending, self._question = ending_of(arch), question
+        self._ours: Ours
+        if isinstance(arch, Derived):
+            self._ours = DerivedOurs(arch, plan, fetch, ids)
+        else:
+            self._ours = Ours(arch, plan, fetch, ids)
+        self._own: torch.Tensor | None = None  # hidden states that only our layers have seen
+        self._rows: torch.Tensor | None = None  # of the embedding's table
+        self._last: torch.Tensor | None = None  # their output of the last layer
+
+    def cuts(self, layer: int) -> tuple[list[slice], list[slice]]:
+        """Of each shard, its inputs of the attention's output product and of the MLP's."""
+        size, parts = self._arch.head_dim, self._ours.parts(self._plan.stage_of(layer))
+        heads = [slice(part.heads.start * size, part.heads.stop * size) for part in parts]
+        return heads, [slice(part.columns.start, part.columns.stop) for part in parts]
+
+    def embedding(self, rows: torch.Tensor) -> None:
+        # Without a file there are no partials that could be compared with them.
+        self._rows = None if isinstance(self._arch, Derived) else rows
+
+    def layer(
+        self, layer: int, x: torch.Tensor, out: torch.Tensor, dense: DenseLayer | None
+    ) -> None:
+        x, out = x.float(), out.float()
+        if layer == 0:
+            self._compare_embedding(x)
+        shards = self._ours.load_layer(layer)
+        run = shards.run(x)
+        partials = [] if dense is None else self._partials(layer, run, dense)
+        findings = [*partials, *_outputs(run, out)]
+        self._add(f"layer {layer}", self._plan.stage_of(layer), findings)
+        if self._own is not None:
+            self._own = shards.run(self._own).outputs[0]
+        self._last = out
+
+    def end(self, result: torch.Tensor) -> None:
+        result = result.float()
+        if self._last is None or self._own is None:
+            raise PlanError(f"{self._arch.model_type}: Transformers ran no layer")
+        rows, ending = self._question.rows, self._ending
+        found, own = ending.ours(self._ours, [self._last, self._own[rows]])
+        scale, findings = row_scale(result), []
+        for piece in found:
+            theirs = result[:, piece.start : piece.start + piece.values.shape[1]]
+            apart = difference(piece.values, theirs, scale)
+            findings.append(Finding(ending.what, piece.shard, _shifted(apart, piece.start)))
+        self._add(ending.place, len(self._plan.stages) - 1, findings)
+        together = torch.cat([piece.values for piece in own], dim=1)
+        self._report.answer = self._answer(together, result[rows])
+
+    def _answer(self, ours: torch.Tensor, theirs: torch.Tensor) -> Answer:
+        question = self._question
+        ours, theirs = question.vector(ours), question.vector(theirs)
+        apart = difference(ours, theirs)
+        if question.spell is None:
+            return Answer(question.what, apart)
+        best, their_best = int(ours[0].argmax()), int(theirs[0].argmax())
+        return Answer(question.what, apart, best, their_best, question.spell(best))
+
+    def _compare_embedding(self, x: torch.Tensor) -> None:
+        run = self._ours.embed()
+        findings = []
+        if self._rows is not None:
+            ids, scale = torch.tensor(self._ids), row_scale(self._rows)
+            for shard, part in enumerate(self._ours.parts(0)):
+                own = (ids >= part.vocab.start) & (ids < part.vocab.stop)
+                apart = difference(run.partials[0][shard], self._rows * own[:, None], scale)
+                findings.append(Finding("rows of tokens", shard, apart))
+        self._add("embedding", 0, [*findings, *_outputs(run, x)])
+        self._own = run.outputs[0]
+
+    def _partials(self, layer: int, run: LayerRun, dense: DenseLayer) -> list[Finding]:
+        """Of each sum of the layer, in order, each shard's part of it."""
+        expected = self._expected(layer, dense)
+        findings = []
+        for (what, theirs), ours in zip(expected, run.partials, strict=True):
+            scale = row_scale(*theirs, add_up(theirs))
+            findings += [
+                Finding(what, shard, difference(mine, other, scale))
+                for shard, (mine, other) in enumerate(zip(ours, theirs, strict=True))
+            ]
+        return findings
+
+    def _expected(self, layer: int, dense: DenseLayer) -> list[tuple[str, list[torch.Tensor]]]:
+        sums = []
+        if dense.norm_inputs is not None:
+            sums.append(("mean squares of queries and keys", self._mean_squares(layer, dense)))
+        if self._arch.parallel:
+            both = [a + b for a, b in zip(dense.attention, dense.mlp, strict=True)]
+            return [*sums, ("attention and MLP", both)]
+        return [*sums, ("attention", dense.attention), ("MLP", dense.mlp)]
+
+    def _mean_squares(self, layer: int, dense: DenseLayer) -> list[torch.Tensor]:
+        """Of each shard (tokens, 2); a KV head that shards share counts in the first of them."""
+        size, found = self._arch.head_dim, []
+        queries, keys = dense.norm_inputs or (torch.empty(0), torch.empty(0))
+        for part in self._ours.parts(self._plan.stage_of(layer)):
+            q = queries[:, part.heads.start * size : part.heads.stop * size]
+            k = keys[:, part.kv_heads.start * size : part.kv_heads.stop * size]
+            first = part.heads.start == part.kv_heads.start * self._arch.group
+            pair = [q.square().sum(1), k.square().sum(1) * first]
+            totals = [queries.shape[1], keys.shape[1]]
+            found.append(torch.stack([a / b for a, b in zip(pair, totals, strict=True)], dim=1))
+        return found
+
+    def _add(self, name: str, stage: int, findings: list[Finding]) -> None:
+        self._report.places.append(Place(name, stage, tuple(findings)))
+        if self._progress is None:
+            return
+        total, places = sum(self._weights.values()), len(self._report.places)
+        self._progress("checking", total * places // self._num_places, total)
+
+
+def _outputs(run: LayerRun, theirs: torch.Tensor) -> list[Finding]:
+    return [
+        Finding("output", shard, difference(ours, theirs)) for shard, ours in enumerate(run.outputs)
+    ]
+
+
+def _shifted(found: Difference, by: int) -> Difference:
+    return Difference(found.absolute, found.relative, found.token, found.index + by)

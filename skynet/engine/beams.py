@@ -1,0 +1,219 @@
+"""Beam search over one request: several hypotheses side by side, each in a slot of its own.
+
+The choices are those of Transformers' `GenerationMixin._beam_search`, on log-probabilities of the
+model after the request's rules. Which hypothesis lies in which slot is decided so that few are
+copied: a hypothesis goes on in its parent's slot, its siblings take slots of those that ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from skynet.engine.processors import Rules, rules_of
+from skynet.step import Candidates, Row, Want
+from skynet.store.record import Options
+
+NOBODY = -1e9  # the score of a hypothesis that is not there yet
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """An answer that has ended, and its score: the sum of log-probabilities, by length."""
+
+    tokens: tuple[int, ...]
+    score: float
+
+
+@dataclass
+class Beam:
+    """A hypothesis that goes on.
+
+    score: the sum of the log-probabilities of its tokens.
+    source: the slot that its first `computed` tokens are copied from, if it is not its own.
+    """
+
+    tokens: tuple[int, ...] = ()
+    score: float = 0.0
+    slot: int = -1
+    computed: int = 0
+    source: int | None = None
+    rules: Rules | None = None
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A beam and what may come next."""
+
+    score: float
+    parent: int
+    token: int
+
+
+@dataclass
+class BeamSearch:
+    """The search for one request's answer.
+
+    prefix: the tokens before the answer.
+    most_tokens: of an answer.
+    """
+
+    options: Options
+    prefix: tuple[int, ...]
+    end_ids: Collection[int]
+    most_tokens: int
+    running: list[Beam] = field(default_factory=lambda: [Beam()])
+    finished: list[Hypothesis] = field(default_factory=list)  # best first
+    over: bool = False
+    _slots: list[int] = field(default_factory=list)
+    _prefix_computed: int = 0
+
+    @property
+    def is_near(self) -> bool:
+        """Does one more step extend the hypotheses?"""
+        return self._prefix_computed >= len(self.prefix) - 1
+
+    def begin(self, slots: Sequence[int]) -> None:
+        """Go on in these slots, of which nothing is computed yet."""
+        self._slots, self._prefix_computed = list(slots), 0
+        for beam, slot in zip(self.running, slots, strict=False):
+            beam.slot, beam.computed, beam.source = slot, 0, None
+
+    # -- rows ----------------------------------------------------------------------------------
+
+    def rows(self, max_tokens: int) -> list[Row]:
+        """What to compute next: a chunk of the prefix in the first slot, or a row for each beam."""
+        if self._prefix_computed < len(self.prefix):
+            return [self._prefix_row(max_tokens)]
+        return [self._row(beam, beam.computed, beam.source) for beam in self.running]
+
+    def _prefix_row(self, max_tokens: int) -> Row:
+        start = self._prefix_computed
+        stop = min(len(self.prefix), start + max_tokens)
+        first = self.running[0]
+        is_first_choice = not first.tokens and stop == len(self.prefix)
+        want = self._want(first) if is_first_choice else None
+        return Row(self._slots[0], start, self.prefix[start:stop], len(self.prefix), want)
+
+    def _row(self, beam: Beam, start: int, source: int | None) -> Row:
+        tokens = beam.tokens[start - len(self.prefix) :]
+        return Row(beam.slot, start, tokens, len(self.prefix), self._want(beam), source)
+
+    def _want(self, beam: Beam) -> Want:
+        beam.rules = rules_of(self.options, self.prefix, beam.tokens, self.end_ids)
+        ids = () if beam.rules is None else beam.rules.ids
+        return Want(top=self._keep, ids=ids, logprobs=0)
+
+    @property
+    def _keep(self) -> int:
+        """Continuations to look at: enough for all beams to go on though others end."""
+        return max(2, 1 + len(self.end_ids)) * self.options.num_beams
+
+    # -- choices -------------------------------------------------------------------------------
+
+    def take(self, rows: Sequence[Row], offers: Sequence[Sequence[Candidates]]) -> bool:
+        """The step with these rows is done; offers: of each row with a want. True: they chose.
+
+        Raises:
+            ValueError: the rules leave no token.
+        """
+        if self._prefix_computed < len(self.prefix):
+            self._prefix_computed = rows[0].stop
+            if rows[0].want is None:
+                if self._prefix_computed == len(self.prefix):
+                    self._share_prefix()
+                return False
+        by_slot = {row.slot: found for row, found in zip(rows, offers, strict=True)}
+        self._choose([by_slot[beam.slot] for beam in self.running])
+        return True
+
+    def _share_prefix(self) -> None:
+        """After a replay of the prefix: every beam goes on from there."""
+        for beam in self.running:
+            beam.computed = len(self.prefix)
+            beam.source = None if beam.slot == self._slots[0] else self._slots[0]
+
+    def _choose(self, offers: Sequence[Sequence[Candidates]]) -> None:
+        found = self._continuations(offers)
+        if not found:
+            raise ValueError("every token is forbidden by the request's options")
+        length = len(self.running[0].tokens) + 1
+        ends = [c.token in self.end_ids or length >= self.most_tokens for c in found]
+        self._finish(found, ends, length)
+        going_on = [c for c, end in zip(found, ends, strict=True) if not end]
+        chosen = going_on[: self.options.num_beams]
+        self.over = not chosen or self._is_over(chosen[0].score, length)
+        if not self.over:
+            self.running = self._children(chosen)
+
+    def _continuations(self, offers: Sequence[Sequence[Candidates]]) -> list[Continuation]:
+        """The best of all beams together, best first."""
+        found = []
+        for number, (beam, own) in enumerate(zip(self.running, offers, strict=True)):
+            for token, logprob in _logprobs(own, beam.rules):
+                found.append(Continuation(beam.score + logprob, number, token))
+        found.sort(key=lambda c: (-c.score, c.parent, c.token))
+        return found[: self._keep]
+
+    def _finish(self, found: Sequence[Continuation], ends: Sequence[bool], length: int) -> None:
+        """Keep the best answers that have ended; only the best continuations count as such."""
+        most = self.options.num_beams
+        if self.options.early_stopping is True and len(self.finished) == most:
+            return
+        for continuation, end in zip(found[:most], ends[:most], strict=True):
+            if end:
+                tokens = (*self.running[continuation.parent].tokens, continuation.token)
+                score = continuation.score / float(length) ** self.options.length_penalty
+                self.finished.append(Hypothesis(tokens, score))
+        self.finished.sort(key=lambda hypothesis: -hypothesis.score)
+        del self.finished[most:]
+
+    def _is_over(self, best_score: float, length: int) -> bool:
+        """Can no beam that goes on become better than those that have ended?"""
+        options = self.options
+        if len(self.finished) < options.num_beams:
+            return False
+        if options.early_stopping is True:
+            return True
+        if options.early_stopping == "never" and options.length_penalty > 0:
+            length = self.most_tokens
+        best_possible = best_score / float(length) ** options.length_penalty
+        return best_possible <= self.finished[-1].score
+
+    def _children(self, chosen: Sequence[Continuation]) -> list[Beam]:
+        """The next beams. Nothing is copied from a slot that is copied into."""
+        parents = {self.running[c.parent].slot for c in chosen}
+        free = iter([slot for slot in self._slots if slot not in parents])
+        taken: set[int] = set()
+        children = []
+        for continuation in chosen:
+            parent = self.running[continuation.parent]
+            child = replace(
+                parent,
+                tokens=(*parent.tokens, continuation.token),
+                score=continuation.score,
+                computed=len(self.prefix) + len(parent.tokens),
+                source=None,
+            )
+            if parent.slot in taken:
+                child.slot, child.source = next(free), parent.slot
+            taken.add(parent.slot)
+            children.append(child)
+        return children
+
+
+def _logprobs(offers: Sequence[Candidates], rules: Rules | None) -> Iterator[tuple[int, float]]:
+    """Tokens that may come next, and their log-probabilities under the rules."""
+    best = [offer.best for offer in offers if offer.best is not None]
+    if len(best) != len(offers):
+        raise ValueError("the shards told no log-probabilities")
+    total = float(np.logaddexp.reduce([part.total for part in best]))
+    ids = np.concatenate([offer.ids for offer in offers])
+    logits = np.concatenate([offer.logits for offer in offers]).astype(np.float64)
+    if rules is None:
+        yield from zip(ids.tolist(), (logits - total).tolist(), strict=True)
+        return
+    allowed, logprobs = rules.apply(ids, logits - total)
+    yield from zip(allowed.tolist(), logprobs.tolist(), strict=True)

@@ -1,0 +1,114 @@
+"""Languages by their codes, for models that translate: what a prompt and an answer say of them.
+
+Codes are tokens: en_XX (mBART), eng_Latn (NLLB), __en__ (M2M100), >>eng<< (Marian, of the answer).
+Knows tokens and ids; nothing of how a text is cut.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from tokenizers import Tokenizer
+
+from skynet.errors import BadRequest
+
+CODE = re.compile(r"[a-z]{2}_[A-Z]{2}|[a-z]{3}_[A-Z][a-z]{3}|__(?P<plain>[a-z]{2,3})__")
+TARGET_CODE = re.compile(r">>(?P<plain>.+)<<")
+
+
+class Languages:
+    """The languages of one tokenizer. Most tokenizers have none."""
+
+    def __init__(self, tokens: Mapping[str, int], prompt: Sequence[str | None]) -> None:
+        """
+        Args:
+            tokens: token -> id, of those that may be codes.
+            prompt: the tokens of any prompt, None for those of its text.
+        """
+        self._spoken = _codes(CODE, tokens)
+        self._targets = _codes(TARGET_CODE, tokens)
+        self._place = _place_of_code(prompt)
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        return tuple(sorted(self._spoken or self._targets))
+
+    def has(self, token: int | None) -> bool:
+        """Is this token a language's code?"""
+        return token in self._spoken.values()
+
+    def id_of(self, code: str, name: str = "language") -> int:
+        """The token of a language. `name` is the option the code comes from.
+
+        Raises:
+            BadRequest: no such language; names those there are.
+        """
+        known = self._spoken or self._targets
+        if not known:
+            raise BadRequest(f"{name} {code!r}: this model's tokenizer has no language codes")
+        plain = _plain(code) if isinstance(code, str) else None
+        if plain not in known:
+            raise BadRequest(f"{name} {code!r}: none of {', '.join(self.codes)}")
+        return known[plain]
+
+    def of_prompt(
+        self, ids: Sequence[int], source_language: str | None, target_language: str | None
+    ) -> list[int]:
+        """A prompt's ids, with the languages where this model's prompts name them.
+
+        Raises:
+            BadRequest: a language that is not known, or a source that prompts do not name.
+        """
+        ids = list(ids)
+        if source_language is not None:
+            language = self.id_of(source_language, "source_language")
+            if self._place is None:
+                raise BadRequest(
+                    f"source_language {source_language!r}: this model's prompts do not name the "
+                    "language they are in; leave it out"
+                )
+            ids[self._place] = language
+        if target_language is not None:
+            language = self.id_of(target_language, "target_language")
+            if not self._spoken:
+                ids.insert(0, language)
+        return ids
+
+    def of_answer(self, target_language: str) -> int | None:
+        """The token an answer in this language begins with; None where the prompt names it.
+
+        Raises:
+            BadRequest: a language that is not known.
+        """
+        language = self.id_of(target_language, "target_language")
+        return language if self._spoken else None
+
+
+def prompt_tokens(tokenizer: Tokenizer) -> list[str | None]:
+    """What a tokenizer's template puts around a prompt; None stands for the text."""
+    if tokenizer.post_processor is None:
+        return [None]
+    processor = json.loads(tokenizer.post_processor.__getstate__())
+    parts: Iterable[Mapping[str, Mapping[str, str]]] = processor.get("single", ())
+    tokens = [part["SpecialToken"]["id"] if "SpecialToken" in part else None for part in parts]
+    return tokens or [None]
+
+
+def _codes(pattern: re.Pattern[str], tokens: Mapping[str, int]) -> dict[str, int]:
+    return {_plain(token): number for token, number in tokens.items() if pattern.fullmatch(token)}
+
+
+def _plain(token: str) -> str:
+    match = CODE.fullmatch(token) or TARGET_CODE.fullmatch(token)
+    return (match and match["plain"]) or token
+
+
+def _place_of_code(prompt: Sequence[str | None]) -> int | None:
+    """Where in a prompt's ids its language stands, from the end if that is after the text."""
+    text = prompt.index(None) if None in prompt else len(prompt)
+    for at, token in enumerate(prompt):
+        if token is not None and CODE.fullmatch(token):
+            return at if at < text else at - len(prompt)
+    return None

@@ -1,0 +1,20 @@
+"""BART: an encoder-decoder with learned positions, biases, layer norms of the sums."""
+
+from __future__ import annotations
+
+from skynet.models import config as read
+from skynet.models.architecture import Architecture
+from skynet.models.seq2seq import DEFAULTS, REFUSED, encoder_decoder
+
+__all__ = ["MODEL_TYPE", "REFUSED", "architecture"]
+
+MODEL_TYPE = "bart"
+POSITION_OFFSET = 2  # rows of the position table that are never used
+
+
+def architecture(config: read.Config) -> Architecture:
+    """A `bart` config as an Architecture."""
+    config = DEFAULTS | dict(config)
+    return encoder_decoder(
+        config, norms_first=False, embed_norm=True, position_offset=POSITION_OFFSET
+    )

@@ -1,0 +1,20 @@
+"""mBART and mBART-50: BART with norms before, and one after the last layer."""
+
+from __future__ import annotations
+
+from skynet.models import config as read
+from skynet.models.architecture import Architecture
+from skynet.models.bart import POSITION_OFFSET
+from skynet.models.seq2seq import DEFAULTS, REFUSED, encoder_decoder
+
+__all__ = ["MODEL_TYPE", "REFUSED", "architecture"]
+
+MODEL_TYPE = "mbart"
+
+
+def architecture(config: read.Config) -> Architecture:
+    """An `mbart` config as an Architecture."""
+    config = DEFAULTS | dict(config)
+    return encoder_decoder(
+        config, norms_first=True, embed_norm=True, position_offset=POSITION_OFFSET
+    )

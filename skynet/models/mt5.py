@@ -1,0 +1,21 @@
+"""mT5: T5 1.1 with a vocabulary of many languages.
+
+sequences have no end of their own: --slot-tokens says how long they may be"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from skynet.models import config as read
+from skynet.models import t5
+from skynet.models.architecture import Architecture
+
+MODEL_TYPE = "mt5"
+
+REFUSED = t5.REFUSED
+OWN: dict[str, Any] = {"feed_forward_proj": "gated-gelu"}
+
+
+def architecture(config: read.Config) -> Architecture:
+    """An `mt5` config as an Architecture."""
+    return t5.encoder_decoder(t5.DEFAULTS | OWN | dict(config) | {"scale_decoder_outputs": False})

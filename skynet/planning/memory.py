@@ -1,0 +1,128 @@
+"""What a shard takes in memory: its weights, and its caches when they are full. Pure."""
+
+from __future__ import annotations
+
+from math import prod
+
+from skynet.models.architecture import HEAD_NORMS, Architecture, Weight
+from skynet.models.derived import Derived
+from skynet.planning.derived import role_bytes
+from skynet.planning.plan import Plan, ShardPlan
+from skynet.planning.ranges import Range
+from skynet.planning.split import DTYPE_BYTES
+
+NORM_BYTES = 4  # norms, and biases that are added after a sum, stay float32
+FIRST_ROLES = ("embed", "project_in", "positions", "token_types", "embed_norm")
+HEAD_ROLES = (
+    "head_dense",
+    "head_dense_norm",
+    "head_bias",
+    "label_dense",
+    "label_norm",
+    "label_out",
+)
+LAST_ROLES = ("final_norm", "project_out", *HEAD_ROLES)
+
+
+def shard_weight_bytes(
+    arch: Architecture, plan: Plan, stage: int, shard: int, since: int = 0
+) -> int:
+    """What the weights of one shard take in memory, in `plan.dtype`.
+
+    since: count layers from this one on.
+
+    A tied embedding counts twice where a stage is both first and last: the head is kept in the
+    layout that products are fastest in, which cannot be looked up by row.
+    """
+    part, layers = plan.stages[stage].shards[shard], plan.stages[stage].layers
+    layers = layers.overlap(Range(since, plan.num_layers))
+    total, tables = 0, set()
+    for stack in arch.stacks:
+        own = part if stack is arch else part.encoder or part
+        first = stack.encoder_layers
+        run = layers.overlap(Range(first, first + stack.num_layers))
+        total += _layers_bytes(stack, plan, own, Range(run.start - first, run.stop - first))
+        if first in layers:
+            table = stack.weight("embed")
+            total += _first_bytes(stack, plan, own, table is None or table.name not in tables)
+            tables |= {table.name} if table else set()
+    if arch.encoder is not None and arch.encoder_layers in layers:
+        total += _roles_bytes(arch.encoder, plan, part.encoder or part, "final_norm")
+    if stage == len(plan.stages) - 1:
+        total += _roles_bytes(arch, plan, part, *LAST_ROLES)
+        if arch.has_head:
+            total += _roles_bytes(arch, plan, part, "embed" if arch.tied else "head")
+    return total
+
+
+def _layers_bytes(arch: Architecture, plan: Plan, part: ShardPlan, layers: Range) -> int:
+    """Of some layers of one stack, and of what all of them share."""
+    total = 0
+    for weight in arch.weights:
+        if weight.per_layer:
+            count = layers.stop - max(layers.start, min(weight.first_layer, layers.stop))
+            total += count * _role_bytes(arch, plan, part, weight)
+    return total + (_roles_bytes(arch, plan, part, "relative") if layers.size else 0)
+
+
+def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, own_table: bool) -> int:
+    """Of a stack's embedding. own_table: another stack has not loaded the same table."""
+    roles = FIRST_ROLES if own_table else FIRST_ROLES[1:]
+    total = _roles_bytes(arch, plan, part, *roles)
+    if arch.sinusoids is not None and arch.weight("positions") is None:
+        total += arch.max_positions * arch.hidden_size * DTYPE_BYTES[plan.dtype]
+    return total
+
+
+def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -> int:
+    return sum(_role_bytes(arch, plan, part, w) for w in arch.weights if w.role in roles)
+
+
+def _role_bytes(arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight) -> int:
+    size = DTYPE_BYTES[plan.dtype]
+    if isinstance(arch, Derived):
+        return role_bytes(arch, part, weight, size)
+    if weight.role in HEAD_NORMS:  # a row for each head, whether heads share one or not
+        heads = part.heads if weight.role == "q_norm" else part.kv_heads
+        return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)
+    if weight.cut == "replicated":
+        shape = arch.shape(weight)
+        if len(shape) == 1 or weight.role in ("router", "relative"):
+            return prod(shape) * NORM_BYTES * (2 if weight.bias else 1)
+        return (prod(shape) + (shape[0] if weight.bias else 0)) * size
+    if weight.bias_only or weight.as_row:
+        return unit_width(arch, part, weight) * NORM_BYTES
+    width = unit_width(arch, part, weight)
+    if weight.cut == "row":
+        return width * arch.hidden_size * size * arch.pieces(weight) + _row_bias_bytes(arch, weight)
+    total = width * (arch.inputs(weight) or 0) * size * arch.pieces(weight)
+    return total + (width * size if weight.bias else 0)
+
+
+def _row_bias_bytes(arch: Architecture, weight: Weight) -> int:
+    attention = arch.weight("o")
+    in_one_sum = arch.parallel and weight.role == "down" and attention and attention.bias
+    return arch.hidden_size * NORM_BYTES if weight.bias and not in_one_sum else 0
+
+
+def unit_width(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
+    """Elements of a shard along the dimension a weight is cut in; 0 if it is not cut."""
+    widths = {
+        "heads": part.heads.size * arch.head_dim,
+        "kv_heads": part.kv_heads.size * arch.head_dim,
+        "columns": part.columns.size,
+        "vocab": part.vocab.size,
+    }
+    return widths.get(weight.unit, 0)
+
+
+def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
+    """What the KV cache of one shard takes when every slot is full; an encoder has none."""
+    if arch.bidirectional:
+        return 0
+    part, layers = plan.stages[stage].shards[shard], plan.stages[stage].layers
+    decoding = layers.overlap(Range(arch.encoder_layers, plan.num_layers))
+    per_token = 2 * part.kv_heads.size * arch.head_dim * DTYPE_BYTES[plan.dtype]
+    # What an encoder has read is kept beside what a decoder has written.
+    caches = 1 if arch.encoder is None else 2
+    return caches * decoding.size * plan.num_slots * plan.slot_tokens * per_token

@@ -1,0 +1,132 @@
+"""Tiny random encoder-decoders, what Transformers answers, and how the harness runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from harness import Checkpoint, Cluster, full_logits
+from model_families import encoder_decoder_config
+
+from skynet.step import Row, Want
+
+# Two of one length, which are read in one call, and others.
+TEXTS = [
+    [5, 6, 7, 100, 2, 9, 11, 3, 77, 88, 12, 4],
+    [9, 8, 123],
+    [12, 99, 31],
+    [12, 99, 31, 64, 2, 2, 18, 120, 45, 6, 71, 33, 90, 14, 27, 55, 3, 101, 60, 8, 19, 40, 77],
+    [44],
+]
+NEW_TOKENS = 24
+# Tiny random models repeat themselves: no token may come twice. Nor may M2M-100's padding come,
+# which has no position of its own.
+VARIED = {"no_repeat_ngram_size": 1, "suppress_tokens": [1]}
+FORCED = [7, 100, 3, 3, 51, 90, 17]  # what a decoder is given after its start
+
+
+@dataclass(frozen=True)
+class Translator:
+    """A checkpoint, and Transformers' own model of it."""
+
+    checkpoint: Checkpoint
+    model: Any
+    path: Path
+
+    @property
+    def start(self) -> int:
+        return int(self.model.generation_config.decoder_start_token_id)
+
+    def logits(self, text: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+        """(tokens, vocab) of a decoder that is given these tokens."""
+        with torch.no_grad():
+            ids, given = torch.tensor([list(text)]), torch.tensor([list(tokens)])
+            found = self.model(ids, attention_mask=torch.ones_like(ids), decoder_input_ids=given)
+        return found.logits[0].numpy()
+
+    def generate(self, text: Sequence[int], **options: Any) -> Any:
+        ids = torch.tensor([list(text)])
+        options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, **options}
+        with torch.no_grad():
+            return self.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+
+    def answer(self, text: Sequence[int], **options: Any) -> list[int]:
+        """The generated ids, without the decoder's start."""
+        return self.generate(text, **options)[0, 1:].tolist()
+
+
+def make_translator(family: str, fields: dict[str, Any], directory: Path) -> Translator:
+    """A random model, saved as Transformers does, and opened as ours."""
+    torch.manual_seed(len(family))
+    fields = dict(fields)
+    own_head = fields.pop("own_head", family in ("t5", "mt5"))
+    config = encoder_decoder_config(family, **fields)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+    randomise(model)
+    if own_head:  # as T5 1.1 has one, which no config asks for
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.3)
+    model.save_pretrained(directory)
+    return Translator(Checkpoint(directory), model, directory)
+
+
+def randomise(model: Any) -> None:
+    """Norms and biases start as ones and zeros, and tables small: that hides mistakes."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+            if "relative_attention_bias" in name:
+                parameter.copy_(torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("final_logits_bias"):
+                buffer.copy_(torch.randn_like(buffer))
+
+
+def read(cluster: Cluster, texts: Sequence[Sequence[int]], span: int) -> None:
+    """The encoder reads each text for the memory of its number."""
+    rows = [Row(place, 0, tuple(text), len(text)) for place, text in enumerate(texts)]
+    rows.sort(key=lambda row: len(row.tokens))
+    assert cluster.step(rows, span, start=0) == []
+
+
+def decoder_logits(
+    cluster: Cluster, place: int, length: int, tokens: Sequence[int], span: int
+) -> list[np.ndarray]:
+    """After each of these tokens: the first three as a chunk, the others one by one."""
+    vocab_size, found = cluster.arch.vocab_size, []
+    bounds = [0, *range(min(3, len(tokens)), len(tokens) + 1)]
+    for start, stop in pairwise(bounds):
+        row = Row(5, start, tuple(tokens[start:stop]), 1, Want(top=0), memory=(place, length))
+        found.append(full_logits(cluster.step([row], span)[0], vocab_size))
+    return found
+
+
+def translate(
+    cluster: Cluster, texts: Sequence[Sequence[int]], start: int, span: int, slots: Sequence[int]
+) -> list[list[int]]:
+    """Greedy, `VARIED` answers to all texts, which have been read, side by side.
+
+    Each joins a step later than the one before it.
+    """
+    answers: list[list[int]] = [[] for _ in texts]
+    for number in range(NEW_TOKENS + len(texts)):
+        rows, running = [], []
+        for index, (text, slot) in enumerate(zip(texts, slots, strict=True)):
+            count = number - index
+            if 0 <= count < NEW_TOKENS:
+                token = [start, *answers[index]][count]
+                memory = (index, len(text))
+                rows.append(Row(slot, count, (token,), 1, Want(top=0), memory=memory))
+                running.append(index)
+        found = cluster.step(rows, span) if rows else []
+        for index, offers in zip(running, found, strict=True):
+            logits = full_logits(offers, cluster.arch.vocab_size)
+            logits[[1, start, *answers[index]]] = -np.inf
+            answers[index].append(int(logits.argmax()))
+    return answers

@@ -1,0 +1,201 @@
+"""Random configurations of every encoder, in random shapes: what Transformers reads of a text."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from harness import cluster_of, full_logits
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from model_families import ENCODER_HEADS, ENCODERS
+from references import Encoder, save_random_encoder
+from transformers import TextClassificationPipeline
+
+from skynet.engine.reading import Reading
+from skynet.step import Read, Row
+from skynet.task_names import CLASSIFY, EMBED, FILL_MASK, POOLINGS
+
+ACTIVATIONS = ["gelu", "gelu_new", "relu", "silu"]
+BERT: dict[str, list[Any]] = {
+    "hidden_act": ACTIVATIONS,
+    "type_vocab_size": [1, 2, 3],
+    "layer_norm_eps": [1e-12, 1e-5],
+}
+FLAG = [False, True]
+FULL, SLIDING = "full_attention", "sliding_attention"
+ROPES = [
+    {"rope_type": "default", "rope_theta": 500.0},
+    {"rope_type": "linear", "rope_theta": 70.0, "factor": 3.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+]
+# What may vary besides the sizes, by family.
+OPTIONS: dict[str, dict[str, list[Any]]] = {
+    "bert": BERT,
+    "roberta": {**BERT, "pad_token_id": [0, 1, 5]},
+    "distilbert": {"activation": ACTIVATIONS, "sinusoidal_pos_embds": FLAG},
+    "electra": {**BERT, "embedding_size": [1, 7, 24, 70]},
+    "modernbert": {
+        "hidden_activation": ACTIVATIONS,
+        "classifier_activation": ACTIVATIONS,
+        "classifier_pooling": ["cls", "mean"],
+        "local_attention": [1, 2, 5, 8, 100],
+        "norm_eps": [1e-5, 1e-3],
+        **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias"), FLAG),
+        **dict.fromkeys(("decoder_bias", "classifier_bias"), FLAG),
+        "rope_parameters": [
+            None,
+            *({FULL: one, SLIDING: other} for one, other in itertools.permutations(ROPES, 2)),
+        ],
+    },
+}
+# Of the sizes, where the family has other names than BERT.
+NAMES = {
+    "distilbert": {
+        "hidden_size": "dim",
+        "num_attention_heads": "n_heads",
+        "num_hidden_layers": "n_layers",
+        "intermediate_size": "hidden_dim",
+    }
+}
+PROBLEMS = [None, "regression", "multi_label_classification"]
+ONE_OF_SEVERAL = "single_label_classification"
+MOST_TOKENS = 20
+MOST_OFFSET = 6  # of RoBERTa's positions, which come on top
+
+
+@st.composite
+def configs(draw: st.DrawFn, family: str, head: str) -> dict[str, Any]:
+    """The fields of a config of the family with this head."""
+    # Rope turns pairs of numbers.
+    head_dim = draw(st.sampled_from([4, 6, 10] if family == "modernbert" else [4, 5, 7, 8]))
+    heads, layers = draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    fields: dict[str, Any] = {
+        "hidden_size": heads * head_dim,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        # Wide ones are cut by multiples.
+        "intermediate_size": draw(st.integers(5, 70) | st.just(777)),
+        "vocab_size": draw(st.integers(11, 90) | st.just(777)),
+        "max_position_embeddings": MOST_TOKENS + MOST_OFFSET,
+        "initializer_range": 0.2,
+    }
+    names = NAMES.get(family, {})
+    fields = {names.get(name, name): value for name, value in fields.items()}
+    for name, values in OPTIONS[family].items():
+        fields[name] = draw(st.sampled_from(values))
+    if family == "modernbert":
+        kinds = st.sampled_from([FULL, SLIDING])
+        fields["layer_types"] = draw(st.none() | st.lists(kinds, min_size=layers, max_size=layers))
+    if head == "ForSequenceClassification":
+        labels = draw(st.lists(st.text("ABC -", min_size=1), min_size=1, max_size=5, unique=True))
+        fields["id2label"] = dict(enumerate(labels))
+        problems = [*PROBLEMS, ONE_OF_SEVERAL] if len(labels) > 1 else PROBLEMS
+        fields["problem_type"] = draw(st.sampled_from(problems))
+    return fields
+
+
+def test_every_encoder_has_options() -> None:
+    # Given a family without any would not be drawn
+    assert set(OPTIONS) == {family.partition("-")[0] for family in ENCODERS}
+
+
+@pytest.mark.parametrize("head", ENCODER_HEADS)
+@pytest.mark.parametrize("family", OPTIONS)
+@settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+@given(data=st.data())
+def test_any_encoder_in_any_shape(family: str, head: str, data: st.DataObject) -> None:
+    # Given a random encoder and texts of any length, each to be read in one of the ways it can be
+    fields = data.draw(configs(family, head), label="config")
+    with tempfile.TemporaryDirectory() as directory:
+        encoder = save_random_encoder(family, head, fields, Path(directory))
+    arch = encoder.checkpoint.arch
+    texts = data.draw(some_texts(arch.vocab_size), label="texts")
+    rows = [
+        Row(slot, 0, tuple(text), len(text), read=data.draw(reads(arch.tasks, len(text))))
+        for slot, text in enumerate(texts)
+    ]
+    # When they are read in one step, in any shape
+    stages = data.draw(st.integers(1, arch.num_layers), label="stages")
+    shards = data.draw(st.integers(1, arch.num_heads), label="shards")
+    span = data.draw(st.integers(1, arch.num_layers), label="layers per chord")
+    cluster = cluster_of(encoder.checkpoint, stages, shards, num_slots=5, slot_tokens=MOST_TOKENS)
+    try:
+        candidates, vectors = (iter(found) for found in cluster.read(rows, span))
+    finally:
+        cluster.close()
+    # Then what is read is the same, as far as float32 goes
+    for row in rows:
+        if row.read.is_vector:
+            found = next(vectors)
+        else:
+            offers = [next(candidates) for _ in row.read.positions]
+            found = np.stack([full_logits(offer, arch.vocab_size) for offer in offers])
+        expected = expectation(encoder, row)
+        tolerance = 1e-4 * max(1.0, float(np.abs(expected).max()))
+        np.testing.assert_allclose(found, expected, atol=tolerance, rtol=0)
+        if row.read.task == CLASSIFY:
+            check_scores(encoder, found)
+    assert next(candidates, None) is next(vectors, None) is None
+
+
+@st.composite
+def some_texts(draw: st.DrawFn, vocab_size: int) -> list[list[int]]:
+    """Of few different lengths: those that are equal are computed together."""
+    any_length = st.integers(1, 6) | st.integers(7, MOST_TOKENS)
+    lengths = draw(st.lists(any_length, min_size=1, max_size=3))
+    token = st.integers(0, vocab_size - 1)
+    chosen = draw(st.lists(st.sampled_from(lengths), min_size=1, max_size=5))
+    return [draw(st.lists(token, min_size=length, max_size=length)) for length in chosen]
+
+
+@st.composite
+def reads(draw: st.DrawFn, tasks: tuple[str, ...], length: int) -> Read:
+    """Something that can be read of a text of this length; of masks all logits."""
+    task = draw(st.sampled_from(tasks))
+    if task == EMBED:
+        return Read(task, draw(st.sampled_from(POOLINGS)), draw(st.booleans()))
+    if task == FILL_MASK:
+        places = st.lists(st.integers(0, length - 1), min_size=1, unique=True)
+        return Read(task, positions=tuple(draw(places)), top=0)
+    return Read(task)
+
+
+def expectation(encoder: Encoder, row: Row) -> np.ndarray:
+    """The same of Transformers."""
+    text, read = list(row.tokens), row.read
+    if read.task == EMBED:
+        return pooled(encoder.hidden_states(text), read)
+    logits = encoder.outputs(text).logits[0].numpy()
+    return logits[list(read.positions)] if read.task == FILL_MASK else logits
+
+
+def pooled(states: np.ndarray, read: Read) -> np.ndarray:
+    """As sentence-transformers pools them."""
+    vector = {
+        "cls": states[0],
+        "last": states[-1],
+        "max": states.max(axis=0),
+        "mean": states.mean(axis=0),
+    }[read.pooling]
+    return vector / np.linalg.norm(vector) if read.normalize else vector
+
+
+def check_scores(encoder: Encoder, logits: np.ndarray) -> None:
+    """Labels and their scores are those of Transformers' pipeline for such logits."""
+    pipeline = TextClassificationPipeline.__new__(TextClassificationPipeline)
+    pipeline.model = encoder.model
+    made = pipeline.postprocess({"logits": torch.tensor(logits)[None]}, top_k=None)
+    expected = {item["label"]: item["score"] for item in made}
+    answer = Reading(Read(CLASSIFY), encoder.checkpoint.arch, str).answer(logits)["labels"]
+    found = {item["label"]: item["score"] for item in answer}
+    assert found.keys() == expected.keys()
+    for label, score in expected.items():
+        np.testing.assert_allclose(found[label], score, atol=1e-6, rtol=1e-6)

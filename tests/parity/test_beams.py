@@ -1,0 +1,241 @@
+"""Beam search by the engine over real layers: the hypotheses of Transformers, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from harness import Cluster, cluster_of
+from model_families import ENCODER_DECODERS, FAMILIES
+from references import PROMPTS, Reference
+from seq2seq import TEXTS, VARIED, Translator, make_translator
+from test_engine_parity import InProcess
+
+from skynet.engine.engine import Engine
+from skynet.engine.sequence import Sequence as Generated
+from skynet.store.requests import Options, Record
+from skynet.text import StopStrings, Text
+
+NEW = 14
+SHAPES = [(1, 1), (1, 3), (2, 2)]
+END_IDS = [17, 44, 3]
+# What Transformers is told; the options are called the same.
+CASES: dict[str, dict[str, Any]] = {
+    "two": {"num_beams": 2},
+    "four": {"num_beams": 4},
+    "long": {"num_beams": 3, "length_penalty": 2.0},
+    "short": {"num_beams": 3, "length_penalty": -1.0},
+    "early": {"num_beams": 4, "early_stopping": True},
+    "never": {"num_beams": 4, "early_stopping": "never", "length_penalty": 0.7},
+    "penalty": {"num_beams": 3, "repetition_penalty": 1.4, "no_repeat_ngram_size": 2},
+    "least": {"num_beams": 3, "min_new_tokens": 6, "forced_eos_token_id": [44]},
+}
+
+
+class Beams(InProcess):
+    """Keeps what the searches found."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster)
+        self.found: dict[str, list[dict[str, Any]]] = {}
+        self.copies = 0
+
+    def finished(self, sequence: Generated) -> None:
+        super().finished(sequence)
+        self.answers.setdefault(sequence.id, []).extend(token.id for token in sequence.pending)
+        self.found[sequence.id] = sequence.answer.get("beams", [])
+
+    def deliver(self, engine: Engine) -> None:
+        self.copies += sum(row.source is not None for row in self.sent[0].rows)
+        super().deliver(engine)
+
+
+def run(
+    cluster: Cluster, records: Sequence[Record], end_ids: Sequence[int] = (), disturb_at: int = -1
+) -> Beams:
+    """All records at once; before step `disturb_at` the shards forget everything."""
+    carrier, number = Beams(cluster), 0
+    engine = Engine(cluster.plan, carrier, carrier, max_batch_tokens=9)
+    for record in records:
+        text = Text({}).detokenizer()
+        engine.accept(Generated(record, text, StopStrings(()), frozenset(end_ids), 60))
+    engine.ready = True
+    engine.pump()
+    while engine.in_flight:
+        if number == disturb_at:
+            engine.carrier, carrier.sent = replace_give_up(carrier), type(carrier.sent)()
+            engine.resume(replace(cluster.plan, epoch=cluster.plan.epoch + 1))
+            cluster.plan = engine.plan
+        carrier.deliver(engine)
+        number += 1
+    assert set(carrier.ended) == {record.id for record in records}
+    return carrier
+
+
+def replace_give_up(carrier: Beams) -> Any:
+    """The same, which takes it that steps are given up."""
+    carrier.give_up = lambda step: None  # type: ignore[method-assign]
+    return carrier
+
+
+def options_of(fields: dict[str, Any], **more: Any) -> Options:
+    chosen = {name: value for name, value in fields.items() if name != "eos_token_id"}
+    return Options(
+        max_tokens=NEW,
+        **{name: tuple(v) if isinstance(v, list) else v for name, v in chosen.items()},
+        **more,
+    )
+
+
+def search(model: Any, prompt: Sequence[int], fields: dict[str, Any], skipped: int) -> Any:
+    """Transformers' hypotheses, best first: (tokens, score). Padding is cut off."""
+    ids = torch.tensor([list(prompt)])
+    config = transformers.GenerationConfig(
+        max_new_tokens=NEW,
+        do_sample=False,
+        num_return_sequences=fields["num_beams"],
+        return_dict_in_generate=True,
+        output_scores=True,
+        **{"eos_token_id": END_IDS, "pad_token_id": 0, **fields},
+    )
+    with torch.no_grad():
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    lengths = (out.beam_indices >= 0).sum(dim=1).tolist()
+    tokens = [
+        sequence[skipped : skipped + length].tolist()
+        for sequence, length in zip(out.sequences, lengths, strict=True)
+    ]
+    return list(zip(tokens, out.sequences_scores.tolist(), strict=True))
+
+
+def check(found: list[dict[str, Any]], expected: Any) -> None:
+    assert [each["token_ids"] for each in found] == [tokens for tokens, _ in expected]
+    assert [each["score"] for each in found] == pytest.approx(
+        [score for _, score in expected], rel=1e-5, abs=2e-4
+    )
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Translator]:
+    made: dict[str, Translator] = {}
+
+    def make(family: str) -> Translator:
+        if family not in made:
+            made[family] = make_translator(family, {}, tmp_path_factory.mktemp(family))
+        return made[family]
+
+    return make
+
+
+def model_at(path: Path) -> Any:
+    config = transformers.AutoConfig.from_pretrained(path)
+    # Not grouped: that kernel takes no uneven sizes.
+    eager = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, **eager
+    ).eval()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_hypotheses_are_those_of_transformers(
+    reference: Callable[..., Reference], case: str, shape: tuple[int, int]
+) -> None:
+    # Given a search, and what Transformers finds with it
+    found, fields = reference("llama"), CASES[case]
+    model = model_at(found.path)
+    expected = [search(model, prompt, fields, len(prompt)) for prompt in PROMPTS]
+    # When all prompts are searched side by side, on slots for two or three of them
+    records = [
+        Record(str(n), tuple(prompt), options_of(fields), 0.0, 1e12)
+        for n, prompt in enumerate(PROMPTS)
+    ]
+    cluster = cluster_of(found.checkpoint, *shape, num_slots=9)
+    try:
+        carrier = run(cluster, records, END_IDS)
+    finally:
+        cluster.close()
+    # Then hypotheses, scores and the answer are the same
+    for number, theirs in enumerate(expected):
+        check(carrier.found[str(number)], theirs)
+        assert carrier.answers[str(number)] == theirs[0][0]
+    assert carrier.copies > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_causal_family_can_be_searched(
+    reference: Callable[..., Reference], family: str
+) -> None:
+    # Given
+    found, fields, prompt = reference(family), CASES["four"], PROMPTS[0]
+    expected = search(model_at(found.path), prompt, fields, len(prompt))
+    cluster = cluster_of(found.checkpoint, 2, 2, num_slots=4)
+    # When
+    try:
+        carrier = run(cluster, [Record("0", tuple(prompt), options_of(fields), 0.0, 1e12)], END_IDS)
+    finally:
+        cluster.close()
+    # Then
+    check(carrier.found["0"], expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 3), (3, 1)], ids=str)
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_every_encoder_decoder_can_be_searched(
+    translator: Callable[[str], Translator], family: str, shape: tuple[int, int]
+) -> None:
+    # Given texts, a search whose first token is forced, and a greedy request beside it
+    found = translator(family)
+    fields = {"num_beams": 3, "forced_bos_token_id": 9, "length_penalty": 1.5, **VARIED}
+    expected = [search(found.model, text, fields, 1) for text in TEXTS]
+    greedy = found.answer(TEXTS[0], max_new_tokens=NEW, **VARIED)
+    options = options_of(fields, decoder_start_token_id=found.start)
+    records = [Record(str(n), tuple(t), options, 0.0, 1e12) for n, t in enumerate(TEXTS)]
+    plain = options_of(VARIED, decoder_start_token_id=found.start, ignore_eos=True)
+    records.append(Record("greedy", tuple(TEXTS[0]), plain, 0.0, 1e12))
+    # When they run side by side, on slots for three searches at most
+    cluster = cluster_of(found.checkpoint, *shape, num_slots=10, slot_tokens=40)
+    try:
+        carrier = run(cluster, records, END_IDS)
+    finally:
+        cluster.close()
+    # Then
+    for number, theirs in enumerate(expected):
+        check(carrier.found[str(number)], theirs)
+    assert carrier.answers["greedy"] == greedy
+
+
+@pytest.mark.parametrize("at", [1, 3, 6, 9])
+def test_a_search_goes_on_after_a_replay(
+    reference: Callable[..., Reference], translator: Callable[[str], Translator], at: int
+) -> None:
+    # Given searches of a decoder and of an encoder-decoder
+    fields = CASES["four"]
+    llama, bart = reference("llama"), translator("bart")
+    options = options_of(fields, decoder_start_token_id=bart.start)
+    asked: list[tuple[Any, Any, Record]] = [
+        (
+            llama.checkpoint,
+            search(model_at(llama.path), PROMPTS[0], fields, len(PROMPTS[0])),
+            Record("0", tuple(PROMPTS[0]), options_of(fields), 0.0, 1e12),
+        ),
+        (
+            bart.checkpoint,
+            search(bart.model, TEXTS[0], fields, 1),
+            Record("0", tuple(TEXTS[0]), options, 0.0, 1e12),
+        ),
+    ]
+    for checkpoint, expected, record in asked:
+        # When the shards lose everything in the middle of it
+        cluster = cluster_of(checkpoint, 2, 2, num_slots=4, slot_tokens=60)
+        try:
+            carrier = run(cluster, [record], END_IDS, disturb_at=at)
+        finally:
+            cluster.close()
+        # Then it finds what it would have found
+        check(carrier.found["0"], expected)

@@ -1,0 +1,173 @@
+"""Encoder-decoders in the engine: prompts are read once, in steps of their own, and remembered."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from engine_fakes import Bench, answer, new_sequence, seq2seq_plan
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skynet.engine.sequence import Sequence
+from skynet.errors import ShardFailed
+
+PROMPT = (5, 6, 7, 8, 9)
+START = 3
+
+
+def translation(name: str, prompt: tuple[int, ...] = PROMPT, **options: object) -> Sequence:
+    return new_sequence(name, prompt, decoder_start_token_id=START, **options)
+
+
+def expected(prompt: tuple[int, ...], count: int) -> list[int]:
+    """What the fake model says: it looks at all that was read, and then at the decoder's tokens."""
+    return answer((*prompt, START), count)
+
+
+def test_a_prompt_is_read_in_a_step_through_all_layers_and_tokens_start_at_the_decoder() -> None:
+    # Given a plan of two encoder layers and three of a decoder, in two stages
+    bench = Bench(seq2seq_plan(2))
+    # When a request runs
+    bench.engine.accept(translation("a", max_tokens=3))
+    bench.run()
+    # Then its prompt is read whole, and each token is a step of the decoder's layers
+    assert bench.notes.written == {"a": expected(PROMPT, 3)}
+    assert [(step.start, [r.tokens for r in step.rows]) for step in bench.shards.sent] == [
+        (0, [PROMPT]),
+        (2, [(START,)]),
+        (2, [(expected(PROMPT, 1)[0],)]),
+        (2, [(expected(PROMPT, 2)[1],)]),
+    ]
+
+
+def test_what_is_read_takes_turns_with_what_is_written() -> None:
+    # Given a request that is being answered, and others that come one after the other
+    bench = Bench(seq2seq_plan(num_slots=8))
+    bench.engine.accept(translation("0", max_tokens=9))
+    bench.finish_oldest()
+    for name in "123":
+        bench.engine.accept(translation(name, (*PROMPT, int(name)), max_tokens=2))
+        bench.finish_oldest()
+    bench.run()
+    # Then no two steps of texts follow each other, and none waits for more than one step
+    starts = [step.start for step in bench.shards.sent]
+    assert (0, 0) not in pairwise(starts)
+    assert starts.count(0) < 4 + 1
+    assert bench.notes.written["2"] == expected((*PROMPT, 2), 2)
+
+
+def test_long_texts_are_never_cut() -> None:
+    # Given texts that are longer than a step, and steps of 7 tokens
+    bench = Bench(seq2seq_plan(num_slots=4), max_batch_tokens=7)
+    prompts = {"a": tuple(range(20)), "b": (1, 2, 3), "c": (4, 5, 6), "d": (7, 8, 9)}
+    for name, prompt in prompts.items():
+        bench.engine.accept(translation(name, prompt))
+    # When they run / Then each is read in one row, shortest first within a step
+    bench.run()
+    assert bench.notes.written == {name: expected(p, 4) for name, p in prompts.items()}
+    read = [[r.tokens for r in step.rows] for step in bench.shards.sent if step.start == 0]
+    assert read == [[prompts["a"]], [prompts["b"], prompts["c"]], [prompts["d"]]]
+
+
+def test_samples_of_a_prompt_share_what_was_read() -> None:
+    # Given three samples on two slots
+    bench = Bench(seq2seq_plan(num_slots=2))
+    for name, count in (("a", 2), ("b", 6), ("c", 3)):
+        bench.engine.accept(translation(name, family="a", max_tokens=count))
+    # When they run
+    bench.run()
+    # Then the prompt was read once, for one place
+    assert bench.notes.written["c"] == expected(PROMPT, 3)
+    rows = [row for step in bench.shards.sent for row in step.rows]
+    assert [row.tokens for row in rows if row.memory is None] == [PROMPT]
+    assert {row.memory for row in rows} == {None, (0, len(PROMPT))}
+
+
+def test_a_place_is_free_when_the_last_of_its_users_has_ended() -> None:
+    # Given two samples, one of which ends early, and a stranger that waits for its slot
+    bench = Bench(seq2seq_plan(num_slots=2))
+    bench.engine.accept(translation("a", family="a", max_tokens=1))
+    bench.engine.accept(translation("b", family="a", max_tokens=8))
+    bench.engine.accept(translation("c", (1, 2), max_tokens=2))
+    bench.engine.accept(translation("d", (3, 4), max_tokens=2))
+    # When all have run / Then nobody's memory was another's (the fakes refuse it)
+    bench.run()
+    assert bench.notes.written == {
+        "a": expected(PROMPT, 1),
+        "b": expected(PROMPT, 8),
+        "c": expected((1, 2), 2),
+        "d": expected((3, 4), 2),
+    }
+    assert bench.engine.scheduler._free_memories == [0, 1]
+
+
+def test_a_request_that_is_cancelled_while_it_is_read_leaves_its_place() -> None:
+    # Given a request whose prompt is being read, and a sample of it that has a slot already
+    bench = Bench(seq2seq_plan(2, num_slots=2))
+    bench.engine.accept(translation("a", family="a"))
+    bench.engine.accept(translation("b", family="a"))
+    bench.engine.cancel("a")
+    # When the step is done
+    bench.run()
+    # Then the other goes on with what was read
+    assert bench.notes.written == {"b": expected(PROMPT, 4)}
+    assert sum(step.start == 0 for step in bench.shards.sent) == 1
+    assert sorted(bench.engine.scheduler._free_slots) == [0, 1]
+    assert bench.engine.scheduler._free_memories == [0, 1]
+
+
+def test_a_text_that_breaks_the_encoder_ends_alone() -> None:
+    # Given a prompt that makes shards raise whenever it is read, beside another
+    bench = Bench(seq2seq_plan(num_slots=2))
+    bench.engine.accept(translation("bad", (13, 13)))
+    bench.engine.accept(translation("good"))
+    # When steps with it fail, and the engine is resumed each time
+    for _ in range(50):
+        if not bench.engine.in_flight:
+            break
+        number = min(bench.engine.in_flight)
+        rows = bench.engine.in_flight[number].step.rows
+        if any(row.tokens == (13, 13) for row in rows):
+            bench.engine.fail_step(bench.plan.epoch, number, ShardFailed("it raised"))
+            bench.recover()
+        else:
+            bench.finish_oldest()
+    # Then it alone ends with the error
+    assert isinstance(bench.notes.ended["bad"], ShardFailed)
+    assert bench.notes.written == {"good": expected(PROMPT, 4)}
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    events=st.lists(st.sampled_from(["come", "step", "step", "lose"]), max_size=40),
+    stages=st.integers(1, 3),
+    budget=st.integers(1, 20),
+)
+def test_whatever_happens_each_answer_is_that_of_a_run_alone(
+    lengths: list[int], events: list[str], stages: int, budget: int
+) -> None:
+    # Given translations, two of each prompt
+    bench = Bench(seq2seq_plan(stages, num_slots=3), max_batch_tokens=budget)
+    waiting = [
+        translation(f"{n}.{sample}", tuple(range(n, n + length)), max_tokens=length, family=str(n))
+        for n, length in enumerate(lengths)
+        for sample in range(2)
+    ]
+    # When they come, and shards lose everything, at any time
+    for event in events:
+        if event == "lose":
+            bench.recover()
+        elif event == "come" and waiting:
+            bench.engine.accept(waiting.pop(0))
+        elif event == "step" and bench.engine.in_flight:
+            bench.finish_oldest()
+    for sequence in waiting:
+        bench.engine.accept(sequence)
+    bench.run()
+    # Then
+    assert bench.notes.written == {
+        f"{n}.{sample}": expected(tuple(range(n, n + length)), length)
+        for n, length in enumerate(lengths)
+        for sample in range(2)
+    }
+    assert sorted(bench.engine.scheduler._free_memories) == [0, 1, 2]

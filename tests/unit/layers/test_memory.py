@@ -1,0 +1,82 @@
+"""Which calls are made over what was read, and that each token sees all of its own and no more."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skynet.layers.attention import attend
+from skynet.layers.memory import memory_attends
+from skynet.planning.ranges import Range
+from skynet.step import Row
+
+CPU = torch.device("cpu")
+
+
+def row(place: int, length: int, count: int = 1) -> Row:
+    return Row(0, 0, (7,) * count, 1, memory=(place, length))
+
+
+@pytest.mark.parametrize(
+    ("rows", "calls"),
+    [
+        # The beams of one request.
+        ([row(3, 9), row(3, 9), row(3, 9)], [(Range(0, 3), Range(3, 4), Range(0, 9))]),
+        # Neighbours of about one length.
+        ([row(1, 9), row(2, 8), row(3, 9)], [(Range(0, 3), Range(1, 4), Range(0, 9))]),
+        # A long one beside short ones, and one that is no neighbour.
+        (
+            [row(1, 9), row(2, 90), row(5, 90)],
+            [
+                (Range(0, 1), Range(1, 2), Range(0, 9)),
+                (Range(1, 2), Range(2, 3), Range(0, 90)),
+                (Range(2, 3), Range(5, 6), Range(0, 90)),
+            ],
+        ),
+        # A replay of several tokens.
+        (
+            [row(1, 9, 4), row(2, 9)],
+            [
+                (Range(0, 4), Range(1, 2), Range(0, 9)),
+                (Range(4, 5), Range(2, 3), Range(0, 9)),
+            ],
+        ),
+    ],
+)
+def test_rows_share_a_call(rows: list[Row], calls: list[tuple[Range, Range, Range]]) -> None:
+    found = memory_attends(rows, 2, torch.float32, CPU)
+    assert [(call.tokens, call.slots, call.keys) for call in found] == calls
+
+
+@given(
+    rows=st.lists(
+        st.builds(row, place=st.integers(0, 4), length=st.integers(1, 6), count=st.integers(1, 3)),
+        min_size=1,
+        max_size=6,
+    ),
+    slack=st.integers(0, 4),
+)
+def test_each_token_sees_its_own_memory(rows: list[Row], slack: int) -> None:
+    # Given memories of several lengths, each place with one, and what lies beyond them
+    lengths: dict[int, int] = {}
+    known = [
+        Row(0, 0, r.tokens, 1, memory=(r.memory[0], lengths.setdefault(*r.memory)))
+        for r in rows
+        if r.memory is not None
+    ]
+    generator = torch.Generator().manual_seed(len(rows))
+    cache = torch.randn(5, 4, 6, 8, generator=generator)  # (places, K and V heads, tokens, dim)
+    count = sum(len(r.tokens) for r in known)
+    queries = torch.randn(count, 2, 8, generator=generator)
+    # When all are attended to at once
+    calls = memory_attends(known, slack, torch.float32, CPU)
+    found = attend(queries, cache, calls, 0.3)
+    # Then each token has what it would have alone
+    memories = [r.memory for r in known for _ in r.tokens if r.memory is not None]
+    for token, (place, length) in enumerate(memories):
+        keys, values = cache[place, :2, :length], cache[place, 2:, :length]
+        alone = F.scaled_dot_product_attention(queries[token][:, None], keys, values, scale=0.3)
+        torch.testing.assert_close(found[token], alone.flatten(), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,101 @@
+"""Languages by their codes, wherever a family's prompts and answers name them."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skynet.errors import BadRequest
+from skynet.languages import Languages
+from skynet.models.tokenizer_files import text_files
+from skynet.text import Text
+
+TOKENIZERS = Path(__file__).parents[1] / "tokenizers"
+
+
+@cache
+def text_of(family: str) -> Text:
+    return Text(text_files(TOKENIZERS / family))
+
+
+@pytest.mark.parametrize(
+    ("family", "saved_with", "other", "place"),
+    [
+        ("mbart", "en_XX", "de_DE", -1),
+        ("mbart50", "fr_XX", "uk_UA", 0),
+        ("m2m100", "en", "ceb", 0),
+    ],
+)
+def test_a_prompt_names_its_language(family: str, saved_with: str, other: str, place: int) -> None:
+    # Given
+    text = text_of(family)
+    ids = text.encode("the cat")
+    assert ids[place] == text.language_id(saved_with)
+    # When
+    from_other = text.encode_from("the cat", source_language=other)
+    # Then only the code is another
+    assert from_other[place] == text.language_id(other) != ids[place]
+    from_other[place] = ids[place]
+    assert from_other == ids
+    assert text.encode_from("the cat") == ids
+
+
+@pytest.mark.parametrize(("family", "code"), [("mbart", "ro_RO"), ("m2m100", "ro")])
+def test_an_answer_begins_with_its_language(family: str, code: str) -> None:
+    text = text_of(family)
+    assert text.answer_language(code) == text.language_id(code)
+    assert text.encode_from("the cat", target_language=code) == text.encode("the cat")
+
+
+@pytest.mark.parametrize("code", ["fra", ">>fra<<"])
+@pytest.mark.parametrize("family", ["marian", "marian-separate"])
+def test_marians_prompts_name_the_answers_language(family: str, code: str) -> None:
+    text = text_of(family)
+    assert text.answer_language(code) is None
+    assert text.encode_from("the cat", target_language=code) == text.encode(">>fra<< the cat")
+
+
+def test_a_code_may_be_written_as_its_token() -> None:
+    assert text_of("m2m100").language_id("__fr__") == text_of("m2m100").language_id("fr")
+    assert len(text_of("m2m100").languages.codes) == 100
+    assert text_of("marian").languages.codes == ("deu_Latn", "fra")
+
+
+def test_languages_are_those_of_transformers() -> None:
+    from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES as OF_MBART
+    from transformers.models.mbart50.tokenization_mbart50 import FAIRSEQ_LANGUAGE_CODES as OF_50
+
+    assert text_of("mbart").languages.codes == tuple(sorted(OF_MBART))
+    assert text_of("mbart50").languages.codes == tuple(sorted(OF_50))
+
+
+@pytest.mark.parametrize(
+    ("family", "languages", "problem"),
+    [
+        ("marian", {"target_language": "xx"}, "target_language 'xx': none of deu_Latn, fra"),
+        ("marian", {"source_language": "fra"}, "prompts do not name the language they are in"),
+        ("mbart", {"source_language": "de"}, "source_language 'de': none of ar_AR, cs_CZ"),
+        ("mbart", {"source_language": 7}, "source_language 7: none of"),
+        ("t5", {"target_language": "de"}, "tokenizer has no language codes"),
+    ],
+)
+def test_a_language_that_is_not_known_is_refused(
+    family: str, languages: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(BadRequest, match=problem):
+        text_of(family).encode_from("the cat", **languages)
+
+
+def test_the_answers_language_is_refused_by_the_name_of_its_option() -> None:
+    with pytest.raises(BadRequest, match="target_language 'xx': none of"):
+        text_of("mbart").answer_language("xx")
+    with pytest.raises(BadRequest, match="language 'xx': this model's tokenizer has no"):
+        Text({}).language_id("xx")
+
+
+def test_tokens_that_only_look_like_words_are_no_languages() -> None:
+    languages = Languages({"<s>": 0, "en": 1, "__name__": 2, "en_US.UTF-8": 3, ">><<": 4}, [None])
+    assert languages.codes == ()
