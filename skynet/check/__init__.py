@@ -2,8 +2,8 @@
 
 Each layer of Transformers' model and the shards of ours get the same input, theirs, so that an
 error is named where it arises and not where it is seen. On either side one layer at a time is in
-memory. `theirs.py` runs theirs, `ours.py` ours, `comparison.py` puts them side by side, and
-`ending.py` says what comes after the last layer.
+memory. `theirs.py` runs theirs, `ours.py` ours, `comparison.py` puts them side by side, `stacks.py`
+says what is an encoder's and what a decoder's, and `ending.py` what comes after the last layer.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from skynet.check.compare import LIMITS
 from skynet.check.comparison import Comparison, Progress
 from skynet.check.ending import ending_of, question_of
 from skynet.check.ours import CheckpointFetch
-from skynet.check.prompt import prompt_ids
+from skynet.check.prompt import token_ids_read
 from skynet.check.report import Report
+from skynet.check.stacks import stacks_of
 from skynet.check.theirs import Theirs
 from skynet.derived.opening import open_model
 from skynet.layers.shard_model import DTYPES
@@ -28,6 +29,7 @@ from skynet.models.derived import Derived
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
 from skynet.settings import settings
+from skynet.stager import model_files
 
 __all__ = ["Report", "check_model"]
 
@@ -55,18 +57,24 @@ def check_model(
     """
     checkpoint = open_model(model, settings().cache_dir)
     arch = load_architecture(checkpoint.config)
-    ids = prompt_ids(arch, checkpoint.text_files(), prompt, checkpoint.name)
-    plan = plan_of(checkpoint, arch, ids, stages, shards, dtype)
-    report = new_report(checkpoint, arch, plan, ids)
-    compare(checkpoint, arch, plan, ids, report, progress, fetch)
+    files = model_files(checkpoint)
+    reads = token_ids_read(arch, files, prompt, checkpoint.name)
+    plan = plan_of(checkpoint, arch, reads, stages, shards, dtype)
+    report = new_report(checkpoint, arch, plan, reads)
+    compare(checkpoint, arch, plan, reads, report, progress, fetch)
     report.peak_bytes = _peak_bytes()
     return report
 
 
 def plan_of(
-    checkpoint: Checkpoint, arch: Architecture, ids: list[int], stages: int, shards: int, dtype: str
+    checkpoint: Checkpoint,
+    arch: Architecture,
+    reads: list[list[int]],
+    stages: int,
+    shards: int,
+    dtype: str,
 ) -> Plan:
-    """A plan for one prompt alone."""
+    """A plan for one prompt alone; `reads` are the token ids that each stack reads."""
     return make_plan(
         arch,
         model=checkpoint.name,
@@ -75,7 +83,7 @@ def plan_of(
         shards=shards,
         dtype=dtype,
         num_slots=1,
-        slot_tokens=len(ids),
+        slot_tokens=max(len(ids) for ids in reads),
     )
 
 
@@ -83,7 +91,7 @@ def compare(
     checkpoint: Checkpoint,
     arch: Architecture,
     plan: Plan,
-    ids: list[int],
+    reads: list[list[int]],
     report: Report,
     progress: Progress | None,
     fetch: Fetch | None = None,
@@ -95,35 +103,24 @@ def compare(
         arch,
         plan,
         fetch or source,
-        ids,
-        question_of(arch, checkpoint.text_files(), ids),
+        stacks_of(arch, reads),
+        question_of(arch, model_files(checkpoint), reads[-1]),
         report,
         {name: tensor.num_bytes for name, tensor in source.plans.items()},
         progress,
-        arch.num_layers if only is None else len(only),
+        arch.total_layers if only is None else len(only),
     )
     theirs = Theirs(checkpoint, arch, ending_of(arch).theirs, DTYPES[plan.dtype], comparison.cuts)
-    theirs.run(ids, comparison, only)
+    theirs.run(reads, comparison, only)
 
 
-def new_report(checkpoint: Checkpoint, arch: Architecture, plan: Plan, ids: list[int]) -> Report:
+def new_report(
+    checkpoint: Checkpoint, arch: Architecture, plan: Plan, reads: list[list[int]]
+) -> Report:
     """A report without places: what is compared with what, and what is not."""
     from importlib.metadata import version
 
-    stages, shards = plan.shape
-    notes = [f"{arch.notice}; compared with the same uncut"] if isinstance(arch, Derived) else []
-    windows = [window for window in arch.windows if window is not None]
-    # Of an encoder they are how far a token sees, not how many tokens.
-    if windows and min(windows) + arch.bidirectional >= len(ids):
-        notes.append(
-            f"not tried: the end of windows of {min(windows)} tokens, as the prompt has "
-            f"{len(ids)}; a longer --prompt reaches it"
-        )
-    if arch.num_experts and plan.dtype != "float32":
-        notes.append(
-            "experts that a token likes equally up to rounding may be chosen otherwise in "
-            f"{plan.dtype}, which looks like a mistake; --dtype float32 tells"
-        )
+    (stages, shards), num_tokens = plan.shape, len(reads[0])
     return Report(
         model=checkpoint.name,
         model_type=arch.model_type,
@@ -132,9 +129,30 @@ def new_report(checkpoint: Checkpoint, arch: Architecture, plan: Plan, ids: list
         dtype=plan.dtype,
         limit=LIMITS[plan.dtype],
         versions=f"Transformers {version('transformers')}, torch {version('torch')}",
-        num_tokens=len(ids),
-        notes=notes,
+        num_tokens=num_tokens,
+        notes=_notes(arch, plan, num_tokens),
     )
+
+
+def _notes(arch: Architecture, plan: Plan, num_tokens: int) -> list[str]:
+    """What the comparison does not tell."""
+    notes = [f"{arch.notice}; compared with the same uncut"] if isinstance(arch, Derived) else []
+    reaches = f"as the prompt has {num_tokens}; a longer --prompt reaches"
+    windows = [window for window in arch.windows if window is not None]
+    # Of an encoder they are how far a token sees, not how many tokens.
+    if windows and min(windows) + arch.bidirectional >= num_tokens:
+        notes.append(f"not tried: the end of windows of {min(windows)} tokens, {reaches} it")
+    if arch.relative and arch.relative.max_distance >= num_tokens:
+        notes.append(
+            f"not tried: distances of {num_tokens} to {arch.relative.max_distance} tokens, which "
+            f"have relative positions of their own, {reaches} them"
+        )
+    if arch.num_experts and plan.dtype != "float32":
+        notes.append(
+            "experts that a token likes equally up to rounding may be chosen otherwise in "
+            f"{plan.dtype}, which looks like a mistake; --dtype float32 tells"
+        )
+    return notes
 
 
 def _peak_bytes() -> int:

@@ -5,7 +5,7 @@ Knows what is compared with what; how each side computes is `ours.py`'s and `the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -14,12 +14,13 @@ from skynet.check.derived import DerivedOurs
 from skynet.check.ending import Question, ending_of
 from skynet.check.ours import LayerRun, Ours, add_up
 from skynet.check.report import Answer, Finding, Place, Report
-from skynet.check.theirs import DenseLayer
+from skynet.check.stacks import CheckedStack
+from skynet.check.their_layer import PRODUCTS, Cuts, DenseLayer
 from skynet.errors import PlanError
 from skynet.layers.weights import Fetch
 from skynet.models import Architecture
 from skynet.models.derived import Derived
-from skynet.planning.plan import Plan
+from skynet.planning.plan import Plan, ShardPlan
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 
@@ -32,64 +33,70 @@ class Comparison:
         arch: Architecture,
         plan: Plan,
         fetch: Fetch,
-        ids: list[int],
+        stacks: Sequence[CheckedStack],
         question: Question,
         report: Report,
         weights: dict[str, int],
         progress: Progress | None,
         num_layers: int,
     ) -> None:
-        """num_layers: how many are compared; progress is told of them and of both ends."""
-        self._num_places = num_layers + 2
+        """num_layers: how many are compared; progress is told of them and of each stack's ends."""
         self._arch, self._plan, self._report = arch, plan, report
-        self._ids, self._weights, self._progress = ids, weights, progress
+        self._stacks, self._weights, self._progress = stacks, weights, progress
         self._ending, self._question = ending_of(arch), question
         self._ours: Ours
         if isinstance(arch, Derived):
-            self._ours = DerivedOurs(arch, plan, fetch, ids)
+            self._ours = DerivedOurs(arch, plan, fetch, stacks)
         else:
-            self._ours = Ours(arch, plan, fetch, ids)
+            self._ours = Ours(arch, plan, fetch, stacks)
+        self._num_places = num_layers + 2 * len(stacks)
         self._own: torch.Tensor | None = None  # hidden states that only our layers have seen
-        self._rows: torch.Tensor | None = None  # of the embedding's table
+        self._rows: torch.Tensor | None = None  # of the next embedding's table
         self._last: torch.Tensor | None = None  # their output of the last layer
+        # What the encoder has read, theirs and our own.
+        self._memories: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
 
-    def cuts(self, layer: int) -> tuple[list[slice], list[slice]]:
-        """Of each shard, its inputs of the attention's output product and of the MLP's."""
-        size, parts = self._arch.head_dim, self._ours.parts(self._plan.stage_of(layer))
+    def cuts(self, layer: int) -> Cuts:
+        """Of each product of a layer, each shard's inputs."""
+        stack = self._stack_of(layer)
+        size, parts = stack.arch.head_dim, self._parts(stack, layer)
         heads = [slice(part.heads.start * size, part.heads.stop * size) for part in parts]
-        return heads, [slice(part.columns.start, part.columns.stop) for part in parts]
+        columns = [slice(part.columns.start, part.columns.stop) for part in parts]
+        return {"o": heads, "cross_o": heads, "down": columns}
 
     def embedding(self, rows: torch.Tensor) -> None:
         # Without a file there are no partials that could be compared with them.
         self._rows = None if isinstance(self._arch, Derived) else rows
 
-    def layer(
-        self, layer: int, x: torch.Tensor, out: torch.Tensor, dense: DenseLayer | None
-    ) -> None:
-        x, out = x.float(), out.float()
-        if layer == 0:
-            self._compare_embedding(x)
-        shards = self._ours.load_layer(layer)
-        run = shards.run(x)
-        partials = [] if dense is None else self._partials(layer, run, dense)
-        findings = [*partials, *_outputs(run, out)]
-        self._add(f"layer {layer}", self._plan.stage_of(layer), findings)
+    def layer(self, layer: int, x: torch.Tensor, out: torch.Tensor, dense: DenseLayer) -> None:
+        x, out, stack = x.float(), out.float(), self._stack_of(layer)
+        if layer == stack.layers.start:
+            self._compare_embedding(stack, x)
+        shards, (memory, own_memory) = self._ours.load_layer(stack, layer), self._memories
+        run = shards.run(x, memory)
+        findings = [*self._partials(layer, run, dense), *_outputs(run, out)]
+        self._add(stack.layer_name(layer), layer, findings, is_layer=True)
         if self._own is not None:
-            self._own = shards.run(self._own).outputs[0]
+            self._own = shards.run(self._own, own_memory).outputs[0]
         self._last = out
+
+    def memory(self, states: torch.Tensor) -> None:
+        last, own = self._after_layers()
+        states, run = states.float(), self._ours.remembered(last)
+        self._add("encoder output", self._arch.encoder_layers, _outputs(run, states))
+        self._memories = states, self._ours.remembered(own).outputs[0]
 
     def end(self, result: torch.Tensor) -> None:
         result = result.float()
-        if self._last is None or self._own is None:
-            raise PlanError(f"{self._arch.model_type}: Transformers ran no layer")
+        last, hidden = self._after_layers()
         rows, ending = self._question.rows, self._ending
-        found, own = ending.ours(self._ours, [self._last, self._own[rows]])
+        found, own = ending.ours(self._ours, [last, hidden[rows]])
         scale, findings = row_scale(result), []
         for piece in found:
             theirs = result[:, piece.start : piece.start + piece.values.shape[1]]
             apart = difference(piece.values, theirs, scale)
             findings.append(Finding(ending.what, piece.shard, _shifted(apart, piece.start)))
-        self._add(ending.place, len(self._plan.stages) - 1, findings)
+        self._add(ending.place, self._plan.num_layers - 1, findings)
         together = torch.cat([piece.values for piece in own], dim=1)
         self._report.answer = self._answer(together, result[rows])
 
@@ -102,17 +109,30 @@ class Comparison:
         best, their_best = int(ours[0].argmax()), int(theirs[0].argmax())
         return Answer(question.what, apart, best, their_best, question.spell(best))
 
-    def _compare_embedding(self, x: torch.Tensor) -> None:
-        run = self._ours.embed()
+    def _stack_of(self, layer: int) -> CheckedStack:
+        return next(stack for stack in self._stacks if layer in stack.layers)
+
+    def _parts(self, stack: CheckedStack, layer: int) -> list[ShardPlan]:
+        """What of the stack each shard of a layer's stage has."""
+        return [stack.part(part) for part in self._ours.parts(self._plan.stage_of(layer))]
+
+    def _after_layers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states after a stack's last layer, theirs and our own."""
+        if self._last is None or self._own is None:
+            raise PlanError(f"{self._arch.model_type}: Transformers ran no layer")
+        return self._last, self._own
+
+    def _compare_embedding(self, stack: CheckedStack, x: torch.Tensor) -> None:
+        first, run = stack.layers.start, self._ours.embed(stack)
         findings = []
         if self._rows is not None:
-            ids, scale = torch.tensor(self._ids), row_scale(self._rows)
-            for shard, part in enumerate(self._ours.parts(0)):
+            ids, scale = torch.tensor(stack.ids), row_scale(self._rows)
+            for shard, part in enumerate(self._parts(stack, first)):
                 own = (ids >= part.vocab.start) & (ids < part.vocab.stop)
                 apart = difference(run.partials[0][shard], self._rows * own[:, None], scale)
                 findings.append(Finding("rows of tokens", shard, apart))
-        self._add("embedding", 0, [*findings, *_outputs(run, x)])
-        self._own = run.outputs[0]
+        self._add(f"{stack.name}embedding", first, [*findings, *_outputs(run, x)])
+        self._own, self._rows = run.outputs[0], None
 
     def _partials(self, layer: int, run: LayerRun, dense: DenseLayer) -> list[Finding]:
         """Of each sum of the layer, in order, each shard's part of it."""
@@ -131,15 +151,15 @@ class Comparison:
         if dense.norm_inputs is not None:
             sums.append(("mean squares of queries and keys", self._mean_squares(layer, dense)))
         if self._arch.parallel:
-            both = [a + b for a, b in zip(dense.attention, dense.mlp, strict=True)]
+            both = [a + b for a, b in zip(*dense.partials.values(), strict=True)]
             return [*sums, ("attention and MLP", both)]
-        return [*sums, ("attention", dense.attention), ("MLP", dense.mlp)]
+        return [*sums, *((PRODUCTS[role], parts) for role, parts in dense.partials.items())]
 
     def _mean_squares(self, layer: int, dense: DenseLayer) -> list[torch.Tensor]:
         """Of each shard (tokens, 2); a KV head that shards share counts in the first of them."""
         size, found = self._arch.head_dim, []
         queries, keys = dense.norm_inputs or (torch.empty(0), torch.empty(0))
-        for part in self._ours.parts(self._plan.stage_of(layer)):
+        for part in self._parts(self._stack_of(layer), layer):
             q = queries[:, part.heads.start * size : part.heads.stop * size]
             k = keys[:, part.kv_heads.start * size : part.kv_heads.stop * size]
             first = part.heads.start == part.kv_heads.start * self._arch.group
@@ -148,12 +168,13 @@ class Comparison:
             found.append(torch.stack([a / b for a, b in zip(pair, totals, strict=True)], dim=1))
         return found
 
-    def _add(self, name: str, stage: int, findings: list[Finding]) -> None:
-        self._report.places.append(Place(name, stage, tuple(findings)))
-        if self._progress is None:
-            return
-        total, places = sum(self._weights.values()), len(self._report.places)
-        self._progress("checking", total * places // self._num_places, total)
+    def _add(self, name: str, layer: int, findings: list[Finding], is_layer: bool = False) -> None:
+        """One more place, in the stage of this layer."""
+        stage, places = self._plan.stage_of(layer), self._report.places
+        places.append(Place(name, stage, tuple(findings), is_layer))
+        if self._progress is not None:
+            total = sum(self._weights.values())
+            self._progress("checking", total * len(places) // self._num_places, total)
 
 
 def _outputs(run: LayerRun, theirs: torch.Tensor) -> list[Finding]:

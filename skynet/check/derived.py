@@ -6,13 +6,14 @@ which must come out as it did alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
 from skynet.check.compare import LIMITS, difference
 from skynet.check.ours import CPU, LayerRun, LayerShards, Ours, Piece, Waits, add_up, known_sums
+from skynet.check.stacks import CheckedStack
 from skynet.derived.body import Body
 from skynet.derived.loader import DerivedLoader
 from skynet.errors import SkynetError, UnsupportedModel
@@ -32,22 +33,24 @@ Run = Callable[[Body, StepContext, AllSum], torch.Tensor]
 class DerivedOurs(Ours):
     """The same of a model whose layers are Transformers'."""
 
-    def __init__(self, arch: Derived, plan: Plan, fetch: Fetch, ids: list[int]) -> None:
-        super().__init__(arch, replace(plan, num_slots=SLOTS), fetch, ids)
-        self._derived, self._prompt = arch, tuple(ids)
+    def __init__(
+        self, arch: Derived, plan: Plan, fetch: Fetch, stacks: Sequence[CheckedStack]
+    ) -> None:
+        super().__init__(arch, replace(plan, num_slots=SLOTS), fetch, stacks)
+        self._derived, self._prompt = arch, stacks[0].row.tokens
         self._bodies: dict[ShardPlan, Body] = {}  # what layers are put into, one after the other
 
-    def embed(self) -> LayerRun:
+    def embed(self, stack: CheckedStack) -> LayerRun:
         """The hidden states before layer 0, of each shard; no partials."""
         bodies = []
         for part in self.parts(0):
             bodies.append(self._body(part))
-            bodies[-1].load_tokens(self._loader(part))
+            bodies[-1].load_tokens(self._derived_loader(part))
         row = Row(0, 0, self._prompt, len(self._prompt))
         outputs = self._together("the embedding", bodies, self.parts(0), (row,), _tokens)
         return LayerRun([], outputs)
 
-    def load_layer(self, layer: int) -> DerivedLayerShards:
+    def load_layer(self, stack: CheckedStack, layer: int) -> DerivedLayerShards:
         """All shards of a layer, in place of the last one that was loaded."""
         parts = self.parts(self._plan.stage_of(layer))
         for part in parts:
@@ -55,7 +58,7 @@ class DerivedOurs(Ours):
                 self._bodies[part] = self._body(part)
             body = self._bodies[part]
             body.unload_layers()
-            body.load_layer(layer, self._loader(part))
+            body.load_layer(layer, self._derived_loader(part))
         return DerivedLayerShards(self, layer, parts)
 
     def logits(self, hidden: list[torch.Tensor]) -> list[list[Piece]]:
@@ -63,7 +66,7 @@ class DerivedOurs(Ours):
         logits: list[list[Piece]] = [[] for _ in hidden]
         for shard, part in enumerate(self._last_parts):
             body = self._body(part)
-            body.load_head(self._loader(part))
+            body.load_head(self._derived_loader(part))
             for found, x in zip(logits, hidden, strict=True):
                 found.append(Piece(shard, part.vocab.start, body.head(x)))
         return logits
@@ -132,7 +135,7 @@ class DerivedOurs(Ours):
     def _body(self, part: ShardPlan) -> Body:
         return Body(self._derived, self._plan, part, self._dtype, CPU)
 
-    def _loader(self, part: ShardPlan) -> DerivedLoader:
+    def _derived_loader(self, part: ShardPlan) -> DerivedLoader:
         return DerivedLoader(self._derived, part, self._fetch, self._dtype, CPU)
 
     def _laid_out(self, part: ShardPlan, rows: tuple[Row, ...]) -> StepContext:
@@ -152,10 +155,10 @@ class DerivedLayerShards(LayerShards):
     """The shards of the layer that is loaded."""
 
     def __init__(self, ours: DerivedOurs, layer: int, parts: tuple[ShardPlan, ...]) -> None:
-        super().__init__([], [])  # not our layers
+        super().__init__([])  # not our layers
         self._ours, self._layer, self._parts = ours, layer, parts
 
-    def run(self, x: torch.Tensor) -> LayerRun:
+    def run(self, x: torch.Tensor, memory: torch.Tensor | None = None) -> LayerRun:
         """`x` (tokens, hidden) float32 through the layer; no partials.
 
         Raises:

@@ -36,11 +36,11 @@ class Ending:
 
 
 # By the last of the tasks that a model can do: the one that needs its head.
-ENDINGS = {
+ENDINGS: dict[str, Ending] = {
     GENERATE: Ending(
         "head",
         "logits",
-        TheirModel("AutoModelForCausalLM", "logits", {"use_cache": False}),
+        TheirModel("AutoModelForCausalLM", "logits", options={"use_cache": False}),
         lambda ours, hidden: ours.logits(hidden),  # a family without a file has its own
     ),
     FILL_MASK: Ending("head", "logits", TheirModel("AutoModelForMaskedLM", "logits"), Ours.logits),
@@ -59,9 +59,22 @@ ENDINGS = {
 }
 
 
+ENCODER_DECODER = Ending(
+    "head",
+    "logits",
+    TheirModel(
+        "AutoModelForSeq2SeqLM",
+        "logits",
+        inputs=("input_ids", "decoder_input_ids"),
+        options={"use_cache": False},
+    ),
+    Ours.logits,
+)
+
+
 def ending_of(arch: Architecture) -> Ending:
     """What a checkpoint of this architecture ends in."""
-    return ENDINGS[arch.tasks[-1]]
+    return ENDINGS[arch.tasks[-1]] if arch.encoder is None else ENCODER_DECODER
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,7 @@ class Question:
 
 
 def question_of(arch: Architecture, files: Mapping[str, bytes], ids: list[int]) -> Question:
-    """What is asked of the model's answer to `ids`; `files` as of `Checkpoint.text_files`."""
+    """What is asked of the last stack's answer to `ids`; `files` as of `Checkpoint.text_files`."""
     task, text = arch.tasks[-1], Text(files)
     if task == EMBED:
         pooling = json.loads(files.get(EMBEDDING, b"{}")).get("pooling", DEFAULT_POOLING)

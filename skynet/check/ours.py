@@ -6,25 +6,27 @@ makes them. Knows nothing of Transformers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from skynet.layers.alibi import PositionBias
-from skynet.layers.context import StepContext, make_context
+from skynet.check.stacks import CheckedStack
+from skynet.layers.context import StepContext
+from skynet.layers.encoder import Encoder
 from skynet.layers.ends import load_embedding, load_head
-from skynet.layers.layer import Layer, ParallelLayer, SequentialLayer
+from skynet.layers.layer import Layer
 from skynet.layers.norm import AllSum, load_norm
 from skynet.layers.reading import load_reader
-from skynet.layers.rope import Rotary
 from skynet.layers.shard_model import DTYPES
+from skynet.layers.stack import Stack
 from skynet.layers.weights import Fetch, Loader
 from skynet.models.architecture import Architecture
 from skynet.models.checkpoint import Checkpoint
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.stager import tensor_plans
-from skynet.step import Read, Row, Step
+from skynet.step import Read, Step
 from skynet.task_names import CLASSIFY
 
 CPU = torch.device("cpu")
@@ -78,43 +80,47 @@ class Piece:
 
 
 class Ours:
-    """A plan's shards, a layer at a time, for one prompt in one step."""
+    """A plan's shards, a layer at a time, each stack reading its row in one step."""
 
-    def __init__(self, arch: Architecture, plan: Plan, fetch: Fetch, ids: list[int]) -> None:
-        self._arch, self._plan, self._fetch = arch, plan, fetch
+    def __init__(
+        self, arch: Architecture, plan: Plan, fetch: Fetch, stacks: Sequence[CheckedStack]
+    ) -> None:
+        self._arch, self._plan, self._fetch, self._stacks = arch, plan, fetch, stacks
         self._dtype = DTYPES[plan.dtype]
-        self._step = Step(plan.epoch, 1, (Row(0, 0, tuple(ids), len(ids)),), 1)
-        self._ids = torch.tensor(ids)
-        self._rotaries = [Rotary(rope, CPU) for rope in arch.rope_kinds]
 
-    def embed(self) -> LayerRun:
-        """The embedding's partials, (tokens, embedding), and the hidden states before layer 0."""
+    def embed(self, stack: CheckedStack) -> LayerRun:
+        """A stack's embedding: partials (tokens, embedding), and what its first layer reads."""
+        parts = self.parts(self._plan.stage_of(stack.layers.start))
         shards = [
-            load_embedding(self._arch, self._loader(part), part.vocab) for part in self.parts(0)
+            load_embedding(stack.arch, self._loader(part, stack), stack.part(part).vocab)
+            for part in parts
         ]
-        partials = [shard.partial(self._ids) for shard in shards]
-        total, positions = add_up(partials), torch.arange(len(self._ids))
-        outputs = [shard.complete(total, self._ids, positions) for shard in shards]
-        return LayerRun([partials], outputs)
+        ids = torch.tensor(stack.ids)
+        partials = [shard.partial(ids) for shard in shards]
+        total, positions = add_up(partials), torch.arange(len(ids))
+        return LayerRun([partials], [shard.complete(total, ids, positions) for shard in shards])
 
-    def load_layer(self, layer: int) -> LayerShards:
-        """All shards of a layer; free them before the next one."""
-        stage, arch = self._plan.stage_of(layer), self._arch
-        kind = ParallelLayer if arch.parallel else SequentialLayer
-        layers: list[Layer] = []
-        contexts = []
-        for part in self.parts(stage):
-            load = self._loader(part)
-            loaded = kind(arch, self._plan, part, layer, load, self._dtype, CPU)
-            layers.append(loaded)
-            contexts.append(self._context(part, loaded.window))
-        return LayerShards(layers, contexts)
+    def load_layer(self, stack: CheckedStack, layer: int) -> LayerShards:
+        """All shards of a layer, numbered as in the model; free them before the next one."""
+        parts = self.parts(self._plan.stage_of(layer))
+        return LayerShards([self._layer_shard(part, stack, layer) for part in parts])
+
+    def remembered(self, x: torch.Tensor) -> LayerRun:
+        """What each shard of the decoder's first stage makes of `x`, the encoder's last layer's."""
+        stack, layer = self._stacks[0], self._arch.encoder_layers
+        step, span, outputs = self._step(stack), Range(layer, layer + 1), []
+        for part in self.parts(self._plan.stage_of(layer)):
+            load, own = self._loader(part, stack), stack.part(part)
+            encoder = Encoder(stack.arch, self._plan, own, span, load, self._dtype, CPU)
+            context = encoder.stack.prepare(step)
+            outputs.append(encoder.run(step, context, span, x, True, known_sums([]))[0])
+        return LayerRun([], outputs)
 
     def logits(self, hidden: list[torch.Tensor]) -> list[list[Piece]]:
         """Of each `hidden` (rows, hidden), the logits of each shard's part of the vocabulary."""
         logits: list[list[Piece]] = [[] for _ in hidden]
         for shard, part in enumerate(self._last_parts):
-            head = load_head(self._arch, self._loader(part), self._dtype)
+            head = load_head(self._arch, self._loader(part, self._last), self._dtype)
             for found, x in zip(logits, hidden, strict=True):
                 values = head(x) if part.vocab.size else torch.empty(len(x), 0)
                 found.append(Piece(shard, part.vocab.start, values))
@@ -122,16 +128,16 @@ class Ours:
 
     def states(self, hidden: list[torch.Tensor]) -> list[list[Piece]]:
         """Of each `hidden` (rows, hidden), the same after the last norm, if there is one."""
-        load = self._loader(self._last_parts[0])
+        load = self._loader(self._last_parts[0], self._last)
         norm = load_norm(self._arch, load, "final_norm", None, self._dtype)
         return [[Piece(None, 0, norm(x).float())] for x in hidden]
 
     def classes(self, hidden: list[torch.Tensor]) -> list[list[Piece]]:
         """Of each `hidden` (tokens, hidden), a whole text, the logits of its labels, one row."""
-        load = self._loader(self._last_parts[0])
+        load = self._loader(self._last_parts[0], self._last)
         norm = load_norm(self._arch, load, "final_norm", None, self._dtype)
         reader = load_reader(self._arch, load, norm, self._dtype)
-        rows = [replace(row, read=Read(CLASSIFY)) for row in self._step.rows]
+        rows = [replace(self._last.row, read=Read(CLASSIFY))]
         found = [torch.from_numpy(vector) for x in hidden for vector in reader(rows, x)]
         return [[Piece(None, 0, logits[None])] for logits in found]
 
@@ -139,47 +145,65 @@ class Ours:
         return self._plan.stages[stage].shards
 
     @property
+    def _last(self) -> CheckedStack:
+        return self._stacks[-1]
+
+    @property
     def _last_parts(self) -> tuple[ShardPlan, ...]:
         return self.parts(len(self._plan.stages) - 1)
 
-    def _loader(self, part: ShardPlan) -> Loader:
-        return Loader(self._arch, part, self._fetch, self._dtype, CPU)
+    def _loader(self, part: ShardPlan, stack: CheckedStack) -> Loader:
+        return Loader(stack.arch, stack.part(part), self._fetch, self._dtype, CPU)
 
-    def _context(self, part: ShardPlan, window: int | None) -> StepContext:
-        arch = self._arch
-        return make_context(
-            self._step,
-            self._plan,
-            arch.vocab_size,
-            self._rotaries,
-            {window},
-            2 * part.kv_heads.size * arch.head_dim * self._dtype.itemsize,
-            self._dtype,
-            CPU,
-            PositionBias(arch, arch.alibi, part) if arch.alibi else None,
-            arch.bidirectional,
-        )
+    def _step(self, stack: CheckedStack) -> Step:
+        return Step(self._plan.epoch, 1, (stack.row,), 1, stack.layers.start)
+
+    def _layer_shard(self, part: ShardPlan, stack: CheckedStack, layer: int) -> LayerShard:
+        own = self._load(part, stack, Range(layer, layer + 1))
+        (loaded,) = own.of(own.run)
+        texts = None
+        if stack.encoder is not None:
+            encoder = self._load(part, stack.encoder, own.run)
+            texts = encoder.prepare(self._step(stack.encoder))
+        return LayerShard(loaded, own.prepare(self._step(stack)), texts)
+
+    def _load(self, part: ShardPlan, stack: CheckedStack, layers: Range) -> Stack:
+        """One shard's layers of a stack; none where they are all another's."""
+        load, own = self._loader(part, stack), stack.part(part)
+        return Stack(stack.arch, self._plan, own, layers, load, self._dtype, CPU)
+
+
+@dataclass(frozen=True)
+class LayerShard:
+    """One shard of a layer, and how the step lies; `texts` is how that of the encoder lies."""
+
+    layer: Layer
+    context: StepContext
+    texts: StepContext | None
 
 
 class LayerShards:
     """The shards of one layer in one process."""
 
-    def __init__(self, layers: list[Layer], contexts: list[StepContext]) -> None:
-        self._layers, self._contexts = layers, contexts
+    def __init__(self, shards: list[LayerShard]) -> None:
+        self._shards = shards
 
-    def run(self, x: torch.Tensor) -> LayerRun:
-        """`x` (tokens, hidden) float32 through the layer.
+    def run(self, x: torch.Tensor, memory: torch.Tensor | None = None) -> LayerRun:
+        """`x` (tokens, hidden) float32 through the layer; `memory` is what an encoder has read.
 
         No shard can go on after a sum before all have come to it, so each sum takes a round, in
         which every shard starts again with the sums of the rounds before.
         """
+        for shard in self._shards:
+            if shard.texts is not None and memory is not None:
+                shard.layer.remember(memory, shard.texts)
         sums: list[torch.Tensor] = []
         partials: list[list[torch.Tensor]] = []
         while True:
             outputs, waiting = [], []
-            for layer, context in zip(self._layers, self._contexts, strict=True):
+            for shard in self._shards:
                 try:
-                    outputs.append(layer(x, context, known_sums(sums)))
+                    outputs.append(shard.layer(x, shard.context, known_sums(sums)))
                 except Waits as wait:
                     waiting.append(wait.partial)
             if not waiting:

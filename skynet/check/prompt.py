@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from skynet.errors import PlanError
+from skynet.generation_config import generation_defaults
 from skynet.models.architecture import Architecture
 from skynet.prompts import check_token_ids, token_ids
 from skynet.task_names import FILL_MASK
@@ -15,15 +16,39 @@ DEFAULT_MASKED = "Paris is the {mask} of France, and Rome that of Italy."
 NUM_IDS = 16  # of the prompt of a model without a tokenizer
 
 
-def prompt_ids(
+def token_ids_read(
     arch: Architecture, files: Mapping[str, bytes], given: str | None, name: str
-) -> list[int]:
-    """Token ids of `given`, or of a default; `files` as of `Checkpoint.text_files`.
+) -> list[list[int]]:
+    """Token ids that each of the model's stacks reads of the prompt `given`, or of a default.
+
+    files: as of `model_files`.
 
     Raises:
-        BadRequest: it is empty, or the model has no tokenizer for it.
+        BadRequest: the prompt is empty, or the model has no tokenizer for it.
         PlanError: it is longer than the model `name` takes.
     """
+    ids = _prompt_ids(arch.stacks[0], files, given, name)
+    return [ids] if arch.encoder is None else [ids, _answer_ids(arch, files, ids)]
+
+
+def _answer_ids(arch: Architecture, files: Mapping[str, bytes], ids: list[int]) -> list[int]:
+    """What a decoder reads beside a prompt: its start, then the prompt without its last token.
+
+    That is how models are trained to repeat a text. So tokens see others before them, through masks
+    and by their distances; an answer of Transformers' own would take a forward pass for each token.
+    Ids that the decoder does not have are taken modulo its vocabulary. A token without a position
+    is left out: how Transformers counts the others depends on how many it is given at once.
+    """
+    # Of a model that names no start each request has to.
+    start = generation_defaults(files).always.get("decoder_start_token_id", 0)
+    own = [token % arch.vocab_size for token in ids[:-1]]
+    return [start, *(token for token in own if token != arch.unplaced_token)]
+
+
+def _prompt_ids(
+    arch: Architecture, files: Mapping[str, bytes], given: str | None, name: str
+) -> list[int]:
+    """Token ids of `given`, or of a default; `arch` is of the stack that reads it."""
     text = Text(files)
     if given is None and not text.has_tokenizer:
         count = min(NUM_IDS, arch.max_positions)

@@ -22,11 +22,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Place:
-    """The embedding, a layer, or the end: its comparisons in the order of the computation."""
+    """An embedding, a layer, or an end: its comparisons in the order of the computation."""
 
     name: str
     stage: int
     findings: tuple[Finding, ...]
+    is_layer: bool = False
 
     @property
     def worst(self) -> Finding:
@@ -156,8 +157,7 @@ class Report:
         elif self.places:
             worst = max(self.places, key=lambda place: place.worst.found.relative)
             yield (
-                f"equal: {len(self.places) - 2} layers, embedding and {self.places[-1].name}. "
-                "Largest difference "
+                f"equal: {self._compared()}. Largest difference "
                 f"{worst.worst.found.relative:.1e} of a row's largest number ({worst.name}, "
                 f"{worst.worst.what}); limit {self.limit:g}"
             )
@@ -165,6 +165,12 @@ class Report:
             yield self._verdict(self.answer)
         yield from self.notes
         yield f"peak memory {self.peak_bytes / 1e6:.0f} MB, of the whole process"
+
+    def _compared(self) -> str:
+        """What there was: 12 layers, embedding and head."""
+        *others, last = [place.name for place in self.places if not place.is_layer]
+        layers = f"{len(self.places) - len(others) - 1} layers"
+        return f"{', '.join([layers, *others])} and {last}"
 
     def _differs(self) -> Iterator[str]:
         place, others = self.differing[0], [place.name for place in self.differing[1:]]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from skynet.check import compare, new_report, plan_of
 from skynet.check.comparison import Progress
-from skynet.check.prompt import prompt_ids
+from skynet.check.prompt import token_ids_read
 from skynet.errors import UnsupportedModel
 from skynet.models.checkpoint import Checkpoint
 from skynet.models.derived import Derived
+from skynet.stager import model_files
 
 DTYPE = "float32"  # in which a mistake cannot pass for rounding
 
@@ -22,11 +23,11 @@ def self_test(
     Raises:
         UnsupportedModel: they differ by more than rounding, or cannot be run; names where.
     """
-    ids = prompt_ids(arch, checkpoint.text_files(), None, checkpoint.name)
+    reads = token_ids_read(arch, model_files(checkpoint), None, checkpoint.name)
     shards = min(max(2, shards), arch.num_heads)
-    plan = plan_of(checkpoint, arch, ids, 1, shards, DTYPE)
-    report = new_report(checkpoint, arch, plan, ids)
-    compare(checkpoint, arch, plan, ids, report, progress, only=arch.samples)
+    plan = plan_of(checkpoint, arch, reads, 1, shards, DTYPE)
+    report = new_report(checkpoint, arch, plan, reads)
+    compare(checkpoint, arch, plan, reads, report, progress, only=arch.samples)
     if report.equal:
         return
     numbers = ", ".join(

@@ -20,6 +20,7 @@ class TheirModel:
 
     auto_class: the name of what makes one.
     result: the field of its output that is compared, (1, tokens, width) or (1, width).
+    inputs: what it calls the token ids that each of its stacks reads.
     options: of its forward pass.
     bare: it is the base model, whose weights' names lack the prefix that heads need.
     unused: its modules that compute nothing of the result, and have no weights of ours.
@@ -27,6 +28,7 @@ class TheirModel:
 
     auto_class: str
     result: str
+    inputs: tuple[str, ...] = ("input_ids",)
     options: Mapping[str, Any] = field(default_factory=dict)
     bare: bool = False
     unused: tuple[str, ...] = ()

@@ -30,8 +30,10 @@ class TheirWeights:
     ) -> None:
         self._checkpoint, self._arch, self._dtype = checkpoint, arch, dtype
         self._model, self._config = model, config
-        self._names = resolve_names(arch, checkpoint.tensors)
+        self._names = _names_in_file(arch, checkpoint)
+        self._paths = _paths_by_module(model)
         self._empty: list[tuple[torch.nn.Module, str, Any]] = []
+        self._fill_buffers()
 
     def fill(self, module: torch.nn.Module, path: str) -> None:
         """Give a module, which lies at `path`, and all within their weights.
@@ -46,6 +48,7 @@ class TheirWeights:
         for name, owner, own in places:
             source, empty = sources[name], owner._parameters[own]
             value = converted.get(name) if source is None else self._read(source)
+            value = self._computed(owner) if value is None else value
             if value is None or empty is None or value.shape != empty.shape:
                 raise CheckpointError(
                     f"{source or name} is {None if value is None else list(value.shape)}, and "
@@ -62,17 +65,29 @@ class TheirWeights:
         self._empty = []
 
     def _source(self, name: str) -> str | None:
-        """The tensor of the file that is this parameter; None of one that has to be converted."""
-        if name in self._names:
-            return self._names[name]
-        module, _, kind = name.rpartition(".")
-        if self._model.get_submodule(module) is not self._model.get_output_embeddings():
-            return None
+        """The tensor of the file that is this parameter; None of one that is made of others."""
+        path, _, kind = name.rpartition(".")
+        module = self._model.get_submodule(path)
+        known = (f"{other}.{kind}" for other in self._paths[id(module)])
+        found = next((self._names[other] for other in known if other in self._names), None)
+        if found is not None or module is not self._model.get_output_embeddings():
+            return found
         # Tied to the embedding, or called otherwise in files than in Transformers' class.
         head = self._arch.weight("embed" if self._arch.tied else "head")
         bias = self._arch.weight("head_bias")
         head = bias if kind == "bias" and bias is not None else head
         return None if head is None else self._names.get(head.tensor(kind=kind))
+
+    def _computed(self, module: torch.nn.Module) -> torch.Tensor | None:
+        """A table that the file may lack, as Transformers computes it: of sinusoidal positions."""
+        make = getattr(module, "create_weight", None)
+        return None if make is None else make().to(self._dtype)
+
+    def _fill_buffers(self) -> None:
+        """What is a tensor of the file and no parameter: a vector, so it stays."""
+        for name, buffer in self._model.named_buffers():
+            if name in self._names:
+                buffer.copy_(self._read(self._names[name]))
 
     def _read(self, source: str) -> torch.Tensor:
         from safetensors import safe_open
@@ -103,6 +118,23 @@ class TheirWeights:
             )
         found = small.get_submodule(layers)[0].named_parameters()
         return {f"{path}.{name}": value.detach() for name, value in found}
+
+
+def _names_in_file(arch: Architecture, checkpoint: Checkpoint) -> dict[str, str]:
+    """Each tensor's name in Transformers' model -> that in the file, which has tied ones once."""
+    names = resolve_names(arch, checkpoint.tensors)
+    for weight in (weight for stack in arch.stacks for weight in stack.weights):
+        for other in weight.others:
+            names.setdefault(f"{other}.weight", names[weight.tensor()])
+    return names
+
+
+def _paths_by_module(model: Any) -> dict[int, list[str]]:
+    """All that a model calls each of its modules, which may stand in several places."""
+    found: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        found.setdefault(id(module), []).append(path)
+    return found
 
 
 def parameter(value: torch.Tensor) -> torch.nn.Parameter:

@@ -18,8 +18,8 @@ from skynet.cli.root import main
 @click.option("--shards", type=COUNT, default=2, show_default=True, help="Slices of each stage.")
 @click.option(
     "--prompt",
-    help="What both read, without a chat template.  [default: a sentence, with a mask if the model "
-    "fills masks]",
+    help="What both read, without a chat template; a decoder beside an encoder reads it too, after "
+    "its start token.  [default: a sentence, with a mask if the model fills masks]",
 )
 @click.option(
     "--dtype",
@@ -34,11 +34,11 @@ def check(
 ) -> None:
     """Does MODEL, cut into stages x shards, compute what Transformers computes? Layer by layer.
 
-    Models that generate, and encoders: bare, with masked words or with labels. Needs no Redis and
-    no workers, and memory for one layer at a time, not for the model. Names the first layer and
-    shard that differ, and compares the answer: next token, token for the mask, label or embedding.
-    Exit code 0 if all is equal up to rounding, 1 if not. MODEL: as of `skynet split`; a .gguf file
-    is converted first, which takes memory for all of it.
+    Models that generate, encoder-decoders too, and encoders: bare, with masked words or with
+    labels. Needs no Redis and no workers, and memory for one layer at a time, not for the model.
+    Names the first layer and shard that differ, and compares the answer: next token, token for the
+    mask, label or embedding. Exit code 0 if all is equal up to rounding, 1 if not. MODEL: as of
+    `skynet split`; a .gguf file is converted first, which takes memory for all of it.
     """
     from skynet.check import check_model
 

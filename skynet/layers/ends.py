@@ -31,6 +31,7 @@ class Embedding:
         project_last: bool = False,
         shared: bool = False,
         unplaced: int | None = None,
+        whole_texts: bool = False,
     ) -> None:
         """types: of which the first row is added to every token's.
 
@@ -40,7 +41,7 @@ class Embedding:
         self._table, self._vocab, self._whole, self._scale = table, vocab, whole, scale
         self._projection, self._positions, self._norm = projection, positions, norm
         self._types, self._project_last = types, project_last
-        self._unplaced = unplaced
+        self._unplaced, self._whole_texts = unplaced, whole_texts
         parts = (None if shared else table, projection, positions, norm, types)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
@@ -62,14 +63,19 @@ class Embedding:
         if not self._project_last:
             x = self._project(x)
         if self._positions is not None:
-            places = (
-                positions if self._unplaced is None else _places(ids, positions, self._unplaced)
-            )
-            x = x + F.embedding(places, self._positions)
+            x = x + F.embedding(self._places(ids, positions), self._positions)
         if self._types is not None:
             x = x + self._types[0]
         x = x if self._norm is None else self._norm(x)
         return self._project(x) if self._project_last else x
+
+    def _places(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Rows of the position table; with an `unplaced` token 0 is its own."""
+        if self._unplaced is None:
+            return positions
+        if self._whole_texts:
+            return _counted(ids, positions, self._unplaced)
+        return (positions + 1).masked_fill(ids == self._unplaced, 0)
 
     def _project(self, x: torch.Tensor) -> torch.Tensor:
         if self._projection is None:
@@ -77,8 +83,8 @@ class Embedding:
         return self._projection(x.to(self._table.dtype)).float()
 
 
-def _places(ids: torch.Tensor, positions: torch.Tensor, unplaced: int) -> torch.Tensor:
-    """Rows of the position table, of whole texts: 0 of `unplaced`, from 1 on of all else."""
+def _counted(ids: torch.Tensor, positions: torch.Tensor, unplaced: int) -> torch.Tensor:
+    """The numbers of tokens in whole texts: from 1 on, without `unplaced`, which has 0."""
     placed = (ids != unplaced).long()
     count = placed.cumsum(0)
     starts = torch.arange(len(ids), device=ids.device) - positions  # of each token's text
@@ -139,6 +145,7 @@ def load_embedding(
         project_last=arch.project_after_norm,
         shared=shared,
         unplaced=arch.unplaced_token,
+        whole_texts=arch.bidirectional,
     )
 
 
@@ -149,7 +156,10 @@ def _load_positions(arch: Architecture, load: Loader, like: torch.Tensor) -> tor
     if arch.sinusoids is None:
         return None
     count, width = arch.max_positions, arch.hidden_size
-    return sinusoid_table(arch.sinusoids, arch.position_offset, count, width).to(like)
+    table = sinusoid_table(arch.sinusoids, arch.position_offset, count, width)
+    if arch.unplaced_token is not None:
+        table = torch.cat([torch.zeros(1, width), table])
+    return table.to(like)
 
 
 def load_head(arch: Architecture, load: Loader, dtype: torch.dtype) -> Head:

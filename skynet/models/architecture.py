@@ -168,7 +168,8 @@ class Architecture:
     embed_size: int | None = None  # of an embedding that is projected to the hidden size
     embed_scale: float = 1.0
     position_offset: int = 0  # rows of the position table before the first that is used
-    # A token that takes no position, and has the first row of the table for itself.
+    # A token that has no position, but the first row of the table for itself; in whole texts the
+    # others are counted without it. Where positions are computed, that row is zeros.
     unplaced_token: int | None = None
     residual_scale: float = 1.0  # of what attention and MLP add to the hidden states
     logit_scale: float = 1.0

@@ -11,8 +11,8 @@ from skynet.models.seq2seq import REFUSED as SHARED_REFUSED
 
 MODEL_TYPE = "m2m_100"
 OWN: dict[str, Any] = {"activation_function": "relu", "scale_embedding": True}
-# Positions begin after that of the padding, and a text's own padding would have none.
-REFUSED: dict[str, Any] = {**SHARED_REFUSED, "pad_token_id": 1}
+PADDING = 1  # positions begin after its number
+REFUSED: dict[str, Any] = {**SHARED_REFUSED, "pad_token_id": PADDING}
 
 
 def architecture(config: read.Config) -> Architecture:
@@ -22,6 +22,7 @@ def architecture(config: read.Config) -> Architecture:
         config,
         norms_first=True,
         sinusoids=Sinusoids(even_width(config) // 2 - 1, single=True),
-        position_offset=2,
+        position_offset=PADDING + 1,
         head_bias=False,
+        unplaced_token=PADDING,
     )

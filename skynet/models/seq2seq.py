@@ -32,6 +32,7 @@ def encoder_decoder(
     sinusoids: Sinusoids | None = None,
     position_offset: int = 0,
     head_bias: bool = True,
+    unplaced_token: int | None = None,
 ) -> Architecture:
     """An Architecture in the manner of BART; `config` has every default filled in.
 
@@ -43,6 +44,7 @@ def encoder_decoder(
         "embed_norm": embed_norm,
         "sinusoids": sinusoids,
         "position_offset": position_offset,
+        "unplaced_token": unplaced_token,
     }
     encoder, decoder = (_stack(config, side, options) for side in ("encoder", "decoder"))
     head = replace(HEAD, optional=bool(config["tie_word_embeddings"]))
@@ -76,6 +78,7 @@ def _stack(config: read.Config, side: str, options: dict[str, Any]) -> Architect
         learned_positions=options["sinusoids"] is None,
         sinusoids=options["sinusoids"],
         position_offset=options["position_offset"],
+        unplaced_token=options["unplaced_token"],
         windows=(None,) * layers,
         embed_scale=hidden**0.5 if config["scale_embedding"] else 1.0,
         attention_scale=head_dim**-0.5,

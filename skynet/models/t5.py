@@ -44,9 +44,9 @@ def encoder_decoder(config: read.Config) -> Architecture:
     layers = read.size(config, "num_layers")
     encoder = _stack(config, "encoder", layers)
     decoder = _stack(config, "decoder", config.get("num_decoder_layers") or layers)
-    scaled = config.get("scale_decoder_outputs")
-    if scaled is None:
-        scaled = config.get("tie_word_embeddings") is not False
+    # Only what says nothing of it goes by the tie: null is no scale.
+    tied = config.get("tie_word_embeddings") is not False
+    scaled = config.get("scale_decoder_outputs", tied)
     return replace(
         decoder,
         encoder=replace(encoder, bidirectional=True),

@@ -70,7 +70,7 @@ def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, own_table: boo
     roles = FIRST_ROLES if own_table else FIRST_ROLES[1:]
     total = _roles_bytes(arch, plan, part, *roles)
     if arch.sinusoids is not None and arch.weight("positions") is None:
-        total += arch.max_positions * arch.hidden_size * DTYPE_BYTES[plan.dtype]
+        total += arch.size("positions") * arch.hidden_size * DTYPE_BYTES[plan.dtype]
     return total
 
 

@@ -25,10 +25,44 @@ TEXTS = [
     [44],
 ]
 NEW_TOKENS = 24
-# Tiny random models repeat themselves: no token may come twice. Nor may M2M-100's padding come,
-# which has no position of its own.
-VARIED = {"no_repeat_ngram_size": 1, "suppress_tokens": [1]}
+# Tiny random models repeat themselves: no token may come twice.
+VARIED = {"no_repeat_ngram_size": 1}
 FORCED = [7, 100, 3, 3, 51, 90, 17]  # what a decoder is given after its start
+# Features that few have: the family, and the fields of its config.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bart-scaled": ("bart", {"scale_embedding": True, "activation_function": "relu"}),
+    "bart-tied": ("bart", {"tie_word_embeddings": True}),
+    "bart-other-heads": (
+        "bart",
+        {"encoder_attention_heads": 4, "decoder_attention_heads": 8, "decoder_ffn_dim": 31},
+    ),
+    "mbart-scaled": ("mbart", {"scale_embedding": True, "decoder_layers": 4}),
+    "mbart-tied": ("mbart", {"tie_word_embeddings": True}),
+    "marian-scaled": ("marian", {"scale_embedding": True, "activation_function": "swish"}),
+    "marian-tied": ("marian", {"tie_word_embeddings": True}),
+    "m2m_100-tied": ("m2m_100", {"tie_word_embeddings": True}),
+    "pegasus-tied": ("pegasus", {"tie_word_embeddings": True, "scale_embedding": True}),
+    "t5-tied": ("t5", {"own_head": False}),
+    "marian-two-vocabularies": (
+        "marian",
+        {
+            "share_encoder_decoder_embeddings": False,
+            "decoder_vocab_size": 109,
+            "pad_token_id": 108,
+        },
+    ),
+    "m2m_100-unscaled": ("m2m_100", {"scale_embedding": False, "encoder_layers": 1}),
+    "t5-1.1": (
+        "t5",
+        {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 1},
+    ),
+    "t5-gated-silu": ("t5", {"feed_forward_proj": "gated-silu", "d_kv": 7}),
+    "t5-many-buckets": (
+        "t5",
+        {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128},
+    ),
+    "mt5-relu": ("mt5", {"feed_forward_proj": "relu"}),
+}
 
 
 @dataclass(frozen=True)
@@ -127,6 +161,6 @@ def translate(
         found = cluster.step(rows, span) if rows else []
         for index, offers in zip(running, found, strict=True):
             logits = full_logits(offers, cluster.arch.vocab_size)
-            logits[[1, start, *answers[index]]] = -np.inf
+            logits[[start, *answers[index]]] = -np.inf
             answers[index].append(int(logits.argmax()))
     return answers

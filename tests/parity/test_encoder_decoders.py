@@ -12,6 +12,7 @@ from model_families import ENCODER_DECODERS
 from seq2seq import (
     FORCED,
     TEXTS,
+    VARIANTS,
     VARIED,
     Translator,
     decoder_logits,
@@ -34,40 +35,6 @@ SHAPES = [
     (5, 1, STAGE),
     (1, 4, STAGE),
 ]
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bart-scaled": ("bart", {"scale_embedding": True, "activation_function": "relu"}),
-    "bart-tied": ("bart", {"tie_word_embeddings": True}),
-    "bart-other-heads": (
-        "bart",
-        {"encoder_attention_heads": 4, "decoder_attention_heads": 8, "decoder_ffn_dim": 31},
-    ),
-    "mbart-scaled": ("mbart", {"scale_embedding": True, "decoder_layers": 4}),
-    "mbart-tied": ("mbart", {"tie_word_embeddings": True}),
-    "marian-scaled": ("marian", {"scale_embedding": True, "activation_function": "swish"}),
-    "marian-tied": ("marian", {"tie_word_embeddings": True}),
-    "m2m_100-tied": ("m2m_100", {"tie_word_embeddings": True}),
-    "pegasus-tied": ("pegasus", {"tie_word_embeddings": True, "scale_embedding": True}),
-    "t5-tied": ("t5", {"own_head": False}),
-    "marian-two-vocabularies": (
-        "marian",
-        {
-            "share_encoder_decoder_embeddings": False,
-            "decoder_vocab_size": 109,
-            "pad_token_id": 108,
-        },
-    ),
-    "m2m_100-unscaled": ("m2m_100", {"scale_embedding": False, "encoder_layers": 1}),
-    "t5-1.1": (
-        "t5",
-        {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 1},
-    ),
-    "t5-gated-silu": ("t5", {"feed_forward_proj": "gated-silu", "d_kv": 7}),
-    "t5-many-buckets": (
-        "t5",
-        {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128},
-    ),
-    "mt5-relu": ("mt5", {"feed_forward_proj": "relu"}),
-}
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +89,31 @@ def test_a_variant(
     family, fields = VARIANTS[variant]
     # When it runs split / Then logits are close and greedy tokens equal
     check(translator(family, **fields), stages, shards, span)
+
+
+@pytest.mark.parametrize(("stages", "shards"), [(1, 1), (3, 2)])
+def test_the_padding_of_m2m_has_no_position(
+    translator: Callable[..., Translator], stages: int, shards: int
+) -> None:
+    # Given some in a text and in its answer, and what Transformers makes of it token by token
+    found, text, tokens = translator("m2m_100"), [9, 1, 8, 1, 1, 123, 4], [1, 33, 20, 1, 1, 9]
+    answer = found.generate(
+        text,
+        max_new_tokens=len(tokens) + 1,
+        prefix_allowed_tokens_fn=lambda _, given: [[*tokens, 5][len(given) - 1]],
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    expected = [logits[0].numpy() for logits in answer.logits]
+    # When it runs split, the first tokens of the answer as a chunk
+    cluster = cluster_of(found.checkpoint, stages, shards, num_slots=6, slot_tokens=40)
+    try:
+        read(cluster, [text], LAYER)
+        logits = decoder_logits(cluster, 0, len(text), [found.start, *tokens], LAYER)
+    finally:
+        cluster.close()
+    # Then the others count on, in the answer with it and in the text without
+    np.testing.assert_allclose(logits, expected[2:], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", ENCODER_DECODERS)

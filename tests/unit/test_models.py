@@ -159,6 +159,29 @@ def test_what_is_not_computed_of_encoder_decoders_is_refused(
         load_architecture(config)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"tie_word_embeddings": False},
+        {"tie_word_embeddings": True, "scale_decoder_outputs": False},
+        {"tie_word_embeddings": False, "scale_decoder_outputs": True},
+        {"scale_decoder_outputs": None},
+    ],
+)
+def test_t5_scales_what_it_ends_in_as_transformers_does(fields: dict[str, Any]) -> None:
+    # Given a config.json that says so, or leaves it to the tie
+    written = transformers.T5Config(d_model=64).to_dict()
+    for name in ("tie_word_embeddings", "scale_decoder_outputs"):
+        written.pop(name)
+    # When Transformers reads it and when we do
+    theirs = transformers.T5Config.from_dict(written | fields)
+    ours = load_architecture(written | fields)
+    # Then
+    assert ours.logit_scale == (1 / 8 if theirs.scale_decoder_outputs else 1)
+
+
 def test_every_family_has_a_tiny_configuration() -> None:
     encoders = (name.partition("-")[0] for name in ENCODERS)
     assert {*FAMILIES, *encoders, *ENCODER_DECODERS} == set(KNOWN)
