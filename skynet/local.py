@@ -27,9 +27,9 @@ import redis
 
 from skynet import names
 from skynet.client import Client, Generation, Prompt
+from skynet.derived.opening import open_model
 from skynet.errors import SkynetError
 from skynet.guardian import Guardian
-from skynet.models.checkpoint import open_checkpoint
 from skynet.names import Address
 from skynet.planning.plan import Plan
 from skynet.settings import settings
@@ -151,8 +151,8 @@ class LocalCluster:
         Raises:
             SkynetError: what cannot work, before anything is started; or which worker failed.
         """
-        checkpoint = open_checkpoint(self.model, settings().cache_dir)
-        draft = draft_plan(checkpoint, *self._shape)
+        checkpoint = open_model(self.model, settings().cache_dir)
+        draft = draft_plan(checkpoint, *self._shape, self.progress)
         try:
             self._server, self._guardian = self._stack.enter_context(
                 local_server(self.port, persistent=self.persistent)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
+from skynet.derived.opening import open_model
 from skynet.errors import PlanError
 from skynet.models import checkpoint_dtype, load_architecture
-from skynet.models.checkpoint import Checkpoint, open_checkpoint
+from skynet.models.checkpoint import Checkpoint
+from skynet.models.derived import Derived
 from skynet.planning.plan import Plan
 from skynet.planning.split import DTYPE_BYTES, make_plan
 from skynet.settings import settings
 from skynet.stager import Progress, Stager, stage_checkpoint, tensor_plans
 from skynet.store.connection import connect, ping
 from skynet.store.plans import Plans, Target
+
+logger = logging.getLogger(__name__)
 
 
 def skysplit(
@@ -49,9 +54,9 @@ def skysplit(
     """
     if (stages is None) != (shards is None):
         raise PlanError(f"stages={stages}, shards={shards}: give both, or neither")
-    checkpoint = open_checkpoint(model, settings().cache_dir)
+    checkpoint = open_model(model, settings().cache_dir)
     draft = draft_plan(
-        checkpoint, stages or 1, shards or 1, dtype, chord_span, num_slots, slot_tokens
+        checkpoint, stages or 1, shards or 1, dtype, chord_span, num_slots, slot_tokens, progress
     )
     ping(url)
     client = connect(url)
@@ -62,7 +67,7 @@ def skysplit(
 
 def stay_staged(model: str, stop: threading.Event, url: str | None = None) -> None:
     """Until `stop`: stage a model again, and ask for it again, whenever Redis has lost it."""
-    checkpoint = open_checkpoint(model, settings().cache_dir)
+    checkpoint = open_model(model, settings().cache_dir)
     plans = Plans(connect(url))
     target = plans.require_target()
     stager = Stager(url or settings().redis_url, checkpoint, lambda: plans.restore(target))
@@ -77,13 +82,22 @@ def draft_plan(
     chord_span: str = "auto",
     num_slots: int = 16,
     slot_tokens: int | None = None,
+    progress: Progress | None = None,
 ) -> Plan:
-    """The plan, checked, not yet in force."""
+    """The plan, checked, not yet in force.
+
+    progress: of the test that a family without a file has to pass.
+    """
     arch = load_architecture(checkpoint.config)
     if dtype is None:
         own = checkpoint_dtype(checkpoint.config)
         dtype = own if own in DTYPE_BYTES else "float32"
     tensor_plans(checkpoint, arch)
+    if isinstance(arch, Derived):
+        from skynet.check.self_test import self_test  # with torch and Transformers
+
+        logger.warning("%s", arch.notice)
+        self_test(checkpoint, arch, shards, progress)
     return make_plan(
         arch,
         model=checkpoint.digest(),

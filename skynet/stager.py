@@ -16,10 +16,12 @@ from skynet.errors import BadRequest, CheckpointError, UnsupportedModel
 from skynet.generation_config import FILE, generation_defaults, legacy_file
 from skynet.models import Architecture, load_architecture, resolve_names, staged_tensors
 from skynet.models.checkpoint import Checkpoint
+from skynet.models.derived import Derived
 from skynet.options import check_options
 from skynet.settings import settings
 from skynet.store.bad_tiles import forget_reports, reported_tiles
 from skynet.store.connection import connect
+from skynet.store.events import Events
 from skynet.store.staging_lock import LOCK_S
 from skynet.store.weights import ITEM_BYTES, TensorPlan, WeightStore
 
@@ -77,6 +79,8 @@ def stage_checkpoint(
         waiting=waiting,
         repair=repair,
     )
+    if isinstance(arch, Derived):
+        Events(client).add("model", arch.notice)
 
 
 def model_files(checkpoint: Checkpoint) -> dict[str, bytes]:

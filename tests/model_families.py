@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import transformers
+from derived_families import derived_config
 
 # 6 query heads in 3 KV groups: 2 shards are uneven (4 + 2), 4 share a KV head, 6 share all.
 LLAMA: dict[str, Any] = {
@@ -159,7 +160,12 @@ NEVER_TIED = ("gptj", "phi")  # their heads have biases, which no embedding has
 
 
 def tiny_config(family: str, **fields: Any) -> Any:
-    """The family's configuration in Transformers, these fields replaced."""
+    """The family's configuration in Transformers, these fields replaced.
+
+    A family without a file is called by its model_type.
+    """
+    if family not in FAMILIES:
+        return derived_config(family, **fields)
     kind, sizes = FAMILIES[family]
     return kind(**(copy.deepcopy(sizes) | copy.deepcopy(fields)))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Collection
 
 from skynet.check.compare import LIMITS
 from skynet.check.comparison import Comparison, Progress
@@ -19,10 +20,12 @@ from skynet.check.prompt import token_ids_read
 from skynet.check.report import Report
 from skynet.check.stacks import stacks_of
 from skynet.check.theirs import Theirs
+from skynet.derived.opening import open_model
 from skynet.layers.shard_model import DTYPES
 from skynet.layers.weights import Fetch
 from skynet.models import Architecture, load_architecture
-from skynet.models.checkpoint import Checkpoint, open_checkpoint
+from skynet.models.checkpoint import Checkpoint
+from skynet.models.derived import Derived
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
 from skynet.settings import settings
@@ -52,13 +55,27 @@ def check_model(
         CheckpointError, UnsupportedModel, PlanError, BadRequest: what cannot be compared, by name.
         ConfigurationError: Transformers is not installed.
     """
-    checkpoint = open_checkpoint(model, settings().cache_dir)
+    checkpoint = open_model(model, settings().cache_dir)
     arch = load_architecture(checkpoint.config)
-    source = CheckpointFetch(checkpoint, arch)
     files = model_files(checkpoint)
     reads = token_ids_read(arch, files, prompt, checkpoint.name)
-    stacks = stacks_of(arch, reads)
-    plan = make_plan(
+    plan = plan_of(checkpoint, arch, reads, stages, shards, dtype)
+    report = new_report(checkpoint, arch, plan, reads)
+    compare(checkpoint, arch, plan, reads, report, progress, fetch)
+    report.peak_bytes = _peak_bytes()
+    return report
+
+
+def plan_of(
+    checkpoint: Checkpoint,
+    arch: Architecture,
+    reads: list[list[int]],
+    stages: int,
+    shards: int,
+    dtype: str,
+) -> Plan:
+    """A plan for one prompt alone; `reads` are the token ids that each stack reads."""
+    return make_plan(
         arch,
         model=checkpoint.name,
         name=checkpoint.name,
@@ -68,28 +85,42 @@ def check_model(
         num_slots=1,
         slot_tokens=max(len(ids) for ids in reads),
     )
-    report = _new_report(checkpoint, arch, plan, len(reads[0]))
-    weights = {name: tensor.num_bytes for name, tensor in source.plans.items()}
+
+
+def compare(
+    checkpoint: Checkpoint,
+    arch: Architecture,
+    plan: Plan,
+    reads: list[list[int]],
+    report: Report,
+    progress: Progress | None,
+    fetch: Fetch | None = None,
+    only: Collection[int] | None = None,
+) -> None:
+    """Fill the report in; `only` are the layers that are compared, all by default."""
+    source = CheckpointFetch(checkpoint, arch)
     comparison = Comparison(
         arch,
         plan,
         fetch or source,
-        stacks,
-        question_of(arch, files, reads[-1]),
+        stacks_of(arch, reads),
+        question_of(arch, model_files(checkpoint), reads[-1]),
         report,
-        weights,
+        {name: tensor.num_bytes for name, tensor in source.plans.items()},
         progress,
+        arch.total_layers if only is None else len(only),
     )
-    theirs = Theirs(checkpoint, arch, ending_of(arch).theirs, DTYPES[dtype], comparison.cuts)
-    theirs.run(reads, comparison)
-    report.peak_bytes = _peak_bytes()
-    return report
+    theirs = Theirs(checkpoint, arch, ending_of(arch).theirs, DTYPES[plan.dtype], comparison.cuts)
+    theirs.run(reads, comparison, only)
 
 
-def _new_report(checkpoint: Checkpoint, arch: Architecture, plan: Plan, num_tokens: int) -> Report:
+def new_report(
+    checkpoint: Checkpoint, arch: Architecture, plan: Plan, reads: list[list[int]]
+) -> Report:
+    """A report without places: what is compared with what, and what is not."""
     from importlib.metadata import version
 
-    stages, shards = plan.shape
+    (stages, shards), num_tokens = plan.shape, len(reads[0])
     return Report(
         model=checkpoint.name,
         model_type=arch.model_type,
@@ -105,7 +136,8 @@ def _new_report(checkpoint: Checkpoint, arch: Architecture, plan: Plan, num_toke
 
 def _notes(arch: Architecture, plan: Plan, num_tokens: int) -> list[str]:
     """What the comparison does not tell."""
-    notes, reaches = [], f"as the prompt has {num_tokens}; a longer --prompt reaches"
+    notes = [f"{arch.notice}; compared with the same uncut"] if isinstance(arch, Derived) else []
+    reaches = f"as the prompt has {num_tokens}; a longer --prompt reaches"
     windows = [window for window in arch.windows if window is not None]
     # Of an encoder they are how far a token sees, not how many tokens.
     if windows and min(windows) + arch.bidirectional >= num_tokens:

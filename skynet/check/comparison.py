@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from skynet.check.compare import Difference, difference, row_scale
+from skynet.check.derived import DerivedOurs
 from skynet.check.ending import Question, ending_of
 from skynet.check.ours import LayerRun, Ours, add_up
 from skynet.check.report import Answer, Finding, Place, Report
@@ -18,6 +19,7 @@ from skynet.check.their_layer import PRODUCTS, Cuts, DenseLayer
 from skynet.errors import PlanError
 from skynet.layers.weights import Fetch
 from skynet.models import Architecture
+from skynet.models.derived import Derived
 from skynet.planning.plan import Plan, ShardPlan
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
@@ -36,11 +38,18 @@ class Comparison:
         report: Report,
         weights: dict[str, int],
         progress: Progress | None,
+        num_layers: int,
     ) -> None:
+        """num_layers: how many are compared; progress is told of them and of each stack's ends."""
         self._arch, self._plan, self._report = arch, plan, report
         self._stacks, self._weights, self._progress = stacks, weights, progress
         self._ending, self._question = ending_of(arch), question
-        self._ours = Ours(arch, plan, fetch, stacks)
+        self._ours: Ours
+        if isinstance(arch, Derived):
+            self._ours = DerivedOurs(arch, plan, fetch, stacks)
+        else:
+            self._ours = Ours(arch, plan, fetch, stacks)
+        self._num_places = num_layers + 2 * len(stacks)
         self._own: torch.Tensor | None = None  # hidden states that only our layers have seen
         self._rows: torch.Tensor | None = None  # of the next embedding's table
         self._last: torch.Tensor | None = None  # their output of the last layer
@@ -56,7 +65,8 @@ class Comparison:
         return {"o": heads, "cross_o": heads, "down": columns}
 
     def embedding(self, rows: torch.Tensor) -> None:
-        self._rows = rows
+        # Without a file there are no partials that could be compared with them.
+        self._rows = None if isinstance(self._arch, Derived) else rows
 
     def layer(self, layer: int, x: torch.Tensor, out: torch.Tensor, dense: DenseLayer) -> None:
         x, out, stack = x.float(), out.float(), self._stack_of(layer)
@@ -163,10 +173,8 @@ class Comparison:
         stage, places = self._plan.stage_of(layer), self._report.places
         places.append(Place(name, stage, tuple(findings), is_layer))
         if self._progress is not None:
-            # Two ends of each stack; what an encoder ends in is its output.
-            count = self._arch.total_layers + 2 * len(self._stacks)
             total = sum(self._weights.values())
-            self._progress("checking", total * len(places) // count, total)
+            self._progress("checking", total * len(places) // self._num_places, total)
 
 
 def _outputs(run: LayerRun, theirs: torch.Tensor) -> list[Finding]:

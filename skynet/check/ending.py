@@ -41,7 +41,7 @@ ENDINGS: dict[str, Ending] = {
         "head",
         "logits",
         TheirModel("AutoModelForCausalLM", "logits", options={"use_cache": False}),
-        Ours.logits,
+        lambda ours, hidden: ours.logits(hidden),  # a family without a file has its own
     ),
     FILL_MASK: Ending("head", "logits", TheirModel("AutoModelForMaskedLM", "logits"), Ours.logits),
     CLASSIFY: Ending(

@@ -49,7 +49,7 @@ class CheckpointFetch:
         return tensor.view(torch.bfloat16) if plan.dtype == "bfloat16" else tensor
 
 
-class _Waits(Exception):
+class Waits(Exception):
     """A shard needs a sum that its peers have not computed their part of yet."""
 
     def __init__(self, partial: torch.Tensor) -> None:
@@ -113,7 +113,7 @@ class Ours:
             load, own = self._loader(part, stack), stack.part(part)
             encoder = Encoder(stack.arch, self._plan, own, span, load, self._dtype, CPU)
             context = encoder.stack.prepare(step)
-            outputs.append(encoder.run(step, context, span, x, True, _known([]))[0])
+            outputs.append(encoder.run(step, context, span, x, True, known_sums([]))[0])
         return LayerRun([], outputs)
 
     def logits(self, hidden: list[torch.Tensor]) -> list[list[Piece]]:
@@ -203,8 +203,8 @@ class LayerShards:
             outputs, waiting = [], []
             for shard in self._shards:
                 try:
-                    outputs.append(shard.layer(x, shard.context, _known(sums)))
-                except _Waits as wait:
+                    outputs.append(shard.layer(x, shard.context, known_sums(sums)))
+                except Waits as wait:
                     waiting.append(wait.partial)
             if not waiting:
                 return LayerRun(partials, outputs)
@@ -212,13 +212,14 @@ class LayerShards:
             sums.append(add_up(waiting))
 
 
-def _known(sums: list[torch.Tensor]) -> AllSum:
+def known_sums(sums: list[torch.Tensor]) -> AllSum:
+    """Gives the sums that are known, in order; `Waits` at the first that is not."""
     left = iter(sums)
 
     def all_sum(partial: torch.Tensor) -> torch.Tensor:
         total = next(left, None)
         if total is None:
-            raise _Waits(partial)
+            raise Waits(partial)
         return total.clone()  # what gets a sum may change it
 
     return all_sum

@@ -10,6 +10,7 @@ import torch
 from skynet.check.their_weights import parameter
 from skynet.errors import UnsupportedModel
 from skynet.models.architecture import Architecture, Weight
+from skynet.models.derived import Derived
 
 # Row-parallel products in the order of their sums, and what reports call these.
 PRODUCTS = {"o": "attention", "cross_o": "attention to the encoder", "down": "MLP"}
@@ -100,6 +101,8 @@ def weight_of(arch: Architecture, role: str) -> Weight:
 
 def path_of_layers(arch: Architecture) -> str:
     """Where Transformers' model has the layers of a stack."""
+    if isinstance(arch, Derived):
+        return arch.path
     return weight_of(arch, "o").name.partition(".{layer}")[0]
 
 

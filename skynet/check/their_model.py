@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from skynet.check.their_weights import quiet
+from skynet.derived.skeleton import quiet
 from skynet.errors import CheckpointError, ConfigurationError
 from skynet.models.architecture import Architecture
 from skynet.models.checkpoint import Checkpoint

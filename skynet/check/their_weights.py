@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from skynet.derived.skeleton import quiet
 from skynet.errors import CheckpointError
 from skynet.models import resolve_names
 from skynet.models.architecture import Architecture
@@ -147,19 +147,3 @@ def _parameters(module: torch.nn.Module, path: str) -> Iterator[tuple[str, torch
         for own, value in owner._parameters.items():
             if value is not None:
                 yield f"{inner}.{own}", owner, own
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and no advice from Transformers; its errors are exceptions anyway."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

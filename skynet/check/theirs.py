@@ -7,7 +7,7 @@ differs between layers, is what the model itself makes of it. Knows nothing of o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -31,7 +31,8 @@ class Visitor(Protocol):
     def layer(self, layer: int, x: torch.Tensor, out: torch.Tensor, dense: DenseLayer) -> None:
         """A layer's input and output, (tokens, hidden), and what is known of its inside.
 
-        Layers have their numbers in the model.
+        Layers have their numbers in the model. Of the inside of a family without a file nothing is
+        known: its modules have no roles.
         """
         ...
 
@@ -71,11 +72,19 @@ class Theirs:
         self._weights = TheirWeights(checkpoint, arch, self._model, config, dtype)
 
     @torch.inference_mode()
-    def run(self, reads: Sequence[list[int]], visitor: Visitor) -> None:
-        """One forward pass over what each stack reads; `visitor` is called on the way."""
+    def run(
+        self, reads: Sequence[list[int]], visitor: Visitor, only: Collection[int] | None = None
+    ) -> None:
+        """One forward pass over what each stack reads; `visitor` is called on the way.
+
+        only: layers that are run, all by default; others let the hidden states through.
+        """
         self._hook_ends(visitor)
         for number, layer in enumerate(self._layers):
-            self._hook_layer(number, layer, visitor)
+            if only is None or number in only:
+                self._hook_layer(number, layer, visitor)
+            else:
+                layer.module.forward = _let_through
         if self._arch.encoder is not None:
             self._hook_memory(visitor)
         ids = zip(self._kind.inputs, reads, strict=True)
@@ -139,3 +148,7 @@ class Theirs:
 
         decoder = self._model.get_submodule(path_of_layers(self._arch).rpartition(".")[0])
         decoder.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _let_through(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return hidden_states

@@ -1,4 +1,7 @@
-"""What a model is: one file per family, data only. Start at `load_architecture`."""
+"""What a model is: one file per family, data only. Start at `load_architecture`.
+
+A family without a file may be described in its config, which skynet/derived/ sees to.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,7 @@ from skynet.models import (
     t5,
 )
 from skynet.models import config as _config
+from skynet.models import derived as _derived
 from skynet.models.architecture import Architecture, Rope, Weight
 from skynet.models.config import Config
 from skynet.models.staging import StagedTensor, absent_tensors, resolve_names, staged_tensors
@@ -124,6 +128,8 @@ def load_architecture(config: Config) -> Architecture:
         UnsupportedModel: a model_type or a feature that is not computed; names it.
         CheckpointError: a field that every model has is missing or has no possible value.
     """
+    if _derived.KEY in config:
+        return _derived.read(config)
     family = FAMILIES[family_of(config)]
     _config.refuse_quantized(config)
     _config.refuse(config, **getattr(family, "REFUSED", {}))

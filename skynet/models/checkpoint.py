@@ -17,7 +17,7 @@ from typing import Any
 import numpy.typing as npt
 
 from skynet.errors import CheckpointError
-from skynet.models import settled
+from skynet.models import derived, settled
 from skynet.models.demo import DEMO_MODEL, DEMO_NAMES, demo_checkpoint_path
 from skynet.models.digests import cached_digest
 from skynet.models.gguf import convert_gguf
@@ -51,6 +51,10 @@ class Checkpoint:
         self.tensors: dict[str, TensorInfo] = _read_tensors(path)
         self.config: dict[str, Any] = dict(settled(config, self.tensors))
 
+    def describe(self, description: dict[str, Any]) -> None:
+        """Say what the model of a family without a file is: from here on a part of the config."""
+        self.config[derived.KEY] = description
+
     def read(self, name: str, axis: int, start: int, stop: int) -> npt.NDArray[Any]:
         """`[start, stop)` of a tensor along `axis`, contiguous; bfloat16 as its uint16 bits.
 
@@ -81,9 +85,12 @@ class Checkpoint:
         """
         files = [file for file in self.path.iterdir() if file.is_file()]
         files += self.path.glob("*/config.json")  # of sentence-transformers
-        # 2: of what `text_files` makes of tokenizers since it makes more of them.
+        # 2: of what `text_files` makes of tokenizers since it makes more of them. A description is
+        # in no file, and another one is another content.
+        description = self.config.get(derived.KEY)
+        told = "" if description is None else f" {json.dumps(description)}"
         return cached_digest(
-            "checkpoint 2", files, self._cache_dir, lambda: self._compute_digest(progress)
+            f"checkpoint 2{told}", files, self._cache_dir, lambda: self._compute_digest(progress)
         )
 
     def _compute_digest(self, progress: Callable[[int], None] | None) -> str:
@@ -146,7 +153,9 @@ def _download(hub_id: str) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if (path / "config.json").is_file():
-        return _read_json(path / "config.json")
+        config = _read_json(path / "config.json")
+        config.pop(derived.KEY, None)  # never a file's to say
+        return config
     gguf_files = sorted(file.name for file in path.glob("*.gguf"))
     hint = (
         f"to use {gguf_files[0]}, name that file"

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from skynet.models import FAMILIES
+from skynet.models.derived_types import REFUSED, RUN, TRANSFORMERS
 
 HEAD = """# Models
 
@@ -25,11 +26,43 @@ column names such fields and the only value that is taken, and what else is refu
 | --- | --- | --- | --- |
 """
 
+DERIVED = f"""
+## Families without a file
+
+Another `model_type` is run if Transformers knows it, with a tensor-parallel plan
+(`base_model_tp_plan`) by which its modules can be cut: Transformers' own layers, with the shard's
+part of the weights, our attention over KV slots and our sums. That is slower than a family with a
+file, and said so in the log when it is split and when it is loaded. Before anything is staged a
+layer of each kind, and both ends, are computed cut and uncut and compared; a model that differs is
+refused, as is whatever of it is not understood. Workers need the same version of Transformers as
+the machine that split the model.
+
+Tried with Transformers {TRANSFORMERS}, on tiny random checkpoints; those that run are compared with
+Transformers in several shapes by `tests/parity/test_derived.py`, and that the others are refused
+is tested too.
+
+| model type | runs |
+| --- | --- |
+"""
+DERIVED_REFUSED = """
+| refused | because of | says |
+| --- | --- | --- |
+"""
+
 
 def page() -> str:
     """The whole of docs/models.md."""
     rows = sorted((_row(name, family) for name, family in FAMILIES.items()), key=str.lower)
-    return HEAD + "".join(f"{row}\n" for row in rows)
+    run = [f"| `{name}` | {note or 'yes'} |" for name, note in RUN.items()]
+    refused = [
+        f"| {', '.join(f'`{name}`' for name in one.model_types.split())} | {one.why} | {one.says} |"
+        for one in REFUSED
+    ]
+    return HEAD + _lines(rows) + DERIVED + _lines(run) + DERIVED_REFUSED + _lines(refused)
+
+
+def _lines(rows: list[str]) -> str:
+    return "".join(f"{row}\n" for row in rows)
 
 
 def _row(name: str, family: ModuleType) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import prod
 
 from skynet.models.architecture import HEAD_NORMS, Architecture, Weight
+from skynet.models.derived import Derived
+from skynet.planning.derived import role_bytes
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.planning.split import DTYPE_BYTES
@@ -78,6 +80,8 @@ def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -
 
 def _role_bytes(arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight) -> int:
     size = DTYPE_BYTES[plan.dtype]
+    if isinstance(arch, Derived):
+        return role_bytes(arch, part, weight, size)
     if weight.role in HEAD_NORMS:  # a row for each head, whether heads share one or not
         heads = part.heads if weight.role == "q_norm" else part.kv_heads
         return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)

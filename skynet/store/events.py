@@ -20,7 +20,9 @@ class Event:
     """
 
     at: float
-    kind: str  # joined, lost, leaving, left, plan, prepare, ready, replay, leader, redis, wait
+    kind: (
+        str  # joined, lost, leaving, left, plan, prepare, ready, replay, leader, redis, wait, model
+    )
     text: str
     duration_s: float = 0.0
 

@@ -14,6 +14,7 @@ from skynet.names import Address
 from skynet.planning.memory import shard_weight_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
+from skynet.shard import load_shard
 from skynet.store.weights import ITEM_BYTES, StagedWeights, WeightStore
 
 
@@ -55,7 +56,7 @@ def load_slice(
         TileMissing, TileCorrupted, NoModel: Redis no longer holds what was staged.
     """
     manifest = WeightStore(client).require_manifest(plan.model)
-    model = ShardModel(
+    model = load_shard(
         load_architecture(manifest.config),
         plan,
         address.stage,

@@ -14,17 +14,20 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from skynet.layers.shard_model import ShardModel
+from skynet.derived.derive import derive
 from skynet.models import (
+    FAMILIES,
     Architecture,
     load_architecture,
     resolve_names,
     settled,
     staged_tensors,
 )
+from skynet.models.derived import KEY
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.planning.split import make_plan
+from skynet.shard import load_shard
 from skynet.step import Candidates, Row, Step, Want
 
 WAIT_S = 30.0
@@ -33,13 +36,18 @@ Result = tuple[torch.Tensor | None, list[Candidates], list[np.ndarray]]
 
 
 class Checkpoint:
-    """A directory as `save_pretrained` leaves it, read by region."""
+    """A directory as `save_pretrained` leaves it, read by region.
 
-    def __init__(self, directory: Path) -> None:
+    derived: run Transformers' layers, even if the family has a file.
+    """
+
+    def __init__(self, directory: Path, *, derived: bool = False) -> None:
         with safe_open(directory / "model.safetensors", framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         config = json.loads((directory / "config.json").read_text())
         self.config: dict[str, Any] = dict(settled(config, tensors))
+        if derived or config["model_type"] not in FAMILIES:
+            self.config[KEY] = derive(config)
         self.arch = load_architecture(self.config)
         names = resolve_names(self.arch, tensors)
         self.tensors = {ours: tensors[theirs] for ours, theirs in names.items()}
@@ -81,7 +89,7 @@ class Cluster:
         self.plan, self.arch = plan, checkpoint.arch
         self.models = [
             [
-                ShardModel(checkpoint.arch, plan, stage, shard, checkpoint.fetch)
+                load_shard(checkpoint.arch, plan, stage, shard, checkpoint.fetch)
                 for shard in range(plan.num_shards)
             ]
             for stage in range(len(plan.stages))

@@ -72,7 +72,7 @@ def save_random_encoder(family: str, head: str, fields: dict[str, Any], director
 
 
 def _saved(model: Any, directory: Path) -> Any:
-    model = model.eval()
+    model = model.float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases start as ones and zeros, which hide mistakes

@@ -1,0 +1,59 @@
+"""Fetches a shard's slice of the weights of a family without a file."""
+
+from __future__ import annotations
+
+import torch
+
+from skynet.layers.kept import Pieces
+from skynet.layers.linear import Linear
+from skynet.layers.weights import Fetch, Loader, Progress
+from skynet.models.architecture import Weight
+from skynet.models.derived import Derived
+from skynet.planning.derived import units
+from skynet.planning.plan import ShardPlan
+from skynet.planning.ranges import Range
+
+
+class DerivedLoader(Loader):
+    """A `Loader` of weights whose sizes are written down, not told by what they are for."""
+
+    def __init__(
+        self,
+        arch: Derived,
+        part: ShardPlan,
+        fetch: Fetch,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Progress | None = None,
+        kept: Pieces | None = None,
+    ) -> None:
+        super().__init__(arch, part, fetch, dtype, device, progress, kept)
+        self._derived = arch
+
+    def product(self, weight: Weight, layer: int | None = None) -> Linear:
+        """The shard's part of a product, with its bias unless that is added after a sum."""
+        return self.linear(weight.role, layer=layer, bias=weight.bias and weight.cut != "row")
+
+    def units(self, weight: Weight) -> Range:
+        """The shard's part of the dimension that the weight is cut in."""
+        return self._units(weight)
+
+    def whole(self, weight: Weight, kind: str, layer: int | None) -> torch.Tensor:
+        """A weight or a bias that every shard has all of, in the plan's dtype."""
+        key = ("whole", weight.tensor(layer, kind), self._number(layer))
+        made = self._found(key, ())
+        if not isinstance(made, torch.Tensor):
+            size = self._derived.shape(weight)[0]
+            raw = self._fetch(weight.tensor(layer, kind), Range(0, size))
+            made = torch.empty(raw.shape, dtype=self._dtype, device=self._device)
+            self._copy(weight, raw, made, layer)
+        self.pieces.add(key, made, ())
+        return made
+
+    def _units(self, weight: Weight) -> Range:
+        return units(self._derived, self._part, weight)
+
+    def _matrix_shape(self, weight: Weight) -> tuple[int, int]:
+        rows, columns = self._derived.shape(weight)
+        width = self._units(weight).size
+        return (rows, width) if weight.cut == "row" else (width, columns)

@@ -1,0 +1,251 @@
+"""Every parameter of a traced model: a weight that is cut, or that is known to be whole."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from skynet.derived.styles import Styles
+from skynet.derived.trace import AttentionCall, Trace
+from skynet.errors import UnsupportedModel
+from skynet.models.architecture import Cut, Unit
+from skynet.models.derived import DerivedWeight, HeadsOf, Style
+
+CUTS: dict[Style, Cut] = {
+    "column": "column",
+    "row": "row",
+    "gather": "column",
+    "split": "row",
+    "whole": "replicated",
+}
+SUMMED = ("row", "gather", "split")
+
+
+class Parameters:
+    """What the description says of the weights.
+
+    path, inside: where the list of layers is, and attention in each; `heads` are those that come to
+        the attention function of an uncut model.
+    """
+
+    def __init__(
+        self, found: Trace, styles: Styles, path: str, inside: str, heads: AttentionCall
+    ) -> None:
+        """Raises UnsupportedModel, by name, for whatever is neither cut nor known to be whole."""
+        self._found, self._styles, self._path = found, styles, path
+        self._inside, self._heads = inside, heads
+        layers = found.model.get_submodule(path)
+        inner = [self._layer(number) for number in range(len(layers))]
+        self._check_alike(inner)
+        self.columns = self._columns(inner[0])
+        for weight in inner[0]:
+            self._check_unit(weight)
+        self.heads_of = self._heads_of(inner[0])
+        self.tied = bool(getattr(found.model.config, "tie_word_embeddings", False))
+        self.weights = (*self._first(), *inner[0], *self._last())
+        outside = [w for w in inner[0] if w.cut == "column" and w.unit == "columns"]
+        self.gated = sum(weight.sizes[0] for weight in outside) >= 2 * self.columns
+        summed = sum(weight.style in SUMMED for weight in inner[0])
+        self.sums = summed + (self.heads_of == "whole")
+
+    # -- inside of a layer ---------------------------------------------------------------------
+
+    def _layer(self, number: int) -> list[DerivedWeight]:
+        layer = self._found.model.get_submodule(f"{self._path}.{number}")
+        weights = []
+        for role, module in layer.named_modules():
+            path = f"{self._path}.{number}.{role}".removesuffix(".")
+            style = self._styles.of(path)
+            if style is not None and style != "whole":
+                weights.append(self._product(path, role, module, style))
+            else:
+                weights += self._whole(role, module)
+        return weights
+
+    def _product(self, path: str, role: str, module: nn.Module, style: Style) -> DerivedWeight:
+        """A module that the plan cuts."""
+        if type(module) is not nn.Linear:
+            raise self._found.refusal(path, f"is cut by the plan ({style}), but is no plain Linear")
+        if self._found.counts[path] != 1:
+            raise self._found.refusal(path, f"is called {self._found.counts[path]} times in a step")
+        unit: Unit = "columns"
+        if self._in_attention(role) and style != "gather":
+            unit = self._heads_unit(path, module, style)
+        return DerivedWeight(
+            role=role,
+            name=self._name(role),
+            cut=CUTS[style],
+            unit=unit,
+            bias=module.bias is not None,
+            sizes=tuple(module.weight.shape),
+            style=style,
+        )
+
+    def _heads_unit(self, path: str, module: nn.Linear, style: Style) -> Unit:
+        heads = self._heads
+        units: dict[int, Unit] = {heads.num_heads * heads.head_dim: "heads"}
+        size = module.in_features
+        if style == "column":  # a KV head that shards share may be made twice, but not summed twice
+            units.setdefault(heads.num_kv_heads * heads.head_dim, "kv_heads")
+            size = module.out_features
+        if size not in units:
+            raise self._found.refusal(
+                path,
+                f"is cut by the plan, but {size} is not what {heads.num_heads} heads, or "
+                f"{heads.num_kv_heads} KV heads, of {heads.head_dim} make",
+            )
+        return units[size]
+
+    def _whole(self, role: str, module: nn.Module) -> list[DerivedWeight]:
+        """Parameters of a module that is the same on every shard."""
+        name, own = self._name(role), _own(module)
+        if "weight" in own and own.keys() <= {"weight", "bias"}:
+            sizes = tuple(own["weight"].shape)
+            return [_replicated(role, name, sizes, bias="bias" in own)]
+        return [
+            _replicated(f"{role}.{kind}", f"{name}.{kind}", tuple(value.shape), bare=True)
+            for kind, value in own.items()
+        ]
+
+    def _name(self, role: str) -> str:
+        return f"{self._path}.{{layer}}.{role}"
+
+    def _in_attention(self, role: str) -> bool:
+        return role.startswith(f"{self._inside}.")
+
+    def _check_alike(self, layers: list[list[DerivedWeight]]) -> None:
+        for number, weights in enumerate(layers):
+            different = set(weights) ^ set(layers[0])
+            if different:
+                some = min(weight.role for weight in different)
+                raise self._found.refusal(
+                    f"{self._path}.{number}", f"has not the parameters of layer 0: {some} differs"
+                )
+
+    def _columns(self, weights: list[DerivedWeight]) -> int:
+        """How many columns the MLP has: what its summed products take in."""
+        found = {w.sizes[1] for w in weights if w.cut == "row" and w.unit == "columns"}
+        if len(found) > 1:
+            raise UnsupportedModel(
+                f"model_type {self._found.model_type!r}: products of one layer are summed over "
+                f"{sorted(found)} columns; one number of columns a layer is computed"
+            )
+        config = self._found.model.config
+        return found.pop() if found else int(getattr(config, "intermediate_size", 0) or 1)
+
+    def _check_unit(self, weight: DerivedWeight) -> None:
+        """What stays a shard's must be what the summed product takes in."""
+        stays = weight.unit == "columns" and weight.style == "column"
+        if stays and weight.sizes[0] != self.columns:
+            raise self._found.refusal(
+                f"{self._path}.0.{weight.role}",
+                f"makes {weight.sizes[0]} columns for products over {self.columns}",
+            )
+
+    def _heads_of(self, weights: list[DerivedWeight]) -> HeadsOf:
+        styles = {w.style for w in weights if self._in_attention(w.role)} - {"whole"}
+        ways: dict[frozenset[Style], HeadsOf] = {
+            frozenset({"column", "row"}): "local",
+            frozenset({"gather", "split"}): "gathered",
+            frozenset(): "whole",
+        }
+        if frozenset(styles) not in ways:
+            raise self._found.refusal(
+                f"{self._path}.0.{self._inside}",
+                f"is cut in a way that is not computed: {sorted(styles)}",
+            )
+        return ways[frozenset(styles)]
+
+    # -- the ends ------------------------------------------------------------------------------
+
+    def _first(self) -> list[DerivedWeight]:
+        embedding = self._found.model.get_input_embeddings()
+        path = self._found.paths[id(embedding)]
+        for table in self._styles.tables:
+            if table != path:
+                raise self._found.refusal("", f"cuts a table, {table}, that is not the tokens'")
+        sizes = tuple(embedding.weight.shape)
+        self._ends = {path}
+        return [DerivedWeight("embed", path, "vocab", "vocab", sizes=sizes, style="gather")]
+
+    def _last(self) -> list[DerivedWeight]:
+        model = self._found.model
+        head = model.get_output_embeddings()
+        if type(head) is not nn.Linear:
+            raise UnsupportedModel(
+                f"model_type {self._found.model_type!r} has a {type(head).__name__} for a head, "
+                "not a plain Linear"
+            )
+        path, table = self._found.paths[id(head)], model.get_input_embeddings().weight
+        if head.weight.shape != table.shape:
+            raise self._found.refusal(
+                path, f"is {list(head.weight.shape)}, and the embedding {list(table.shape)}"
+            )
+        self._ends.add(path)
+        weights = self._norm()
+        if self.tied:
+            if head.bias is not None:
+                raise self._found.refusal(path, "is tied to the embedding, and has a bias")
+            return weights
+        sizes, bias = tuple(head.weight.shape), head.bias is not None
+        return [*weights, DerivedWeight("head", path, "vocab", "vocab", bias, sizes=sizes)]
+
+    def _norm(self) -> list[DerivedWeight]:
+        """The last norm, if it has weights: no other module outside of the layers may."""
+        outside = [
+            (path, module)
+            for path, module in self._found.model.named_modules()
+            if _own(module) and not path.startswith(f"{self._path}.") and path not in self._ends
+        ]
+        weights: list[DerivedWeight] = []
+        for path, module in outside:
+            own = _own(module)
+            is_norm = _is_norm(module) and "weight" in own and own.keys() <= {"weight", "bias"}
+            if weights or not is_norm or not self._is_after_layers(path):
+                raise self._found.refusal(
+                    path, "has parameters, and is neither in a layer nor embedding, norm or head"
+                )
+            sizes = tuple(own["weight"].shape)
+            weights.append(_replicated("final_norm", path, sizes, bias="bias" in own))
+        return weights
+
+    def _is_after_layers(self, path: str) -> bool:
+        called = self._found.called
+        last = called.index(self._found.calls[-1].path)
+        return called.count(path) == 1 and called.index(path) > last
+
+
+def _replicated(
+    role: str, name: str, sizes: tuple[int, ...], bias: bool = False, bare: bool = False
+) -> DerivedWeight:
+    return DerivedWeight(role, name, "replicated", "hidden", bias, sizes=sizes, bare=bare)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "Norm" in type(module).__name__
+
+
+def _own(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: value for name, value in module._parameters.items() if value is not None}
+
+
+def _is_known_whole(module: nn.Module) -> bool:
+    """A norm, an uncut product, or an activation with numbers of its own."""
+    own = _own(module).values()
+    is_activation = "Activation" in type(module).__name__
+    are_numbers = all(value.numel() == 1 and value.ndim for value in own)
+    return _is_norm(module) or type(module) is nn.Linear or (is_activation and are_numbers)
+
+
+def check_known(found: Trace, styles: Styles) -> None:
+    """Raise UnsupportedModel for a parameter that is neither cut nor known to be whole."""
+    ends = (found.model.get_input_embeddings(), found.model.get_output_embeddings())
+    for path, module in found.model.named_modules():
+        is_cut = styles.of(path) is not None or any(module is end for end in ends)
+        if is_cut or not _own(module) or _is_known_whole(module):
+            continue
+        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in _own(module).items())
+        raise found.refusal(
+            path,
+            f"has parameters ({shapes}) that Transformers' tensor-parallel plan does not cut and "
+            "that are not known to be the same on every shard",
+        )

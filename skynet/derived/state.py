@@ -1,0 +1,52 @@
+"""What the modules of one shard's model share while a step runs: the step, the sum, where to stop.
+
+One object a model, found through the modules and not through a global: several models may run in
+one process, each in its own thread.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from skynet.errors import StepFailed
+from skynet.layers.context import StepContext
+from skynet.layers.norm import AllSum
+
+
+class Running:
+    """The step that runs. Set before the model is called, read by its modules."""
+
+    def __init__(self) -> None:
+        self.start = self.stop = 0  # of the span; layers outside of it let hidden states through
+        self.given: torch.Tensor | None = None  # hidden states before `start`, (1, tokens, hidden)
+        self._context: StepContext | None = None
+        self._all_sum: AllSum | None = None
+
+    def begin(self, context: StepContext | None, all_sum: AllSum | None) -> None:
+        self._context, self._all_sum = context, all_sum
+
+    def end(self) -> None:
+        self._context = self._all_sum = self.given = None
+
+    @property
+    def context(self) -> StepContext:
+        if self._context is None:
+            raise StepFailed("attention outside of a step")
+        return self._context
+
+    def sum(self, partial: torch.Tensor) -> torch.Tensor:
+        """The sum over the stage's shards of `partial` (tokens, width), in its own dtype."""
+        return self.total(partial).to(partial.dtype)
+
+    def total(self, partial: torch.Tensor) -> torch.Tensor:
+        """The same in float32."""
+        if self._all_sum is None:
+            raise StepFailed("a sum outside of a step")
+        return self._all_sum(partial.contiguous())
+
+
+class SpanEnd(Exception):
+    """The hidden states at the end of a span, (1, tokens, hidden)."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.hidden = hidden

@@ -1,0 +1,107 @@
+"""Model types without a file: tiny configurations of those that run, and of those that do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+# 6 query heads in 2 KV groups: 3 shards are uneven, and more than there are KV heads.
+TINY: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 83,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "tie_word_embeddings": False,
+}
+WINDOW: dict[str, Any] = {"sliding_window": 7}
+WINDOWS: dict[str, Any] = WINDOW | {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]
+}
+LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+# Of those that run, what differs from `TINY`.
+RUN: dict[str, dict[str, Any]] = {
+    "apertus": {"rope_parameters": LLAMA3},
+    "cohere_compass_text": {
+        "logit_scale": 0.5,
+        "rope_parameters": {
+            "sliding_attention": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [2, 1, 1],
+            },
+            "full_attention": None,
+        },
+        **WINDOWS,
+    },
+    "cwm": {"bos_token_id": 1, "eos_token_id": -1, "rope_parameters": LLAMA3, **WINDOWS},
+    "exaone4": WINDOWS,
+    "hyperclovax": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.5,
+    },
+    "ministral": WINDOW,
+    "ministral3": WINDOW
+    | {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 8,
+            "llama_4_scaling_beta": 0.1,
+        }
+    },
+    "olmo": {"clip_qkv": 1.5},
+    "olmo3": WINDOWS,
+    "starcoder2": WINDOW,
+    "vaultgemma": WINDOWS | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
+}
+# Of those that are refused, what makes a configuration of them where `TINY` does not.
+REFUSED: dict[str, dict[str, Any]] = {
+    "bamba": {"num_hidden_layers": 2},
+    "codegen": {"n_embd": 48, "n_layer": 2, "n_head": 6, "rotary_dim": 4, "n_positions": 128},
+    "dots3_note_text": {"num_hidden_layers": 2},
+    "gemma3n_text": {"num_hidden_layers": 20},
+    "granitemoehybrid": {"num_hidden_layers": 2},
+    "lfm2": TINY | {"layer_types": ["conv", "full_attention", "conv"]},
+    "youtu": {
+        "num_hidden_layers": 2,
+        "hidden_size": 48,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 6,
+    },
+}
+
+
+def derived_config(model_type: str, **fields: Any) -> Any:
+    """Transformers' configuration of a model type that runs, these fields replaced."""
+    return CONFIG_MAPPING[model_type](**(TINY | RUN.get(model_type, {}) | fields))
+
+
+def refused_config(model_type: str) -> dict[str, Any]:
+    """A config.json of one that does not."""
+    config: dict[str, Any] = CONFIG_MAPPING[model_type](**REFUSED.get(model_type, TINY)).to_dict()
+    return config

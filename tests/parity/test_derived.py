@@ -1,0 +1,148 @@
+"""Families without a file: Transformers' layers, cut, give Transformers' answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import torch
+from derived_families import refused_config
+from harness import Checkpoint, cluster_of, last_logits
+from references import PROMPTS, Reference
+from test_parity import LAYER, STAGE, check
+from transformers import AutoModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from skynet.derived.derive import derive
+from skynet.errors import UnsupportedModel
+from skynet.models import FAMILIES
+from skynet.models.derived import KEY
+from skynet.models.derived_types import REFUSED, RUN, TRANSFORMERS
+from skynet.step import Read, Row
+
+# Stages, shards, layers per chord. Heads over 3 shards are 2, 1 and 3, in 2 KV groups.
+SHAPES = [(1, 1, LAYER), (1, 2, STAGE), (2, 2, LAYER), (2, 3, STAGE)]
+REASONS = {name: one.says for one in REFUSED for name in one.model_types.split()}
+NAMED_IN_FILES = "exaone"  # what refuses it is in its files: tests/unit/test_descriptions.py
+
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    "arcee-tied": ("arcee", {"tie_word_embeddings": True}),
+    "arcee-biases": ("arcee", {"attention_bias": True, "mlp_bias": True}),
+    "glm-bias": ("glm", {"attention_bias": True, "tie_word_embeddings": True}),
+    "olmo3-bias": ("olmo3", {"attention_bias": True}),
+    "ernie4_5-bias": ("ernie4_5", {"use_bias": True}),
+    "vaultgemma-tied": ("vaultgemma", {"tie_word_embeddings": True}),
+}
+
+
+@pytest.mark.parametrize(("stages", "shards", "span"), SHAPES)
+@pytest.mark.parametrize("model_type", RUN)
+def test_a_model_type_in_every_shape(
+    reference: Callable[..., Reference], model_type: str, stages: int, shards: int, span: int
+) -> None:
+    # Given a tiny random model and the answers of Transformers
+    found = reference(model_type)
+    # When it runs split / Then logits are close and greedy tokens equal
+    check(found, stages, shards, span)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant(reference: Callable[..., Reference], variant: str) -> None:
+    # Given a model with a feature that few have
+    model_type, fields = VARIANTS[variant]
+    found = reference(model_type, **fields)
+    # When it runs split / Then logits are close and greedy tokens equal
+    check(found, 2, 3, LAYER)
+
+
+@pytest.mark.parametrize(
+    ("family", "stages", "shards", "span"),
+    [
+        ("llama", 2, 2, LAYER),
+        ("llama", 1, 4, STAGE),
+        ("qwen3", 2, 2, LAYER),
+        ("qwen3", 1, 4, STAGE),
+        ("phi3", 2, 2, LAYER),
+        ("gemma2", 1, 4, STAGE),
+        ("cohere", 2, 2, LAYER),
+    ],
+)
+def test_a_family_with_a_file_can_do_without(
+    reference: Callable[..., Reference], family: str, stages: int, shards: int, span: int
+) -> None:
+    # Given a family that has a file
+    found = reference(family)
+    # When it runs without it / Then nothing changes
+    check(replace(found, checkpoint=Checkpoint(found.path, derived=True)), stages, shards, span)
+
+
+@pytest.mark.parametrize("model_type", ["arcee", "glm", "olmo3", "hunyuan_v1_dense", "apertus"])
+def test_bfloat16_is_close(reference: Callable[..., Reference], model_type: str) -> None:
+    # Given a plan in bfloat16 of a float32 checkpoint
+    found = reference(model_type)
+    cluster = cluster_of(found.checkpoint, 2, 2, dtype="bfloat16")
+    # When it computes a prompt
+    try:
+        logits = last_logits(cluster, found.checkpoint.arch, PROMPTS[0], STAGE)
+    finally:
+        cluster.close()
+    # Then the logits are those of float32 up to bfloat16's 8 bits, which the hidden states between
+    # two layers have here too
+    expected = found.logits[0]
+    assert logits @ expected / np.linalg.norm(logits) / np.linalg.norm(expected) > 0.98
+
+
+@pytest.mark.parametrize("model_type", [name for name in REASONS if name != NAMED_IN_FILES])
+def test_a_model_type_that_is_refused_says_why(model_type: str) -> None:
+    # Given a config.json
+    config = refused_config(model_type)
+    # When / Then the message names the model and what of it
+    with pytest.raises(UnsupportedModel, match=f"'{model_type}'") as refusal:
+        derive(config)
+    assert REASONS[model_type] in str(refusal.value)
+
+
+@pytest.mark.skipif(
+    not version("transformers").startswith(f"{TRANSFORMERS}."),
+    reason=f"the list is that of Transformers {TRANSFORMERS}",
+)
+def test_every_model_type_with_a_plan_has_been_tried() -> None:
+    # Given what Transformers has a plan for
+    planned = {
+        name
+        for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        if getattr(CONFIG_MAPPING[name], "base_model_tp_plan", None)
+    }
+    # Then
+    assert planned - FAMILIES.keys() == RUN.keys() | REASONS.keys()
+    assert not RUN.keys() & REASONS.keys()
+
+
+def test_a_text_is_read_as_its_last_hidden_states(reference: Callable[..., Reference]) -> None:
+    # Given what a decoder with the files of sentence-transformers is asked for
+    found = reference("arcee")
+    cluster = cluster_of(found.checkpoint, 2, 2)
+    read = Read("embed", pooling="mean")
+    rows = [
+        Row(slot, 0, tuple(prompt), len(prompt), read=read) for slot, prompt in enumerate(PROMPTS)
+    ]
+    # When
+    try:
+        vectors = cluster.vectors(rows, LAYER)
+    finally:
+        cluster.close()
+    # Then
+    base = AutoModel.from_pretrained(found.path)
+    for vector, prompt in zip(vectors, PROMPTS, strict=True):
+        with torch.no_grad():
+            states = base(torch.tensor([prompt])).last_hidden_state[0]
+        np.testing.assert_allclose(vector, states.mean(0).numpy(), atol=1e-4, rtol=0)
+
+
+def test_what_runs_is_described_in_its_config(reference: Callable[..., Reference]) -> None:
+    assert KEY in reference("arcee").checkpoint.config
+    assert KEY not in reference("llama").checkpoint.config

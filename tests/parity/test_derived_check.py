@@ -1,0 +1,171 @@
+"""`skynet check` of families without a file, and the test that each passes when it is split."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from references import save_random_model
+from torch import nn
+from transformers.models.arcee.modeling_arcee import ArceeMLP, ArceeModel
+
+from skynet.check import check_model
+from skynet.check.ours import CheckpointFetch
+from skynet.check.self_test import self_test
+from skynet.cli import main
+from skynet.derived.opening import describe, open_model
+from skynet.errors import UnsupportedModel
+from skynet.models import load_architecture
+from skynet.models.derived import Derived
+from skynet.planning.ranges import Range
+from skynet.splitting import draft_plan, skysplit
+
+PLACES = ["embedding", *(f"layer {layer}" for layer in range(3)), "head"]
+
+
+@pytest.fixture(scope="module")
+def arcee(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("arcee")
+    save_random_model("arcee", {}, directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    "model_type", ["apertus", "glm", "hunyuan_v1_dense", "nanochat", "olmo3", "vaultgemma"]
+)
+def test_a_model_type_is_equal(tmp_path: Path, model_type: str) -> None:
+    # Given
+    save_random_model(model_type, {}, tmp_path)
+    # When
+    report = check_model(str(tmp_path), 2, 3)
+    # Then
+    assert report.equal, "\n".join(report.lines())
+    assert [place.name for place in report.places] == PLACES
+    assert report.answer
+    assert report.answer.same
+    assert any("Transformers' own layers" in note for note in report.notes)
+
+
+def test_a_family_with_a_file_would_pass_too(tmp_path: Path) -> None:
+    # Given a family with a file, described all the same
+    save_random_model("qwen3", {}, tmp_path)
+    checkpoint = open_model(str(tmp_path), tmp_path)
+    # When / Then nothing is raised
+    self_test(checkpoint, describe(checkpoint), 4)
+
+
+def test_a_damaged_shard_is_found_in_its_layer(arcee: Path) -> None:
+    # Given one number of the second shard's columns of layer 2
+    checkpoint = open_model(str(arcee), arcee)
+    right = CheckpointFetch(checkpoint, load_architecture(checkpoint.config))
+
+    def damaged(name: str, region: Range) -> torch.Tensor:
+        raw = right(name, region)
+        if name == "model.layers.2.mlp.down_proj.weight" and region.start > 0:
+            raw[5, 3] += 1
+        return raw
+
+    # When
+    report = check_model(str(arcee), 2, 2, fetch=damaged)
+    # Then the layer is named, and the number; by the sum, every shard has it
+    assert [place.name for place in report.differing] == ["layer 2"]
+    found = report.to_json()["first"]
+    assert found is not None
+    assert [shard["address"] for shard in found["shards"]] == ["stage1.shard0", "stage1.shard1"]
+    assert found["shards"][0]["index"] == 5
+
+
+def test_the_command_says_what_it_compares(arcee: Path) -> None:
+    result = CliRunner().invoke(main, ["check", str(arcee), "--shards", "3"])
+    assert result.exit_code == 0
+    assert "equal: 3 layers" in result.stdout
+    assert "'arcee' has no file" in result.stdout
+
+
+def test_a_split_says_that_it_is_slower(arcee: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # Given
+    told: list[tuple[str, int, int]] = []
+    checkpoint = open_model(str(arcee), arcee)
+    # When
+    with caplog.at_level(logging.WARNING):
+        plan = draft_plan(checkpoint, 2, 3, progress=lambda *now: told.append(now))
+    # Then it is tried first, layer 0 and both ends, and progress tells of that
+    assert plan.shape == (2, 3)
+    assert "slower" in caplog.text
+    assert [what for what, _, _ in told] == ["checking"] * 3
+    assert told[-1][1] == told[-1][2]
+
+
+# What the plan does not know of: the middle of an MLP is cut, and here is not computed by column.
+def _scaled_by_its_sum(self: Any, x: torch.Tensor) -> torch.Tensor:
+    middle = self.act_fn(self.up_proj(x))
+    made: torch.Tensor = self.down_proj(middle / (1 + middle.mean(-1, keepdim=True)))
+    return made
+
+
+def _of_a_fixed_width(self: Any, x: torch.Tensor) -> torch.Tensor:
+    middle = self.act_fn(self.up_proj(x))
+    made: torch.Tensor = self.down_proj(middle.view(1, -1, 83))
+    return made
+
+
+def _with_the_token_before(self: Any, x: torch.Tensor) -> torch.Tensor:
+    before = nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]
+    made: torch.Tensor = self.down_proj(self.act_fn(self.up_proj(x + before)))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (_scaled_by_its_sum, r"differ in layer 0 by \d.*limit 0\.0001"),
+        (
+            _of_a_fixed_width,
+            "layer 0, cut over 2 shards by Transformers' plan, fails: RuntimeError",
+        ),
+        (_with_the_token_before, "layer 0.*beside another row.*by another way than attention"),
+    ],
+)
+def test_what_a_plan_gets_wrong_is_refused_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch, arcee: Path, forward: Any, message: str
+) -> None:
+    # Given layers that are not what their plan cuts
+    monkeypatch.setattr(ArceeMLP, "forward", forward)
+    # When it is split, with no Redis there / Then the refusal names the model and the numbers
+    with pytest.raises(UnsupportedModel, match=f"'arcee'.*{message}"):
+        skysplit(str(arcee), 1, 2, url="redis://127.0.0.1:1/0")
+
+
+def test_what_looks_back_at_the_embedding_is_refused(
+    monkeypatch: pytest.MonkeyPatch, arcee: Path
+) -> None:
+    # Given a model whose layers get the tokens' embeddings too: a later stage has none
+    monkeypatch.setattr(ArceeModel, "forward", _looking_back(ArceeModel.forward))
+    checkpoint = open_model(str(arcee), arcee)
+    arch = load_architecture(checkpoint.config)
+    assert isinstance(arch, Derived)
+    # When / Then
+    with pytest.raises(UnsupportedModel, match=r"'arcee'.*differ in layer 0 by inf"):
+        self_test(checkpoint, arch, 2)
+
+
+def _looking_back(forward: Any) -> Any:
+    """Adds the embedding to what goes into the first layer, wherever that comes from."""
+
+    def changed(self: Any, **given: Any) -> Any:
+        layer, embedded = self.layers[0], []
+        hooks = [
+            self.embed_tokens.register_forward_hook(lambda *args: embedded.append(args[2])),
+            layer.mlp.register_forward_pre_hook(lambda _, args: (args[0] + 0.1 * embedded[0],)),
+        ]
+        try:
+            return forward(self, **given)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    return changed

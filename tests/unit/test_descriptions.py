@@ -1,0 +1,280 @@
+"""Descriptions of families without a file: what they say, who reads them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from derived_families import derived_config
+from model_families import tiny_config
+from references import save_random_model
+from safetensors.torch import load_file, save_file
+from transformers.models.arcee.configuration_arcee import ArceeConfig
+
+from skynet.derived.body import Body
+from skynet.derived.derive import derive
+from skynet.derived.opening import describe, open_model
+from skynet.errors import CheckpointError, ConfigurationError, UnsupportedModel
+from skynet.models import load_architecture, staged_tensors
+from skynet.models.checkpoint import Checkpoint
+from skynet.models.derived import KEY, Derived, read
+from skynet.planning.split import make_plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def described(model_type: str, **fields: Any) -> dict[str, Any]:
+    """A config with its description, as it is staged."""
+    config: dict[str, Any] = json.loads(derived_config(model_type, **fields).to_json_string(False))
+    return config | {KEY: derive(config)}
+
+
+@pytest.fixture
+def arcee(tmp_path: Path) -> Path:
+    """A checkpoint of a family without a file."""
+    save_random_model("arcee", {}, tmp_path / "arcee")
+    return tmp_path / "arcee"
+
+
+def opened(path: Path) -> Checkpoint:
+    return open_model(str(path), path.parent / "cache")
+
+
+def rewrite(path: Path, changed: dict[str, torch.Tensor]) -> None:
+    """Put these tensors into a checkpoint, beside or instead of its own."""
+    tensors = load_file(path / "model.safetensors")
+    save_file(tensors | changed, path / "model.safetensors", metadata={"format": "pt"})
+
+
+# -- what a description says ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", ["apertus", "arcee", "glm4", "nemotron", "olmo", "olmo3"])
+def test_tensors_are_those_that_transformers_saves(
+    tmp_path: Path, model_type: str, tied: bool
+) -> None:
+    # Given a checkpoint
+    save_random_model(model_type, {"tie_word_embeddings": tied}, tmp_path / "model")
+    # When it is described
+    checkpoint = opened(tmp_path / "model")
+    # Then each tensor is staged, with its shape, but buffers that the model makes itself
+    staged = {
+        tensor.name: tuple(tensor.shape)
+        for tensor in staged_tensors(load_architecture(checkpoint.config))
+    }
+    buffers = (".act_fn.beta", ".act_fn.eps")
+    assert staged == {
+        name: tuple(info.shape)
+        for name, info in checkpoint.tensors.items()
+        if not name.endswith(buffers)
+    }
+
+
+def test_a_description_survives_json_and_names_the_cuts() -> None:
+    # Given a config as it lies in Redis
+    config = json.loads(json.dumps(described("olmo3", attention_bias=True)))
+    # When
+    arch = load_architecture(config)
+    # Then
+    assert isinstance(arch, Derived)
+    assert (arch.num_heads, arch.num_kv_heads, arch.head_dim) == (6, 2, 8)
+    assert (arch.intermediate_size, arch.vocab_size, arch.max_positions) == (83, 131, 128)
+    assert arch.windows == (7, None, 7)
+    assert (arch.heads_of, arch.sums_per_layer, arch.samples) == ("gathered", 5, (0, 1))
+    cuts = {weight.role: (weight.cut, weight.unit, weight.bias) for weight in arch.weights}
+    assert cuts["self_attn.q_proj"] == ("column", "columns", True)
+    assert cuts["self_attn.o_proj"] == ("row", "heads", True)
+    assert cuts["self_attn.q_norm"] == ("replicated", "hidden", False)
+    assert cuts["mlp.up_proj"] == ("column", "columns", False)
+    assert cuts["embed"] == cuts["head"] == ("vocab", "vocab", False)
+    assert json.loads(arch.config) == {k: v for k, v in config.items() if k != KEY}
+
+
+def test_a_description_is_read_without_torch_and_transformers(tmp_path: Path) -> None:
+    # Given a config with a description
+    (tmp_path / "config.json").write_text(json.dumps(described("arcee")))
+    code = (
+        "import json, sys; from skynet.models import load_architecture as load;"
+        f"arch = load(json.load(open({str(tmp_path / 'config.json')!r})));"
+        "print(arch.num_layers, *{'torch', 'transformers'} & sys.modules.keys())"
+    )
+    # When a fresh interpreter reads it, as a client does
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, cwd=ROOT
+    )
+    # Then
+    assert done.stdout.split() == ["3"], done.stderr
+
+
+def test_a_layer_of_each_kind_is_a_sample() -> None:
+    # Given a model whose layers differ by their rope too
+    kinds = ["full_attention", "full_attention", "sliding_attention"]
+    # When / Then
+    assert read(described("cohere_compass_text", layer_types=kinds)).samples == (0, 2)
+    assert read(described("arcee")).samples == (0,)
+
+
+def test_a_file_cannot_bring_a_description(arcee: Path) -> None:
+    # Given a config.json with one
+    config = json.loads((arcee / "config.json").read_text())
+    (arcee / "config.json").write_text(json.dumps(config | {KEY: {"num_layers": 1}}))
+    # When / Then it is that of Transformers that counts
+    assert KEY not in Checkpoint(arcee, "arcee", arcee.parent).config
+    assert opened(arcee).config[KEY]["num_layers"] == 3
+
+
+def test_another_description_is_another_content(arcee: Path) -> None:
+    # Given a checkpoint whose digest is remembered
+    digest = opened(arcee).digest()
+    assert opened(arcee).digest() == digest
+    # When another Transformers describes it
+    other = opened(arcee)
+    other.describe(other.config[KEY] | {"transformers": "99.0"})
+    # Then
+    assert other.digest() != digest
+
+
+def test_a_description_of_another_version_is_refused() -> None:
+    config = described("arcee")
+    del config[KEY]["sums"]
+    with pytest.raises(CheckpointError, match="split the model again"):
+        load_architecture(config)
+
+
+def test_a_worker_with_another_transformers_refuses() -> None:
+    # Given a model that was split with another version
+    config = described("arcee")
+    config[KEY]["transformers"] = "99.0"
+    arch = read(config)
+    plan = make_plan(arch, model="m", name="m", stages=1, shards=1)
+    # When / Then both versions are named
+    with pytest.raises(ConfigurationError, match=r"99\.0.*" + transformers.__version__):
+        Body(arch, plan, plan.stages[0].shards[0], torch.float32, torch.device("cpu"))
+
+
+def test_the_notice_says_what_is_run() -> None:
+    assert "'arcee' has no file" in read(described("arcee")).notice
+    assert "every shard has all" in read(described("hunyuan_v1_dense")).notice
+
+
+# -- what is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"quantization_config": {"quant_method": "fp8"}}, "quant_method='fp8'"),
+        ({"model_type": "mamba"}, "'mamba'.*base_model_tp_plan"),
+        ({"model_type": "nobody"}, "'nobody' has no file"),
+        ({"model_type": "nobody", "auto_map": {}}, "'nobody'.*never run"),
+        ({"hidden_act": "nothing"}, "arcee model of config.json"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "'arcee'.*rotary_emb.*'dynamic'",
+        ),
+        ({"num_key_value_heads": 4}, "'arcee'.*6 query heads, which do not share 4"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    # Given
+    config = derived_config("arcee").to_dict() | fields
+    # When / Then
+    with pytest.raises(UnsupportedModel, match=message):
+        derive(config)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"layers.*.mlp.up_proj": "sideways"}, r"mlp\.up_proj is 'sideways'.*known are colwise"),
+        ({"layers.*.mlp": "colwise"}, r"layers\.0\.mlp \(ArceeMLP\) is cut.*no plain Linear"),
+        (
+            {"layers.*.mlp.up_proj": "colwise", "layers.*.mlp.down_proj": "colwise"},
+            "down_proj .Linear. makes 48 columns for products over 83",
+        ),
+        ({"layers.*.self_attn.q_proj": "colwise"}, "cut in a way that is not computed"),
+        ({"layers.*.self_attn.o_proj": "rowwise"}, "cut in a way that is not computed"),
+        ({"layers.*.mlp.up_proj": "embedding_rowwise"}, r"cuts a table, .*mlp\.up_proj"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, plan: dict[str, str], message: str
+) -> None:
+    # Given another plan than Transformers', or but a part of it
+    monkeypatch.setattr(ArceeConfig, "base_model_tp_plan", plan)
+    config = derived_config("arcee").to_dict()
+    # When / Then
+    with pytest.raises(UnsupportedModel, match=f"'arcee'.*{message}"):
+        derive(config)
+
+
+def test_tensors_that_transformers_does_not_have_are_refused(arcee: Path) -> None:
+    # Given a norm more than the class has
+    name = "model.layers.2.self_attn.q_norm.weight"
+    rewrite(arcee, {name: torch.ones(8)})
+    # When / Then
+    with pytest.raises(UnsupportedModel, match=f"ArceeForCausalLM does not have: {name}"):
+        opened(arcee)
+
+
+def test_tensors_that_files_may_have_besides_are_left_alone(tmp_path: Path) -> None:
+    # Given an old file with frequencies, and a head that is the embedding
+    save_random_model("arcee", {"tie_word_embeddings": True}, tmp_path / "arcee")
+    more = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "lm_head.weight": torch.ones(131, 48),
+    }
+    rewrite(tmp_path / "arcee", more)
+    # When / Then
+    assert load_architecture(opened(tmp_path / "arcee").config).tied
+
+
+def test_buffers_are_what_the_model_makes_or_refused(tmp_path: Path) -> None:
+    # Given a checkpoint that holds buffers
+    path = tmp_path / "apertus"
+    save_random_model("apertus", {}, path)
+    opened(path)
+    # When one is not what Transformers makes
+    name = "model.layers.1.mlp.act_fn.beta"
+    rewrite(path, {name: torch.tensor(0.25)})
+    # Then
+    with pytest.raises(UnsupportedModel, match=f"buffer {name}"):
+        opened(path)
+
+
+def test_missing_tensors_are_named(arcee: Path) -> None:
+    # Given
+    tensors = load_file(arcee / "model.safetensors")
+    del tensors["model.layers.2.mlp.down_proj.weight"]
+    save_file(tensors, arcee / "model.safetensors", metadata={"format": "pt"})
+    # When / Then
+    with pytest.raises(CheckpointError, match=r"model\.layers\.2\.mlp\.down_proj\.weight"):
+        opened(arcee)
+
+
+def test_tensors_that_are_called_otherwise_in_files_are_refused(tmp_path: Path) -> None:
+    # Given a model type whose files spell the names of another time
+    model = transformers.AutoModelForCausalLM.from_config(derived_config("exaone"))
+    model.save_pretrained(tmp_path / "exaone")
+    # When / Then
+    with pytest.raises(UnsupportedModel, match=r"'exaone'.*transformer\.wte.*have to be converted"):
+        opened(tmp_path / "exaone")
+
+
+def test_a_family_with_a_file_is_not_described(tmp_path: Path) -> None:
+    # Given
+    save_random_model("llama", {}, tmp_path / "llama")
+    # When / Then
+    checkpoint = opened(tmp_path / "llama")
+    assert KEY not in checkpoint.config
+    # But can be
+    assert describe(checkpoint).model_type == "llama"
+    assert isinstance(load_architecture(checkpoint.config), Derived)
+    assert tiny_config("llama").model_type == "llama"
