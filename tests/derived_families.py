@@ -35,8 +35,28 @@ LLAMA3: dict[str, Any] = {
     "original_max_position_embeddings": 32,
 }
 
+EXPERTS: dict[str, Any] = {
+    "num_experts": 5,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 21,
+}
+# Routed in groups, beside experts that all tokens have; the first layer has none.
+GROUPS: dict[str, Any] = EXPERTS | {
+    "n_routed_experts": 6,
+    "num_experts": 6,
+    "num_local_experts": 6,
+    "n_shared_experts": 2,
+    "num_shared_experts": 2,
+    "n_group": 3,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "num_dense_layers": 1,
+}
+
 # Of those that run, what differs from `TINY`.
 RUN: dict[str, dict[str, Any]] = {
+    "afmoe": GROUPS,
     "apertus": {"rope_parameters": LLAMA3},
     "cohere_compass_text": {
         "logit_scale": 0.5,
@@ -50,14 +70,31 @@ RUN: dict[str, dict[str, Any]] = {
         },
         **WINDOWS,
     },
+    "cohere2_moe": EXPERTS,
     "cwm": {"bos_token_id": 1, "eos_token_id": -1, "rope_parameters": LLAMA3, **WINDOWS},
+    "dots1": GROUPS | {"layer_types": ["full_attention"] * 3},
+    "ernie4_5_moe": {
+        "moe_num_experts": 5,
+        "moe_k": 2,
+        "moe_intermediate_size": 21,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+    },
     "exaone4": WINDOWS,
+    "exaone_moe": GROUPS,
+    "flex_olmo": EXPERTS,
+    "glm4_moe": GROUPS,
+    "hunyuan_v1_moe": EXPERTS | {"moe_topk": 2},
+    "hy_v3": EXPERTS,
     "hyperclovax": {
         "embedding_multiplier": 3.0,
         "residual_multiplier": 0.4,
         "attention_multiplier": 0.2,
         "logits_scaling": 2.5,
     },
+    "kolibri1": GROUPS,
+    "mellum": EXPERTS,
+    "minimax_m2": EXPERTS,
     "ministral": WINDOW,
     "ministral3": WINDOW
     | {
@@ -71,6 +108,10 @@ RUN: dict[str, dict[str, Any]] = {
     },
     "olmo": {"clip_qkv": 1.5},
     "olmo3": WINDOWS,
+    "olmoe": EXPERTS,
+    "phimoe": EXPERTS,
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 42},
+    "solar_open": GROUPS,
     "starcoder2": WINDOW,
     "vaultgemma": WINDOWS | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
 }
@@ -81,6 +122,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"num_hidden_layers": 2},
     "gemma3n_text": {"num_hidden_layers": 20},
     "granitemoehybrid": {"num_hidden_layers": 2},
+    "lfm2_moe": TINY | {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2": TINY | {"layer_types": ["conv", "full_attention", "conv"]},
     "youtu": {
         "num_hidden_layers": 2,

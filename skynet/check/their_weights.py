@@ -13,6 +13,7 @@ from skynet.errors import CheckpointError
 from skynet.models import resolve_names
 from skynet.models.architecture import Architecture
 from skynet.models.checkpoint import Checkpoint
+from skynet.models.derived import Derived
 
 SMALL_VOCABULARY = 16  # of models that only convert a layer's tensors
 
@@ -44,10 +45,12 @@ class TheirWeights:
         places = list(_parameters(module, path))
         sources = {name: self._source(name) for name, _, _ in places}
         in_layer = path.rpartition(".")[2].isdecimal()
-        converted = self._convert(path) if None in sources.values() and in_layer else {}
+        convert = in_layer and None in sources.values() and not isinstance(self._arch, Derived)
+        converted = self._convert(path) if convert else {}
         for name, owner, own in places:
             source, empty = sources[name], owner._parameters[own]
             value = converted.get(name) if source is None else self._read(source)
+            value = self._of_experts(name) if value is None else value
             value = self._computed(owner) if value is None else value
             if value is None or empty is None or value.shape != empty.shape:
                 raise CheckpointError(
@@ -77,6 +80,12 @@ class TheirWeights:
         bias = self._arch.weight("head_bias")
         head = bias if kind == "bias" and bias is not None else head
         return None if head is None else self._names.get(head.tensor(kind=kind))
+
+    def _of_experts(self, name: str) -> torch.Tensor | None:
+        """A parameter of all experts of a family without a file, of the matrices of each."""
+        experts = self._arch.experts_of(name) if isinstance(self._arch, Derived) else []
+        made = [torch.cat([self._read(self._names[each]) for each in parts]) for parts in experts]
+        return torch.stack(made) if made else None
 
     def _computed(self, module: torch.nn.Module) -> torch.Tensor | None:
         """A table that the file may lack, as Transformers computes it: of sinusoidal positions."""
@@ -126,6 +135,8 @@ def _names_in_file(arch: Architecture, checkpoint: Checkpoint) -> dict[str, str]
     for weight in (weight for stack in arch.stacks for weight in stack.weights):
         for other in weight.others:
             names.setdefault(f"{other}.weight", names[weight.tensor()])
+    if isinstance(arch, Derived):
+        names |= {theirs: names[ours] for theirs, ours in arch.module_names().items()}
     return names
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from skynet.derived.attention import Slots, register_attention
 from skynet.derived.loader import DerivedLoader
-from skynet.derived.products import Column, Gather, Row, Tokens
+from skynet.derived.products import Column, Gather, Row, Summed, Tokens
 from skynet.derived.skeleton import build, transformers_version
 from skynet.derived.state import Running, SpanEnd
 from skynet.errors import ConfigurationError, StepFailed
@@ -75,10 +75,16 @@ class Body:
         """A layer's weights and its KV slots; returns the slots, and the bytes of the weights."""
         undo: list[Callable[[], None]] = []
         num_bytes = 0
+        parameters: dict[str, list[DerivedWeight]] = {}  # of experts
         for weight in self._arch.weights:
-            if isinstance(weight, DerivedWeight) and weight.per_layer:
+            if isinstance(weight, DerivedWeight) and weight.per_layer and weight.is_in(layer):
+                if weight.style == "experts":
+                    parameters.setdefault(weight.parameter, []).append(weight)
+                    continue
                 put = self._put_whole if weight.style == "whole" else self._put_product
                 num_bytes += put(weight, layer, load, undo)
+        for parameter, weights in parameters.items():
+            num_bytes += self._put_experts(parameter, weights, layer, load, undo)
         slots = Slots(
             self._arch, self._plan, self._part, layer, self._running, self._dtype, self._device
         )
@@ -100,7 +106,7 @@ class Body:
     def _put_product(
         self,
         weight: DerivedWeight,
-        layer: int | None,
+        layer: int,
         load: DerivedLoader,
         undo: list[Callable[[], None]],
     ) -> int:
@@ -115,11 +121,30 @@ class Body:
             made = Gather(product, part, weight.sizes[0], running)
         else:
             made = Row(product, bias, running, part if weight.style == "split" else None)
-        above, _, name = weight.name.format(layer=layer).rpartition(".")
+        above, _, name = f"{self._arch.path}.{layer}.{weight.role}".rpartition(".")
         modules = self._model.get_submodule(above)._modules
         whole, modules[name] = modules[name], made
         undo.append(partial(modules.__setitem__, name, whole))
         return product.nbytes + (0 if bias is None else bias.nbytes)
+
+    def _put_experts(
+        self,
+        parameter: str,
+        weights: list[DerivedWeight],
+        layer: int,
+        load: DerivedLoader,
+        undo: list[Callable[[], None]],
+    ) -> int:
+        """Give a module of experts the shard's columns of all of them, and sum what it gives."""
+        value = load.experts(weights, layer)
+        above, _, name = f"{self._arch.path}.{layer}.{parameter}".rpartition(".")
+        module = self._model.get_submodule(above)
+        empty, module._parameters[name] = module._parameters[name], _parameter(value)
+        undo.append(partial(module._parameters.__setitem__, name, empty))
+        if not isinstance(module.forward, Summed):
+            undo.append(partial(setattr, module, "forward", module.forward))
+            module.forward = Summed(module.forward, self._running)
+        return value.nbytes
 
     def _put_whole(
         self,
@@ -128,14 +153,15 @@ class Body:
         load: DerivedLoader,
         undo: list[Callable[[], None]],
     ) -> int:
-        """Give a module that no shard cuts its parameters."""
+        """Give a module that no shard cuts its parameters, or a buffer."""
         num_bytes = 0
+        path = weight.name if layer is None else f"{self._arch.path}.{layer}.{weight.role}"
         for kind in ("weight", "bias") if weight.bias else ("weight",):
+            above, _, name = (path if weight.bare else f"{path}.{kind}").rpartition(".")
+            module = self._model.get_submodule(above)
+            own: dict[str, Any] = module._buffers if weight.buffer else module._parameters
             value = load.whole(weight, kind, layer)
-            path = weight.tensor(layer, kind)
-            above, _, name = path.rpartition(".")
-            own = self._model.get_submodule(above)._parameters
-            empty, own[name] = own[name], _parameter(value)
+            empty, own[name] = own[name], value if weight.buffer else _parameter(value)
             undo.append(partial(own.__setitem__, name, empty))
             num_bytes += value.nbytes
         return num_bytes

@@ -45,6 +45,9 @@ def derive(config: Config) -> dict[str, Any]:
     styles = Styles(model_type, plan, _prefix(found.model))
     check_known(found, styles)
     _check_ropes(found)
+    for path, _ in found.model.named_modules():
+        if styles.of(path) == "experts":
+            found.stand_in(path)
     found.run()
     return _described(found, styles)
 
@@ -75,6 +78,7 @@ def _described(found: Trace, styles: Styles) -> dict[str, Any]:
         heads_of=parameters.heads_of,
         sums=parameters.sums,
         samples=sample_layers(found, attention.path),
+        num_experts=parameters.num_experts,
     )
 
 

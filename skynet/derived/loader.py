@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from skynet.layers.kept import Pieces
 from skynet.layers.linear import Linear
 from skynet.layers.weights import Fetch, Loader, Progress
 from skynet.models.architecture import Weight
-from skynet.models.derived import Derived
+from skynet.models.derived import Derived, DerivedWeight
 from skynet.planning.derived import units
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
@@ -34,18 +36,33 @@ class DerivedLoader(Loader):
         """The shard's part of a product, with its bias unless that is added after a sum."""
         return self.linear(weight.role, layer=layer, bias=weight.bias and weight.cut != "row")
 
+    def experts(self, weights: Sequence[Weight], layer: int) -> torch.Tensor:
+        """(experts, out, in) of one parameter, each expert's `weights` one above the other."""
+        roles, count = [weight.role for weight in weights], self._derived.num_experts
+        stacked = torch.empty(0)
+        for expert in range(count):
+            part = self.matrix(*roles, layer=layer, piece=expert)
+            if expert == 0:
+                stacked = part.new_empty((count, *part.shape))
+            stacked[expert] = part
+            # What is kept is what is used, not a second one.
+            key, units = self._key("table", list(weights), layer, expert)
+            self.pieces.add(key, stacked[expert], units)
+        return stacked
+
     def units(self, weight: Weight) -> Range:
         """The shard's part of the dimension that the weight is cut in."""
         return self._units(weight)
 
-    def whole(self, weight: Weight, kind: str, layer: int | None) -> torch.Tensor:
-        """A weight or a bias that every shard has all of, in the plan's dtype."""
+    def whole(self, weight: DerivedWeight, kind: str, layer: int | None) -> torch.Tensor:
+        """A weight or bias that every shard has all of, in the plan's dtype; buffers in float32."""
         key = ("whole", weight.tensor(layer, kind), self._number(layer))
         made = self._found(key, ())
         if not isinstance(made, torch.Tensor):
             size = self._derived.shape(weight)[0]
             raw = self._fetch(weight.tensor(layer, kind), Range(0, size))
-            made = torch.empty(raw.shape, dtype=self._dtype, device=self._device)
+            dtype = torch.float32 if weight.buffer else self._dtype
+            made = torch.empty(raw.shape, dtype=dtype, device=self._device)
             self._copy(weight, raw, made, layer)
         self.pieces.add(key, made, ())
         return made

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch import nn
 
-from skynet.derived.styles import Styles
+from skynet.derived.file_names import FileNames
+from skynet.derived.styles import EXPERTS, Styles
 from skynet.derived.trace import AttentionCall, Trace
 from skynet.errors import UnsupportedModel
 from skynet.models.architecture import Cut, Unit
@@ -32,20 +36,21 @@ class Parameters:
     ) -> None:
         """Raises UnsupportedModel, by name, for whatever is neither cut nor known to be whole."""
         self._found, self._styles, self._path = found, styles, path
-        self._inside, self._heads = inside, heads
+        self._inside, self._heads, self._files = inside, heads, FileNames(found.model_type)
         layers = found.model.get_submodule(path)
-        inner = [self._layer(number) for number in range(len(layers))]
-        self._check_alike(inner)
-        self.columns = self._columns(inner[0])
-        for weight in inner[0]:
-            self._check_unit(weight)
-        self.heads_of = self._heads_of(inner[0])
+        by_layer = [self._layer(number) for number in range(len(layers))]
+        inner = self._together(by_layer)
+        self.num_experts = self._num_experts(layers)
+        self.columns = self._columns(inner)
+        for weight in inner:
+            self._check_unit(weight, inner)
+        self.heads_of = self._heads_of(inner)
         self.tied = bool(getattr(found.model.config, "tie_word_embeddings", False))
-        self.weights = (*self._first(), *inner[0], *self._last())
-        outside = [w for w in inner[0] if w.cut == "column" and w.unit == "columns"]
+        self.weights = (*self._first(), *inner, *self._last())
+        outside = [w for w in by_layer[-1] if w.cut == "column" and w.unit == "columns"]
         self.gated = sum(weight.sizes[0] for weight in outside) >= 2 * self.columns
-        summed = sum(weight.style in SUMMED for weight in inner[0])
-        self.sums = summed + (self.heads_of == "whole")
+        whole = self.heads_of == "whole"
+        self.sums = [self._sums(weights) + whole for weights in by_layer]
 
     # -- inside of a layer ---------------------------------------------------------------------
 
@@ -55,7 +60,9 @@ class Parameters:
         for role, module in layer.named_modules():
             path = f"{self._path}.{number}.{role}".removesuffix(".")
             style = self._styles.of(path)
-            if style is not None and style != "whole":
+            if style == "experts":
+                weights += self._experts(path, role, module)
+            elif style is not None and style != "whole":
                 weights.append(self._product(path, role, module, style))
             else:
                 weights += self._whole(role, module)
@@ -80,6 +87,36 @@ class Parameters:
             style=style,
         )
 
+    def _experts(self, path: str, role: str, module: nn.Module) -> list[DerivedWeight]:
+        """The matrices of all experts, whose parameters hold them one above the other."""
+        own, names = _own(module), EXPERTS
+        shapes = [tuple(own[name].shape) for name in names if name in own]
+        if own.keys() != set(names) or not self._styles.are_experts(path):
+            raise self._found.refusal(path, f"has experts of {sorted(own)}, not of {list(names)}")
+        (count, rows, inputs), (same, outputs, columns) = shapes
+        if (count, rows, inputs) != (same, 2 * columns, outputs):
+            raise self._found.refusal(path, f"has experts of shapes {shapes}")
+        if self._found.counts[path] != 1:
+            raise self._found.refusal(path, f"is called {self._found.counts[path]} times in a step")
+        found = []
+        for parameter, sizes in zip(names, ((columns, inputs), (outputs, columns)), strict=True):
+            of_file = self._files.of_experts(f"{self._path}.{{layer}}.{role}.{parameter}")
+            if len(of_file) * sizes[0] != own[parameter].shape[1]:
+                raise self._found.refusal(path, f"has {parameter} made of {list(of_file)}")
+            found += [
+                DerivedWeight(
+                    role=f"{role}.{parameter}:{number}",
+                    name=name.removesuffix(".weight"),
+                    cut="row" if parameter == names[1] else "column",
+                    unit="columns",
+                    sizes=sizes,
+                    style="experts",
+                    parameter=f"{role}.{parameter}",
+                )
+                for number, name in enumerate(of_file)
+            ]
+        return found
+
     def _heads_unit(self, path: str, module: nn.Linear, style: Style) -> Unit:
         heads = self._heads
         units: dict[int, Unit] = {heads.num_heads * heads.head_dim: "heads"}
@@ -97,49 +134,81 @@ class Parameters:
 
     def _whole(self, role: str, module: nn.Module) -> list[DerivedWeight]:
         """Parameters of a module that is the same on every shard."""
-        name, own = self._name(role), _own(module)
+        own, buffers, found = _own(module), _stored_buffers(module), []
         if "weight" in own and own.keys() <= {"weight", "bias"}:
             sizes = tuple(own["weight"].shape)
-            return [_replicated(role, name, sizes, bias="bias" in own)]
-        return [
-            _replicated(f"{role}.{kind}", f"{name}.{kind}", tuple(value.shape), bare=True)
-            for kind, value in own.items()
-        ]
+            found.append(_replicated(role, self._name(role), sizes, bias="bias" in own))
+            own = {}
+        for kind, value in {**own, **buffers}.items():
+            name = self._files.of(f"{self._path}.{{layer}}.{role}.{kind}")
+            weight = _replicated(f"{role}.{kind}", name, tuple(value.shape), bare=True)
+            found.append(replace(weight, buffer=kind in buffers))
+        return found
 
     def _name(self, role: str) -> str:
-        return f"{self._path}.{{layer}}.{role}"
+        """What files call a module that has a weight."""
+        return self._files.of(f"{self._path}.{{layer}}.{role}.weight").removesuffix(".weight")
 
     def _in_attention(self, role: str) -> bool:
         return role.startswith(f"{self._inside}.")
 
-    def _check_alike(self, layers: list[list[DerivedWeight]]) -> None:
-        for number, weights in enumerate(layers):
-            different = set(weights) ^ set(layers[0])
-            if different:
-                some = min(weight.role for weight in different)
+    def _together(self, by_layer: list[list[DerivedWeight]]) -> list[DerivedWeight]:
+        """The weights of all layers, each once; some are in some layers only."""
+        places: dict[DerivedWeight, list[int]] = {}
+        for number, weights in enumerate(by_layer):
+            for weight in weights:
+                places.setdefault(weight, []).append(number)
+        roles = [weight.role for weight in places]
+        for weight, numbers in places.items():
+            if roles.count(weight.role) > 1:
                 raise self._found.refusal(
-                    f"{self._path}.{number}", f"has not the parameters of layer 0: {some} differs"
+                    f"{self._path}.{numbers[0]}", f"has {weight.role} unlike that of another layer"
                 )
+        return [
+            weight if len(numbers) == len(by_layer) else replace(weight, layers=tuple(numbers))
+            for weight, numbers in places.items()
+        ]
+
+    def _num_experts(self, layers: nn.Module) -> int:
+        counts = {
+            len(module._parameters[EXPERTS[1]])
+            for path, module in layers.named_modules(prefix=self._path)
+            if self._styles.of(path) == "experts"
+        }
+        if len(counts) > 1:
+            raise self._found.refusal(self._path, f"has layers of {sorted(counts)} experts")
+        return counts.pop() if counts else 0
 
     def _columns(self, weights: list[DerivedWeight]) -> int:
-        """How many columns the MLP has: what its summed products take in."""
-        found = {w.sizes[1] for w in weights if w.cut == "row" and w.unit == "columns"}
-        if len(found) > 1:
-            raise UnsupportedModel(
-                f"model_type {self._found.model_type!r}: products of one layer are summed over "
-                f"{sorted(found)} columns; one number of columns a layer is computed"
-            )
-        config = self._found.model.config
-        return found.pop() if found else int(getattr(config, "intermediate_size", 0) or 1)
+        """The columns that are shared out: what summed products of the MLP take in, the fewest.
 
-    def _check_unit(self, weight: DerivedWeight) -> None:
-        """What stays a shard's must be what the summed product takes in."""
-        stays = weight.unit == "columns" and weight.style == "column"
-        if stays and weight.sizes[0] != self.columns:
+        Products over more, as of experts that all tokens have, are cut in proportion.
+        """
+        found = {w.sizes[1] for w in weights if w.cut == "row" and w.unit == "columns"}
+        config = self._found.model.config
+        return min(found) if found else int(getattr(config, "intermediate_size", 0) or 1)
+
+    def _check_unit(self, weight: DerivedWeight, weights: list[DerivedWeight]) -> None:
+        """What stays a shard's must be what the summed product beside it takes in."""
+        if weight.unit != "columns" or weight.cut != "column" or weight.style == "gather":
+            return
+        above = _above(weight)
+        beside = {
+            other.sizes[1]
+            for other in weights
+            if other.cut == "row" and other.unit == "columns" and _above(other) == above
+        }
+        if beside != {weight.sizes[0]}:
             raise self._found.refusal(
-                f"{self._path}.0.{weight.role}",
-                f"makes {weight.sizes[0]} columns for products over {self.columns}",
+                f"{self._path}.{min(weight.layers, default=0)}.{weight.role.partition(':')[0]}",
+                f"makes {weight.sizes[0]} columns, of which summed products beside it take in "
+                f"{sorted(beside) or 'none'}",
             )
+
+    def _sums(self, weights: list[DerivedWeight]) -> int:
+        """Of one layer, without that of attention that all shards have whole."""
+        experts = {_above(weight) for weight in weights if weight.style == "experts"}
+        return sum(weight.style in SUMMED for weight in weights) + len(experts)
 
     def _heads_of(self, weights: list[DerivedWeight]) -> HeadsOf:
         styles = {w.style for w in weights if self._in_attention(w.role)} - {"whole"}
@@ -224,6 +293,22 @@ def _is_norm(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__
 
 
+def _above(weight: DerivedWeight) -> str:
+    return weight.role.rpartition(".")[0]
+
+
+def _stored_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers of numbers that checkpoints hold; single ones are the model's own to make."""
+    return {
+        name: value
+        for name, value in module._buffers.items()
+        if value is not None
+        and value.ndim
+        and value.is_floating_point()
+        and name not in module._non_persistent_buffers_set
+    }
+
+
 def _own(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: value for name, value in module._parameters.items() if value is not None}
 
@@ -239,9 +324,10 @@ def _is_known_whole(module: nn.Module) -> bool:
 def check_known(found: Trace, styles: Styles) -> None:
     """Raise UnsupportedModel for a parameter that is neither cut nor known to be whole."""
     ends = (found.model.get_input_embeddings(), found.model.get_output_embeddings())
+    blocks = _blocks_of_experts(found, styles)
     for path, module in found.model.named_modules():
         is_cut = styles.of(path) is not None or any(module is end for end in ends)
-        if is_cut or not _own(module) or _is_known_whole(module):
+        if is_cut or not _own(module) or _is_known_whole(module) or _is_in(path, blocks):
             continue
         shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in _own(module).items())
         raise found.refusal(
@@ -249,3 +335,14 @@ def check_known(found: Trace, styles: Styles) -> None:
             f"has parameters ({shapes}) that Transformers' tensor-parallel plan does not cut and "
             "that are not known to be the same on every shard",
         )
+
+
+def _blocks_of_experts(found: Trace, styles: Styles) -> set[str]:
+    """Modules that have experts: what else is in them routes, or is computed by all shards."""
+    paths = (path for path, _ in found.model.named_modules())
+    return {path.rpartition(".")[0] for path in paths if styles.of(path) == "experts"}
+
+
+def _is_in(path: str, blocks: set[str]) -> bool:
+    parts = path.split(".")
+    return any(".".join(parts[:count]) in blocks for count in range(1, len(parts) + 1))

@@ -5,6 +5,9 @@ Each takes and gives what the module would, (1, tokens, ...), of which a shard h
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -61,6 +64,16 @@ class Gather(nn.Module):
         own = self._product(_rows(x))
         padded = F.pad(own, (self._part.start, self._width - self._part.stop))
         return self._running.sum(padded).unflatten(0, x.shape[:-1])
+
+
+class Summed:
+    """The forward of experts that have a shard's columns: what all shards' give together."""
+
+    def __init__(self, forward: Callable[..., torch.Tensor], running: Running) -> None:
+        self._forward, self._running = forward, running
+
+    def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self._running.sum(self._forward(x, *args, **kwargs))
 
 
 class Tokens:

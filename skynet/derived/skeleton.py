@@ -54,6 +54,8 @@ def build(config: Config, attention: str, dtype: torch.dtype, *, buffers: bool) 
 
     kind = config_class(config)
     plain = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+    # Not grouped: that kernel takes no sizes that are not multiples of 8.
+    eager = {"experts_implementation": "eager"} if _has_experts(config) else {}
     empty = init_empty_weights(include_buffers=False) if buffers else torch.device("meta")
     try:
         with quiet(), empty:
@@ -62,11 +64,17 @@ def build(config: Config, attention: str, dtype: torch.dtype, *, buffers: bool) 
                 dtype=dtype,
                 attn_implementation=attention,
                 trust_remote_code=False,
+                **eager,
             ).eval()
     except Exception as error:  # each model has errors of its own
         raise UnsupportedModel(
             f"Transformers cannot make a {config.get('model_type')} model of config.json: {error}"
         ) from error
+
+
+def _has_experts(config: Config) -> bool:
+    plan = getattr(config_class(config), "base_model_tp_plan", None) or {}
+    return "moe_tp_experts" in plan.values()
 
 
 @contextmanager

@@ -7,14 +7,15 @@ stands for the number of a layer. A style that is not known is refused, not gues
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from skynet.errors import UnsupportedModel
 from skynet.models import KNOWN
 from skynet.models.derived import Style
 
-# Transformers' names, old spellings included, and what is done with such a module.
-STYLES: dict[str, Style] = {
+# Transformers' names, old spellings included, and what is done with such a module. The parameters
+# of "experts" are packed_colwise and rowwise.
+STYLES: dict[str, Style | Literal["packed"]] = {
     "colwise": "column",
     "rowwise": "row",
     "colwise_gather_output": "gather",
@@ -23,7 +24,10 @@ STYLES: dict[str, Style] = {
     "rowwise_rep": "split",
     "replicated_with_grad_allreduce": "whole",
     "replicate": "whole",
+    "moe_tp_experts": "experts",
+    "packed_colwise": "packed",
 }
+EXPERTS = ("gate_up_proj", "down_proj")  # what Transformers calls the parameters of experts
 EMBEDDING = "embedding_rowwise"  # of the tokens' table alone, which we cut in any case
 
 
@@ -36,7 +40,7 @@ class Styles:
 
     def __init__(self, model_type: str, plan: dict[str, str], prefix: str) -> None:
         """Raises UnsupportedModel, by name, for a style that is not known."""
-        self._patterns: list[tuple[re.Pattern[str], Style]] = []
+        self._patterns: list[tuple[re.Pattern[str], Style | Literal["packed"]]] = []
         self.tables: list[str] = []  # paths of embeddings that the plan cuts
         for pattern, name in plan.items():
             if name == EMBEDDING:
@@ -52,6 +56,15 @@ class Styles:
 
     def of(self, path: str) -> Style | None:
         """The style of the module at `path`; None of one that the plan does not name."""
+        style = self._find(path)
+        return None if style == "packed" else style
+
+    def are_experts(self, path: str) -> bool:
+        """Are the parameters of the module at `path` those of experts, cut by their columns?"""
+        packed, down = (self._find(f"{path}.{name}") for name in EXPERTS)
+        return (self._find(path), packed, down) == ("experts", "packed", "row")
+
+    def _find(self, path: str) -> Style | Literal["packed"] | None:
         for pattern, style in self._patterns:
             if pattern.fullmatch(path):
                 return style

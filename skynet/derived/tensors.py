@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from skynet.derived.attention import register_attention
+from skynet.derived.file_names import FileNames
 from skynet.derived.skeleton import build
-from skynet.errors import UnsupportedModel
-from skynet.models import resolve_names, staged_tensors
+from skynet.errors import CheckpointError, UnsupportedModel
+from skynet.models import resolve_names
 from skynet.models.checkpoint import Checkpoint
 from skynet.models.derived import Derived
 
@@ -22,8 +23,7 @@ SHOWN = 3
 
 def check_tensors(checkpoint: Checkpoint, arch: Derived) -> None:
     """Raise UnsupportedModel, by name, if not; CheckpointError if tensors are missing."""
-    _check_spelling(checkpoint, arch)
-    names = resolve_names(arch, checkpoint.tensors)
+    names = _names(checkpoint, arch)
     known = set(names.values())
     model = build(json.loads(arch.config), register_attention(), torch.float32, buffers=True)
     buffers = _stored_buffers(model)
@@ -40,20 +40,18 @@ def check_tensors(checkpoint: Checkpoint, arch: Derived) -> None:
         )
 
 
-def _check_spelling(checkpoint: Checkpoint, arch: Derived) -> None:
-    """Are the tensors called as Transformers' parameters are, a prefix aside?"""
-    ours = arch.prefixes[0]
-    names = [tensor.name for tensor in staged_tensors(arch)]
-    wanted = [name.removeprefix(ours) for name in names if name.startswith(arch.path)]
-    for prefix in arch.prefixes:
-        if any(prefix + name in checkpoint.tensors for name in wanted):
-            return
-    example = max(checkpoint.tensors, default="none")
-    raise UnsupportedModel(
-        f"{checkpoint.name}: model_type {arch.model_type!r} has tensors that are called otherwise "
-        f"in files ({example}, ...) than Transformers' parameters ({ours}{wanted[0]}, ...); they "
-        "would have to be converted, which is not done here"
-    )
+def _names(checkpoint: Checkpoint, arch: Derived) -> dict[str, str]:
+    """As of `resolve_names`; missing tensors may be some that Transformers would convert."""
+    try:
+        return resolve_names(arch, checkpoint.tensors)
+    except CheckpointError as error:
+        left = FileNames(arch.model_type).left_out
+        if not left:
+            raise
+        raise UnsupportedModel(
+            f"{checkpoint.name}: of model_type {arch.model_type!r} files may have {left[0]} and "
+            f"{len(left) - 1} more that have to be converted, which is not done here; {error}"
+        ) from error
 
 
 def _stored_buffers(model: Any) -> dict[str, torch.Tensor]:

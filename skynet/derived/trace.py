@@ -104,6 +104,11 @@ class Trace:
             raise self.refusal(path, "has an attention mask that is neither causal nor a window")
         return window
 
+    def stand_in(self, path: str) -> None:
+        """Let the experts at `path` give hidden states unseen: numbers choose them, and here are
+        none."""
+        self.model.get_submodule(path).forward = _shaped
+
     def run(self) -> None:
         """Run the model, once.
 
@@ -150,6 +155,10 @@ def prepare(config: Config) -> Trace:
         module.register_forward_pre_hook(_begin(found, path))
         module.register_forward_hook(_end(found, path))
     return found
+
+
+def _shaped(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return torch.empty_like(hidden_states)
 
 
 def _begin(found: Trace, path: str) -> Callable[..., None]:

@@ -89,13 +89,15 @@ class Loader:
         self.pieces.add(key, made, units)
         return made
 
-    def matrix(self, *roles: str, layer: int | None = None) -> torch.Tensor:
+    def matrix(
+        self, *roles: str, layer: int | None = None, piece: int | None = None
+    ) -> torch.Tensor:
         """The weights of `roles`, one above the other: (out, in) in the plan's dtype."""
         weights = [self._weight(role) for role in roles]
-        key, units = self._key("table", weights, layer)
+        key, units = self._key("table", weights, layer, piece)
         made = self._found(key, units)
         if not isinstance(made, torch.Tensor):
-            made = self._matrix(key, weights, layer)
+            made = self._matrix(key, weights, layer, piece)
         self._kept.forget(key)
         self.pieces.add(key, made, units)
         return made

@@ -18,8 +18,9 @@ KEY = "skynet_derived"
 
 # What becomes of a module's product. column: stays this shard's; row: is summed; gather: the
 # shards' outputs are put together; split: the shard takes its part of inputs that all have, and the
-# products are summed; whole: every shard has all of it.
-Style = Literal["column", "row", "gather", "split", "whole"]
+# products are summed; whole: every shard has all of it; experts: a part of a parameter of several
+# experts, whose sum over the shards is that of what they give together.
+Style = Literal["column", "row", "gather", "split", "whole", "experts"]
 # The heads that come to the attention function, and those that leave it. local: the shard's, both.
 # gathered: all come, the shard's leave. whole: all come, and all leave after a sum.
 HeadsOf = Literal["local", "gathered", "whole"]
@@ -35,6 +36,12 @@ class DerivedWeight(Weight):
     sizes: tuple[int, ...] = ()  # of the whole tensor, as it lies in the checkpoint
     style: Style = "whole"
     bare: bool = False  # the parameter has a name of its own, neither weight nor bias
+    buffer: bool = False  # it is none that was trained by gradients, and stays float32
+    parameter: str = ""  # of experts: its path inside of a layer; several weights lie in it
+    layers: tuple[int, ...] = ()  # that have it, where not all have
+
+    def is_in(self, layer: int | None) -> bool:
+        return layer is None or not self.layers or layer in self.layers
 
     def tensor(
         self, layer: int | None = None, kind: str = "weight", piece: int | None = None
@@ -53,12 +60,16 @@ class Derived(Architecture):
     path: str = ""  # of the module that lists the layers
     attention: str = ""  # where attention is in a layer
     heads_of: HeadsOf = "local"
-    sums: int = 0  # of a layer
+    sums: tuple[int, ...] = ()  # of each layer
     samples: tuple[int, ...] = ()  # a layer of each kind there is
 
     @property
     def sums_per_layer(self) -> int:
-        return self.sums
+        """The most that there are in a layer."""
+        return max(self.sums)
+
+    def first_sum(self, layer: int) -> int:
+        return sum(self.sums[:layer]) + (layer > 0)
 
     @property
     def notice(self) -> str:
@@ -70,6 +81,30 @@ class Derived(Architecture):
         if self.heads_of == "whole":
             said += ". The plan does not cut attention: every shard has all its weights"
         return said
+
+    def module_names(self) -> dict[str, str]:
+        """Transformers' name of each parameter in a layer -> the canonical one; not experts'."""
+        found = {}
+        for weight in cast(tuple[DerivedWeight, ...], self.weights):
+            if weight.per_layer and not weight.in_pieces:
+                for layer in filter(weight.is_in, range(self.num_layers)):
+                    for kind in ("weight", "bias") if weight.bias else ("weight",):
+                        own = weight.role if weight.bare else f"{weight.role}.{kind}"
+                        found[f"{self.path}.{layer}.{own}"] = weight.tensor(layer, kind)
+        return found
+
+    def experts_of(self, name: str) -> list[list[str]]:
+        """Of Transformers' name of a parameter of experts, the canonical names by expert.
+
+        Each expert's matrices lie one above the other. Empty of other parameters.
+        """
+        layer, _, own = name.removeprefix(f"{self.path}.").partition(".")
+        weights = cast(tuple[DerivedWeight, ...], self.weights)
+        parts = [weight for weight in weights if own and weight.parameter == own]
+        return [
+            [weight.tensor(int(layer), piece=expert) for weight in parts]
+            for expert in range(self.num_experts if parts else 0)
+        ]
 
     def inputs(self, weight: Weight) -> int | None:
         shape = self.shape(weight)
@@ -104,8 +139,21 @@ _DESCRIBED = (
     "heads_of",
     "sums",
     "samples",
+    "num_experts",
 )
-_WEIGHT = ("role", "name", "cut", "unit", "bias", "sizes", "style", "bare")
+_WEIGHT = (
+    "role",
+    "name",
+    "cut",
+    "unit",
+    "bias",
+    "sizes",
+    "style",
+    "bare",
+    "buffer",
+    "parameter",
+    "layers",
+)
 
 
 def describe(weights: tuple[DerivedWeight, ...], **described: Any) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import prod
 
 from skynet.models.architecture import Weight
-from skynet.models.derived import Derived
+from skynet.models.derived import Derived, DerivedWeight
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 
-BIAS_BYTES = 4  # biases that are added after a sum stay float32
+BIAS_BYTES = 4  # biases that are added after a sum, and buffers, stay float32
 
 
 def units(arch: Derived, part: ShardPlan, weight: Weight) -> Range:
@@ -25,10 +25,12 @@ def units(arch: Derived, part: ShardPlan, weight: Weight) -> Range:
     return part.vocab if weight.unit == "vocab" else Range(0, total)
 
 
-def role_bytes(arch: Derived, part: ShardPlan, weight: Weight, item_bytes: int) -> int:
+def role_bytes(arch: Derived, part: ShardPlan, weight: DerivedWeight, item_bytes: int) -> int:
     """What a weight and its bias take in memory on a shard; `item_bytes` for each number."""
+    item_bytes = BIAS_BYTES if weight.buffer else item_bytes
     shape, width = arch.shape(weight), units(arch, part, weight).size
     total = prod(shape) // max(1, shape[1 if weight.cut == "row" else 0]) * width * item_bytes
+    total *= arch.pieces(weight)
     if not weight.bias:
         return total
     return total + (shape[0] * BIAS_BYTES if weight.cut == "row" else width * item_bytes)

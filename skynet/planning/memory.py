@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from skynet.models.architecture import HEAD_NORMS, Architecture, Weight
-from skynet.models.derived import Derived
+from skynet.models.derived import Derived, DerivedWeight
 from skynet.planning.derived import role_bytes
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
@@ -60,7 +60,7 @@ def _layers_bytes(arch: Architecture, plan: Plan, part: ShardPlan, layers: Range
     total = 0
     for weight in arch.weights:
         if weight.per_layer:
-            count = layers.stop - max(layers.start, min(weight.first_layer, layers.stop))
+            count = sum(weight.is_in(layer) for layer in range(layers.start, layers.stop))
             total += count * _role_bytes(arch, plan, part, weight)
     return total + (_roles_bytes(arch, plan, part, "relative") if layers.size else 0)
 
@@ -80,7 +80,7 @@ def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -
 
 def _role_bytes(arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight) -> int:
     size = DTYPE_BYTES[plan.dtype]
-    if isinstance(arch, Derived):
+    if isinstance(arch, Derived) and isinstance(weight, DerivedWeight):
         return role_bytes(arch, part, weight, size)
     if weight.role in HEAD_NORMS:  # a row for each head, whether heads share one or not
         heads = part.heads if weight.role == "q_norm" else part.kv_heads

@@ -77,6 +77,9 @@ def _saved(model: Any, directory: Path) -> Any:
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases start as ones and zeros, which hide mistakes
                 parameter.add_(torch.randn_like(parameter) * 0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):  # of routers, zeros too
+                buffer.add_(torch.randn_like(buffer) * 0.2)
     model.save_pretrained(directory)
     return model
 

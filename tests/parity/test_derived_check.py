@@ -24,6 +24,8 @@ from skynet.models.derived import Derived
 from skynet.planning.ranges import Range
 from skynet.splitting import draft_plan, skysplit
 
+EQUAL = ["apertus", "glm", "hunyuan_v1_dense", "nanochat", "olmo3", "vaultgemma"]
+EQUAL += ["exaone_moe", "minimax_m2", "qwen2_moe"]  # mixtures of experts
 PLACES = ["embedding", *(f"layer {layer}" for layer in range(3)), "head"]
 
 
@@ -34,9 +36,7 @@ def arcee(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(
-    "model_type", ["apertus", "glm", "hunyuan_v1_dense", "nanochat", "olmo3", "vaultgemma"]
-)
+@pytest.mark.parametrize("model_type", EQUAL)
 def test_a_model_type_is_equal(tmp_path: Path, model_type: str) -> None:
     # Given
     save_random_model(model_type, {}, tmp_path)

@@ -21,7 +21,16 @@ from skynet.planning.split import make_plan
 from skynet.shard import load_shard
 from skynet.step import Row, Step, Want
 
-MODEL_TYPES = ["apertus", "arcee", "glm", "hunyuan_v1_dense", "jais2", "olmo3"]
+MODEL_TYPES = [
+    "apertus",
+    "arcee",
+    "dots1",
+    "glm",
+    "hunyuan_v1_dense",
+    "jais2",
+    "olmo3",
+    "qwen2_moe",
+]
 
 
 def architecture(model_type: str, **fields: Any) -> Derived:
@@ -125,7 +134,7 @@ def test_what_is_gathered_is_made_by_one_shard_each(model_type: str) -> None:
 
 
 @pytest.mark.parametrize("consume", [False, True])
-@pytest.mark.parametrize("model_type", ["apertus", "glm", "hunyuan_v1_dense"])
+@pytest.mark.parametrize("model_type", ["apertus", "dots1", "glm", "hunyuan_v1_dense"])
 def test_what_is_here_of_a_slice_is_not_fetched_again(model_type: str, consume: bool) -> None:
     # Given a shard, and its place in a plan of another shape
     arch = architecture(model_type, tie_word_embeddings=True)
@@ -149,9 +158,10 @@ def test_what_is_here_of_a_slice_is_not_fetched_again(model_type: str, consume: 
     assert set(again) <= {"model.embed_tokens.weight"}  # tied: laid out in two ways
 
 
-def test_an_unchanged_slice_fetches_nothing() -> None:
+@pytest.mark.parametrize("model_type", ["arcee", "qwen2_moe"])
+def test_an_unchanged_slice_fetches_nothing(model_type: str) -> None:
     # Given
-    arch = architecture("arcee")
+    arch = architecture(model_type)
     weights, plan = Weights(arch), plan_of(arch, 1, 2)
     old = load_shard(arch, plan, 0, 1, weights)
     weights.asked.clear()
