@@ -439,11 +439,11 @@ def submit_prompt(
         several), ignore_eos, repetition_penalty (1: off), no_repeat_ngram_size (0: off),
         min_new_tokens, bad_words (texts), bad_words_ids, suppress_tokens, begin_suppress_tokens,
         forced_bos_token_id, forced_eos_token_id, logprobs (0 to 20 alternatives a token),
-        num_beams (1: no beam search), length_penalty (1), early_stopping (False); of an
-        encoder-decoder decoder_start_token_id, and of a text to translate source_language and
-        target_language, by the codes of the model's tokenizer. Defaults are the model's
-        generation_config.json's where it sets them; temperature, top_k, top_p and min_p of that
-        file hold for requests that sample.
+        num_beams (1: no beam search), length_penalty (1), early_stopping (False),
+        renormalize_logits (False); of an encoder-decoder decoder_start_token_id, and of a text to
+        translate source_language and target_language, by the codes of the model's tokenizer.
+        Defaults are the model's generation_config.json's where it sets them; temperature, top_k,
+        top_p and min_p of that file hold for requests that sample.
 
     Raises:
         BadRequest: names what cannot work.

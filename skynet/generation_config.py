@@ -31,6 +31,7 @@ ALWAYS = (
     "num_beams",
     "length_penalty",
     "early_stopping",
+    "renormalize_logits",
     "decoder_start_token_id",
 )
 # Defaults of requests that sample; they do not switch sampling on.
@@ -65,7 +66,7 @@ ELSEWHERE = (
 # Of assistants, caches, outputs and files: they do not change the text of one answer.
 _OTHERS = """
 do_sample num_return_sequences
-renormalize_logits remove_invalid_values use_cache cache_implementation cache_config
+remove_invalid_values use_cache cache_implementation cache_config
 max_cache_len output_attentions output_hidden_states output_scores output_logits
 return_dict_in_generate pad_token_id is_assistant
 num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold

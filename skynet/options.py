@@ -45,6 +45,7 @@ KNOWN = (
     "num_beams",
     "length_penalty",
     "early_stopping",
+    "renormalize_logits",
     "decoder_start_token_id",
     "source_language",
     "target_language",
@@ -118,7 +119,7 @@ def check_options(
         if chosen.get("logprobs") is None
         else _whole("logprobs", chosen["logprobs"], 0, MOST_LOGPROBS),
         decoder_start_token_id=_decoder_start(own, chosen, most_id, has_encoder),
-        **_beams(chosen, num_slots),
+        **_beams(own, chosen, num_slots),
     )
     _check_forced(found)
     _check_beams(found)
@@ -139,13 +140,14 @@ def _decoder_start(
     return _whole(name, chosen[name], 0, most_id)
 
 
-def _beams(chosen: Mapping[str, Any], num_slots: int) -> dict[str, Any]:
+def _beams(own: Mapping[str, Any], chosen: Mapping[str, Any], num_slots: int) -> dict[str, Any]:
     """The options of a beam search; one beam has none."""
     count = _whole("num_beams", chosen.get("num_beams", 1), 1, MOST_BEAMS)
     if count > num_slots:
+        whose = "" if "num_beams" in own else ", the model's own default"
         raise BadRequest(
-            f"num_beams {count}: each takes a slot, and the cluster has {num_slots}; split the "
-            "model with more --slots"
+            f"num_beams {count}{whose}: each takes a slot, and the cluster has {num_slots}; ask "
+            "for fewer, or split the model with more --slots"
         )
     penalty = _number("length_penalty", chosen.get("length_penalty", 1.0))
     if abs(penalty) > MOST_LENGTH_PENALTY:
@@ -155,9 +157,15 @@ def _beams(chosen: Mapping[str, Any], num_slots: int) -> dict[str, Any]:
     early = chosen.get("early_stopping", False)
     if not isinstance(early, bool) and early != "never":
         raise BadRequest(f"early_stopping {early!r:.80}: True, False or 'never'")
-    if count == 1:
+    renormalize = _flag("renormalize_logits", chosen.get("renormalize_logits", False))
+    if count == 1:  # which token is the likeliest does not depend on any of these
         return {}
-    return {"num_beams": count, "length_penalty": penalty, "early_stopping": early}
+    return {
+        "num_beams": count,
+        "length_penalty": penalty,
+        "early_stopping": early,
+        "renormalize_logits": renormalize,
+    }
 
 
 def _check_beams(options: Options) -> None:

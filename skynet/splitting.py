@@ -7,13 +7,14 @@ import threading
 
 from skynet.derived.opening import open_model
 from skynet.errors import PlanError
+from skynet.generation_config import FILE, generation_defaults
 from skynet.models import checkpoint_dtype, load_architecture
 from skynet.models.checkpoint import Checkpoint
 from skynet.models.derived import Derived
 from skynet.planning.plan import Plan
 from skynet.planning.split import DTYPE_BYTES, make_plan
 from skynet.settings import settings
-from skynet.stager import Progress, Stager, stage_checkpoint, tensor_plans
+from skynet.stager import Progress, Stager, model_files, stage_checkpoint, tensor_plans
 from skynet.store.connection import connect, ping
 from skynet.store.plans import Plans, Target
 
@@ -98,6 +99,7 @@ def draft_plan(
 
         logger.warning("%s", arch.notice)
         self_test(checkpoint, arch, shards, progress)
+    _check_beams(checkpoint, num_slots)
     return make_plan(
         arch,
         model=checkpoint.digest(),
@@ -109,3 +111,13 @@ def draft_plan(
         num_slots=num_slots,
         slot_tokens=slot_tokens,
     )
+
+
+def _check_beams(checkpoint: Checkpoint, num_slots: int) -> None:
+    """Refuse a plan in which a request that says nothing could not run."""
+    own = generation_defaults(model_files(checkpoint)).always.get("num_beams", 1)
+    if isinstance(own, int) and own > num_slots:
+        raise PlanError(
+            f"num_slots {num_slots}: the model's own {FILE} searches with num_beams {own}, each in "
+            f"a slot; give {own} slots or more"
+        )

@@ -7,16 +7,14 @@ copied: a hypothesis goes on in its parent's slot, its siblings take slots of th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from skynet.engine.processors import Rules, rules_of
+from skynet.engine.processors import Floats, Ids, Rules, rules_of
 from skynet.step import Candidates, Row, Want
 from skynet.store.record import Options
-
-NOBODY = -1e9  # the score of a hypothesis that is not there yet
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ class BeamSearch:
     """The search for one request's answer.
 
     prefix: the tokens before the answer.
+    end_ids: tokens that end an answer, unless the options say that none does.
     most_tokens: of an answer.
     """
 
@@ -73,7 +72,14 @@ class BeamSearch:
     @property
     def is_near(self) -> bool:
         """Does one more step extend the hypotheses?"""
-        return self._prefix_computed >= len(self.prefix) - 1
+        return self._prefix_computed >= len(self.prefix) - 1 and not any(
+            self._lacking(beam) for beam in self.running
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """That all hypotheses have together, and the prefix."""
+        return len(self.prefix) + sum(len(beam.tokens) for beam in self.running)
 
     def begin(self, slots: Sequence[int]) -> None:
         """Go on in these slots, of which nothing is computed yet."""
@@ -84,10 +90,26 @@ class BeamSearch:
     # -- rows ----------------------------------------------------------------------------------
 
     def rows(self, max_tokens: int) -> list[Row]:
-        """What to compute next: a chunk of the prefix in the first slot, or a row for each beam."""
+        """What to compute next: up to `max_tokens` of what a replay lacks, or a row for each beam.
+
+        A replay begins with the prefix, in the first slot, and ends before each beam's last token.
+        """
         if self._prefix_computed < len(self.prefix):
             return [self._prefix_row(max_tokens)]
-        return [self._row(beam, beam.computed, beam.source) for beam in self.running]
+        lacking = [beam for beam in self.running if self._lacking(beam)]
+        if not lacking:
+            return [self._row(beam, 1, self._want(beam)) for beam in self.running]
+        rows: list[Row] = []
+        for beam in lacking:
+            if max_tokens > 0:
+                rows.append(self._row(beam, min(max_tokens, self._lacking(beam)), None))
+                max_tokens -= len(rows[-1].tokens)
+        return rows
+
+    def _lacking(self, beam: Beam) -> int:
+        """Tokens before its last one that are not computed; the prefix is no beam's."""
+        have = max(beam.computed, len(self.prefix))
+        return max(0, len(self.prefix) + len(beam.tokens) - 1 - have)
 
     def _prefix_row(self, max_tokens: int) -> Row:
         start = self._prefix_computed
@@ -97,9 +119,10 @@ class BeamSearch:
         want = self._want(first) if is_first_choice else None
         return Row(self._slots[0], start, self.prefix[start:stop], len(self.prefix), want)
 
-    def _row(self, beam: Beam, start: int, source: int | None) -> Row:
-        tokens = beam.tokens[start - len(self.prefix) :]
-        return Row(beam.slot, start, tokens, len(self.prefix), self._want(beam), source)
+    def _row(self, beam: Beam, count: int, want: Want | None) -> Row:
+        first = beam.computed - len(self.prefix)
+        tokens = beam.tokens[first : first + count]
+        return Row(beam.slot, beam.computed, tokens, len(self.prefix), want, beam.source)
 
     def _want(self, beam: Beam) -> Want:
         beam.rules = rules_of(self.options, self.prefix, beam.tokens, self.end_ids)
@@ -109,7 +132,11 @@ class BeamSearch:
     @property
     def _keep(self) -> int:
         """Continuations to look at: enough for all beams to go on though others end."""
-        return max(2, 1 + len(self.end_ids)) * self.options.num_beams
+        return max(2, 1 + len(self._ends)) * self.options.num_beams
+
+    @property
+    def _ends(self) -> Collection[int]:
+        return () if self.options.ignore_eos else self.end_ids
 
     # -- choices -------------------------------------------------------------------------------
 
@@ -121,10 +148,12 @@ class BeamSearch:
         """
         if self._prefix_computed < len(self.prefix):
             self._prefix_computed = rows[0].stop
-            if rows[0].want is None:
-                if self._prefix_computed == len(self.prefix):
-                    self._share_prefix()
-                return False
+            if rows[0].want is None and self._prefix_computed == len(self.prefix):
+                self._share_prefix()
+        elif rows[0].want is None:
+            self._go_on(rows)
+        if rows[0].want is None:
+            return False
         by_slot = {row.slot: found for row, found in zip(rows, offers, strict=True)}
         self._choose([by_slot[beam.slot] for beam in self.running])
         return True
@@ -135,12 +164,18 @@ class BeamSearch:
             beam.computed = len(self.prefix)
             beam.source = None if beam.slot == self._slots[0] else self._slots[0]
 
+    def _go_on(self, rows: Sequence[Row]) -> None:
+        """A part of a replay is done."""
+        by_slot = {beam.slot: beam for beam in self.running}
+        for row in rows:
+            by_slot[row.slot].computed, by_slot[row.slot].source = row.stop, None
+
     def _choose(self, offers: Sequence[Sequence[Candidates]]) -> None:
         found = self._continuations(offers)
-        if not found:
+        if not found and not self.finished:
             raise ValueError("every token is forbidden by the request's options")
         length = len(self.running[0].tokens) + 1
-        ends = [c.token in self.end_ids or length >= self.most_tokens for c in found]
+        ends = [c.token in self._ends or length >= self.most_tokens for c in found]
         self._finish(found, ends, length)
         going_on = [c for c, end in zip(found, ends, strict=True) if not end]
         chosen = going_on[: self.options.num_beams]
@@ -150,12 +185,19 @@ class BeamSearch:
 
     def _continuations(self, offers: Sequence[Sequence[Candidates]]) -> list[Continuation]:
         """The best of all beams together, best first."""
-        found = []
-        for number, (beam, own) in enumerate(zip(self.running, offers, strict=True)):
-            for token, logprob in _logprobs(own, beam.rules):
-                found.append(Continuation(beam.score + logprob, number, token))
-        found.sort(key=lambda c: (-c.score, c.parent, c.token))
-        return found[: self._keep]
+        renormalize = self.options.renormalize_logits
+        found = [
+            _logprobs(own, beam.rules, renormalize)
+            for beam, own in zip(self.running, offers, strict=True)
+        ]
+        tokens = np.concatenate([ids for ids, _ in found])
+        scores = np.concatenate(
+            [beam.score + logprobs for beam, (_, logprobs) in zip(self.running, found, strict=True)]
+        )
+        parents = np.repeat(np.arange(len(found)), [len(ids) for ids, _ in found])
+        best = np.lexsort((tokens, parents, -scores))[: self._keep]
+        chosen = (scores[best], parents[best], tokens[best])
+        return list(map(Continuation, *(column.tolist() for column in chosen)))
 
     def _finish(self, found: Sequence[Continuation], ends: Sequence[bool], length: int) -> None:
         """Keep the best answers that have ended; only the best continuations count as such."""
@@ -204,16 +246,26 @@ class BeamSearch:
         return children
 
 
-def _logprobs(offers: Sequence[Candidates], rules: Rules | None) -> Iterator[tuple[int, float]]:
-    """Tokens that may come next, and their log-probabilities under the rules."""
+def _logprobs(
+    offers: Sequence[Candidates], rules: Rules | None, renormalize: bool
+) -> tuple[Ids, Floats]:
+    """Tokens that may come next, and their log-probabilities under the rules, (k,) float64 each.
+
+    renormalize: so that the probabilities of all that may come are 1 together.
+    """
     best = [offer.best for offer in offers if offer.best is not None]
     if len(best) != len(offers):
         raise ValueError("the shards told no log-probabilities")
     total = float(np.logaddexp.reduce([part.total for part in best]))
     ids = np.concatenate([offer.ids for offer in offers])
-    logits = np.concatenate([offer.logits for offer in offers]).astype(np.float64)
+    logprobs = np.concatenate([offer.logits for offer in offers]).astype(np.float64) - total
     if rules is None:
-        yield from zip(ids.tolist(), (logits - total).tolist(), strict=True)
-        return
-    allowed, logprobs = rules.apply(ids, logits - total)
-    yield from zip(allowed.tolist(), logprobs.tolist(), strict=True)
+        return ids, logprobs
+    ids, allowed = rules.apply(ids, logprobs)
+    if not renormalize:
+        return ids, allowed
+    # What no rule touches is told as a sum, as most of it is not among the offers.
+    parts = [offer.peak + np.log(offer.mass) for offer in offers if offer.mass > 0]
+    rest = np.logaddexp.reduce(parts) - total if parts and rules.forced is None else -np.inf
+    touched = allowed[np.isin(ids, rules.ids)]
+    return ids, allowed - np.logaddexp(rest, np.logaddexp.reduce(touched, initial=-np.inf))

@@ -170,7 +170,7 @@ class Engine:
         self._replay = Replay(
             {sequence.id for sequence in running},
             len(running),
-            sum(sequence.length for sequence in running),
+            sum(sequence.num_tokens for sequence in running),
             time.monotonic(),
         )
         self.ready, self.draining = True, False
@@ -405,7 +405,7 @@ class Engine:
         state = "it was running" if sequence.slot is not None else "it was still waiting"
         return (
             f"request {sequence.id} was not answered within its {allowed:g} s: {state}, "
-            f"{len(sequence.generated)} tokens done"
+            f"{sequence.num_done} tokens done"
         )
 
     def _has(self, sequence: Sequence) -> bool:

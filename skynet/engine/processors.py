@@ -70,13 +70,14 @@ def rules_of(
     suppressed = _suppressed(options, len(prompt), len(generated))
     forced = _forced(options, len(prompt), len(generated))
     if forced:  # what was forbidden before does not count, what is suppressed after does
-        return Rules(NOTHING, 1.0, _array(suppressed), _array(forced))
-    banned = suppressed | _repeated_ngrams(tokens, options.no_repeat_ngram_size)
+        return Rules(NOTHING, 1.0, suppressed, _array(forced))
+    banned = _repeated_ngrams(tokens, options.no_repeat_ngram_size)
     banned |= _bad_words(tokens.tolist(), options.bad_words_ids, end_ids)
     if len(generated) < options.min_new_tokens:
         banned |= set(end_ids)
     seen = np.unique(tokens) if options.repetition_penalty != 1 else NOTHING
-    return Rules(seen, options.repetition_penalty, _array(banned))
+    together = np.union1d(suppressed, _array(banned)).astype(np.int32)
+    return Rules(seen, options.repetition_penalty, together)
 
 
 def has_rules(options: Options) -> bool:
@@ -117,7 +118,7 @@ def _bad_words(
         if not begun:
             if last not in end_ids:
                 banned.add(last)
-        elif list(tokens[-len(begun) :]) == begun:
+        elif begun[-1] == tokens[-1] and list(tokens[-len(begun) :]) == begun:
             banned.add(last)
     return banned
 
@@ -131,7 +132,7 @@ def _forced(options: Options, prompt_length: int, count: int) -> set[int]:
     return set()
 
 
-def _suppressed(options: Options, prompt_length: int, count: int) -> set[int]:
+def _suppressed(options: Options, prompt_length: int, count: int) -> Ids:
     begin = 0 if prompt_length > 1 or options.forced_bos_token_id is None else 1
-    first = set(options.begin_suppress_tokens) if count == begin else set()
-    return first | set(options.suppress_tokens)
+    first = options.begin_suppress_tokens if count == begin else ()
+    return np.asarray([*options.suppress_tokens, *first], dtype=np.int32)

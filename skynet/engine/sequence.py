@@ -78,8 +78,7 @@ class Sequence:
         record, options = self.record, self.record.options
         if options.num_beams > 1:
             most = min(options.max_tokens, self.max_length - len(self.prefix))
-            ends = () if options.ignore_eos else self.end_ids
-            self.beams = BeamSearch(options, self.prefix, ends, most)
+            self.beams = BeamSearch(options, self.prefix, self.end_ids, most)
         self.started_at = self.started_at or record.started_at
         self.first_token_at = self.first_token_at or record.first_token_at
         self.last_token_at = self.last_token_at or record.last_token_at
@@ -103,6 +102,16 @@ class Sequence:
     @property
     def length(self) -> int:
         return len(self.prefix) + len(self.generated)
+
+    @property
+    def num_tokens(self) -> int:
+        """That a replay computes."""
+        return self.length if self.beams is None else self.beams.num_tokens
+
+    @property
+    def num_done(self) -> int:
+        """Tokens of the answer so far; of a search, of its hypotheses."""
+        return len(self.generated if self.beams is None else self.beams.running[0].tokens)
 
     @property
     def slot(self) -> int | None:

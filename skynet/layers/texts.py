@@ -16,6 +16,8 @@ from skynet.errors import StepFailed
 from skynet.planning.ranges import Range
 from skynet.step import Row
 
+BLOCK = 512  # queries that have a mask
+
 
 class Bias(Protocol):
     """What a shard's heads add to their scores by the places of query and key."""
@@ -27,11 +29,15 @@ class Bias(Protocol):
 
 @dataclass(frozen=True)
 class Texts:
-    """Some texts of one length, one after the other."""
+    """Some texts of one length, one after the other.
+
+    mask: what is added to the scores, (1, heads or 1, length, length), for the last query first: so
+        it is a view of one number for each distance, and long texts take no memory for it.
+    """
 
     tokens: Range
     count: int
-    mask: torch.Tensor | None  # added to the scores; broadcasts to (heads, length, length)
+    mask: torch.Tensor | None
 
 
 def texts_of(
@@ -66,14 +72,18 @@ def texts_of(
 def _mask(
     length: int, window: int | None, dtype: torch.dtype, device: torch.device, bias: Bias | None
 ) -> torch.Tensor | None:
-    place, mask = torch.arange(length), None
+    """See `Texts.mask`. All depends on the distance alone, so that a row of them is enough."""
+    is_cut = window is not None and window < length - 1
+    if bias is None and not is_cut:
+        return None
+    middle, places = length - 1, Range(0, 2 * length - 1)
+    by_distance = torch.zeros(1, places.size)
     if bias is not None:
-        mask = bias.of(place, Range(0, length)).flatten(0, 1)
-    if window is not None and window < length - 1:
-        far = (place[:, None] - place).abs() > window
-        mask = torch.zeros(length, length) if mask is None else mask
-        mask = mask.masked_fill(far, float("-inf"))
-    return None if mask is None else mask.to(device, dtype)
+        by_distance = bias.of(torch.tensor([middle]), places).flatten(0, 2)
+    if is_cut and window is not None:
+        far = (torch.arange(places.size) - middle).abs() > window
+        by_distance = by_distance.masked_fill(far, float("-inf"))
+    return by_distance.to(device, dtype).unfold(1, length, 1)[None]
 
 
 def attend_texts(
@@ -89,6 +99,25 @@ def attend_texts(
         part = slice(call.tokens.start, call.tokens.stop)
         split = [x[part].unflatten(0, (call.count, -1)) for x in (queries, keys, values)]
         query, key, value = (x.transpose(1, 2) for x in split)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=call.mask, scale=scale)
+        mixed = _attend(query, key, value, call.mask, scale)
         out[part] = mixed.transpose(1, 2).reshape(call.tokens.size, -1)
     return out
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """(texts, heads, length, head_dim) each, the mask as of `Texts`, to the same."""
+    if mask is None:
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    # The kernel lays the mask out: some queries at a time.
+    blocks = zip(query.flip(2).split(BLOCK, 2), mask.split(BLOCK, 2), strict=True)
+    mixed = [
+        F.scaled_dot_product_attention(some, key, value, attn_mask=own, scale=scale)
+        for some, own in blocks
+    ]
+    return torch.cat(mixed, 2).flip(2)

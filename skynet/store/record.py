@@ -39,6 +39,7 @@ class Options:
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
+    renormalize_logits: bool = False
     decoder_start_token_id: int | None = None  # of an encoder-decoder: its answer begins after it
 
     def to_json(self) -> str:

@@ -33,6 +33,14 @@ CASES: dict[str, dict[str, Any]] = {
     "early": {"num_beams": 4, "early_stopping": True},
     "never": {"num_beams": 4, "early_stopping": "never", "length_penalty": 0.7},
     "penalty": {"num_beams": 3, "repetition_penalty": 1.4, "no_repeat_ngram_size": 2},
+    "renormalized": {
+        "num_beams": 4,
+        "renormalize_logits": True,
+        "repetition_penalty": 1.4,
+        "no_repeat_ngram_size": 2,
+        "suppress_tokens": list(range(40, 60)),
+        "forced_eos_token_id": [44, 61],
+    },
     "least": {"num_beams": 3, "min_new_tokens": 6, "forced_eos_token_id": [44]},
 }
 

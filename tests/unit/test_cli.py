@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import pytest
+from checkpoints import make_tiny
 from click.testing import CliRunner, Result
 
 from skynet import __version__, cli, terminal
@@ -240,6 +241,15 @@ def test_no_redis_is_told_with_its_url_but_not_its_password(
 
 
 @pytest.mark.timeout(60)
+def test_split_needs_slots_for_the_beams_that_the_model_searches_with(tmp_path: Path) -> None:
+    # Given a model whose requests have five beams unless they say otherwise
+    path = make_tiny(tmp_path).path
+    (path / "generation_config.json").write_text(json.dumps({"num_beams": 5}))
+    # When / Then
+    result = skynet("split", str(path), "--slots", "4")
+    refused(result, "PlanError", "generation_config.json searches with num_beams 5")
+
+
 @pytest.mark.parametrize(("url", "shown"), UNREACHABLE)
 def test_split_needs_redis(url: str, shown: str, demo_checkpoint: Checkpoint) -> None:
     result = skynet("split", str(demo_checkpoint.path), SKYNET_REDIS_URL=url)

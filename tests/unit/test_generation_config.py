@@ -182,8 +182,7 @@ def test_a_broken_file_is_refused(content: bytes) -> None:
     [
         ({"repetition_penalty": 0}, "repetition_penalty 0"),
         ({"suppress_tokens": [VOCAB]}, "suppress_tokens 50"),
-        ({"top_p": 1.5}, "top_p 1.5"),
-        ({"temperature": -1.0}, "temperature -1.0"),
+        ({"num_beams": 2, "renormalize_logits": 3}, "renormalize_logits"),
         ({"suppress_tokens": [1], "forced_eos_token_id": 1}, "forced_eos_token_id"),
     ],
     ids=str,
@@ -196,13 +195,38 @@ def test_values_that_no_request_could_have_are_refused_before_staging(
         check_generation_config(files, ARCH)
 
 
+@pytest.mark.parametrize("fields", [{"top_p": 0.0}, {"temperature": 1e-6}, {"top_k": -1}], ids=str)
+def test_what_cannot_be_sampled_is_left_to_requests_that_sample(
+    fields: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given settings that greedy answers do not use
+    (name,) = fields
+    # When the model is staged / Then that is told
+    check_generation_config({"generation_config.json": json.dumps(fields).encode()}, ARCH)
+    assert f"{name} {fields[name]}" in caplog.text
+    # And greedy requests are answered
+    found = defaults_of(**fields)
+    assert options_of(found) == Options()
+    with pytest.raises(BadRequest, match=name):
+        options_of(found, do_sample=True)
+
+
 def test_beams_of_the_model_are_the_default_and_a_sample_has_none() -> None:
     # Given a config as summarisers have it
-    found = defaults_of(num_beams=4, length_penalty=2.0, early_stopping=True, max_length=142)
+    found = defaults_of(
+        num_beams=4,
+        length_penalty=2.0,
+        early_stopping=True,
+        renormalize_logits=True,
+        max_length=142,
+    )
     # Then requests search as it says, or say otherwise
     asked = options_of(found)
     assert (asked.num_beams, asked.length_penalty, asked.early_stopping) == (4, 2.0, True)
+    assert asked.renormalize_logits
     assert options_of(found, num_beams=1) == Options()
+    with pytest.raises(BadRequest, match="num_beams 4, the model's own default: each takes"):
+        check_options({}, 10, SLOT, found, VOCAB, num_slots=3)
     with pytest.raises(BadRequest, match="num_beams 4 with sampling"):
         options_of(found, temperature=0.5)
     # And the model is staged, though a sample has to say so

@@ -123,6 +123,54 @@ def test_a_search_that_may_choose_nothing_ends_with_an_error() -> None:
     assert "every token is forbidden" in str(error)
 
 
+def test_a_search_that_can_go_on_no_more_answers_with_what_has_ended() -> None:
+    # Given a search that may say 2 or 3 once each, of which 3 ends an answer
+    bench = Bench()
+    forbidden = tuple(token for token in range(FEW) if token not in (2, 3))
+    rules = {"suppress_tokens": forbidden, "bad_words_ids": ((2, 2), (2, 3))}
+    bench.engine.accept(new_sequence("a", PROMPT, num_beams=2, end_ids=[3], **rules))
+    bench.run()
+    # Then that is the answer
+    assert bench.notes.written["a"] == [3]
+    assert bench.notes.ended["a"] == "stop"
+
+
+def test_ends_that_are_ignored_are_ends_to_the_rules_all_the_same() -> None:
+    # Given searches for which no token is the last, and of whom some may not come at first
+    bench = Bench(tiny_plan(num_slots=2))
+    ends = list(range(FEW // 2))
+    options = {"num_beams": 2, "max_tokens": 6, "min_new_tokens": 4, "end_ids": ends}
+    bench.engine.accept(new_sequence("a", PROMPT, ignore_eos=True, **options))
+    bench.run()
+    # Then they do not
+    answer = bench.notes.written["a"]
+    assert len(answer) == 6
+    assert not set(answer[:4]) & set(ends)
+    assert bench.notes.ended["a"] == "length"
+
+
+def test_a_replay_is_cut_into_steps_like_a_prompt() -> None:
+    # Given two searches that have come far, and shards that lost everything
+    bench = Bench(tiny_plan(num_slots=8), max_batch_tokens=6)
+    for name in "ab":
+        bench.engine.accept(new_sequence(name, PROMPT, num_beams=4, max_tokens=30))
+    for _ in range(30):
+        bench.finish_oldest()
+    bench.recover()
+    before = len(bench.shards.sent)
+    # When they are computed again
+    bench.run()
+    steps = bench.shards.sent[before:]
+    replayed = [step for step in steps if all(row.want is None for row in step.rows)]
+    # Then no step has more than it may, and none is computed twice
+    assert max(step.num_tokens for step in steps if step in replayed) <= 6
+    assert max(step.num_tokens for step in steps) <= 8
+    assert len(replayed) > 10
+    spans = [(r.slot, place) for s in replayed for r in s.rows for place in range(r.start, r.stop)]
+    assert len(spans) == len(set(spans))
+    assert len(bench.notes.written["a"]) == len(bench.notes.written["b"]) == 30
+
+
 def test_a_search_counts_as_one_where_a_request_is_run_alone() -> None:
     # Given a search that is suspected, and another
     scheduler = Scheduler(4, 1, 100)
