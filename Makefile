@@ -30,8 +30,10 @@ setup: .venv/.done-demo ## Make .venv, install everything, convert the demo mode
 demo: setup ## Answer PROMPT with the demo model on a cluster of this machine
 	@$(BIN)/skynet run --dtype float32 "$$PROMPT"
 
+# Clusters need the machine for themselves; the others, many and small, have a core each.
 test: lint ## Lint, types and all tests: what CI runs
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/unit tests/parity
+	$(BIN)/python -m pytest tests/store tests/cluster
 
 lint: setup ## Check style, format and types
 	$(BIN)/ruff check
