@@ -100,7 +100,7 @@ class Row:
     slot: int
     start: int
     tokens: tuple[int, ...]
-    prompt_length: int  # dynamic rope scaling looks at it
+    prompt_length: int  # ropes that are stretched by a length look at it
     want: Want | None = None  # None: no logits, a prompt's earlier chunk
     source: int | None = None
     read: Read | None = None  # of a row that is a whole text

@@ -57,6 +57,7 @@ class BeamSearch:
     prefix: the tokens before the answer.
     end_ids: tokens that end an answer, unless the options say that none does.
     most_tokens: of an answer.
+    rope_switch: tokens beyond which all of a sequence is computed otherwise; 0: never.
     """
 
     options: Options
@@ -66,6 +67,7 @@ class BeamSearch:
     running: list[Beam] = field(default_factory=lambda: [Beam()])
     finished: list[Hypothesis] = field(default_factory=list)  # best first
     over: bool = False
+    rope_switch: int = 0
     _slots: list[int] = field(default_factory=list)
     _prefix_computed: int = 0
 
@@ -117,12 +119,22 @@ class BeamSearch:
         first = self.running[0]
         is_first_choice = not first.tokens and stop == len(self.prefix)
         want = self._want(first) if is_first_choice else None
-        return Row(self._slots[0], start, self.prefix[start:stop], len(self.prefix), want)
+        return Row(self._slots[0], start, self.prefix[start:stop], self._rope_length, want)
 
     def _row(self, beam: Beam, count: int, want: Want | None) -> Row:
         first = beam.computed - len(self.prefix)
         tokens = beam.tokens[first : first + count]
-        return Row(beam.slot, beam.computed, tokens, len(self.prefix), want, beam.source)
+        return Row(beam.slot, beam.computed, tokens, self._rope_length, want, beam.source)
+
+    @property
+    def _length(self) -> int:
+        """Of every hypothesis that goes on, with the prefix."""
+        return len(self.prefix) + len(self.running[0].tokens)
+
+    @property
+    def _rope_length(self) -> int:
+        """What the prompt's length is to ropes."""
+        return self._length if 0 < self.rope_switch < self._length else len(self.prefix)
 
     def _want(self, beam: Beam) -> Want:
         beam.rules = rules_of(self.options, self.prefix, beam.tokens, self.end_ids)
@@ -182,6 +194,8 @@ class BeamSearch:
         self.over = not chosen or self._is_over(chosen[0].score, length)
         if not self.over:
             self.running = self._children(chosen)
+            if self._length == self.rope_switch + 1:
+                self.begin(self._slots)
 
     def _continuations(self, offers: Sequence[Sequence[Candidates]]) -> list[Continuation]:
         """The best of all beams together, best first."""

@@ -112,6 +112,7 @@ class Intake:
             StopStrings(record.options.stop),
             self.served.end_ids,
             self.target.slot_tokens,
+            self.served.arch.rope_switch,
             clock=self.requests.now,
             reading=reading,
             decode=text.decode if text.has_tokenizer else lambda _: "",

@@ -157,13 +157,15 @@ class Scheduler:
     def _samples(self, sequence: Sequence) -> Iterator[Sequence]:
         """Running samples of the same prompt, in their order; none if it has nothing to take.
 
-        Who is suspected to break steps neither gives nor takes.
+        Who is suspected to break steps neither gives nor takes; nor does one that is so long that
+        its tokens are computed otherwise give to one that is not.
         """
         family = sequence.record.family
         if not family or sequence.computed or sequence.suspect or len(sequence.prefix) < 2:
             return
         for other in self.running:
-            if other.record.family == family and not other.suspect:
+            alike = other.is_stretched == sequence.is_stretched and not other.suspect
+            if other.record.family == family and alike:
                 yield other
 
     def _longest_not_alone(self, suspects: list[Sequence]) -> Sequence:

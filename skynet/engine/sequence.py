@@ -48,6 +48,7 @@ class Sequence:
     stop_strings: StopStrings
     end_ids: frozenset[int]
     max_length: int  # prompt and answer together
+    rope_switch: int = 0  # tokens beyond which all of it is computed otherwise; 0: never
     generated: list[int] = field(default_factory=list)
     logprobs: list[Logprobs] = field(default_factory=list)  # of `generated`, if asked for
     rules: Rules | None = None  # for the next token
@@ -78,7 +79,9 @@ class Sequence:
         record, options = self.record, self.record.options
         if options.num_beams > 1:
             most = min(options.max_tokens, self.max_length - len(self.prefix))
-            self.beams = BeamSearch(options, self.prefix, self.end_ids, most)
+            self.beams = BeamSearch(
+                options, self.prefix, self.end_ids, most, rope_switch=self.rope_switch
+            )
         self.started_at = self.started_at or record.started_at
         self.first_token_at = self.first_token_at or record.first_token_at
         self.last_token_at = self.last_token_at or record.last_token_at
@@ -112,6 +115,11 @@ class Sequence:
     def num_done(self) -> int:
         """Tokens of the answer so far; of a search, of its hypotheses."""
         return len(self.generated if self.beams is None else self.beams.running[0].tokens)
+
+    @property
+    def is_stretched(self) -> bool:
+        """Is it so long that ropes turn otherwise?"""
+        return 0 < self.rope_switch < self.length
 
     @property
     def slot(self) -> int | None:
@@ -191,7 +199,8 @@ class Sequence:
             self.rules = rules_of(options, prefix, self.generated, self.end_ids)
             want = want_of(options, self.rules)
         memory = self._memory()
-        return Row(self.slot, start, tokens, len(prefix), want, source, memory=memory)
+        length = self.length if self.is_stretched else len(prefix)
+        return Row(self.slot, start, tokens, length, want, source, memory=memory)
 
     def _memory(self) -> tuple[int, int] | None:
         return None if self.memory is None else (self.memory.place, len(self.record.prompt))
@@ -248,7 +257,10 @@ class Sequence:
             self.finish_reason = STOP
 
     def _take(self, token: int) -> str:
+        was_stretched = self.is_stretched
         self.generated.append(token)
+        if self.is_stretched != was_stretched:
+            self.computed = 0
         piece, stopped = self.stop_strings.push(self.detokenizer.push(token))
         self.text += piece
         if stopped or (token in self.end_ids and not self.record.options.ignore_eos):

@@ -14,7 +14,7 @@ from skynet.models.architecture import Rope
 
 
 def inverse_frequencies(rope: Rope) -> torch.Tensor:
-    """(dims / 2,) float32; for `dynamic`, those of lengths that need no stretching."""
+    """(dims / 2,) float32; those of sequences that are not too long for them."""
     powers = rope.theta ** (torch.arange(0, rope.dims, 2, dtype=torch.float32) / rope.dims)
     plain = 1.0 / powers
     if rope.kind == "longrope":
@@ -74,6 +74,18 @@ def dynamic_frequencies(rope: Rope, lengths: torch.Tensor) -> torch.Tensor:
     return torch.where((lengths > limit)[:, None], stretched, plain)
 
 
+def long_frequencies(rope: Rope, lengths: torch.Tensor) -> torch.Tensor:
+    """The same for `longrope`, which has other divisors for long sequences."""
+    powers = rope.theta ** (torch.arange(0, rope.dims, 2, dtype=torch.float32) / rope.dims)
+    stretched = 1.0 / (torch.tensor(rope.long_divisors) * powers)
+    plain = inverse_frequencies(rope)
+    is_long = (lengths > rope.original_positions)[:, None]
+    return torch.where(is_long, stretched.to(lengths.device), plain.to(lengths.device))
+
+
+STRETCHES = {"dynamic": dynamic_frequencies, "longrope": long_frequencies}
+
+
 class Rotary:
     """Makes the factors by which a step's queries and keys are multiplied."""
 
@@ -84,13 +96,12 @@ class Rotary:
     def factors(self, positions: torch.Tensor, prompt_lengths: torch.Tensor) -> torch.Tensor:
         """For tokens at `positions` (tokens,), (tokens, 1, dims / 2) complex64.
 
-        Dynamic stretching looks at how long the sequence is when a token is computed: the prompt
-        for all of its tokens, however it is cut into chunks, and one more for each later token.
+        Some stretching looks at how long the sequence is when a token is computed: the prompt for
+        all of its tokens, however it is cut into chunks, and one more for each later token.
         """
-        frequencies = self._frequencies
-        if self._rope.kind == "dynamic":
-            lengths = torch.maximum(prompt_lengths, positions + 1)
-            frequencies = dynamic_frequencies(self._rope, lengths)
+        frequencies, stretch = self._frequencies, STRETCHES.get(self._rope.kind)
+        if stretch is not None:
+            frequencies = stretch(self._rope, torch.maximum(prompt_lengths, positions + 1))
         angles = positions[:, None].float() * frequencies
         radius = torch.tensor(self._rope.attention_factor, device=angles.device)
         return torch.polar(radius.expand_as(angles), angles)[:, None]

@@ -95,6 +95,8 @@ class Rope:
     truncate: bool = True  # yarn
     attention_factor: float = 1.0  # yarn, longrope: cosines and sines are multiplied by it
     divisors: tuple[float, ...] = ()  # longrope: of each frequency
+    # longrope: the same in sequences of more than `original_positions`.
+    long_divisors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,11 @@ class Architecture:
             return ("generate",)
         found = {"fill-mask": self.has_head, "classify": bool(self.labels)}
         return ("embed", *(task for task, there in found.items() if there))
+
+    @property
+    def rope_switch(self) -> int:
+        """Tokens beyond which a sequence turns otherwise, from its first on; 0: it never does."""
+        return max((r.original_positions for r in self.rope_kinds if r.long_divisors), default=0)
 
     @property
     def rope_kinds(self) -> tuple[Rope, ...]:

@@ -1,7 +1,4 @@
-"""Phi-3, Phi-3.5 and Phi-4: Llama with fused Q K V and fused gate and up, a part of rope if asked.
-
-sequences longer than `original_max_position_embeddings` with LongRoPE
-"""
+"""Phi-3, Phi-3.5 and Phi-4: Llama with fused Q K V, fused gate and up, LongRoPE, partial rope."""
 
 from __future__ import annotations
 

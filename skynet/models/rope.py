@@ -88,18 +88,12 @@ def read_rope(
 
 
 def read_longrope(config: Config, dims: int, given: Mapping[str, Any]) -> Rope:
-    """LongRoPE (Ding et al., 2024, arXiv:2402.13753) up to the positions of the pretraining.
+    """LongRoPE (Ding et al., 2024, arXiv:2402.13753).
 
-    Beyond them every frequency changes, also of tokens that were computed before: a KV cache
-    cannot follow. `max_positions` keeps sequences within.
+    A sequence longer than the positions of the pretraining has other frequencies, for all of its
+    tokens: one that grows longer is computed again, from its first token on.
     """
     _check_fields(given, LONGROPE_FIELDS, dims)
-    divisors = given.get("short_factor")
-    if not isinstance(divisors, list) or len(divisors) != dims // 2:
-        raise CheckpointError(
-            f"config.json: rope 'longrope' has short_factor={divisors!r}, expected a list of "
-            f"{dims // 2} numbers"
-        )
     original = _original_positions(config, given)
     factor = given.get("factor") or config["max_position_embeddings"] / original
     attention_factor = given.get("attention_factor")
@@ -113,7 +107,8 @@ def read_longrope(config: Config, dims: int, given: Mapping[str, Any]) -> Rope:
         factor=float(factor),
         original_positions=original,
         attention_factor=float(attention_factor),
-        divisors=tuple(float(divisor) for divisor in divisors),
+        divisors=_divisors(given, "short_factor", dims),
+        long_divisors=_divisors(given, "long_factor", dims),
     )
 
 
@@ -121,8 +116,6 @@ def max_positions(rope: Rope, positions: int) -> int:
     """How many positions a rope is good for, in a model whose config says `positions`."""
     if rope.kind == "dynamic":  # stretched past what it was trained on, by up to `factor`
         return int(positions * rope.factor)
-    if rope.kind == "longrope":
-        return min(positions, rope.original_positions)
     return positions
 
 
@@ -142,6 +135,16 @@ def whole_head(config: Config, head_dim: int) -> int:
 def kind_of(given: Mapping[str, Any]) -> str:
     """The kind of rope that parameters ask for."""
     return str(given.get("rope_type", given.get("type", "default")))
+
+
+def _divisors(given: Mapping[str, Any], field: str, dims: int) -> tuple[float, ...]:
+    found = given.get(field)
+    if not isinstance(found, list) or len(found) != dims // 2:
+        raise CheckpointError(
+            f"config.json: rope 'longrope' has {field}={found!r}, expected a list of {dims // 2} "
+            "numbers"
+        )
+    return tuple(float(divisor) for divisor in found)
 
 
 def _theta(config: Config, given: Mapping[str, Any]) -> float:

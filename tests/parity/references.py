@@ -19,6 +19,16 @@ PROMPTS = [
     [12, 99, 31, 64, 2, 2, 18, 120, 45, 6, 71, 33, 90, 14, 27, 55, 3, 101, 60, 8, 19, 40, 77],
 ]
 NEW_TOKENS = 24
+LONGROPE: dict[str, Any] = {
+    "partial_rotary_factor": 0.75,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "short_factor": [1.0, 1.3, 2.1],
+        "long_factor": [1.0, 5.0, 9.0],
+    },
+}
+# Of the prompts, two outgrow the positions of the pretraining while they are answered.
+OUTGROWN = LONGROPE | {"original_max_position_embeddings": 16}
 
 
 @dataclass(frozen=True)

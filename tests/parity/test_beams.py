@@ -12,7 +12,7 @@ import torch
 import transformers
 from harness import Cluster, cluster_of
 from model_families import ENCODER_DECODERS, FAMILIES
-from references import PROMPTS, Reference
+from references import OUTGROWN, PROMPTS, Reference
 from seq2seq import TEXTS, VARIED, Translator, make_translator
 from test_engine_parity import InProcess
 
@@ -71,7 +71,8 @@ def run(
     engine = Engine(cluster.plan, carrier, carrier, max_batch_tokens=9)
     for record in records:
         text = Text({}).detokenizer()
-        engine.accept(Generated(record, text, StopStrings(()), frozenset(end_ids), 60))
+        switch = cluster.arch.rope_switch
+        engine.accept(Generated(record, text, StopStrings(()), frozenset(end_ids), 60, switch))
     engine.ready = True
     engine.pump()
     while engine.in_flight:
@@ -173,6 +174,24 @@ def test_hypotheses_are_those_of_transformers(
         check(carrier.found[str(number)], theirs)
         assert carrier.answers[str(number)] == theirs[0][0]
     assert carrier.copies > 0
+
+
+@pytest.mark.parametrize("disturb_at", [-1, 9])
+def test_hypotheses_may_outgrow_the_positions_of_the_pretraining(
+    reference: Callable[..., Reference], disturb_at: int
+) -> None:
+    # Given a prompt of 12 tokens, and a rope that turns those of more than 16 otherwise
+    found, fields, prompt = reference("phi3", **OUTGROWN), CASES["four"], PROMPTS[0]
+    expected = search(model_at(found.path), prompt, fields, len(prompt))
+    cluster = cluster_of(found.checkpoint, 2, 2, num_slots=4)
+    # When it is searched, and shards may lose everything
+    records = [Record("0", tuple(prompt), options_of(fields), 0.0, 1e12)]
+    try:
+        carrier = run(cluster, records, END_IDS, disturb_at)
+    finally:
+        cluster.close()
+    # Then hypotheses and scores are those of Transformers
+    check(carrier.found["0"], expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from harness import Cluster, cluster_of
-from references import NEW_TOKENS, PROMPTS, Reference
+from references import NEW_TOKENS, OUTGROWN, PROMPTS, Reference
 
 from skynet.engine.engine import Engine
 from skynet.engine.sequence import Sequence
@@ -82,7 +82,8 @@ def answers(
             prompt = tuple(PROMPTS[number % len(PROMPTS)])
             record = Record(str(number), prompt, chosen, 0.0, 1e12)
             text = Text({}).detokenizer()
-            engine.accept(Sequence(record, text, StopStrings(()), frozenset(), 128))
+            switch = found.checkpoint.arch.rope_switch
+            engine.accept(Sequence(record, text, StopStrings(()), frozenset(), 128, switch))
             carrier.deliver(engine)
         while engine.in_flight:
             carrier.deliver(engine)
@@ -104,6 +105,18 @@ def test_greedy_answers_are_those_of_transformers(
     greedy = [Options(max_tokens=NEW_TOKENS)] * len(PROMPTS)
     # Then each has its own answer
     assert answers(found, stages, shards, greedy, 7, span) == found.tokens
+
+
+@pytest.mark.parametrize(("stages", "shards", "budget"), [(1, 1, 512), (1, 2, 6), (2, 2, 9)])
+def test_sequences_may_outgrow_the_positions_of_the_pretraining(
+    reference: Callable[..., Reference], stages: int, shards: int, budget: int
+) -> None:
+    # Given a rope that turns long sequences otherwise, from their first token on
+    found = reference("phi3", **OUTGROWN)
+    assert found.checkpoint.arch.rope_switch == 16
+    # When they are answered / Then as Transformers does, which computes them again as well
+    greedy = [Options(max_tokens=NEW_TOKENS)] * len(PROMPTS)
+    assert answers(found, stages, shards, greedy, budget, "auto") == found.tokens
 
 
 def test_seeded_answers_do_not_depend_on_the_shape(reference: Callable[..., Reference]) -> None:

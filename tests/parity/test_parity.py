@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from harness import Request, cluster_of, generate, last_logits
 from model_families import FAMILIES
-from references import NEW_TOKENS, PROMPTS, Reference
+from references import LONGROPE, NEW_TOKENS, PROMPTS, Reference
 
 LAYER, STAGE = 1, 99
 # Stages, shards, layers per chord. 6 query heads in 3 KV groups: 2 shards are uneven (4 + 2), 4
@@ -108,18 +108,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe-shares": ("qwen3_moe", {"norm_topk_prob": False, "attention_bias": True}),
     "qwen3_moe-window": ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 6}),
     "phi3-partial-window": ("phi3", {"partial_rotary_factor": 0.5, "sliding_window": 7}),
-    "phi3-longrope": (
-        "phi3",
-        {
-            "original_max_position_embeddings": 64,
-            "partial_rotary_factor": 0.75,
-            "rope_parameters": {
-                "rope_type": "longrope",
-                "short_factor": [1.0, 1.3, 2.1],
-                "long_factor": [1.0, 5.0, 9.0],
-            },
-        },
-    ),
+    "phi3-longrope": ("phi3", LONGROPE | {"original_max_position_embeddings": 64}),
+    "phi3-longrope-long": ("phi3", LONGROPE | {"original_max_position_embeddings": 2}),
     "granite-bias": (
         "granite",
         {"attention_bias": True, "mlp_bias": True, "residual_multiplier": 0.3},

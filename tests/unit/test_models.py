@@ -364,14 +364,16 @@ def test_windows(family: str, fields: dict[str, Any], windows: tuple[int | None,
     assert load_architecture(config(family, **fields)).windows == windows
 
 
-def test_longrope_keeps_to_the_positions_of_the_pretraining() -> None:
+def test_longrope_has_other_divisors_beyond_the_positions_of_the_pretraining() -> None:
     # Given Phi-3.5's kind of rope
     rope = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     fields = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
-    # When / Then sequences that would need the long factors are not planned for
+    # When / Then
     arch = load_architecture(config("phi3", rope_scaling=rope, **fields))
-    assert arch.max_positions == 4096
+    assert (arch.max_positions, arch.rope_switch) == (131072, 4096)
     assert arch.rope_kinds[0].divisors == (1.0,) * 4
+    assert arch.rope_kinds[0].long_divisors == (2.0,) * 4
+    assert load_architecture(config("phi3")).rope_switch == 0
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def new_sequence(
     max_length: int = 512,
     text: Text | None = None,
     family: str = "",
+    rope_switch: int = 0,
     **options: Any,
 ) -> Sequence:
     checked = Options(**{"max_tokens": 4, **options})
@@ -76,6 +77,7 @@ def new_sequence(
         StopStrings(checked.stop),
         frozenset(end_ids),
         max_length,
+        rope_switch,
     )
 
 

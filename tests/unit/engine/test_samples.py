@@ -52,6 +52,27 @@ def test_a_sample_that_comes_late_takes_the_prompt_of_one_that_runs_on() -> None
     assert num_prefilled(bench) == len(PROMPT) + 2
 
 
+def test_a_sample_that_has_outgrown_its_rope_gives_no_prompt_away() -> None:
+    # Given two samples of whom one goes on beyond seven tokens, and a third that waits
+    bench, rope_switch = Bench(tiny_plan(num_slots=2)), 7
+    for name, count in (("a", 5), ("b", 9), ("c", 2)):
+        sequence = new_sequence(name, PROMPT, family="a", max_tokens=count, rope_switch=rope_switch)
+        bench.engine.accept(sequence)
+    # When all have run
+    bench.run()
+    # Then their answers are their own
+    assert bench.notes.written["b"] == answer(PROMPT, 9)
+    assert bench.notes.written["c"] == answer(PROMPT, 2)
+    # And each row says that it is long where it is, the first time from the first token on
+    rows = [row for step in bench.shards.sent for row in step.rows]
+    long = [row for row in rows if row.prompt_length > rope_switch]
+    assert [row.start for row in long if row.slot == 1] == [0, *range(8, 13)]
+    assert all(row.stop <= rope_switch for row in rows if row not in long)
+    # And the third has computed the prompt itself
+    prompts = [row.slot for row in rows if (row.start, row.stop) == (0, len(PROMPT))]
+    assert prompts == [0, 0]
+
+
 def test_after_a_loss_the_prompt_is_computed_once_again() -> None:
     # Given three samples in mid-answer
     bench = Bench(tiny_plan(num_slots=3))
