@@ -63,10 +63,15 @@ def test_a_sample_that_has_outgrown_its_rope_gives_no_prompt_away() -> None:
     # Then their answers are their own
     assert bench.notes.written["b"] == answer(PROMPT, 9)
     assert bench.notes.written["c"] == answer(PROMPT, 2)
-    # And each row says that it is long where it is, the first time from the first token on
+    # And each row says that it is long where it is: the first sample computes all of it again, the
+    # second takes the prompt from it
     rows = [row for step in bench.shards.sent for row in step.rows]
     long = [row for row in rows if row.prompt_length > rope_switch]
-    assert [row.start for row in long if row.slot == 1] == [0, *range(8, 13)]
+    assert [(row.slot, row.start, row.source) for row in long[:3]] == [
+        (0, 0, None),
+        (0, 8, None),
+        (1, 4, 0),
+    ]
     assert all(row.stop <= rope_switch for row in rows if row not in long)
     # And the third has computed the prompt itself
     prompts = [row.slot for row in rows if (row.start, row.stop) == (0, len(PROMPT))]
