@@ -6,6 +6,7 @@ from typing import Any
 
 from skynet.models import config as read
 from skynet.models.architecture import Alibi, Architecture, Weight
+from skynet.models.ties import tie
 
 MODEL_TYPE = "bloom"
 
@@ -44,7 +45,6 @@ def architecture(config: read.Config) -> Architecture:
     config = DEFAULTS | _old_names(config)
     hidden, layers = read.size(config, "hidden_size"), read.size(config, "n_layer")
     head_dim = read.head_dim(config, "hidden_size", "n_head")
-    tied = bool(config["tie_word_embeddings"])
     return Architecture(
         model_type=MODEL_TYPE,
         hidden_size=hidden,
@@ -64,7 +64,7 @@ def architecture(config: read.Config) -> Architecture:
         windows=(None,) * layers,
         attention_scale=head_dim**-0.5,
         alibi=Alibi(),
-        weights=tuple(weight for weight in WEIGHTS if not (tied and weight.role == "head")),
+        weights=tie(WEIGHTS, bool(config["tie_word_embeddings"])),
         prefixes=("transformer.", ""),
     )
 

@@ -56,6 +56,7 @@ WEIGHTS = (
 HEAD = (
     Weight("head_dense", "head.dense", "replicated", "hidden"),
     Weight("head_dense_norm", "head.norm", "replicated", "hidden"),
+    Weight("head", "decoder", "vocab", "vocab"),
     Weight("head_bias", "decoder", "vocab", "vocab", bias_only=True),
 )
 LABELS = (

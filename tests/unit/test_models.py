@@ -49,7 +49,14 @@ GPT2: dict[str, Any] = {
     "vocab_size": 131,
     "n_positions": 64,
 }
+# What files call a head whose module has another name in Transformers.
+HEADS = {"gpt_neox": "embed_out.weight"}
 SLIDING: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+
+
+def differ(one: str, other: str) -> bool:
+    """Of a file whose tensors are all different."""
+    return False
 
 
 def config(family: str, **fields: Any) -> dict[str, Any]:
@@ -72,8 +79,9 @@ def test_staged_tensors_are_the_checkpoints(
     with safe_open(tmp_path / "model.safetensors", framework="np") as file:
         names = list(file.keys())
         expected = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    # When our architecture is read from its config
-    staged = staged_tensors(load_architecture(json.loads((tmp_path / "config.json").read_text())))
+    # When our architecture is read from its config and what the file holds
+    written = json.loads((tmp_path / "config.json").read_text())
+    staged = staged_tensors(load_architecture(settled(written, expected, differ)))
     # Then it needs the same tensors in the same shapes, each once
     assert {tensor.name: tensor.shape for tensor in staged} == expected
     assert len(staged) == len(expected)
@@ -88,8 +96,9 @@ def test_tensors_of_encoders_are_the_checkpoints(family: str, head: str, tmp_pat
     with safe_open(tmp_path / "model.safetensors", framework="np") as file:
         names = list(file.keys())
         present = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    # When our architecture is read from its config
-    arch = load_architecture(json.loads((tmp_path / "config.json").read_text()))
+    # When our architecture is read from its config and what the file holds
+    written = json.loads((tmp_path / "config.json").read_text())
+    arch = load_architecture(settled(written, present, differ))
     # Then all tensors are needed, in their shapes, but for the pooler of a model without a head
     found = resolve_names(arch, present)
     needed = {found[tensor.name]: tensor.shape for tensor in staged_tensors(arch)}
@@ -112,7 +121,8 @@ def test_tensors_of_encoder_decoders_are_the_checkpoints(
         names = list(file.keys())
         present = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     # When our architecture is read from its config and what the file holds
-    arch = load_architecture(settled(json.loads((tmp_path / "config.json").read_text()), present))
+    written = json.loads((tmp_path / "config.json").read_text())
+    arch = load_architecture(settled(written, present, differ))
     # Then all tensors are needed, each once, in their shapes
     found = resolve_names(arch, present)
     needed = {found[tensor.name]: tensor.shape for tensor in staged_tensors(arch)}
@@ -129,12 +139,92 @@ def test_a_table_is_found_under_any_name_that_is_tied_to_it() -> None:
     tables = {n for n in names if n.endswith(("embed_tokens.weight", "shared.weight"))}
     present = [name for name in names if name not in tables]
     # When / Then
-    arch = load_architecture(settled(config, present))
+    arch = load_architecture(settled(config, present, differ))
     assert resolve_names(arch, present)["model.shared.weight"] == "lm_head.weight"
     # And one that has none is not complete
     present.remove("lm_head.weight")
     with pytest.raises(CheckpointError, match=r"lacks 1 of .*model\.shared\.weight"):
-        resolve_names(load_architecture(settled(config, present)), present)
+        resolve_names(load_architecture(settled(config, present, differ)), present)
+
+
+def present_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors, by name."""
+    with safe_open(file, framework="np") as opened:
+        names = list(opened.keys())
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - set(NEVER_TIED)))
+def test_a_tied_head_is_used_where_it_differs(family: str, tmp_path: Path) -> None:
+    # Given a config that ties the head, and a file that has one nevertheless
+    made = tiny_config(family, num_hidden_layers=2, layer_types=None, tie_word_embeddings=True)
+    model = transformers.AutoModelForCausalLM.from_config(made)
+    model.save_pretrained(tmp_path)
+    (tied,), embed = set(model.all_tied_weights_keys), model.get_input_embeddings()
+    head = HEADS.get(family, tied)
+    written = json.loads((tmp_path / "config.json").read_text())
+    present = present_in(tmp_path / "model.safetensors")
+    both = present | {head: tuple(embed.weight.shape)}
+    # When it differs / Then it is staged beside the embedding
+    arch = load_architecture(settled(written, both, differ))
+    assert not arch.tied
+    assert {t.name: t.shape for t in staged_tensors(arch)} == both
+    # When it is a copy / Then it is not
+    arch = load_architecture(settled(written, both, lambda one, other: head in (one, other)))
+    assert arch.tied
+    assert {t.name: t.shape for t in staged_tensors(arch)} == present
+    # When it is all there is / Then it is both
+    (name,) = set(model.all_tied_weights_keys.values())
+    alone = both.keys() - {name}
+    arch = load_architecture(settled(written, alone, differ))
+    assert arch.tied
+    assert set(resolve_names(arch, alone).values()) == alone
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_tied_head_of_an_encoder_may_have_any_of_its_names(family: str, tmp_path: Path) -> None:
+    # Given what Transformers ties of a masked language model: the product, and mostly its bias
+    name, kind, sizes = ENCODERS[family]
+    model = getattr(transformers, name + "ForMaskedLM")(kind(**sizes))
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    names = set(present_in(tmp_path / "model.safetensors"))
+    both = names | model.all_tied_weights_keys.keys()
+    # When the file has what is tied under the other names, or both
+    for present in (both - set(model.all_tied_weights_keys.values()), both):
+        copied = load_architecture(settled(written, present, lambda one, other: True))
+        # Then all of it is found, once
+        assert copied.tied
+        assert set(resolve_names(copied, present)) == {t.name for t in staged_tensors(copied)}
+    # And of both the head's are used, which may differ
+    arch = load_architecture(settled(written, both, differ))
+    found = set(resolve_names(arch, both).values())
+    assert found >= model.all_tied_weights_keys.keys()
+    assert not arch.tied
+
+
+def test_copies_of_a_table_are_staged_once() -> None:
+    # Given a file that has the table of an encoder-decoder under each of its names
+    config = encoder_decoder_config("bart", tie_word_embeddings=True).to_dict()
+    names = [tensor.name for tensor in staged_tensors(load_architecture(config))]
+    names.append("model.shared.weight")
+    tables = {n for n in names if n.endswith(("embed_tokens.weight", "shared.weight"))}
+    tables.add("lm_head.weight")
+    assert len(tables) == 4
+    for present in (names, sorted({*names} - {"model.shared.weight"})):
+        # When they are all alike
+        arch = load_architecture(settled(config, present, lambda one, other: True))
+        # Then one of them is staged, whether that is the shared one or not
+        found = resolve_names(arch, present)
+        assert len(tables & set(found.values())) == 1
+        assert arch.tied
+    # When the decoder's differs, and the head is a copy of the shared one
+    arch = load_architecture(
+        settled(config, names, lambda one, other: "decoder" not in one + other)
+    )
+    # Then the head stays what it is
+    staged = {tensor.name for tensor in staged_tensors(arch)} & tables
+    assert staged == tables - {"model.encoder.embed_tokens.weight"}
 
 
 @pytest.mark.parametrize(
