@@ -1,4 +1,7 @@
-"""BLOOM: ALiBi instead of positions, a normed embedding, biases, Q K V fused by head."""
+"""BLOOM: ALiBi instead of positions, a normed embedding, biases, Q K V fused by head.
+
+`slow_but_exact` with `pretraining_tp` above 1, with which Transformers adds no biases
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ DEFAULTS: dict[str, Any] = {
 }
 REFUSED: dict[str, Any] = {
     "apply_residual_connection_post_layernorm": False,
-    "slow_but_exact": False,
 }
 
 LAYER = "transformer.h.{layer}."
@@ -43,6 +45,8 @@ WEIGHTS = (
 def architecture(config: read.Config) -> Architecture:
     """A `bloom` config as an Architecture."""
     config = DEFAULTS | _old_names(config)
+    if (config.get("pretraining_tp") or 1) > 1:
+        read.refuse(config, slow_but_exact=False)
     hidden, layers = read.size(config, "hidden_size"), read.size(config, "n_layer")
     head_dim = read.head_dim(config, "hidden_size", "n_head")
     return Architecture(

@@ -21,7 +21,6 @@ DEFAULTS: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
 }
-REFUSED: dict[str, Any] = {"pretraining_tp": 1}
 
 LAYER = "model.layers.{layer}."
 WEIGHTS = (

@@ -48,6 +48,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
     "llama-attention-bias": ("llama", {"attention_bias": True}),
     "llama-mlp-bias": ("llama", {"mlp_bias": True}),
+    "llama-of-two-ranks": ("llama", {"pretraining_tp": 2}),
     "llama-gelu": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "llama-one-kv-head": ("llama", {"num_key_value_heads": 1}),
     "llama-no-groups": ("llama", {"num_key_value_heads": 6}),
@@ -95,6 +96,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "falcon-alibi-groups": ("falcon", {"alibi": True}),
     "bloom-tied": ("bloom", {"tie_word_embeddings": True}),
+    "bloom-of-four-ranks": ("bloom", {"pretraining_tp": 4}),
+    "bloom-exact": ("bloom", {"slow_but_exact": True}),
     "bloom-eight-heads": ("bloom", {"n_head": 8}),
     "opt-350m": (
         "opt",

@@ -359,7 +359,6 @@ def test_missing_tensors_are_named() -> None:
         ({"model_type": "mamba"}, "'mamba' is not computed; known: .*gpt2"),
         ({}, "None is not computed"),
         (config("llama", hidden_act="relu6"), "hidden_act='relu6'"),
-        (config("llama", pretraining_tp=2), "pretraining_tp=2"),
         (config("llama", partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
         (config("llama", quantization_config={"quant_method": "gptq"}), "gptq"),
         (config("llama", rope_scaling={"type": "longrope"}), "'longrope'"),
@@ -382,7 +381,7 @@ def test_missing_tensors_are_named() -> None:
         (config("falcon", new_decoder_architecture=True, parallel_attn=False), "parallel_attn"),
         (config("falcon", num_ln_in_parallel_attn=2), "num_ln_in_parallel_attn=2"),
         (config("falcon", multi_query=False, num_kv_heads=2), "falcon with num_kv_heads=2"),
-        (config("bloom", slow_but_exact=True), "slow_but_exact=True"),
+        (config("bloom", slow_but_exact=True, pretraining_tp=4), "slow_but_exact=True"),
         (config("bloom", apply_residual_connection_post_layernorm=True), "apply_residual"),
         (config("opt", ffn_dim=80, layer_norm_elementwise_affine=False), "elementwise_affine"),
         (config("cohere2", use_qk_norm=True), "use_qk_norm=True"),
@@ -409,6 +408,22 @@ def test_what_is_not_computed_is_refused_by_name(given: dict[str, Any], message:
     # When / Then
     with pytest.raises(UnsupportedModel, match=message):
         load_architecture(given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        config("llama", pretraining_tp=2),
+        tiny_config("bloom", pretraining_tp=4).to_dict(),
+        tiny_config("bloom", slow_but_exact=True, pretraining_tp=1).to_dict(),
+        tiny_config("bloom", slow_but_exact=True).to_dict(),
+        encoder_config("modernbert", "ForMaskedLM") | {"position_embedding_type": "sans_pos"},
+        encoder_config("bert", "Model") | {"tie_word_embeddings": False},
+    ],
+)
+def test_what_changes_nothing_is_taken(given: dict[str, Any]) -> None:
+    # When / Then nothing is raised
+    load_architecture(given)
 
 
 @pytest.mark.parametrize(
