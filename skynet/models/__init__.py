@@ -12,6 +12,7 @@ from skynet.models import (
     bart,
     bert,
     bloom,
+    camembert,
     cohere,
     cohere2,
     distilbert,
@@ -44,6 +45,7 @@ from skynet.models import (
     smollm3,
     stablelm,
     t5,
+    xlm_roberta,
 )
 from skynet.models import config as _config
 from skynet.models import derived as _derived
@@ -77,6 +79,7 @@ _MODULES = (
     bart,
     bert,
     bloom,
+    camembert,
     cohere,
     cohere2,
     distilbert,
@@ -109,6 +112,7 @@ _MODULES = (
     smollm3,
     stablelm,
     t5,
+    xlm_roberta,
 )
 FAMILIES = {family.MODEL_TYPE: family for family in _MODULES}
 KNOWN: list[str] = sorted(FAMILIES)

@@ -30,7 +30,7 @@ LABELS = (
 
 
 def architecture(config: read.Config) -> Architecture:
-    """A `roberta` config as an Architecture."""
+    """A `roberta` config as an Architecture; XLM-RoBERTa and CamemBERT differ by name alone."""
     config = DEFAULTS | dict(config)
     rows, padding = read.size(config, "max_position_embeddings"), _padding(config)
     if padding + 1 >= rows:
