@@ -92,7 +92,7 @@ class Rope:
     theta: float = 10_000.0
     adjacent: bool = False  # checkpoints have the two numbers that turn together side by side
     factor: float = 1.0
-    original_positions: int = 0  # positions of the pretraining; dynamic: where stretching starts
+    original_positions: int = 0  # of the pretraining, where a rope is stretched beyond them
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn

@@ -52,12 +52,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-gelu": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "llama-one-kv-head": ("llama", {"num_key_value_heads": 1}),
     "llama-no-groups": ("llama", {"num_key_value_heads": 6}),
-    "llama-linear": ("llama", {"rope_parameters": ROPE["linear"]}),
-    "llama-llama3": ("llama", {"rope_parameters": ROPE["llama3"]}),
-    "llama-yarn": ("llama", {"rope_parameters": ROPE["yarn"]}),
-    "llama-dynamic": (
-        "llama",
-        {"rope_parameters": ROPE["dynamic"], "max_position_embeddings": 20},
+    # Prompts and answers go on past what the config says: 47 positions.
+    **{
+        f"llama-{kind}": ("llama", {"rope_parameters": rope, "max_position_embeddings": 20})
+        for kind, rope in ROPE.items()
+    },
+    "qwen2-yarn": (
+        "qwen2",
+        {
+            "rope_parameters": ROPE["yarn"] | {"original_max_position_embeddings": 16},
+            "max_position_embeddings": 16,
+        },
     ),
     "mistral-window": ("mistral", {"sliding_window": 7}),
     "mistral-no-window": ("mistral", {"sliding_window": None}),

@@ -506,11 +506,35 @@ def test_old_and_new_rope_fields_mean_the_same() -> None:
     assert load_architecture(old) == load_architecture(new)
 
 
-def test_dynamic_rope_allows_longer_sequences() -> None:
-    # When / Then the positions are the stretched ones, the rope knows where stretching starts
-    arch = load_architecture(config("llama", rope_scaling={"type": "dynamic", "factor": 2.0}))
-    (rope,) = arch.rope_kinds
-    assert (arch.max_positions, rope.original_positions) == (128, 64)
+LLAMA3: dict[str, Any] = {"type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ORIGINAL = "original_max_position_embeddings"
+
+
+@pytest.mark.parametrize(
+    ("rope", "original", "positions"),
+    [
+        ({"type": "dynamic", "factor": 2.0}, 64, 128),
+        ({"type": "linear", "factor": 4.0}, 64, 256),
+        ({"type": "yarn", "factor": 4.0, ORIGINAL: 64}, 64, 256),  # as Qwen2.5's card says
+        ({"type": "yarn", "factor": 4.0, ORIGINAL: 16}, 16, 64),
+        ({"type": "yarn", "factor": 2.0, ORIGINAL: 16}, 16, 64),
+        ({**LLAMA3, "factor": 8.0, ORIGINAL: 32}, 32, 256),
+        ({**LLAMA3, "factor": 8.0, ORIGINAL: 4}, 4, 64),  # as Llama 3.1, whose config says more
+    ],
+)
+def test_a_stretched_rope_allows_longer_sequences(
+    rope: dict[str, Any], original: int, positions: int
+) -> None:
+    # When / Then the positions are the stretched ones, or the config's, 64, if those are more
+    arch = load_architecture(config("llama", rope_scaling=rope))
+    (found,) = arch.rope_kinds
+    assert (arch.max_positions, found.original_positions) == (positions, original)
+
+
+def test_the_positions_of_gemma_3_are_stretched_ones() -> None:
+    # When / Then
+    arch = load_architecture(config("gemma3_text", rope_scaling={"type": "linear", "factor": 8.0}))
+    assert arch.max_positions == 64
 
 
 @pytest.mark.parametrize(
