@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from derived_families import derived_config
+from derived_families import DYNAMIC, LONGROPE, derived_config
 from model_families import tiny_config
 from references import save_random_model
 from safetensors.torch import load_file, save_file
@@ -100,6 +100,17 @@ def test_a_description_survives_json_and_names_the_cuts() -> None:
     assert cuts["mlp.up_proj"] == ("column", "columns", False)
     assert cuts["embed"] == cuts["head"] == ("vocab", "vocab", False)
     assert json.loads(arch.config) == {k: v for k, v in config.items() if k != KEY}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rope", "positions"),
+    [("internlm3", DYNAMIC, 128), ("arcee", LONGROPE, 64), ("olmo3", LONGROPE, 64)],
+)
+def test_sequences_end_where_a_rope_would_move(
+    model_type: str, rope: dict[str, Any], positions: int
+) -> None:
+    # When / Then a dynamic one stays for all positions, longrope for those of the pretraining
+    assert load_architecture(described(model_type, rope_parameters=rope)).max_positions == positions
 
 
 def test_experts_are_in_the_layers_that_have_them() -> None:
@@ -214,10 +225,7 @@ def test_the_notice_says_what_is_run() -> None:
         ({"model_type": "nobody"}, "'nobody' has no file"),
         ({"model_type": "nobody", "auto_map": {}}, "'nobody'.*never run"),
         ({"hidden_act": "nothing"}, "arcee model of config.json"),
-        (
-            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
-            "'arcee'.*rotary_emb.*'dynamic'",
-        ),
+        ({"max_position_embeddings": 0}, "'arcee': max_position_embeddings is 0"),
         ({"num_key_value_heads": 4}, "'arcee'.*6 query heads, which do not share 4"),
     ],
 )
