@@ -34,6 +34,14 @@ LLAMA3: dict[str, Any] = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+DYNAMIC: dict[str, Any] = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 6.0}
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.3, 2.1, 2.5],
+    "long_factor": [1.0, 5.0, 9.0, 20.0],
+    "original_max_position_embeddings": 64,
+}
 
 EXPERTS: dict[str, Any] = {
     "num_experts": 5,

@@ -191,6 +191,8 @@ MODERN: dict[str, Any] = TEXT | {
 ENCODERS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "bert": ("Bert", transformers.BertConfig, TEXT),
     "roberta": ("Roberta", transformers.RobertaConfig, TEXT | {"pad_token_id": 1}),
+    "xlm-roberta": ("XLMRoberta", transformers.XLMRobertaConfig, TEXT | {"pad_token_id": 1}),
+    "camembert": ("Camembert", transformers.CamembertConfig, TEXT | {"pad_token_id": 1}),
     "distilbert": (
         "DistilBert",
         transformers.DistilBertConfig,

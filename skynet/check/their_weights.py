@@ -133,8 +133,10 @@ def _names_in_file(arch: Architecture, checkpoint: Checkpoint) -> dict[str, str]
     """Each tensor's name in Transformers' model -> that in the file, which has tied ones once."""
     names = resolve_names(arch, checkpoint.tensors)
     for weight in (weight for stack in arch.stacks for weight in stack.weights):
-        for other in weight.others:
-            names.setdefault(f"{other}.weight", names[weight.tensor()])
+        for other in weight.other_tensors:
+            # Whatever we make of it: a tensor that the file has is what Transformers reads.
+            own = other if other in checkpoint.tensors else names[weight.tensor()]
+            names.setdefault(other, own)
     if isinstance(arch, Derived):
         names |= {theirs: names[ours] for theirs, ours in arch.module_names().items()}
     return names

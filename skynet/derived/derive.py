@@ -14,6 +14,7 @@ import torch
 
 from skynet.derived.kinds import sample_layers
 from skynet.derived.parameters import Parameters, check_known
+from skynet.derived.ropes import hold_ropes, max_positions
 from skynet.derived.skeleton import config_class, transformers_version
 from skynet.derived.styles import Styles, plan_of
 from skynet.derived.trace import AttentionCall, Trace, prepare
@@ -22,8 +23,6 @@ from skynet.models.config import Config, refuse_quantized
 from skynet.models.derived import describe
 
 LAYER = re.compile(r"(?P<path>.+)\.(?P<layer>\d+)\.(?P<inside>.+)")
-# Ropes whose frequencies follow the longest sequence of a batch: rows would disturb each other.
-MOVING_ROPES = ("dynamic", "longrope")
 
 
 def derive(config: Config) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def derive(config: Config) -> dict[str, Any]:
     found = prepare(config)
     styles = Styles(model_type, plan, _prefix(found.model))
     check_known(found, styles)
-    _check_ropes(found)
+    hold_ropes(found)
     for path, _ in found.model.named_modules():
         if styles.of(path) == "experts":
             found.stand_in(path)
@@ -68,7 +67,7 @@ def _described(found: Trace, styles: Styles) -> dict[str, Any]:
         head_dim=attention.first.head_dim,
         intermediate_size=parameters.columns,
         vocab_size=vocab_size,
-        max_positions=_max_positions(found),
+        max_positions=max_positions(found),
         gated=parameters.gated,
         windows=[call.window for call in found.calls],
         prefixes=[prefix, ""] if prefix else [""],
@@ -143,24 +142,6 @@ def _check_layers(found: Trace, attention: _Attention) -> None:
     for path in paths:
         if found.outputs[path] != torch.Tensor.__name__:
             raise found.refusal(path, f"returns a {found.outputs[path]}, not hidden states alone")
-
-
-def _check_ropes(found: Trace) -> None:
-    for path, module in found.model.named_modules():
-        kinds = getattr(module, "rope_type", None)
-        for kind in kinds.values() if isinstance(kinds, dict) else [kinds]:
-            if isinstance(kind, str) and any(moving in kind for moving in MOVING_ROPES):
-                raise found.refusal(path, f"has rope {kind!r}, which moves as a sequence grows")
-
-
-def _max_positions(found: Trace) -> int:
-    positions = getattr(found.model.config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions < 1:
-        raise UnsupportedModel(
-            f"model_type {found.model_type!r}: max_position_embeddings is {positions!r}, and "
-            "nothing else tells how long a sequence may be"
-        )
-    return positions
 
 
 def _prefix(model: Any) -> str:

@@ -7,10 +7,10 @@ heavy until a family without a file comes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from skynet.errors import ConfigurationError
-from skynet.models import FAMILIES
+from skynet.models import FAMILIES, load_architecture
 from skynet.models.checkpoint import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ def describe(checkpoint: Checkpoint) -> Derived:
     try:
         from skynet.derived.derive import derive
         from skynet.derived.tensors import check_tensors
-        from skynet.models.derived import read
     except ImportError as error:
         raise ConfigurationError(
             f"model_type {checkpoint.config.get('model_type')!r} has no file in SkyNet, and "
@@ -49,6 +48,6 @@ def describe(checkpoint: Checkpoint) -> Derived:
             "pip install transformers accelerate"
         ) from error
     checkpoint.describe(derive(checkpoint.config))
-    arch = read(checkpoint.config)
+    arch = cast("Derived", load_architecture(checkpoint.config))
     check_tensors(checkpoint, arch)
     return arch

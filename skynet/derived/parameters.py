@@ -13,6 +13,7 @@ from skynet.derived.trace import AttentionCall, Trace
 from skynet.errors import UnsupportedModel
 from skynet.models.architecture import Cut, Unit
 from skynet.models.derived import DerivedWeight, HeadsOf, Style
+from skynet.models.ties import tie
 
 CUTS: dict[Style, Cut] = {
     "column": "column",
@@ -46,7 +47,7 @@ class Parameters:
             self._check_unit(weight, inner)
         self.heads_of = self._heads_of(inner)
         self.tied = bool(getattr(found.model.config, "tie_word_embeddings", False))
-        self.weights = (*self._first(), *inner, *self._last())
+        self.weights = tie((*self._first(), *inner, *self._last()), self.tied)
         outside = [w for w in by_layer[-1] if w.cut == "column" and w.unit == "columns"]
         self.gated = sum(weight.sizes[0] for weight in outside) >= 2 * self.columns
         whole = self.heads_of == "whole"
@@ -250,13 +251,11 @@ class Parameters:
                 path, f"is {list(head.weight.shape)}, and the embedding {list(table.shape)}"
             )
         self._ends.add(path)
-        weights = self._norm()
-        if self.tied:
-            if head.bias is not None:
-                raise self._found.refusal(path, "is tied to the embedding, and has a bias")
-            return weights
         sizes, bias = tuple(head.weight.shape), head.bias is not None
-        return [*weights, DerivedWeight("head", path, "vocab", "vocab", bias, sizes=sizes)]
+        if self.tied and bias:
+            raise self._found.refusal(path, "is tied to the embedding, and has a bias")
+        head_weight = DerivedWeight("head", path, "vocab", "vocab", bias, sizes=sizes)
+        return [*self._norm(), head_weight]
 
     def _norm(self) -> list[DerivedWeight]:
         """The last norm, if it has weights: no other module outside of the layers may."""

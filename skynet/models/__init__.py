@@ -12,6 +12,7 @@ from skynet.models import (
     bart,
     bert,
     bloom,
+    camembert,
     cohere,
     cohere2,
     distilbert,
@@ -44,12 +45,19 @@ from skynet.models import (
     smollm3,
     stablelm,
     t5,
+    xlm_roberta,
 )
 from skynet.models import config as _config
 from skynet.models import derived as _derived
 from skynet.models.architecture import Architecture, Rope, Weight
-from skynet.models.config import Config
-from skynet.models.staging import StagedTensor, absent_tensors, resolve_names, staged_tensors
+from skynet.models.config import ABSENT, Config
+from skynet.models.staging import (
+    Same,
+    StagedTensor,
+    absent_tensors,
+    resolve_names,
+    staged_tensors,
+)
 
 __all__ = [
     "ABSENT",
@@ -71,6 +79,7 @@ _MODULES = (
     bart,
     bert,
     bloom,
+    camembert,
     cohere,
     cohere2,
     distilbert,
@@ -103,10 +112,10 @@ _MODULES = (
     smollm3,
     stablelm,
     t5,
+    xlm_roberta,
 )
 FAMILIES = {family.MODEL_TYPE: family for family in _MODULES}
 KNOWN: list[str] = sorted(FAMILIES)
-ABSENT = "skynet_absent"  # in a settled config: optional tensors that the file lacks
 
 
 def family_of(config: Config) -> str:
@@ -128,24 +137,32 @@ def load_architecture(config: Config) -> Architecture:
         UnsupportedModel: a model_type or a feature that is not computed; names it.
         CheckpointError: a field that every model has is missing or has no possible value.
     """
+    return _with_all_weights(config).lacking(config.get(ABSENT, ()))
+
+
+def _with_all_weights(config: Config) -> Architecture:
+    """Also those that a file may lack, of which several may have one role."""
     if _derived.KEY in config:
         return _derived.read(config)
     family = FAMILIES[family_of(config)]
     _config.refuse_quantized(config)
     _config.refuse(config, **getattr(family, "REFUSED", {}))
     arch: Architecture = family.architecture(config)
-    return arch.lacking(config.get(ABSENT, ()))
+    return arch
 
 
-def settled(config: Config, tensors: Iterable[str]) -> Config:
+def settled(config: Config, tensors: Iterable[str], same: Same) -> Config:
     """The config with what it leaves to the file: which of the optional tensors are not there.
 
     One that is not computed stays as it is, for `load_architecture` to refuse.
+
+    same: whether two of the file's tensors are equal; a copy of what is used anyway is not there.
     """
     try:
-        absent = absent_tensors(load_architecture(config), tensors)
+        arch = _with_all_weights(config)
     except (UnsupportedModel, CheckpointError):
         return config
+    absent = absent_tensors(arch, tensors, same)
     return {**config, ABSENT: absent} if absent else config
 
 

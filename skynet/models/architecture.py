@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 Cut = Literal["column", "row", "vocab", "replicated"]
 Unit = Literal[
@@ -73,6 +73,11 @@ class Weight:
         kind = "bias" if self.bias_only else kind
         return f"{self.name.format(layer=layer, piece=piece)}.{kind}"
 
+    @property
+    def other_tensors(self) -> tuple[str, ...]:
+        """What the checkpoint may call the tensor of a tied weight instead."""
+        return tuple(replace(self, name=other).tensor() for other in self.others)
+
     def is_in(self, layer: int | None) -> bool:
         """Does this layer have it?"""
         return layer is None or layer >= self.first_layer
@@ -87,7 +92,7 @@ class Rope:
     theta: float = 10_000.0
     adjacent: bool = False  # checkpoints have the two numbers that turn together side by side
     factor: float = 1.0
-    original_positions: int = 0  # positions of the pretraining; dynamic: where stretching starts
+    original_positions: int = 0  # of the pretraining, where a rope is stretched beyond them
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
@@ -213,7 +218,7 @@ class Architecture:
         """Every shard has a query head of each stack."""
         return min(stack.num_heads for stack in self.stacks)
 
-    def lacking(self, tensors: Collection[str]) -> Architecture:
+    def lacking(self, tensors: Collection[str]) -> Self:
         """The same model from a file without these optional tensors.
 
         Of several weights of one role the first that is there counts. A head that the file lacks is

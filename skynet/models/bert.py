@@ -20,12 +20,14 @@ DEFAULTS: dict[str, Any] = {
     "layer_norm_eps": 1e-12,
 }
 
+DECODER = "cls.predictions.decoder"
 HEAD = (
     Weight("head_dense", "cls.predictions.transform.dense", "replicated", "hidden", bias=True),
     Weight(
         "head_dense_norm", "cls.predictions.transform.LayerNorm", "replicated", "hidden", bias=True
     ),
-    Weight("head_bias", "cls.predictions", "vocab", "vocab", bias_only=True),
+    Weight("head", DECODER, "vocab", "vocab"),
+    Weight("head_bias", DECODER, "vocab", "vocab", bias_only=True, others=("cls.predictions",)),
 )
 LABELS = (
     Weight("label_dense", "bert.pooler.dense", "replicated", "hidden", bias=True),

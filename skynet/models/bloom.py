@@ -1,4 +1,7 @@
-"""BLOOM: ALiBi instead of positions, a normed embedding, biases, Q K V fused by head."""
+"""BLOOM: ALiBi instead of positions, a normed embedding, biases, Q K V fused by head.
+
+`slow_but_exact` with `pretraining_tp` above 1, with which Transformers adds no biases
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Any
 
 from skynet.models import config as read
 from skynet.models.architecture import Alibi, Architecture, Weight
+from skynet.models.ties import tie
 
 MODEL_TYPE = "bloom"
 
@@ -16,7 +20,6 @@ DEFAULTS: dict[str, Any] = {
 }
 REFUSED: dict[str, Any] = {
     "apply_residual_connection_post_layernorm": False,
-    "slow_but_exact": False,
 }
 
 LAYER = "transformer.h.{layer}."
@@ -42,9 +45,10 @@ WEIGHTS = (
 def architecture(config: read.Config) -> Architecture:
     """A `bloom` config as an Architecture."""
     config = DEFAULTS | _old_names(config)
+    if (config.get("pretraining_tp") or 1) > 1:
+        read.refuse(config, slow_but_exact=False)
     hidden, layers = read.size(config, "hidden_size"), read.size(config, "n_layer")
     head_dim = read.head_dim(config, "hidden_size", "n_head")
-    tied = bool(config["tie_word_embeddings"])
     return Architecture(
         model_type=MODEL_TYPE,
         hidden_size=hidden,
@@ -64,7 +68,7 @@ def architecture(config: read.Config) -> Architecture:
         windows=(None,) * layers,
         attention_scale=head_dim**-0.5,
         alibi=Alibi(),
-        weights=tuple(weight for weight in WEIGHTS if not (tied and weight.role == "head")),
+        weights=tie(WEIGHTS, bool(config["tie_word_embeddings"])),
         prefixes=("transformer.", ""),
     )
 

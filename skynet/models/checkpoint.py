@@ -17,12 +17,12 @@ from typing import Any
 import numpy.typing as npt
 
 from skynet.errors import CheckpointError
-from skynet.models import derived, settled
+from skynet.models import ABSENT, derived, settled
 from skynet.models.demo import DEMO_MODEL, DEMO_NAMES, demo_checkpoint_path
 from skynet.models.digests import cached_digest
 from skynet.models.gguf import convert_gguf
 from skynet.models.minilm import MINILM_MODEL, MINILM_NAMES, minilm_path
-from skynet.models.safetensors_file import TensorInfo, read_header, read_region
+from skynet.models.safetensors_file import TensorInfo, read_header, read_region, same_bytes
 from skynet.models.tokenizer_files import text_files
 
 SINGLE_FILE = "model.safetensors"
@@ -33,6 +33,9 @@ HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 HUB_FILES_NOT_READ = ["*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja", "consolidated*"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 DIGEST_CHUNK = 8 * 2**20
+# 3: a head that a file has although the config ties it is staged. What was staged of such a file
+# before lacks it, and is not the same content.
+CONTENT = "checkpoint 3"
 
 
 class Checkpoint:
@@ -49,11 +52,15 @@ class Checkpoint:
             else {}
         )
         self.tensors: dict[str, TensorInfo] = _read_tensors(path)
-        self.config: dict[str, Any] = dict(settled(config, self.tensors))
+        self.config: dict[str, Any] = dict(settled(config, self.tensors, self._same))
 
     def describe(self, description: dict[str, Any]) -> None:
         """Say what the model of a family without a file is: from here on a part of the config."""
-        self.config[derived.KEY] = description
+        described = {**self.config, derived.KEY: description}
+        self.config = dict(settled(described, self.tensors, self._same))
+
+    def _same(self, one: str, other: str) -> bool:
+        return same_bytes(self.tensors[one], self.tensors[other])
 
     def read(self, name: str, axis: int, start: int, stop: int) -> npt.NDArray[Any]:
         """`[start, stop)` of a tensor along `axis`, contiguous; bfloat16 as its uint16 bits.
@@ -85,16 +92,15 @@ class Checkpoint:
         """
         files = [file for file in self.path.iterdir() if file.is_file()]
         files += self.path.glob("*/config.json")  # of sentence-transformers
-        # 2: of what `text_files` makes of tokenizers since it makes more of them. A description is
-        # in no file, and another one is another content.
+        # A description is in no file, and another one is another content.
         description = self.config.get(derived.KEY)
         told = "" if description is None else f" {json.dumps(description)}"
         return cached_digest(
-            f"checkpoint 2{told}", files, self._cache_dir, lambda: self._compute_digest(progress)
+            f"{CONTENT}{told}", files, self._cache_dir, lambda: self._compute_digest(progress)
         )
 
     def _compute_digest(self, progress: Callable[[int], None] | None) -> str:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(CONTENT.encode())
         digest.update(json.dumps(self.config, sort_keys=True).encode())
         for name, content in sorted(self._text_files.items()):
             digest.update(f"\0{name}\0{len(content)}\0".encode())
@@ -154,7 +160,8 @@ def _download(hub_id: str) -> Path:
 def _read_config(path: Path) -> dict[str, Any]:
     if (path / "config.json").is_file():
         config = _read_json(path / "config.json")
-        config.pop(derived.KEY, None)  # never a file's to say
+        for name in (derived.KEY, ABSENT):  # never a file's to say
+            config.pop(name, None)
         return config
     gguf_files = sorted(file.name for file in path.glob("*.gguf"))
     hint = (

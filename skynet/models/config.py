@@ -11,6 +11,7 @@ from typing import Any, cast
 from skynet.errors import CheckpointError, UnsupportedModel
 
 Config = Mapping[str, Any]
+ABSENT = "skynet_absent"  # in a settled config: optional tensors that the file lacks
 
 ACTIVATIONS = {
     "silu": "silu",

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from skynet.errors import CheckpointError
 from skynet.models.architecture import Architecture, Weight
-from skynet.models.config import Config
+from skynet.models.config import ABSENT, Config
 
 KEY = "skynet_derived"
 
@@ -147,6 +147,8 @@ _WEIGHT = (
     "cut",
     "unit",
     "bias",
+    "others",
+    "optional",
     "sizes",
     "style",
     "bare",
@@ -183,7 +185,7 @@ def read(config: Config) -> Derived:
         raise CheckpointError(
             f"config: {KEY} is no description of this version ({error!r}); split the model again"
         ) from error
-    own = {name: value for name, value in config.items() if name != KEY}
+    own = {name: value for name, value in config.items() if name not in (KEY, ABSENT)}
     return Derived(
         model_type=str(config.get("model_type")),
         norm="rms",

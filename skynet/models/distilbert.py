@@ -40,6 +40,7 @@ WEIGHTS = (
 HEAD = (
     Weight("head_dense", "vocab_transform", "replicated", "hidden", bias=True),
     Weight("head_dense_norm", "vocab_layer_norm", "replicated", "hidden", bias=True),
+    Weight("head", "vocab_projector", "vocab", "vocab"),
     Weight("head_bias", "vocab_projector", "vocab", "vocab", bias_only=True),
 )
 LABELS = (

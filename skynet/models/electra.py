@@ -21,6 +21,7 @@ PROJECTION = (
 HEAD = (
     Weight("head_dense", "generator_predictions.dense", "replicated", "embed", bias=True),
     Weight("head_dense_norm", "generator_predictions.LayerNorm", "replicated", "embed", bias=True),
+    Weight("head", "generator_lm_head", "vocab", "vocab"),
     Weight("head_bias", "generator_lm_head", "vocab", "vocab", bias_only=True),
 )
 LABELS = (

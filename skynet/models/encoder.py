@@ -8,12 +8,12 @@ from typing import Any, Literal
 from skynet.errors import CheckpointError
 from skynet.models import config as read
 from skynet.models.architecture import Architecture, Weight
+from skynet.models.ties import tie
 
 REFUSED: dict[str, Any] = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
-    "tie_word_embeddings": True,
 }
 MASKED_LM, CLASSIFIER = "ForMaskedLM", "ForSequenceClassification"
 
@@ -92,7 +92,7 @@ def encoder(
         vocab_size=read.size(config, "vocab_size"),
         activation=read.activation(config, own["hidden_act"]),
         attention_scale=head_dim**-0.5,
-        weights=weights,
+        weights=tie(weights, bool(config.get("tie_word_embeddings", True))),
         prefixes=(prefix, ""),
         bidirectional=True,
         **{**common, **fields},

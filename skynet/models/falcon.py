@@ -8,6 +8,7 @@ from skynet.errors import UnsupportedModel
 from skynet.models import config as read
 from skynet.models.architecture import Alibi, Architecture, Weight
 from skynet.models.rope import max_positions, read_rope, whole_head
+from skynet.models.ties import tie
 
 MODEL_TYPE = "falcon"
 
@@ -28,8 +29,8 @@ QKV: dict[str, Any] = {"fused": ("q", "k", "v"), "by_group": True}
 ENDS = (
     Weight("embed", "transformer.word_embeddings", "vocab", "vocab"),
     Weight("final_norm", "transformer.ln_f", "replicated", "hidden", bias=True),
+    Weight("head", "lm_head", "vocab", "vocab"),
 )
-HEAD = Weight("head", "lm_head", "vocab", "vocab")
 
 
 def architecture(config: read.Config) -> Architecture:
@@ -42,7 +43,6 @@ def architecture(config: read.Config) -> Architecture:
         raise UnsupportedModel(f"{heads} query heads do not share {kv_heads} KV heads evenly")
     positions = read.size(config, "max_position_embeddings")
     rope = None if config["alibi"] else read_rope(config, whole_head(config, head_dim))
-    tied = bool(config["tie_word_embeddings"])
     return Architecture(
         model_type=MODEL_TYPE,
         hidden_size=hidden,
@@ -64,7 +64,7 @@ def architecture(config: read.Config) -> Architecture:
         # Scores and bias are scaled together.
         alibi=Alibi(scale=head_dim**-0.5, bfloat16=True) if config["alibi"] else None,
         parallel=bool(config["parallel_attn"]),
-        weights=ENDS + _norms(config) + _products(config) + (() if tied else (HEAD,)),
+        weights=tie(ENDS, bool(config["tie_word_embeddings"])) + _norms(config) + _products(config),
         prefixes=("transformer.", ""),
     )
 

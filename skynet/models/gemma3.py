@@ -9,7 +9,7 @@ from typing import Any
 from skynet.models import config as read
 from skynet.models import gemma2, llama
 from skynet.models.architecture import Architecture, Rope, Weight
-from skynet.models.rope import max_positions, read_rope
+from skynet.models.rope import read_rope
 
 MODEL_TYPE = "gemma3_text"
 
@@ -35,12 +35,11 @@ def architecture(config: read.Config) -> Architecture:
     config = DEFAULTS | dict(config)
     full, local = _ropes(config)
     plain = {**config, "rope_parameters": None, "rope_scaling": None}
-    decoder = gemma2.decoder(plain, WEIGHTS)
+    decoder = gemma2.decoder(plain, WEIGHTS)  # its positions are stretched ones already
     return replace(
         decoder,
         qk_norm="head",
         ropes=tuple(full if window is None else local for window in decoder.windows),
-        max_positions=max_positions(full, decoder.max_positions),
         logit_cap=read.cap(config, "final_logit_softcapping"),
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from skynet.models import config as read
 from skynet.models.architecture import Architecture, Weight
+from skynet.models.ties import tie
 
 MODEL_TYPE = "gpt2"
 
@@ -45,7 +46,6 @@ def architecture(config: read.Config) -> Architecture:
     config = DEFAULTS | dict(config)
     hidden, heads = read.size(config, "n_embd"), read.size(config, "n_head")
     layers, head_dim = read.size(config, "n_layer"), read.head_dim(config, "n_embd", "n_head")
-    tied = bool(config["tie_word_embeddings"])
     return Architecture(
         model_type=MODEL_TYPE,
         hidden_size=hidden,
@@ -64,6 +64,6 @@ def architecture(config: read.Config) -> Architecture:
         learned_positions=True,
         windows=(None,) * layers,
         attention_scale=head_dim**-0.5 if config["scale_attn_weights"] else 1.0,
-        weights=tuple(weight for weight in WEIGHTS if not (tied and weight.role == "head")),
+        weights=tie(WEIGHTS, bool(config["tie_word_embeddings"])),
         prefixes=("transformer.", ""),
     )

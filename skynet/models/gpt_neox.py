@@ -7,6 +7,7 @@ from typing import Any
 from skynet.models import config as read
 from skynet.models.architecture import Architecture, Weight
 from skynet.models.rope import max_positions, partial_dims, read_rope
+from skynet.models.ties import tie
 
 MODEL_TYPE = "gpt_neox"
 
@@ -29,8 +30,8 @@ WEIGHTS = (
     Weight("up", LAYER + "mlp.dense_h_to_4h", "column", "columns", bias=True),
     Weight("down", LAYER + "mlp.dense_4h_to_h", "row", "columns", bias=True),
     Weight("final_norm", "gpt_neox.final_layer_norm", "replicated", "hidden", bias=True),
+    Weight("head", "embed_out", "vocab", "vocab"),
 )
-HEAD = Weight("head", "embed_out", "vocab", "vocab")
 
 
 def architecture(config: read.Config) -> Architecture:
@@ -60,7 +61,7 @@ def architecture(config: read.Config) -> Architecture:
         windows=(None,) * layers,
         attention_scale=head_dim**-0.5,
         parallel=bool(config["use_parallel_residual"]),
-        weights=WEIGHTS + _attention(bool(config["attention_bias"])) + (() if tied else (HEAD,)),
+        weights=tie(WEIGHTS, tied) + _attention(bool(config["attention_bias"])),
         prefixes=("gpt_neox.", ""),
     )
 

@@ -9,6 +9,7 @@ from skynet.errors import UnsupportedModel
 from skynet.models import config as read
 from skynet.models.architecture import Architecture, Rope, Weight
 from skynet.models.rope import max_positions, read_rope, whole_head
+from skynet.models.ties import tie
 
 MODEL_TYPE = "llama"
 
@@ -20,7 +21,6 @@ DEFAULTS: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
 }
-REFUSED: dict[str, Any] = {"pretraining_tp": 1}
 
 LAYER = "model.layers.{layer}."
 WEIGHTS = (
@@ -60,8 +60,7 @@ def decoder(
     if heads % kv_heads:
         raise UnsupportedModel(f"{heads} query heads do not share {kv_heads} KV heads evenly")
     rope = rope or read_rope(config, whole_head(config, head_dim))
-    tied = bool(config["tie_word_embeddings"])
-    weights = tuple(weight for weight in weights if not (tied and weight.role == "head"))
+    weights = tie(weights, bool(config["tie_word_embeddings"]))
     biased = (ATTENTION if config["attention_bias"] else ()) + (MLP if config["mlp_bias"] else ())
     return Architecture(
         model_type=config["model_type"],

@@ -6,7 +6,6 @@ from typing import Any
 
 from skynet.errors import CheckpointError, UnsupportedModel
 from skynet.models import config as read
-from skynet.models import encoder as shared
 from skynet.models.architecture import Architecture, Rope, Weight
 from skynet.models.encoder import CLASSIFIER, MASKED_LM, encoder, head_of
 from skynet.models.llama import with_bias
@@ -16,7 +15,7 @@ __all__ = ["MODEL_TYPE", "REFUSED", "architecture"]
 
 MODEL_TYPE = "modernbert"
 
-REFUSED: dict[str, Any] = {**shared.REFUSED, "rope_scaling": None}
+REFUSED: dict[str, Any] = {"rope_scaling": None}
 
 DEFAULTS: dict[str, Any] = {
     "hidden_activation": "gelu",
@@ -56,6 +55,7 @@ WEIGHTS = (
 HEAD = (
     Weight("head_dense", "head.dense", "replicated", "hidden"),
     Weight("head_dense_norm", "head.norm", "replicated", "hidden"),
+    Weight("head", "decoder", "vocab", "vocab"),
     Weight("head_bias", "decoder", "vocab", "vocab", bias_only=True),
 )
 LABELS = (

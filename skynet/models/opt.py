@@ -7,6 +7,7 @@ from typing import Any
 
 from skynet.models import config as read
 from skynet.models.architecture import Architecture, Weight
+from skynet.models.ties import tie
 
 MODEL_TYPE = "opt"
 
@@ -25,6 +26,7 @@ LAYER = "model.decoder.layers.{layer}."
 ENDS = (
     Weight("embed", "model.decoder.embed_tokens", "vocab", "vocab"),
     Weight("positions", "model.decoder.embed_positions", "replicated", "positions"),
+    Weight("head", "lm_head", "vocab", "vocab"),
 )
 PRODUCTS = (
     Weight("q", LAYER + "self_attn.q_proj", "column", "heads"),
@@ -38,7 +40,6 @@ PROJECTIONS = (
     Weight("project_in", "model.decoder.project_in", "replicated", "hidden"),
     Weight("project_out", "model.decoder.project_out", "replicated", "hidden"),
 )
-HEAD = Weight("head", "lm_head", "vocab", "vocab")
 
 
 def architecture(config: read.Config) -> Architecture:
@@ -47,7 +48,7 @@ def architecture(config: read.Config) -> Architecture:
     hidden, layers = read.size(config, "hidden_size"), read.size(config, "num_hidden_layers")
     head_dim = read.head_dim(config, "hidden_size", "num_attention_heads")
     embed, tied = config.get("word_embed_proj_dim") or hidden, bool(config["tie_word_embeddings"])
-    weights = ENDS + _norms(config) + _products(config)
+    weights = tie(ENDS, tied) + _norms(config) + _products(config)
     weights += PROJECTIONS if embed != hidden else ()
     return Architecture(
         model_type=MODEL_TYPE,
@@ -69,7 +70,7 @@ def architecture(config: read.Config) -> Architecture:
         attention_scale=head_dim**-0.5,
         embed_size=embed,
         position_offset=POSITION_OFFSET,
-        weights=weights + (() if tied else (HEAD,)),
+        weights=weights,
         prefixes=("model.decoder.", "decoder.", ""),
     )
 

@@ -16,10 +16,12 @@ MODEL_TYPE = "roberta"
 
 DEFAULTS: dict[str, Any] = {**bert.DEFAULTS, "pad_token_id": 1}
 
+DECODER = "lm_head.decoder"
 HEAD = (
     Weight("head_dense", "lm_head.dense", "replicated", "hidden", bias=True),
     Weight("head_dense_norm", "lm_head.layer_norm", "replicated", "hidden", bias=True),
-    Weight("head_bias", "lm_head", "vocab", "vocab", bias_only=True),
+    Weight("head", DECODER, "vocab", "vocab"),
+    Weight("head_bias", DECODER, "vocab", "vocab", bias_only=True, others=("lm_head",)),
 )
 LABELS = (
     Weight("label_dense", "classifier.dense", "replicated", "hidden", bias=True),
@@ -28,7 +30,7 @@ LABELS = (
 
 
 def architecture(config: read.Config) -> Architecture:
-    """A `roberta` config as an Architecture."""
+    """A `roberta` config as an Architecture; XLM-RoBERTa and CamemBERT differ by name alone."""
     config = DEFAULTS | dict(config)
     rows, padding = read.size(config, "max_position_embeddings"), _padding(config)
     if padding + 1 >= rows:

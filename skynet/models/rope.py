@@ -113,10 +113,12 @@ def read_longrope(config: Config, dims: int, given: Mapping[str, Any]) -> Rope:
 
 
 def max_positions(rope: Rope, positions: int) -> int:
-    """How many positions a rope is good for, in a model whose config says `positions`."""
-    if rope.kind == "dynamic":  # stretched past what it was trained on, by up to `factor`
-        return int(positions * rope.factor)
-    return positions
+    """How many positions a rope is good for, in a model whose config says `positions`.
+
+    Those it was trained on, stretched by `factor`, where the config does not say more: people add
+    a rope to a config and leave its positions as they are.
+    """
+    return max(positions, int(rope.original_positions * rope.factor))
 
 
 def partial_dims(config: Config, head_dim: int, field: str = "partial_rotary_factor") -> int:

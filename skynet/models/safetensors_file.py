@@ -19,6 +19,7 @@ import numpy.typing as npt
 from skynet.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+COMPARE_CHUNK = 8 * 2**20
 
 # Name in the file -> (name of the dtype, what numpy reads it as). numpy lacks bfloat16: its bits
 # come back as uint16.
@@ -102,6 +103,29 @@ def _parse_tensor(file: Path, entry: dict[str, Any], start: int) -> TensorInfo:
     if dtype is not None and math.prod(shape) * dtype.itemsize != end - begin:
         raise ValueError(f"shape {list(shape)} of {name} does not fit {end - begin} bytes")
     return TensorInfo(shape, name, file, start + begin, end - begin)
+
+
+def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
+    """Are two tensors alike in shape, dtype and every byte? Reads both in chunks up to where not.
+
+    Raises:
+        CheckpointError: a read that failed.
+    """
+    if (one.shape, one.dtype, one.num_bytes) != (other.shape, other.dtype, other.num_bytes):
+        return False
+    try:
+        with one.file.open("rb") as first, other.file.open("rb") as second:
+            first.seek(one.offset)
+            second.seek(other.offset)
+            for start in range(0, one.num_bytes, COMPARE_CHUNK):
+                size = min(COMPARE_CHUNK, one.num_bytes - start)
+                if first.read(size) != second.read(size):
+                    return False
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {one.file} or {other.file}: {error.strerror or error}"
+        ) from error
+    return True
 
 
 def read_region(name: str, info: TensorInfo, axis: int, start: int, stop: int) -> npt.NDArray[Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from skynet.errors import CheckpointError
 from skynet.models.architecture import Architecture, Weight
+
+Same = Callable[[str, str], bool]  # are two tensors of a file equal, byte for byte?
 
 
 @dataclass(frozen=True)
@@ -81,25 +83,39 @@ def resolve_names(arch: Architecture, available: Iterable[str]) -> dict[str, str
     )
 
 
-def absent_tensors(arch: Architecture, available: Iterable[str]) -> list[str]:
-    """The optional tensors that a file lacks, by their canonical names."""
-    present = _spelled_anew(available)
-    optional = [w.tensor() for stack in arch.stacks for w in stack.weights if w.optional]
-    return [
-        name
-        for name in optional
-        if not any(_with_prefix(arch, name, prefix) in present for prefix in arch.prefixes)
-    ]
+def absent_tensors(arch: Architecture, available: Iterable[str], same: Same) -> list[str]:
+    """The optional tensors that a file lacks, by their canonical names.
+
+    One that the file has as a copy of what would be used instead is none: it is staged once.
+    """
+    present, absent = _spelled_anew(available), list[str]()
+    for stack in arch.stacks:
+        for weight in (weight for weight in stack.weights if weight.optional):
+            own = _in_file(arch, weight, present)
+            instead = _instead(stack.lacking([*absent, weight.tensor()]), weight.role)
+            other = None if instead is None else _in_file(arch, instead, present)
+            copied = own is not None and other is not None and (own == other or same(own, other))
+            if own is None or copied:
+                absent.append(weight.tensor())
+    return absent
+
+
+def _instead(arch: Architecture, role: str) -> Weight | None:
+    """What is used for a weight of this role that is absent."""
+    return arch.weight(role) or (arch.weight("embed") if role == "head" else None)
+
+
+def _in_file(arch: Architecture, weight: Weight, present: Mapping[str, str]) -> str | None:
+    """The file's name of a weight, which may be tied; None if there is none."""
+    names = (weight.tensor(), *weight.other_tensors)
+    spelled = (_with_prefix(arch, name, prefix) for name in names for prefix in arch.prefixes)
+    return next((present[name] for name in spelled if name in present), None)
 
 
 def _other_names(arch: Architecture) -> dict[str, tuple[str, ...]]:
     """What tied tensors may be called instead, by their canonical names."""
-    return {
-        weight.tensor(): tuple(f"{other}.weight" for other in weight.others)
-        for stack in arch.stacks
-        for weight in stack.weights
-        if weight.others
-    }
+    weights = (weight for stack in arch.stacks for weight in stack.weights)
+    return {weight.tensor(): weight.other_tensors for weight in weights if weight.others}
 
 
 def _spelled_anew(available: Iterable[str]) -> dict[str, str]:

@@ -45,9 +45,13 @@ class Checkpoint:
         with safe_open(directory / "model.safetensors", framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         config = json.loads((directory / "config.json").read_text())
-        self.config: dict[str, Any] = dict(settled(config, tensors))
         if derived or config["model_type"] not in FAMILIES:
-            self.config[KEY] = derive(config)
+            config[KEY] = derive(config)
+
+        def same(one: str, other: str) -> bool:
+            return torch.equal(tensors[one], tensors[other])
+
+        self.config: dict[str, Any] = dict(settled(config, tensors, same))
         self.arch = load_architecture(self.config)
         names = resolve_names(self.arch, tensors)
         self.tensors = {ours: tensors[theirs] for ours, theirs in names.items()}

@@ -37,7 +37,7 @@ ROPES = [
 # What may vary besides the sizes, by family.
 OPTIONS: dict[str, dict[str, list[Any]]] = {
     "bert": BERT,
-    "roberta": {**BERT, "pad_token_id": [0, 1, 5]},
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), BERT | {"pad_token_id": [0, 1, 5]}),
     "distilbert": {"activation": ACTIVATIONS, "sinusoidal_pos_embds": FLAG},
     "electra": {**BERT, "embedding_size": [1, 7, 24, 70]},
     "modernbert": {
@@ -84,6 +84,7 @@ def configs(draw: st.DrawFn, family: str, head: str) -> dict[str, Any]:
         "vocab_size": draw(st.integers(11, 90) | st.just(777)),
         "max_position_embeddings": MOST_TOKENS + MOST_OFFSET,
         "initializer_range": 0.2,
+        "tie_word_embeddings": draw(st.booleans()),
     }
     names = NAMES.get(family, {})
     fields = {names.get(name, name): value for name, value in fields.items()}
@@ -102,7 +103,7 @@ def configs(draw: st.DrawFn, family: str, head: str) -> dict[str, Any]:
 
 def test_every_encoder_has_options() -> None:
     # Given a family without any would not be drawn
-    assert set(OPTIONS) == {family.partition("-")[0] for family in ENCODERS}
+    assert set(OPTIONS) == {kind.model_type for _, kind, _ in ENCODERS.values()}
 
 
 @pytest.mark.parametrize("head", ENCODER_HEADS)

@@ -74,7 +74,7 @@ SECOND, BOTH = ["stage1.shard1"], ["stage1.shard0", "stage1.shard1"]
             "output",
             ["stage0.shard0", "stage0.shard1"],
         ),
-        ("bert", MASKED, "cls.predictions.bias", True, "head", "logits", SECOND),
+        ("bert", MASKED, "cls.predictions.decoder.bias", True, "head", "logits", SECOND),
         (
             "bert",
             MASKED,

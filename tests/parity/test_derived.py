@@ -9,7 +9,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 import torch
-from derived_families import refused_config
+from derived_families import DYNAMIC, LONGROPE, refused_config
 from harness import Checkpoint, cluster_of, last_logits
 from references import PROMPTS, Reference
 from test_parity import LAYER, STAGE, check
@@ -34,6 +34,9 @@ NAMED_IN_FILES = (
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "arcee-tied": ("arcee", {"tie_word_embeddings": True}),
+    "arcee-dynamic": ("arcee", {"rope_parameters": DYNAMIC, "max_position_embeddings": 48}),
+    "internlm3-dynamic": ("internlm3", {"rope_parameters": DYNAMIC}),
+    "olmo3-longrope": ("olmo3", {"rope_parameters": LONGROPE}),
     "arcee-biases": ("arcee", {"attention_bias": True, "mlp_bias": True}),
     "glm-bias": ("glm", {"attention_bias": True, "tie_word_embeddings": True}),
     "olmo3-bias": ("olmo3", {"attention_bias": True}),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from derived_families import DYNAMIC, LONGROPE
 from references import save_random_model
 from torch import nn
 from transformers.models.arcee.modeling_arcee import ArceeMLP, ArceeModel
@@ -48,6 +49,16 @@ def test_a_model_type_is_equal(tmp_path: Path, model_type: str) -> None:
     assert report.answer
     assert report.answer.same
     assert any("Transformers' own layers" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("rope", [DYNAMIC, LONGROPE])
+def test_a_rope_that_would_move_is_equal(tmp_path: Path, rope: dict[str, Any]) -> None:
+    # Given
+    save_random_model("arcee", {"rope_parameters": rope}, tmp_path)
+    # When
+    report = check_model(str(tmp_path), 1, 2)
+    # Then
+    assert report.equal, "\n".join(report.lines())
 
 
 def test_a_family_with_a_file_would_pass_too(tmp_path: Path) -> None:

@@ -48,15 +48,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
     "llama-attention-bias": ("llama", {"attention_bias": True}),
     "llama-mlp-bias": ("llama", {"mlp_bias": True}),
+    "llama-of-two-ranks": ("llama", {"pretraining_tp": 2}),
     "llama-gelu": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "llama-one-kv-head": ("llama", {"num_key_value_heads": 1}),
     "llama-no-groups": ("llama", {"num_key_value_heads": 6}),
-    "llama-linear": ("llama", {"rope_parameters": ROPE["linear"]}),
-    "llama-llama3": ("llama", {"rope_parameters": ROPE["llama3"]}),
-    "llama-yarn": ("llama", {"rope_parameters": ROPE["yarn"]}),
-    "llama-dynamic": (
-        "llama",
-        {"rope_parameters": ROPE["dynamic"], "max_position_embeddings": 20},
+    # Prompts and answers go on past what the config says: 47 positions.
+    **{
+        f"llama-{kind}": ("llama", {"rope_parameters": rope, "max_position_embeddings": 20})
+        for kind, rope in ROPE.items()
+    },
+    "qwen2-yarn": (
+        "qwen2",
+        {
+            "rope_parameters": ROPE["yarn"] | {"original_max_position_embeddings": 16},
+            "max_position_embeddings": 16,
+        },
     ),
     "mistral-window": ("mistral", {"sliding_window": 7}),
     "mistral-no-window": ("mistral", {"sliding_window": None}),
@@ -95,6 +101,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "falcon-alibi-groups": ("falcon", {"alibi": True}),
     "bloom-tied": ("bloom", {"tie_word_embeddings": True}),
+    "bloom-of-four-ranks": ("bloom", {"pretraining_tp": 4}),
+    "bloom-exact": ("bloom", {"slow_but_exact": True}),
     "bloom-eight-heads": ("bloom", {"n_head": 8}),
     "opt-350m": (
         "opt",

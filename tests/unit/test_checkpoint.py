@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from skynet.errors import CheckpointError
-from skynet.models import demo, gguf
+from skynet.models import ABSENT, demo, gguf, safetensors_file
 from skynet.models.checkpoint import Checkpoint, open_checkpoint
 from skynet.models.safetensors_file import read_header, read_region
 from skynet.models.tokenizer_files import text_files
@@ -107,6 +107,34 @@ def test_a_region_outside_is_refused(tmp_path: Path, axis: int, start: int, stop
     opened = open_in(write_model(tmp_path / "tiny"))
     with pytest.raises(CheckpointError, match=r"a\.weight has shape \[7, 5\]"):
         opened.read("a.weight", axis, start, stop)
+
+
+def test_tensors_are_compared_byte_for_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a table, a copy, one that differs in its last number, and others of its bytes
+    table = torch.rand(7, 5)
+    last = table.clone()
+    last[6, 4] += 1
+    others = {
+        "copy": table.clone(),
+        "last": last,
+        "shape": table.reshape(5, 7).clone(),
+        "dtype": table.view(torch.int32).clone(),
+    }
+    save_file({"table": table, **others}, tmp_path / "x.safetensors")
+    found = read_header(tmp_path / "x.safetensors")
+    # When they are compared in chunks / Then the copy alone is the same
+    monkeypatch.setattr(safetensors_file, "COMPARE_CHUNK", 48)
+    assert [n for n in others if safetensors_file.same_bytes(found["table"], found[n])] == ["copy"]
+
+
+def test_a_config_does_not_say_what_its_file_lacks(tmp_path: Path) -> None:
+    # Given a config.json with what only an opened checkpoint's config has
+    path = write_model(tmp_path / "tiny")
+    (path / "config.json").write_text(json.dumps(CONFIG | {ABSENT: ["a.weight"]}))
+    # When / Then
+    assert open_in(path).config == CONFIG
 
 
 def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:

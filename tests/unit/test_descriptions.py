@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from derived_families import derived_config
+from derived_families import DYNAMIC, LONGROPE, derived_config
 from model_families import tiny_config
 from references import save_random_model
 from safetensors.torch import load_file, save_file
@@ -27,6 +27,7 @@ from skynet.models.checkpoint import Checkpoint
 from skynet.models.derived import KEY, Derived, read
 from skynet.planning.split import make_plan
 
+EMBED = "model.embed_tokens.weight"
 ROOT = Path(__file__).parents[2]
 
 
@@ -99,6 +100,17 @@ def test_a_description_survives_json_and_names_the_cuts() -> None:
     assert cuts["mlp.up_proj"] == ("column", "columns", False)
     assert cuts["embed"] == cuts["head"] == ("vocab", "vocab", False)
     assert json.loads(arch.config) == {k: v for k, v in config.items() if k != KEY}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rope", "positions"),
+    [("internlm3", DYNAMIC, 128), ("arcee", LONGROPE, 64), ("olmo3", LONGROPE, 64)],
+)
+def test_sequences_end_where_a_rope_would_move(
+    model_type: str, rope: dict[str, Any], positions: int
+) -> None:
+    # When / Then a dynamic one stays for all positions, longrope for those of the pretraining
+    assert load_architecture(described(model_type, rope_parameters=rope)).max_positions == positions
 
 
 def test_experts_are_in_the_layers_that_have_them() -> None:
@@ -213,10 +225,7 @@ def test_the_notice_says_what_is_run() -> None:
         ({"model_type": "nobody"}, "'nobody' has no file"),
         ({"model_type": "nobody", "auto_map": {}}, "'nobody'.*never run"),
         ({"hidden_act": "nothing"}, "arcee model of config.json"),
-        (
-            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
-            "'arcee'.*rotary_emb.*'dynamic'",
-        ),
+        ({"max_position_embeddings": 0}, "'arcee': max_position_embeddings is 0"),
         ({"num_key_value_heads": 4}, "'arcee'.*6 query heads, which do not share 4"),
     ],
 )
@@ -284,7 +293,7 @@ def test_tensors_that_files_may_have_besides_are_left_alone(tmp_path: Path) -> N
     save_random_model("arcee", {"tie_word_embeddings": True}, tmp_path / "arcee")
     more = {
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
-        "lm_head.weight": torch.ones(131, 48),
+        "lm_head.weight": load_file(tmp_path / "arcee" / "model.safetensors")[EMBED].clone(),
     }
     rewrite(tmp_path / "arcee", more)
     # When / Then

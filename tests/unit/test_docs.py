@@ -129,7 +129,7 @@ def test_the_readme_names_every_family() -> None:
     # Given
     section = README.partition("## Models")[2].partition("\n\n")[2].partition(". [")[0]
     # Then
-    assert set(re.findall(r"`(\w+)`", section)) == {*KNOWN, "model_type"}
+    assert set(re.findall(r"`([\w-]+)`", section)) == {*KNOWN, "model_type"}
 
 
 def test_the_models_page_is_what_the_code_says() -> None:

@@ -49,7 +49,14 @@ GPT2: dict[str, Any] = {
     "vocab_size": 131,
     "n_positions": 64,
 }
+# What files call a head whose module has another name in Transformers.
+HEADS = {"gpt_neox": "embed_out.weight"}
 SLIDING: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+
+
+def differ(one: str, other: str) -> bool:
+    """Of a file whose tensors are all different."""
+    return False
 
 
 def config(family: str, **fields: Any) -> dict[str, Any]:
@@ -72,8 +79,9 @@ def test_staged_tensors_are_the_checkpoints(
     with safe_open(tmp_path / "model.safetensors", framework="np") as file:
         names = list(file.keys())
         expected = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    # When our architecture is read from its config
-    staged = staged_tensors(load_architecture(json.loads((tmp_path / "config.json").read_text())))
+    # When our architecture is read from its config and what the file holds
+    written = json.loads((tmp_path / "config.json").read_text())
+    staged = staged_tensors(load_architecture(settled(written, expected, differ)))
     # Then it needs the same tensors in the same shapes, each once
     assert {tensor.name: tensor.shape for tensor in staged} == expected
     assert len(staged) == len(expected)
@@ -88,8 +96,9 @@ def test_tensors_of_encoders_are_the_checkpoints(family: str, head: str, tmp_pat
     with safe_open(tmp_path / "model.safetensors", framework="np") as file:
         names = list(file.keys())
         present = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    # When our architecture is read from its config
-    arch = load_architecture(json.loads((tmp_path / "config.json").read_text()))
+    # When our architecture is read from its config and what the file holds
+    written = json.loads((tmp_path / "config.json").read_text())
+    arch = load_architecture(settled(written, present, differ))
     # Then all tensors are needed, in their shapes, but for the pooler of a model without a head
     found = resolve_names(arch, present)
     needed = {found[tensor.name]: tensor.shape for tensor in staged_tensors(arch)}
@@ -112,7 +121,8 @@ def test_tensors_of_encoder_decoders_are_the_checkpoints(
         names = list(file.keys())
         present = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     # When our architecture is read from its config and what the file holds
-    arch = load_architecture(settled(json.loads((tmp_path / "config.json").read_text()), present))
+    written = json.loads((tmp_path / "config.json").read_text())
+    arch = load_architecture(settled(written, present, differ))
     # Then all tensors are needed, each once, in their shapes
     found = resolve_names(arch, present)
     needed = {found[tensor.name]: tensor.shape for tensor in staged_tensors(arch)}
@@ -129,12 +139,92 @@ def test_a_table_is_found_under_any_name_that_is_tied_to_it() -> None:
     tables = {n for n in names if n.endswith(("embed_tokens.weight", "shared.weight"))}
     present = [name for name in names if name not in tables]
     # When / Then
-    arch = load_architecture(settled(config, present))
+    arch = load_architecture(settled(config, present, differ))
     assert resolve_names(arch, present)["model.shared.weight"] == "lm_head.weight"
     # And one that has none is not complete
     present.remove("lm_head.weight")
     with pytest.raises(CheckpointError, match=r"lacks 1 of .*model\.shared\.weight"):
-        resolve_names(load_architecture(settled(config, present)), present)
+        resolve_names(load_architecture(settled(config, present, differ)), present)
+
+
+def present_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors, by name."""
+    with safe_open(file, framework="np") as opened:
+        names = list(opened.keys())
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - set(NEVER_TIED)))
+def test_a_tied_head_is_used_where_it_differs(family: str, tmp_path: Path) -> None:
+    # Given a config that ties the head, and a file that has one nevertheless
+    made = tiny_config(family, num_hidden_layers=2, layer_types=None, tie_word_embeddings=True)
+    model = transformers.AutoModelForCausalLM.from_config(made)
+    model.save_pretrained(tmp_path)
+    (tied,), embed = set(model.all_tied_weights_keys), model.get_input_embeddings()
+    head = HEADS.get(family, tied)
+    written = json.loads((tmp_path / "config.json").read_text())
+    present = present_in(tmp_path / "model.safetensors")
+    both = present | {head: tuple(embed.weight.shape)}
+    # When it differs / Then it is staged beside the embedding
+    arch = load_architecture(settled(written, both, differ))
+    assert not arch.tied
+    assert {t.name: t.shape for t in staged_tensors(arch)} == both
+    # When it is a copy / Then it is not
+    arch = load_architecture(settled(written, both, lambda one, other: head in (one, other)))
+    assert arch.tied
+    assert {t.name: t.shape for t in staged_tensors(arch)} == present
+    # When it is all there is / Then it is both
+    (name,) = set(model.all_tied_weights_keys.values())
+    alone = both.keys() - {name}
+    arch = load_architecture(settled(written, alone, differ))
+    assert arch.tied
+    assert set(resolve_names(arch, alone).values()) == alone
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_tied_head_of_an_encoder_may_have_any_of_its_names(family: str, tmp_path: Path) -> None:
+    # Given what Transformers ties of a masked language model: the product, and mostly its bias
+    name, kind, sizes = ENCODERS[family]
+    model = getattr(transformers, name + "ForMaskedLM")(kind(**sizes))
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    names = set(present_in(tmp_path / "model.safetensors"))
+    both = names | model.all_tied_weights_keys.keys()
+    # When the file has what is tied under the other names, or both
+    for present in (both - set(model.all_tied_weights_keys.values()), both):
+        copied = load_architecture(settled(written, present, lambda one, other: True))
+        # Then all of it is found, once
+        assert copied.tied
+        assert set(resolve_names(copied, present)) == {t.name for t in staged_tensors(copied)}
+    # And of both the head's are used, which may differ
+    arch = load_architecture(settled(written, both, differ))
+    found = set(resolve_names(arch, both).values())
+    assert found >= model.all_tied_weights_keys.keys()
+    assert not arch.tied
+
+
+def test_copies_of_a_table_are_staged_once() -> None:
+    # Given a file that has the table of an encoder-decoder under each of its names
+    config = encoder_decoder_config("bart", tie_word_embeddings=True).to_dict()
+    names = [tensor.name for tensor in staged_tensors(load_architecture(config))]
+    names.append("model.shared.weight")
+    tables = {n for n in names if n.endswith(("embed_tokens.weight", "shared.weight"))}
+    tables.add("lm_head.weight")
+    assert len(tables) == 4
+    for present in (names, sorted({*names} - {"model.shared.weight"})):
+        # When they are all alike
+        arch = load_architecture(settled(config, present, lambda one, other: True))
+        # Then one of them is staged, whether that is the shared one or not
+        found = resolve_names(arch, present)
+        assert len(tables & set(found.values())) == 1
+        assert arch.tied
+    # When the decoder's differs, and the head is a copy of the shared one
+    arch = load_architecture(
+        settled(config, names, lambda one, other: "decoder" not in one + other)
+    )
+    # Then the head stays what it is
+    staged = {tensor.name for tensor in staged_tensors(arch)} & tables
+    assert staged == tables - {"model.encoder.embed_tokens.weight"}
 
 
 @pytest.mark.parametrize(
@@ -183,7 +273,7 @@ def test_t5_scales_what_it_ends_in_as_transformers_does(fields: dict[str, Any]) 
 
 
 def test_every_family_has_a_tiny_configuration() -> None:
-    encoders = (name.partition("-")[0] for name in ENCODERS)
+    encoders = (kind.model_type for _, kind, _ in ENCODERS.values())
     assert {*FAMILIES, *encoders, *ENCODER_DECODERS} == set(KNOWN)
 
 
@@ -269,7 +359,6 @@ def test_missing_tensors_are_named() -> None:
         ({"model_type": "mamba"}, "'mamba' is not computed; known: .*gpt2"),
         ({}, "None is not computed"),
         (config("llama", hidden_act="relu6"), "hidden_act='relu6'"),
-        (config("llama", pretraining_tp=2), "pretraining_tp=2"),
         (config("llama", partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
         (config("llama", quantization_config={"quant_method": "gptq"}), "gptq"),
         (config("llama", rope_scaling={"type": "longrope"}), "'longrope'"),
@@ -292,7 +381,7 @@ def test_missing_tensors_are_named() -> None:
         (config("falcon", new_decoder_architecture=True, parallel_attn=False), "parallel_attn"),
         (config("falcon", num_ln_in_parallel_attn=2), "num_ln_in_parallel_attn=2"),
         (config("falcon", multi_query=False, num_kv_heads=2), "falcon with num_kv_heads=2"),
-        (config("bloom", slow_but_exact=True), "slow_but_exact=True"),
+        (config("bloom", slow_but_exact=True, pretraining_tp=4), "slow_but_exact=True"),
         (config("bloom", apply_residual_connection_post_layernorm=True), "apply_residual"),
         (config("opt", ffn_dim=80, layer_norm_elementwise_affine=False), "elementwise_affine"),
         (config("cohere2", use_qk_norm=True), "use_qk_norm=True"),
@@ -319,6 +408,22 @@ def test_what_is_not_computed_is_refused_by_name(given: dict[str, Any], message:
     # When / Then
     with pytest.raises(UnsupportedModel, match=message):
         load_architecture(given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        config("llama", pretraining_tp=2),
+        tiny_config("bloom", pretraining_tp=4).to_dict(),
+        tiny_config("bloom", slow_but_exact=True, pretraining_tp=1).to_dict(),
+        tiny_config("bloom", slow_but_exact=True).to_dict(),
+        encoder_config("modernbert", "ForMaskedLM") | {"position_embedding_type": "sans_pos"},
+        encoder_config("bert", "Model") | {"tie_word_embeddings": False},
+    ],
+)
+def test_what_changes_nothing_is_taken(given: dict[str, Any]) -> None:
+    # When / Then nothing is raised
+    load_architecture(given)
 
 
 @pytest.mark.parametrize(
@@ -403,11 +508,35 @@ def test_old_and_new_rope_fields_mean_the_same() -> None:
     assert load_architecture(old) == load_architecture(new)
 
 
-def test_dynamic_rope_allows_longer_sequences() -> None:
-    # When / Then the positions are the stretched ones, the rope knows where stretching starts
-    arch = load_architecture(config("llama", rope_scaling={"type": "dynamic", "factor": 2.0}))
-    (rope,) = arch.rope_kinds
-    assert (arch.max_positions, rope.original_positions) == (128, 64)
+LLAMA3: dict[str, Any] = {"type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ORIGINAL = "original_max_position_embeddings"
+
+
+@pytest.mark.parametrize(
+    ("rope", "original", "positions"),
+    [
+        ({"type": "dynamic", "factor": 2.0}, 64, 128),
+        ({"type": "linear", "factor": 4.0}, 64, 256),
+        ({"type": "yarn", "factor": 4.0, ORIGINAL: 64}, 64, 256),  # as Qwen2.5's card says
+        ({"type": "yarn", "factor": 4.0, ORIGINAL: 16}, 16, 64),
+        ({"type": "yarn", "factor": 2.0, ORIGINAL: 16}, 16, 64),
+        ({**LLAMA3, "factor": 8.0, ORIGINAL: 32}, 32, 256),
+        ({**LLAMA3, "factor": 8.0, ORIGINAL: 4}, 4, 64),  # as Llama 3.1, whose config says more
+    ],
+)
+def test_a_stretched_rope_allows_longer_sequences(
+    rope: dict[str, Any], original: int, positions: int
+) -> None:
+    # When / Then the positions are the stretched ones, or the config's, 64, if those are more
+    arch = load_architecture(config("llama", rope_scaling=rope))
+    (found,) = arch.rope_kinds
+    assert (arch.max_positions, found.original_positions) == (positions, original)
+
+
+def test_the_positions_of_gemma_3_are_stretched_ones() -> None:
+    # When / Then
+    arch = load_architecture(config("gemma3_text", rope_scaling={"type": "linear", "factor": 8.0}))
+    assert arch.max_positions == 64
 
 
 @pytest.mark.parametrize(

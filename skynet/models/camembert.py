@@ -1,0 +1,9 @@
+"""CamemBERT: RoBERTa with a vocabulary of French."""
+
+from __future__ import annotations
+
+from skynet.models.roberta import REFUSED, architecture
+
+__all__ = ["MODEL_TYPE", "REFUSED", "architecture"]
+
+MODEL_TYPE = "camembert"

@@ -1,0 +1,9 @@
+"""XLM-RoBERTa: RoBERTa with a vocabulary of many languages."""
+
+from __future__ import annotations
+
+from skynet.models.roberta import REFUSED, architecture
+
+__all__ = ["MODEL_TYPE", "REFUSED", "architecture"]
+
+MODEL_TYPE = "xlm-roberta"
