@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from skynet.derived.kinds import sample_layers
-from skynet.derived.parameters import Parameters, check_known
+from skynet.derived.parameters import Parameters
 from skynet.derived.ropes import hold_ropes, max_positions
 from skynet.derived.skeleton import config_class, transformers_version
 from skynet.derived.styles import Styles, plan_of
 from skynet.derived.trace import AttentionCall, Trace, prepare
+from skynet.derived.whole import check_known
 from skynet.errors import UnsupportedModel
 from skynet.models.config import Config, refuse_quantized
 from skynet.models.derived import describe

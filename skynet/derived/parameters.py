@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from skynet.derived.file_names import FileNames
 from skynet.derived.styles import EXPERTS, Styles
 from skynet.derived.trace import AttentionCall, Trace
+from skynet.derived.whole import is_norm, own_parameters, stored_buffers
 from skynet.errors import UnsupportedModel
 from skynet.models.architecture import Cut, Unit
 from skynet.models.derived import DerivedWeight, HeadsOf, Style
@@ -90,7 +90,7 @@ class Parameters:
 
     def _experts(self, path: str, role: str, module: nn.Module) -> list[DerivedWeight]:
         """The matrices of all experts, whose parameters hold them one above the other."""
-        own, names = _own(module), EXPERTS
+        own, names = own_parameters(module), EXPERTS
         shapes = [tuple(own[name].shape) for name in names if name in own]
         if own.keys() != set(names) or not self._styles.are_experts(path):
             raise self._found.refusal(path, f"has experts of {sorted(own)}, not of {list(names)}")
@@ -135,7 +135,7 @@ class Parameters:
 
     def _whole(self, role: str, module: nn.Module) -> list[DerivedWeight]:
         """Parameters of a module that is the same on every shard."""
-        own, buffers, found = _own(module), _stored_buffers(module), []
+        own, buffers, found = own_parameters(module), stored_buffers(module), []
         if "weight" in own and own.keys() <= {"weight", "bias"}:
             sizes = tuple(own["weight"].shape)
             found.append(_replicated(role, self._name(role), sizes, bias="bias" in own))
@@ -262,13 +262,15 @@ class Parameters:
         outside = [
             (path, module)
             for path, module in self._found.model.named_modules()
-            if _own(module) and not path.startswith(f"{self._path}.") and path not in self._ends
+            if own_parameters(module)
+            and not path.startswith(f"{self._path}.")
+            and path not in self._ends
         ]
         weights: list[DerivedWeight] = []
         for path, module in outside:
-            own = _own(module)
-            is_norm = _is_norm(module) and "weight" in own and own.keys() <= {"weight", "bias"}
-            if weights or not is_norm or not self._is_after_layers(path):
+            own = own_parameters(module)
+            plain = is_norm(module) and "weight" in own and own.keys() <= {"weight", "bias"}
+            if weights or not plain or not self._is_after_layers(path):
                 raise self._found.refusal(
                     path, "has parameters, and is neither in a layer nor embedding, norm or head"
                 )
@@ -288,60 +290,5 @@ def _replicated(
     return DerivedWeight(role, name, "replicated", "hidden", bias, sizes=sizes, bare=bare)
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return "Norm" in type(module).__name__
-
-
 def _above(weight: DerivedWeight) -> str:
     return weight.role.rpartition(".")[0]
-
-
-def _stored_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Buffers of numbers that checkpoints hold; single ones are the model's own to make."""
-    return {
-        name: value
-        for name, value in module._buffers.items()
-        if value is not None
-        and value.ndim
-        and value.is_floating_point()
-        and name not in module._non_persistent_buffers_set
-    }
-
-
-def _own(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: value for name, value in module._parameters.items() if value is not None}
-
-
-def _is_known_whole(module: nn.Module) -> bool:
-    """A norm, an uncut product, or an activation with numbers of its own."""
-    own = _own(module).values()
-    is_activation = "Activation" in type(module).__name__
-    are_numbers = all(value.numel() == 1 and value.ndim for value in own)
-    return _is_norm(module) or type(module) is nn.Linear or (is_activation and are_numbers)
-
-
-def check_known(found: Trace, styles: Styles) -> None:
-    """Raise UnsupportedModel for a parameter that is neither cut nor known to be whole."""
-    ends = (found.model.get_input_embeddings(), found.model.get_output_embeddings())
-    blocks = _blocks_of_experts(found, styles)
-    for path, module in found.model.named_modules():
-        is_cut = styles.of(path) is not None or any(module is end for end in ends)
-        if is_cut or not _own(module) or _is_known_whole(module) or _is_in(path, blocks):
-            continue
-        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in _own(module).items())
-        raise found.refusal(
-            path,
-            f"has parameters ({shapes}) that Transformers' tensor-parallel plan does not cut and "
-            "that are not known to be the same on every shard",
-        )
-
-
-def _blocks_of_experts(found: Trace, styles: Styles) -> set[str]:
-    """Modules that have experts: what else is in them routes, or is computed by all shards."""
-    paths = (path for path, _ in found.model.named_modules())
-    return {path.rpartition(".")[0] for path in paths if styles.of(path) == "experts"}
-
-
-def _is_in(path: str, blocks: set[str]) -> bool:
-    parts = path.split(".")
-    return any(".".join(parts[:count]) in blocks for count in range(1, len(parts) + 1))

@@ -7,7 +7,8 @@ import math
 import torch
 
 from skynet.layers.weights import Loader
-from skynet.models.architecture import Architecture, Relative
+from skynet.models.architecture import Architecture
+from skynet.models.positions import Relative
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from skynet.models.architecture import Rope
+from skynet.models.positions import Rope
 
 
 def inverse_frequencies(rope: Rope) -> torch.Tensor:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from skynet.models.architecture import Sinusoids
+from skynet.models.positions import Sinusoids
 
 BASE = 10_000
 

@@ -49,8 +49,9 @@ from skynet.models import (
 )
 from skynet.models import config as _config
 from skynet.models import derived as _derived
-from skynet.models.architecture import Architecture, Rope, Weight
+from skynet.models.architecture import Architecture, Weight
 from skynet.models.config import ABSENT, Config
+from skynet.models.positions import Rope
 from skynet.models.staging import (
     Same,
     StagedTensor,

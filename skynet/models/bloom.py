@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from skynet.models import config as read
-from skynet.models.architecture import Alibi, Architecture, Weight
+from skynet.models.architecture import Architecture, Weight
+from skynet.models.positions import Alibi
 from skynet.models.ties import tie
 
 MODEL_TYPE = "bloom"

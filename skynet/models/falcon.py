@@ -6,7 +6,8 @@ from typing import Any
 
 from skynet.errors import UnsupportedModel
 from skynet.models import config as read
-from skynet.models.architecture import Alibi, Architecture, Weight
+from skynet.models.architecture import Architecture, Weight
+from skynet.models.positions import Alibi
 from skynet.models.rope import max_positions, read_rope, whole_head
 from skynet.models.ties import tie
 

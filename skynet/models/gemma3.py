@@ -8,7 +8,8 @@ from typing import Any
 
 from skynet.models import config as read
 from skynet.models import gemma2, llama
-from skynet.models.architecture import Architecture, Rope, Weight
+from skynet.models.architecture import Architecture, Weight
+from skynet.models.positions import Rope
 from skynet.models.rope import read_rope
 
 MODEL_TYPE = "gemma3_text"

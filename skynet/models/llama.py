@@ -7,7 +7,8 @@ from typing import Any
 
 from skynet.errors import UnsupportedModel
 from skynet.models import config as read
-from skynet.models.architecture import Architecture, Rope, Weight
+from skynet.models.architecture import Architecture, Weight
+from skynet.models.positions import Rope
 from skynet.models.rope import max_positions, read_rope, whole_head
 from skynet.models.ties import tie
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.models import config as read
-from skynet.models.architecture import Architecture, Sinusoids, Weight
+from skynet.models.architecture import Architecture, Weight
+from skynet.models.positions import Sinusoids
 from skynet.models.seq2seq import DEFAULTS, REFUSED, encoder_decoder, even_width
 
 __all__ = ["MODEL_TYPE", "REFUSED", "architecture"]

@@ -6,9 +6,10 @@ from typing import Any
 
 from skynet.errors import CheckpointError, UnsupportedModel
 from skynet.models import config as read
-from skynet.models.architecture import Architecture, Rope, Weight
+from skynet.models.architecture import Architecture, Weight
 from skynet.models.encoder import CLASSIFIER, MASKED_LM, encoder, head_of
 from skynet.models.llama import with_bias
+from skynet.models.positions import Rope
 from skynet.models.rope import read_rope
 
 __all__ = ["MODEL_TYPE", "REFUSED", "architecture"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from skynet.models import config as read
-from skynet.models.architecture import Architecture, Sinusoids
+from skynet.models.architecture import Architecture
+from skynet.models.positions import Sinusoids
 from skynet.models.seq2seq import DEFAULTS, REFUSED, encoder_decoder, even_width
 
 __all__ = ["MODEL_TYPE", "REFUSED", "architecture"]

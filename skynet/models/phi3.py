@@ -8,7 +8,8 @@ from typing import Any
 from skynet.errors import UnsupportedModel
 from skynet.models import config as read
 from skynet.models import llama
-from skynet.models.architecture import Architecture, Rope, Weight
+from skynet.models.architecture import Architecture, Weight
+from skynet.models.positions import Rope
 from skynet.models.rope import kind_of, parameters, partial_dims, read_longrope, read_rope
 
 MODEL_TYPE = "phi3"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from skynet.errors import CheckpointError, UnsupportedModel
-from skynet.models.architecture import Rope
 from skynet.models.config import Config, refuse
+from skynet.models.positions import Rope
 
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 FIELDS = {

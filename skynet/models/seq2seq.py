@@ -7,7 +7,8 @@ from typing import Any
 
 from skynet.errors import UnsupportedModel
 from skynet.models import config as read
-from skynet.models.architecture import Architecture, Sinusoids, Weight
+from skynet.models.architecture import Architecture, Weight
+from skynet.models.positions import Sinusoids
 
 DEFAULTS: dict[str, Any] = {
     "activation_function": "gelu",

@@ -9,7 +9,8 @@ from typing import Any
 
 from skynet.errors import UnsupportedModel
 from skynet.models import config as read
-from skynet.models.architecture import Architecture, Relative, Weight
+from skynet.models.architecture import Architecture, Weight
+from skynet.models.positions import Relative
 
 MODEL_TYPE = "t5"
 

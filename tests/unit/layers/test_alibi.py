@@ -8,7 +8,8 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor as bloom
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcon_alibi
 
 from skynet.layers.alibi import PositionBias, slopes
-from skynet.models.architecture import Alibi, Architecture
+from skynet.models.architecture import Architecture
+from skynet.models.positions import Alibi
 from skynet.planning.ranges import Range
 from skynet.planning.split import shard_plans
 

@@ -12,7 +12,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from skynet.layers.relative import RelativeBias, buckets
 from skynet.layers.sinusoids import sinusoid_table
 from skynet.models import load_architecture
-from skynet.models.architecture import Relative
+from skynet.models.positions import Relative
 from skynet.planning.ranges import Range
 
 LENGTH = 1024

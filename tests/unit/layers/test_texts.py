@@ -7,7 +7,7 @@ import torch
 
 from skynet.layers.relative import RelativeBias
 from skynet.layers.texts import BLOCK, attend_texts, texts_of
-from skynet.models.architecture import Relative
+from skynet.models.positions import Relative
 from skynet.planning.ranges import Range
 from skynet.step import Row
 
