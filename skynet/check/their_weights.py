@@ -49,7 +49,7 @@ class TheirWeights:
         converted = self._convert(path) if convert else {}
         for name, owner, own in places:
             source, empty = sources[name], owner._parameters[own]
-            value = converted.get(name) if source is None else self._read(source)
+            value = converted.get(name) if source is None else self._read(source, name)
             value = self._of_experts(name) if value is None else value
             value = self._computed(owner) if value is None else value
             if value is None or empty is None or value.shape != empty.shape:
@@ -98,12 +98,15 @@ class TheirWeights:
             if name in self._names:
                 buffer.copy_(self._read(self._names[name]))
 
-    def _read(self, source: str) -> torch.Tensor:
+    def _read(self, source: str, name: str = "") -> torch.Tensor:
+        """name: of the parameter, which may be one that stays float32 whatever the others are."""
         from safetensors import safe_open
 
         with safe_open(self._checkpoint.tensors[source].file, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(source)
-        return tensor.to(self._dtype)
+        kept = self._model._keep_in_fp32_modules_strict or ()
+        stays = any(each in name for each in kept)
+        return tensor.to(torch.float32 if stays else self._dtype)
 
     def _convert(self, path: str) -> dict[str, torch.Tensor]:
         """A layer whose parameters are not the file's tensors, by Transformers' own loader.

@@ -55,13 +55,13 @@ class DerivedLoader(Loader):
         return self._units(weight)
 
     def whole(self, weight: DerivedWeight, kind: str, layer: int | None) -> torch.Tensor:
-        """A weight or bias that every shard has all of, in the plan's dtype; buffers in float32."""
+        """A weight or bias that every shard has all of, in the plan's dtype or in float32."""
         key = ("whole", weight.tensor(layer, kind), self._number(layer))
         made = self._found(key, ())
         if not isinstance(made, torch.Tensor):
             size = self._derived.shape(weight)[0]
             raw = self._fetch(weight.tensor(layer, kind), Range(0, size))
-            dtype = torch.float32 if weight.buffer else self._dtype
+            dtype = torch.float32 if weight.float32 else self._dtype
             made = torch.empty(raw.shape, dtype=dtype, device=self._device)
             self._copy(weight, raw, made, layer)
         self.pieces.add(key, made, ())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from skynet.derived.file_names import FileNames
@@ -138,13 +140,21 @@ class Parameters:
         own, buffers, found = own_parameters(module), stored_buffers(module), []
         if "weight" in own and own.keys() <= {"weight", "bias"}:
             sizes = tuple(own["weight"].shape)
-            found.append(_replicated(role, self._name(role), sizes, bias="bias" in own))
+            weight = _replicated(role, self._name(role), sizes, bias="bias" in own)
+            found.append(replace(weight, float32=self._stays_float32(role, "weight", own)))
             own = {}
         for kind, value in {**own, **buffers}.items():
             name = self._files.of(f"{self._path}.{{layer}}.{role}.{kind}")
             weight = _replicated(f"{role}.{kind}", name, tuple(value.shape), bare=True)
-            found.append(replace(weight, buffer=kind in buffers))
+            stays = self._stays_float32(role, kind, {**own, **buffers})
+            found.append(replace(weight, buffer=kind in buffers, float32=stays))
         return found
+
+    def _stays_float32(self, role: str, kind: str, own: Mapping[str, torch.Tensor]) -> bool:
+        """As Transformers says of a model that is loaded in bfloat16."""
+        kept = self._found.model._keep_in_fp32_modules_strict or ()
+        told = any(name in f"{role}.{kind}" for name in kept)
+        return told or own[kind].dtype == torch.float32
 
     def _name(self, role: str) -> str:
         """What files call a module that has a weight."""

@@ -5,7 +5,8 @@ They stay where they are up to some position, and no sequence gets longer than t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 from skynet.derived.trace import Trace
@@ -18,6 +19,8 @@ ORIGINAL = "original_max_position_embeddings"
 def hold_ropes(found: Trace) -> None:
     """Let no rope look at positions, to see whether it has to move: there are none in a trace."""
     for module in found.model.modules():
+        if "Rotary" in type(module).__name__ and hasattr(module, "config"):
+            module.config = _held_config(module.config)
         kinds = getattr(module, "rope_type", None)
         if isinstance(kinds, str):
             module.rope_type = _held(kinds)
@@ -52,11 +55,19 @@ def _held(kind: Any) -> Any:
     return "default" if moves else kind
 
 
-def _ropes(parameters: Any) -> Iterator[Mapping[str, Any]]:
+def _held_config(config: Any) -> Any:
+    """The same for a rope that asks its config, which others go on to see as it is."""
+    held = copy.deepcopy(config)
+    for one in _ropes(getattr(held, "rope_parameters", None)):
+        one["rope_type"] = _held(one.get("rope_type"))
+    return held
+
+
+def _ropes(parameters: Any) -> Iterator[dict[str, Any]]:
     """The parameters of each rope: there may be one for each type of layer."""
-    if not isinstance(parameters, Mapping):
+    if not isinstance(parameters, dict):
         return
     if "rope_type" in parameters:
         yield parameters
     else:
-        yield from (each for each in parameters.values() if isinstance(each, Mapping))
+        yield from (each for each in parameters.values() if isinstance(each, dict))

@@ -36,7 +36,8 @@ class DerivedWeight(Weight):
     sizes: tuple[int, ...] = ()  # of the whole tensor, as it lies in the checkpoint
     style: Style = "whole"
     bare: bool = False  # the parameter has a name of its own, neither weight nor bias
-    buffer: bool = False  # it is none that was trained by gradients, and stays float32
+    buffer: bool = False  # Transformers has it as a buffer
+    float32: bool = False  # whatever the plan computes in
     parameter: str = ""  # of experts: its path inside of a layer; several weights lie in it
     layers: tuple[int, ...] = ()  # that have it, where not all have
 
@@ -81,6 +82,10 @@ class Derived(Architecture):
         if self.heads_of == "whole":
             said += ". The plan does not cut attention: every shard has all its weights"
         return said
+
+    def weights_of(self, layer: int) -> tuple[Weight, ...]:
+        """Those that a layer has."""
+        return tuple(weight for weight in self.weights if weight.per_layer and weight.is_in(layer))
 
     def module_names(self) -> dict[str, str]:
         """Transformers' name of each parameter in a layer -> the canonical one; not experts'."""
@@ -153,6 +158,7 @@ _WEIGHT = (
     "style",
     "bare",
     "buffer",
+    "float32",
     "parameter",
     "layers",
 )

@@ -115,10 +115,12 @@ def read_longrope(config: Config, dims: int, given: Mapping[str, Any]) -> Rope:
 def max_positions(rope: Rope, positions: int) -> int:
     """How many positions a rope is good for, in a model whose config says `positions`.
 
-    Those it was trained on, stretched by `factor`, where the config does not say more: people add
-    a rope to a config and leave its positions as they are.
+    Dynamic ropes and YaRN are added to a config that goes on to say the positions of the
+    pretraining. Models that were trained with one of the others say the stretched ones.
     """
-    return max(positions, int(rope.original_positions * rope.factor))
+    if rope.kind in ("dynamic", "yarn"):
+        return max(positions, int(rope.original_positions * rope.factor))
+    return positions
 
 
 def partial_dims(config: Config, head_dim: int, field: str = "partial_rotary_factor") -> int:

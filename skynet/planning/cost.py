@@ -86,7 +86,7 @@ def token_s(arch: Architecture, plan: Plan, workers: Sequence[Candidate]) -> flo
                 for shard in range(shards)
             )
             trip = max(worker.round_trip_s for worker in workers[at : at + shards])
-            sums = arch.sums_per_layer * layers.size if shards > 1 else 0
+            sums = arch.first_sum(layers.stop) - arch.first_sum(layers.start) if shards > 1 else 0
             total += slowest + sums * (trip + PEER_S * (shards - 1)) + CHORD_S
         at += shards
     return total

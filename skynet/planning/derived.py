@@ -9,7 +9,7 @@ from skynet.models.derived import Derived, DerivedWeight
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 
-BIAS_BYTES = 4  # biases that are added after a sum, and buffers, stay float32
+FLOAT_BYTES = 4  # biases that are added after a sum stay float32, and what is told to
 
 
 def units(arch: Derived, part: ShardPlan, weight: Weight) -> Range:
@@ -27,10 +27,10 @@ def units(arch: Derived, part: ShardPlan, weight: Weight) -> Range:
 
 def role_bytes(arch: Derived, part: ShardPlan, weight: DerivedWeight, item_bytes: int) -> int:
     """What a weight and its bias take in memory on a shard; `item_bytes` for each number."""
-    item_bytes = BIAS_BYTES if weight.buffer else item_bytes
+    item_bytes = FLOAT_BYTES if weight.float32 else item_bytes
     shape, width = arch.shape(weight), units(arch, part, weight).size
     total = prod(shape) // max(1, shape[1 if weight.cut == "row" else 0]) * width * item_bytes
     total *= arch.pieces(weight)
     if not weight.bias:
         return total
-    return total + (shape[0] * BIAS_BYTES if weight.cut == "row" else width * item_bytes)
+    return total + (shape[0] * FLOAT_BYTES if weight.cut == "row" else width * item_bytes)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from skynet.errors import PlanError
 from skynet.models.architecture import Architecture
+from skynet.models.derived import Derived
 from skynet.planning.plan import Plan, ShardPlan, StagePlan
 from skynet.planning.ranges import (
     Range,
@@ -69,7 +71,7 @@ def _layer_costs(arch: Architecture) -> list[float]:
     """What each layer weighs, of encoder and decoder, with the ends where they lie."""
     costs = []
     for stack in arch.stacks:
-        own = [float(layer_params(stack))] * stack.num_layers
+        own = [float(layer_params(stack, layer)) for layer in range(stack.num_layers)]
         own[0] += stack.vocab_size * (stack.embed_size or stack.hidden_size)
         if stack.learned_positions:
             own[0] += stack.max_positions * stack.hidden_size
@@ -187,7 +189,9 @@ def _column_params(arch: Architecture) -> int:
     return (3 if arch.gated else 2) * arch.hidden_size * max(1, arch.num_experts)
 
 
-def layer_params(arch: Architecture) -> int:
+def layer_params(arch: Architecture, layer: int) -> int:
     """Parameters of one layer's products, what a layer costs to store and to compute."""
+    if isinstance(arch, Derived):  # not all layers need have experts
+        return sum(prod(arch.shape(w)) * arch.pieces(w) for w in arch.weights_of(layer))
     attention = _attention_params(arch, Range(0, arch.num_heads), Range(0, arch.num_kv_heads))
     return attention + _column_params(arch) * arch.intermediate_size

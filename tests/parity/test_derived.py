@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from derived_families import DYNAMIC, LONGROPE, refused_config
+from derived_families import DYNAMIC, LONGROPE, derived_config, refused_config
 from harness import Checkpoint, cluster_of, last_logits
 from references import PROMPTS, Reference
 from test_parity import LAYER, STAGE, check
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -37,6 +39,10 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "arcee-dynamic": ("arcee", {"rope_parameters": DYNAMIC, "max_position_embeddings": 48}),
     "internlm3-dynamic": ("internlm3", {"rope_parameters": DYNAMIC}),
     "olmo3-longrope": ("olmo3", {"rope_parameters": LONGROPE}),
+    "phimoe-longrope": (
+        "phimoe",
+        {"rope_parameters": LONGROPE | {"short_mscale": 1.2, "long_mscale": 1.3}},
+    ),
     "arcee-biases": ("arcee", {"attention_bias": True, "mlp_bias": True}),
     "glm-bias": ("glm", {"attention_bias": True, "tie_word_embeddings": True}),
     "olmo3-bias": ("olmo3", {"attention_bias": True}),
@@ -84,6 +90,35 @@ def test_a_family_with_a_file_can_do_without(
     found = reference(family)
     # When it runs without it / Then nothing changes
     check(replace(found, checkpoint=Checkpoint(found.path, derived=True)), stages, shards, span)
+
+
+@pytest.mark.parametrize("model_type", ["afmoe", "ernie4_5_moe", "glm4_moe", "minimax_m2"])
+def test_a_mixture_in_bfloat16_chooses_experts_as_transformers_does(
+    tmp_path: Path, model_type: str
+) -> None:
+    # Given a checkpoint in bfloat16, of whose router some is float32, or is not, and would choose
+    # other experts if it were the other way round
+    torch.manual_seed(0)
+    eager: dict[str, Any] = {"experts_implementation": "eager"}
+    model = AutoModelForCausalLM.from_config(derived_config(model_type), **eager).bfloat16()
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if name.endswith("gate.weight"):
+            value.data = 1 + 0.01 * torch.randn(value.shape)
+        if name.endswith(("e_score_correction_bias", "expert_bias")):
+            value.data = 1 + 0.003 * torch.randn(value.shape)
+    model.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, **eager)
+    # When it runs in bfloat16
+    checkpoint, (prompt, *_) = Checkpoint(tmp_path), PROMPTS
+    cluster = cluster_of(checkpoint, 1, 1, dtype="bfloat16")
+    try:
+        logits = last_logits(cluster, checkpoint.arch, prompt, STAGE)
+    finally:
+        cluster.close()
+    # Then logits are Transformers', but for the order of sums
+    with torch.no_grad():
+        expected = model(torch.tensor([prompt])).logits[0, -1].float().numpy()
+    assert logits @ expected / np.linalg.norm(logits) / np.linalg.norm(expected) > 0.9995
 
 
 @pytest.mark.parametrize("model_type", ["arcee", "glm", "olmo3", "hunyuan_v1_dense", "apertus"])

@@ -52,9 +52,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-gelu": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "llama-one-kv-head": ("llama", {"num_key_value_heads": 1}),
     "llama-no-groups": ("llama", {"num_key_value_heads": 6}),
-    # Prompts and answers go on past what the config says: 47 positions.
+    # With some, prompts and answers go on past what the config says: 47 positions.
     **{
-        f"llama-{kind}": ("llama", {"rope_parameters": rope, "max_position_embeddings": 20})
+        f"llama-{kind}": (
+            "llama",
+            {"rope_parameters": rope}
+            | ({"max_position_embeddings": 20} if kind in ("dynamic", "yarn") else {}),
+        )
         for kind, rope in ROPE.items()
     },
     "qwen2-yarn": (

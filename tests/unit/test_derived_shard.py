@@ -257,3 +257,15 @@ def test_the_log_says_that_it_is_slower(caplog: pytest.LogCaptureFixture) -> Non
     # Then
     assert "'arcee' has no file" in caplog.text
     assert "slower" in caplog.text
+
+
+def test_stages_are_even_though_some_layers_have_experts() -> None:
+    # Given a model whose first three layers have none, and many in the others
+    many = {"n_routed_experts": 96, "num_experts": 96, "first_k_dense_replace": 3}
+    arch = architecture("glm4_moe", num_hidden_layers=11, **many)
+    # When it is cut in four
+    plan = plan_of(arch, 4, 1)
+    # Then the first stage has these besides its share
+    assert [stage.layers.size for stage in plan.stages] == [5, 2, 2, 2]
+    loads = [shard_weight_bytes(arch, plan, stage, 0) for stage in range(4)]
+    assert max(loads) < 1.2 * min(loads)

@@ -129,7 +129,7 @@ def test_bytes_of_all_shards_are_the_model(arch: Architecture, data: st.DataObje
     # Then they are the model's products, the norms once in each shard
     norms = (2 * arch.num_layers + 1) * arch.hidden_size * 4 * shards
     ends = 2 * arch.vocab_size * arch.hidden_size
-    assert total == 2 * (arch.num_layers * layer_params(arch) + ends) + norms
+    assert total == 2 * (arch.num_layers * layer_params(arch, 0) + ends) + norms
     # And the slots hold a key and a value of each KV head for each token
     cache = sum(slot_bytes(arch, plan, *address) for address in plan.addresses())
     assert cache == 2 * 2 * arch.num_layers * arch.num_kv_heads * arch.head_dim * 3 * 7
@@ -190,7 +190,7 @@ def test_stages_weigh_the_same_with_both_ends_counted() -> None:
     assert sizes[1] > sizes[0]
     assert sizes[1] > sizes[2]
     weights = [shard_weight_bytes(arch, plan, stage, 0) for stage in range(3)]
-    assert max(weights) - min(weights) <= 4 * 1.1 * layer_params(arch)
+    assert max(weights) - min(weights) <= 4 * 1.1 * layer_params(arch, 0)
 
 
 def test_default_slots_are_as_long_as_the_model_allows() -> None:
