@@ -261,8 +261,8 @@ def test_the_log_says_that_it_is_slower(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_stages_are_even_though_some_layers_have_experts() -> None:
     # Given a model whose first three layers have none, and many in the others
-    many = {"n_routed_experts": 96, "num_experts": 96, "first_k_dense_replace": 3}
-    arch = architecture("glm4_moe", num_hidden_layers=11, **many)
+    many = dict.fromkeys(("n_routed_experts", "num_experts", "num_local_experts"), 96)
+    arch = architecture("glm4_moe", num_hidden_layers=11, first_k_dense_replace=3, **many)
     # When it is cut in four
     plan = plan_of(arch, 4, 1)
     # Then the first stage has these besides its share
