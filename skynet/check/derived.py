@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from skynet.check.compare import LIMITS, difference
-from skynet.check.ours import CPU, LayerRun, LayerShards, Ours, Piece, Waits, add_up, known_sums
+from skynet.check.ours import CPU, LayerRun, LayerShards, Ours, Piece, in_rounds
 from skynet.check.stacks import CheckedStack
 from skynet.derived.body import Body
 from skynet.derived.loader import DerivedLoader
@@ -33,11 +34,13 @@ Run = Callable[[Body, StepContext, AllSum], torch.Tensor]
 class DerivedOurs(Ours):
     """The same of a model whose layers are Transformers'."""
 
+    _arch: Derived
+
     def __init__(
         self, arch: Derived, plan: Plan, fetch: Fetch, stacks: Sequence[CheckedStack]
     ) -> None:
         super().__init__(arch, replace(plan, num_slots=SLOTS), fetch, stacks)
-        self._derived, self._prompt = arch, stacks[0].row.tokens
+        self._prompt = stacks[0].row.tokens
         self._bodies: dict[ShardPlan, Body] = {}  # what layers are put into, one after the other
 
     def embed(self, stack: CheckedStack) -> LayerRun:
@@ -111,32 +114,24 @@ class DerivedOurs(Ours):
         rows: tuple[Row, ...],
         run: Run,
     ) -> list[torch.Tensor]:
-        """What each shard gets, in rounds as `LayerShards.run` has them."""
+        """What each shard gets."""
         contexts = [self._laid_out(part, rows) for part in parts]
-        sums: list[torch.Tensor] = []
-        while True:
-            outputs, waiting = [], []
-            for body, context in zip(bodies, contexts, strict=True):
-                try:
-                    outputs.append(run(body, context, known_sums(sums)))
-                except Waits as wait:
-                    waiting.append(wait.partial)
-                except SkynetError:
-                    raise
-                except Exception as error:  # each model has errors of its own
-                    raise UnsupportedModel(
-                        f"model_type {self._arch.model_type!r}: {what}, cut over {len(parts)} "
-                        f"shards by Transformers' plan, fails: {type(error).__name__}: {error}"
-                    ) from error
-            if not waiting:
-                return outputs
-            sums.append(add_up(waiting))
+        shards = [partial(run, *each) for each in zip(bodies, contexts, strict=True)]
+        try:
+            return in_rounds(shards).outputs
+        except SkynetError:
+            raise
+        except Exception as error:  # each model has errors of its own
+            raise UnsupportedModel(
+                f"model_type {self._arch.model_type!r}: {what}, cut over {len(parts)} shards by "
+                f"Transformers' plan, fails: {type(error).__name__}: {error}"
+            ) from error
 
     def _body(self, part: ShardPlan) -> Body:
-        return Body(self._derived, self._plan, part, self._dtype, CPU)
+        return Body(self._arch, self._plan, part, self._dtype, CPU)
 
     def _derived_loader(self, part: ShardPlan) -> DerivedLoader:
-        return DerivedLoader(self._derived, part, self._fetch, self._dtype, CPU)
+        return DerivedLoader(self._arch, part, self._fetch, self._dtype, CPU)
 
     def _laid_out(self, part: ShardPlan, rows: tuple[Row, ...]) -> StepContext:
         return make_context(

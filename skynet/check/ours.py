@@ -6,7 +6,8 @@ makes them. Knows nothing of Transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,7 +50,7 @@ class CheckpointFetch:
         return tensor.view(torch.bfloat16) if plan.dtype == "bfloat16" else tensor
 
 
-class Waits(Exception):
+class _Waits(Exception):
     """A shard needs a sum that its peers have not computed their part of yet."""
 
     def __init__(self, partial: torch.Tensor) -> None:
@@ -113,7 +114,7 @@ class Ours:
             load, own = self._loader(part, stack), stack.part(part)
             encoder = Encoder(stack.arch, self._plan, own, span, load, self._dtype, CPU)
             context = encoder.stack.prepare(step)
-            outputs.append(encoder.run(step, context, span, x, True, known_sums([]))[0])
+            outputs.append(encoder.run(step, context, span, x, True, _known([]))[0])
         return LayerRun([], outputs)
 
     def logits(self, hidden: list[torch.Tensor]) -> list[list[Piece]]:
@@ -189,37 +190,42 @@ class LayerShards:
         self._shards = shards
 
     def run(self, x: torch.Tensor, memory: torch.Tensor | None = None) -> LayerRun:
-        """`x` (tokens, hidden) float32 through the layer; `memory` is what an encoder has read.
-
-        No shard can go on after a sum before all have come to it, so each sum takes a round, in
-        which every shard starts again with the sums of the rounds before.
-        """
+        """`x` (tokens, hidden) float32 through the layer; `memory` is what an encoder has read."""
         for shard in self._shards:
             if shard.texts is not None and memory is not None:
                 shard.layer.remember(memory, shard.texts)
-        sums: list[torch.Tensor] = []
-        partials: list[list[torch.Tensor]] = []
-        while True:
-            outputs, waiting = [], []
-            for shard in self._shards:
-                try:
-                    outputs.append(shard.layer(x, shard.context, known_sums(sums)))
-                except Waits as wait:
-                    waiting.append(wait.partial)
-            if not waiting:
-                return LayerRun(partials, outputs)
-            partials.append(waiting)
-            sums.append(add_up(waiting))
+        return in_rounds([functools.partial(each.layer, x, each.context) for each in self._shards])
 
 
-def known_sums(sums: list[torch.Tensor]) -> AllSum:
-    """Gives the sums that are known, in order; `Waits` at the first that is not."""
+def in_rounds(shards: Sequence[Callable[[AllSum], torch.Tensor]]) -> LayerRun:
+    """Run all shards in turns.
+
+    No shard can go on after a sum before all have come to it, so each sum takes a round, in which
+    every shard starts again with the sums of the rounds before.
+    """
+    sums: list[torch.Tensor] = []
+    partials: list[list[torch.Tensor]] = []
+    while True:
+        outputs, waiting = [], []
+        for run in shards:
+            try:
+                outputs.append(run(_known(sums)))
+            except _Waits as wait:
+                waiting.append(wait.partial)
+        if not waiting:
+            return LayerRun(partials, outputs)
+        partials.append(waiting)
+        sums.append(add_up(waiting))
+
+
+def _known(sums: list[torch.Tensor]) -> AllSum:
+    """Gives the sums that are known, in order; `_Waits` at the first that is not."""
     left = iter(sums)
 
     def all_sum(partial: torch.Tensor) -> torch.Tensor:
         total = next(left, None)
         if total is None:
-            raise Waits(partial)
+            raise _Waits(partial)
         return total.clone()  # what gets a sum may change it
 
     return all_sum

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from skynet.derived.skeleton import quiet
+from skynet.derived.skeleton import quiet, stays_float32
 from skynet.errors import CheckpointError
 from skynet.models import resolve_names
 from skynet.models.architecture import Architecture
@@ -104,9 +104,7 @@ class TheirWeights:
 
         with safe_open(self._checkpoint.tensors[source].file, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(source)
-        kept = self._model._keep_in_fp32_modules_strict or ()
-        stays = any(each in name for each in kept)
-        return tensor.to(torch.float32 if stays else self._dtype)
+        return tensor.to(torch.float32 if stays_float32(self._model, name) else self._dtype)
 
     def _convert(self, path: str) -> dict[str, torch.Tensor]:
         """A layer whose parameters are not the file's tensors, by Transformers' own loader.

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from skynet.derived.state import Running
-from skynet.derived.trace import IGNORED
+from skynet.derived.trace import not_computed
 from skynet.errors import StepFailed
 from skynet.layers.attention import Kernel, attend, capped_attention, store
-from skynet.layers.cache import allocate
+from skynet.layers.cache import allocate, copy_slot
 from skynet.models.derived import Derived
 from skynet.planning.plan import Plan, ShardPlan
 
@@ -43,8 +43,8 @@ class Slots:
         )
 
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
-        """The keys and values of the first `tokens` tokens of slot `source`, for `target` too."""
-        self._cache[target, :, :tokens].copy_(self._cache[source, :, :tokens])
+        """See `skynet.layers.cache.copy_slot`."""
+        copy_slot(self._cache, source, target, tokens)
 
     def attend(
         self,
@@ -118,13 +118,8 @@ def _attention(
     softcap: float | None = None,
     **given: Any,
 ) -> tuple[torch.Tensor, None]:
-    unknown = [
-        name
-        for name, argument in given.items()
-        if argument is not None and name not in IGNORED and (name, argument) != ("is_causal", True)
-    ]
-    if attention_mask is not None or unknown:
-        asked = ["attention_mask"] * (attention_mask is not None) + unknown
+    asked = not_computed({"attention_mask": attention_mask, **given})
+    if asked:
         raise StepFailed(f"{type(module).__name__} gives {asked} to attention: not computed")
     slots: Slots = module.skynet_slots  # type: ignore[assignment]
     return slots.attend(query, key, value, scaling, softcap), None

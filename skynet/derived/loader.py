@@ -6,31 +6,18 @@ from collections.abc import Sequence
 
 import torch
 
-from skynet.layers.kept import Pieces
 from skynet.layers.linear import Linear
-from skynet.layers.weights import Fetch, Loader, Progress
+from skynet.layers.weights import Loader
 from skynet.models.architecture import Weight
 from skynet.models.derived import Derived, DerivedWeight
 from skynet.planning.derived import units
-from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 
 
 class DerivedLoader(Loader):
     """A `Loader` of weights whose sizes are written down, not told by what they are for."""
 
-    def __init__(
-        self,
-        arch: Derived,
-        part: ShardPlan,
-        fetch: Fetch,
-        dtype: torch.dtype,
-        device: torch.device,
-        progress: Progress | None = None,
-        kept: Pieces | None = None,
-    ) -> None:
-        super().__init__(arch, part, fetch, dtype, device, progress, kept)
-        self._derived = arch
+    _arch: Derived
 
     def product(self, weight: Weight, layer: int | None = None) -> Linear:
         """The shard's part of a product, with its bias unless that is added after a sum."""
@@ -38,7 +25,7 @@ class DerivedLoader(Loader):
 
     def experts(self, weights: Sequence[Weight], layer: int) -> torch.Tensor:
         """(experts, out, in) of one parameter, each expert's `weights` one above the other."""
-        roles, count = [weight.role for weight in weights], self._derived.num_experts
+        roles, count = [weight.role for weight in weights], self._arch.num_experts
         stacked = torch.empty(0)
         for expert in range(count):
             part = self.matrix(*roles, layer=layer, piece=expert)
@@ -59,7 +46,7 @@ class DerivedLoader(Loader):
         key = ("whole", weight.tensor(layer, kind), self._number(layer))
         made = self._found(key, ())
         if not isinstance(made, torch.Tensor):
-            size = self._derived.shape(weight)[0]
+            size = self._arch.shape(weight)[0]
             raw = self._fetch(weight.tensor(layer, kind), Range(0, size))
             dtype = torch.float32 if weight.float32 else self._dtype
             made = torch.empty(raw.shape, dtype=dtype, device=self._device)
@@ -68,9 +55,9 @@ class DerivedLoader(Loader):
         return made
 
     def _units(self, weight: Weight) -> Range:
-        return units(self._derived, self._part, weight)
+        return units(self._arch, self._part, weight)
 
     def _matrix_shape(self, weight: Weight) -> tuple[int, int]:
-        rows, columns = self._derived.shape(weight)
+        rows, columns = self._arch.shape(weight)
         width = self._units(weight).size
         return (rows, width) if weight.cut == "row" else (width, columns)

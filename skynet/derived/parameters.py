@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from skynet.derived.file_names import FileNames
+from skynet.derived.skeleton import stays_float32
 from skynet.derived.styles import EXPERTS, Styles
 from skynet.derived.trace import AttentionCall, Trace
 from skynet.derived.whole import is_norm, own_parameters, stored_buffers
@@ -40,6 +40,7 @@ class Parameters:
         """Raises UnsupportedModel, by name, for whatever is neither cut nor known to be whole."""
         self._found, self._styles, self._path = found, styles, path
         self._inside, self._heads, self._files = inside, heads, FileNames(found.model_type)
+        self._counts = found.counts
         layers = found.model.get_submodule(path)
         by_layer = [self._layer(number) for number in range(len(layers))]
         inner = self._together(by_layer)
@@ -75,8 +76,7 @@ class Parameters:
         """A module that the plan cuts."""
         if type(module) is not nn.Linear:
             raise self._found.refusal(path, f"is cut by the plan ({style}), but is no plain Linear")
-        if self._found.counts[path] != 1:
-            raise self._found.refusal(path, f"is called {self._found.counts[path]} times in a step")
+        self._check_called(path)
         unit: Unit = "columns"
         if self._in_attention(role) and style != "gather":
             unit = self._heads_unit(path, module, style)
@@ -99,8 +99,7 @@ class Parameters:
         (count, rows, inputs), (same, outputs, columns) = shapes
         if (count, rows, inputs) != (same, 2 * columns, outputs):
             raise self._found.refusal(path, f"has experts of shapes {shapes}")
-        if self._found.counts[path] != 1:
-            raise self._found.refusal(path, f"is called {self._found.counts[path]} times in a step")
+        self._check_called(path)
         found = []
         for parameter, sizes in zip(names, ((columns, inputs), (outputs, columns)), strict=True):
             of_file = self._files.of_experts(f"{self._path}.{{layer}}.{role}.{parameter}")
@@ -120,6 +119,11 @@ class Parameters:
             ]
         return found
 
+    def _check_called(self, path: str) -> None:
+        """What is summed once has to be asked for once."""
+        if self._counts[path] != 1:
+            raise self._found.refusal(path, f"is called {self._counts[path]} times in a step")
+
     def _heads_unit(self, path: str, module: nn.Linear, style: Style) -> Unit:
         heads = self._heads
         units: dict[int, Unit] = {heads.num_heads * heads.head_dim: "heads"}
@@ -137,24 +141,24 @@ class Parameters:
 
     def _whole(self, role: str, module: nn.Module) -> list[DerivedWeight]:
         """Parameters of a module that is the same on every shard."""
-        own, buffers, found = own_parameters(module), stored_buffers(module), []
+        own, found = dict[str, torch.Tensor](own_parameters(module)), []
+        buffers = stored_buffers(module)
         if "weight" in own and own.keys() <= {"weight", "bias"}:
-            sizes = tuple(own["weight"].shape)
-            weight = _replicated(role, self._name(role), sizes, bias="bias" in own)
-            found.append(replace(weight, float32=self._stays_float32(role, "weight", own)))
+            value, bias = own["weight"], "bias" in own
+            weight = _replicated(role, self._name(role), tuple(value.shape), bias)
+            found.append(replace(weight, float32=self._stays_float32(f"{role}.weight", value)))
             own = {}
         for kind, value in {**own, **buffers}.items():
-            name = self._files.of(f"{self._path}.{{layer}}.{role}.{kind}")
-            weight = _replicated(f"{role}.{kind}", name, tuple(value.shape), bare=True)
-            stays = self._stays_float32(role, kind, {**own, **buffers})
+            inside = f"{role}.{kind}"
+            name = self._files.of(f"{self._path}.{{layer}}.{inside}")
+            weight = _replicated(inside, name, tuple(value.shape), bare=True)
+            stays = self._stays_float32(inside, value)
             found.append(replace(weight, buffer=kind in buffers, float32=stays))
         return found
 
-    def _stays_float32(self, role: str, kind: str, own: Mapping[str, torch.Tensor]) -> bool:
-        """As Transformers says of a model that is loaded in bfloat16."""
-        kept = self._found.model._keep_in_fp32_modules_strict or ()
-        told = any(name in f"{role}.{kind}" for name in kept)
-        return told or own[kind].dtype == torch.float32
+    def _stays_float32(self, inside: str, value: torch.Tensor) -> bool:
+        """As Transformers has it in a model that is loaded in bfloat16, as the traced one is."""
+        return value.dtype == torch.float32 or stays_float32(self._found.model, inside)
 
     def _name(self, role: str) -> str:
         """What files call a module that has a weight."""

@@ -9,9 +9,10 @@ from skynet.derived.body import Body
 from skynet.derived.loader import DerivedLoader
 from skynet.errors import StepFailed
 from skynet.layers.context import StepContext, make_context
+from skynet.layers.kept import Pieces
 from skynet.layers.norm import AllSum
 from skynet.layers.reading import Reader
-from skynet.layers.shard_model import DTYPES, Result, ShardModel
+from skynet.layers.shard_model import Result, ShardModel
 from skynet.layers.weights import Fetch, Progress
 from skynet.models.derived import Derived
 from skynet.planning.plan import Plan, ShardPlan
@@ -22,33 +23,19 @@ from skynet.step import Step
 class DerivedShard(ShardModel):
     """Computes one shard of one stage of a plan; the same from outside as a `ShardModel`."""
 
-    @torch.inference_mode()
-    def __init__(  # not the parent's: it would make our layers
-        self,
-        arch: Derived,
-        plan: Plan,
-        stage: int,
-        shard: int,
-        fetch: Fetch,
-        device: str = "cpu",
-        progress: Progress | None = None,
-        kept: ShardModel | None = None,
-        consume: bool = False,
-    ) -> None:
-        """Load the slice; arguments as of `ShardModel`.
+    _arch: Derived
+
+    def _load(
+        self, part: ShardPlan, fetch: Fetch, progress: Progress | None, pieces: Pieces | None
+    ) -> DerivedLoader:
+        """As of `ShardModel`.
 
         Raises:
             ConfigurationError: Transformers is not the version that described the model.
         """
-        self._arch, self._plan, self._shard = arch, plan, shard
-        self.layers = plan.stages[stage].layers
-        part = plan.stages[stage].shards[shard]
-        self._vocab, self._device = part.vocab, torch.device(device)
-        dtype = self._dtype = DTYPES[plan.dtype]
-        pieces = self._usable(kept, consume) if kept is not None else None
-        load = DerivedLoader(arch, part, fetch, dtype, self._device, progress, pieces)
-        body = self._body = Body(arch, plan, part, dtype, self._device)
-        self.weight_bytes: int = 0
+        arch, plan = self._arch, self._plan
+        load = DerivedLoader(arch, part, fetch, self._dtype, self._device, progress, pieces)
+        body = self._body = Body(arch, plan, part, self._dtype, self._device)
         if self.layers.start == 0:
             self.weight_bytes += body.load_tokens(load)
         slots: list[Slots] = []
@@ -57,16 +44,14 @@ class DerivedShard(ShardModel):
             slots.append(own)
             self.weight_bytes += num_bytes
         # The parent asks its stack to lay steps out, and its head for logits: no more.
-        self._stack = _Stack(arch, plan, part, slots, dtype, self._device)  # type: ignore[assignment]
+        self._stack = _Stack(arch, plan, part, slots, self._dtype, self._device)  # type: ignore[assignment]
         self._encoder = self._embedding = None
         self._head = self._reader = None
         if self.layers.stop == arch.num_layers:
             self.weight_bytes += body.load_head(load)
             self._head = body.head  # type: ignore[assignment]
-            self._reader = Reader(_LastNorm(body), None, None, arch.label_pooling, dtype)
-        self._context = None
-        self.fetched_bytes = load.fetched_bytes
-        self._pieces = load.pieces
+            self._reader = Reader(_LastNorm(body), None, None, arch.label_pooling, self._dtype)
+        return load
 
     @torch.inference_mode()
     def run(self, step: Step, span: Range, hidden: torch.Tensor | None, all_sum: AllSum) -> Result:

@@ -72,6 +72,11 @@ def build(config: Config, attention: str, dtype: torch.dtype, *, buffers: bool) 
         ) from error
 
 
+def stays_float32(model: Any, name: str) -> bool:
+    """Does Transformers keep a parameter, or a buffer, in float32 where others are bfloat16?"""
+    return any(each in name for each in model._keep_in_fp32_modules_strict or ())
+
+
 def _has_experts(config: Config) -> bool:
     plan = getattr(config_class(config), "base_model_tp_plan", None) or {}
     return "moe_tp_experts" in plan.values()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,17 @@ IGNORED = {
     "cache_position",
 }
 HONOURED = {"scaling", "softcap"}
+
+
+def not_computed(given: Mapping[str, Any]) -> list[str]:
+    """Arguments that a module gives the attention function, and that ours does not take."""
+    return [
+        name
+        for name, value in given.items()
+        if value is not None
+        and name not in IGNORED | HONOURED
+        and not (name == "is_causal" and value is True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -74,13 +85,7 @@ class Trace:
     ) -> torch.Tensor:
         """Write a call down; raises UnsupportedModel if it asks for what is not computed."""
         path = self.paths[id(module)]
-        unknown = [
-            name
-            for name, value in given.items()
-            if value is not None and name not in IGNORED | HONOURED
-        ]
-        if given.get("is_causal") is True:
-            unknown = [name for name in unknown if name != "is_causal"]
+        unknown = not_computed(given)
         if unknown:
             raise self.refusal(path, f"gives the attention function {unknown}, not computed here")
         self.calls.append(

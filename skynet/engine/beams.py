@@ -158,29 +158,30 @@ class BeamSearch:
         Raises:
             ValueError: the rules leave no token.
         """
-        if self._prefix_computed < len(self.prefix):
-            self._prefix_computed = rows[0].stop
-            if rows[0].want is None and self._prefix_computed == len(self.prefix):
-                self._share_prefix()
-        elif rows[0].want is None:
-            self._go_on(rows)
         if rows[0].want is None:
+            self._go_on(rows)
             return False
+        self._prefix_computed = len(self.prefix)
         by_slot = {row.slot: found for row, found in zip(rows, offers, strict=True)}
         self._choose([by_slot[beam.slot] for beam in self.running])
         return True
+
+    def _go_on(self, rows: Sequence[Row]) -> None:
+        """A part of the prefix is done, or of a replay."""
+        if self._prefix_computed < len(self.prefix):
+            self._prefix_computed = rows[0].stop
+            if self._prefix_computed == len(self.prefix):
+                self._share_prefix()
+            return
+        by_slot = {beam.slot: beam for beam in self.running}
+        for row in rows:
+            by_slot[row.slot].computed, by_slot[row.slot].source = row.stop, None
 
     def _share_prefix(self) -> None:
         """After a replay of the prefix: every beam goes on from there."""
         for beam in self.running:
             beam.computed = len(self.prefix)
             beam.source = None if beam.slot == self._slots[0] else self._slots[0]
-
-    def _go_on(self, rows: Sequence[Row]) -> None:
-        """A part of a replay is done."""
-        by_slot = {beam.slot: beam for beam in self.running}
-        for row in rows:
-            by_slot[row.slot].computed, by_slot[row.slot].source = row.stop, None
 
     def _choose(self, offers: Sequence[Sequence[Candidates]]) -> None:
         found = self._continuations(offers)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from skynet.errors import StepFailed
 from skynet.layers.activation import ACTIVATIONS, gated
 from skynet.layers.attention import Kernel, attend, capped_attention, store
-from skynet.layers.cache import allocate
+from skynet.layers.cache import allocate, copy_slot
 from skynet.layers.context import StepContext
 from skynet.layers.norm import AllHeadsNorm, AllSum, Norm, load_head_norm
 from skynet.layers.rope import rotate
@@ -77,7 +77,7 @@ class Attention:
         """The keys and values of the first `tokens` tokens of slot `source`, for `target` too."""
         if self._cache is None:
             raise StepFailed(f"slot {source}: an encoder keeps nothing that could be copied")
-        self._cache[target, :, :tokens].copy_(self._cache[source, :, :tokens])
+        copy_slot(self._cache, source, target, tokens)
 
     def _change(self, heads: torch.Tensor, context: StepContext, all_sum: AllSum) -> None:
         """Norm and rope of Q and K (tokens, heads, head_dim), in place."""

@@ -21,3 +21,8 @@ def allocate(
         return torch.zeros(shape, dtype=dtype, device=device)
     pages = mmap.mmap(-1, slots * heads * tokens * head_dim * dtype.itemsize)
     return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+
+def copy_slot(cache: torch.Tensor, source: int, target: int, tokens: int) -> None:
+    """The keys and values of the first `tokens` tokens of slot `source`, for `target` too."""
+    cache[target, :, :tokens].copy_(cache[source, :, :tokens])

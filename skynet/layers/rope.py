@@ -15,7 +15,7 @@ from skynet.models.positions import Rope
 
 def inverse_frequencies(rope: Rope) -> torch.Tensor:
     """(dims / 2,) float32; those of sequences that are not too long for them."""
-    powers = rope.theta ** (torch.arange(0, rope.dims, 2, dtype=torch.float32) / rope.dims)
+    powers = _powers(rope)
     plain = 1.0 / powers
     if rope.kind == "longrope":
         return 1.0 / (torch.tensor(rope.divisors) * powers)
@@ -43,7 +43,7 @@ def _llama3(rope: Rope, plain: torch.Tensor) -> torch.Tensor:
 
 def _yarn(rope: Rope) -> torch.Tensor:
     """YaRN's "NTK by parts" (Peng et al., 2023, arXiv:2309.00071, section 3.2)."""
-    powers = rope.theta ** (torch.arange(0, rope.dims, 2, dtype=torch.float32) / rope.dims)
+    powers = _powers(rope)
 
     def dimension(rotations: float) -> float:
         turns = rope.original_positions / (rotations * 2 * math.pi)
@@ -74,16 +74,16 @@ def dynamic_frequencies(rope: Rope, lengths: torch.Tensor) -> torch.Tensor:
     return torch.where((lengths > limit)[:, None], stretched, plain)
 
 
-def long_frequencies(rope: Rope, lengths: torch.Tensor) -> torch.Tensor:
-    """The same for `longrope`, which has other divisors for long sequences."""
-    powers = rope.theta ** (torch.arange(0, rope.dims, 2, dtype=torch.float32) / rope.dims)
-    stretched = 1.0 / (torch.tensor(rope.long_divisors) * powers)
-    plain = inverse_frequencies(rope)
-    is_long = (lengths > rope.original_positions)[:, None]
-    return torch.where(is_long, stretched.to(lengths.device), plain.to(lengths.device))
+def long_frequencies(rope: Rope) -> torch.Tensor:
+    """(dims / 2,) float32: those of `longrope` in sequences longer than `original_positions`."""
+    return 1.0 / (torch.tensor(rope.long_divisors) * _powers(rope))
 
 
-STRETCHES = {"dynamic": dynamic_frequencies, "longrope": long_frequencies}
+def _powers(rope: Rope) -> torch.Tensor:
+    """(dims / 2,) float32: what frequencies are 1 over, before they are stretched."""
+    exponents = torch.arange(0, rope.dims, 2, dtype=torch.float32) / rope.dims
+    powers: torch.Tensor = rope.theta**exponents
+    return powers
 
 
 class Rotary:
@@ -92,6 +92,7 @@ class Rotary:
     def __init__(self, rope: Rope, device: torch.device) -> None:
         self._rope = rope
         self._frequencies = inverse_frequencies(rope).to(device)
+        self._long = long_frequencies(rope).to(device) if rope.long_divisors else None
 
     def factors(self, positions: torch.Tensor, prompt_lengths: torch.Tensor) -> torch.Tensor:
         """For tokens at `positions` (tokens,), (tokens, 1, dims / 2) complex64.
@@ -99,9 +100,12 @@ class Rotary:
         Some stretching looks at how long the sequence is when a token is computed: the prompt for
         all of its tokens, however it is cut into chunks, and one more for each later token.
         """
-        frequencies, stretch = self._frequencies, STRETCHES.get(self._rope.kind)
-        if stretch is not None:
-            frequencies = stretch(self._rope, torch.maximum(prompt_lengths, positions + 1))
+        frequencies, lengths = self._frequencies, torch.maximum(prompt_lengths, positions + 1)
+        if self._rope.kind == "dynamic":
+            frequencies = dynamic_frequencies(self._rope, lengths)
+        elif self._long is not None:
+            is_long = (lengths > self._rope.original_positions)[:, None]
+            frequencies = torch.where(is_long, self._long, frequencies)
         angles = positions[:, None].float() * frequencies
         radius = torch.tensor(self._rope.attention_factor, device=angles.device)
         return torch.polar(radius.expand_as(angles), angles)[:, None]

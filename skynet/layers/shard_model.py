@@ -53,12 +53,25 @@ class ShardModel:
         self.layers = plan.stages[stage].layers
         part = plan.stages[stage].shards[shard]
         self._vocab, self._device = part.vocab, torch.device(device)
-        self._dtype = dtype = DTYPES[plan.dtype]
+        self._dtype = DTYPES[plan.dtype]
+        self._context: StepContext | None = None
         pieces = self._usable(kept, consume) if kept is not None else None
+        self.weight_bytes = 0
+        load = self._load(part, fetch, progress, pieces)
+        self.fetched_bytes = load.fetched_bytes
+        self._pieces = load.pieces
+
+    def _load(
+        self, part: ShardPlan, fetch: Fetch, progress: Progress | None, pieces: Pieces | None
+    ) -> Loader:
+        """Make all that is run, and count its bytes; returns what has fetched it."""
+        arch, dtype = self._arch, self._dtype
         load = Loader(arch, part, fetch, dtype, self._device, progress, pieces)
         self._encoder = self._load_encoder(load, part)
         self._embedding = self._load_embedding(load)
-        self._stack: Stack | None = Stack(arch, plan, part, self.layers, load, dtype, self._device)
+        self._stack: Stack | None = Stack(
+            arch, self._plan, part, self.layers, load, dtype, self._device
+        )
         last = self.layers.stop == arch.total_layers
         self._head = load_head(arch, load, dtype) if last and arch.has_head else None
         self._norm = (
@@ -66,11 +79,9 @@ class ShardModel:
         )
         norm = self._head.norm if self._head else self._norm
         self._reader = load_reader(arch, load, norm, dtype) if norm else None
-        self._context: StepContext | None = None
         parts = (self._encoder, self._embedding, self._stack, self._norm, self._head, self._reader)
-        self.weight_bytes: int = sum(part.nbytes for part in parts if part is not None)
-        self.fetched_bytes = load.fetched_bytes
-        self._pieces = load.pieces
+        self.weight_bytes = sum(part.nbytes for part in parts if part is not None)
+        return load
 
     def _load_encoder(self, load: Loader, part: ShardPlan) -> Encoder | None:
         arch, own = self._arch.encoder, part.encoder

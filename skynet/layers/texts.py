@@ -73,14 +73,15 @@ def _mask(
     length: int, window: int | None, dtype: torch.dtype, device: torch.device, bias: Bias | None
 ) -> torch.Tensor | None:
     """See `Texts.mask`. All depends on the distance alone, so that a row of them is enough."""
-    is_cut = window is not None and window < length - 1
-    if bias is None and not is_cut:
+    if window is not None and window >= length - 1:
+        window = None  # it reaches over all of the text
+    if bias is None and window is None:
         return None
     middle, places = length - 1, Range(0, 2 * length - 1)
     by_distance = torch.zeros(1, places.size)
     if bias is not None:
         by_distance = bias.of(torch.tensor([middle]), places).flatten(0, 2)
-    if is_cut and window is not None:
+    if window is not None:
         far = (torch.arange(places.size) - middle).abs() > window
         by_distance = by_distance.masked_fill(far, float("-inf"))
     return by_distance.to(device, dtype).unfold(1, length, 1)[None]

@@ -20,9 +20,8 @@ class Event:
     """
 
     at: float
-    kind: (
-        str  # joined, lost, leaving, left, plan, prepare, ready, replay, leader, redis, wait, model
-    )
+    # joined, lost, leaving, left, plan, prepare, ready, replay, leader, redis, wait, model
+    kind: str
     text: str
     duration_s: float = 0.0
 

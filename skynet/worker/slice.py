@@ -14,7 +14,7 @@ from skynet.names import Address
 from skynet.planning.memory import shard_weight_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.shard import load_shard
+from skynet.shard import shard_class
 from skynet.store.weights import ITEM_BYTES, StagedWeights, WeightStore
 
 
@@ -56,8 +56,9 @@ def load_slice(
         TileMissing, TileCorrupted, NoModel: Redis no longer holds what was staged.
     """
     manifest = WeightStore(client).require_manifest(plan.model)
-    model = load_shard(
-        load_architecture(manifest.config),
+    arch = load_architecture(manifest.config)
+    model = shard_class(arch)(
+        arch,
         plan,
         address.stage,
         address.shard,

@@ -27,7 +27,7 @@ from skynet.models.derived import KEY
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.planning.split import make_plan
-from skynet.shard import load_shard
+from skynet.shard import shard_class
 from skynet.step import Candidates, Row, Step, Want
 
 WAIT_S = 30.0
@@ -93,7 +93,7 @@ class Cluster:
         self.plan, self.arch = plan, checkpoint.arch
         self.models = [
             [
-                load_shard(checkpoint.arch, plan, stage, shard, checkpoint.fetch)
+                shard_class(checkpoint.arch)(checkpoint.arch, plan, stage, shard, checkpoint.fetch)
                 for shard in range(plan.num_shards)
             ]
             for stage in range(len(plan.stages))

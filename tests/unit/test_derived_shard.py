@@ -18,7 +18,7 @@ from skynet.planning.memory import shard_weight_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.planning.split import make_plan
-from skynet.shard import load_shard
+from skynet.shard import shard_class
 from skynet.step import Row, Step, Want
 
 MODEL_TYPES = [
@@ -85,7 +85,7 @@ def test_bytes_are_what_the_plan_says(model_type: str, tied: bool, dtype: str) -
     for stage, shard in plan.addresses():
         told: list[int] = []
         # When it is loaded
-        model = load_shard(arch, plan, stage, shard, Weights(arch), progress=told.append)
+        model = shard_class(arch)(arch, plan, stage, shard, Weights(arch), progress=told.append)
         # Then it weighs what the planner expected, and its progress tells of all its parts
         assert isinstance(model, DerivedShard)
         assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
@@ -98,7 +98,7 @@ def test_only_the_own_slice_is_fetched() -> None:
     weights, plan = Weights(arch), plan_of(arch, 2, 3)
     part = plan.stages[1].shards[1]
     # When it is loaded
-    load_shard(arch, plan, 1, 1, weights)
+    shard_class(arch)(arch, plan, 1, 1, weights)
     # Then it asked for its head, its half of a KV head's group, its columns and its vocabulary
     asked = dict(weights.asked)
     layer = "model.layers.2."
@@ -123,7 +123,7 @@ def test_what_is_gathered_is_made_by_one_shard_each(model_type: str) -> None:
     regions = []
     for shard in range(4):
         weights = Weights(arch)
-        load_shard(arch, plan_of(arch, 1, 4), 0, shard, weights)
+        shard_class(arch)(arch, plan_of(arch, 1, 4), 0, shard, weights)
         asked = [own for asked, own in weights.asked if asked == f"model.layers.0.{name}.weight"]
         regions += asked
     # Then their parts are the whole, and no part is another's
@@ -139,12 +139,12 @@ def test_what_is_here_of_a_slice_is_not_fetched_again(model_type: str, consume: 
     # Given a shard, and its place in a plan of another shape
     arch = architecture(model_type, tie_word_embeddings=True)
     weights = Weights(arch)
-    old = load_shard(arch, plan_of(arch, 2, 2), 0, 1, weights)
+    old = shard_class(arch)(arch, plan_of(arch, 2, 2), 0, 1, weights)
     had = weights.asked[:]
-    scratch = load_shard(arch, plan_of(arch, 1, 3), 0, 1, weights)
+    scratch = shard_class(arch)(arch, plan_of(arch, 1, 3), 0, 1, weights)
     weights.asked.clear()
     # When it is made with what the first has
-    made = load_shard(arch, plan_of(arch, 1, 3), 0, 1, weights, kept=old, consume=consume)
+    made = shard_class(arch)(arch, plan_of(arch, 1, 3), 0, 1, weights, kept=old, consume=consume)
     # Then it computes the same, with less fetched
     assert all(map(torch.equal, outputs(arch, made), outputs(arch, scratch)))
     assert made.weight_bytes == scratch.weight_bytes
@@ -163,10 +163,10 @@ def test_an_unchanged_slice_fetches_nothing(model_type: str) -> None:
     # Given
     arch = architecture(model_type)
     weights, plan = Weights(arch), plan_of(arch, 1, 2)
-    old = load_shard(arch, plan, 0, 1, weights)
+    old = shard_class(arch)(arch, plan, 0, 1, weights)
     weights.asked.clear()
     # When
-    made = load_shard(arch, plan.with_epoch(9), 0, 1, weights, kept=old, consume=True)
+    made = shard_class(arch)(arch, plan.with_epoch(9), 0, 1, weights, kept=old, consume=True)
     # Then
     assert (weights.asked, made.fetched_bytes) == ([], 0)
     # And what was taken apart has nothing left
@@ -177,7 +177,7 @@ def test_an_unchanged_slice_fetches_nothing(model_type: str) -> None:
 def test_sums_are_numbered_alike_for_any_span(model_type: str) -> None:
     # Given a model that runs span by span
     arch = architecture(model_type)
-    model = load_shard(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
+    model = shard_class(arch)(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
     hidden, made = None, 0
 
     def count(partial: torch.Tensor) -> torch.Tensor:
@@ -199,7 +199,7 @@ def test_sums_are_numbered_alike_for_any_span(model_type: str) -> None:
 def test_a_copied_slot_goes_on_as_the_first_does() -> None:
     # Given a prompt in slot 0
     arch = architecture("olmo3")
-    model = load_shard(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
+    model = shard_class(arch)(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
     span = Range(0, arch.num_layers)
     prompt = tuple(range(10))
     model.run(Step(1, 1, (Row(0, 0, prompt, 10),), 9), span, None, alone)
@@ -216,7 +216,7 @@ def test_a_copied_slot_goes_on_as_the_first_does() -> None:
 def test_hidden_states_given_are_not_written_to() -> None:
     # Given the second stage
     arch = architecture("arcee")
-    model = load_shard(arch, plan_of(arch, 2, 1), 1, 0, Weights(arch))
+    model = shard_class(arch)(arch, plan_of(arch, 2, 1), 1, 0, Weights(arch))
     hidden = torch.rand(2, arch.hidden_size)
     before = hidden.clone()
     # When
@@ -227,7 +227,7 @@ def test_hidden_states_given_are_not_written_to() -> None:
 
 def test_a_span_of_another_stage_is_refused() -> None:
     arch = architecture("arcee")
-    model = load_shard(arch, plan_of(arch, 2, 1), 1, 0, Weights(arch))
+    model = shard_class(arch)(arch, plan_of(arch, 2, 1), 1, 0, Weights(arch))
     step = Step(1, 1, (Row(0, 0, (1, 2), 2),), 1)
     with pytest.raises(StepFailed, match="is not in this stage's layers"):
         model.run(step, Range(0, 1), None, alone)
@@ -238,7 +238,7 @@ def test_a_span_of_another_stage_is_refused() -> None:
 def test_a_failed_step_leaves_nothing_behind() -> None:
     # Given a sum that fails in the middle of a step
     arch = architecture("arcee")
-    model = load_shard(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
+    model = shard_class(arch)(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
     expected = outputs(arch, model)
 
     def lost(partial: torch.Tensor) -> torch.Tensor:
@@ -253,7 +253,7 @@ def test_a_failed_step_leaves_nothing_behind() -> None:
 def test_the_log_says_that_it_is_slower(caplog: pytest.LogCaptureFixture) -> None:
     # When
     arch = architecture("arcee")
-    load_shard(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
+    shard_class(arch)(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
     # Then
     assert "'arcee' has no file" in caplog.text
     assert "slower" in caplog.text

@@ -260,6 +260,19 @@ class Bench:
         self.shards.num_shards = self.plan.num_shards
         self.engine.resume(self.plan)
 
+    def live_through(self, events: Items[str], waiting: list[Sequence]) -> None:
+        """Sequences come, steps are done and shards lose everything; then all are answered."""
+        for event in events:
+            if event == "lose":
+                self.recover()
+            elif event == "come" and waiting:
+                self.engine.accept(waiting.pop(0))
+            elif event == "step" and self.engine.in_flight:
+                self.finish_oldest()
+        for sequence in waiting:
+            self.engine.accept(sequence)
+        self.run()
+
     def run(self) -> None:
         """Until nothing is under way any more."""
         for _ in range(10_000):

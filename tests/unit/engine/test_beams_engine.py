@@ -219,16 +219,7 @@ def test_whatever_happens_a_search_finds_what_it_finds_alone(
         new_sequence(str(n), prompt, **options, **start)
         for n, (prompt, options) in enumerate(zip(prompts, chosen, strict=True))
     ]
-    for event in events:
-        if event == "lose":
-            bench.recover()
-        elif event == "come" and waiting:
-            bench.engine.accept(waiting.pop(0))
-        elif event == "step" and bench.engine.in_flight:
-            bench.finish_oldest()
-    for sequence in waiting:
-        bench.engine.accept(sequence)
-    bench.run()
+    bench.live_through(events, waiting)
     # Then each finds the same
     for number, (tokens, beams) in enumerate(alone):
         assert bench.notes.written[str(number)] == tokens

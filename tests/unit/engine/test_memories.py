@@ -154,16 +154,7 @@ def test_whatever_happens_each_answer_is_that_of_a_run_alone(
         for sample in range(2)
     ]
     # When they come, and shards lose everything, at any time
-    for event in events:
-        if event == "lose":
-            bench.recover()
-        elif event == "come" and waiting:
-            bench.engine.accept(waiting.pop(0))
-        elif event == "step" and bench.engine.in_flight:
-            bench.finish_oldest()
-    for sequence in waiting:
-        bench.engine.accept(sequence)
-    bench.run()
+    bench.live_through(events, waiting)
     # Then
     assert bench.notes.written == {
         f"{n}.{sample}": expected(tuple(range(n, n + length)), length)
