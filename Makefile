@@ -73,5 +73,5 @@ clean: ## Remove .venv, caches and build leftovers; converted models stay
 
 .venv/.done-demo: .venv/.done-packages
 	@echo "==> Preparing the demo model (converted once, about half a minute)"
-	@$(BIN)/python -m skynet.models.demo
+	@$(BIN)/python -m skynet.checkpoint demo
 	@touch $@

@@ -7,10 +7,10 @@
 Where Redis is comes from SKYNET_REDIS_URL; see skynet/settings.py for the rest.
 """
 
-from skynet.names import GENERATE_TASK, POP_S, SERIALIZER
 from skynet.settings import settings
 from skynet.store.connection import backend_url
 from skynet.store.connection import broker_url as kombu_url
+from skynet.wire.keys import GENERATE_TASK, POP_S, SERIALIZER
 
 _settings = settings()
 
@@ -22,7 +22,7 @@ imports = ("tasks",)
 worker_pool = "solo"
 worker_concurrency = 1
 worker_prefetch_multiplier = 1
-worker_consumer = "skynet.celery:PatientConsumer"
+worker_consumer = "skynet.chords.app:PatientConsumer"
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
 worker_cancel_long_running_tasks_on_connection_loss = False

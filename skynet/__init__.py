@@ -12,10 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skynet.client import Client, Generation, submit_prompt, submit_prompts
-    from skynet.completion import Completion
+    from skynet.client.client import Client, Generation, submit_prompt, submit_prompts
     from skynet.errors import SkynetError
-    from skynet.splitting import skysplit
+    from skynet.request.completion import Completion
+    from skynet.staging.split import skysplit
 
 __all__ = [
     "Client",
@@ -29,13 +29,13 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Client": "skynet.client",
-    "Completion": "skynet.completion",
-    "Generation": "skynet.client",
+    "Client": "skynet.client.client",
+    "Completion": "skynet.request.completion",
+    "Generation": "skynet.client.client",
     "SkynetError": "skynet.errors",
-    "skysplit": "skynet.splitting",
-    "submit_prompt": "skynet.client",
-    "submit_prompts": "skynet.client",
+    "skysplit": "skynet.staging.split",
+    "submit_prompt": "skynet.client.client",
+    "submit_prompts": "skynet.client.client",
 }
 
 

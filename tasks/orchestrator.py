@@ -4,25 +4,25 @@ from typing import Any
 
 from celery.exceptions import Ignore
 
-from skynet import names
 from skynet.celery import app
 from skynet.settings import settings
+from skynet.wire import keys
 
 
-@app.task(name=names.GENERATE_TASK, bind=True)
+@app.task(name=keys.GENERATE_TASK, bind=True)
 def generate(self: Any) -> None:
     """Accept the request whose record has this task's id; its result is stored when it ends."""
     app.runtime.on_message("accept", self.request.id)
     raise Ignore  # started; the engine reports success or failure under this id
 
 
-@app.task(name=names.CANCEL_TASK, ignore_result=True, send_events=False)
+@app.task(name=keys.CANCEL_TASK, ignore_result=True, send_events=False)
 def cancel(request_id: str) -> None:
     """End a request at the next step."""
     app.runtime.on_message("cancel", request_id)
 
 
-@app.task(name=names.FINISH_STEP_TASK, ignore_result=True, send_events=settings().trace)
+@app.task(name=keys.FINISH_STEP_TASK, ignore_result=True, send_events=settings().trace)
 def finish_step(
     parts: list[bytes], epoch: int, step: int, layer: int, spent_s: float = 0.0
 ) -> None:
@@ -30,7 +30,7 @@ def finish_step(
     app.runtime.on_message("finish_step", parts, epoch, step, spent_s)
 
 
-@app.task(name=names.FAIL_STEP_TASK, ignore_result=True, send_events=settings().trace)
+@app.task(name=keys.FAIL_STEP_TASK, ignore_result=True, send_events=settings().trace)
 def fail_step(epoch: int, step: int, kind: str, message: str) -> None:
     """A shard could not compute its part."""
     app.runtime.on_message("fail_step", epoch, step, kind, message)

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from skynet import names
 from skynet.celery import app
 from skynet.errors import StepFailed
 from skynet.settings import settings
-from skynet.step import Part
+from skynet.wire import keys
+from skynet.wire.step import Part
 
 
 @app.task(
-    name=names.RUN_SPAN_TASK,
+    name=keys.RUN_SPAN_TASK,
     bind=True,
     ignore_result=True,
     throws=(StepFailed,),
@@ -30,7 +30,7 @@ def run_span(
 
 
 @app.task(
-    name=names.ADVANCE_TASK, ignore_result=True, throws=(StepFailed,), send_events=settings().trace
+    name=keys.ADVANCE_TASK, ignore_result=True, throws=(StepFailed,), send_events=settings().trace
 )
 def advance(parts: list[bytes], epoch: int, step: int, layer: int, spent_s: float = 0.0) -> None:
     """Sum the parts and send the chord of the span that starts at `layer`: an inner body."""

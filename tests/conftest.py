@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import redis
 
+from skynet.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from skynet.checkpoint.demo import demo_checkpoint_path
+from skynet.checkpoint.minilm import INSTALL, PACKAGE
 from skynet.errors import CheckpointError
-from skynet.models.checkpoint import Checkpoint, open_checkpoint
-from skynet.models.demo import demo_checkpoint_path
-from skynet.models.minilm import INSTALL, PACKAGE
+from skynet.local.server import EmbeddedServer
 from skynet.settings import settings
 from skynet.store.connection import connect
-from skynet.store.server import EmbeddedServer
 
 # The tiny checkpoints of the parity tests, and Transformers' answers, serve the cluster tests too.
 sys.path.insert(0, str(Path(__file__).parent / "parity"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from skynet.models.sentencepiece_file import UNIGRAM, Kind
+from skynet.tokenizer.sentencepiece_file import UNIGRAM, Kind
 
 
 def spm(

@@ -15,13 +15,13 @@ from typing import Any
 
 import redis
 
-import skynet.chords  # registers our serializer, which the workers reply in  # noqa: F401
-from skynet import names
+import skynet.chords.messenger  # registers our serializer, which the workers reply in  # noqa: F401
 from skynet.bench.report import Result, take_turns
 from skynet.errors import SkynetError
-from skynet.guardian import Guardian
-from skynet.local import LocalCluster, local_server
+from skynet.local.cluster import LocalCluster, local_server
+from skynet.local.reaper import Guardian
 from skynet.store.connection import broker_url
+from skynet.wire import keys
 
 LAYERS = 24
 HIDDEN = 576
@@ -141,5 +141,5 @@ def _stock_app(environment: dict[str, str]) -> Any:
         backend=environment["SKYNET_BENCH_BACKEND"],
         set_as_current=False,
     )
-    app.conf.accept_content = ["json", names.SERIALIZER]  # what the workers' replies are in
+    app.conf.accept_content = ["json", keys.SERIALIZER]  # what the workers' replies are in
     return app

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from skynet.bench.report import Result
-from skynet.local import local_server
+from skynet.local.cluster import local_server
 
 FLOATS = 1024
 SUMS = 1000
@@ -59,7 +59,7 @@ def _ours(rank: int, url: str, number: int, replies: Any) -> None:
     import torch
 
     from skynet.store.exchange import Exchange
-    from skynet.worker.all_sum import AllSum
+    from skynet.worker.all_reduce import AllSum
 
     torch.set_num_threads(1)
     end = Exchange(url, 0, rank, 2)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from skynet.bench.report import Result, take_turns
+from skynet.checkpoint.checkpoint import open_checkpoint
 from skynet.errors import SkynetError
-from skynet.local import LocalCluster
-from skynet.models.checkpoint import open_checkpoint
+from skynet.local.cluster import LocalCluster
 from skynet.settings import settings
 
 NUM_TOKENS = 64

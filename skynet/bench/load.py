@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from skynet.bench.report import Result
-from skynet.local import LocalCluster, local_server
-from skynet.models.checkpoint import open_checkpoint
+from skynet.checkpoint.checkpoint import open_checkpoint
+from skynet.local.cluster import LocalCluster, local_server
 from skynet.settings import settings
 from skynet.store.members import Members
 
@@ -86,7 +86,7 @@ def _memory_mb(pid: int) -> tuple[float, float]:
 
 def _stage() -> None:
     """In a process of its own: stage, and say how fast and with what peak of memory."""
-    from skynet.splitting import skysplit
+    from skynet.staging.split import skysplit
 
     checkpoint = open_checkpoint(MODEL, settings().cache_dir)
     checkpoint.text_files()

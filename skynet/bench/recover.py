@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from skynet.bench.report import Result
 from skynet.errors import SkynetError
-from skynet.local import LocalCluster
+from skynet.local.cluster import LocalCluster
 from skynet.store.events import Event, Events
 from skynet.store.members import Member, Members
 from skynet.store.plans import Plans

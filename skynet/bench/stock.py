@@ -9,8 +9,8 @@ import numpy.typing as npt
 import redis
 from celery import Celery, chord
 
-import skynet.chords  # registers the serializer that carries numpy arrays  # noqa: F401
-from skynet import names
+import skynet.chords.messenger  # registers the serializer that carries numpy arrays  # noqa: F401
+from skynet.wire import keys
 
 HIDDEN = 576
 
@@ -20,9 +20,9 @@ app = Celery(
     backend=os.environ["SKYNET_BENCH_BACKEND"],
 )
 app.conf.update(
-    task_serializer=names.SERIALIZER,
-    result_serializer=names.SERIALIZER,
-    accept_content=["json", names.SERIALIZER],
+    task_serializer=keys.SERIALIZER,
+    result_serializer=keys.SERIALIZER,
+    accept_content=["json", keys.SERIALIZER],
     worker_prefetch_multiplier=1,
 )
 

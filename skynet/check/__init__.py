@@ -12,24 +12,25 @@ import resource
 import sys
 from collections.abc import Collection
 
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.generic import Derived
 from skynet.check.compare import LIMITS
 from skynet.check.comparison import Comparison, Progress
-from skynet.check.ending import ending_of, question_of
-from skynet.check.ours import CheckpointFetch
+from skynet.check.model_head import ending_of, question_of
 from skynet.check.prompt import token_ids_read
+from skynet.check.reference import Theirs
 from skynet.check.report import Report
+from skynet.check.skynet_shards import CheckpointFetch
 from skynet.check.stacks import stacks_of
-from skynet.check.theirs import Theirs
-from skynet.derived.opening import open_model
+from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.checkpoint.tensor_plans import model_files
 from skynet.layers.shard_model import DTYPES
 from skynet.layers.weights import Fetch
-from skynet.models import Architecture, load_architecture
-from skynet.models.checkpoint import Checkpoint
-from skynet.models.derived import Derived
+from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
 from skynet.settings import settings
-from skynet.stager import model_files
+from skynet.transformers_backend.opening import open_model
 
 __all__ = ["Report", "check_model"]
 

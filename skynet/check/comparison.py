@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.generic import Derived
+from skynet.check.backend_shards import DerivedOurs
 from skynet.check.compare import Difference, difference, row_scale
-from skynet.check.derived import DerivedOurs
-from skynet.check.ending import Question, ending_of
-from skynet.check.ours import LayerRun, Ours, add_up
+from skynet.check.model_head import Question, ending_of
+from skynet.check.reference_layer import PRODUCTS, Cuts, DenseLayer
 from skynet.check.report import Answer, Finding, Place, Report
+from skynet.check.skynet_shards import LayerRun, Ours, add_up
 from skynet.check.stacks import CheckedStack
-from skynet.check.their_layer import PRODUCTS, Cuts, DenseLayer
 from skynet.errors import PlanError
 from skynet.layers.weights import Fetch
-from skynet.models import Architecture
-from skynet.models.derived import Derived
 from skynet.planning.plan import Plan, ShardPlan
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from skynet.architecture.architecture import Architecture
 from skynet.errors import PlanError
-from skynet.generation_config import generation_defaults
-from skynet.models.architecture import Architecture
-from skynet.prompts import check_token_ids, token_ids
-from skynet.task_names import FILL_MASK
-from skynet.text import Text
+from skynet.request.generation_config import generation_defaults
+from skynet.request.prompts import check_token_ids, token_ids
+from skynet.request.task_names import FILL_MASK
+from skynet.tokenizer.text import Text
 
 DEFAULT = "The capital of France is Paris, and that of Italy is"
 DEFAULT_MASKED = "Paris is the {mask} of France, and Rome that of Italy."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from skynet.architecture.generic import Derived
 from skynet.check import compare, new_report, plan_of
 from skynet.check.comparison import Progress
 from skynet.check.prompt import token_ids_read
+from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.checkpoint.tensor_plans import model_files
 from skynet.errors import UnsupportedModel
-from skynet.models.checkpoint import Checkpoint
-from skynet.models.derived import Derived
-from skynet.stager import model_files
 
 DTYPE = "float32"  # in which a mistake cannot pass for rounding
 

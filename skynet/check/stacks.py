@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from skynet.models.architecture import Architecture
+from skynet.architecture.architecture import Architecture
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
-from skynet.step import Row
+from skynet.wire.step import Row
 
 
 @dataclass(frozen=True)

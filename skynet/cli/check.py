@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from skynet import terminal
+from skynet.cli import terminal
 from skynet.cli.options import COUNT
 from skynet.cli.root import main
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skynet import terminal
+from skynet.cli import terminal
 from skynet.cli.options import (
     answer_options,
     chosen,
@@ -23,7 +23,7 @@ from skynet.cli.options import (
 from skynet.cli.root import main
 
 if TYPE_CHECKING:
-    from skynet.client import Client
+    from skynet.client.client import Client
 
 
 @main.command()
@@ -38,7 +38,7 @@ def split(model: str, any_shape: bool, stay: bool, **options: Any) -> None:
     addresses (-Q) or free for any. When workers are lost it falls back to a shape that the others
     can hold, unless --fixed. MODEL: a Hugging Face directory, a hub id, a .gguf file, or smollm2.
     """
-    from skynet.splitting import skysplit, stay_staged
+    from skynet.staging.split import skysplit, stay_staged
 
     shape = shape_of(options)
     if any_shape:
@@ -147,8 +147,8 @@ def generate(prompt: str, num_samples: int, as_json: bool, raw: bool, **options:
 @click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
 def status(as_json: bool, watch: bool) -> None:
     """Plan, members, memory, queues, requests, latest events of the cluster at SKYNET_REDIS_URL."""
+    from skynet.cli.status import cluster_status
     from skynet.settings import settings
-    from skynet.status import cluster_status
     from skynet.store.connection import connect
 
     url = settings().redis_url
@@ -170,6 +170,6 @@ def status(as_json: bool, watch: bool) -> None:
 
 
 def client_of_settings() -> Client:
-    from skynet.client import default_client
+    from skynet.client.client import default_client
 
     return default_client()

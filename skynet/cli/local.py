@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from skynet import terminal
+from skynet.cli import terminal
 from skynet.cli.options import (
     DEFAULT_MODEL,
     answer_options,
@@ -44,7 +44,7 @@ def run(prompt: str, model: str, as_json: bool, raw: bool, **options: Any) -> No
     import time
 
     started = time.monotonic()
-    from skynet.local import LocalCluster
+    from skynet.local.cluster import LocalCluster
 
     shape = shape_of(options)
     check_request(prompt, options)
@@ -91,7 +91,7 @@ def up(model: str, port: int | None, spares: int, **options: Any) -> None:
     Prints its Redis URL and the commands that talk to it. A worker that dies is started again; its
     requests go on meanwhile as far as the others can hold the model.
     """
-    from skynet.local import LocalCluster
+    from skynet.local.cluster import LocalCluster
 
     with interruptible(), terminal.progress() as progress:
         cluster = LocalCluster(
@@ -126,8 +126,8 @@ def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
 
 def check_request(prompt: str, options: dict[str, Any]) -> None:
     """Refuse what no cluster could answer, before one is started."""
-    from skynet.options import check_options
-    from skynet.prompts import check_text
+    from skynet.request.options import check_options
+    from skynet.request.prompts import check_text
 
     check_text(prompt)
     # Which model it will be is not known yet: what only an encoder-decoder takes may be right.

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from skynet import __version__, terminal
+from skynet import __version__
+from skynet.cli import terminal
 from skynet.errors import SkynetError
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")

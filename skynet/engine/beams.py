@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from skynet.engine.processors import Floats, Ids, Rules, rules_of
-from skynet.step import Candidates, Row, Want
-from skynet.store.record import Options
+from skynet.request.record import Options
+from skynet.wire.step import Candidates, Row, Want
 
 
 @dataclass(frozen=True)

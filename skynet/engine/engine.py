@@ -26,8 +26,8 @@ from skynet.errors import (
     StepFailed,
 )
 from skynet.planning.plan import Plan
-from skynet.step import Part, Step
-from skynet.store.requests import Token
+from skynet.request.record import Token
+from skynet.wire.step import Part, Step
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from skynet.engine.reading import Offers, Vector
 from skynet.engine.sequence import Sequence
-from skynet.step import Candidates, Part, Row, Step
+from skynet.engine.text_answers import Offers, Vector
+from skynet.wire.step import Candidates, Part, Row, Step
 
 Batch = list[tuple[Sequence, Row]]
 

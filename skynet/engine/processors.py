@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skynet.store.requests import Options
+from skynet.request.record import Options
 
 Ids = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.floating[Any]]

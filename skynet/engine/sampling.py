@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from skynet.engine.processors import Rules
-from skynet.step import Candidates, Want
-from skynet.store.requests import Logprobs, Options
+from skynet.request.record import Logprobs, Options
+from skynet.wire.step import Candidates, Want
 
 MOST_TOKENS = 2**20  # of any vocabulary
 

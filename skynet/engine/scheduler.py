@@ -11,7 +11,7 @@ from bisect import insort
 from collections.abc import Iterator
 
 from skynet.engine.sequence import Memory, Sequence
-from skynet.step import Row
+from skynet.wire.step import Row
 
 
 class Scheduler:

@@ -14,11 +14,11 @@ from typing import Any
 
 from skynet.engine.beams import BeamSearch, Hypothesis
 from skynet.engine.processors import Rules, rules_of
-from skynet.engine.reading import Reading, Vector
 from skynet.engine.sampling import want_of
-from skynet.step import Candidates, Row
-from skynet.store.requests import End, Logprobs, Record, Token
-from skynet.text import Detokenizer, StopStrings
+from skynet.engine.text_answers import Reading, Vector
+from skynet.request.record import End, Logprobs, Record, Token
+from skynet.tokenizer.text import Detokenizer, StopStrings
+from skynet.wire.step import Candidates, Row
 
 STOP, LENGTH = "stop", "length"
 

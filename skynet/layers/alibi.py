@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from skynet.models.architecture import Architecture
-from skynet.models.positions import Alibi
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.positions import Alibi
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from skynet.layers.context import StepContext
-from skynet.layers.memory import Attend
+from skynet.layers.encoder_kv import Attend
 
 
 class Kernel(Protocol):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from skynet.errors import StepFailed
-from skynet.step import Best, Candidates, Want
+from skynet.wire.step import Best, Candidates, Want
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

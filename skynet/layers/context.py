@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import torch
 
 from skynet.errors import StepFailed
-from skynet.layers.memory import Attend, memory_attends
+from skynet.layers.encoder_attention import Bias, Texts, texts_of
+from skynet.layers.encoder_kv import Attend, memory_attends
 from skynet.layers.rope import Rotary
-from skynet.layers.texts import Bias, Texts, texts_of
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.step import Row, Step
+from skynet.wire.step import Row, Step
 
 # A call of the attention kernel costs as much as it costs to read so many bytes of keys and values
 # in vain; rows are batched as long as padding costs less.

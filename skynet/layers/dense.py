@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from skynet.architecture.architecture import Architecture
 from skynet.layers.activation import ACTIVATIONS, Activation
 from skynet.layers.linear import Linear
 from skynet.layers.norm import Norm, load_norm
 from skynet.layers.weights import Loader
-from skynet.models.architecture import Architecture
 
 
 class Dense:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from skynet.architecture.architecture import Architecture
 from skynet.errors import StepFailed
 from skynet.layers.context import StepContext
-from skynet.layers.ends import load_embedding
+from skynet.layers.embedding import load_embedding
 from skynet.layers.norm import AllSum, load_norm
 from skynet.layers.stack import Stack
 from skynet.layers.weights import Loader
-from skynet.models.architecture import Architecture
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
-from skynet.step import Step
+from skynet.wire.step import Step
 
 
 class Encoder:

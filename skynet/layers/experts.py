@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from skynet.architecture.architecture import Architecture
 from skynet.layers.activation import ACTIVATIONS, gated
 from skynet.layers.linear import Linear
 from skynet.layers.weights import Loader
-from skynet.models.architecture import Architecture
 
 
 class Experts:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from skynet.models.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture, Weight
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 

@@ -6,15 +6,16 @@ from typing import Protocol
 
 import torch
 
+from skynet.architecture.architecture import Architecture
 from skynet.errors import StepFailed
-from skynet.layers.block import MLP, Attention
 from skynet.layers.context import StepContext
-from skynet.layers.cross import CrossAttention
+from skynet.layers.cross_attention import CrossAttention
 from skynet.layers.experts import Experts
+from skynet.layers.mlp import MLP
 from skynet.layers.norm import AllSum, load_norm
 from skynet.layers.residual import load_residual
+from skynet.layers.self_attention import Attention
 from skynet.layers.weights import Loader
-from skynet.models.architecture import Architecture
 from skynet.planning.plan import Plan, ShardPlan
 
 

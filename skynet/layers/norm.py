@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from skynet.architecture.architecture import Architecture
 from skynet.layers.weights import Loader
-from skynet.models.architecture import Architecture
 from skynet.planning.plan import ShardPlan
 
 

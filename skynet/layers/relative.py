@@ -6,9 +6,9 @@ import math
 
 import torch
 
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.positions import Relative
 from skynet.layers.weights import Loader
-from skynet.models.architecture import Architecture
-from skynet.models.positions import Relative
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 

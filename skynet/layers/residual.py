@@ -6,9 +6,9 @@ from typing import Protocol
 
 import torch
 
+from skynet.architecture.architecture import Architecture
 from skynet.layers.norm import AllSum, NoNorm, Norm, load_norm
 from skynet.layers.weights import Loader
-from skynet.models.architecture import Architecture
 
 
 class Residual(Protocol):

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from skynet.models.positions import Rope
+from skynet.architecture.positions import Rope
 
 
 def inverse_frequencies(rope: Rope) -> torch.Tensor:

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import torch
 
+from skynet.architecture.architecture import Architecture
 from skynet.errors import StepFailed
 from skynet.layers.candidates import pick
 from skynet.layers.context import StepContext
+from skynet.layers.embedding import Embedding, load_embedding
 from skynet.layers.encoder import Encoder
-from skynet.layers.ends import Embedding, load_embedding, load_head
-from skynet.layers.kept import Pieces
+from skynet.layers.head import load_head
 from skynet.layers.norm import AllSum, load_norm
-from skynet.layers.reading import Vector, load_reader
+from skynet.layers.pooler import Vector, load_reader
+from skynet.layers.reuse import Pieces
 from skynet.layers.stack import Stack
 from skynet.layers.weights import Fetch, Loader, Progress
-from skynet.models.architecture import Architecture
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
-from skynet.step import Candidates, Step, Want
+from skynet.wire.step import Candidates, Step, Want
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from skynet.models.positions import Sinusoids
+from skynet.architecture.positions import Sinusoids
 
 BASE = 10_000
 

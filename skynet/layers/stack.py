@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import torch
 
+from skynet.architecture.architecture import Architecture
 from skynet.layers.alibi import PositionBias
 from skynet.layers.context import StepContext, make_context
+from skynet.layers.encoder_attention import Bias
 from skynet.layers.layer import Layer, ParallelLayer, SequentialLayer
 from skynet.layers.relative import load_relative_bias
 from skynet.layers.rope import Rotary
-from skynet.layers.texts import Bias
 from skynet.layers.weights import Loader
-from skynet.models.architecture import Architecture
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
-from skynet.step import Step
+from skynet.wire.step import Step
 
 
 class Stack:

@@ -12,11 +12,11 @@ from typing import Protocol
 
 import torch
 
+from skynet.architecture.architecture import Architecture, Weight
 from skynet.errors import CheckpointError
 from skynet.layers.heads import GroupedHeads, interleave
-from skynet.layers.kept import Key, Made, Pieces, without
 from skynet.layers.linear import Linear
-from skynet.models.architecture import Architecture, Weight
+from skynet.layers.reuse import Key, Made, Pieces, without
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from skynet.models import config as read
-from skynet.models.architecture import Architecture
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture
 from skynet.models.seq2seq import DEFAULTS, REFUSED, encoder_decoder
 
 __all__ = ["MODEL_TYPE", "REFUSED", "architecture"]

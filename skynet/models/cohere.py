@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from skynet.models import config as read
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.rope import read_rope, whole_head
 from skynet.models import llama
-from skynet.models.architecture import Architecture, Weight
-from skynet.models.rope import read_rope, whole_head
 
 MODEL_TYPE = "cohere"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.ties import tie
 from skynet.errors import CheckpointError
-from skynet.models import config as read
-from skynet.models.architecture import Architecture, Weight
-from skynet.models.ties import tie
 
 REFUSED: dict[str, Any] = {
     "position_embedding_type": "absolute",

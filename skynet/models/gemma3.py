@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from skynet.models import config as read
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.positions import Rope
+from skynet.architecture.rope import read_rope
 from skynet.models import gemma2, llama
-from skynet.models.architecture import Architecture, Weight
-from skynet.models.positions import Rope
-from skynet.models.rope import read_rope
 
 MODEL_TYPE = "gemma3_text"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from skynet.models import config as read
-from skynet.models.architecture import Architecture, Weight
-from skynet.models.ties import tie
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.ties import tie
 
 MODEL_TYPE = "gpt2"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from skynet.models import config as read
-from skynet.models.architecture import Architecture, Weight
-from skynet.models.rope import max_positions, partial_dims, read_rope
-from skynet.models.ties import tie
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.rope import max_positions, partial_dims, read_rope
+from skynet.architecture.ties import tie
 
 MODEL_TYPE = "gpt_neox"
 

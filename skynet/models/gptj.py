@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from skynet.models import config as read
-from skynet.models.architecture import Architecture, Weight
-from skynet.models.rope import read_rope
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.rope import read_rope
 
 MODEL_TYPE = "gptj"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.positions import Rope
+from skynet.architecture.rope import max_positions, read_rope, whole_head
+from skynet.architecture.ties import tie
 from skynet.errors import UnsupportedModel
-from skynet.models import config as read
-from skynet.models.architecture import Architecture, Weight
-from skynet.models.positions import Rope
-from skynet.models.rope import max_positions, read_rope, whole_head
-from skynet.models.ties import tie
 
 MODEL_TYPE = "llama"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from skynet.models import config as read
-from skynet.models.architecture import Architecture
-from skynet.models.positions import Sinusoids
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.positions import Sinusoids
 from skynet.models.seq2seq import DEFAULTS, encoder_decoder, even_width
 from skynet.models.seq2seq import REFUSED as SHARED_REFUSED
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from skynet.models import config as read
-from skynet.models.architecture import Architecture, Weight
-from skynet.models.positions import Sinusoids
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.positions import Sinusoids
 from skynet.models.seq2seq import DEFAULTS, REFUSED, encoder_decoder, even_width
 
 __all__ = ["MODEL_TYPE", "REFUSED", "architecture"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.positions import Rope
+from skynet.architecture.rope import read_rope
 from skynet.errors import CheckpointError, UnsupportedModel
-from skynet.models import config as read
-from skynet.models.architecture import Architecture, Weight
 from skynet.models.encoder import CLASSIFIER, MASKED_LM, encoder, head_of
 from skynet.models.llama import with_bias
-from skynet.models.positions import Rope
-from skynet.models.rope import read_rope
 
 __all__ = ["MODEL_TYPE", "REFUSED", "architecture"]
 

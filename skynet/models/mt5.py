@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from skynet.models import config as read
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture
 from skynet.models import t5
-from skynet.models.architecture import Architecture
 
 MODEL_TYPE = "mt5"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from skynet.models import config as read
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture, Weight
 from skynet.models import llama
-from skynet.models.architecture import Architecture, Weight
 
 MODEL_TYPE = "olmo2"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.positions import Rope
+from skynet.architecture.rope import kind_of, parameters, partial_dims, read_longrope, read_rope
 from skynet.errors import UnsupportedModel
-from skynet.models import config as read
 from skynet.models import llama
-from skynet.models.architecture import Architecture, Weight
-from skynet.models.positions import Rope
-from skynet.models.rope import kind_of, parameters, partial_dims, read_longrope, read_rope
 
 MODEL_TYPE = "phi3"
 

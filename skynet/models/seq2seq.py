@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from skynet.architecture import config as read
+from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.positions import Sinusoids
 from skynet.errors import UnsupportedModel
-from skynet.models import config as read
-from skynet.models.architecture import Architecture, Weight
-from skynet.models.positions import Sinusoids
 
 DEFAULTS: dict[str, Any] = {
     "activation_function": "gelu",

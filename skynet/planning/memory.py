@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
-from skynet.models.architecture import HEAD_NORMS, Architecture, Weight
-from skynet.models.derived import Derived, DerivedWeight
-from skynet.planning.derived import role_bytes
+from skynet.architecture.architecture import HEAD_NORMS, Architecture, Weight
+from skynet.architecture.generic import Derived, DerivedWeight
+from skynet.planning.generic import role_bytes
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.planning.split import DTYPE_BYTES

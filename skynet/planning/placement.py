@@ -9,17 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from skynet.models.architecture import Architecture
-from skynet.names import Address
-from skynet.planning.cost import (
-    Candidate,
-    load_s,
-    memory_weights,
-    overfull,
-    shard_weights,
-    token_s,
-)
+from skynet.architecture.architecture import Architecture
+from skynet.planning.cost import Candidate, load_s, memory_weights, overfull, shard_weights, token_s
 from skynet.planning.plan import Plan
+from skynet.wire.keys import Address
 
 LEAST_GAIN = 0.1  # a join that brings less is not worth a pause
 QUICK_S = 2.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.generic import Derived
 from skynet.errors import PlanError
-from skynet.models.architecture import Architecture
-from skynet.models.derived import Derived
 from skynet.planning.plan import Plan, ShardPlan, StagePlan
 from skynet.planning.ranges import (
     Range,

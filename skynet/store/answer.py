@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import redis
 
-from skynet import names
 from skynet.errors import RequestLost, SkynetError
-from skynet.store.record import End, Token
+from skynet.request.record import End, Token
+from skynet.wire import keys
 
 POLL_S = 1.0  # how long one blocking read stays with Redis
 RETRY_S = 0.1  # between tries while Redis is away
@@ -38,7 +38,7 @@ class AnswerReader:
             SkynetError: tokens are missing in Redis.
         """
         self._since = time.monotonic()
-        key = names.tokens_key(self.id)
+        key = keys.tokens_key(self.id)
         expected, last, looked_again = start, b"0", False
         while True:
             try:
@@ -72,7 +72,7 @@ class AnswerReader:
         self._since = time.monotonic()
         while True:
             try:
-                for _, fields in self._read(names.end_key(self.id), b"0"):
+                for _, fields in self._read(keys.end_key(self.id), b"0"):
                     return End.from_json(fields[b"end"])
                 _, end = self._look()
             except (redis.ConnectionError, redis.TimeoutError) as error:
@@ -94,7 +94,7 @@ class AnswerReader:
     def _look(self) -> tuple[int, End | None]:
         """How many tokens the record counts, and its end."""
         wanted = ["emitted", "end"]
-        found = cast(Any, self.client.hmget(names.request_key(self.id), wanted))
+        found = cast(Any, self.client.hmget(keys.request_key(self.id), wanted))
         if found[0] is None:
             raise RequestLost(
                 f"request {self.id} is not in Redis: it expired after SKYNET_RESULT_EXPIRES_S, "

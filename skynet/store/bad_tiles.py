@@ -8,9 +8,9 @@ from typing import cast
 
 import redis
 
-from skynet import names
 from skynet.errors import SkynetError, TileCorrupted, TileMissing
 from skynet.store.manifest import TileName
+from skynet.wire import keys
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def report_bad_tile(client: redis.Redis, error: SkynetError) -> None:
 
 def push_bad_tile(client: redis.Redis, digest: str, tile: TileName) -> None:
     """Tell stagers of this tile."""
-    key = names.bad_tiles_key(digest)
+    key = keys.bad_tiles_key(digest)
     with client.pipeline(transaction=True) as pipeline:
         pipeline.rpush(key, _text(tile))
         pipeline.ltrim(key, -MOST_REPORTS, -1)
@@ -53,7 +53,7 @@ def push_bad_tile(client: redis.Redis, digest: str, tile: TileName) -> None:
 
 def reported_tiles(client: redis.Redis, digest: str) -> list[TileName]:
     """Each tile that was reported, once; what is no report is left out."""
-    texts = cast("list[bytes]", client.lrange(names.bad_tiles_key(digest), 0, -1))
+    texts = cast("list[bytes]", client.lrange(keys.bad_tiles_key(digest), 0, -1))
     found: dict[TileName, None] = {}
     for text in texts:
         try:
@@ -68,7 +68,7 @@ def forget_reports(client: redis.Redis, digest: str, tiles: list[TileName]) -> N
     """These have been dealt with."""
     with client.pipeline(transaction=False) as pipeline:
         for tile in tiles:
-            pipeline.lrem(names.bad_tiles_key(digest), 0, _text(tile))
+            pipeline.lrem(keys.bad_tiles_key(digest), 0, _text(tile))
         pipeline.execute()
 
 

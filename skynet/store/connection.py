@@ -73,7 +73,7 @@ def broker_url(url: str) -> str:
 
 def backend_url(url: str) -> str:
     """The same server as Celery's Redis result backend spells it, through our subclass."""
-    return f"skynet.backend:ChordBackend+{_checked(url).replace('unix://', 'socket://', 1)}"
+    return f"skynet.chords.backend:ChordBackend+{_checked(url).replace('unix://', 'socket://', 1)}"
 
 
 def _checked(url: str) -> str:

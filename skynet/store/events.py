@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import redis
 
-from skynet import names
+from skynet.wire import keys
 
 KEPT = 500
 
@@ -36,11 +36,11 @@ class Events:
         fields: dict[Any, Any] = {"k": kind, "t": text}
         if duration_s:
             fields["d"] = f"{duration_s:.3f}"
-        self.client.xadd(names.EVENTS_KEY, fields, maxlen=KEPT, approximate=True)
+        self.client.xadd(keys.EVENTS_KEY, fields, maxlen=KEPT, approximate=True)
 
     def latest(self, count: int) -> list[Event]:
         """The newest events, oldest first."""
-        found = cast(list[Any], self.client.xrevrange(names.EVENTS_KEY, count=count))
+        found = cast(list[Any], self.client.xrevrange(keys.EVENTS_KEY, count=count))
         return [
             Event(
                 int(entry.split(b"-")[0]) / 1000,

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import redis
 
-from skynet import names
 from skynet.errors import PeerLost, WireError
 from skynet.settings import settings
 from skynet.store.resp import RespConnection
+from skynet.wire import keys
 
 # magic, dtype, rows, columns
 HEADER = struct.Struct("<2sHII")
@@ -100,13 +100,13 @@ class Exchange:
         return time.perf_counter() - started < self.timeout_s and self.still_wanted()
 
     def _pop(self, epoch: int, step: int, position: int, peer: int) -> bytes:
-        inbox = names.exchange_key(epoch, step, position, self.stage, peer, self.shard)
+        inbox = keys.exchange_key(epoch, step, position, self.stage, peer, self.shard)
         return _POP % (len(inbox), inbox)
 
     def _pushes(self, epoch: int, step: int, position: int, payload: bytes) -> list[bytes]:
         commands = []
         for peer in self.peers:
-            outbox = names.exchange_key(epoch, step, position, self.stage, self.shard, peer)
+            outbox = keys.exchange_key(epoch, step, position, self.stage, self.shard, peer)
             commands.append(_PUSH % (len(outbox), outbox, len(payload), payload))
             commands.append(_EXPIRE % (len(outbox), outbox, len(self._expire_s), self._expire_s))
         return commands

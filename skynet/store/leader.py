@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import redis
 
-from skynet import names
 from skynet.errors import Fenced
+from skynet.wire import keys
 
 # First line of every fenced script: KEYS[1] is the leader key, ARGV[1] the fence; "" is not
 # checked (tools and tests).
@@ -98,9 +98,9 @@ class Leadership:
 
     def acquire(self, epoch: int = 0) -> bool:
         """Try to become the leader. `epoch`: of the last plan this process knows."""
-        keys = [names.LEADER_KEY, names.TERM_KEY, names.EPOCH_KEY]
+        redis_keys = [keys.LEADER_KEY, keys.TERM_KEY, keys.EPOCH_KEY]
         arguments: list[Any] = [self.member, self.lease_ms, self._term, epoch]
-        fence = cast(bytes, self._acquire(keys=keys, args=arguments)).decode()
+        fence = cast(bytes, self._acquire(keys=redis_keys, args=arguments)).decode()
         if fence:
             self._term = int(fence.partition(":")[0])
             self.fence = fence
@@ -108,17 +108,17 @@ class Leadership:
 
     def renew(self) -> Held:
         """Keep the lease."""
-        keys = [names.LEADER_KEY, names.TERM_KEY]
+        redis_keys = [keys.LEADER_KEY, keys.TERM_KEY]
         arguments: list[Any] = [self.fence, self.lease_ms, self._term]
-        return Held(int(cast(int, self._renew(keys=keys, args=arguments))))
+        return Held(int(cast(int, self._renew(keys=redis_keys, args=arguments))))
 
     def depose(self, holder: str) -> None:
         """Take the lease from a leader that is dead. Safe even if it is not: it is fenced then."""
-        self._resign(keys=[names.LEADER_KEY], args=[holder])
+        self._resign(keys=[keys.LEADER_KEY], args=[holder])
 
     def holder(self) -> str:
         """The fence of whoever leads, or ""."""
-        found = cast("bytes | None", self.client.get(names.LEADER_KEY))
+        found = cast("bytes | None", self.client.get(keys.LEADER_KEY))
         return found.decode() if found else ""
 
     def lose(self, fence: str | None = None) -> None:
@@ -130,10 +130,10 @@ class Leadership:
         """Give the lease back at once."""
         fence, self.fence = self.fence, ""
         if fence:
-            self._resign(keys=[names.LEADER_KEY], args=[fence])
+            self._resign(keys=[keys.LEADER_KEY], args=[fence])
 
 
 def leader_of(client: redis.Redis) -> str:
     """The id of the orchestrator that leads, or ""."""
-    holder = cast("bytes | None", client.get(names.LEADER_KEY))
+    holder = cast("bytes | None", client.get(keys.LEADER_KEY))
     return holder.decode().partition(":")[2] if holder else ""

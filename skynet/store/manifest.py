@@ -10,18 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from skynet import names
 from skynet.errors import SkynetError
-from skynet.planning.ranges import Range
+from skynet.wire import keys
 
 FORMAT = 1
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 TRAVELS_AS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
-# What the codec and Redis' string header add to a tile's data. Left free in each tile: one byte
-# above a power of two, jemalloc takes a quarter more.
-TILE_HEADER_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -32,7 +25,7 @@ class TileName:
     index: int
 
     def key(self, digest: str) -> str:
-        return names.tile_key(digest, self.tensor, self.index)
+        return keys.tile_key(digest, self.tensor, self.index)
 
     def __str__(self) -> str:
         return f"tile {self.index} of {self.tensor}"
@@ -124,33 +117,3 @@ class Manifest:
             tuple(data["files"]),
             data["num_bytes"],
         )
-
-
-@dataclass(frozen=True)
-class TensorPlan:
-    """What to stage of one tensor: its name in the source, and how it is cut."""
-
-    source_name: str
-    shape: tuple[int, ...]
-    dtype: str
-    axis: int
-
-    @property
-    def num_bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * ITEM_BYTES[self.dtype]
-
-    @property
-    def bytes_per_index(self) -> int:
-        return max(1, self.num_bytes // max(1, self.shape[self.axis]))
-
-    def indices_per_tile(self, tile_bytes: int) -> int:
-        """How many indices fit into a tile that takes `tile_bytes` in Redis; at least one."""
-        return max(1, (tile_bytes - TILE_HEADER_BYTES) // self.bytes_per_index)
-
-    def num_tiles(self, tile_bytes: int) -> int:
-        return -(-self.shape[self.axis] // self.indices_per_tile(tile_bytes))
-
-    def tile_ranges(self, tile_bytes: int) -> Iterator[Range]:
-        length, step = self.shape[self.axis], self.indices_per_tile(tile_bytes)
-        for start in range(0, length, step):
-            yield Range(start, min(start + step, length))

@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from skynet import names
+from skynet.wire import keys
 
 STARTING, SPARE, LOADING, READY, FAILED = "starting", "spare", "loading", "ready", "failed"
 
@@ -90,34 +90,34 @@ class Members:
         with self.client.pipeline(transaction=False) as pipe:
             pipe.client_id()
             pipe.set(
-                names.member_key(member.id),
+                keys.member_key(member.id),
                 json.dumps(asdict(member)),
                 px=int(self.lease_s * 1000),
             )
-            pipe.zadd(names.MEMBERS_KEY, {member.id: member.renewed})
+            pipe.zadd(keys.MEMBERS_KEY, {member.id: member.renewed})
             return int(pipe.execute()[0])
 
     def leave(self, member_id: str) -> None:
         """Give the lease back at once."""
         with self.client.pipeline(transaction=False) as pipe:
-            pipe.delete(names.member_key(member_id))
-            pipe.zrem(names.MEMBERS_KEY, member_id)
+            pipe.delete(keys.member_key(member_id))
+            pipe.zrem(keys.MEMBERS_KEY, member_id)
             pipe.execute()
 
     def all(self) -> list[Member]:
         """All members whose lease holds, by address, then by when they joined."""
-        ids: list[bytes] = self.client.zrange(names.MEMBERS_KEY, 0, -1)  # type: ignore[assignment]
+        ids: list[bytes] = self.client.zrange(keys.MEMBERS_KEY, 0, -1)  # type: ignore[assignment]
         if not ids:
             return []
         texts: Iterable[bytes | None] = self.client.mget(  # type: ignore[assignment]
-            [names.member_key(item.decode()) for item in ids]
+            [keys.member_key(item.decode()) for item in ids]
         )
         found = list(zip(ids, texts, strict=True))
         gone = [item for item, text in found if text is None]
         if gone:  # by Redis's clock, not by anybody's own
             seconds, _ = self.client.time()
             # Not by id: one of them may have come back this moment.
-            self.client.zremrangebyscore(names.MEMBERS_KEY, 0, seconds - 2 * self.lease_s)
+            self.client.zremrangebyscore(keys.MEMBERS_KEY, 0, seconds - 2 * self.lease_s)
         members = [Member.from_json(text) for _, text in found if text is not None]
         return sorted(members, key=lambda m: (not m.address, m.address, m.joined, m.id))
 

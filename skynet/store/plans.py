@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import redis
 
-from skynet import names
 from skynet.errors import NoModel
 from skynet.planning.plan import Plan
 from skynet.store.leader import GUARD, fenced
+from skynet.wire import keys
 
 # KEYS: leader, epoch. ARGV: fence, the last epoch that a member knows, which a Redis that started
 # again without its data does not. Replies the next epoch.
@@ -104,18 +104,18 @@ class Plans:
 
     def ask(self, target: Target) -> Target:
         """Ask for this target from now on; returns it numbered."""
-        revision: int = self.client.incr(names.REVISION_KEY)
+        revision: int = self.client.incr(keys.REVISION_KEY)
         numbered = replace(target, revision=revision)
-        self.client.set(names.TARGET_KEY, numbered.to_json())
+        self.client.set(keys.TARGET_KEY, numbered.to_json())
         return numbered
 
     def restore(self, target: Target) -> None:
         """Ask again for a target that Redis has forgotten, unless another was asked for."""
-        self.client.set(names.TARGET_KEY, target.to_json(), nx=True)
+        self.client.set(keys.TARGET_KEY, target.to_json(), nx=True)
 
     def target(self) -> Target | None:
         """What is asked for, or None."""
-        text = self.client.get(names.TARGET_KEY)
+        text = self.client.get(keys.TARGET_KEY)
         return None if text is None else Target.from_json(cast(bytes, text))
 
     def require_target(self) -> Target:
@@ -130,22 +130,22 @@ class Plans:
 
     def ask_rebalance(self) -> None:
         """Ask the leading orchestrator to rebalance now."""
-        self.client.set(names.REBALANCE_KEY, 1, ex=60)
+        self.client.set(keys.REBALANCE_KEY, 1, ex=60)
 
     def take_rebalance(self) -> bool:
         """Has somebody asked to rebalance? Asked once, told once."""
-        return self.client.getdel(names.REBALANCE_KEY) is not None
+        return self.client.getdel(keys.REBALANCE_KEY) is not None
 
     # -- plans ---------------------------------------------------------------------------------
 
     def current(self) -> Plan | None:
         """The plan in force, or None."""
-        text = self.client.get(names.PLAN_KEY)
+        text = self.client.get(keys.PLAN_KEY)
         return None if text is None else Plan.from_json(cast(bytes, text))
 
     def texts(self) -> tuple[bytes | None, bytes | None]:
         """The plan in force and the one that is being prepared, as JSON."""
-        found: Any = self.client.mget(names.PLAN_KEY, names.NEXT_PLAN_KEY)
+        found: Any = self.client.mget(keys.PLAN_KEY, keys.NEXT_PLAN_KEY)
         return found[0], found[1]
 
     def number(self, plan: Plan, fence: str, known: int = 0) -> Plan:
@@ -155,8 +155,8 @@ class Plans:
             Fenced: whoever asks is not the leader any more.
         """
         with fenced():
-            keys = [names.LEADER_KEY, names.EPOCH_KEY]
-            return plan.with_epoch(int(self._next_epoch(keys=keys, args=[fence, known])))
+            redis_keys = [keys.LEADER_KEY, keys.EPOCH_KEY]
+            return plan.with_epoch(int(self._next_epoch(keys=redis_keys, args=[fence, known])))
 
     def publish(self, plan: Plan, fence: str, before: Plan | None = None) -> None:
         """Put a numbered plan in force; whatever was being prepared is forgotten.
@@ -164,14 +164,14 @@ class Plans:
         The messages that wait at its addresses, and at those of the plan `before`, are stale.
         """
         addresses = {*plan.addresses(), *(before.addresses() if before else ())}
-        queues = sorted(str(names.Address(*address)) for address in addresses)
+        queues = sorted(str(keys.Address(*address)) for address in addresses)
         with fenced():
             self._publish(keys=[*_keys(), *queues], args=[fence, plan.to_json()])
 
     def forget_next(self, fence: str) -> None:
         """Nothing is being prepared any more: members free what they have loaded for it."""
         with fenced():
-            self._forget(keys=[names.LEADER_KEY, names.NEXT_PLAN_KEY], args=[fence])
+            self._forget(keys=[keys.LEADER_KEY, keys.NEXT_PLAN_KEY], args=[fence])
 
     def prepare(self, plan: Plan, fence: str) -> None:
         """Let members load what they will need for a numbered plan."""
@@ -180,4 +180,4 @@ class Plans:
 
 
 def _keys() -> list[str]:
-    return [names.LEADER_KEY, names.PLAN_KEY, names.NEXT_PLAN_KEY]
+    return [keys.LEADER_KEY, keys.PLAN_KEY, keys.NEXT_PLAN_KEY]

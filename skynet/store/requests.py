@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import redis
 
-from skynet import names
 from skynet.errors import Fenced, QueueFull
+from skynet.request.record import End, Logprobs, Options, Record, Token
 from skynet.store.answer import AnswerReader
 from skynet.store.clock import RedisClock
 from skynet.store.leader import GUARD, fenced
-from skynet.store.record import End, Logprobs, Options, Record, Token
+from skynet.wire import keys
 
 __all__ = ["End", "Logprobs", "Options", "Record", "Requests", "Token"]
 
@@ -164,14 +164,14 @@ class Requests:
 
     def create_all(self, records: Sequence[Record], limit: int | None = None) -> None:
         """The same for several: all or none of them."""
-        keys = [names.ARRIVALS_KEY, names.OPEN_REQUESTS_KEY]
+        redis_keys = [keys.ARRIVALS_KEY, keys.OPEN_REQUESTS_KEY]
         arguments: list[Any] = [-1 if limit is None else limit, len(records[0].fields())]
         for record in records:
-            keys.append(names.request_key(record.id))
+            redis_keys.append(keys.request_key(record.id))
             arguments.append(record.id)
             for name, value in record.fields().items():
                 arguments += (name, value)
-        taken, number = cast(list[int], self._create(keys=keys, args=arguments))
+        taken, number = cast(list[int], self._create(keys=redis_keys, args=arguments))
         if not taken:
             raise QueueFull(
                 f"{number} requests are unfinished, the limit is {limit}: try again later, or "
@@ -180,7 +180,7 @@ class Requests:
 
     def ask_cancel(self, request_id: str) -> bool:
         """Leave a note to cancel; False if the request is unknown or has ended."""
-        return bool(self._cancel(keys=[names.request_key(request_id)], args=[]))
+        return bool(self._cancel(keys=[keys.request_key(request_id)], args=[]))
 
     def stream(
         self, request_id: str, start: int = 0, timeout_s: float | None = None
@@ -204,25 +204,25 @@ class Requests:
 
     def read(self, request_id: str) -> Record | None:
         """The record, or None when it never was or has expired."""
-        found = cast(dict[bytes, bytes], self.client.hgetall(names.request_key(request_id)))
+        found = cast(dict[bytes, bytes], self.client.hgetall(keys.request_key(request_id)))
         return Record.from_fields(request_id, found) if b"prompt" in found else None
 
     def num_open(self) -> int:
         """Requests that have not ended."""
-        return self.client.zcard(names.OPEN_REQUESTS_KEY)
+        return self.client.zcard(keys.OPEN_REQUESTS_KEY)
 
     def open_ids(self) -> list[str]:
         """Ids of requests that have not ended, first come first."""
-        found = cast(list[bytes], self.client.zrange(names.OPEN_REQUESTS_KEY, 0, -1))
+        found = cast(list[bytes], self.client.zrange(keys.OPEN_REQUESTS_KEY, 0, -1))
         return [item.decode() for item in found]
 
     def forget(self, request_id: str) -> None:
         """Take an id whose record is gone out of the queue."""
-        self.client.zrem(names.OPEN_REQUESTS_KEY, request_id)
+        self.client.zrem(keys.OPEN_REQUESTS_KEY, request_id)
 
     def emitted(self, request_id: str) -> list[Token]:
         """The tokens appended so far, in order."""
-        entries = cast(list[Any], self.client.xrange(names.tokens_key(request_id)))
+        entries = cast(list[Any], self.client.xrange(keys.tokens_key(request_id)))
         return [Token.from_fields(fields) for _, fields in entries if b"t" in fields]
 
     def emitted_tokens(self, request_id: str) -> list[int]:
@@ -233,18 +233,18 @@ class Requests:
 
     def start(self, request_ids: Sequence[str]) -> None:
         """Mark as running, unless they have ended or expired."""
-        keys = [names.request_key(request_id) for request_id in request_ids]
-        self._write(self._start, keys, [])
+        redis_keys = [keys.request_key(request_id) for request_id in request_ids]
+        self._write(self._start, redis_keys, [])
 
     def append(self, tokens: Sequence[tuple[str, Token]]) -> list[int]:
         """Append one token to each of several requests: 1 done, 0 stale, -1 done but cancelled."""
-        keys: list[str | bytes] = []
+        redis_keys: list[str | bytes] = []
         arguments: list[str | bytes | int] = []
         for request_id, token in tokens:
-            keys += (names.request_key(request_id), names.tokens_key(request_id))
+            redis_keys += (keys.request_key(request_id), keys.tokens_key(request_id))
             logprobs = "" if token.logprobs is None else token.logprobs.to_json()
             arguments += (token.index, token.id, token.text, logprobs)
-        return cast(list[int], self._write(self._append, keys, arguments))
+        return cast(list[int], self._write(self._append, redis_keys, arguments))
 
     def finish(
         self,
@@ -258,22 +258,24 @@ class Requests:
         meta: key and encoded value of its Celery result, stored and published with the end.
         tokens: of an answer that is known all at once; they are written with the end.
         """
-        keys: list[str | bytes] = [
-            names.request_key(request_id),
-            names.tokens_key(request_id),
-            names.end_key(request_id),
-            names.OPEN_REQUESTS_KEY,
+        redis_keys: list[str | bytes] = [
+            keys.request_key(request_id),
+            keys.tokens_key(request_id),
+            keys.end_key(request_id),
+            keys.OPEN_REQUESTS_KEY,
         ]
         key, result = meta or ("", "")
-        keys += [key] if key else []
+        redis_keys += [key] if key else []
         arguments: list[str | bytes | int] = [request_id, end.to_json(), self.expires_s, result]
         for token in tokens:
             arguments += (token.index, token.id, token.text)
-        return bool(self._write(self._finish, keys, arguments))
+        return bool(self._write(self._finish, redis_keys, arguments))
 
-    def _write(self, script: Any, keys: Sequence[str | bytes], arguments: Sequence[Any]) -> Any:
+    def _write(
+        self, script: Any, redis_keys: Sequence[str | bytes], arguments: Sequence[Any]
+    ) -> Any:
         fence = "" if self.fence is None else self.fence()
         if self.fence is not None and not fence:
             raise Fenced("this orchestrator does not lead: it may write nothing")
         with fenced():
-            return script(keys=[names.LEADER_KEY, *keys], args=[fence, *arguments])
+            return script(keys=[keys.LEADER_KEY, *redis_keys], args=[fence, *arguments])

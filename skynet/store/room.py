@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import redis
 
+from skynet.checkpoint.tensor_plans import TILE_HEADER_BYTES, TensorPlan
 from skynet.errors import SkynetError
 from skynet.store.connection import server_info
-from skynet.store.manifest import TILE_HEADER_BYTES, TensorPlan
 
 # Beside its value: the key (about 110 bytes of name), its entry in the dictionary and the object.
 # Measured on Valkey 9.1 with keys of 140 bytes: 250 to 300.

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import redis
 
-from skynet import names
 from skynet.errors import BadRequest, NoModel, SkynetError
 from skynet.store.manifest import Manifest
 from skynet.store.plans import Plans
 from skynet.store.staging import KEYS_AT_ONCE, drop_model
 from skynet.store.staging_lock import LOCK_S, StagingLock
 from skynet.store.weights import WeightStore
+from skynet.wire import keys
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 
@@ -39,11 +39,11 @@ class StagedModel:
 
 def list_models(client: redis.Redis) -> list[StagedModel]:
     """All models of which anything is in Redis, by name. Reads no weights."""
-    keys: dict[str, list[bytes]] = defaultdict(list)
-    for key in client.scan_iter(match=names.model_keys("*"), count=KEYS_AT_ONCE):
-        keys[names.digest_of(key)].append(key)
+    redis_keys: dict[str, list[bytes]] = defaultdict(list)
+    for key in client.scan_iter(match=keys.model_keys("*"), count=KEYS_AT_ONCE):
+        redis_keys[keys.digest_of(key)].append(key)
     used = digests_in_force(client)
-    found = [_describe(client, digest, own, used) for digest, own in keys.items()]
+    found = [_describe(client, digest, own, used) for digest, own in redis_keys.items()]
     return sorted(found, key=lambda model: (model.name, model.digest))
 
 
@@ -93,7 +93,7 @@ def remove_model(
     try:
         return drop_model(client, lock)
     finally:
-        client.delete(names.bad_tiles_key(model.digest))
+        client.delete(keys.bad_tiles_key(model.digest))
         lock.release()
 
 
@@ -117,20 +117,22 @@ def verify_model(
     return broken + [f"file {name}" for name in store.missing_files(manifest)]
 
 
-def _describe(client: redis.Redis, digest: str, keys: list[bytes], used: set[str]) -> StagedModel:
-    present = set(keys)
-    tiles = sum(names.is_tile_key(key) for key in present)
+def _describe(
+    client: redis.Redis, digest: str, redis_keys: list[bytes], used: set[str]
+) -> StagedModel:
+    present = set(redis_keys)
+    tiles = sum(keys.is_tile_key(key) for key in present)
     manifest = _readable_manifest(client, digest)
     complete = manifest is not None and all(key.encode() in present for key in _keys_of(manifest))
     return StagedModel(
         digest=digest,
         name=manifest.name if manifest else "?",
-        num_bytes=_stored_bytes(client, keys),
+        num_bytes=_stored_bytes(client, redis_keys),
         tiles=tiles,
         tiles_wanted=manifest.num_tiles if manifest else 0,
         complete=complete,
         in_force=digest in used,
-        being_staged=names.staging_lock_key(digest).encode() in present,
+        being_staged=keys.staging_lock_key(digest).encode() in present,
     )
 
 
@@ -143,11 +145,11 @@ def _readable_manifest(client: redis.Redis, digest: str) -> Manifest | None:
 
 def _keys_of(manifest: Manifest) -> Iterator[str]:
     yield from (tile.key(manifest.digest) for tile in manifest.tile_names())
-    yield from (names.file_key(manifest.digest, name) for name in manifest.files)
+    yield from (keys.file_key(manifest.digest, name) for name in manifest.files)
 
 
-def _stored_bytes(client: redis.Redis, keys: list[bytes]) -> int:
-    strings = [key for key in keys if not key.endswith(b":bad")]
+def _stored_bytes(client: redis.Redis, redis_keys: list[bytes]) -> int:
+    strings = [key for key in redis_keys if not key.endswith(b":bad")]
     total = 0
     for at in range(0, len(strings), KEYS_AT_ONCE):
         with client.pipeline(transaction=False) as pipeline:

@@ -15,20 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import redis
 
-from skynet import names, wire
+from skynet.checkpoint.tensor_plans import TensorPlan
 from skynet.errors import CheckpointError, SkynetError
 from skynet.planning.ranges import Range
 from skynet.store.connection import server_info
-from skynet.store.manifest import (
-    TRAVELS_AS,
-    Manifest,
-    StagedTensor,
-    TensorPlan,
-    Tile,
-    TileName,
-)
+from skynet.store.manifest import TRAVELS_AS, Manifest, StagedTensor, Tile, TileName
 from skynet.store.room import check_room, needed_bytes, room_message
 from skynet.store.staging_lock import StagingLock
+from skynet.wire import codec, keys
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +69,7 @@ class Stage:
     ) -> tuple[Manifest, bool]:
         """Stage all of it. The manifest, and whether it was this process that staged it."""
         with self.lock.held(waiting):
-            text = self.client.get(names.manifest_key(self.digest))
+            text = self.client.get(keys.manifest_key(self.digest))
             if text is not None:  # another staged it while this one waited
                 return Manifest.from_json(cast(bytes, text)), False
             drop_model(self.client, self.lock)  # leftovers, perhaps cut into other tiles
@@ -106,7 +100,7 @@ class Stage:
     ) -> None:
         """Write these tiles and files again, byte for byte as they were."""
         with self.lock.held(waiting):
-            text = self.client.get(names.manifest_key(self.digest))
+            text = self.client.get(keys.manifest_key(self.digest))
             if text is None or Manifest.from_json(cast(bytes, text)) != manifest:
                 raise SkynetError(
                     f"model {self.digest[:12]} was removed or staged anew while it was to be "
@@ -115,7 +109,7 @@ class Stage:
             for tile in tiles:
                 self._restage(manifest, tensors, tile)
             for name, data in files.items():
-                self._add(names.file_key(self.digest, name), data)
+                self._add(keys.file_key(self.digest, name), data)
             self._flush()
 
     def _write_all(
@@ -129,7 +123,7 @@ class Stage:
             ]
             staged[key] = StagedTensor(plan.shape, plan.dtype, plan.axis, tuple(tiles))
         for name, data in files.items():
-            self._add(names.file_key(self.digest, name), data)
+            self._add(keys.file_key(self.digest, name), data)
         self._flush()
         return staged
 
@@ -163,7 +157,7 @@ class Stage:
                 f"tensor {plan.source_name} [{part.start}, {part.stop}) was read as "
                 f"{array.dtype}{list(array.shape)}, expected {plan.dtype}{expected}"
             )
-        return wire.encode(np.ascontiguousarray(array))
+        return codec.encode(np.ascontiguousarray(array))
 
     def _add(self, key: str, payload: bytes) -> None:
         if self._waiting and self._waiting_bytes + len(payload) > BATCH_BYTES:
@@ -186,14 +180,14 @@ def drop_model(client: redis.Redis, lock: StagingLock) -> int:
 
     By DEL, not UNLINK: the memory is to be free when this returns.
     """
-    kept = {lock.key.encode(), names.bad_tiles_key(lock.digest).encode()}
-    manifest_key = names.manifest_key(lock.digest).encode()
+    kept = {lock.key.encode(), keys.bad_tiles_key(lock.digest).encode()}
+    manifest_key = keys.manifest_key(lock.digest).encode()
     dropped = 0
     if client.exists(manifest_key):
         lock.delete([manifest_key])
         dropped = 1
     found: list[bytes] = []
-    for key in client.scan_iter(match=names.model_keys(lock.digest), count=KEYS_AT_ONCE):
+    for key in client.scan_iter(match=keys.model_keys(lock.digest), count=KEYS_AT_ONCE):
         if key in kept:
             continue
         found.append(key)

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 import redis
 
-from skynet import names
 from skynet.errors import SkynetError
+from skynet.wire import keys
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class StagingLock:
         self.client = client
         self.digest = digest
         self.lock_ms = int(lock_s * 1000)
-        self.key = names.staging_lock_key(digest)
+        self.key = keys.staging_lock_key(digest)
         self.token = secrets.token_hex(16).encode()
         self._renew_at = 0.0
         self._renew = client.register_script(RENEW)
@@ -109,9 +109,9 @@ class StagingLock:
 
         self._transact(put)
 
-    def delete(self, keys: Iterable[bytes]) -> None:
+    def delete(self, redis_keys: Iterable[bytes]) -> None:
         """Free these keys at once, as `write`."""
-        self._transact(lambda pipeline: pipeline.delete(*keys))
+        self._transact(lambda pipeline: pipeline.delete(*redis_keys))
 
     def write_manifest(self, text: str) -> None:
         """Declare the staging complete.
@@ -119,8 +119,8 @@ class StagingLock:
         Raises:
             SkynetError: the lock was lost; the manifest was not written.
         """
-        keys = [self.key, names.manifest_key(self.digest)]
-        if not self._set_manifest(keys=keys, args=[self.token, text]):
+        redis_keys = [self.key, keys.manifest_key(self.digest)]
+        if not self._set_manifest(keys=redis_keys, args=[self.token, text]):
             self._lost()
 
     def _transact(self, commands: Callable[[redis.client.Pipeline], Any]) -> None:

@@ -14,21 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import redis
 
-from skynet import names, wire
+from skynet.checkpoint.tensor_plans import ITEM_BYTES, TensorPlan
 from skynet.errors import NoModel, TileCorrupted, TileMissing
 from skynet.planning.ranges import Range
 from skynet.store.bad_tiles import push_bad_tile, report_bad_tile, tile_error
-from skynet.store.manifest import (
-    ITEM_BYTES,
-    TRAVELS_AS,
-    Manifest,
-    StagedTensor,
-    TensorPlan,
-    Tile,
-    TileName,
-)
+from skynet.store.manifest import TRAVELS_AS, Manifest, StagedTensor, Tile, TileName
 from skynet.store.staging import BATCH_BYTES, Progress, Stage, TensorSource, Waiting
 from skynet.store.staging_lock import LOCK_S
+from skynet.wire import codec, keys
 
 __all__ = [
     "BATCH_BYTES",
@@ -60,7 +53,7 @@ class WeightStore:
 
     def manifest(self, digest: str) -> Manifest | None:
         """What was staged under this digest, or None: nothing, or not to the end."""
-        text = self.client.get(names.manifest_key(digest))
+        text = self.client.get(keys.manifest_key(digest))
         return None if text is None else Manifest.from_json(cast(bytes, text))
 
     def require_manifest(self, digest: str) -> Manifest:
@@ -74,11 +67,11 @@ class WeightStore:
 
     def is_staged(self, digest: str) -> bool:
         """Is there a manifest? Reads nothing."""
-        return bool(self.client.exists(names.manifest_key(digest)))
+        return bool(self.client.exists(keys.manifest_key(digest)))
 
     def read_file(self, digest: str, name: str) -> bytes | None:
         """A staged config or tokenizer file."""
-        return cast("bytes | None", self.client.get(names.file_key(digest, name)))
+        return cast("bytes | None", self.client.get(keys.file_key(digest, name)))
 
     def read_files(self, manifest: Manifest) -> dict[str, bytes]:
         """All staged files by name."""
@@ -133,8 +126,8 @@ class WeightStore:
         wanted = manifest.tile_names() if among is None else iter(among)
         bad: list[TileName] = []
         for group in _groups(manifest, wanted):
-            keys = [tile.key(manifest.digest) for tile in group]
-            payloads = cast("list[bytes | None]", self.client.mget(keys))
+            redis_keys = [tile.key(manifest.digest) for tile in group]
+            payloads = cast("list[bytes | None]", self.client.mget(redis_keys))
             for tile, payload in zip(group, payloads, strict=True):
                 known = manifest.tile(tile)
                 if payload is None or known is None or zlib.crc32(payload) != known.checksum:
@@ -148,7 +141,7 @@ class WeightStore:
         return [
             name
             for name in manifest.files
-            if not self.client.exists(names.file_key(manifest.digest, name))
+            if not self.client.exists(keys.file_key(manifest.digest, name))
         ]
 
     def restage_tiles(
@@ -239,8 +232,8 @@ class StagedWeights:
         region: Range,
         result: npt.NDArray[Any],
     ) -> None:
-        keys = [names.tile_key(self.manifest.digest, name, index) for index, _ in wanted]
-        payloads: list[bytes | None] = self.client.mget(keys)  # type: ignore[assignment]
+        redis_keys = [keys.tile_key(self.manifest.digest, name, index) for index, _ in wanted]
+        payloads: list[bytes | None] = self.client.mget(redis_keys)  # type: ignore[assignment]
         for (index, tile), payload in zip(wanted, payloads, strict=True):
             array = _check_tile(self.manifest.digest, name, index, tensor, tile, payload)
             both = Range(tile.start, tile.stop).overlap(region)
@@ -262,7 +255,7 @@ def _check_tile(
     if zlib.crc32(payload) != tile.checksum:
         message = f"{where} does not match its checksum: stage the model again"
         raise tile_error(TileCorrupted, message, digest, own)
-    array = wire.decode(payload)
+    array = codec.decode(payload)
     expected = list(tensor.shape)
     expected[tensor.axis] = tile.stop - tile.start
     if not isinstance(array, np.ndarray) or list(array.shape) != expected:

@@ -17,29 +17,29 @@ import numpy as np
 import redis
 from celery.exceptions import Ignore
 
-from skynet import names
-from skynet.chords import next_span
+from skynet.chords.messenger import next_span
 from skynet.errors import PeerLost, ShardFailed, ShardUnready
-from skynet.names import Address
 from skynet.planning.ranges import Range
 from skynet.settings import settings
-from skynet.step import Part, Step
 from skynet.store.connection import connect
 from skynet.store.leader import leader_of
 from skynet.store.lease import Lease
 from skynet.store.members import FAILED, LOADING, READY, Member
 from skynet.store.plans import Plans
-from skynet.worker.keeper import Keeper, Place
+from skynet.wire import keys
+from skynet.wire.keys import Address
+from skynet.wire.step import Part, Step
 from skynet.worker.memory import free_memory
+from skynet.worker.plan_follower import Keeper, Place
 
 if TYPE_CHECKING:
-    from skynet.celery import SkynetCelery
+    from skynet.chords.app import SkynetCelery
 
 logger = logging.getLogger(__name__)
 
 SETTLE_S = 0.1
 # A pop of a queue that this worker has left may still be under way in Redis and take a message.
-LINGER_S = names.POP_S + 0.3
+LINGER_S = keys.POP_S + 0.3
 LEAVE_S = 25.0  # below the 30 s that containers are given to stop
 
 
@@ -216,7 +216,7 @@ class ShardRuntime:
             )
         logger.info("step %d is for another worker of %s: given back", number, queue)
         self.app.messenger.give_back(
-            names.RUN_SPAN_TASK,
+            keys.RUN_SPAN_TASK,
             [epoch, number, *rest],
             queue,
             group_id=request.group,
@@ -228,14 +228,14 @@ class ShardRuntime:
     def _compute(self, place: Place, step: Step, span: Range, hidden: bytes | None) -> Part:
         import torch
 
-        from skynet.worker.all_sum import AllSum
+        from skynet.worker.all_reduce import AllSum
 
         if self.keeper.threads_changed:
             torch.set_num_threads(self.keeper.threads_changed)
             self.keeper.threads_changed = 0
         exchange = place.exchange
         started, exchange.waited_s = time.perf_counter(), 0.0
-        key = names.step_key(step.epoch, step.number)
+        key = keys.step_key(step.epoch, step.number)
         exchange.still_wanted = lambda: (
             self.keeper.place is place and bool(self._client.exists(key))
         )
@@ -275,13 +275,13 @@ class ShardRuntime:
         epoch, known = place.plan.epoch, place.guard.steps.get(number)
         if known is None and rows is not None:
             known = _remember(place, rows)
-        rows_key = names.step_key(epoch, number)
-        hidden_key = names.hidden_key(names.chord_id(epoch, number, start))
-        keys = [rows_key] if known is None else []
+        rows_key = keys.step_key(epoch, number)
+        hidden_key = keys.hidden_key(keys.chord_id(epoch, number, start))
+        redis_keys = [rows_key] if known is None else []
         if hidden is None and start > (known[0].start if known else 0):
-            keys.append(hidden_key)
-        values: list[bytes | None] = self._client.mget(keys) if keys else []  # type: ignore[assignment]
-        found = dict(zip(keys, values, strict=True))
+            redis_keys.append(hidden_key)
+        values: list[bytes | None] = self._client.mget(redis_keys) if redis_keys else []  # type: ignore[assignment]
+        found = dict(zip(redis_keys, values, strict=True))
         if known is None:
             known = _remember(place, found[rows_key], rows_key)
         if start == known[0].start:

@@ -8,14 +8,15 @@ from collections.abc import Callable
 import redis
 import torch
 
+from skynet.checkpoint.tensor_plans import ITEM_BYTES
 from skynet.layers.shard_model import ShardModel
-from skynet.models import load_architecture
-from skynet.names import Address
+from skynet.models.registry import load_architecture
 from skynet.planning.memory import shard_weight_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.shard import shard_class
-from skynet.store.weights import ITEM_BYTES, StagedWeights, WeightStore
+from skynet.store.weights import StagedWeights, WeightStore
+from skynet.wire.keys import Address
+from skynet.worker.shard_class import shard_class
 
 
 class TensorFetcher:

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import redis
 
-from skynet import names
-from skynet.guardian import Guardian
+from skynet.local.reaper import Guardian
+from skynet.wire import keys
 from tests.chaos.server import PersistentServer
 from tests.cluster.proxy import Proxy
 
@@ -112,12 +112,12 @@ class ChaosCluster:
         stages, shards = self.shape
         for stage in range(stages):
             for shard in range(shards):
-                address = str(names.Address(stage, shard))
+                address = str(keys.Address(stage, shard))
                 self.add_slot(f"worker-{address}", address if self.pinned else "")
         for number in range(self._num_spares):
             self.add_slot(f"spare-{number}", "")
         for number in range(self._num_orchestrators):
-            self.add_slot(f"orchestrator-{number}", names.ORCHESTRATOR_QUEUE)
+            self.add_slot(f"orchestrator-{number}", keys.ORCHESTRATOR_QUEUE)
         self._supervisor.start()
 
     def stop(self) -> None:
@@ -157,11 +157,11 @@ class ChaosCluster:
 
     @property
     def shard_slots(self) -> list[Slot]:
-        return [slot for slot in self.slots if slot.queue != names.ORCHESTRATOR_QUEUE]
+        return [slot for slot in self.slots if slot.queue != keys.ORCHESTRATOR_QUEUE]
 
     @property
     def orchestrator_slots(self) -> list[Slot]:
-        return [slot for slot in self.slots if slot.queue == names.ORCHESTRATOR_QUEUE]
+        return [slot for slot in self.slots if slot.queue == keys.ORCHESTRATOR_QUEUE]
 
     def add_slot(self, name: str, queue: str) -> Slot:
         """Start one more worker; every second one goes through the proxy."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import redis
 
-from skynet import names
+from skynet.wire import keys
 from tests.chaos.cluster import ChaosCluster, Slot
 from tests.cluster.proxy import Direction
 
@@ -205,8 +205,8 @@ def lose_messages(attack: Attack) -> None:
 
 def _queues(attack: Attack) -> list[str]:
     stages, shards = attack.cluster.shape
-    addresses = [str(names.Address(i, j)) for i in range(stages) for j in range(shards)]
-    return [*addresses, names.ORCHESTRATOR_QUEUE]
+    addresses = [str(keys.Address(i, j)) for i in range(stages) for j in range(shards)]
+    return [*addresses, keys.ORCHESTRATOR_QUEUE]
 
 
 def _take(client: redis.Redis, queues: list[str], seconds: float) -> tuple[bytes, bytes] | None:
@@ -215,8 +215,8 @@ def _take(client: redis.Redis, queues: list[str], seconds: float) -> tuple[bytes
 
 def corrupt_tile(attack: Attack) -> None:
     """Wrong bytes in a staged tile while somebody must load it; then the right ones again."""
-    keys = attack.patiently(lambda client: sorted(client.scan_iter("skynet:model:*:tile:*")))
-    key = attack.chance.choice(keys)
+    redis_keys = attack.patiently(lambda client: sorted(client.scan_iter("skynet:model:*:tile:*")))
+    key = attack.chance.choice(redis_keys)
     right = attack.patiently(lambda client: cast(bytes, client.get(key)))
     wrong = bytearray(right)
     for _ in range(8):

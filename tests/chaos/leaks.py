@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import redis
 
-from skynet import names
+from skynet.wire import keys as redis_keys
 from tests.chaos.cluster import ChaosCluster
 
 SETTLE_S = 150.0  # keys of steps have a time to live
@@ -61,7 +61,11 @@ def forget_requests(client: redis.Redis) -> None:
 
     And reports of tiles that the harness itself has corrupted and put right, kept for an hour.
     """
-    for pattern in ("celery-task-meta-*", names.request_key("*"), names.bad_tiles_key("*")):
+    for pattern in (
+        "celery-task-meta-*",
+        redis_keys.request_key("*"),
+        redis_keys.bad_tiles_key("*"),
+    ):
         batch = list(client.scan_iter(pattern, count=1000))
         for start in range(0, len(batch), 500):
             client.delete(*batch[start : start + 500])

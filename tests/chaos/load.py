@@ -14,7 +14,7 @@ import kombu.exceptions
 import kombu.pools
 import redis
 
-from skynet.client import Client, Generation
+from skynet.client.client import Client, Generation
 from skynet.errors import ClusterUnreachable, RequestCancelled, SkynetError
 
 T = TypeVar("T")

@@ -13,8 +13,9 @@ from typing import Any, cast
 
 import redis
 
-from skynet import names
-from skynet.store.requests import Record, Requests
+from skynet.request.record import Record
+from skynet.store.requests import Requests
+from skynet.wire import keys
 from tests.chaos.load import Case, Outcome
 
 SHOWN = 12  # tokens shown around the first wrong one
@@ -49,7 +50,7 @@ def judge(
         if outcome.id not in known:
             problems.append("accepted, and its record is lost")
         verdict.wrong += [f"client of {outcome.id} ({outcome.mode}): {p}" for p in problems]
-    still_open = client.zcard(names.OPEN_REQUESTS_KEY)
+    still_open = client.zcard(keys.OPEN_REQUESTS_KEY)
     if still_open:
         verdict.wrong.append(f"{still_open} requests are still open")
     verdict.token_times.sort()
@@ -88,8 +89,8 @@ def difference(found: list[int], expected: list[int], *, whole: bool = True) -> 
 
 def _records(client: redis.Redis) -> Iterator[Record]:
     requests = Requests(client, 60)
-    for key in client.scan_iter(f"{names.request_key('*')}", count=1000):
-        request_id = key.decode().removeprefix(names.request_key(""))
+    for key in client.scan_iter(f"{keys.request_key('*')}", count=1000):
+        request_id = key.decode().removeprefix(keys.request_key(""))
         if ":" not in request_id and request_id:
             record = requests.read(request_id)
             if record is not None:
@@ -99,7 +100,7 @@ def _records(client: redis.Redis) -> Iterator[Record]:
 def _record_problems(
     client: redis.Redis, record: Record, answers: Mapping[Case, list[int]], verdict: Verdict
 ) -> Iterator[str]:
-    entries = cast(list[Any], client.xrange(names.tokens_key(record.id)))
+    entries = cast(list[Any], client.xrange(keys.tokens_key(record.id)))
     tokens = [(int(f[b"i"]), int(f[b"t"])) for _, f in entries if b"t" in f]
     ends = [json.loads(f[b"end"]) for _, f in entries if b"end" in f]
     verdict.token_times += [

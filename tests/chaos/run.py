@@ -11,11 +11,11 @@ from pathlib import Path
 
 import redis
 
-from skynet import names
-from skynet.client import Client
-from skynet.models.checkpoint import open_checkpoint
+from skynet.checkpoint.checkpoint import open_checkpoint
+from skynet.client.client import Client
 from skynet.settings import settings
-from skynet.splitting import skysplit
+from skynet.staging.split import skysplit
+from skynet.wire import keys
 from tests.chaos import leaks, oracle
 from tests.chaos.cluster import ChaosCluster
 from tests.chaos.faults import FAULTS, Attack
@@ -205,7 +205,7 @@ class Run:
         try:
             wait_for(
                 "every request to end",
-                lambda: not client.zcard(names.OPEN_REQUESTS_KEY),
+                lambda: not client.zcard(keys.OPEN_REQUESTS_KEY),
                 self.plan.request_timeout_s + GRACE_S,
             )
         except AssertionError as error:

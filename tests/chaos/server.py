@@ -8,7 +8,7 @@ from pathlib import Path
 
 import redis
 
-from skynet.store.server import server_binary
+from skynet.local.server import server_binary
 from tests.cluster.processes import wait_for
 
 CONFIG = """\

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from skynet.client import Client
-from skynet.models.checkpoint import Checkpoint
+from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.client.client import Client
 from tests.chaos.cases import greedy_answers, make_cases, stopped_cases
 from tests.chaos.load import Case
 from tests.chaos.oracle import difference

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from checkpoints import Tiny, make_tiny
 
-from skynet.local import LocalCluster
+from skynet.local.cluster import LocalCluster
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from processes import wait_for
 
-from skynet.client import Generation
-from skynet.local import LocalCluster
+from skynet.client.client import Generation
+from skynet.local.cluster import LocalCluster
 from skynet.store.events import Event, Events
 from skynet.store.members import Member, Members
 

@@ -14,11 +14,11 @@ from checkpoints import Tiny, letters
 from processes import wait_for
 from transformers import AutoModelForCausalLM
 
-from skynet.client import Generation
-from skynet.completion import Completion
+from skynet.cli.status import cluster_status
+from skynet.client.client import Generation
 from skynet.errors import BadRequest, RequestCancelled, RequestTimeout
-from skynet.local import LocalCluster
-from skynet.status import cluster_status
+from skynet.local.cluster import LocalCluster
+from skynet.request.completion import Completion
 from skynet.store.connection import connect
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]

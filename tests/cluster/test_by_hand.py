@@ -16,12 +16,12 @@ import redis
 from checkpoints import Tiny, letters
 from processes import command, wait_for
 
-from skynet import names
-from skynet.client import Client
+from skynet.client.client import Client
 from skynet.errors import NoModel
-from skynet.splitting import skysplit
+from skynet.local.server import EmbeddedServer
+from skynet.staging.split import skysplit
 from skynet.store.members import Member, Members
-from skynet.store.server import EmbeddedServer
+from skynet.wire import keys
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 NEW = 24
@@ -100,7 +100,7 @@ def test_a_cluster_by_hand(
         wait_for("one that stands by", lambda: states() == ["leading", "ready", "spare"])
     # And whoever is told to end gives its lease back
     assert members(client) == {}
-    assert client.exists(names.ENGINE_KEY) == 0
+    assert client.exists(keys.ENGINE_KEY) == 0
 
 
 def test_requests_wait_for_workers_that_come_later(
@@ -113,7 +113,7 @@ def test_requests_wait_for_workers_that_come_later(
     assert status["missing"] == ["stage0.shard0", "orchestrator"]
     assert status["requests"]["open"] == 3
     # When one of their messages is lost, and workers come
-    client.rpop(names.ORCHESTRATOR_QUEUE)
+    client.rpop(keys.ORCHESTRATOR_QUEUE)
     with ExitStack() as stack:
         for place in ("orchestrator", "stage0.shard0"):
             stack.enter_context(

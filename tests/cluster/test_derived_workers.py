@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from checkpoints import letters, make_tiny
 
-from skynet.local import LocalCluster
-from skynet.status import cluster_status
+from skynet.cli.status import cluster_status
+from skynet.local.cluster import LocalCluster
 
 pytestmark = pytest.mark.cluster
 

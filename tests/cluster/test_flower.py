@@ -15,8 +15,8 @@ import pytest
 from checkpoints import Tiny
 from processes import command, wait_for
 
-from skynet import names
-from skynet.local import LocalCluster
+from skynet.local.cluster import LocalCluster
+from skynet.wire import keys
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 Tasks = dict[str, dict[str, Any]]
@@ -72,7 +72,7 @@ def test_requests_are_tasks_and_shard_tasks_are_not_shown(
         prompt = tiny.prompts[0]
         task = shown(cluster, tasks, prompt)
         # Then the task tells the prompt's length and the tokens made
-        assert task["name"] == names.GENERATE_TASK
+        assert task["name"] == keys.GENERATE_TASK
         assert str(len(prompt)) in task["args"]
         assert f'"prompt_tokens": {len(prompt)}' in task["kwargs"]
         assert "5 tokens, length" in task["result"]
@@ -87,7 +87,7 @@ def test_requests_are_tasks_and_shard_tasks_are_not_shown(
             lambda: tasks().get(cancelled.id, {}).get("state") == "REVOKED",
         )
         # And no task of a shard is there
-        assert {task["name"] for task in tasks().values()} - {None} == {names.GENERATE_TASK}
+        assert {task["name"] for task in tasks().values()} - {None} == {keys.GENERATE_TASK}
 
 
 def test_traced_shard_tasks_are_shown(tiny: Tiny, tmp_path: Path) -> None:
@@ -99,21 +99,21 @@ def test_traced_shard_tasks_are_shown(tiny: Tiny, tmp_path: Path) -> None:
             # When a request is answered
             task = shown(traced, tasks, tiny.prompts[0])
             # Then it is there
-            assert task["name"] == names.GENERATE_TASK
+            assert task["name"] == keys.GENERATE_TASK
             # And so is every kind of hop: on each shard, between layers, and at the end
 
             def spans() -> set[str]:
                 return {
                     str(task["worker"]).split("@")[0]
                     for task in tasks().values()
-                    if task["name"] == names.RUN_SPAN_TASK and task["state"] == "SUCCESS"
+                    if task["name"] == keys.RUN_SPAN_TASK and task["state"] == "SUCCESS"
                 }
 
             wait_for("spans of both shards", lambda: spans() == {"stage0.shard0", "stage0.shard1"})
             kinds = {task["name"] for task in tasks().values()}
-            assert kinds >= {names.RUN_SPAN_TASK, names.ADVANCE_TASK, names.FINISH_STEP_TASK}
+            assert kinds >= {keys.RUN_SPAN_TASK, keys.ADVANCE_TASK, keys.FINISH_STEP_TASK}
             layers = [
-                task["args"] for task in tasks().values() if task["name"] == names.RUN_SPAN_TASK
+                task["args"] for task in tasks().values() if task["name"] == keys.RUN_SPAN_TASK
             ]
             assert all(any(f"layers [{n}, {n + 1})" in args for args in layers) for n in range(4))
             # And traced answers are right

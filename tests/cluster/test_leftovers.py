@@ -16,13 +16,13 @@ from checkpoints import Tiny
 from processes import is_gone, wait_for
 
 from skynet.errors import CheckpointError, PlanError, SkynetError
-from skynet.local import LocalCluster
+from skynet.local.cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 PARENT = """
 import signal, sys
-from skynet.local import LocalCluster
+from skynet.local.cluster import LocalCluster
 cluster = LocalCluster(sys.argv[1], 1, 2, "float32")
 cluster.start()
 assert len(cluster.submit_prompt([1, 2], max_tokens=3).get(timeout=60).token_ids) == 3

@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 
-from skynet.local import LocalCluster
-from skynet.models.checkpoint import Checkpoint
-from skynet.text import Text
+from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.local.cluster import LocalCluster
+from skynet.tokenizer.text import Text
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 

@@ -15,7 +15,7 @@ import transformers
 from checkpoints import VOCAB, letters, save_tokenizer
 
 from skynet.errors import BadRequest
-from skynet.local import LocalCluster
+from skynet.local.cluster import LocalCluster
 
 pytestmark = pytest.mark.cluster
 

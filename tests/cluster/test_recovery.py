@@ -25,12 +25,12 @@ from disturbed import (
 )
 from processes import is_gone, wait_for
 
-from skynet import names
-from skynet.client import Client, Generation
+from skynet.client.client import Client, Generation
 from skynet.errors import QueueFull, RequestCancelled, RequestLost, RequestTimeout, SkynetError
-from skynet.local import LocalCluster
+from skynet.local.cluster import LocalCluster
 from skynet.store.leader import leader_of
 from skynet.store.plans import Plans
+from skynet.wire import keys
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -281,7 +281,7 @@ def test_priorities_limits_deadlines_and_cancels_hold(
 
 
 def _ended(cluster: LocalCluster, generation: Generation) -> bytes:
-    entries = cluster.client.redis.xrange(names.tokens_key(generation.id))
+    entries = cluster.client.redis.xrange(keys.tokens_key(generation.id))
     return bytes(entries[-1][0])  # type: ignore[index]
 
 

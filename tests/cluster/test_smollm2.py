@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from skynet.local import LocalCluster
-from skynet.models.checkpoint import Checkpoint
+from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.local.cluster import LocalCluster
 from skynet.store.members import Members
-from skynet.text import Text
+from skynet.tokenizer.text import Text
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 NEW = 24

@@ -12,11 +12,11 @@ from disturbed import heal, kill, leader_pid, name_of, whole, worker_with_a_plac
 from seq2seq import TEXTS, VARIED, Translator, make_translator
 from tokenizers import Tokenizer
 
-from skynet.client import Generation
+from skynet.checkpoint.text_files import text_files
+from skynet.client.client import Generation
 from skynet.errors import BadRequest
-from skynet.local import LocalCluster
-from skynet.models.tokenizer_files import text_files
-from skynet.text import Text
+from skynet.local.cluster import LocalCluster
+from skynet.tokenizer.text import Text
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 

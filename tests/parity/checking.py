@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from skynet.check import Report, check_model
-from skynet.check.ours import CheckpointFetch
-from skynet.models import load_architecture
-from skynet.models.checkpoint import Checkpoint
+from skynet.check.skynet_shards import CheckpointFetch
+from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.models.registry import load_architecture
 from skynet.planning.ranges import Range
 
 Damage = Callable[[str, Range, torch.Tensor], torch.Tensor]

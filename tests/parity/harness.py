@@ -14,21 +14,16 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from skynet.derived.derive import derive
-from skynet.models import (
-    FAMILIES,
-    Architecture,
-    load_architecture,
-    resolve_names,
-    settled,
-    staged_tensors,
-)
-from skynet.models.derived import KEY
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.generic import KEY
+from skynet.architecture.tensors import resolve_names, staged_tensors
+from skynet.models.registry import FAMILIES, load_architecture, settled
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.planning.split import make_plan
-from skynet.shard import shard_class
-from skynet.step import Candidates, Row, Step, Want
+from skynet.transformers_backend.derive import derive
+from skynet.wire.step import Candidates, Row, Step, Want
+from skynet.worker.shard_class import shard_class
 
 WAIT_S = 30.0
 

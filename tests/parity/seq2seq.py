@@ -14,7 +14,7 @@ import transformers
 from harness import Checkpoint, Cluster, full_logits
 from model_families import encoder_decoder_config
 
-from skynet.step import Row, Want
+from skynet.wire.step import Row, Want
 
 # Two of one length, which are read in one call, and others.
 TEXTS = [

@@ -16,7 +16,7 @@ import transformers
 from harness import Checkpoint, Cluster
 
 from skynet.planning.split import make_plan
-from skynet.step import Row, Want
+from skynet.wire.step import Row, Want
 
 SIZES = {  # of SmolLM2-135M
     "vocab_size": 49152,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from model_families import FAMILIES, NEVER_TIED
 from references import save_random_model
 
-from skynet.step import Row, Want
+from skynet.wire.step import Row, Want
 
 PROMPT = [5, 6, 7, 30, 2, 9, 11, 3, 27, 1]
 CHUNK = 4  # of the prompt that is computed first; then the rest but two tokens, then those

@@ -17,9 +17,9 @@ from model_families import ENCODER_HEADS, ENCODERS
 from references import Encoder, save_random_encoder
 from transformers import TextClassificationPipeline
 
-from skynet.engine.reading import Reading
-from skynet.step import Read, Row
-from skynet.task_names import CLASSIFY, EMBED, FILL_MASK, POOLINGS
+from skynet.engine.text_answers import Reading
+from skynet.request.task_names import CLASSIFY, EMBED, FILL_MASK, POOLINGS
+from skynet.wire.step import Read, Row
 
 ACTIVATIONS = ["gelu", "gelu_new", "relu", "silu"]
 BERT: dict[str, list[Any]] = {

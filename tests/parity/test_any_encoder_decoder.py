@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from model_families import ENCODER_DECODERS
 from seq2seq import Translator, make_translator
 
-from skynet.step import Row, Want
+from skynet.wire.step import Row, Want
 
 FLAG = [False, True]
 ACTIVATIONS = ["gelu", "gelu_new", "relu", "silu"]

@@ -18,8 +18,8 @@ from test_engine_parity import InProcess
 
 from skynet.engine.engine import Engine
 from skynet.engine.sequence import Sequence as Generated
-from skynet.store.requests import Options, Record
-from skynet.text import StopStrings, Text
+from skynet.request.record import Options, Record
+from skynet.tokenizer.text import StopStrings, Text
 
 NEW = 14
 SHAPES = [(1, 1), (1, 3), (2, 2)]

@@ -14,10 +14,10 @@ from references import save_random_model
 
 from skynet.check import check_model
 from skynet.check.compare import difference
-from skynet.check.ours import CheckpointFetch
+from skynet.check.skynet_shards import CheckpointFetch
+from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.cli import main
 from skynet.errors import BadRequest, PlanError, UnsupportedModel
-from skynet.models.checkpoint import Checkpoint
 from skynet.planning.ranges import Range
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from seq2seq import VARIANTS, make_translator
 
 from skynet.check import check_model
-from skynet.check.their_weights import TheirWeights
+from skynet.check.reference_weights import TheirWeights
 from skynet.cli import main
 from skynet.errors import PlanError
 

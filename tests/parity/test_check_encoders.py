@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from skynet.check import check_model
 from skynet.check.compare import Difference
+from skynet.check.reference_weights import TheirWeights
 from skynet.check.report import Answer
-from skynet.check.their_weights import TheirWeights
-from skynet.models.checkpoint import Checkpoint
+from skynet.checkpoint.checkpoint import Checkpoint
 
 MASKED, CLASSIFIER = "ForMaskedLM", "ForSequenceClassification"
 MASK = 4

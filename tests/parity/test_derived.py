@@ -19,12 +19,12 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from skynet.derived.derive import derive
+from skynet.architecture.generic import KEY
 from skynet.errors import UnsupportedModel
-from skynet.models import FAMILIES
-from skynet.models.derived import KEY
-from skynet.models.derived_types import REFUSED, RUN, TRANSFORMERS
-from skynet.step import Read, Row
+from skynet.models.registry import FAMILIES
+from skynet.transformers_backend.derive import derive
+from skynet.wire.step import Read, Row
+from tests.transformers_types import REFUSED, RUN, TRANSFORMERS
 
 # Stages, shards, layers per chord. Heads over 3 shards are 2, 1 and 3, in 2 KV groups.
 SHAPES = [(1, 1, LAYER), (1, 2, STAGE), (2, 2, LAYER), (2, 3, STAGE)]

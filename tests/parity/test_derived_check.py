@@ -14,16 +14,16 @@ from references import save_random_model
 from torch import nn
 from transformers.models.arcee.modeling_arcee import ArceeMLP, ArceeModel
 
+from skynet.architecture.generic import Derived
 from skynet.check import check_model
-from skynet.check.ours import CheckpointFetch
 from skynet.check.self_test import self_test
+from skynet.check.skynet_shards import CheckpointFetch
 from skynet.cli import main
-from skynet.derived.opening import describe, open_model
 from skynet.errors import UnsupportedModel
-from skynet.models import load_architecture
-from skynet.models.derived import Derived
+from skynet.models.registry import load_architecture
 from skynet.planning.ranges import Range
-from skynet.splitting import draft_plan, skysplit
+from skynet.staging.split import draft_plan, skysplit
+from skynet.transformers_backend.opening import describe, open_model
 
 EQUAL = ["apertus", "glm", "hunyuan_v1_dense", "nanochat", "olmo3", "vaultgemma"]
 EQUAL += ["exaone_moe", "minimax_m2", "qwen2_moe"]  # mixtures of experts

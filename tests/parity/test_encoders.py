@@ -11,8 +11,8 @@ from harness import cluster_of
 from model_families import ENCODERS
 from references import Encoder, save_random_encoder
 
-from skynet.engine.reading import predictions
-from skynet.step import Read, Row
+from skynet.engine.text_answers import predictions
+from skynet.wire.step import Read, Row
 
 LAYER, STAGE = 1, 99
 SHAPES = [(1, 1, LAYER), (1, 2, STAGE), (2, 2, LAYER), (2, 3, STAGE), (1, 4, STAGE)]

@@ -12,9 +12,9 @@ from references import NEW_TOKENS, OUTGROWN, PROMPTS, Reference
 from skynet.engine.engine import Engine
 from skynet.engine.sequence import Sequence
 from skynet.errors import SkynetError
-from skynet.step import Part, Step
-from skynet.store.requests import Options, Record, Token
-from skynet.text import StopStrings, Text
+from skynet.request.record import Options, Record, Token
+from skynet.tokenizer.text import StopStrings, Text
+from skynet.wire.step import Part, Step
 
 SAMPLED = [
     Options(max_tokens=20, temperature=0.8, seed=1),

@@ -17,8 +17,8 @@ from test_engine_parity import InProcess
 
 from skynet.engine.engine import Engine
 from skynet.engine.sequence import Sequence as Generated
-from skynet.store.requests import Logprobs, Options, Record, Token
-from skynet.text import StopStrings, Text
+from skynet.request.record import Logprobs, Options, Record, Token
+from skynet.tokenizer.text import StopStrings, Text
 
 NEW = 20
 SHAPES = [(1, 3), (2, 2)]

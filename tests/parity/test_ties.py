@@ -19,10 +19,10 @@ from references import save_random_encoder, save_random_model
 from safetensors.torch import load_file, save_file
 from seq2seq import TEXTS, decoder_logits, make_translator, read
 
+from skynet.architecture.tensors import staged_tensors
 from skynet.check import check_model
-from skynet.models import checkpoint as opening
-from skynet.models import staged_tensors
-from skynet.step import Read, Row
+from skynet.checkpoint import checkpoint as opening
+from skynet.wire.step import Read, Row
 
 STAGE = 99
 PROMPT = [5, 6, 7, 100, 2, 9, 11, 3]

@@ -7,15 +7,15 @@ from base64 import b64decode
 from typing import Any
 
 import redis
+from skynet.chords.app import AddressAMQP, SkynetCelery
 
-from skynet import wire
-from skynet.celery import AddressAMQP, SkynetCelery
-from skynet.chords import Messenger
-from skynet.models import load_architecture
+from skynet.chords.messenger import Messenger
+from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
 from skynet.store.connection import backend_url, broker_url
 from skynet.store.resp import RespConnection
+from skynet.wire import codec
 
 TTL_S = 60
 
@@ -58,6 +58,6 @@ def decoded_body(message: dict[str, Any]) -> Any:
     if message["properties"]["body_encoding"] != "base64":
         raise AssertionError(f"body encoding {message['properties']['body_encoding']}")
     raw = b64decode(message["body"])
-    if message["content-type"] == wire.CONTENT_TYPE:
-        return wire.decode(raw)
+    if message["content-type"] == codec.CONTENT_TYPE:
+        return codec.decode(raw)
     return json.loads(raw)

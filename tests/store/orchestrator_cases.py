@@ -13,16 +13,17 @@ import redis
 from chord_cases import queued
 from waiting import wait_for
 
-from skynet import names
-from skynet.engine.runtime import OrchestratorRuntime
-from skynet.names import Address
+from skynet.orchestrator.runtime import OrchestratorRuntime
 from skynet.planning.plan import Plan
-from skynet.step import Candidates, Part
+from skynet.request.record import Options, Record
 from skynet.store.connection import connect
 from skynet.store.members import READY, SPARE, Member, Members
 from skynet.store.plans import Plans, Target
-from skynet.store.requests import Options, Record, Requests
+from skynet.store.requests import Requests
 from skynet.store.weights import WeightStore
+from skynet.wire import keys
+from skynet.wire.keys import Address
+from skynet.wire.step import Candidates, Part
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -161,6 +162,6 @@ def parts(token: int, num_shards: int = 2) -> list[bytes]:
     return [Part(candidates=[offer], compute_s=0.001).encode() for offer in offers]
 
 
-def in_queue(client: redis.Redis, queue: str = names.ORCHESTRATOR_QUEUE) -> list[list[Any]]:
+def in_queue(client: redis.Redis, queue: str = keys.ORCHESTRATOR_QUEUE) -> list[list[Any]]:
     """[task, arguments] of the messages in a queue, which is empty then."""
     return [[m["headers"]["task"], m["body"][0]] for m in queued(client, queue)]

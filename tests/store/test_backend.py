@@ -12,14 +12,14 @@ from celery.app.trace import build_tracer
 from celery.backends.redis import RedisBackend
 from celery.exceptions import Ignore
 from chord_cases import queued, tiny_plan
+from skynet.chords.app import SkynetCelery
 
-from skynet import names
-from skynet.celery import SkynetCelery
-from skynet.chords import body_signature
+from skynet.chords.messenger import body_signature
 from skynet.errors import PeerLost
 from skynet.planning.ranges import Range
-from skynet.step import Part
 from skynet.store.resp import command
+from skynet.wire import keys
+from skynet.wire.step import Part
 
 GROUP = "5.7.3"
 LAST = Range(3, 4)
@@ -34,17 +34,17 @@ class Shards:
         self.body = body_signature(tiny_plan(2, num_shards), 7, span, num_shards, 0.25)
         results, advanced = self.results, self.advanced
         app.finalize()
-        for name in (names.RUN_SPAN_TASK, names.ADVANCE_TASK):
+        for name in (keys.RUN_SPAN_TASK, keys.ADVANCE_TASK):
             app.tasks.pop(name, None)  # the real ones, if another test has imported them
 
-        @app.task(name=names.RUN_SPAN_TASK, bind=True, ignore_result=True, shared=False)
+        @app.task(name=keys.RUN_SPAN_TASK, bind=True, ignore_result=True, shared=False)
         def run_span(self: Any) -> Any:
             result = results[self.request.group_index]
             if isinstance(result, Exception):
                 raise result
             return result
 
-        @app.task(name=names.ADVANCE_TASK, ignore_result=True, send_events=False, shared=False)
+        @app.task(name=keys.ADVANCE_TASK, ignore_result=True, send_events=False, shared=False)
         def advance(*args: Any) -> None:
             advanced.append(list(args))
             if args[0] == [b"broken"]:
@@ -74,8 +74,8 @@ def part(number: float) -> Part:
 def finished(client: redis.Redis) -> list[list[float]]:
     """The bodies that were sent: each one's parts, by what they hold."""
     bodies = []
-    for message in queued(client, names.ORCHESTRATOR_QUEUE):
-        assert message["headers"]["task"] == names.FINISH_STEP_TASK
+    for message in queued(client, keys.ORCHESTRATOR_QUEUE):
+        assert message["headers"]["task"] == keys.FINISH_STEP_TASK
         parts, *args = message["body"][0]
         assert args == [5, 7, 4, 0.25]
         bodies.append([Part.decode(data).compute_s for data in parts])
@@ -91,13 +91,13 @@ def test_the_last_part_sends_the_body_with_all_parts_by_shard(
     # When they return in any order
     for shard in order[:2]:
         shards.run(shard, part(shard))
-        assert client.llen(names.ORCHESTRATOR_QUEUE) == 0
+        assert client.llen(keys.ORCHESTRATOR_QUEUE) == 0
     shards.run(order[2], part(order[2]))
     # Then the body has the parts in the order of the shards
     assert finished(client) == [[0, 1, 2]]
     # And Celery has stored no result; what is left expires
     left = client.keys("*")
-    assert left == [names.chord_key(GROUP).encode()]
+    assert left == [keys.chord_key(GROUP).encode()]
     assert 0 < client.pttl(left[0]) <= 60_000  # type: ignore[index, operator]
 
 
@@ -142,8 +142,8 @@ def test_a_failed_part_ends_the_step_at_once(app: SkynetCelery, client: redis.Re
     shards.run(2, ValueError("later"))
     shards.run(0, part(0))
     # Then the orchestrator is told once, with the first cause
-    (message,) = queued(client, names.ORCHESTRATOR_QUEUE)
-    assert message["headers"]["task"] == names.FAIL_STEP_TASK
+    (message,) = queued(client, keys.ORCHESTRATOR_QUEUE)
+    assert message["headers"]["task"] == keys.FAIL_STEP_TASK
     assert message["body"][0] == [5, 7, "PeerLost", "stage0.shard1, sum 4: no partial"]
 
 
@@ -151,7 +151,7 @@ def test_any_other_error_is_a_failed_shard(app: SkynetCelery, client: redis.Redi
     # Given a shard whose code is broken
     Shards(app, 2).run(0, KeyError("weights"))
     # Then the orchestrator is told of it
-    (message,) = queued(client, names.ORCHESTRATOR_QUEUE)
+    (message,) = queued(client, keys.ORCHESTRATOR_QUEUE)
     assert message["body"][0] == [5, 7, "ShardFailed", "'weights'"]
 
 
@@ -177,7 +177,7 @@ def test_an_inner_body_runs_where_the_last_part_came(
     ((parts, *args),) = shards.advanced
     assert [Part.decode(data).compute_s for data in parts] == [0, 1]
     assert args == [5, 7, 1, 0.25]
-    assert client.keys("*") == [names.chord_key("5.7.0").encode()]
+    assert client.keys("*") == [keys.chord_key("5.7.0").encode()]
 
 
 def test_an_inner_body_that_fails_fails_the_step(app: SkynetCelery, client: redis.Redis) -> None:
@@ -189,20 +189,20 @@ def test_an_inner_body_that_fails_fails_the_step(app: SkynetCelery, client: redi
     shards = Shards(app, 1, Range(0, 1))
     # When it runs / Then the orchestrator is told
     shards.run(0, Broken(), group="5.7.0")
-    (message,) = queued(client, names.ORCHESTRATOR_QUEUE)
-    assert message["headers"]["task"] == names.FAIL_STEP_TASK
+    (message,) = queued(client, keys.ORCHESTRATOR_QUEUE)
+    assert message["headers"]["task"] == keys.FAIL_STEP_TASK
     assert message["body"][0] == [5, 7, "ShardFailed", "a broken sum"]
 
 
 def test_a_traced_inner_body_is_a_task_of_its_own(app: SkynetCelery, client: redis.Redis) -> None:
     # Given an app that traces
     shards = Shards(app, 1, Range(0, 1))
-    app.tasks[names.ADVANCE_TASK].send_events = True
+    app.tasks[keys.ADVANCE_TASK].send_events = True
     # When the part comes
     shards.run(0, part(0), group="5.7.0")
     # Then the body waits in the queue of the shard that brought the last
     (message,) = queued(client, "stage0.shard0")
-    assert message["headers"]["task"] == names.ADVANCE_TASK
+    assert message["headers"]["task"] == keys.ADVANCE_TASK
     assert shards.advanced == []
 
 
@@ -221,7 +221,7 @@ def test_a_chord_that_is_not_ours_goes_the_stock_way(
     # When a part comes / Then Celery's own code has it
     shards.run(0, 5, group="theirs")
     assert seen == [("theirs", "SUCCESS")]
-    assert client.exists(names.chord_key("theirs")) == 0
+    assert client.exists(keys.chord_key("theirs")) == 0
 
 
 def test_a_connection_that_breaks_is_opened_again(app: SkynetCelery, client: redis.Redis) -> None:
@@ -252,7 +252,7 @@ def test_redis_errors_in_a_part_return_do_not_kill_the_worker(
     app: SkynetCelery, client: redis.Redis
 ) -> None:
     # Given a chord's key of another type
-    client.set(names.chord_key(GROUP), "?")
+    client.set(keys.chord_key(GROUP), "?")
     # When a part comes / Then it is lost with a log line; the step's deadline finds it
     Shards(app, 1).run(0, part(0))
     assert finished(client) == []
@@ -270,7 +270,7 @@ def test_messages_are_never_unpickled(app: SkynetCelery, monkeypatch: pytest.Mon
         monkeypatch.setattr(pickle, name, refuse)
     accepted = app.conf.accept_content
     # When a message says that it is a pickle / Then it is refused unread
-    assert set(accepted) == {"json", names.SERIALIZER}
+    assert set(accepted) == {"json", keys.SERIALIZER}
     with pytest.raises(ContentDisallowed):
         loads(b"\x80\x04.", "application/x-python-serialize", "binary", accept=accepted)
     assert app.conf.result_accept_content == ["json"]

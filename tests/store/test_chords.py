@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import redis
 from chord_cases import queued, tiny_plan
+from skynet.chords.app import SkynetCelery
 
-from skynet import names
-from skynet.celery import SkynetCelery
-from skynet.chords import INLINE_BYTES, body_signature, next_span
+from skynet.chords.messenger import INLINE_BYTES, body_signature, next_span
 from skynet.errors import Fenced
 from skynet.planning.ranges import Range
 from skynet.store.leader import Leadership
+from skynet.wire import keys
 
 ADDRESS = "stage0.shard1"
 OWN = {"id", "root_id", "origin"}  # of each message its own, or of each process
@@ -34,10 +34,10 @@ def test_a_chords_message_is_what_celery_would_send(app: SkynetCelery, client: r
     body = body_signature(tiny_plan(), 7, Range(0, 1), 2, 0.25)
     options: dict[str, Any] = {"group_id": "5.7.0", "group_index": 1, "chord": body}
     app.send_task(
-        names.RUN_SPAN_TASK,
+        keys.RUN_SPAN_TASK,
         [5, 7, 0, 1],
         queue=ADDRESS,
-        serializer=names.SERIALIZER,
+        serializer=keys.SERIALIZER,
         argsrepr="(step 7)",
         kwargsrepr="",
         ignore_result=True,
@@ -45,7 +45,7 @@ def test_a_chords_message_is_what_celery_would_send(app: SkynetCelery, client: r
     )
     (theirs,) = queued(client, ADDRESS)
     # When we write it straight into the queue
-    app.messenger.send(names.RUN_SPAN_TASK, [5, 7, 0, 1], ADDRESS, argsrepr="(step 7)", **options)
+    app.messenger.send(keys.RUN_SPAN_TASK, [5, 7, 0, 1], ADDRESS, argsrepr="(step 7)", **options)
     (ours,) = queued(client, ADDRESS)
     # Then nothing differs but ids
     assert stable(ours) == stable(theirs)
@@ -59,18 +59,18 @@ def test_a_plain_message_is_what_celery_would_send(app: SkynetCelery, client: re
     # Given a task without a chord, with bytes in its arguments
     args = [[b"\x00\xff", b""], 5, 7, 4]
     app.send_task(
-        names.FINISH_STEP_TASK,
+        keys.FINISH_STEP_TASK,
         args,
-        queue=names.ORCHESTRATOR_QUEUE,
-        serializer=names.SERIALIZER,
+        queue=keys.ORCHESTRATOR_QUEUE,
+        serializer=keys.SERIALIZER,
         argsrepr="",
         kwargsrepr="",
         ignore_result=True,
     )
     # When we send it too
-    app.messenger.send(names.FINISH_STEP_TASK, args, names.ORCHESTRATOR_QUEUE)
+    app.messenger.send(keys.FINISH_STEP_TASK, args, keys.ORCHESTRATOR_QUEUE)
     # Then both are the same
-    theirs, ours = queued(client, names.ORCHESTRATOR_QUEUE)
+    theirs, ours = queued(client, keys.ORCHESTRATOR_QUEUE)
     assert stable(ours) == stable(theirs)
     assert ours["body"][0] == args
 
@@ -89,8 +89,8 @@ def test_a_chord_is_a_message_for_each_shard(app: SkynetCelery, client: redis.Re
         assert message["headers"]["group"] == f"5.9.{second.start}"
         assert message["body"][0] == [5, 9, second.start, 4, b"rows", b"hidden"]
         chord = message["body"][2]["chord"]
-        assert chord["task"] == names.FINISH_STEP_TASK
-        assert chord["options"] == {"queue": names.ORCHESTRATOR_QUEUE}
+        assert chord["task"] == keys.FINISH_STEP_TASK
+        assert chord["options"] == {"queue": keys.ORCHESTRATOR_QUEUE}
         assert chord["chord_size"] == 3
     # And nothing else is left in Redis
     assert client.keys("skynet:*") == []
@@ -110,11 +110,11 @@ def test_what_is_too_big_for_a_message_lies_under_a_key(
     assert first["body"][0] == [5, 9, 0, 1, None, None]
     assert inner["body"][0] == [5, 9, 1, 4, None, None]
     # And the rest lies there for a while
-    assert client.get(names.step_key(5, 9)) == rows
-    assert client.get(names.hidden_key(names.chord_id(5, 9, 1))) == hidden
-    keys = client.keys("skynet:*")
-    assert len(keys) == 2
-    assert all(0 < client.ttl(key) <= 60 for key in keys)
+    assert client.get(keys.step_key(5, 9)) == rows
+    assert client.get(keys.hidden_key(keys.chord_id(5, 9, 1))) == hidden
+    redis_keys = client.keys("skynet:*")
+    assert len(redis_keys) == 2
+    assert all(0 < client.ttl(key) <= 60 for key in redis_keys)
 
 
 def test_the_body_advances_until_the_last_layer() -> None:
@@ -123,8 +123,8 @@ def test_the_body_advances_until_the_last_layer() -> None:
     # Then inner spans advance to where the next one starts; the last one ends the step
     inner = body_signature(plan, 3, Range(1, 2), 2, 0.5)
     last = body_signature(plan, 3, Range(3, 4), 2, 0.75)
-    assert (inner["task"], inner["args"]) == (names.ADVANCE_TASK, [5, 3, 2, 0.5])
-    assert (last["task"], last["args"]) == (names.FINISH_STEP_TASK, [5, 3, 4, 0.75])
+    assert (inner["task"], inner["args"]) == (keys.ADVANCE_TASK, [5, 3, 2, 0.5])
+    assert (last["task"], last["args"]) == (keys.FINISH_STEP_TASK, [5, 3, 4, 0.75])
     assert inner["options"] == {}
 
 
@@ -148,11 +148,11 @@ def test_spans_tile_the_layers_and_never_cross_a_stage(layers_per_chord: int) ->
 def test_a_message_that_is_given_back_comes_next(app: SkynetCelery, client: redis.Redis) -> None:
     # Given a queue with two messages, the first of which somebody took by mistake
     for step in (1, 2, 3):
-        app.messenger.send(names.FAIL_STEP_TASK, [5, step, "PeerLost", "late"], ADDRESS)
+        app.messenger.send(keys.FAIL_STEP_TASK, [5, step, "PeerLost", "late"], ADDRESS)
     client.rpop(ADDRESS)
     # When it is given back
     headers: dict[str, Any] = {"group_id": "5.1.0", "group_index": 1, "chord": {"task": "x"}}
-    app.messenger.give_back(names.FAIL_STEP_TASK, [5, 1, "PeerLost", "late"], ADDRESS, **headers)
+    app.messenger.give_back(keys.FAIL_STEP_TASK, [5, 1, "PeerLost", "late"], ADDRESS, **headers)
     # Then it is the next that is taken, and still of its chord
     messages = queued(client, ADDRESS)
     assert [message["body"][0][1] for message in messages] == [1, 2, 3]
@@ -174,9 +174,9 @@ def test_a_leaders_chord_is_what_anybodys_is(
         app.messenger.emit_chord(plan, 9, Range(0, 1), rows=rows, fence=fence)
         shards = [queued(client, f"stage0.shard{shard}") for shard in range(2)]
         assert [len(messages) for messages in shards] == [1, 1]
-        kept = client.get(names.step_key(5, 9)), client.ttl(names.step_key(5, 9))
+        kept = client.get(keys.step_key(5, 9)), client.ttl(keys.step_key(5, 9))
         sent.append(([stable(messages[0]) for messages in shards], kept))
-        client.delete(names.step_key(5, 9))
+        client.delete(keys.step_key(5, 9))
     # Then both are the same, down to how long the rows are kept
     assert sent[0] == sent[1]
     assert sent[0][1][0] == rows
@@ -196,4 +196,4 @@ def test_one_that_does_not_lead_any_more_sends_nothing(
         app.messenger.emit_chord(tiny_plan(), 9, Range(0, 1), rows=b"rows", fence=old)
     # Then no shard has a message, and no rows are there
     assert client.keys("stage*") == []
-    assert client.exists(names.step_key(5, 9)) == 0
+    assert client.exists(keys.step_key(5, 9)) == 0

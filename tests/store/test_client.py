@@ -9,14 +9,14 @@ import pytest
 import redis
 from chord_cases import queued
 
-from skynet import names
-from skynet.client import Client, Generation
+from skynet.client.client import Client, Generation
 from skynet.errors import BadRequest, ClusterUnreachable, NoModel, QueueFull
+from skynet.local.server import EmbeddedServer
+from skynet.request.record import End, Logprobs, Token
 from skynet.settings import settings
 from skynet.store.plans import Plans, Target
-from skynet.store.requests import End, Logprobs, Token
-from skynet.store.server import EmbeddedServer
 from skynet.store.weights import WeightStore
+from skynet.wire import keys
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -59,9 +59,9 @@ def test_a_request_is_written_and_its_task_sent(user: Client, client: redis.Redi
     assert record.deadline - record.created == pytest.approx(50)
     assert abs(record.created - before) < 30
     # And its task waits for an orchestrator
-    (message,) = queued(client, names.ORCHESTRATOR_QUEUE)
+    (message,) = queued(client, keys.ORCHESTRATOR_QUEUE)
     assert (message["headers"]["task"], message["headers"]["id"]) == (
-        names.GENERATE_TASK,
+        keys.GENERATE_TASK,
         generation.id,
     )
 
@@ -117,7 +117,7 @@ def test_a_request_whose_message_is_lost_is_not_lost(
     # When something is asked for / Then it is written, for a sweep to find
     generation = user.submit_prompt([1, 2, 3])
     assert user.requests.open_ids() == [generation.id]
-    assert queued(client, names.ORCHESTRATOR_QUEUE) == []
+    assert queued(client, keys.ORCHESTRATOR_QUEUE) == []
 
 
 def test_celerys_own_questions_are_answered(user: Client) -> None:
@@ -155,19 +155,19 @@ def test_who_comes_back_reads_on_from_any_token(user: Client) -> None:
 def test_a_request_is_cancelled_from_anywhere(user: Client, client: redis.Redis) -> None:
     # Given a request
     name = user.submit_prompt([1]).id
-    queued(client, names.ORCHESTRATOR_QUEUE)
+    queued(client, keys.ORCHESTRATOR_QUEUE)
     # When another process cancels it
     assert Generation(name, user).cancel()
     # Then the note is there, and the orchestrator is told
     record = user.requests.read(name)
     assert record is not None
     assert record.cancelled
-    (message,) = queued(client, names.ORCHESTRATOR_QUEUE)
-    assert message["headers"]["task"] == names.CANCEL_TASK
+    (message,) = queued(client, keys.ORCHESTRATOR_QUEUE)
+    assert message["headers"]["task"] == keys.CANCEL_TASK
     # And one that is unknown leaves nothing behind
     assert not Generation("unknown", user).cancel()
     assert user.requests.read("unknown") is None
-    assert client.exists(names.request_key("unknown")) == 0
+    assert client.exists(keys.request_key("unknown")) == 0
 
 
 def test_samples_are_requests_of_one_family(user: Client, client: redis.Redis) -> None:
@@ -178,7 +178,7 @@ def test_samples_are_requests_of_one_family(user: Client, client: redis.Redis) -
     assert [record.options.seed for record in records if record] == [2**64 - 2, 2**64 - 1, 0]
     assert {record.family for record in records if record} == {generations[0].id}
     assert user.requests.open_ids() == [generation.id for generation in generations]
-    assert len(queued(client, names.ORCHESTRATOR_QUEUE)) == 3
+    assert len(queued(client, keys.ORCHESTRATOR_QUEUE)) == 3
 
 
 def test_one_sample_is_a_list_of_one_plain_request(user: Client) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import redis
 
-from skynet import names
 from skynet.store.events import KEPT, Events
+from skynet.wire import keys
 
 
 def test_the_latest_come_oldest_first(client: redis.Redis) -> None:
@@ -33,5 +33,5 @@ def test_the_log_does_not_grow_for_ever(client: redis.Redis) -> None:
     for number in range(3 * KEPT):
         events.add("joined", str(number))
     # Then about so many are left, with the last
-    assert KEPT <= client.xlen(names.EVENTS_KEY) < 2 * KEPT
+    assert KEPT <= client.xlen(keys.EVENTS_KEY) < 2 * KEPT
     assert events.latest(1)[0].text == str(3 * KEPT - 1)

@@ -14,9 +14,9 @@ import redis
 import torch
 
 from skynet.errors import PeerLost, WireError
+from skynet.local.server import EmbeddedServer
 from skynet.store.exchange import BFLOAT16, FLOAT32, Exchange, Frame
-from skynet.store.server import EmbeddedServer
-from skynet.worker.all_sum import AllSum
+from skynet.worker.all_reduce import AllSum
 
 WAIT_S = 30
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from waiting import wait_for
 
+from skynet.local.server import EmbeddedServer
 from skynet.settings import settings
 from skynet.store.connection import connect
 from skynet.store.lease import Lease
 from skynet.store.members import Member, Members
-from skynet.store.server import EmbeddedServer
 
 
 def test_a_lease_that_starts_before_redis_does_is_kept_as_soon_as_it_is_there(

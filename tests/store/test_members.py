@@ -11,10 +11,10 @@ import pytest
 import redis
 from waiting import wait_for
 
-from skynet import names
+from skynet.local.server import EmbeddedServer
 from skynet.store.connection import connect
 from skynet.store.members import Member, Members
-from skynet.store.server import EmbeddedServer
+from skynet.wire import keys
 
 
 def member(node: str, address: str) -> Member:
@@ -60,18 +60,18 @@ def test_who_leaves_is_gone_at_once(client: redis.Redis) -> None:
     members.leave("a")
     # Then the other is left, and no key of the first
     assert [m.node for m in members.all()] == ["b"]
-    assert client.exists(names.member_key("a")) == 0
+    assert client.exists(keys.member_key("a")) == 0
 
 
 def test_the_dead_do_not_pile_up(client: redis.Redis) -> None:
     # Given a node that died long ago
     members = Members(client, lease_s=60)
-    client.zadd(names.MEMBERS_KEY, {"ancient": time.time() - 10_000})
+    client.zadd(keys.MEMBERS_KEY, {"ancient": time.time() - 10_000})
     # When another renews, and somebody looks who is there
     members.renew(member("a", "stage0.shard0"))
     assert [m.node for m in members.all()] == ["a"]
     # Then its name is forgotten
-    assert client.zrange(names.MEMBERS_KEY, 0, -1) == [b"a"]
+    assert client.zrange(keys.MEMBERS_KEY, 0, -1) == [b"a"]
 
 
 def test_a_renewal_keeps_the_arrival_and_the_shortest_round_trip(client: redis.Redis) -> None:
@@ -97,8 +97,8 @@ def test_a_connection_that_closes_is_seen_before_the_lease_runs_out(
     members = Members(client, lease_s=60)
     own = connect(server.url, single_connection=True)
     Members(own, lease_s=60).renew(member("a", "stage0.shard0"))
-    client.set(names.member_key("b"), json.dumps(asdict(member("b", "stage0.shard1"))))
-    client.zadd(names.MEMBERS_KEY, {"b": time.time()})
+    client.set(keys.member_key("b"), json.dumps(asdict(member("b", "stage0.shard1"))))
+    client.zadd(keys.MEMBERS_KEY, {"b": time.time()})
     found = members.all()
     assert [m.connection > 0 for m in found] == [True, False]
     assert members.broken(found) == set()

@@ -14,11 +14,11 @@ from orchestrator_cases import (
     watch,
 )
 
-from skynet import names
-from skynet.engine.runtime import OrchestratorRuntime
+from skynet.orchestrator.runtime import OrchestratorRuntime
 from skynet.store.events import Events
 from skynet.store.plans import Plans
 from skynet.store.requests import Requests
+from skynet.wire import keys
 
 # Celery's Redis backend calls what redis-py 8 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
@@ -106,7 +106,7 @@ def test_a_message_whose_record_is_gone_is_forgotten(
 ) -> None:
     # Given an open id without a record
     bring_up(runtime, shards)
-    client.zadd(names.OPEN_REQUESTS_KEY, {"ghost": 1})
+    client.zadd(keys.OPEN_REQUESTS_KEY, {"ghost": 1})
     # When its message comes
     runtime.accept("ghost")
     # Then nothing runs and nothing is open

@@ -21,12 +21,13 @@ from orchestrator_cases import (
 )
 from waiting import wait_for
 
-from skynet import names
-from skynet.engine.runtime import LEADING, STANDBY, OrchestratorRuntime
 from skynet.errors import Fenced, RequestLost
+from skynet.orchestrator.runtime import LEADING, STANDBY, OrchestratorRuntime
+from skynet.request.record import Token
 from skynet.store.leader import leader_of
 from skynet.store.members import Members
-from skynet.store.requests import Requests, Token
+from skynet.store.requests import Requests
+from skynet.wire import keys
 
 # Celery's Redis backend calls what redis-py 8 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
@@ -43,7 +44,7 @@ def test_one_leads_and_the_other_stands_by(
     watch(standby)
     # Then it consumes nothing, and would make nothing of a message
     assert (runtime.member.state, standby.member.state) == (LEADING, STANDBY)
-    assert runtime._consumer.queues == {names.ORCHESTRATOR_QUEUE}
+    assert runtime._consumer.queues == {keys.ORCHESTRATOR_QUEUE}
     assert standby._consumer.queues == set()
     assert standby.engine is None
 
@@ -88,11 +89,11 @@ def test_who_has_lost_the_lead_without_knowing_writes_nothing(
     submit(client, "r1")
     watch(runtime)
     ((epoch, step),) = sent_steps(client)
-    client.delete(names.LEADER_KEY)  # its lease has run out
+    client.delete(keys.LEADER_KEY)  # its lease has run out
     other = make_runtime()
     beat(other)
     assert leader_of(client) == other.member.id
-    plan_before = client.get(names.PLAN_KEY)
+    plan_before = client.get(keys.PLAN_KEY)
     # When it wakes up, with the result of its step and work to do
     with suppress(Fenced):
         runtime.finish_step(parts(11), epoch, step, 0.0)
@@ -101,7 +102,7 @@ def test_who_has_lost_the_lead_without_knowing_writes_nothing(
     # Then it has written no token, sent no step and made no plan, and knows that it does not lead
     assert Requests(client, 1000).emitted_tokens("r1") == []
     assert sent_steps(client) == []
-    assert client.get(names.PLAN_KEY) == plan_before
+    assert client.get(keys.PLAN_KEY) == plan_before
     beat(runtime)
     watch(runtime)
     assert runtime.engine is None
@@ -114,7 +115,7 @@ def test_who_has_lost_the_lead_does_not_fail_a_request_it_is_sent(
 ) -> None:
     # Given a leader that was stopped, while another took the lead
     bring_up(runtime, shards)
-    client.delete(names.LEADER_KEY)
+    client.delete(keys.LEADER_KEY)
     beat(make_runtime())
     # When it takes a message of a request that it would end at once
     submit(client, "old", model="another")
@@ -146,7 +147,7 @@ def test_a_redis_that_is_away_does_not_fail_a_request_that_comes(
     assert len(sent_steps(client)) == 1
 
 
-@pytest.mark.parametrize("task", [names.FINISH_STEP_TASK, names.FAIL_STEP_TASK])
+@pytest.mark.parametrize("task", [keys.FINISH_STEP_TASK, keys.FAIL_STEP_TASK])
 def test_a_message_of_the_next_leaders_plan_is_given_back(
     runtime: OrchestratorRuntime,
     make_runtime: MakeRuntime,
@@ -156,13 +157,13 @@ def test_a_message_of_the_next_leaders_plan_is_given_back(
 ) -> None:
     # Given a leader that was stopped while another took the lead and made a plan
     old = bring_up(runtime, shards)
-    client.delete(names.LEADER_KEY)
+    client.delete(keys.LEADER_KEY)
     other = make_runtime()
     beat(other)
     new = bring_up(other, shards)
     assert new.epoch > old.epoch
     # When it wakes up with a message for the other in its hands
-    if task == names.FINISH_STEP_TASK:
+    if task == keys.FINISH_STEP_TASK:
         runtime.finish_step([b"part"], new.epoch, 0, 0.5)
         expected = [task, [[b"part"], new.epoch, 0, 0, 0.5]]
     else:
@@ -323,7 +324,7 @@ def test_a_record_that_cannot_be_read_ends_and_stops_no_other(
     # Given a record with an option that this version does not know, and a good one after it
     bring_up(runtime, shards)
     submit(client, "new")
-    client.hset(names.request_key("new"), "options", '{"stop": [], "unheard_of": 1}')
+    client.hset(keys.request_key("new"), "options", '{"stop": [], "unheard_of": 1}')
     submit(client, "good")
     # When they are swept
     watch(runtime)

@@ -8,10 +8,10 @@ import pytest
 import redis
 from chord_cases import tiny_plan
 
-from skynet import names
 from skynet.errors import Fenced, NoModel
 from skynet.store.leader import Leadership
 from skynet.store.plans import Plans, Target
+from skynet.wire import keys
 
 PLAN = tiny_plan()
 TARGET = Target.of(PLAN)
@@ -51,7 +51,7 @@ def test_a_target_is_restored_only_where_there_is_none(client: redis.Redis) -> N
     # Given a target that Redis has forgotten
     plans = Plans(client)
     first = plans.ask(TARGET)
-    client.delete(names.TARGET_KEY)
+    client.delete(keys.TARGET_KEY)
     # When it is restored / Then it is in force, as it was
     plans.restore(first)
     assert plans.target() == first
@@ -68,7 +68,7 @@ def test_a_rebalance_is_asked_once_and_told_once(client: redis.Redis) -> None:
     plans.ask_rebalance()
     plans.ask_rebalance()
     # When / Then it is told once, and would not have waited for ever
-    assert 0 < int(client.ttl(names.REBALANCE_KEY)) <= 60  # type: ignore[arg-type]
+    assert 0 < int(client.ttl(keys.REBALANCE_KEY)) <= 60  # type: ignore[arg-type]
     assert plans.take_rebalance()
     assert not plans.take_rebalance()
 
@@ -98,13 +98,13 @@ def test_one_that_does_not_lead_any_more_writes_no_plan(
     leader.resign()
     other = Leadership(client, "b", 60)
     other.acquire()
-    epoch = client.get(names.EPOCH_KEY)
+    epoch = client.get(keys.EPOCH_KEY)
     # When it writes / Then nothing is written, not even a number
     for write in (plans.number, plans.prepare, plans.publish):
         with pytest.raises(Fenced):
             write(plan, old)
     assert plans.texts() == (None, None)
-    assert client.get(names.EPOCH_KEY) == epoch
+    assert client.get(keys.EPOCH_KEY) == epoch
 
 
 def test_a_new_plan_empties_the_queues_of_all_addresses(
@@ -115,13 +115,13 @@ def test_a_new_plan_empties_the_queues_of_all_addresses(
     before = plans.number(tiny_plan(2, 1), leader.fence)
     after = plans.number(tiny_plan(1, 2), leader.fence)
     queues = ("stage0.shard0", "stage1.shard0", "stage0.shard1", "stage7.shard0")
-    for queue in (*queues, names.ORCHESTRATOR_QUEUE):
+    for queue in (*queues, keys.ORCHESTRATOR_QUEUE):
         client.lpush(queue, "a message")
     # When the next one is put in force
     plans.publish(after, leader.fence, before)
     # Then what lay at either's addresses is gone
-    left = {queue for queue in (*queues, names.ORCHESTRATOR_QUEUE) if client.exists(queue)}
-    assert left == {"stage7.shard0", names.ORCHESTRATOR_QUEUE}
+    left = {queue for queue in (*queues, keys.ORCHESTRATOR_QUEUE) if client.exists(queue)}
+    assert left == {"stage7.shard0", keys.ORCHESTRATOR_QUEUE}
 
 
 def test_epochs_are_later_than_any_that_is_known(client: redis.Redis, leader: Leadership) -> None:

@@ -11,12 +11,13 @@ from queue import Queue
 
 import pytest
 
-from skynet.client import Client, Generation
-from skynet.completion import Completion
+from skynet.client.client import Client, Generation
 from skynet.errors import ClusterUnreachable, PeerLost, RequestLost, SkynetError
+from skynet.local.server import EmbeddedServer
+from skynet.request.completion import Completion
+from skynet.request.record import End, Options, Record, Token
 from skynet.store.connection import connect
-from skynet.store.requests import End, Options, Record, Requests, Token
-from skynet.store.server import EmbeddedServer
+from skynet.store.requests import Requests
 
 WAIT_S = 30
 TOKENS = [Token(index, 10 + index, f"{index} ") for index in range(4)]

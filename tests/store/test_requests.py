@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import redis
 
-from skynet import names
 from skynet.errors import Fenced, QueueFull, RequestLost, SkynetError
+from skynet.local.server import EmbeddedServer
+from skynet.request.record import End, Logprobs, Options, Record, Token
 from skynet.store.connection import connect
-from skynet.store.requests import End, Logprobs, Options, Record, Requests, Token
-from skynet.store.server import EmbeddedServer
+from skynet.store.requests import Requests
+from skynet.wire import keys
 
 WAIT_S = 30
 OPTIONS = Options(
@@ -91,7 +92,7 @@ def test_many_requests_are_appended_to_at_once(requests: Requests) -> None:
     tokens = [(name, Token(0, 7, "x")) for name in ("over", "on", "unknown")]
     assert requests.append(tokens) == [0, 1, 0]
     assert requests.emitted_tokens("over") == []
-    assert requests.client.exists(names.tokens_key("unknown")) == 0
+    assert requests.client.exists(keys.tokens_key("unknown")) == 0
 
 
 def test_two_writers_never_append_the_same_index(
@@ -127,7 +128,7 @@ def test_a_request_ends_once_and_then_expires(requests: Requests) -> None:
     assert found is not None
     assert found.end is not None
     assert (found.state, found.end["finish_reason"], found.end["error"]) == ("done", "length", "")
-    for key in (names.request_key("r1"), names.tokens_key("r1"), names.end_key("r1")):
+    for key in (keys.request_key("r1"), keys.tokens_key("r1"), keys.end_key("r1")):
         assert 0 < requests.client.ttl(key) <= 1000
     assert not requests.finish("unknown", End())
 
@@ -205,8 +206,8 @@ def test_a_record_of_before_has_the_defaults_of_what_it_lacks(
 ) -> None:
     # Given a record that was written before there were families and most options
     new(requests)
-    client.hset(names.request_key("r1"), "options", '{"max_tokens": 5, "stop": ["x"]}')
-    client.hdel(names.request_key("r1"), "family")
+    client.hset(keys.request_key("r1"), "options", '{"max_tokens": 5, "stop": ["x"]}')
+    client.hdel(keys.request_key("r1"), "family")
     # When it is read / Then the rest is as if nothing had been asked
     found = requests.read("r1")
     assert found is not None
@@ -285,16 +286,16 @@ def test_an_orchestrator_that_leads_no_more_writes_nothing(
 ) -> None:
     # Given a leader with a request
     new(requests)
-    client.set(names.LEADER_KEY, "1:me")
+    client.set(keys.LEADER_KEY, "1:me")
     leader = Requests(client, 1000, fence=lambda: "1:me")
     leader.start(["r1"])
     assert leader.append([("r1", Token(0, 5, "x"))]) == [1]
     # When another one leads, or nobody does
     for holder in ("2:other", None):
-        client.delete(names.LEADER_KEY)
+        client.delete(keys.LEADER_KEY)
         if holder:
-            client.set(names.LEADER_KEY, holder)
-        before = client.hgetall(names.request_key("r1"))
+            client.set(keys.LEADER_KEY, holder)
+        before = client.hgetall(keys.request_key("r1"))
         # Then all it writes is refused, and nothing has changed
         with pytest.raises(Fenced):
             leader.start(["r1"])
@@ -302,9 +303,9 @@ def test_an_orchestrator_that_leads_no_more_writes_nothing(
             leader.append([("r1", Token(1, 6, "y"))])
         with pytest.raises(Fenced):
             leader.finish("r1", End(finish_reason="stop"), ("result", b"{}"))
-        assert client.hgetall(names.request_key("r1")) == before
+        assert client.hgetall(keys.request_key("r1")) == before
         assert requests.emitted_tokens("r1") == [5]
-        assert client.exists("result", names.end_key("r1")) == 0
+        assert client.exists("result", keys.end_key("r1")) == 0
 
 
 def test_who_has_no_fence_to_show_is_refused_unasked(requests: Requests) -> None:
@@ -431,14 +432,14 @@ def test_tokens_that_are_missing_are_an_error(requests: Requests, client: redis.
     new(requests)
     for index in range(3):
         requests.append([("r1", Token(index, 5 + index, ""))])
-    entries: Any = client.xrange(names.tokens_key("r1"))
-    client.xdel(names.tokens_key("r1"), entries[1][0])
+    entries: Any = client.xrange(keys.tokens_key("r1"))
+    client.xdel(keys.tokens_key("r1"), entries[1][0])
     # When it is read / Then the first comes, and then an error
     reader = requests.stream("r1", timeout_s=WAIT_S)
     assert next(reader) == Token(0, 5, "")
     with pytest.raises(SkynetError, match="r1: token 1 is missing"):
         next(reader)
     # And so it is when nothing follows it
-    client.delete(names.tokens_key("r1"))
+    client.delete(keys.tokens_key("r1"))
     with pytest.raises(SkynetError, match="r1: token 0 is missing"):
         list(requests.stream("r1", timeout_s=WAIT_S))

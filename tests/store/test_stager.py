@@ -16,20 +16,22 @@ import redis
 from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 
-from skynet import cli, names
+from skynet import cli
+from skynet.architecture.tensors import staged_tensors
+from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import BadRequest, NoModel, TileCorrupted, TileMissing
-from skynet.models import load_architecture, staged_tensors
-from skynet.models.checkpoint import Checkpoint
+from skynet.local.server import EmbeddedServer
+from skynet.models.registry import load_architecture
 from skynet.planning.ranges import Range
 from skynet.settings import settings
-from skynet.stager import Stager, stage_checkpoint
+from skynet.staging.stager import Stager, stage_checkpoint
 from skynet.store.bad_tiles import push_bad_tile, report_bad_tile, reported_tiles
 from skynet.store.connection import connect
 from skynet.store.plans import Plans, Target
-from skynet.store.server import EmbeddedServer
 from skynet.store.staged_models import find_model, list_models, remove_model
 from skynet.store.staging_lock import StagingLock
 from skynet.store.weights import StagedWeights, TileName, WeightStore
+from skynet.wire import keys
 from tests.cluster.processes import wait_for
 
 CONFIG = {
@@ -61,8 +63,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def contents(client: redis.Redis, digest: str) -> dict[bytes, bytes]:
-    keys = sorted(cast("list[bytes]", client.keys(names.model_keys(digest))))
-    return dict(zip(keys, cast("list[bytes]", client.mget(keys)), strict=True))
+    redis_keys = sorted(cast("list[bytes]", client.keys(keys.model_keys(digest))))
+    return dict(zip(redis_keys, cast("list[bytes]", client.mget(redis_keys)), strict=True))
 
 
 @contextmanager
@@ -91,7 +93,7 @@ def test_what_redis_loses_is_staged_and_published_again(
             wait_for("the target is asked for again", lambda: client.get("published") == b"1")
             # Then all of it is back before it is asked for
             assert contents(client, digest) == before
-            assert not client.exists(names.staging_lock_key(digest))
+            assert not client.exists(keys.staging_lock_key(digest))
 
 
 def void(_: Any) -> None:
@@ -107,7 +109,7 @@ def test_a_stager_outlives_redis(
     own = EmbeddedServer(short)
     own.start()
     published = threading.Event()
-    caplog.set_level(logging.INFO, "skynet.stager")
+    caplog.set_level(logging.INFO, "skynet.staging.stager")
     try:
         with watching(own, checkpoint, published.set):
             wait_for("the first staging", published.is_set)
@@ -155,8 +157,8 @@ def test_tiles_that_workers_miss_are_repaired(
     before = contents(client, digest)
     weights = StagedWeights(client, WeightStore(client).require_manifest(digest))
     first, second = list(weights.manifest.tensors)[:2]
-    client.delete(names.tile_key(digest, first, 0))
-    client.set(names.tile_key(digest, second, 0), b"rubbish")
+    client.delete(keys.tile_key(digest, first, 0))
+    client.set(keys.tile_key(digest, second, 0), b"rubbish")
     # When a worker meets and reports both, and another reports what never was
     for tensor, kind in ((first, TileMissing), (second, TileCorrupted)):
         with pytest.raises(kind) as caught:
@@ -164,11 +166,11 @@ def test_tiles_that_workers_miss_are_repaired(
         report_bad_tile(client, caught.value)
     push_bad_tile(client, digest, TileName("never", 7))
     assert reported_tiles(client, digest)[:2] == [TileName(first, 0), TileName(second, 0)]
-    assert 0 < cast(int, client.ttl(names.bad_tiles_key(digest))) <= 3600
+    assert 0 < cast(int, client.ttl(keys.bad_tiles_key(digest))) <= 3600
     # Then the stager makes them as they were, forgets the reports, and publishes nothing
     published = threading.Event()
     with watching(server, checkpoint, published.set):
-        wait_for("no reports", lambda: not client.exists(names.bad_tiles_key(digest)))
+        wait_for("no reports", lambda: not client.exists(keys.bad_tiles_key(digest)))
     assert contents(client, digest) == before
     assert not published.is_set()
 
@@ -201,7 +203,7 @@ def two_models(client: redis.Redis, checkpoint: Checkpoint) -> str:
     digest = checkpoint.digest()
     stage_checkpoint(client, checkpoint, digest)
     Plans(client).ask(Target(digest, "tiny-llama", "float32", "auto", 4, 64))
-    client.set(names.tile_key("feed" * 16, "half", 0), b"x" * 1000)
+    client.set(keys.tile_key("feed" * 16, "half", 0), b"x" * 1000)
     return digest
 
 
@@ -251,7 +253,7 @@ def test_removal_frees_one_model_only(
     assert list_models(client)[0].complete
     # When it is forced / Then nothing of it is left
     assert skynet(server, "models", "remove", two_models, "--force").exit_code == 0
-    assert client.keys(names.model_keys("*")) == []
+    assert client.keys(keys.model_keys("*")) == []
     with pytest.raises(NoModel, match="starts with 'feed'"):
         find_model(client, "feed")
 

@@ -14,22 +14,15 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from skynet import names
+from skynet.checkpoint.tensor_plans import TILE_HEADER_BYTES, TensorPlan
 from skynet.errors import CheckpointError, NoModel, SkynetError, TileCorrupted, TileMissing
+from skynet.local.server import EmbeddedServer
 from skynet.planning.ranges import Range
 from skynet.store.connection import connect
-from skynet.store.manifest import TILE_HEADER_BYTES
 from skynet.store.room import needed_bytes
-from skynet.store.server import EmbeddedServer
 from skynet.store.staging_lock import StagingLock
-from skynet.store.weights import (
-    TRAVELS_AS,
-    Manifest,
-    StagedWeights,
-    TensorPlan,
-    TileName,
-    WeightStore,
-)
+from skynet.store.weights import TRAVELS_AS, Manifest, StagedWeights, TileName, WeightStore
+from skynet.wire import keys
 from tests.cluster.processes import wait_for
 
 DIGEST = "d1"
@@ -107,7 +100,7 @@ def test_only_the_tiles_of_the_region_are_read(client: redis.Redis) -> None:
     # When all tiles but two are gone
     for index in range(len(tiles)):
         if index not in (1, 2):
-            client.delete(names.tile_key(DIGEST, "column", index))
+            client.delete(keys.tile_key(DIGEST, "column", index))
     # Then a region within those two is still there, and more is not
     weights = StagedWeights(client, manifest)
     assert weights.fetch("column", Range(6, 15))[0].shape == (9, 24)
@@ -161,7 +154,7 @@ def test_a_second_staging_reads_and_writes_nothing(client: redis.Redis) -> None:
 def test_a_corrupted_tile_is_named(client: redis.Redis, tensor: str) -> None:
     # Given a tile in which one bit is wrong
     manifest = stage(client, Source())
-    key = names.tile_key(DIGEST, tensor, 2)
+    key = keys.tile_key(DIGEST, tensor, 2)
     payload = bytearray(client.get(key) or b"")  # type: ignore[arg-type]
     payload[-1] ^= 1
     client.set(key, bytes(payload))
@@ -175,7 +168,7 @@ def test_a_corrupted_tile_is_named(client: redis.Redis, tensor: str) -> None:
 def test_a_missing_tile_or_tensor_is_named(client: redis.Redis) -> None:
     # Given a staging of which a tile is gone
     manifest = stage(client, Source())
-    client.delete(names.tile_key(DIGEST, "single", 0))
+    client.delete(keys.tile_key(DIGEST, "single", 0))
     weights = StagedWeights(client, manifest)
     # Then each is named
     with pytest.raises(TileMissing, match=r"tile 0 of single \[0, 12\)"):
@@ -299,7 +292,7 @@ def test_a_manifest_of_another_format_is_refused(client: redis.Redis) -> None:
     # Given what a later SkyNet staged
     manifest = stage(client, Source())
     text = manifest.to_json().replace('"format": 1', '"format": 2')
-    client.set(names.manifest_key(DIGEST), text)
+    client.set(keys.manifest_key(DIGEST), text)
     # When it is read / Then both formats are named
     with pytest.raises(SkynetError, match="format 2, this SkyNet reads 1"):
         WeightStore(client).manifest(DIGEST)
@@ -317,21 +310,21 @@ def test_two_stagers_at_once_are_one_staging(client: redis.Redis, server: Embedd
     sources[0] = Slow()
     with ThreadPoolExecutor(2) as pool, connect(server.url) as other:
         first = pool.submit(stage, other, sources[0])
-        wait_for("the first has the lock", lambda: client.exists(names.staging_lock_key(DIGEST)))
+        wait_for("the first has the lock", lambda: client.exists(keys.staging_lock_key(DIGEST)))
         # When the other comes
         second = pool.submit(stage, client, sources[1], waiting=waits.set, tile_bytes=4096)
         # Then it takes what the first has staged, and the lock is free again
         assert first.result(30) == second.result(30)
     assert sources[1].reads == 0
-    assert not client.exists(names.staging_lock_key(DIGEST))
+    assert not client.exists(keys.staging_lock_key(DIGEST))
     assert WeightStore(client).verify(WeightStore(client).require_manifest(DIGEST)) == []
 
 
 def test_a_killed_stagers_lock_runs_out_and_its_leftovers_go(client: redis.Redis) -> None:
     # Given the lock of a process that is no more, and tiles that no manifest names
     assert StagingLock(client, DIGEST, lock_s=0.5).acquire()
-    client.set(names.tile_key(DIGEST, "column", 0), b"half a tile")
-    client.set(names.tile_key(DIGEST, "column", 99), b"of a finer cut")
+    client.set(keys.tile_key(DIGEST, "column", 0), b"half a tile")
+    client.set(keys.tile_key(DIGEST, "column", 99), b"of a finer cut")
     # When it is staged again
     waited: list[int] = []
     manifest = stage(client, Source(), waiting=lambda: waited.append(1))
@@ -348,7 +341,7 @@ def test_a_stager_that_was_stopped_for_long_writes_nothing_more(client: redis.Re
     class Stopped(Source):
         def read(self, name: str, axis: int, start: int, stop: int) -> npt.NDArray[Any]:
             if self.reads == 3:
-                client.delete(names.staging_lock_key(DIGEST))  # as if its time had passed
+                client.delete(keys.staging_lock_key(DIGEST))  # as if its time had passed
                 stage(client, Source(), tile_bytes=4096)
             return super().read(name, axis, start, stop)
 
@@ -362,19 +355,19 @@ def test_a_stager_that_was_stopped_for_long_writes_nothing_more(client: redis.Re
 def test_a_lock_lost_at_the_very_end_leaves_no_manifest(client: redis.Redis) -> None:
     # Given a stager whose lock passes to another when all tiles are written
     def lose(_: int) -> None:
-        client.set(names.staging_lock_key(DIGEST), b"another")
+        client.set(keys.staging_lock_key(DIGEST), b"another")
 
     # When / Then
     with pytest.raises(SkynetError, match="its lock is gone"):
         stage(client, Source(), progress=lose)
     assert WeightStore(client).manifest(DIGEST) is None
     # And the other's lock is still the other's
-    assert client.get(names.staging_lock_key(DIGEST)) == b"another"
+    assert client.get(keys.staging_lock_key(DIGEST)) == b"another"
 
 
 def break_tiles(client: redis.Redis) -> list[TileName]:
-    client.delete(names.tile_key(DIGEST, "column", 1))
-    client.set(names.tile_key(DIGEST, "row", 0), b"rubbish")
+    client.delete(keys.tile_key(DIGEST, "column", 1))
+    client.set(keys.tile_key(DIGEST, "row", 0), b"rubbish")
     return [TileName("column", 1), TileName("row", 0)]
 
 
@@ -394,7 +387,7 @@ def test_repair_writes_only_what_is_broken_as_it_was(client: redis.Redis) -> Non
     manifest = stage(client, Source())
     before = {key: client.get(key) for key in client.scan_iter()}
     broken = break_tiles(client)
-    client.delete(names.file_key(DIGEST, "tokenizer.json"))
+    client.delete(keys.file_key(DIGEST, "tokenizer.json"))
     # When it is repaired, by somebody whose tiles would be others
     source = Source()
     assert stage(client, source, repair=True, tile_bytes=4096) == manifest

@@ -9,21 +9,22 @@ from pathlib import Path
 
 import pytest
 from kombu import Queue
+from skynet.chords.app import AddressQueues, configure_logging, place_of
 
 import tasks
-from skynet import names
-from skynet.celery import AddressQueues, app, configure_logging, place_of
-from skynet.client import Client
+from skynet.celery import app
+from skynet.client.client import Client
 from skynet.errors import ConfigurationError
-from skynet.names import Address
+from skynet.wire import keys
+from skynet.wire.keys import Address
 
 TASKS = {
-    names.GENERATE_TASK,
-    names.CANCEL_TASK,
-    names.RUN_SPAN_TASK,
-    names.ADVANCE_TASK,
-    names.FINISH_STEP_TASK,
-    names.FAIL_STEP_TASK,
+    keys.GENERATE_TASK,
+    keys.CANCEL_TASK,
+    keys.RUN_SPAN_TASK,
+    keys.ADVANCE_TASK,
+    keys.FINISH_STEP_TASK,
+    keys.FAIL_STEP_TASK,
 }
 
 
@@ -70,7 +71,7 @@ def test_queues_are_declared_by_the_pattern_of_addresses() -> None:
 def test_nothing_is_sent_to_a_queue_that_is_no_place() -> None:
     # When a message is sent to a typo / Then it is refused before Redis is asked
     with pytest.raises(ConfigurationError, match=r"'stage0\.shrad1' is no queue"):
-        app.send_task(names.CANCEL_TASK, ("id",), queue="stage0.shrad1")
+        app.send_task(keys.CANCEL_TASK, ("id",), queue="stage0.shrad1")
 
 
 def test_all_tasks_are_there_by_their_names() -> None:
@@ -78,9 +79,9 @@ def test_all_tasks_are_there_by_their_names() -> None:
     app.loader.import_default_modules()
     own = {name: task for name, task in app.tasks.items() if name.startswith("skynet.")}
     assert set(own) == TASKS
-    assert {name for name, task in own.items() if not task.ignore_result} == {names.GENERATE_TASK}
-    assert own[names.GENERATE_TASK].send_events
-    assert not own[names.CANCEL_TASK].send_events
+    assert {name for name, task in own.items() if not task.ignore_result} == {keys.GENERATE_TASK}
+    assert own[keys.GENERATE_TASK].send_events
+    assert not own[keys.CANCEL_TASK].send_events
 
 
 def test_a_task_is_short() -> None:
@@ -104,7 +105,7 @@ def test_settings_that_hops_rely_on() -> None:
     assert conf.broker_transport_options["socket_timeout"] > 0
     assert (conf.worker_pool, conf.worker_concurrency) == ("solo", 1)
     assert conf.task_create_missing_queues is False
-    assert set(conf.accept_content) == {"json", names.SERIALIZER}
+    assert set(conf.accept_content) == {"json", keys.SERIALIZER}
     assert conf.task_send_sent_event is False
 
 
@@ -113,7 +114,9 @@ def test_two_clients_talk_to_two_clusters(tmp_path: Path) -> None:
     first, second = Client(f"unix://{tmp_path}/a"), Client("redis://127.0.0.1:1/0")
     # Then each has its own, and the process's app stays as it was
     assert first.app.conf.broker_url == f"redis+socket://{tmp_path}/a"
-    assert first.app.conf.result_backend == f"skynet.backend:ChordBackend+socket://{tmp_path}/a"
+    assert (
+        first.app.conf.result_backend == f"skynet.chords.backend:ChordBackend+socket://{tmp_path}/a"
+    )
     assert second.app.conf.broker_url == "redis://127.0.0.1:1/0"
     assert app.conf.broker_url not in (first.app.conf.broker_url, second.app.conf.broker_url)
     for client in (first, second):

@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from skynet.architecture.config import ABSENT
+from skynet.checkpoint import demo, gguf, safetensors_file
+from skynet.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from skynet.checkpoint.safetensors_file import read_header, read_region
+from skynet.checkpoint.text_files import text_files
 from skynet.errors import CheckpointError
-from skynet.models import ABSENT, demo, gguf, safetensors_file
-from skynet.models.checkpoint import Checkpoint, open_checkpoint
-from skynet.models.safetensors_file import read_header, read_region
-from skynet.models.tokenizer_files import text_files
 
 CONFIG = {"model_type": "llama", "hidden_size": 6}
 
@@ -414,7 +415,7 @@ def test_the_demo_model_is_the_instruct_model(demo_checkpoint: Checkpoint) -> No
 
 
 def test_opening_and_reading_import_no_framework() -> None:
-    code = "import sys, skynet.models.checkpoint; sys.exit('torch' in sys.modules)"
+    code = "import sys, skynet.checkpoint.checkpoint; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -17,15 +17,16 @@ import pytest
 from checkpoints import make_tiny
 from click.testing import CliRunner, Result
 
-from skynet import __version__, cli, terminal
+from skynet import __version__, cli
+from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.cli import terminal
 from skynet.cli.options import interruptible
-from skynet.client import default_client
-from skynet.completion import Completion
-from skynet.local import LocalCluster
-from skynet.models.checkpoint import Checkpoint
+from skynet.client.client import default_client
+from skynet.local.cluster import LocalCluster
+from skynet.local.server import EmbeddedServer
+from skynet.request.completion import Completion
+from skynet.request.record import Token
 from skynet.settings import Settings, settings
-from skynet.store.requests import Token
-from skynet.store.server import EmbeddedServer
 
 CONFIG = {
     "model_type": "llama",
@@ -165,7 +166,7 @@ def test_run_refuses_before_anything_is_started(
 @pytest.mark.parametrize("command", ["run hello --model", "up --model", "split"])
 def test_an_unknown_model_type_is_refused_with_those_known(command: str, checkpoint: Path) -> None:
     # Given
-    from skynet.models import KNOWN
+    from skynet.models.registry import KNOWN
 
     (checkpoint / "config.json").write_text(json.dumps({**CONFIG, "model_type": "mamba"}))
     write_weights(checkpoint)

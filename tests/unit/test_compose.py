@@ -21,11 +21,11 @@ from documented import (
     read,
     shape,
 )
+from skynet.chords.app import place_of
 
-from skynet.celery import place_of
-from skynet.names import ORCHESTRATOR_QUEUE
 from skynet.settings import Settings
 from skynet.store.members import Member
+from skynet.wire.keys import ORCHESTRATOR_QUEUE
 
 COMPOSE: dict[str, Any] = yaml.safe_load(read(ROOT / "docker-compose.yml"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]

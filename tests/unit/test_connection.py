@@ -30,13 +30,13 @@ URLS = [
 @pytest.mark.parametrize(("url", "broker", "backend"), URLS)
 def test_a_url_as_broker_and_as_backend(url: str, broker: str, backend: str) -> None:
     assert broker_url(url) == broker
-    assert backend_url(url) == f"skynet.backend:ChordBackend+{backend}"
+    assert backend_url(url) == f"skynet.chords.backend:ChordBackend+{backend}"
 
 
 @pytest.mark.parametrize("url", [url for url, _, _ in URLS])
 def test_celery_takes_every_backend_url(url: str) -> None:
     # Given
-    from skynet.celery import SkynetCelery
+    from skynet.chords.app import SkynetCelery
 
     app = SkynetCelery("test", set_as_current=False, config_source="celeryconfig")
     app.conf.update(broker_url=broker_url(url), result_backend=backend_url(url))

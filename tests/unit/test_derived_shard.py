@@ -8,18 +8,18 @@ import pytest
 import torch
 from derived_families import derived_config
 
-from skynet.derived.derive import derive
-from skynet.derived.shard import DerivedShard
+from skynet.architecture.generic import KEY, Derived, read
+from skynet.architecture.tensors import staged_tensors
 from skynet.errors import StepFailed
 from skynet.layers.shard_model import ShardModel
-from skynet.models import staged_tensors
-from skynet.models.derived import KEY, Derived, read
 from skynet.planning.memory import shard_weight_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.planning.split import make_plan
-from skynet.shard import shard_class
-from skynet.step import Row, Step, Want
+from skynet.transformers_backend.derive import derive
+from skynet.transformers_backend.shard import DerivedShard
+from skynet.wire.step import Row, Step, Want
+from skynet.worker.shard_class import shard_class
 
 MODEL_TYPES = [
     "apertus",

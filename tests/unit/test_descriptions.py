@@ -18,14 +18,15 @@ from safetensors.torch import load_file, save_file
 from transformers.models.arcee.configuration_arcee import ArceeConfig
 from transformers.models.arcee.modeling_arcee import ArceeMLP
 
-from skynet.derived.body import Body
-from skynet.derived.derive import derive
-from skynet.derived.opening import describe, open_model
+from skynet.architecture.generic import KEY, Derived, read
+from skynet.architecture.tensors import staged_tensors
+from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import CheckpointError, ConfigurationError, UnsupportedModel
-from skynet.models import load_architecture, staged_tensors
-from skynet.models.checkpoint import Checkpoint
-from skynet.models.derived import KEY, Derived, read
+from skynet.models.registry import load_architecture
 from skynet.planning.split import make_plan
+from skynet.transformers_backend.body import Body
+from skynet.transformers_backend.derive import derive
+from skynet.transformers_backend.opening import describe, open_model
 
 EMBED = "model.embed_tokens.weight"
 ROOT = Path(__file__).parents[2]
@@ -151,7 +152,7 @@ def test_a_description_is_read_without_torch_and_transformers(tmp_path: Path) ->
     # Given a config with a description
     (tmp_path / "config.json").write_text(json.dumps(described("arcee")))
     code = (
-        "import json, sys; from skynet.models import load_architecture as load;"
+        "import json, sys; from skynet.models.registry import load_architecture as load;"
         f"arch = load(json.load(open({str(tmp_path / 'config.json')!r})));"
         "print(arch.num_layers, *{'torch', 'transformers'} & sys.modules.keys())"
     )

@@ -22,13 +22,15 @@ from documented import (
     read,
 )
 
-from skynet import client, splitting
 from skynet.cli import main
-from skynet.local import LocalCluster
-from skynet.models import KNOWN, table
-from skynet.options import DEFAULT_MAX_TOKENS
-from skynet.options import KNOWN as KNOWN_OPTIONS
+from skynet.client import client
+from skynet.local.cluster import LocalCluster
+from skynet.models.registry import KNOWN
+from skynet.request.options import DEFAULT_MAX_TOKENS
+from skynet.request.options import KNOWN as KNOWN_OPTIONS
 from skynet.settings import Settings
+from skynet.staging.split import skysplit
+from tests.models_page import page
 
 README = read(ROOT / "README.md")
 STRUCTURE = read(ROOT / "docs" / "structure.md")
@@ -36,7 +38,7 @@ CALLS: dict[str, Any] = {
     "submit_prompt": client.submit_prompt,
     "submit_prompts": client.submit_prompt,
     "LocalCluster": LocalCluster,
-    "skysplit": splitting.skysplit,
+    "skysplit": skysplit,
 }
 
 documents = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -133,8 +135,8 @@ def test_the_readme_names_every_family() -> None:
 
 
 def test_the_models_page_is_what_the_code_says() -> None:
-    # When / Then: `python -m skynet.models.table > docs/models.md` makes it so
-    assert read(ROOT / "docs" / "models.md") == table.page()
+    # When / Then: `python -m tests.models_page > docs/models.md` makes it so
+    assert read(ROOT / "docs" / "models.md") == page()
 
 
 def test_the_options_table_names_those_there_are() -> None:

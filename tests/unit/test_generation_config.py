@@ -10,7 +10,8 @@ import pytest
 from transformers import GenerationConfig
 
 from skynet.errors import BadRequest, UnsupportedModel
-from skynet.generation_config import (
+from skynet.models.registry import load_architecture
+from skynet.request.generation_config import (
     ALWAYS,
     ELSEWHERE,
     SAMPLING,
@@ -21,10 +22,9 @@ from skynet.generation_config import (
     generation_defaults,
     legacy_file,
 )
-from skynet.models import load_architecture
-from skynet.options import DEFAULT_MAX_TOKENS, check_options
-from skynet.stager import check_generation_config
-from skynet.store.requests import Options
+from skynet.request.options import DEFAULT_MAX_TOKENS, check_options
+from skynet.request.record import Options
+from skynet.staging.stager import check_generation_config
 
 SLOT = 1000
 VOCAB = 50

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skynet.errors import ShardUnready
-from skynet.step import Row, Step
-from skynet.worker.guard import REMEMBERED_STEPS, StepGuard
+from skynet.wire.step import Row, Step
+from skynet.worker.step_guard import REMEMBERED_STEPS, StepGuard
 
 FIRST = 2  # the stage's first layer
 SPANS = ((2, 4), (4, 5), (5, 7))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import transformers
 
-from skynet.models import load_architecture
+from skynet.models.registry import load_architecture
 
 PHI_ROPE = {"type": "longrope", "short_factor": [1.05] * 48, "long_factor": [2.5] * 48}
 # The fields that matter, as in the config.json of these models; sizes of layers and vocabulary,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,60 +13,50 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# From the ground up: a module imports what stands before it, never what stands after.
-LAYERS = (
+# The floor plan, from the ground up: a room imports rooms that stand before it, never one after,
+# imports for type checkers included. CONTRIBUTING.md has the same list, with what each room is for.
+FLOOR_PLAN = (
     "errors",
     "settings",
-    "names",
-    "task_names",
     "wire",
-    "step",
-    "planning.ranges",
-    "models",
+    "architecture",
     "planning",
-    "chat_template",
-    "languages",
-    "sentence_pieces",
-    "spaces",
-    "text",
+    "models",
+    "tokenizer",
+    "request",
+    "checkpoint",
     "layers",
-    "derived",
-    "shard",
+    "transformers_backend",
+    "engine",
     "store",
-    "generation_config",
-    "options",
-    "reading",
-    "prompts",
     "chords",
     "worker",
-    "engine",
-    "backend",
+    "orchestrator",
     "celery",
-    "completion",
-    "served",
     "client",
-    "stager",
     "check",
-    "splitting",
-    "status",
-    "guardian",
+    "staging",
     "local",
     "bench",
-    "terminal",
     "cli",
 )
 # What else a package must not import: it would be doing another's work.
 FORBIDDEN = {
     "skynet": {"tasks", "pickle", "dill", "cloudpickle", "joblib"},
+    "skynet.architecture": {"torch", "redis", "celery", "kombu", "transformers"},
     "skynet.planning": {"torch", "numpy", "redis", "celery", "kombu", "transformers"},
-    "skynet.models": {"redis", "celery", "kombu"},
+    "skynet.models": {"torch", "redis", "celery", "kombu", "transformers"},
+    "skynet.tokenizer": {"transformers", "torch", "redis", "celery", "kombu"},
+    "skynet.request": {"torch", "redis", "celery", "kombu", "transformers"},
+    "skynet.checkpoint": {"redis", "celery", "kombu"},
     "skynet.layers": {"redis", "celery", "kombu", "transformers"},
-    "skynet.derived": {"redis", "celery", "kombu"},
-    "skynet.shard": {"redis", "celery", "kombu", "transformers"},
+    "skynet.transformers_backend": {"redis", "celery", "kombu"},
+    "skynet.engine": {"torch", "redis", "celery", "kombu", "transformers", "skynet.store"},
     "skynet.store": {"torch", "celery", "kombu", "transformers"},
-    "skynet.engine": {"torch", "transformers"},
+    "skynet.chords": {"torch", "transformers"},
     "skynet.worker": {"transformers"},
-    "skynet.text": {"transformers", "torch", "redis"},
+    "skynet.orchestrator": {"torch", "transformers"},
+    "skynet.check": {"redis", "celery", "kombu"},
 }
 
 
@@ -78,48 +69,70 @@ SOURCES = {module_of(path): path for path in sorted((ROOT / "skynet").rglob("*.p
 
 
 def imports_of(module: str) -> Iterator[str]:
-    """Modules that a module imports at run time: type checkers may look anywhere."""
-    yield from _imports(ast.parse(SOURCES[module].read_text()))
-
-
-def _imports(node: ast.AST) -> Iterator[str]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            continue
-        if isinstance(child, ast.Import):
-            yield from (alias.name for alias in child.names)
-        elif isinstance(child, ast.ImportFrom):
-            base = child.module or ""
-            for alias in child.names:
+    """Modules that a module imports, those for type checkers included."""
+    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            for alias in node.names:
                 inner = f"{base}.{alias.name}"
                 yield inner if inner in SOURCES else base
-        yield from _imports(child)
 
 
-def layer_of(module: str) -> str:
-    """The longest name of `LAYERS` that the module is, or lies in."""
-    inner = module.removeprefix("skynet.")
-    fits = [layer for layer in LAYERS if inner == layer or inner.startswith(f"{layer}.")]
-    assert fits, f"{module} has no place in LAYERS: give it one"
-    return max(fits, key=len)
+def room_of(module: str) -> str:
+    """The entry of `FLOOR_PLAN` that a module is, or lies in."""
+    room = module.removeprefix("skynet.").split(".")[0]
+    assert room in FLOOR_PLAN, f"{module} has no place in FLOOR_PLAN: give it one"
+    return room
 
 
-def test_every_module_is_found_and_every_layer_has_modules() -> None:
+def test_every_module_has_a_room_and_every_room_has_modules() -> None:
     # Given a test that reads nothing would pass
-    found = {layer_of(module) for module in SOURCES if module != "skynet"}
+    rooms = {room_of(module) for module in SOURCES if module != "skynet"}
     # Then
-    assert found == set(LAYERS)
+    assert rooms == set(FLOOR_PLAN)
+
+
+def test_only_these_modules_are_loose() -> None:
+    loose = {path.stem for path in (ROOT / "skynet").glob("*.py")}
+    assert loose == {"__init__", "celery", "errors", "settings"}
+
+
+def test_contributing_has_the_same_floor_plan() -> None:
+    # Given
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("## Layout")[2].partition("\n## ")[0]
+    # When
+    rooms = re.findall(r"^\| `skynet/([a-z_]+)(?:/|\.py)` \|", table, re.MULTILINE)
+    # Then
+    assert tuple(rooms) == FLOOR_PLAN
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    # Given
+    needed = {module: set(imports_of(module)) & SOURCES.keys() - {module} for module in SOURCES}
+    del needed["skynet"]  # whose names are lazy
+    # When: modules that import none of those left, or that none of those left imports, are dropped
+    # until nothing changes
+    while needed:
+        imported = set().union(*needed.values())
+        free = {m for m in needed if m not in imported or not needed[m] & needed.keys()}
+        if not free:
+            break
+        needed = {m: others - free for m, others in needed.items() if m not in free}
+    # Then
+    assert not needed, f"import circles among {sorted(needed)}"
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if name != "skynet"])
 def test_no_import_points_up(module: str) -> None:
-    own = LAYERS.index(layer_of(module))
+    level = FLOOR_PLAN.index(room_of(module))
     for imported in imports_of(module):
-        if imported == "skynet":  # the version; the package's own names are lazy
+        if imported == "skynet":  # the version; the package's other names are lazy
             assert module == "skynet.cli.root"
         elif imported.split(".")[0] == "skynet":
-            other = LAYERS.index(layer_of(imported))
-            assert other <= own, f"{module} imports {imported}, which stands above it"
+            below = FLOOR_PLAN.index(room_of(imported)) <= level
+            assert below, f"{module} imports {imported}, which stands above it"
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
@@ -127,7 +140,8 @@ def test_no_package_does_the_work_of_another(package: str) -> None:
     members = [name for name in SOURCES if name == package or name.startswith(f"{package}.")]
     assert members
     for module in members:
-        tops = {imported.split(".")[0] for imported in imports_of(module)}
+        imported = set(imports_of(module))
+        tops = {".".join(name.split(".")[:depth]) for name in imported for depth in (1, 2)}
         assert not tops & FORBIDDEN[package], f"{module} imports {tops & FORBIDDEN[package]}"
 
 
@@ -144,14 +158,15 @@ def test_no_module_imports_relatively() -> None:
     [
         ("skynet", {"celery", "kombu", "redis", "numpy", "torch", "transformers", "pydantic"}),
         ("skynet.cli", {"celery", "kombu", "redis", "numpy", "torch", "transformers"}),
-        ("skynet.client", {"torch", "transformers"}),
-        ("skynet.splitting", {"torch", "transformers", "celery"}),
-        ("skynet.engine.runtime", {"torch", "transformers"}),
+        ("skynet.client.client", {"torch", "transformers"}),
+        ("skynet.staging.split", {"torch", "transformers", "celery"}),
+        ("skynet.orchestrator.runtime", {"torch", "transformers"}),
         ("skynet.worker.runtime", {"torch", "transformers"}),
         ("tasks", {"torch", "transformers"}),
         ("skynet.layers.shard_model", {"transformers", "redis", "celery"}),
         ("skynet.worker.slice", {"transformers"}),
-        ("skynet.derived.opening", {"torch", "transformers"}),
+        ("skynet.check", {"redis", "celery", "kombu"}),
+        ("skynet.transformers_backend.opening", {"torch", "transformers"}),
     ],
 )
 def test_light_modules_load_nothing_heavy(module: str, heavy: set[str]) -> None:

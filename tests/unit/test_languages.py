@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from skynet.checkpoint.text_files import text_files
 from skynet.errors import BadRequest
-from skynet.languages import Languages
-from skynet.models.tokenizer_files import text_files
-from skynet.text import Text
+from skynet.tokenizer.languages import Languages
+from skynet.tokenizer.text import Text
 
 TOKENIZERS = Path(__file__).parents[1] / "tokenizers"
 

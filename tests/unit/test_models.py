@@ -21,15 +21,9 @@ from model_families import (
 )
 from safetensors import safe_open
 
+from skynet.architecture.tensors import resolve_names, staged_tensors
 from skynet.errors import CheckpointError, UnsupportedModel
-from skynet.models import (
-    KNOWN,
-    checkpoint_dtype,
-    load_architecture,
-    resolve_names,
-    settled,
-    staged_tensors,
-)
+from skynet.models.registry import KNOWN, checkpoint_dtype, load_architecture, settled
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skynet.errors import BadRequest
-from skynet.options import DEFAULT_MAX_TOKENS, KNOWN, check_options, check_priority, check_samples
-from skynet.store.requests import Options
+from skynet.request.options import (
+    DEFAULT_MAX_TOKENS,
+    KNOWN,
+    check_options,
+    check_priority,
+    check_samples,
+)
+from skynet.request.record import Options
 
 SLOT = 1000
 

@@ -10,20 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skynet.models import load_architecture
-from skynet.names import Address
-from skynet.planning.cost import (
-    WORKER_BYTES,
-    Candidate,
-    load_s,
-    overfull,
-    shard_weights,
-    token_s,
-)
+from skynet.models.registry import load_architecture
+from skynet.planning.cost import WORKER_BYTES, Candidate, load_s, overfull, shard_weights, token_s
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.placement import Decision, Planner, Wish, assign
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
+from skynet.wire.keys import Address
 
 ARCH = load_architecture(
     {

@@ -12,7 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from skynet.store.server import EmbeddedServer
+from skynet.local.server import EmbeddedServer
 from tests.cluster.processes import wait_for
 from tests.cluster.proxy import Direction, Proxy
 

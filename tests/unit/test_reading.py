@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from model_families import encoder_config, tiny_config
 
-from skynet.engine.reading import Reading, predictions
+from skynet.checkpoint.pooling_config import embedding_json
+from skynet.engine.text_answers import Reading, predictions
 from skynet.errors import BadRequest, CheckpointError, StepFailed
-from skynet.models import load_architecture
-from skynet.models.sentence_files import embedding_json
-from skynet.reading import Reader
-from skynet.step import Candidates, Part, Read, Row, Step
-from skynet.store.record import End, Options
+from skynet.models.registry import load_architecture
+from skynet.request.record import End, Options
+from skynet.request.text_tasks import Reader
+from skynet.wire.step import Candidates, Part, Read, Row, Step
 
 MASK = 4
 BERT = load_architecture(encoder_config("bert", "ForMaskedLM"))

@@ -9,14 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skynet.errors import CheckpointError
-from skynet.models.charsmap import Charsmap
-from skynet.models.sentencepiece_file import (
-    BPE,
-    Kind,
-    parse_sentencepiece,
-    read_sentencepiece,
-)
-from skynet.sentence_pieces import SentencePieces
+from skynet.tokenizer.charsmap import Charsmap
+from skynet.tokenizer.sentence_pieces import SentencePieces
+from skynet.tokenizer.sentencepiece_file import BPE, Kind, parse_sentencepiece, read_sentencepiece
 from tests.spm import spm
 
 TOKENIZERS = Path(__file__).parents[1] / "tokenizers"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from skynet.spaces import SpaceCleaner, clean_up
+from skynet.tokenizer.cleanup import SpaceCleaner, clean_up
 
 
 def cleaned(pieces: list[str]) -> list[str]:

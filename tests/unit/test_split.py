@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skynet.architecture.architecture import Architecture
 from skynet.errors import PlanError
-from skynet.models import Architecture, load_architecture
+from skynet.models.registry import load_architecture
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range, check_tiling

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 
+from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import BadRequest, CheckpointError
-from skynet.models.checkpoint import Checkpoint
-from skynet.text import StopStrings, Text
+from skynet.tokenizer.text import StopStrings, Text
 
 CORPUS = [
     "the capital of France is Paris",

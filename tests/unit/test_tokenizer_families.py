@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skynet.checkpoint.text_files import text_files
 from skynet.errors import BadRequest, CheckpointError
-from skynet.models.charsmap import Charsmap
-from skynet.models.sentencepiece_file import Kind, read_sentencepiece
-from skynet.models.tokenizer_files import text_files
-from skynet.text import Text
+from skynet.tokenizer.charsmap import Charsmap
+from skynet.tokenizer.sentencepiece_file import Kind, read_sentencepiece
+from skynet.tokenizer.text import Text
 from tests.spm import spm
 
 TOKENIZERS = Path(__file__).parents[1] / "tokenizers"

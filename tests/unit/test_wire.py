@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from skynet import wire
 from skynet.errors import WireError
+from skynet.wire import codec
 
-DTYPES = st.sampled_from(sorted(wire.ALLOWED_DTYPES)).map(np.dtype)
+DTYPES = st.sampled_from(sorted(codec.ALLOWED_DTYPES)).map(np.dtype)
 ARRAYS = DTYPES.flatmap(
     lambda dtype: npst.arrays(
-        dtype, npst.array_shapes(min_dims=1, max_dims=wire.MAX_DIMENSIONS, min_side=0, max_side=3)
+        dtype, npst.array_shapes(min_dims=1, max_dims=codec.MAX_DIMENSIONS, min_side=0, max_side=3)
     )
 )
 PLAIN = st.recursive(
@@ -53,39 +53,43 @@ def array_message(**fields: Any) -> bytes:
 
 @given(PLAIN)
 def test_plain_values_round_trip(value: Any) -> None:
-    assert wire.decode(wire.encode(value)) == value
+    assert codec.decode(codec.encode(value)) == value
 
 
 @given(ARRAYS)
 def test_arrays_round_trip_bit_by_bit(array: np.ndarray[Any, Any]) -> None:
-    back = wire.decode(wire.encode({"x": [array]}))["x"][0]
+    back = codec.decode(codec.encode({"x": [array]}))["x"][0]
     assert (back.dtype, back.shape) == (array.dtype, array.shape)
     assert back.tobytes() == array.tobytes()
 
 
 @given(ARRAYS)
 def test_any_msgpack_numpy_reader_understands_an_array(array: np.ndarray[Any, Any]) -> None:
-    back = msgpack.unpackb(wire.encode(array), object_hook=msgpack_numpy.decode)
+    back = msgpack.unpackb(codec.encode(array), object_hook=msgpack_numpy.decode)
     assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, array.shape, array.tobytes())
 
 
 def test_an_array_without_dimensions_keeps_its_shape() -> None:
-    assert wire.decode(wire.encode(np.array(1, np.float32))).shape == ()
+    assert codec.decode(codec.encode(np.array(1, np.float32))).shape == ()
 
 
 def test_arrays_that_are_not_contiguous_round_trip() -> None:
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     for view in (array.T, array[:, ::2], array[::-1]):
-        np.testing.assert_array_equal(wire.decode(wire.encode(view)), view)
+        np.testing.assert_array_equal(codec.decode(codec.encode(view)), view)
 
 
 def test_numpy_numbers_round_trip() -> None:
-    assert wire.decode(wire.encode([np.float32(0.5), np.int64(-3), np.bool_(True)])) == [0.5, -3, 1]
+    assert codec.decode(codec.encode([np.float32(0.5), np.int64(-3), np.bool_(True)])) == [
+        0.5,
+        -3,
+        1,
+    ]
 
 
 def test_a_memory_view_is_read_without_a_copy_of_ours() -> None:
-    data = wire.encode(np.arange(4, dtype=np.int32))
-    back = wire.decode(memoryview(data))
+    data = codec.encode(np.arange(4, dtype=np.int32))
+    back = codec.decode(memoryview(data))
     assert back.tolist() == [0, 1, 2, 3]
     assert not back.flags.writeable
 
@@ -94,13 +98,13 @@ def test_a_memory_view_is_read_without_a_copy_of_ours() -> None:
 @pytest.mark.parametrize("dtype", ["object", "complex64", "U3", "S3", "datetime64[s]", ">f4"])
 def test_other_dtypes_do_not_leave(dtype: str) -> None:
     with pytest.raises(WireError, match="does not travel"):
-        wire.encode(np.zeros(2, dtype))
+        codec.encode(np.zeros(2, dtype))
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, 1j, 2**64, "\ud800"])
 def test_values_without_a_word_do_not_leave(value: object) -> None:
     with pytest.raises(WireError, match="cannot encode"):
-        wire.encode([value])
+        codec.encode([value])
 
 
 def test_an_object_array_is_refused_without_pickle(request: pytest.FixtureRequest) -> None:
@@ -111,7 +115,7 @@ def test_an_object_array_is_refused_without_pickle(request: pytest.FixtureReques
     request.getfixturevalue("no_pickle")
     # Then it is refused all the same
     with pytest.raises(WireError, match="kind"):
-        wire.decode(payload)
+        codec.decode(payload)
 
 
 @pytest.mark.usefixtures("no_pickle")
@@ -150,13 +154,13 @@ def test_an_object_array_is_refused_without_pickle(request: pytest.FixtureReques
 )
 def test_an_array_that_is_not_ours_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(WireError):
-        wire.decode(array_message(**fields))
+        codec.decode(array_message(**fields))
 
 
 def test_scalars_of_msgpack_numpy_are_refused_or_left_alone() -> None:
     payload = msgpack.packb(np.float32(1), default=msgpack_numpy.encode)
     with pytest.raises(WireError):
-        wire.decode(payload)
+        codec.decode(payload)
 
 
 @pytest.mark.usefixtures("no_pickle")
@@ -178,13 +182,13 @@ def test_scalars_of_msgpack_numpy_are_refused_or_left_alone() -> None:
 )
 def test_broken_messages_are_refused(data: bytes) -> None:
     with pytest.raises(WireError):
-        wire.decode(data)
+        codec.decode(data)
 
 
 @given(st.binary(max_size=300))
 def test_random_bytes_raise_nothing_else(data: bytes) -> None:
     try:
-        wire.decode(data)
+        codec.decode(data)
     except WireError:
         pass
 
@@ -193,10 +197,10 @@ def test_random_bytes_raise_nothing_else(data: bytes) -> None:
 def test_damaged_messages_raise_nothing_else(
     array: np.ndarray[Any, Any], data: st.DataObject
 ) -> None:
-    message = bytearray(wire.encode({"x": array, "y": [1, "two", None]}))
+    message = bytearray(codec.encode({"x": array, "y": [1, "two", None]}))
     for _ in range(data.draw(st.integers(1, 4))):
         message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
     try:
-        wire.decode(bytes(message))
+        codec.decode(bytes(message))
     except WireError:
         pass

@@ -12,12 +12,12 @@ import numpy.typing as npt
 from skynet.engine.engine import Engine
 from skynet.engine.sequence import Sequence
 from skynet.errors import SkynetError
-from skynet.models import load_architecture
+from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
-from skynet.step import Best, Candidates, Part, Row, Step, Want
-from skynet.store.requests import Options, Record, Token
-from skynet.text import StopStrings, Text
+from skynet.request.record import Options, Record, Token
+from skynet.tokenizer.text import StopStrings, Text
+from skynet.wire.step import Best, Candidates, Part, Row, Step, Want
 
 VOCAB = 1000
 FEW = 40

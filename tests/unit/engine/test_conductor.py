@@ -7,16 +7,16 @@ from typing import Any, cast
 
 import pytest
 
-from skynet.engine import conductor as module
-from skynet.engine.conductor import CALM_S, Conductor
 from skynet.engine.engine import Engine
-from skynet.engine.membership import Membership
 from skynet.errors import Fenced
-from skynet.models import load_architecture
-from skynet.names import Address
+from skynet.models.registry import load_architecture
+from skynet.orchestrator import plan_controller as module
+from skynet.orchestrator.membership import Membership
+from skynet.orchestrator.plan_controller import CALM_S, Conductor
 from skynet.planning.plan import Plan
 from skynet.store.members import READY, SPARE, Member, Members
 from skynet.store.plans import Plans, Target
+from skynet.wire.keys import Address
 
 ARCH = load_architecture(
     {

@@ -18,7 +18,7 @@ from skynet.errors import (
     ShardFailed,
     ShardLost,
 )
-from skynet.store.requests import Token
+from skynet.request.record import Token
 
 
 def test_requests_of_different_lengths_join_and_leave() -> None:

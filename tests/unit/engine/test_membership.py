@@ -8,10 +8,10 @@ from typing import Any, cast
 import pytest
 from engine_fakes import tiny_plan
 
-from skynet.engine.membership import BROKEN_S, COOL_S, FAILED_S, STARTING_S, Membership
-from skynet.names import ORCHESTRATOR_QUEUE
+from skynet.orchestrator.membership import BROKEN_S, COOL_S, FAILED_S, STARTING_S, Membership
 from skynet.planning.cost import WORKER_BYTES
 from skynet.store.members import FAILED, LOADING, READY, SPARE, Member, Members
+from skynet.wire.keys import ORCHESTRATOR_QUEUE
 
 MIB = 2**20
 

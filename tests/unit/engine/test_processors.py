@@ -17,8 +17,8 @@ from transformers.generation.utils import GenerationMixin
 from skynet.engine.processors import rules_of
 from skynet.engine.sampling import logprobs_of, sample, want_of
 from skynet.layers.candidates import pick
-from skynet.step import Candidates
-from skynet.store.requests import Options
+from skynet.request.record import Options
+from skynet.wire.step import Candidates
 
 VOCAB = 12
 END_IDS = (3, 7)

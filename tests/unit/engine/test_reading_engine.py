@@ -7,11 +7,11 @@ import pytest
 from engine_fakes import Bench, FakeShards, answer, new_sequence
 from model_families import encoder_config
 
-from skynet.engine.reading import Reading
 from skynet.engine.sequence import Sequence
+from skynet.engine.text_answers import Reading
 from skynet.errors import PeerLost, RequestCancelled, RequestTimeout, StepFailed
-from skynet.models import load_architecture
-from skynet.step import Read, Step
+from skynet.models.registry import load_architecture
+from skynet.wire.step import Read, Step
 
 ARCH = load_architecture(encoder_config("bert", "Model"))
 OVERFLOW = 999  # a text that begins with it breaks the model

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from skynet.engine.sampling import gumbel_noise, sample, want_of
 from skynet.layers.candidates import pick
-from skynet.step import Candidates
-from skynet.store.requests import Options
+from skynet.request.record import Options
+from skynet.wire.step import Candidates
 
 DRAWS = 4000
 LOGITS = [2.0, -1.0, 0.5, 3.0, 3.0, -4.0, 1.0, 0.0, 2.5, -0.5, 1.5, -2.0]

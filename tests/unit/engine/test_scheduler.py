@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
-from skynet.step import Row
-from skynet.store.requests import Options, Record
-from skynet.text import StopStrings, Text
+from skynet.request.record import Options, Record
+from skynet.tokenizer.text import StopStrings, Text
+from skynet.wire.step import Row
 
 Batch = list[tuple[Sequence, Row]]
 

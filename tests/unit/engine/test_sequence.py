@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from skynet.engine.sequence import Sequence
-from skynet.store.requests import Options, Record
-from skynet.text import StopStrings, Text
+from skynet.request.record import Options, Record
+from skynet.tokenizer.text import StopStrings, Text
 
 LETTERS = "abcdefgh "
 

@@ -7,9 +7,9 @@ import torch
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor as bloom_alibi
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcon_alibi
 
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.positions import Alibi
 from skynet.layers.alibi import PositionBias, slopes
-from skynet.models.architecture import Architecture
-from skynet.models.positions import Alibi
 from skynet.planning.ranges import Range
 from skynet.planning.split import shard_plans
 

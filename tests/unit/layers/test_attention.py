@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from skynet.layers.attention import attend, capped_attention, store
 from skynet.layers.cache import allocate
 from skynet.layers.context import StepContext, make_context
-from skynet.models import load_architecture
+from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
-from skynet.step import Row, Step
+from skynet.wire.step import Row, Step
 
 HEADS, KV_HEADS, HEAD_DIM, SLOTS, TOKENS = 6, 2, 8, 6, 40
 CPU = torch.device("cpu")

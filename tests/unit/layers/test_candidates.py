@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from skynet.errors import StepFailed
 from skynet.layers.candidates import pick
-from skynet.step import Part, Row, Step, Want
+from skynet.wire.step import Part, Row, Step, Want
 
 # Few distinct values, so that ties are common.
 LOGITS = st.lists(st.integers(-6, 6).map(lambda value: value / 2), min_size=1, max_size=40)

@@ -10,14 +10,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skynet.layers.kept import Pieces, without
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.config import ABSENT
+from skynet.architecture.tensors import staged_tensors
 from skynet.layers.linear import Linear
+from skynet.layers.reuse import Pieces, without
 from skynet.layers.shard_model import ShardModel
-from skynet.models import ABSENT, Architecture, load_architecture, staged_tensors
+from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.planning.split import make_plan
-from skynet.step import Row, Step, Want
+from skynet.wire.step import Row, Step, Want
 
 LAYERS, HEADS, HIDDEN, VOCAB = 3, 4, 32, 71
 Place = tuple[int, int]

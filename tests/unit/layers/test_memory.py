@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skynet.layers.attention import attend
-from skynet.layers.memory import memory_attends
+from skynet.layers.encoder_kv import memory_attends
 from skynet.planning.ranges import Range
-from skynet.step import Row
+from skynet.wire.step import Row
 
 CPU = torch.device("cpu")
 

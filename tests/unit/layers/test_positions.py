@@ -9,10 +9,10 @@ from transformers.models.m2m_100.modeling_m2m_100 import M2M100SinusoidalPositio
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from skynet.architecture.positions import Relative
 from skynet.layers.relative import RelativeBias, buckets
 from skynet.layers.sinusoids import sinusoid_table
-from skynet.models import load_architecture
-from skynet.models.positions import Relative
+from skynet.models.registry import load_architecture
 from skynet.planning.ranges import Range
 
 LENGTH = 1024

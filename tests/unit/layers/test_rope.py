@@ -10,9 +10,10 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
+from skynet.architecture.architecture import Architecture
 from skynet.layers.heads import interleave
 from skynet.layers.rope import Rotary, dynamic_frequencies, inverse_frequencies, rotate
-from skynet.models import Architecture, load_architecture
+from skynet.models.registry import load_architecture
 
 SCALINGS: list[dict[str, Any]] = [
     {"rope_type": "default"},

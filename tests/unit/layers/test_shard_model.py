@@ -17,14 +17,17 @@ from model_families import (
     tiny_config,
 )
 
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.config import ABSENT
+from skynet.architecture.tensors import staged_tensors
 from skynet.errors import CheckpointError, StepFailed
 from skynet.layers.shard_model import ShardModel
-from skynet.models import ABSENT, Architecture, load_architecture, staged_tensors
+from skynet.models.registry import load_architecture
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.planning.split import make_plan
-from skynet.step import Row, Step, Want
+from skynet.wire.step import Row, Step, Want
 
 
 def architecture(family: str, **fields: Any) -> Architecture:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from skynet.architecture.positions import Relative
+from skynet.layers.encoder_attention import BLOCK, attend_texts, texts_of
 from skynet.layers.relative import RelativeBias
-from skynet.layers.texts import BLOCK, attend_texts, texts_of
-from skynet.models.positions import Relative
 from skynet.planning.ranges import Range
-from skynet.step import Row
+from skynet.wire.step import Row
 
 HEADS, HEAD_DIM, SCALE = 3, 4, 0.4
 

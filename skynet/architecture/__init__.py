@@ -1,0 +1,1 @@
+"""The vocabulary in which families describe a model: sizes, weights, positions."""

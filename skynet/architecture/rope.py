@@ -1,0 +1,188 @@
+"""Reads the rotary embedding of a config.json, refusing kinds and options that are not computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from skynet.architecture.config import Config, refuse
+from skynet.architecture.positions import Rope
+from skynet.errors import CheckpointError, UnsupportedModel
+
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+FIELDS = {
+    "rope_type",
+    "type",
+    "rope_theta",
+    "factor",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "finetuned",
+}
+LONGROPE_FIELDS = FIELDS | {"short_factor", "long_factor"}
+
+
+def parameters(config: Config) -> Mapping[str, Any]:
+    """The config's rope fields, under their old name or their new one."""
+    return config.get("rope_scaling") or config.get("rope_parameters") or {}
+
+
+def read_rope(
+    config: Config,
+    dims: int,
+    *,
+    adjacent: bool = False,
+    given: Mapping[str, Any] | None = None,
+) -> Rope:
+    """The rotary embedding a config asks for.
+
+    Args:
+        dims: of a head that are turned; see `partial_dims` for families that turn but a part.
+        adjacent: whether the family turns neighbours, not numbers half of the turned part apart.
+        given: its parameters, where the config has several ropes.
+
+    Raises:
+        UnsupportedModel: a kind or an option of it that is not computed.
+        CheckpointError: a kind without the numbers it needs.
+    """
+    given = parameters(config) if given is None else given
+    kind = kind_of(given)
+    if kind not in KINDS:
+        raise UnsupportedModel(f"rope type {kind!r} is not computed; known: {list(KINDS)}")
+    _check_fields(given, FIELDS, dims)
+    rope: dict[str, Any] = {
+        "dims": dims,
+        "kind": kind,
+        "theta": _theta(config, given),
+        "adjacent": adjacent,
+    }
+    if kind == "default":
+        return Rope(**rope)
+    positions = config["max_position_embeddings"]
+    if kind in ("llama3", "yarn"):
+        positions = _original_positions(config, given)
+    factor = given.get("factor")
+    if factor is None and kind == "yarn":
+        factor = config["max_position_embeddings"] / positions
+    rope |= {"original_positions": positions, "factor": _number(kind, "factor", factor)}
+    if kind == "llama3":
+        for name in ("low_freq_factor", "high_freq_factor"):
+            rope[name] = _number(kind, name, given.get(name))
+    if kind == "yarn":
+        rope |= {
+            "beta_fast": float(given.get("beta_fast") or 32),
+            "beta_slow": float(given.get("beta_slow") or 1),
+            "truncate": bool(given.get("truncate", True)),
+            "attention_factor": _yarn_attention_factor(given, rope["factor"]),
+        }
+    return Rope(**rope)
+
+
+def read_longrope(config: Config, dims: int, given: Mapping[str, Any]) -> Rope:
+    """LongRoPE (Ding et al., 2024, arXiv:2402.13753).
+
+    A sequence longer than the positions of the pretraining has other frequencies, for all of its
+    tokens: one that grows longer is computed again, from its first token on.
+    """
+    _check_fields(given, LONGROPE_FIELDS, dims)
+    original = _original_positions(config, given)
+    factor = given.get("factor") or config["max_position_embeddings"] / original
+    attention_factor = given.get("attention_factor")
+    if attention_factor is None:
+        stretch = math.log(max(factor, 1.0)) / math.log(original)
+        attention_factor = math.sqrt(1 + stretch)
+    return Rope(
+        dims=dims,
+        kind="longrope",
+        theta=_theta(config, given),
+        factor=float(factor),
+        original_positions=original,
+        attention_factor=float(attention_factor),
+        divisors=_divisors(given, "short_factor", dims),
+        long_divisors=_divisors(given, "long_factor", dims),
+    )
+
+
+def max_positions(rope: Rope, positions: int) -> int:
+    """How many positions a rope is good for, in a model whose config says `positions`.
+
+    Dynamic ropes and YaRN are added to a config that goes on to say the positions of the
+    pretraining. Models that were trained with one of the others say the stretched ones.
+    """
+    if rope.kind in ("dynamic", "yarn"):
+        return max(positions, int(rope.original_positions * rope.factor))
+    return positions
+
+
+def partial_dims(config: Config, head_dim: int, field: str = "partial_rotary_factor") -> int:
+    """How many numbers of a head are turned, in families that turn but a part of each head."""
+    factor = parameters(config).get("partial_rotary_factor", config.get(field))
+    return int(head_dim * (1.0 if factor is None else factor))
+
+
+def whole_head(config: Config, head_dim: int) -> int:
+    """`head_dim`, of a family that turns all of it and of a config that asks for nothing else."""
+    for where in (config, parameters(config)):
+        refuse({"model_type": config.get("model_type"), **where}, partial_rotary_factor=1.0)
+    return head_dim
+
+
+def kind_of(given: Mapping[str, Any]) -> str:
+    """The kind of rope that parameters ask for."""
+    return str(given.get("rope_type", given.get("type", "default")))
+
+
+def _divisors(given: Mapping[str, Any], field: str, dims: int) -> tuple[float, ...]:
+    found = given.get(field)
+    if not isinstance(found, list) or len(found) != dims // 2:
+        raise CheckpointError(
+            f"config.json: rope 'longrope' has {field}={found!r}, expected a list of {dims // 2} "
+            "numbers"
+        )
+    return tuple(float(divisor) for divisor in found)
+
+
+def _theta(config: Config, given: Mapping[str, Any]) -> float:
+    return float(given.get("rope_theta", config.get("rope_theta")) or 10_000.0)
+
+
+def _original_positions(config: Config, given: Mapping[str, Any]) -> int:
+    field = "original_max_position_embeddings"
+    return int(config.get(field) or given.get(field) or config["max_position_embeddings"])
+
+
+def _check_fields(given: Mapping[str, Any], known: set[str], dims: int) -> None:
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise UnsupportedModel(f"rope parameters {unknown} are not computed")
+    if dims % 2 or dims < 2:
+        raise UnsupportedModel(f"rope on {dims} numbers of a head is not computed: it turns pairs")
+
+
+def _number(kind: str, field: str, value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        raise CheckpointError(f"config.json: rope {kind!r} has {field}={value!r}, no factor")
+    return float(value)
+
+
+def _yarn_attention_factor(given: Mapping[str, Any], factor: float) -> float:
+    """YaRN's temperature of the attention (Peng et al., 2023, arXiv:2309.00071, section 3.4)."""
+    if given.get("attention_factor") is not None:
+        return float(given["attention_factor"])
+
+    def scale(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    mscale, mscale_all_dim = given.get("mscale"), given.get("mscale_all_dim")
+    if mscale and mscale_all_dim:
+        return scale(mscale) / scale(mscale_all_dim)
+    return scale(1.0)

@@ -1,0 +1,154 @@
+"""Their side: Transformers' own model and forward pass, with one layer's weights in memory.
+
+The model is built without weights. Hooks read those of a layer, or of an end, just before it runs,
+with the safetensors library, and let go of them after it. So everything else, masks, ropes and what
+differs between layers, is what the model itself makes of it. Knows nothing of our layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from skynet.architecture.architecture import Architecture
+from skynet.check.reference_layer import Cuts, DenseLayer, TheirLayer, path_of_layers, weight_of
+from skynet.check.reference_model import TheirModel, build, without_prefix
+from skynet.check.reference_weights import TheirWeights
+from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.errors import UnsupportedModel
+
+
+class Visitor(Protocol):
+    """Is told what Transformers computes, in order, when the weights for it are free again."""
+
+    def embedding(self, rows: torch.Tensor) -> None:
+        """`rows` (tokens, embedding) of a stack's table, as they lie there; its layers follow."""
+        ...
+
+    def layer(self, layer: int, x: torch.Tensor, out: torch.Tensor, dense: DenseLayer) -> None:
+        """A layer's input and output, (tokens, hidden), and what is known of its inside.
+
+        Layers have their numbers in the model. Of the inside of a family without a file nothing is
+        known: its modules have no roles.
+        """
+        ...
+
+    def memory(self, states: torch.Tensor) -> None:
+        """What an encoder leaves to the decoder, (tokens, hidden)."""
+        ...
+
+    def end(self, result: torch.Tensor) -> None:
+        """What the model ends in, (rows, width); see `TheirModel.result`."""
+        ...
+
+
+class Theirs:
+    """One checkpoint as Transformers computes it."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        arch: Architecture,
+        kind: TheirModel,
+        dtype: torch.dtype,
+        cuts: Callable[[int], Cuts],
+    ) -> None:
+        """cuts: of a layer, by its number in the model."""
+        self._arch = arch = without_prefix(arch) if kind.bare else arch
+        self._kind, self._cuts = kind, cuts
+        self._model, config = build(checkpoint, kind, dtype)
+        self._layers: list[TheirLayer] = []
+        for stack in arch.stacks:
+            count = len(self._model.get_submodule(path_of_layers(stack)))
+            if count != stack.num_layers:
+                raise UnsupportedModel(
+                    f"Transformers makes {count} layers of {checkpoint.path}, SkyNet "
+                    f"{stack.num_layers}"
+                )
+            self._layers += [TheirLayer(self._model, stack, number) for number in range(count)]
+        self._weights = TheirWeights(checkpoint, arch, self._model, config, dtype)
+
+    @torch.inference_mode()
+    def run(
+        self, reads: Sequence[list[int]], visitor: Visitor, only: Collection[int] | None = None
+    ) -> None:
+        """One forward pass over what each stack reads; `visitor` is called on the way.
+
+        only: layers that are run, all by default; others let the hidden states through.
+        """
+        self._hook_ends(visitor)
+        for number, layer in enumerate(self._layers):
+            if only is None or number in only:
+                self._hook_layer(number, layer, visitor)
+            else:
+                layer.module.forward = _let_through
+        if self._arch.encoder is not None:
+            self._hook_memory(visitor)
+        ids = zip(self._kind.inputs, reads, strict=True)
+        inputs = {name: torch.tensor([own]) for name, own in ids}
+        found = self._model(**inputs, **self._kind.options)
+        result = getattr(found, self._kind.result)
+        visitor.end(result.reshape(-1, result.shape[-1]))
+
+    def _hook_ends(self, visitor: Visitor) -> None:
+        tables = self._tables()
+        filled = {id(inner) for layer in self._layers for inner in layer.module.modules()}
+        for path, module in self._model.named_modules():
+            if id(module) in filled or not module._parameters:
+                continue
+            # With all within, which must not be filled a second time.
+            filled |= {id(inner) for inner in module.modules()}
+
+            def fill(module: torch.nn.Module, _: Any, path: str = path) -> None:
+                self._weights.fill(module, path)
+
+            def free(module: torch.nn.Module, args: Any, _: Any) -> None:
+                rows = None
+                if id(module) in tables:
+                    rows = F.embedding(args[0][0], module.get_parameter("weight"))
+                self._weights.free()
+                if rows is not None:
+                    visitor.embedding(rows)
+
+            module.register_forward_pre_hook(fill)
+            module.register_forward_hook(free)
+
+    def _tables(self) -> set[int]:
+        """The modules that have a row for each token: stacks may share one, or its weights."""
+        embeds = [weight_of(stack, "embed") for stack in self._arch.stacks]
+        names = {name for embed in embeds for name in (embed.name, *embed.others)}
+        named = self._model.named_modules(remove_duplicate=False)
+        head = self._model.get_output_embeddings()
+        return {id(module) for path, module in named if path in names and module is not head}
+
+    def _hook_layer(self, number: int, layer: TheirLayer, visitor: Visitor) -> None:
+        inputs: list[torch.Tensor] = []
+
+        def before(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            self._weights.fill(module, layer.path)
+            inputs.append(args[0] if args else kwargs["hidden_states"])
+
+        def after(_: torch.nn.Module, __: Any, output: Any) -> None:
+            dense = layer.dense(self._cuts(number))
+            self._weights.free()
+            layer.forget()
+            x, out = inputs.pop()[0], output[0] if isinstance(output, tuple) else output
+            visitor.layer(number, x, out.view(x.shape), dense)
+
+        layer.module.register_forward_pre_hook(before, with_kwargs=True)
+        layer.module.register_forward_hook(after)
+        layer.record()
+
+    def _hook_memory(self, visitor: Visitor) -> None:
+        def before(_: torch.nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
+            visitor.memory(kwargs["encoder_hidden_states"][0])
+
+        decoder = self._model.get_submodule(path_of_layers(self._arch).rpartition(".")[0])
+        decoder.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _let_through(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return hidden_states

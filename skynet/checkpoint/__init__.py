@@ -1,0 +1,1 @@
+"""Reading checkpoints: safetensors, GGUF, the text files beside them."""

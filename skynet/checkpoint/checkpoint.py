@@ -1,0 +1,248 @@
+"""A checkpoint on disk: its config, its tensors region by region, its tokenizer, its digest.
+
+Opens what people have: a Hugging Face directory, a hub id, a GGUF file, the demo model. Never
+unpickles. Knows nothing of model families nor of how tensors are cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from skynet.architecture import generic as derived
+from skynet.architecture.config import ABSENT
+from skynet.checkpoint.demo import DEMO_MODEL, DEMO_NAMES, demo_checkpoint_path
+from skynet.checkpoint.digests import cached_digest
+from skynet.checkpoint.gguf import convert_gguf
+from skynet.checkpoint.minilm import MINILM_MODEL, MINILM_NAMES, minilm_path
+from skynet.checkpoint.safetensors_file import TensorInfo, read_header, read_region, same_bytes
+from skynet.checkpoint.text_files import text_files
+from skynet.errors import CheckpointError
+from skynet.models.registry import settled
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
+# Sub-folders hold other formats, and config.json files of sentence-transformers; consolidated* are
+# the same weights under the maker's own names.
+HUB_FILES_NOT_READ = ["*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja", "consolidated*"]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+DIGEST_CHUNK = 8 * 2**20
+# 3: a head that a file has although the config ties it is staged. What was staged of such a file
+# before lacks it, and is not the same content.
+CONTENT = "checkpoint 3"
+
+
+class Checkpoint:
+    """One Hugging Face model directory, opened. Holds headers, not weights."""
+
+    def __init__(self, path: Path, name: str, cache_dir: Path) -> None:
+        self.path = path
+        self.name = name
+        self._cache_dir = cache_dir
+        config = _read_config(path)
+        self.generation_config: dict[str, Any] = (
+            _read_json(path / "generation_config.json")
+            if (path / "generation_config.json").exists()
+            else {}
+        )
+        self.tensors: dict[str, TensorInfo] = _read_tensors(path)
+        self.config: dict[str, Any] = dict(settled(config, self.tensors, self._same))
+
+    def describe(self, description: dict[str, Any]) -> None:
+        """Say what the model of a family without a file is: from here on a part of the config."""
+        described = {**self.config, derived.KEY: description}
+        self.config = dict(settled(described, self.tensors, self._same))
+
+    def _same(self, one: str, other: str) -> bool:
+        return same_bytes(self.tensors[one], self.tensors[other])
+
+    def read(self, name: str, axis: int, start: int, stop: int) -> npt.NDArray[Any]:
+        """`[start, stop)` of a tensor along `axis`, contiguous; bfloat16 as its uint16 bits.
+
+        Only the region is held in memory.
+
+        Raises:
+            CheckpointError: no such tensor, no such region, or a read that failed.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            raise CheckpointError(f"{self.path} holds no tensor {name!r}")
+        return read_region(name, info, axis, start, stop)
+
+    def text_files(self) -> dict[str, bytes]:
+        """What `skynet.tokenizer.text.Text` is built from; see `tokenizer_files.text_files`."""
+        return dict(self._text_files)
+
+    @cached_property
+    def _text_files(self) -> dict[str, bytes]:
+        return text_files(self.path)
+
+    def digest(self, progress: Callable[[int], None] | None = None) -> str:
+        """sha256 hex of the content: config, tensors by name, tokenizer files.
+
+        How tensors are spread over files does not matter, nor does where the directory lies.
+        Remembered in the cache directory until a file changes. `progress` is told of every run of
+        bytes that had to be hashed.
+        """
+        files = [file for file in self.path.iterdir() if file.is_file()]
+        files += self.path.glob("*/config.json")  # of sentence-transformers
+        # A description is in no file, and another one is another content.
+        description = self.config.get(derived.KEY)
+        told = "" if description is None else f" {json.dumps(description)}"
+        return cached_digest(
+            f"{CONTENT}{told}", files, self._cache_dir, lambda: self._compute_digest(progress)
+        )
+
+    def _compute_digest(self, progress: Callable[[int], None] | None) -> str:
+        digest = hashlib.sha256(CONTENT.encode())
+        digest.update(json.dumps(self.config, sort_keys=True).encode())
+        for name, content in sorted(self._text_files.items()):
+            digest.update(f"\0{name}\0{len(content)}\0".encode())
+            digest.update(content)
+        for name, info in sorted(self.tensors.items()):
+            digest.update(f"\0{name}\0{info.dtype}\0{list(info.shape)}\0".encode())
+            _hash_tensor(digest, info, progress)
+        return digest.hexdigest()
+
+
+def open_checkpoint(model: str, cache_dir: Path) -> Checkpoint:
+    """The checkpoint people mean by `model`.
+
+    Args:
+        model: a Hugging Face directory, a `.gguf` file, a hub id such as "Qwen/Qwen3-0.6B",
+            "demo", or "minilm".
+        cache_dir: where conversions and digests are kept.
+
+    Raises:
+        CheckpointError: not there, not complete or not readable; names the file and what to do.
+    """
+    if model.lower() in DEMO_NAMES:
+        return Checkpoint(convert_gguf(demo_checkpoint_path(), cache_dir), DEMO_MODEL, cache_dir)
+    if model.lower() in MINILM_NAMES:
+        return Checkpoint(minilm_path(cache_dir), MINILM_MODEL, cache_dir)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return Checkpoint(path, path.resolve().name, cache_dir)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise CheckpointError(
+                f"{path} is a file, but no .gguf file; name the directory that holds the model"
+            )
+        return Checkpoint(convert_gguf(path, cache_dir), path.stem, cache_dir)
+    if path.suffix.lower() == ".gguf" or not HUB_ID.fullmatch(model):
+        raise CheckpointError(f"{path} does not exist; name a model directory or a .gguf file")
+    return Checkpoint(_download(model), model, cache_dir)
+
+
+def _download(hub_id: str) -> Path:
+    """The local snapshot of a hub model, downloaded where it is not complete."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(hub_id, allow_patterns=HUB_FILES, ignore_patterns=HUB_FILES_NOT_READ)
+        )
+    except Exception as error:  # the hub client lets errors of its transport through
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{hub_id!r} is no directory here, is not in the Hugging Face cache, and could not be "
+            f"downloaded ({reason}); check the name, the network and, for a gated model, HF_TOKEN, "
+            "or copy the model's files to this machine and name their directory"
+        ) from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if (path / "config.json").is_file():
+        config = _read_json(path / "config.json")
+        for name in (derived.KEY, ABSENT):  # never a file's to say
+            config.pop(name, None)
+        return config
+    gguf_files = sorted(file.name for file in path.glob("*.gguf"))
+    hint = (
+        f"to use {gguf_files[0]}, name that file"
+        if gguf_files
+        else "name a directory in Hugging Face's layout (config.json, *.safetensors, tokenizer)"
+    )
+    raise CheckpointError(f"{path / 'config.json'} does not exist; {hint}")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON: {error}; download it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, expected an object")
+    return content
+
+
+def _read_tensors(path: Path) -> dict[str, TensorInfo]:
+    if (path / SINGLE_FILE).is_file():
+        return read_header(path / SINGLE_FILE)
+    if (path / INDEX_FILE).is_file():
+        return _read_sharded(path)
+    found = sorted(file.name for file in path.glob("*.safetensors"))
+    if found:
+        raise CheckpointError(
+            f"{path} holds {', '.join(found[:3])}, but neither {SINGLE_FILE} nor {INDEX_FILE}; "
+            "download the missing file"
+        )
+    pickled = sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
+    if pickled:
+        raise CheckpointError(
+            f"{path / pickled[0]} is a pickle, which can run code when it is read and is never "
+            "opened here; convert it where you trust it: AutoModelForCausalLM.from_pretrained(...)"
+            ".save_pretrained(...) writes safetensors"
+        )
+    raise CheckpointError(f"{path} holds no weights: neither {SINGLE_FILE} nor {INDEX_FILE}")
+
+
+def _read_sharded(path: Path) -> dict[str, TensorInfo]:
+    index = path / INDEX_FILE
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map; download it again")
+    headers: dict[str, dict[str, TensorInfo]] = {}
+    tensors: dict[str, TensorInfo] = {}
+    for name, file_name in weight_map.items():
+        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+            raise CheckpointError(f"{index}: {name} lies in {file_name!r}, which is no file name")
+        if file_name not in headers:
+            if not (path / file_name).is_file():
+                raise CheckpointError(
+                    f"{path / file_name} is missing, and {INDEX_FILE} names it; download it"
+                )
+            headers[file_name] = read_header(path / file_name)
+        if name not in headers[file_name]:
+            raise CheckpointError(
+                f"{path / file_name} does not hold {name}, which {INDEX_FILE} places there; "
+                "download both again"
+            )
+        tensors[name] = headers[file_name][name]
+    return tensors
+
+
+def _hash_tensor(
+    digest: hashlib._Hash, info: TensorInfo, progress: Callable[[int], None] | None
+) -> None:
+    with info.file.open("rb") as stream:
+        stream.seek(info.offset)
+        left = info.num_bytes
+        while left:
+            chunk = stream.read(min(DIGEST_CHUNK, left))
+            if not chunk:
+                raise CheckpointError(f"{info.file} became shorter while it was read")
+            digest.update(chunk)
+            left -= len(chunk)
+            if progress is not None:
+                progress(len(chunk))

@@ -1,0 +1,1 @@
+"""Chords as Celery messages, and the Celery app that carries them."""

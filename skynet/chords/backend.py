@@ -1,0 +1,121 @@
+"""The part-return of a chord: a subclass of Celery's Redis result backend.
+
+Stock Celery needs seven serial round trips from the last part to "body queued"; here it is one
+script, which counts parts by shard (a duplicate cannot complete a chord), hands all of them to
+whoever brought the last, and leaves a tombstone, so that late parts change nothing. A failed part
+ends the chord at once. Chords that are not SkyNet's go the stock way.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import redis
+from celery.backends.redis import RedisBackend
+
+from skynet.errors import StepFailed
+from skynet.store.resp import Script
+from skynet.wire import keys
+
+logger = logging.getLogger(__name__)
+
+BODIES = frozenset({keys.ADVANCE_TASK, keys.FINISH_STEP_TASK})
+
+# KEYS: the chord's hash: shard number -> part, or `done` -> 1; the hidden states it started from,
+# which nobody needs when all parts are there.
+# ARGV: shard, number of shards, time to live in ms, part, 1 if it is a failure.
+# Replies {} (wait for others, or too late), or {shard, part, ...} of the others to the last.
+PART_RETURN = Script("""
+local key = KEYS[1]
+if redis.call('HEXISTS', key, 'done') == 1 then return {0} end
+if ARGV[5] == '1' then
+  redis.call('DEL', key)
+  redis.call('HSET', key, 'done', 1)
+  redis.call('PEXPIRE', key, ARGV[3])
+  redis.call('UNLINK', KEYS[2])
+  return {1}
+end
+redis.call('HSET', key, ARGV[1], '')
+if redis.call('HLEN', key) < tonumber(ARGV[2]) then
+  redis.call('HSET', key, ARGV[1], ARGV[4])
+  redis.call('PEXPIRE', key, ARGV[3])
+  return {0}
+end
+redis.call('HDEL', key, ARGV[1])
+local parts = redis.call('HGETALL', key)
+redis.call('DEL', key)
+redis.call('HSET', key, 'done', 1)
+redis.call('PEXPIRE', key, ARGV[3])
+redis.call('UNLINK', KEYS[2])
+return {1, parts}
+""")
+
+
+class ChordBackend(RedisBackend):
+    """Celery's Redis result backend with SkyNet's chords."""
+
+    def on_chord_part_return(
+        self, request: Any, state: str, result: Any, propagate: Any = None, **kwargs: Any
+    ) -> Any:
+        """Return one shard's part; the one who brings the last runs or sends the body."""
+        body = request.chord
+        if body["task"] not in BODIES:
+            return super().on_chord_part_return(request, state, result, propagate, **kwargs)
+        failed = isinstance(result, BaseException)
+        payload = b"" if failed else result.encode()
+        try:
+            parts = self._return_part(request, body["chord_size"], payload, failed)
+        except redis.RedisError as lost:
+            # The orchestrator's step deadline finds it.
+            logger.warning("chord %s: the part could not be returned: %s", request.group, lost)
+            return None
+        if parts is None:
+            return None
+        epoch, step = body["args"][:2]
+        if failed:
+            self._fail_step(epoch, step, result)
+        else:
+            self._run_body(request, body, parts)
+        return None
+
+    def _return_part(
+        self, request: Any, chord_size: int, payload: bytes, failed: bool
+    ) -> list[bytes] | None:
+        """All parts by shard if this one completes the chord (or fails it), else None."""
+        redis_keys = [keys.chord_key(request.group), keys.hidden_key(request.group)]
+        arguments = (
+            b"%d" % request.group_index,
+            b"%d" % chord_size,
+            self.app.messenger.ttl_ms,
+            payload,
+            b"1" if failed else b"0",
+        )
+        connection = self.app.messenger.connection
+        reply = connection.run(PART_RETURN, [key.encode() for key in redis_keys], arguments)
+        if not reply[0]:
+            return None
+        others = reply[1] if len(reply) > 1 else []
+        by_shard = {int(others[at]): others[at + 1] for at in range(0, len(others), 2)}
+        by_shard[request.group_index] = payload
+        return [by_shard[shard] for shard in sorted(by_shard)]
+
+    def _run_body(self, request: Any, body: dict[str, Any], parts: list[bytes]) -> None:
+        """The body of an inner span runs here, with no further hop; the last one is sent."""
+        queue = body["options"].get("queue")
+        if queue is None and self.app.tasks[body["task"]].send_events:
+            queue = request.delivery_info["routing_key"]  # traced: a task of its own, in Flower
+        if queue is not None:
+            self.app.messenger.send(body["task"], [parts, *body["args"]], queue)
+            return
+        try:
+            self.app.tasks[body["task"]](parts, *body["args"])
+        except Exception as error:
+            logger.exception("chord %s: its body failed", request.group)
+            self._fail_step(body["args"][0], body["args"][1], error)
+
+    def _fail_step(self, epoch: int, step: int, error: BaseException) -> None:
+        name = type(error).__name__ if isinstance(error, StepFailed) else "ShardFailed"
+        self.app.messenger.send(
+            keys.FAIL_STEP_TASK, [epoch, step, name, str(error)], keys.ORCHESTRATOR_QUEUE
+        )

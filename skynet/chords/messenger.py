@@ -1,0 +1,197 @@
+"""Chords as Celery messages: a header task for each shard of a stage, and a body.
+
+The messages are Celery's own (protocol 2: `group`, `group_index`, `chord`), made with Celery's and
+kombu's functions; what is left out is what costs 20 ms a chord: a subscription, a routing look-up,
+a `repr` and a round trip for each task. All messages of a chord, and the hidden states they
+start from, leave in one pipeline.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from kombu.serialization import dumps, register
+from kombu.utils.json import dumps as json_dumps
+
+from skynet.planning.plan import Plan
+from skynet.planning.ranges import Range
+from skynet.store.leader import GUARD, fenced
+from skynet.store.resp import RespConnection, Script, command
+from skynet.wire import codec, keys
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+# KEYS: leader, keys to set, queues. ARGV: fence, time to live in ms, how many keys to set, then the
+# values and messages of KEYS[2] on.
+EMIT = Script(
+    GUARD
+    + """
+local values = tonumber(ARGV[3])
+for i = 2, #KEYS do
+  if i <= values + 1 then
+    redis.call('SET', KEYS[i], ARGV[i + 2], 'PX', ARGV[2])
+  else
+    redis.call('LPUSH', KEYS[i], ARGV[i + 2])
+  end
+end
+return 1
+"""
+)
+
+INLINE_BYTES = 16 * 1024  # what travels in a message; base64 and two decodings make more dear
+
+register(
+    keys.SERIALIZER,
+    codec.encode,
+    codec.decode,
+    content_type=codec.CONTENT_TYPE,
+    content_encoding="binary",
+)
+
+
+def next_span(plan: Plan, start: int, layers_per_chord: int) -> Range:
+    """The span that starts at layer `start`: so many layers, but never past its stage."""
+    stage = plan.stages[plan.stage_of(start)]
+    return Range(start, min(start + max(1, layers_per_chord), stage.layers.stop))
+
+
+class Messenger:
+    """Writes task messages straight into the queues of a Redis broker.
+
+    What a broken connection leaves in doubt is sent again: whoever takes a message twice drops it.
+    """
+
+    def __init__(self, app: Celery, connection: RespConnection, ttl_s: float) -> None:
+        self.app = app
+        self.connection = connection
+        self.ttl_ms = b"%d" % int(ttl_s * 1000)
+        self.origin = f"{os.getpid()}@{socket.gethostname()}"
+        self._channel: Any = None
+
+    def message(
+        self, task: str, args: Sequence[Any], queue: str, **headers: Any
+    ) -> tuple[bytes, bytes]:
+        """(key, value) to LPUSH so that the worker of `queue` runs the task.
+
+        headers: of Celery's protocol, such as `group_id`, `group_index`, `chord`.
+        """
+        made = self.app.amqp.as_task_v2(
+            headers.pop("task_id", None) or str(uuid.uuid4()),
+            task,
+            args=list(args),
+            kwargs={},
+            argsrepr=headers.pop("argsrepr", ""),
+            kwargsrepr="",
+            ignore_result=True,
+            origin=self.origin,
+            **headers,
+        )
+        content_type, encoding, body = dumps(made.body, serializer=keys.SERIALIZER)
+        channel = self._broker_channel()
+        message = channel.prepare_message(
+            body, 0, content_type, encoding, made.headers, {**made.properties, "delivery_mode": 2}
+        )
+        channel._inplace_augment_message(message, "", queue)
+        return channel._q_for_pri(queue, 0).encode(), json_dumps(message).encode()
+
+    def send(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
+        """Queue one task."""
+        self.connection.call_again([command(b"LPUSH", *self.message(task, args, queue, **headers))])
+
+    def give_back(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
+        """Put a task back at the head of its queue: it is another worker's."""
+        self.connection.call_again([command(b"RPUSH", *self.message(task, args, queue, **headers))])
+
+    def emit_chord(
+        self,
+        plan: Plan,
+        step: int,
+        span: Range,
+        *,
+        rows: bytes,
+        hidden: bytes | None = None,
+        spent_s: float = 0.0,
+        fence: str = "",
+    ) -> None:
+        """Send the chord that computes `span` of a step.
+
+        rows: the encoded Step.
+        hidden: the hidden states before `span.start`, (tokens, hidden) float32, unless the step
+            begins there. They travel in the messages if they are small, or else lie under a key of
+            their own.
+        spent_s: what the spans before this one computed, so that the orchestrator can tell the
+            chords' cost from the layers'.
+        fence: of the orchestrator that sends it; nothing is sent once another leads. Shards have
+            none: their chords are stale with their epoch.
+
+        Raises:
+            Fenced: another leads.
+        """
+        stage = plan.stage_of(span.start)
+        num_shards = len(plan.stages[stage].shards)
+        group = keys.chord_id(plan.epoch, step, span.start)
+        body = body_signature(plan, step, span, num_shards, spent_s)
+        values: list[tuple[bytes, bytes]] = []
+        if hidden is None:  # as long as this is there, somebody wants the step
+            values.append((keys.step_key(plan.epoch, step).encode(), rows))
+        if hidden is not None and len(hidden) > INLINE_BYTES:
+            values.append((keys.hidden_key(group).encode(), hidden))
+            hidden = None
+        messages = []
+        for shard in range(num_shards):
+            message = self.message(
+                keys.RUN_SPAN_TASK,
+                [
+                    plan.epoch,
+                    step,
+                    span.start,
+                    span.stop,
+                    rows if len(rows) <= INLINE_BYTES else None,
+                    hidden,
+                ],
+                str(keys.Address(stage, shard)),
+                group_id=group,
+                group_index=shard,
+                chord=body,
+                argsrepr=f"(step {step}, layers [{span.start}, {span.stop}))",
+            )
+            messages.append(message)
+        # All or nothing, and in one place in every queue: were two chords of a stage queued in
+        # different orders at two shards, each would wait for the other in the exchange.
+        pairs = [*values, *messages]
+        redis_keys = [keys.LEADER_KEY.encode(), *(key for key, _ in pairs)]
+        arguments = [fence.encode(), self.ttl_ms, b"%d" % len(values), *(v for _, v in pairs)]
+        with fenced():
+            self.connection.run(EMIT, redis_keys, arguments)
+
+    def _broker_channel(self) -> Any:
+        if self._channel is None:
+            self._channel = self.app.connection_for_write().default_channel
+        return self._channel
+
+
+def body_signature(
+    plan: Plan, step: int, span: Range, num_shards: int, spent_s: float
+) -> dict[str, Any]:
+    """The chord's body as a Celery signature: advance in place, or finish at the orchestrator."""
+    if span.stop == plan.num_layers:
+        task, options = keys.FINISH_STEP_TASK, {"queue": keys.ORCHESTRATOR_QUEUE}
+    else:
+        task, options = keys.ADVANCE_TASK, {}
+    return cast(
+        dict[str, Any],
+        {
+            "task": task,
+            "args": [plan.epoch, step, span.stop, spent_s],
+            "kwargs": {},
+            "options": options,
+            "subtask_type": None,
+            "immutable": False,
+            "chord_size": num_shards,
+        },
+    )

@@ -1,0 +1,1 @@
+"""`submit_prompt` and what it returns."""

@@ -1,0 +1,27 @@
+"""The MLP of one shard: its columns, a partial as the result."""
+
+from __future__ import annotations
+
+import torch
+
+from skynet.architecture.architecture import Architecture
+from skynet.layers.activation import ACTIVATIONS, gated
+from skynet.layers.weights import Loader
+
+
+class MLP:
+    """One or two column-parallel products, activation, and the row-parallel product."""
+
+    def __init__(self, arch: Architecture, layer: int, load: Loader) -> None:
+        self._activation, self._gated = ACTIVATIONS[arch.activation], arch.gated
+        roles = ("gate", "up") if arch.gated else ("up",)
+        self._in = load.linear(*roles, layer=layer)
+        self._out = load.linear("down", layer=layer, bias=False)
+        self.nbytes = self._in.nbytes + self._out.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype."""
+        middle = self._in(x)
+        if self._gated:
+            return self._out(gated(self._activation, middle))
+        return self._out(self._activation(middle))

@@ -1,0 +1,81 @@
+"""What is read of whole texts at the end of the last layer: embeddings and classes.
+
+All shards have the same hidden states there, so one of them does this alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from skynet.architecture.architecture import Architecture
+from skynet.errors import StepFailed
+from skynet.layers.dense import Dense, load_dense
+from skynet.layers.linear import Linear
+from skynet.layers.norm import Norm
+from skynet.layers.weights import Loader
+from skynet.wire.step import Read, Row
+
+Vector = npt.NDArray[np.float32]
+
+
+def pool(x: torch.Tensor, pooling: str) -> torch.Tensor:
+    """The hidden states of a text, (tokens, hidden) float32, to one vector, (hidden,).
+
+    Raises:
+        StepFailed: no such pooling.
+    """
+    if pooling == "mean":
+        return x.mean(dim=0)
+    if pooling == "cls":
+        return x[0]
+    if pooling == "last":
+        return x[-1]
+    if pooling == "max":
+        return x.amax(dim=0)
+    raise StepFailed(f"pooling {pooling!r} is not computed")
+
+
+class Reader:
+    """Reads embeddings, and classes where the model has a classifier."""
+
+    def __init__(
+        self, norm: Norm, dense: Dense | None, out: Linear | None, pooling: str, dtype: torch.dtype
+    ) -> None:
+        """norm: of the last hidden states, counted by who owns it; pooling: the classifier's."""
+        self.nbytes = sum(part.nbytes for part in (dense, out) if part is not None)
+        self._norm, self._dense, self._out = norm, dense, out
+        self._pooling, self._dtype = pooling, dtype
+
+    def __call__(self, rows: Sequence[Row], x: torch.Tensor) -> list[Vector]:
+        """`x` (tokens, hidden) float32; of each row that asks for one a vector, in their order."""
+        found, start = [], 0
+        for row in rows:
+            stop = start + len(row.tokens)
+            if row.read is not None and row.read.is_vector:
+                states = self._norm(x[start:stop]).float()
+                found.append(self._read(row.read, states).cpu().numpy())
+            start = stop
+        return found
+
+    def _read(self, read: Read, states: torch.Tensor) -> torch.Tensor:
+        if read.task == "embed":
+            vector = pool(states, read.pooling)
+            return F.normalize(vector, dim=0) if read.normalize else vector
+        if self._dense is None or self._out is None:
+            raise StepFailed(f"task {read.task!r}: this model has no head for it")
+        pooled = pool(states, self._pooling).to(self._dtype)[None]
+        return self._out(self._dense(pooled))[0].float()
+
+
+def load_reader(arch: Architecture, load: Loader, norm: Norm, dtype: torch.dtype) -> Reader:
+    """The last stage's reader; `norm` is of the last hidden states."""
+    dense = out = None
+    if load.has("label_out"):
+        dense = load_dense(arch, load, "label_dense", "label_norm", arch.label_activation)
+        out = load.linear("label_out")
+    return Reader(norm, dense, out, arch.label_pooling, dtype)

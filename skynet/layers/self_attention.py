@@ -1,0 +1,92 @@
+"""Self-attention of one shard: its heads over their KV slots, a partial as the result."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from skynet.architecture.architecture import Architecture
+from skynet.errors import StepFailed
+from skynet.layers.attention import Kernel, attend, capped_attention, store
+from skynet.layers.cache import allocate, copy_slot
+from skynet.layers.context import StepContext
+from skynet.layers.encoder_attention import attend_texts
+from skynet.layers.norm import AllHeadsNorm, AllSum, Norm, load_head_norm
+from skynet.layers.rope import rotate
+from skynet.layers.weights import Loader
+from skynet.planning.plan import Plan, ShardPlan
+
+
+class Attention:
+    """Fused Q K V product, norm and rope of heads, KV slots, and the O product."""
+
+    def __init__(
+        self,
+        arch: Architecture,
+        plan: Plan,
+        part: ShardPlan,
+        layer: int,
+        load: Loader,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.window = arch.windows[layer]
+        self._scale, self._head_dim = arch.attention_scale, arch.head_dim
+        self._heads, self._kv_heads = part.heads.size, part.kv_heads.size
+        self._qkv = load.linear("q", "k", "v", layer=layer)
+        self._head_norm: Norm | None = None
+        self._all_heads_norm: AllHeadsNorm | None = None
+        if arch.qk_norm == "head":
+            self._head_norm = load_head_norm(arch, load, layer)
+        elif arch.qk_norm == "all":
+            self._all_heads_norm = AllHeadsNorm(arch, load, part, layer)
+        rope = arch.ropes[layer]
+        self._rope = None if rope is None else arch.rope_kinds.index(rope)
+        self._turned = None if rope is None or rope.dims == arch.head_dim else rope.dims
+        self._changes_heads = rope is not None or arch.qk_norm is not None
+        self._kernel: Kernel = F.scaled_dot_product_attention
+        if arch.attention_cap is not None:
+            self._kernel = partial(capped_attention, cap=arch.attention_cap)
+        self._out = load.linear("o", layer=layer, bias=False)
+        # What an encoder has read it never looks at again.
+        self._cache: torch.Tensor | None = None
+        if not arch.bidirectional:
+            self._cache = allocate(
+                plan.num_slots, 2 * self._kv_heads, plan.slot_tokens, arch.head_dim, dtype, device
+            )
+        parts = (self._qkv, self._head_norm, self._all_heads_norm, self._out)
+        self.nbytes = sum(part.nbytes for part in parts if part is not None)
+
+    def __call__(self, x: torch.Tensor, context: StepContext, all_sum: AllSum) -> torch.Tensor:
+        """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype."""
+        qkv = self._qkv(x).unflatten(1, (-1, self._head_dim))
+        if self._changes_heads:
+            self._change(qkv[:, : self._heads + self._kv_heads], context, all_sum)
+        if self._cache is None:
+            q, k, v = qkv.split([self._heads, self._kv_heads, self._kv_heads], dim=1)
+            return self._out(attend_texts(q, k, v, context.texts[self.window], self._scale))
+        store(self._cache, qkv[:, self._heads :], context)
+        calls = context.attends[self.window]
+        queries = qkv[:, : self._heads]
+        return self._out(attend(queries, self._cache, calls, self._scale, self._kernel))
+
+    def copy_slot(self, source: int, target: int, tokens: int) -> None:
+        """The keys and values of the first `tokens` tokens of slot `source`, for `target` too."""
+        if self._cache is None:
+            raise StepFailed(f"slot {source}: an encoder keeps nothing that could be copied")
+        copy_slot(self._cache, source, target, tokens)
+
+    def _change(self, heads: torch.Tensor, context: StepContext, all_sum: AllSum) -> None:
+        """Norm and rope of Q and K (tokens, heads, head_dim), in place."""
+        full = heads.float()
+        if self._head_norm is not None:
+            full = self._head_norm(full)
+        elif self._all_heads_norm is not None:
+            full = self._all_heads_norm(full, all_sum)
+        if self._rope is not None:
+            turned = full if self._turned is None else full[:, :, : self._turned]
+            rotate(turned, context.ropes[self._rope])
+        if full is not heads:
+            heads.copy_(full)

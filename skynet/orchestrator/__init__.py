@@ -1,0 +1,1 @@
+"""The orchestrator process: leadership, members, plans, requests in, answers out."""

@@ -1,0 +1,129 @@
+"""Where answers are written down: records, streams and Celery's results, and events for Flower."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence as Items
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from skynet import errors
+from skynet.engine.sequence import Sequence
+from skynet.errors import RequestLost, SkynetError
+from skynet.request.record import End, Token
+from skynet.store.requests import Requests
+
+if TYPE_CHECKING:
+    from skynet.chords.app import SkynetCelery
+
+logger = logging.getLogger(__name__)
+
+
+class Answers:
+    """The engine's journal."""
+
+    def __init__(self, app: SkynetCelery, requests: Requests) -> None:
+        self.app = app
+        self.requests = requests
+
+    def started(self, sequences: Items[Sequence]) -> None:
+        self.requests.start([sequence.id for sequence in sequences])
+
+    def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> tuple[set[str], set[str]]:
+        ids = [sequence.id for sequence, _ in tokens]
+        try:
+            replies = self.requests.append([(s.id, token) for s, token in tokens])
+        except redis.RedisError as error:
+            logger.warning("tokens could not be written: %s", error)
+            replies = [0] * len(ids)
+        told = list(zip(ids, replies, strict=True))
+        return {i for i, reply in told if reply < 0}, {i for i, reply in told if reply == 0}
+
+    def finished(self, sequence: Sequence) -> None:
+        end = sequence.end()
+        result = {
+            "text": sequence.text,
+            "token_ids": sequence.generated,
+            "prompt_tokens": len(sequence.record.prompt),
+            "finish_reason": end.finish_reason,
+            "timings": end.timings,
+            **sequence.answer,
+        }
+        if sequence.record.options.logprobs is not None:
+            result["logprobs"] = [item.as_dict() for item in sequence.logprobs]
+        if not self._end(sequence.id, end, result, "SUCCESS", sequence.pending):
+            return
+        done = f"{len(sequence.generated)} tokens, {end.finish_reason}"
+        if sequence.reading is not None:
+            done = sequence.reading.read.task
+        self._event("task-succeeded", sequence, result=done, runtime=end.timings["total_s"])
+        logger.info(
+            "request %s: %d tokens (%s), first after %.3f s, then %.1f tokens/s",
+            sequence.id,
+            len(sequence.generated),
+            end.finish_reason,
+            end.timings["first_token_s"],
+            end.timings["decode_tokens_per_s"],
+        )
+
+    def failed(self, sequence: Sequence, error: SkynetError) -> None:
+        name = type(error).__name__
+        end = End(error=name, message=str(error), timings=sequence.timings())
+        cancelled = isinstance(error, errors.RequestCancelled)
+        if not self._end(sequence.id, end, error, "REVOKED" if cancelled else "FAILURE"):
+            return
+        if cancelled:
+            self._event("task-revoked", sequence, terminated=False, signum=None, expired=False)
+        else:
+            self._event("task-failed", sequence, exception=f"{name}: {error}", traceback="")
+        logger.log(
+            logging.INFO if cancelled else logging.ERROR,
+            "request %s: %s: %s",
+            sequence.id,
+            name,
+            error,
+        )
+
+    def refuse(self, request_id: str, error: SkynetError) -> None:
+        """End a request of which no more than the id is known."""
+        end = End(error=type(error).__name__, message=str(error))
+        cancelled = isinstance(error, errors.RequestCancelled)
+        if self._end(request_id, end, error, "REVOKED" if cancelled else "FAILURE"):
+            logger.error("request %s: %s: %s", request_id, end.error, error)
+
+    def bury(self, sequence: Sequence) -> None:
+        """End a request whose record went with Redis's memory: whoever waits is told."""
+        if self.requests.read(sequence.id) is None:
+            self.requests.create(sequence.record, limit=2**31)
+            self.failed(
+                sequence,
+                RequestLost(
+                    f"request {sequence.id} was running when Redis restarted without its data: "
+                    "submit it again"
+                ),
+            )
+
+    def _end(
+        self, request_id: str, end: End, result: Any, state: str, tokens: Items[Token] = ()
+    ) -> bool:
+        """The end of the record, of the stream and of Celery's result, in one; see `finish`."""
+        backend = self.app.backend
+        stored = result if state == "SUCCESS" else backend.prepare_exception(result)
+        meta = backend._get_result_meta(stored, state, None, None)
+        meta["task_id"] = request_id
+        key = backend.get_key_for_task(request_id)
+        told = key.decode() if isinstance(key, bytes) else key
+        return self.requests.finish(request_id, end, (told, _bytes(backend.encode(meta))), tokens)
+
+    def _event(self, kind: str, sequence: Sequence, **fields: Any) -> None:
+        """Tell Flower how the request's task ended: Celery let go of it when it was accepted."""
+        runtime = self.app.runtime
+        consumer = getattr(runtime, "_consumer", None)
+        dispatcher = getattr(consumer, "event_dispatcher", None)
+        if dispatcher is not None and dispatcher.enabled:
+            dispatcher.send(kind, uuid=sequence.id, retry=False, **fields)
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()

@@ -1,0 +1,187 @@
+"""The members as the leading orchestrator sees them: who lives, who came, who is gone.
+
+A member is dead when its lease has run out, or when Redis has seen its connection close and it has
+not opened another within a moment.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from skynet.planning.cost import WORKER_BYTES, Candidate
+from skynet.planning.plan import Plan
+from skynet.store.members import FAILED, READY, Member, Members
+from skynet.wire import keys
+
+BROKEN_S = 0.625  # a live process has opened a new connection by then
+FAILED_S, COOL_S = 10.0, 60.0  # who cannot load for so long is left out, for so long
+STARTING_S = 15.0  # who is not up by then is not waited for
+
+
+class Membership:
+    """Shard workers, from one look to the next.
+
+    tell: called with ("joined", "lost", "left" or "leaving", text) for every change.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        tell: Callable[[str, str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.members = members
+        self.tell = tell
+        self.clock = clock
+        self.live: dict[str, Member] = {}
+        self.changed = clock()  # when somebody came or went
+        self._broken: dict[str, tuple[int, float]] = {}  # id -> connection, since when
+        self._failing: dict[str, tuple[float, float]] = {}  # id -> since when, last seen so
+        self.reconnected = False  # since it was last set to False, somebody has
+
+    def look(self) -> None:
+        """Read the leases anew, and tell what has changed."""
+        found = [m for m in self.members.all() if m.address != keys.ORCHESTRATOR_QUEUE]
+        dead = self._dead(found) | self._useless(found)
+        live = {member.id: member for member in found if member.id not in dead}
+        for member in live.values():
+            before = self.live.get(member.id)
+            if before is None:
+                self.tell("joined", f"{describe(member)}, pid {member.pid} on {member.host}")
+            elif before.connection != member.connection:
+                self.reconnected = True
+            if member.leaving and not (before is not None and before.leaving):
+                self.tell("leaving", describe(member))
+        for member in self.live.values():
+            if member.id not in live:
+                self.tell("left" if member.leaving else "lost", describe(member))
+        if live.keys() != self.live.keys():
+            self.changed = self.clock()
+        self.live = live
+
+    def _dead(self, found: list[Member]) -> set[str]:
+        now = self.clock()
+        broken = self.members.broken(found)
+        connections = {member.id: member.connection for member in found}
+        self._broken = {
+            member_id: self._broken[member_id]
+            if self._broken.get(member_id, (0, 0))[0] == connections[member_id]
+            else (connections[member_id], now)
+            for member_id in broken
+        }
+        return {i for i, (_, since) in self._broken.items() if now - since >= BROKEN_S}
+
+    def _useless(self, found: list[Member]) -> set[str]:
+        """Who lives, and has not been able to take its place for long: spares may, others wait."""
+        now = self.clock()
+        for member in found:
+            since, last = self._failing.get(member.id, (now, now))
+            if member.state == FAILED:
+                self._failing[member.id] = (now if now - last > COOL_S else since, now)
+        ids = {member.id for member in found}
+        self._failing = {
+            i: (since, last)
+            for i, (since, last) in self._failing.items()
+            if i in ids and now - last < COOL_S
+        }
+        return {i for i, (since, last) in self._failing.items() if last - since >= FAILED_S}
+
+    @property
+    def last_epoch(self) -> int:
+        """The latest that any member knows of."""
+        return max((max(m.epoch, m.prepared) for m in self.live.values()), default=0)
+
+    @property
+    def settled_for_s(self) -> float:
+        """Since when nobody has come or gone."""
+        return self.clock() - self.changed
+
+    @property
+    def coming(self) -> bool:
+        """Is somebody starting?"""
+        now = max((member.renewed for member in self.live.values()), default=0.0)
+        return any(
+            not member.speed and not member.leaving and now - member.joined < STARTING_S
+            for member in self.live.values()
+        )
+
+    def candidates(self) -> list[Candidate]:
+        """The members as plans see them."""
+        free: dict[str, int] = {}
+        held: Counter[str] = Counter()
+        for member in self.live.values():
+            least = free.get(member.host, member.free_bytes)
+            free[member.host] = min(least, member.free_bytes)
+            held[member.host] += member.weight_bytes + WORKER_BYTES
+        return [
+            Candidate(
+                member.id,
+                member.host,
+                member.pinned,
+                member.cores,
+                member.asked_threads,
+                member.speed,
+                member.round_trip_s,
+                free[member.host] + held[member.host],
+                member.leaving,
+                member.joined,
+            )
+            for member in self.live.values()
+            if member.speed  # it is up
+        ]
+
+    def not_ready(self, plan: Plan) -> list[str]:
+        """What a plan in force still waits for, in words; none: it can run."""
+        waits = []
+        for worker, address in plan.placed().items():
+            member, name = self.live.get(worker), _name(address)
+            if member is None:
+                waits.append(f"{name} (lost)")
+            elif member.epoch != plan.epoch or member.state != READY:
+                share = member.loaded_bytes / member.weight_bytes if member.weight_bytes else 0
+                told = f"{member.state} {share:.0%}" if member.state == "loading" else member.state
+                waits.append(f"{name} ({member.problem or told})")
+        names_of = {_name(address): worker for worker, address in plan.placed().items()}
+        waits += [
+            f"{member.queue} (still consumed by {member.id})"
+            for member in self.live.values()
+            if names_of.get(member.queue, member.id) != member.id
+        ]
+        return waits + [
+            _name(address)
+            for address, worker in zip(plan.addresses(), plan.workers, strict=False)
+            if not worker
+        ]
+
+    def not_prepared(self, plan: Plan) -> list[str]:
+        """Who has not yet loaded what a plan to come needs."""
+        waits = []
+        for worker, address in plan.placed().items():
+            member = self.live.get(worker)
+            if member is None or member.prepared != plan.epoch:
+                problem = f": {member.problem}" if member is not None and member.problem else ""
+                waits.append(_name(address) + problem)
+        return waits
+
+    def load_rate(self) -> float:
+        """Bytes a second of the fastest that has loaded something; 0 if nobody has.
+
+        The others shared their disks, cores and network with more neighbours.
+        """
+        rates = [
+            (member.weight_bytes - member.kept_bytes) / member.load_s
+            for member in self.live.values()
+            if member.load_s > 0.1 and member.weight_bytes > member.kept_bytes
+        ]
+        return max(rates, default=0.0)
+
+
+def describe(member: Member) -> str:
+    """How a member is called in logs and status."""
+    return f"{member.address or member.pinned or 'spare'} ({member.id})"
+
+
+def _name(address: tuple[int, int]) -> str:
+    return str(keys.Address(*address))

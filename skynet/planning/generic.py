@@ -1,0 +1,36 @@
+"""What a shard has of the weights of a family without a file: ranges, and bytes. Pure."""
+
+from __future__ import annotations
+
+from math import prod
+
+from skynet.architecture.architecture import Weight
+from skynet.architecture.generic import Derived, DerivedWeight
+from skynet.planning.plan import ShardPlan
+from skynet.planning.ranges import Range
+
+FLOAT_BYTES = 4  # biases that are added after a sum stay float32, and what is told to
+
+
+def units(arch: Derived, part: ShardPlan, weight: Weight) -> Range:
+    """The shard's part of the dimension that a weight is cut in, all of one that is not cut."""
+    total = arch.shape(weight)[1 if weight.cut == "row" else 0]
+    if weight.unit in ("heads", "kv_heads"):
+        heads = part.heads if weight.unit == "heads" else part.kv_heads
+        return Range(heads.start * arch.head_dim, heads.stop * arch.head_dim)
+    if weight.unit == "columns":
+        # In proportion: a tensor may have more columns than the MLP, or fewer.
+        columns = arch.intermediate_size
+        return Range(part.columns.start * total // columns, part.columns.stop * total // columns)
+    return part.vocab if weight.unit == "vocab" else Range(0, total)
+
+
+def role_bytes(arch: Derived, part: ShardPlan, weight: DerivedWeight, item_bytes: int) -> int:
+    """What a weight and its bias take in memory on a shard; `item_bytes` for each number."""
+    item_bytes = FLOAT_BYTES if weight.float32 else item_bytes
+    shape, width = arch.shape(weight), units(arch, part, weight).size
+    total = prod(shape) // max(1, shape[1 if weight.cut == "row" else 0]) * width * item_bytes
+    total *= arch.pieces(weight)
+    if not weight.bias:
+        return total
+    return total + (shape[0] * FLOAT_BYTES if weight.cut == "row" else width * item_bytes)

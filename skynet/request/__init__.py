@@ -1,0 +1,1 @@
+"""What a request may ask for, its record and its completion. Knows no Redis."""

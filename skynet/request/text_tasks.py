@@ -1,0 +1,125 @@
+"""What can be asked of a model instead of an answer: embeddings, masked words, classes. Checked
+before anything is written; knows no Redis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from skynet.architecture.architecture import Architecture
+from skynet.errors import BadRequest
+from skynet.request.record import Options
+from skynet.request.task_names import (
+    CLASSIFY,
+    EMBED,
+    FILL_MASK,
+    GENERATE,
+    MOST_TOP,
+    POOLINGS,
+    TASKS,
+)
+from skynet.wire.step import Read
+
+KNOWN: dict[str, tuple[str, ...]] = {
+    EMBED: ("pooling", "normalize"),
+    FILL_MASK: ("top_k",),
+    CLASSIFY: (),
+}
+DEFAULT_POOLING, DEFAULT_TOP = "mean", 5
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What of a model decides how it may be read.
+
+    embedding: its embedding.json.
+    mask_id: the token that stands for a masked word.
+    """
+
+    arch: Architecture
+    embedding: Mapping[str, Any] | None = None
+    mask_id: int | None = None
+
+    @classmethod
+    def of(cls, arch: Architecture, files: Mapping[str, bytes], mask_id: int | None) -> Reader:
+        content = files.get("embedding.json")
+        return cls(arch, None if content is None else json.loads(content), mask_id)
+
+    def tasks(self) -> tuple[str, ...]:
+        """What can be asked of the model."""
+        found = self.arch.tasks
+        return found if self.embedding is None or EMBED in found else (*found, EMBED)
+
+    def check_task(self, task: Any, samples: int | None = None) -> None:
+        """Raise BadRequest unless the model can do this; `samples` are of what is generated."""
+        if task not in TASKS:
+            raise BadRequest(f"task {task!r:.80}: one of {', '.join(TASKS)}")
+        if task != GENERATE and samples is not None:
+            raise BadRequest(f"n {samples!r:.80}: task {task} has one answer")
+        if task in self.tasks():
+            return
+        why = {
+            GENERATE: "it is an encoder, which generates nothing",
+            EMBED: "it generates text, and no modules.json beside it says how to pool",
+            FILL_MASK: "its checkpoint has no head of a masked language model",
+            CLASSIFY: "its checkpoint has no head of a sequence classifier",
+        }
+        raise BadRequest(
+            f"task {task}: this {self.arch.model_type} model cannot do that, {why[task]}; it can "
+            f"do: {', '.join(self.tasks())}"
+        )
+
+    def check(
+        self, task: str, given: Mapping[str, Any], ids: Sequence[int], slot_tokens: int
+    ) -> Options:
+        """Options of a request that reads `ids`.
+
+        Raises:
+            BadRequest: names what cannot work, and the limit.
+        """
+        self.check_task(task)
+        unknown = sorted(set(given) - set(KNOWN[task]))
+        if unknown:
+            known = ", ".join(KNOWN[task]) or "none"
+            raise BadRequest(f"unknown option {', '.join(unknown)} of task {task}; known: {known}")
+        if len(ids) > slot_tokens:
+            raise BadRequest(
+                f"the text has {len(ids)} tokens, the cluster takes {slot_tokens}, of the model's "
+                f"{self.arch.max_positions}: shorten it, or cut it into several"
+            )
+        chosen = {name: value for name, value in given.items() if value is not None}
+        read = {EMBED: self._embed, FILL_MASK: self._fill_mask}.get(task, _classify)(chosen, ids)
+        return Options(max_tokens=0, read=asdict(read))
+
+    def _embed(self, chosen: Mapping[str, Any], ids: Sequence[int]) -> Read:
+        own = self.embedding or {}
+        pooling = chosen.get("pooling", own.get("pooling"))
+        if "refused" in own and "pooling" not in chosen:
+            raise BadRequest(
+                f"task embed: the model's modules.json asks for {own['refused']}, which is not "
+                f"computed; choose a pooling yourself: {', '.join(POOLINGS)}"
+            )
+        pooling = DEFAULT_POOLING if pooling is None else pooling
+        if pooling not in POOLINGS:
+            raise BadRequest(f"pooling {pooling!r:.80}: one of {', '.join(POOLINGS)}")
+        normalize = chosen.get("normalize", own.get("normalize", False))
+        if not isinstance(normalize, bool):
+            raise BadRequest(f"normalize {normalize!r:.80}: True or False")
+        return Read(EMBED, pooling, normalize)
+
+    def _fill_mask(self, chosen: Mapping[str, Any], ids: Sequence[int]) -> Read:
+        if self.mask_id is None:
+            raise BadRequest("task fill-mask: this model's tokenizer has no mask token")
+        places = tuple(place for place, token in enumerate(ids) if token == self.mask_id)
+        if not places:
+            raise BadRequest("task fill-mask: the text has no mask token, such as [MASK] or <mask>")
+        top = chosen.get("top_k", DEFAULT_TOP)
+        if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MOST_TOP:
+            raise BadRequest(f"top_k {top!r:.80}: a whole number from 1 to {MOST_TOP}")
+        return Read(FILL_MASK, positions=places, top=top)
+
+
+def _classify(_chosen: Mapping[str, Any], _ids: Sequence[int]) -> Read:
+    return Read(CLASSIFY)

@@ -1,0 +1,1 @@
+"""Putting a checkpoint into Redis and asking for it to be run."""

@@ -1,0 +1,224 @@
+"""Putting a checkpoint into Redis, and a stager that stays: what Redis loses is staged again.
+
+Knows which tensors a model needs; how they lie in Redis is `skynet/store/weights.py`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import redis
+
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.generic import Derived
+from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.checkpoint.tensor_plans import model_files, tensor_plans
+from skynet.errors import BadRequest, UnsupportedModel
+from skynet.models.registry import load_architecture
+from skynet.request.generation_config import FILE, generation_defaults
+from skynet.request.options import check_options
+from skynet.settings import settings
+from skynet.store.bad_tiles import forget_reports, reported_tiles
+from skynet.store.connection import connect
+from skynet.store.events import Events
+from skynet.store.staging_lock import LOCK_S
+from skynet.store.weights import WeightStore
+
+logger = logging.getLogger(__name__)
+
+STOP_S = 10.0
+Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
+
+
+class _Stopped(Exception):
+    """The stager was told to stop in the middle of a staging."""
+
+
+def stage_checkpoint(
+    client: redis.Redis,
+    checkpoint: Checkpoint,
+    digest: str,
+    progress: Progress | None = None,
+    *,
+    repair: bool = False,
+    lock_s: float = LOCK_S,
+) -> None:
+    """Put the checkpoint's tensors, config and text files into Redis, in tiles.
+
+    repair: if it is there, check it all, and write again what is missing or bad.
+
+    Raises:
+        CheckpointError, UnsupportedModel, SkynetError: as of `WeightStore.stage`.
+    """
+    arch = load_architecture(checkpoint.config)
+    tensors, files = tensor_plans(checkpoint, arch), model_files(checkpoint)
+    check_generation_config(files, arch)
+    total = sum(tensor.num_bytes for tensor in tensors.values())
+    done = 0
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if progress:
+            progress("staging", min(done, total), total)
+
+    def waiting() -> None:
+        if progress:
+            progress("waiting for another process that stages this model", 0, total)
+
+    WeightStore(client, lock_s).stage(
+        digest,
+        checkpoint.name,
+        checkpoint.config,
+        tensors,
+        files,
+        checkpoint,
+        tile_bytes=settings().tile_bytes,
+        progress=advance,
+        waiting=waiting,
+        repair=repair,
+    )
+    if isinstance(arch, Derived):
+        Events(client).add("model", arch.notice)
+
+
+def check_generation_config(files: Mapping[str, bytes], arch: Architecture) -> None:
+    """Refuse a model whose own generation settings no request could have.
+
+    Those of sampling alone are left to the requests that sample.
+
+    Raises:
+        UnsupportedModel: names the setting.
+    """
+    defaults, has_encoder = generation_defaults(files), arch.encoder is not None
+    own: dict[str, Any] = {}
+    if has_encoder and "decoder_start_token_id" not in defaults.always:
+        own["decoder_start_token_id"] = 0  # every request has to name one
+    try:
+        check_options(own, 1, 2**31, defaults, arch.vocab_size, has_encoder=has_encoder)
+    except BadRequest as error:
+        raise UnsupportedModel(f"{FILE}: {error}") from error
+    sampled = {"do_sample": not defaults.not_sampled, "num_beams": 1}
+    try:
+        check_options(own | sampled, 1, 2**31, defaults, arch.vocab_size, has_encoder=has_encoder)
+    except BadRequest as error:
+        logger.warning("%s: %s; requests that sample have to say otherwise", FILE, error)
+
+
+class Stager:
+    """Keeps one model staged for as long as it watches.
+
+    publish: called after a staging, so that the model is asked for again; may be called twice.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        checkpoint: Checkpoint,
+        publish: Callable[[], None],
+        *,
+        progress: Progress | None = None,
+        lock_s: float = LOCK_S,
+    ) -> None:
+        self.url = url
+        self.checkpoint = checkpoint
+        self.publish = publish
+        self.progress = progress
+        self.lock_s = lock_s
+        self.digest = checkpoint.digest()
+        self._to_publish = False
+        self._problem = ""
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, every_s: float = 1.0) -> None:
+        """Watch in a thread of its own, until `stop`."""
+        self._stop.clear()
+        self._thread = threading.Thread(
+            target=self.watch, args=(self._stop, every_s), name="stager", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End that thread; a staging in progress is given up at its next batch."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=STOP_S)
+            self._thread = None
+
+    def watch(self, stop: threading.Event, every_s: float = 1.0) -> None:
+        """Until `stop`: stage again what Redis has lost, repair tiles that workers report.
+
+        Redis may be away, and a staging may fail: that is logged once, and tried again.
+        """
+        with connect(self.url) as client:
+            while not stop.is_set():
+                try:
+                    self._look(client, stop)
+                    self._settled()
+                except _Stopped:
+                    return
+                except Exception as error:
+                    self._failed(error)
+                stop.wait(every_s)
+
+    def _look(self, client: redis.Redis, stop: threading.Event) -> None:
+        store = WeightStore(client, self.lock_s)
+        if not store.is_staged(self.digest):
+            logger.info("%s is not in Redis: staging it", self.checkpoint.name)
+            self._to_publish = True
+            self._stage(client, stop)
+        if self._to_publish:  # also if Redis went away between the two
+            self.publish()
+            self._to_publish = False
+            logger.info("%s is staged again", self.checkpoint.name)
+        self._repair(store, stop)
+
+    def _stage(self, client: redis.Redis, stop: threading.Event) -> None:
+        def progress(what: str, done: int, total: int) -> None:
+            if stop.is_set():
+                raise _Stopped
+            if self.progress:
+                self.progress(what, done, total)
+
+        stage_checkpoint(client, self.checkpoint, self.digest, progress, lock_s=self.lock_s)
+
+    def _repair(self, store: WeightStore, stop: threading.Event) -> None:
+        """Write again what workers report and what is bad in truth."""
+        reported = reported_tiles(store.client, self.digest)
+        if not reported:
+            return
+
+        def waiting() -> None:
+            if stop.is_set():
+                raise _Stopped
+
+        manifest = store.require_manifest(self.digest)
+        known = [tile for tile in reported if manifest.tile(tile) is not None]
+        bad = store.verify(manifest, among=known)
+        tensors = tensor_plans(self.checkpoint, load_architecture(self.checkpoint.config))
+        files = model_files(self.checkpoint)
+        num_tiles = store.restage_tiles(manifest, tensors, files, self.checkpoint, bad, waiting)
+        forget_reports(store.client, self.digest, reported)
+        logger.info("%s: %d tiles staged again", self.checkpoint.name, num_tiles)
+
+    def _settled(self) -> None:
+        if self._problem:
+            logger.info("%s: Redis answers, and all is staged", self.checkpoint.name)
+        self._problem = ""
+
+    def _failed(self, error: Exception) -> None:
+        """Log a problem when it is new: one line for what we know, a traceback for the rest."""
+        kind = "Redis" if isinstance(error, redis.RedisError) else f"{type(error).__name__}"
+        if kind != self._problem:
+            logger.warning(
+                "cannot keep %s staged: %s: %s; trying until it works",
+                self.checkpoint.name,
+                kind,
+                error,
+            )
+            logger.debug("the traceback", exc_info=error)
+        self._problem = kind

@@ -1,0 +1,236 @@
+"""Text to pieces as SentencePiece cuts it, and pieces to ids by a vocabulary of their own.
+
+For tokenizers that Transformers runs on SentencePiece itself (Marian, M2M100): a piece's number in
+the SentencePiece model says nothing there, its text is looked up. Knows no special tokens around a
+prompt, and nothing of how pieces become text again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cached_property
+from struct import Struct
+
+from tokenizers import models
+
+from skynet.errors import CheckpointError
+from skynet.tokenizer.charsmap import Charsmap
+from skynet.tokenizer.sentencepiece_file import BPE, Kind, SentencePieceModel, parse_sentencepiece
+
+SPACE = "▁"
+# What no piece covers. The tokenizers library wants a text for it: one that no prompt has.
+UNKNOWN = "\0"
+_FLOAT = Struct("<f")
+LANGUAGE_CODE = re.compile(r">>.*?<<", re.DOTALL)
+
+
+class SentencePieces:
+    """One SentencePiece model, to cut texts by."""
+
+    def __init__(self, model: SentencePieceModel) -> None:
+        self._model = model
+        self._charsmap = Charsmap(model.charsmap)
+        self._defined = _any_of(model.texts(Kind.USER_DEFINED))
+        self._cutter = Merges(model) if model.model_type == BPE else BestPath(model)
+
+    def cut(self, text: str) -> list[str]:
+        """The pieces of a text. Neighbouring characters that no piece has are one piece together.
+
+        Raises:
+            UnicodeEncodeError: half a surrogate pair.
+        """
+        pieces: list[str] = []
+        for piece, unknown in self._cutter.cut(self._normalize(text)):
+            if unknown and self._model.byte_fallback:
+                pieces += [f"<0x{byte:02X}>" for byte in piece.encode()]
+            else:
+                pieces.append(piece)
+        return pieces
+
+    def _normalize(self, text: str) -> str:
+        model = self._model
+        if not text:
+            return ""
+        text = "".join(
+            part if defined else self._charsmap.apply(part)
+            for part, defined in _split(self._defined, text)
+        )
+        if model.remove_extra_whitespaces:
+            text = re.sub(" {2,}", " ", text.strip(" "))
+        space = SPACE if model.escape_whitespaces else " "
+        text = (space if model.add_dummy_prefix else "") + text.replace(" ", space)
+        return text.rstrip(space) if model.remove_extra_whitespaces else text
+
+
+class BestPath:
+    """A unigram model: the cut whose pieces have the highest sum of scores (Kudo, 2018).
+
+    Sums have 32 bits, as in SentencePiece: runs of one character have cuts whose sums are equal but
+    for the rounding, which then decides. Behind a user-defined piece SentencePiece rounds in other
+    ways, and may choose another of two equal cuts.
+    """
+
+    UNKNOWN_PENALTY = 10.0
+
+    def __init__(self, model: SentencePieceModel) -> None:
+        normal = [piece.score for piece in model.pieces if piece.kind == Kind.NORMAL]
+        self._unknown = _float32(min(normal, default=0.0) - self.UNKNOWN_PENALTY)
+        best = max(normal, default=0.0)
+        # Beginnings of pieces that are no piece themselves have no score.
+        self._scores: dict[str, float | None] = {}
+        for piece in model.pieces:
+            if piece.kind == Kind.NORMAL:
+                self._add(piece.text, piece.score)
+            elif piece.kind == Kind.USER_DEFINED:
+                self._add(piece.text, _float32(len(piece.text.encode()) * best) - 0.1)
+
+    def _add(self, text: str, score: float) -> None:
+        for stop in range(1, len(text)):
+            self._scores.setdefault(text[:stop], None)
+        self._scores[text] = score
+
+    def cut(self, text: str) -> list[tuple[str, bool]]:
+        """Pieces, and whether each is unknown to the model."""
+        # For each place in the text: the best sum up to it, and where the last piece begins.
+        sums, begins = [0.0] * (len(text) + 1), [-1] * (len(text) + 1)
+        for start in range(len(text)):
+            for stop, score in self._pieces_at(text, start):
+                total = _float32(sums[start] + score)
+                if begins[stop] < 0 or total > sums[stop]:
+                    sums[stop], begins[stop] = total, start
+        pieces, stop = [], len(text)
+        while stop:
+            pieces.append(text[begins[stop] : stop])
+            stop = begins[stop]
+        return _join_unknown((piece, self._scores.get(piece) is None) for piece in pieces[::-1])
+
+    def _pieces_at(self, text: str, start: int) -> Iterator[tuple[int, float]]:
+        """Where pieces that begin at `start` end, with scores, the shortest first."""
+        scores, single = self._scores, False
+        for stop in range(start + 1, len(text) + 1):
+            piece = text[start:stop]
+            if piece not in scores:
+                break
+            score = scores[piece]
+            if score is not None:
+                single = single or stop == start + 1
+                yield stop, score
+        if not single:
+            yield start + 1, self._unknown
+
+
+class Merges:
+    """A BPE model: characters, merged pair by pair, the pair with the highest score first."""
+
+    def __init__(self, model: SentencePieceModel) -> None:
+        if model.texts(Kind.USER_DEFINED):
+            raise ValueError("a BPE model with user-defined pieces is not computed")
+        normal = {piece.text: piece.score for piece in model.pieces if piece.kind == Kind.NORMAL}
+        merges = [
+            (piece[:at], piece[at:])
+            for piece in sorted(normal, key=lambda text: -normal[text])
+            for at in range(1, len(piece))
+            if piece[:at] in normal and piece[at:] in normal
+        ]
+        vocabulary = {text: number for number, text in enumerate([UNKNOWN, *normal])}
+        self._model = models.BPE(vocabulary, merges, unk_token=UNKNOWN, fuse_unk=True)
+
+    def cut(self, text: str) -> list[tuple[str, bool]]:
+        """Pieces, and whether each is unknown to the model."""
+        data = text.encode()
+        tokens = self._model.tokenize(text)
+        return [(data[slice(*token.offsets)].decode(), token.id == 0) for token in tokens]
+
+
+class PieceEncoder:
+    """Text to token ids by pieces. The model is read when the first text comes."""
+
+    def __init__(
+        self,
+        content: bytes,
+        name: str,
+        token_to_id: Callable[[str], int | None],
+        unknown: str,
+        whole: Collection[str],
+        codes_first: bool,
+    ) -> None:
+        """
+        Args:
+            content: of a SentencePiece model; `name` names it in errors.
+            token_to_id: None for a piece that is not in the vocabulary: it becomes `unknown`.
+            whole: special tokens, which are never cut where a text has them.
+            codes_first: a text may begin with a `>>lang<<` that is one token.
+        """
+        self._content = content
+        self._name = name
+        self._token_to_id = token_to_id
+        self._unknown = unknown
+        self._whole = _any_of(whole)
+        self._codes_first = codes_first
+
+    def encode(self, text: str, around: Sequence[str | None] | None = None) -> list[int]:
+        """Ids of a text, with the tokens `around` it; None among them stands for the text.
+
+        Raises:
+            UnicodeEncodeError: half a surrogate pair.
+            CheckpointError: the model cannot be read.
+        """
+        tokens: list[str] = []
+        for part, whole in _split(self._whole, text):
+            tokens += [part] if whole else self._cut(part)
+        if around is not None:
+            at = around.index(None)
+            tokens = [*filter(None, around[:at]), *tokens, *filter(None, around[at:])]
+        return [self._id(token) for token in tokens]
+
+    def _id(self, token: str) -> int:
+        found = self._token_to_id(token)
+        if found is None:
+            found = self._token_to_id(self._unknown)
+        if found is None:
+            raise CheckpointError(f"the tokenizer has no {self._unknown!r}: split the model again")
+        return found
+
+    def _cut(self, text: str) -> list[str]:
+        code = LANGUAGE_CODE.match(text) if self._codes_first else None
+        if code is None:
+            return self._pieces.cut(text)
+        return [code[0], *self._pieces.cut(text[code.end() :])]
+
+    @cached_property
+    def _pieces(self) -> SentencePieces:
+        try:
+            return SentencePieces(parse_sentencepiece(self._content))
+        except ValueError as error:
+            raise CheckpointError(f"{self._name} cannot be read: {error}") from error
+
+
+def _join_unknown(pieces: Iterable[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Neighbours that are unknown, as one."""
+    joined: list[tuple[str, bool]] = []
+    for piece, unknown in pieces:
+        if unknown and joined and joined[-1][1]:
+            piece = joined.pop()[0] + piece
+        joined.append((piece, unknown))
+    return joined
+
+
+def _float32(value: float) -> float:
+    rounded: float = _FLOAT.unpack(_FLOAT.pack(value))[0]
+    return rounded
+
+
+def _any_of(texts: Collection[str]) -> re.Pattern[str] | None:
+    """Matches any of the texts, the longest first."""
+    found = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, found))) if found else None
+
+
+def _split(pattern: re.Pattern[str] | None, text: str) -> list[tuple[str, bool]]:
+    """The text's parts that are not empty, and whether the pattern matches them."""
+    parts, at = [], 0
+    for match in pattern.finditer(text) if pattern else ():
+        parts += [(text[at : match.start()], False), (match[0], True)]
+        at = match.end()
+    return [(part, whole) for part, whole in [*parts, (text[at:], False)] if part]

@@ -1,0 +1,98 @@
+"""Transformers' model of a config, its parameters without memory: the frame that weights go into.
+
+Runs no code but that of the installed Transformers: no remote code, ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from skynet.architecture.config import Config
+from skynet.errors import UnsupportedModel
+from skynet.models.registry import KNOWN
+
+
+def transformers_version() -> str:
+    return version("transformers")
+
+
+def config_class(config: Config) -> Any:
+    """Transformers' class of the config's model_type.
+
+    Raises:
+        UnsupportedModel: Transformers has none.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    name = config.get("model_type")
+    try:
+        return CONFIG_MAPPING[name]
+    except KeyError as error:
+        remote = "; code that comes with a checkpoint is never run" if "auto_map" in config else ""
+        raise UnsupportedModel(
+            f"model_type {name!r} has no file in SkyNet, and Transformers {transformers_version()} "
+            f"does not know it{remote}. With a file: {', '.join(KNOWN)}"
+        ) from error
+
+
+def build(config: Config, attention: str, dtype: torch.dtype, *, buffers: bool) -> Any:
+    """The model with a language head, without weights, ready to be evaluated.
+
+    attention: the name of an attention function registered with Transformers.
+    buffers: whether buffers, such as the frequencies of ropes, are made too.
+
+    Raises:
+        UnsupportedModel: Transformers cannot make it; says why.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    kind = config_class(config)
+    plain = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+    # Not grouped: that kernel takes no sizes that are not multiples of 8.
+    eager = {"experts_implementation": "eager"} if _has_experts(config) else {}
+    empty = init_empty_weights(include_buffers=False) if buffers else torch.device("meta")
+    try:
+        with quiet(), empty:
+            return AutoModelForCausalLM.from_config(
+                kind.from_dict({**config, **plain}),
+                dtype=dtype,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                **eager,
+            ).eval()
+    except Exception as error:  # each model has errors of its own
+        raise UnsupportedModel(
+            f"Transformers cannot make a {config.get('model_type')} model of config.json: {error}"
+        ) from error
+
+
+def stays_float32(model: Any, name: str) -> bool:
+    """Does Transformers keep a parameter, or a buffer, in float32 where others are bfloat16?"""
+    return any(each in name for each in model._keep_in_fp32_modules_strict or ())
+
+
+def _has_experts(config: Config) -> bool:
+    plan = getattr(config_class(config), "base_model_tp_plan", None) or {}
+    return "moe_tp_experts" in plan.values()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no advice from Transformers; its errors are exceptions anyway."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

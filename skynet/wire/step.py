@@ -1,0 +1,237 @@
+"""One forward pass of one batch: what the orchestrator asks for and what the shards answer.
+
+Shared by engine/ (which makes steps) and layers/ and worker/ (which compute them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skynet.errors import WireError
+from skynet.wire import codec
+
+
+@dataclass(frozen=True)
+class Want:
+    """Which candidates for the next token a row needs from each vocabulary shard.
+
+    top: the `top` largest logits (0: no limit).
+    floor: besides, only tokens whose share of the shard's probability mass at `temperature` is at
+        least this. A nucleus of mass p over V tokens lies within the tokens of probability
+        >= (1 - p) / V, since all others together weigh less than 1 - p; and a token's share of its
+        shard is never less than its share of the whole.
+    ids: tokens that count for neither of these, nor for peak and mass: their logits are offered
+        in any case, because something may change or forbid them before the choice.
+    logprobs: with the log of the whole sum of exponentials, and so many of the likeliest tokens,
+        `ids` or not; None: without.
+    """
+
+    top: int = 1
+    floor: float = 0.0
+    temperature: float = 1.0
+    ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+
+    def pack(self) -> list[Any]:
+        plain = [self.top, self.floor, self.temperature]
+        if not self.ids and self.logprobs is None:
+            return plain
+        return [*plain, np.asarray(self.ids, dtype=np.int32), self.logprobs]
+
+    @classmethod
+    def unpack(cls, data: list[Any]) -> Want:
+        top, floor, temperature, *more = data
+        if not more:
+            return cls(top, floor, temperature)
+        ids, logprobs = more
+        return cls(top, floor, temperature, tuple(ids.tolist()), logprobs)
+
+
+@dataclass(frozen=True)
+class Read:
+    """What is read of a row that is a whole text, instead of its next token.
+
+    task: `embed` and `classify` give a vector; `fill-mask` gives candidates for each of
+        `positions`, the places of the masks in the row.
+    pooling: of an embedding, `mean`, `cls`, `last` or `max`; normalize: to length 1.
+    top: candidates for each mask.
+    """
+
+    task: str
+    pooling: str = "mean"
+    normalize: bool = False
+    positions: tuple[int, ...] = ()
+    top: int = 5
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Read:
+        """From the fields by their names, as JSON has them."""
+        return cls(**{**fields, "positions": tuple(fields["positions"])})
+
+    @property
+    def is_vector(self) -> bool:
+        return self.task != "fill-mask"
+
+    def pack(self) -> list[Any]:
+        positions = np.asarray(self.positions, dtype=np.int32)
+        return [self.task, self.pooling, self.normalize, positions, self.top]
+
+    @classmethod
+    def unpack(cls, data: list[Any]) -> Read:
+        task, pooling, normalize, positions, top = data
+        return cls(task, pooling, normalize, tuple(positions.tolist()), top)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Some new tokens of one sequence, to be appended to its slot at `start`.
+
+    source: a slot whose first `start` tokens are this row's too: their keys and values are copied
+        from there before the step.
+    memory: where a decoder finds what the encoder has read, and how many tokens that has. Of a text
+        that an encoder reads, `slot` is that place.
+    """
+
+    slot: int
+    start: int
+    tokens: tuple[int, ...]
+    prompt_length: int  # ropes that are stretched by a length look at it
+    want: Want | None = None  # None: no logits, a prompt's earlier chunk
+    source: int | None = None
+    read: Read | None = None  # of a row that is a whole text
+    memory: tuple[int, int] | None = None
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.tokens)
+
+    def pack(self) -> list[Any]:
+        want = None if self.want is None else self.want.pack()
+        read = None if self.read is None else self.read.pack()
+        memory = None if self.memory is None else list(self.memory)
+        extra: list[Any] = [self.source, read, memory]
+        while extra and extra[-1] is None:
+            extra.pop()
+        return [self.slot, self.start, list(self.tokens), self.prompt_length, want, *extra]
+
+    @classmethod
+    def unpack(cls, data: list[Any]) -> Row:
+        slot, start, tokens, prompt_length, want, *more = data
+        wanted = None if want is None else Want.unpack(want)
+        source, read, memory = (*more, None, None, None)[:3]
+        asked = None if read is None else Read.unpack(read)
+        place = None if memory is None else (memory[0], memory[1])
+        return cls(slot, start, tuple(tokens), prompt_length, wanted, source, asked, place)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A batch of rows, numbered.
+
+    layers_per_chord: how many layers one chord covers.
+    start: the first layer. Of an encoder-decoder, a step of texts starts at 0 and goes through all
+        layers, where the decoder's only remember; a step of tokens starts at the decoder's first.
+    """
+
+    epoch: int
+    number: int
+    rows: tuple[Row, ...]
+    layers_per_chord: int
+    start: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(row.tokens) for row in self.rows)
+
+    def encode(self) -> bytes:
+        rows = [row.pack() for row in self.rows]
+        start = [self.start] if self.start else []
+        return codec.encode([self.epoch, self.number, self.layers_per_chord, rows, *start])
+
+    @classmethod
+    def decode(cls, data: bytes) -> Step:
+        try:
+            epoch, number, layers_per_chord, packed, *start = codec.decode(data)
+            rows = tuple(Row.unpack(row) for row in packed)
+            return cls(epoch, number, rows, layers_per_chord, *start)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise WireError(f"not a step: {error}") from error
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What one vocabulary shard offers for one row's next token."""
+
+    ids: npt.NDArray[np.int32]  # (k,) token ids of the whole vocabulary
+    logits: npt.NDArray[np.float32]  # (k,) not scaled
+    peak: float  # largest logit of the shard, without want.ids
+    mass: float  # sum of exp((logit - peak) / want.temperature), without want.ids
+    best: Best | None = None  # if want.logprobs
+
+    def pack(self) -> list[Any]:
+        plain = [self.ids, self.logits, self.peak, self.mass]
+        best = self.best
+        return plain if best is None else [*plain, best.ids, best.logits, best.total]
+
+    @classmethod
+    def unpack(cls, data: list[Any]) -> Candidates:
+        ids, logits, peak, mass, *best = data
+        return cls(ids, logits, float(peak), float(mass), Best(*best) if best else None)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The likeliest tokens of one vocabulary shard, as the model has them: nothing left out."""
+
+    ids: npt.NDArray[np.int32]  # (k,)
+    logits: npt.NDArray[np.float32]  # (k,)
+    total: float  # log of the sum of exp(logit) over the shard
+
+
+@dataclass(repr=False)
+class Part:
+    """What one shard returns for one span.
+
+    `hidden` is its partial of the hidden states at the span's end, (tokens, hidden) float32, the
+    residual in shard 0's; None after the last layer, where `candidates` has one entry a row with a
+    `want` or a mask, and shard 0's `vectors` one a row that is to be read as such.
+    """
+
+    hidden: npt.NDArray[np.float32] | None = None
+    candidates: list[Candidates] = field(default_factory=list)
+    compute_s: float = 0.0  # without waiting for peers
+    wait_s: float = 0.0  # in the exchange
+    vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds between the first and the last layer of the span."""
+        return self.compute_s + self.wait_s
+
+    def __repr__(self) -> str:  # Celery asks for it after every task: keep it cheap
+        return f"<Part {self.compute_s * 1000:.2f} ms compute, {self.wait_s * 1000:.2f} ms wait>"
+
+    def encode(self) -> bytes:
+        return codec.encode(
+            [
+                self.hidden,
+                [candidate.pack() for candidate in self.candidates],
+                self.compute_s,
+                self.wait_s,
+                *([self.vectors] if self.vectors else []),
+            ]
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Part:
+        try:
+            hidden, candidates, compute_s, wait_s, *vectors = codec.decode(data)
+            unpacked = [Candidates.unpack(candidate) for candidate in candidates]
+            return cls(hidden, unpacked, compute_s, wait_s, *vectors)
+        except (TypeError, ValueError) as error:
+            raise WireError(f"not a part: {error}") from error
