@@ -166,7 +166,7 @@ class Architecture:
         return (self,) if self.encoder is None else (self.encoder, self)
 
     @property
-    def most_shards(self) -> int:
+    def max_shards(self) -> int:
         """Every shard has a query head of each stack."""
         return min(stack.num_heads for stack in self.stacks)
 

@@ -19,7 +19,7 @@ import skynet.chords.messenger  # registers our serializer, which the workers re
 from skynet.bench.report import Result, take_turns
 from skynet.errors import SkynetError
 from skynet.local.cluster import LocalCluster, local_server
-from skynet.local.reaper import Guardian
+from skynet.local.reaper import Reaper
 from skynet.store.connection import broker_url
 from skynet.wire import keys
 
@@ -31,11 +31,11 @@ STOCK_CHORDS = 60
 
 def chord(rounds: int) -> Result:
     """Milliseconds a chord, in chains of many."""
-    with local_server() as (server, guardian):
+    with local_server() as (server, reaper):
         model = _narrow_model(server.directory / "model")
         with (
             LocalCluster(model, 1, 2, "float32", "layer") as cluster,
-            StockWorkers(server.url, guardian) as stock,
+            StockWorkers(server.url, reaper) as stock,
         ):
             samples = take_turns(
                 {"SkyNet chord": lambda: _ours(cluster), "stock celery.chord": stock.run}, rounds
@@ -72,7 +72,7 @@ def _narrow_model(directory: Path) -> Path:
 class StockWorkers:
     """Three solo workers with Celery's own Redis backend: two shards, one body."""
 
-    def __init__(self, url: str, guardian: Guardian) -> None:
+    def __init__(self, url: str, reaper: Reaper) -> None:
         environment = {
             "SKYNET_BENCH_BROKER": broker_url(url),
             "SKYNET_BENCH_BACKEND": broker_url(url),
@@ -81,7 +81,7 @@ class StockWorkers:
         self._client = redis.Redis.from_url(url, socket_timeout=120)
         self._processes = [self._start(queue) for queue in ("shard0", "shard1", "body")]
         for process in self._processes:
-            guardian.watch(process.pid)
+            reaper.watch(process.pid)
         self._app = _stock_app(environment)
         try:
             self._wait_until_ready()

@@ -59,13 +59,13 @@ def _ours(rank: int, url: str, number: int, replies: Any) -> None:
     import torch
 
     from skynet.store.exchange import Exchange
-    from skynet.worker.all_reduce import AllSum
+    from skynet.worker.all_reduce import AllReduce
 
     torch.set_num_threads(1)
     end = Exchange(url, 0, rank, 2)
     values = torch.randn(1, FLOATS)
-    all_sum = AllSum(end, number, 0, 0)  # one a span, as in a worker; it counts the positions
-    _time(rank, lambda index: _sink(all_sum(values)), replies)
+    all_reduce = AllReduce(end, number, 0, 0)  # one a span, as in a worker; it counts the positions
+    _time(rank, lambda index: _sink(all_reduce(values)), replies)
 
 
 def _gloo(rank: int, file: str, number: int, replies: Any) -> None:

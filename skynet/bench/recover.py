@@ -20,7 +20,7 @@ MODEL, DTYPE = "smollm2", "float32"
 PROMPT = [100 + 37 * position for position in range(16)]
 NUM_TOKENS = 3000
 WARM_TOKENS = 16
-MOST_S = 120.0
+MAX_S = 120.0
 KILLED, RELOADED, LEFT, JOINED = 5.0, 2.0, 2.0, 2.0
 
 
@@ -91,15 +91,15 @@ def _disturbed(
     thread = threading.Thread(target=disturb, daemon=True)
     started = time.monotonic()
     try:
-        for token in generation.tokens(timeout=MOST_S):
+        for token in generation.tokens(timeout=MAX_S):
             times.append(time.monotonic())
             if token.index == WARM_TOKENS:
                 thread.start()
             over = token.index > WARM_TOKENS and not thread.is_alive()
             if over and times[-1] > max(since() + 1.0, started) and _calm(times):
                 break
-            if times[-1] - started > MOST_S:
-                raise SkynetError(f"still disturbed after {MOST_S:g} s")
+            if times[-1] - started > MAX_S:
+                raise SkynetError(f"still disturbed after {MAX_S:g} s")
     finally:
         generation.cancel()
     thread.join()
@@ -124,7 +124,7 @@ def _somebody(cluster: LocalCluster) -> Member:
 def _wait_whole(cluster: LocalCluster) -> None:
     """Until every worker is up and the plan in force has the shape asked for."""
     shape = cluster.plan.shape if cluster.plan else (1, 1)
-    deadline = time.monotonic() + MOST_S
+    deadline = time.monotonic() + MAX_S
     while time.monotonic() < deadline:
         found, plan = _members(cluster), Plans(cluster.client.redis).current()
         up = {member.pid for member in found if member.speed or member.address == "orchestrator"}
@@ -132,7 +132,7 @@ def _wait_whole(cluster: LocalCluster) -> None:
         if up == {worker.pid for worker in cluster.workers} and ready == shape[0] * shape[1]:
             return
         time.sleep(0.05)
-    raise SkynetError(f"the cluster is not whole after {MOST_S:g} s")
+    raise SkynetError(f"the cluster is not whole after {MAX_S:g} s")
 
 
 def _members(cluster: LocalCluster) -> list[Member]:

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Collection
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.generic import Derived
+from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.check.compare import LIMITS
 from skynet.check.comparison import Comparison, Progress
-from skynet.check.model_head import ending_of, question_of
+from skynet.check.model_head import model_head_of, question_of
 from skynet.check.prompt import token_ids_read
-from skynet.check.reference import Theirs
+from skynet.check.reference import Reference
 from skynet.check.report import Report
 from skynet.check.skynet_shards import CheckpointFetch
 from skynet.check.stacks import stacks_of
@@ -111,8 +111,10 @@ def compare(
         progress,
         arch.total_layers if only is None else len(only),
     )
-    theirs = Theirs(checkpoint, arch, ending_of(arch).theirs, DTYPES[plan.dtype], comparison.cuts)
-    theirs.run(reads, comparison, only)
+    reference = Reference(
+        checkpoint, arch, model_head_of(arch).reference, DTYPES[plan.dtype], comparison.cuts
+    )
+    reference.run(reads, comparison, only)
 
 
 def new_report(
@@ -137,7 +139,11 @@ def new_report(
 
 def _notes(arch: Architecture, plan: Plan, num_tokens: int) -> list[str]:
     """What the comparison does not tell."""
-    notes = [f"{arch.notice}; compared with the same uncut"] if isinstance(arch, Derived) else []
+    notes = (
+        [f"{arch.notice}; compared with the same uncut"]
+        if isinstance(arch, TransformersArchitecture)
+        else []
+    )
     reaches = f"as the prompt has {num_tokens}; a longer --prompt reaches"
     windows = [window for window in arch.windows if window is not None]
     # Of an encoder they are how far a token sees, not how many tokens.

@@ -12,32 +12,36 @@ from functools import partial
 
 import torch
 
-from skynet.architecture.generic import Derived
+from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.check.compare import LIMITS, difference
-from skynet.check.skynet_shards import CPU, LayerRun, LayerShards, Ours, Piece, in_rounds
+from skynet.check.skynet_shards import CPU, LayerRun, LayerShards, Piece, SkynetShards, in_rounds
 from skynet.check.stacks import CheckedStack
 from skynet.errors import SkynetError, UnsupportedModel
 from skynet.layers.context import StepContext, make_context
-from skynet.layers.norm import AllSum
+from skynet.layers.norm import AllReduce
 from skynet.layers.weights import Fetch
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.transformers_backend.body import Body
-from skynet.transformers_backend.loader import DerivedLoader
+from skynet.transformers_backend.loader import TransformersLoader
 from skynet.wire.step import Row, Step
 
 SLOTS = 2
 OTHER_ROW = 2  # tokens of the prompt that are read again, in the other slot
 
-Run = Callable[[Body, StepContext, AllSum], torch.Tensor]
+Run = Callable[[Body, StepContext, AllReduce], torch.Tensor]
 
 
-class DerivedOurs(Ours):
+class BackendShards(SkynetShards):
     """The same of a model whose layers are Transformers'."""
 
-    _arch: Derived
+    _arch: TransformersArchitecture
 
     def __init__(
-        self, arch: Derived, plan: Plan, fetch: Fetch, stacks: Sequence[CheckedStack]
+        self,
+        arch: TransformersArchitecture,
+        plan: Plan,
+        fetch: Fetch,
+        stacks: Sequence[CheckedStack],
     ) -> None:
         super().__init__(arch, replace(plan, num_slots=SLOTS), fetch, stacks)
         self._prompt = stacks[0].row.tokens
@@ -48,12 +52,12 @@ class DerivedOurs(Ours):
         bodies = []
         for part in self.parts(0):
             bodies.append(self._body(part))
-            bodies[-1].load_tokens(self._derived_loader(part))
+            bodies[-1].load_tokens(self._transformers_loader(part))
         row = Row(0, 0, self._prompt, len(self._prompt))
         outputs = self._together("the embedding", bodies, self.parts(0), (row,), _tokens)
         return LayerRun([], outputs)
 
-    def load_layer(self, stack: CheckedStack, layer: int) -> DerivedLayerShards:
+    def load_layer(self, stack: CheckedStack, layer: int) -> BackendLayerShards:
         """All shards of a layer, in place of the last one that was loaded."""
         parts = self.parts(self._plan.stage_of(layer))
         for part in parts:
@@ -61,15 +65,15 @@ class DerivedOurs(Ours):
                 self._bodies[part] = self._body(part)
             body = self._bodies[part]
             body.unload_layers()
-            body.load_layer(layer, self._derived_loader(part))
-        return DerivedLayerShards(self, layer, parts)
+            body.load_layer(layer, self._transformers_loader(part))
+        return BackendLayerShards(self, layer, parts)
 
     def logits(self, hidden: list[torch.Tensor]) -> list[list[Piece]]:
         """Of each `hidden` (rows, hidden), the logits of each shard's part of the vocabulary."""
         logits: list[list[Piece]] = [[] for _ in hidden]
         for shard, part in enumerate(self._last_parts):
             body = self._body(part)
-            body.load_head(self._derived_loader(part))
+            body.load_head(self._transformers_loader(part))
             for found, x in zip(logits, hidden, strict=True):
                 found.append(Piece(shard, part.vocab.start, body.head(x)))
         return logits
@@ -79,8 +83,8 @@ class DerivedOurs(Ours):
     ) -> list[torch.Tensor]:
         """`x` (tokens of all rows, hidden) through a layer that is loaded, by shard."""
 
-        def run(body: Body, context: StepContext, all_sum: AllSum) -> torch.Tensor:
-            return body.run(context, layer, layer + 1, x, all_sum)
+        def run(body: Body, context: StepContext, all_reduce: AllReduce) -> torch.Tensor:
+            return body.run(context, layer, layer + 1, x, all_reduce)
 
         bodies = [self._bodies[part] for part in parts]
         return self._together(f"layer {layer}", bodies, parts, rows, run)
@@ -130,8 +134,8 @@ class DerivedOurs(Ours):
     def _body(self, part: ShardPlan) -> Body:
         return Body(self._arch, self._plan, part, self._dtype, CPU)
 
-    def _derived_loader(self, part: ShardPlan) -> DerivedLoader:
-        return DerivedLoader(self._arch, part, self._fetch, self._dtype, CPU)
+    def _transformers_loader(self, part: ShardPlan) -> TransformersLoader:
+        return TransformersLoader(self._arch, part, self._fetch, self._dtype, CPU)
 
     def _laid_out(self, part: ShardPlan, rows: tuple[Row, ...]) -> StepContext:
         return make_context(
@@ -146,31 +150,31 @@ class DerivedOurs(Ours):
         )
 
 
-class DerivedLayerShards(LayerShards):
+class BackendLayerShards(LayerShards):
     """The shards of the layer that is loaded."""
 
-    def __init__(self, ours: DerivedOurs, layer: int, parts: tuple[ShardPlan, ...]) -> None:
+    def __init__(self, skynet: BackendShards, layer: int, parts: tuple[ShardPlan, ...]) -> None:
         super().__init__([])  # not our layers
-        self._ours, self._layer, self._parts = ours, layer, parts
+        self._skynet, self._layer, self._parts = skynet, layer, parts
 
-    def run(self, x: torch.Tensor, memory: torch.Tensor | None = None) -> LayerRun:
+    def run(self, x: torch.Tensor, encoder_output: torch.Tensor | None = None) -> LayerRun:
         """`x` (tokens, hidden) float32 through the layer; no partials.
 
         Raises:
             UnsupportedModel: rows of a batch disturb each other.
         """
         made: list[list[torch.Tensor]] = [[] for _ in self._parts]
-        for rows in self._ours.rows():
+        for rows in self._skynet.rows():
             first = rows[0]
             given = torch.cat([x[row.start : row.stop] for row in rows])
-            outputs = self._ours.run_layer(self._layer, self._parts, rows, given)
+            outputs = self._skynet.run_layer(self._layer, self._parts, rows, given)
             for own, output in zip(made, outputs, strict=True):
                 own.append(output[: len(first.tokens)])
                 if len(rows) > 1:
                     beside = output[len(first.tokens) :]
-                    self._ours.check_rows(self._layer, torch.cat(own)[: len(beside)], beside)
+                    self._skynet.check_rows(self._layer, torch.cat(own)[: len(beside)], beside)
         return LayerRun([], [torch.cat(own) for own in made])
 
 
-def _tokens(body: Body, context: StepContext, all_sum: AllSum) -> torch.Tensor:
-    return body.run(context, 0, 0, None, all_sum)
+def _tokens(body: Body, context: StepContext, all_reduce: AllReduce) -> torch.Tensor:
+    return body.run(context, 0, 0, None, all_reduce)

@@ -31,20 +31,22 @@ class Difference:
         return {**finite, "token": self.token, "index": self.index}
 
 
-def row_scale(*theirs: torch.Tensor) -> torch.Tensor:
+def row_scale(*reference: torch.Tensor) -> torch.Tensor:
     """(tokens,) what differences of these (tokens, width) are measured by."""
-    scale = torch.stack([part.float().abs().amax(-1) for part in theirs if part.shape[-1]]).amax(0)
+    scale = torch.stack([part.float().abs().amax(-1) for part in reference if part.shape[-1]]).amax(
+        0
+    )
     return scale.clamp(min=float(scale.max()) * FLOOR).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def difference(
-    ours: torch.Tensor, theirs: torch.Tensor, scale: torch.Tensor | None = None
+    skynet: torch.Tensor, reference: torch.Tensor, scale: torch.Tensor | None = None
 ) -> Difference:
     """The largest difference of two (tokens, width), relative to `scale` (tokens,)."""
-    if theirs.shape[-1] == 0:
+    if reference.shape[-1] == 0:
         return Difference(0.0, 0.0, 0, 0)
-    apart = (ours.float() - theirs.float()).abs().nan_to_num(float("inf"), float("inf"))
-    scale = row_scale(theirs) if scale is None else scale
+    apart = (skynet.float() - reference.float()).abs().nan_to_num(float("inf"), float("inf"))
+    scale = row_scale(reference) if scale is None else scale
     rows, columns = apart.max(-1)
     relative = (rows / scale).nan_to_num(float("inf"), float("inf"))
     token = int(relative.argmax())

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.generic import Derived
-from skynet.check.backend_shards import DerivedOurs
+from skynet.architecture.transformers_model import TransformersArchitecture
+from skynet.check.backend_shards import BackendShards
 from skynet.check.compare import Difference, difference, row_scale
-from skynet.check.model_head import Question, ending_of
+from skynet.check.model_head import Question, model_head_of
 from skynet.check.reference_layer import PRODUCTS, Cuts, DenseLayer
 from skynet.check.report import Answer, Finding, Place, Report
-from skynet.check.skynet_shards import LayerRun, Ours, add_up
+from skynet.check.skynet_shards import LayerRun, SkynetShards, add_up
 from skynet.check.stacks import CheckedStack
 from skynet.errors import PlanError
 from skynet.layers.weights import Fetch
@@ -43,18 +43,18 @@ class Comparison:
         """num_layers: how many are compared; progress is told of them and of each stack's ends."""
         self._arch, self._plan, self._report = arch, plan, report
         self._stacks, self._weights, self._progress = stacks, weights, progress
-        self._ending, self._question = ending_of(arch), question
-        self._ours: Ours
-        if isinstance(arch, Derived):
-            self._ours = DerivedOurs(arch, plan, fetch, stacks)
+        self._model_head, self._question = model_head_of(arch), question
+        self._skynet: SkynetShards
+        if isinstance(arch, TransformersArchitecture):
+            self._skynet = BackendShards(arch, plan, fetch, stacks)
         else:
-            self._ours = Ours(arch, plan, fetch, stacks)
+            self._skynet = SkynetShards(arch, plan, fetch, stacks)
         self._num_places = num_layers + 2 * len(stacks)
         self._own: torch.Tensor | None = None  # hidden states that only our layers have seen
         self._rows: torch.Tensor | None = None  # of the next embedding's table
         self._last: torch.Tensor | None = None  # their output of the last layer
         # What the encoder has read, theirs and our own.
-        self._memories: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+        self._encoder_outputs: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
 
     def cuts(self, layer: int) -> Cuts:
         """Of each product of a layer, each shard's inputs."""
@@ -66,47 +66,50 @@ class Comparison:
 
     def embedding(self, rows: torch.Tensor) -> None:
         # Without a file there are no partials that could be compared with them.
-        self._rows = None if isinstance(self._arch, Derived) else rows
+        self._rows = None if isinstance(self._arch, TransformersArchitecture) else rows
 
     def layer(self, layer: int, x: torch.Tensor, out: torch.Tensor, dense: DenseLayer) -> None:
         x, out, stack = x.float(), out.float(), self._stack_of(layer)
         if layer == stack.layers.start:
             self._compare_embedding(stack, x)
-        shards, (memory, own_memory) = self._ours.load_layer(stack, layer), self._memories
-        run = shards.run(x, memory)
+        shards, (encoder_output, skynet_encoder_output) = (
+            self._skynet.load_layer(stack, layer),
+            self._encoder_outputs,
+        )
+        run = shards.run(x, encoder_output)
         findings = [*self._partials(layer, run, dense), *_outputs(run, out)]
         self._add(stack.layer_name(layer), layer, findings, is_layer=True)
         if self._own is not None:
-            self._own = shards.run(self._own, own_memory).outputs[0]
+            self._own = shards.run(self._own, skynet_encoder_output).outputs[0]
         self._last = out
 
-    def memory(self, states: torch.Tensor) -> None:
+    def encoder_output(self, states: torch.Tensor) -> None:
         last, own = self._after_layers()
-        states, run = states.float(), self._ours.remembered(last)
+        states, run = states.float(), self._skynet.remembered(last)
         self._add("encoder output", self._arch.encoder_layers, _outputs(run, states))
-        self._memories = states, self._ours.remembered(own).outputs[0]
+        self._encoder_outputs = states, self._skynet.remembered(own).outputs[0]
 
     def end(self, result: torch.Tensor) -> None:
         result = result.float()
         last, hidden = self._after_layers()
-        rows, ending = self._question.rows, self._ending
-        found, own = ending.ours(self._ours, [last, hidden[rows]])
+        rows, model_head = self._question.rows, self._model_head
+        found, own = model_head.skynet(self._skynet, [last, hidden[rows]])
         scale, findings = row_scale(result), []
         for piece in found:
-            theirs = result[:, piece.start : piece.start + piece.values.shape[1]]
-            apart = difference(piece.values, theirs, scale)
-            findings.append(Finding(ending.what, piece.shard, _shifted(apart, piece.start)))
-        self._add(ending.place, self._plan.num_layers - 1, findings)
+            reference = result[:, piece.start : piece.start + piece.values.shape[1]]
+            apart = difference(piece.values, reference, scale)
+            findings.append(Finding(model_head.what, piece.shard, _shifted(apart, piece.start)))
+        self._add(model_head.place, self._plan.num_layers - 1, findings)
         together = torch.cat([piece.values for piece in own], dim=1)
         self._report.answer = self._answer(together, result[rows])
 
-    def _answer(self, ours: torch.Tensor, theirs: torch.Tensor) -> Answer:
+    def _answer(self, skynet: torch.Tensor, reference: torch.Tensor) -> Answer:
         question = self._question
-        ours, theirs = question.vector(ours), question.vector(theirs)
-        apart = difference(ours, theirs)
+        skynet, reference = question.vector(skynet), question.vector(reference)
+        apart = difference(skynet, reference)
         if question.spell is None:
             return Answer(question.what, apart)
-        best, their_best = int(ours[0].argmax()), int(theirs[0].argmax())
+        best, their_best = int(skynet[0].argmax()), int(reference[0].argmax())
         return Answer(question.what, apart, best, their_best, question.spell(best))
 
     def _stack_of(self, layer: int) -> CheckedStack:
@@ -114,7 +117,7 @@ class Comparison:
 
     def _parts(self, stack: CheckedStack, layer: int) -> list[ShardPlan]:
         """What of the stack each shard of a layer's stage has."""
-        return [stack.part(part) for part in self._ours.parts(self._plan.stage_of(layer))]
+        return [stack.part(part) for part in self._skynet.parts(self._plan.stage_of(layer))]
 
     def _after_layers(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states after a stack's last layer, theirs and our own."""
@@ -123,7 +126,7 @@ class Comparison:
         return self._last, self._own
 
     def _compare_embedding(self, stack: CheckedStack, x: torch.Tensor) -> None:
-        first, run = stack.layers.start, self._ours.embed(stack)
+        first, run = stack.layers.start, self._skynet.embed(stack)
         findings = []
         if self._rows is not None:
             ids, scale = torch.tensor(stack.ids), row_scale(self._rows)
@@ -138,11 +141,11 @@ class Comparison:
         """Of each sum of the layer, in order, each shard's part of it."""
         expected = self._expected(layer, dense)
         findings = []
-        for (what, theirs), ours in zip(expected, run.partials, strict=True):
-            scale = row_scale(*theirs, add_up(theirs))
+        for (what, reference), skynet in zip(expected, run.partials, strict=True):
+            scale = row_scale(*reference, add_up(reference))
             findings += [
                 Finding(what, shard, difference(mine, other, scale))
-                for shard, (mine, other) in enumerate(zip(ours, theirs, strict=True))
+                for shard, (mine, other) in enumerate(zip(skynet, reference, strict=True))
             ]
         return findings
 
@@ -177,9 +180,10 @@ class Comparison:
             self._progress("checking", total * len(places) // self._num_places, total)
 
 
-def _outputs(run: LayerRun, theirs: torch.Tensor) -> list[Finding]:
+def _outputs(run: LayerRun, reference: torch.Tensor) -> list[Finding]:
     return [
-        Finding("output", shard, difference(ours, theirs)) for shard, ours in enumerate(run.outputs)
+        Finding("output", shard, difference(skynet, reference))
+        for shard, skynet in enumerate(run.outputs)
     ]
 
 

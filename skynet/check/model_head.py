@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from skynet.architecture.architecture import Architecture
-from skynet.check.reference_model import TheirModel
-from skynet.check.skynet_shards import Ours, Piece
+from skynet.check.reference_model import ReferenceModel
+from skynet.check.skynet_shards import Piece, SkynetShards
 from skynet.checkpoint.pooling_config import EMBEDDING
 from skynet.layers.pooler import pool
 from skynet.request.task_names import CLASSIFY, EMBED, FILL_MASK, GENERATE
@@ -21,7 +21,7 @@ from skynet.tokenizer.text import Text
 
 
 @dataclass(frozen=True)
-class Ending:
+class ModelHead:
     """What comes after the last layer.
 
     place, what: what reports call it.
@@ -31,48 +31,50 @@ class Ending:
 
     place: str
     what: str
-    theirs: TheirModel
-    ours: Callable[[Ours, list[torch.Tensor]], list[list[Piece]]]
+    reference: ReferenceModel
+    skynet: Callable[[SkynetShards, list[torch.Tensor]], list[list[Piece]]]
 
 
 # By the last of the tasks that a model can do: the one that needs its head.
-ENDINGS: dict[str, Ending] = {
-    GENERATE: Ending(
+ENDINGS: dict[str, ModelHead] = {
+    GENERATE: ModelHead(
         "head",
         "logits",
-        TheirModel("AutoModelForCausalLM", "logits", options={"use_cache": False}),
-        lambda ours, hidden: ours.logits(hidden),  # a family without a file has its own
+        ReferenceModel("AutoModelForCausalLM", "logits", options={"use_cache": False}),
+        lambda skynet, hidden: skynet.logits(hidden),  # a family without a file has its own
     ),
-    FILL_MASK: Ending("head", "logits", TheirModel("AutoModelForMaskedLM", "logits"), Ours.logits),
-    CLASSIFY: Ending(
+    FILL_MASK: ModelHead(
+        "head", "logits", ReferenceModel("AutoModelForMaskedLM", "logits"), SkynetShards.logits
+    ),
+    CLASSIFY: ModelHead(
         "head",
         "class logits",
-        TheirModel("AutoModelForSequenceClassification", "logits"),
-        Ours.classes,
+        ReferenceModel("AutoModelForSequenceClassification", "logits"),
+        SkynetShards.classes,
     ),
-    EMBED: Ending(
+    EMBED: ModelHead(
         "last hidden states",
         "output",
-        TheirModel("AutoModel", "last_hidden_state", bare=True, unused=("pooler",)),
-        Ours.states,
+        ReferenceModel("AutoModel", "last_hidden_state", bare=True, unused=("pooler",)),
+        SkynetShards.states,
     ),
 }
 
 
-ENCODER_DECODER = Ending(
+ENCODER_DECODER = ModelHead(
     "head",
     "logits",
-    TheirModel(
+    ReferenceModel(
         "AutoModelForSeq2SeqLM",
         "logits",
         inputs=("input_ids", "decoder_input_ids"),
         options={"use_cache": False},
     ),
-    Ours.logits,
+    SkynetShards.logits,
 )
 
 
-def ending_of(arch: Architecture) -> Ending:
+def model_head_of(arch: Architecture) -> ModelHead:
     """What a checkpoint of this architecture ends in."""
     return ENDINGS[arch.tasks[-1]] if arch.encoder is None else ENCODER_DECODER
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from skynet.architecture.architecture import Architecture
-from skynet.check.reference_layer import Cuts, DenseLayer, TheirLayer, path_of_layers, weight_of
-from skynet.check.reference_model import TheirModel, build, without_prefix
-from skynet.check.reference_weights import TheirWeights
+from skynet.check.reference_layer import Cuts, DenseLayer, ReferenceLayer, path_of_layers, weight_of
+from skynet.check.reference_model import ReferenceModel, build, without_prefix
+from skynet.check.reference_weights import ReferenceWeights
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import UnsupportedModel
 
@@ -36,23 +36,23 @@ class Visitor(Protocol):
         """
         ...
 
-    def memory(self, states: torch.Tensor) -> None:
+    def encoder_output(self, states: torch.Tensor) -> None:
         """What an encoder leaves to the decoder, (tokens, hidden)."""
         ...
 
     def end(self, result: torch.Tensor) -> None:
-        """What the model ends in, (rows, width); see `TheirModel.result`."""
+        """What the model ends in, (rows, width); see `ReferenceModel.result`."""
         ...
 
 
-class Theirs:
+class Reference:
     """One checkpoint as Transformers computes it."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         arch: Architecture,
-        kind: TheirModel,
+        kind: ReferenceModel,
         dtype: torch.dtype,
         cuts: Callable[[int], Cuts],
     ) -> None:
@@ -60,7 +60,7 @@ class Theirs:
         self._arch = arch = without_prefix(arch) if kind.bare else arch
         self._kind, self._cuts = kind, cuts
         self._model, config = build(checkpoint, kind, dtype)
-        self._layers: list[TheirLayer] = []
+        self._layers: list[ReferenceLayer] = []
         for stack in arch.stacks:
             count = len(self._model.get_submodule(path_of_layers(stack)))
             if count != stack.num_layers:
@@ -68,8 +68,8 @@ class Theirs:
                     f"Transformers makes {count} layers of {checkpoint.path}, SkyNet "
                     f"{stack.num_layers}"
                 )
-            self._layers += [TheirLayer(self._model, stack, number) for number in range(count)]
-        self._weights = TheirWeights(checkpoint, arch, self._model, config, dtype)
+            self._layers += [ReferenceLayer(self._model, stack, number) for number in range(count)]
+        self._weights = ReferenceWeights(checkpoint, arch, self._model, config, dtype)
 
     @torch.inference_mode()
     def run(
@@ -124,7 +124,7 @@ class Theirs:
         head = self._model.get_output_embeddings()
         return {id(module) for path, module in named if path in names and module is not head}
 
-    def _hook_layer(self, number: int, layer: TheirLayer, visitor: Visitor) -> None:
+    def _hook_layer(self, number: int, layer: ReferenceLayer, visitor: Visitor) -> None:
         inputs: list[torch.Tensor] = []
 
         def before(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -144,7 +144,7 @@ class Theirs:
 
     def _hook_memory(self, visitor: Visitor) -> None:
         def before(_: torch.nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
-            visitor.memory(kwargs["encoder_hidden_states"][0])
+            visitor.encoder_output(kwargs["encoder_hidden_states"][0])
 
         decoder = self._model.get_submodule(path_of_layers(self._arch).rpartition(".")[0])
         decoder.register_forward_pre_hook(before, with_kwargs=True)

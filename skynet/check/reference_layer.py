@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from skynet.architecture.architecture import Architecture, Weight
-from skynet.architecture.generic import Derived
+from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.check.reference_weights import parameter
 from skynet.errors import UnsupportedModel
 
@@ -32,7 +32,7 @@ class DenseLayer:
     norm_inputs: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
-class TheirLayer:
+class ReferenceLayer:
     """Keeps what goes into a layer's products while it runs."""
 
     def __init__(self, model: Any, arch: Architecture, number: int) -> None:
@@ -101,7 +101,7 @@ def weight_of(arch: Architecture, role: str) -> Weight:
 
 def path_of_layers(arch: Architecture) -> str:
     """Where Transformers' model has the layers of a stack."""
-    if isinstance(arch, Derived):
+    if isinstance(arch, TransformersArchitecture):
         return arch.path
     return weight_of(arch, "o").name.partition(".{layer}")[0]
 

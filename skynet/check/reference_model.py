@@ -15,7 +15,7 @@ from skynet.transformers_backend.skeleton import quiet
 
 
 @dataclass(frozen=True)
-class TheirModel:
+class ReferenceModel:
     """A kind of model, as Transformers tells kinds apart.
 
     auto_class: the name of what makes one.
@@ -34,7 +34,7 @@ class TheirModel:
     unused: tuple[str, ...] = ()
 
 
-def build(checkpoint: Checkpoint, kind: TheirModel, dtype: torch.dtype) -> tuple[Any, Any]:
+def build(checkpoint: Checkpoint, kind: ReferenceModel, dtype: torch.dtype) -> tuple[Any, Any]:
     """The model with its buffers, but parameters that have no memory; and its config.
 
     Raises:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.generic import Derived
 from skynet.architecture.tensors import resolve_names
+from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import CheckpointError
 from skynet.transformers_backend.skeleton import quiet, stays_float32
@@ -18,7 +18,7 @@ from skynet.transformers_backend.skeleton import quiet, stays_float32
 SMALL_VOCABULARY = 16  # of models that only convert a layer's tensors
 
 
-class TheirWeights:
+class ReferenceWeights:
     """Fills modules that have parameters without memory, and empties them again."""
 
     def __init__(
@@ -45,7 +45,11 @@ class TheirWeights:
         places = list(_parameters(module, path))
         sources = {name: self._source(name) for name, _, _ in places}
         in_layer = path.rpartition(".")[2].isdecimal()
-        convert = in_layer and None in sources.values() and not isinstance(self._arch, Derived)
+        convert = (
+            in_layer
+            and None in sources.values()
+            and not isinstance(self._arch, TransformersArchitecture)
+        )
         converted = self._convert(path) if convert else {}
         for name, owner, own in places:
             source, empty = sources[name], owner._parameters[own]
@@ -83,7 +87,9 @@ class TheirWeights:
 
     def _of_experts(self, name: str) -> torch.Tensor | None:
         """A parameter of all experts of a family without a file, of the matrices of each."""
-        experts = self._arch.experts_of(name) if isinstance(self._arch, Derived) else []
+        experts = (
+            self._arch.experts_of(name) if isinstance(self._arch, TransformersArchitecture) else []
+        )
         made = [torch.cat([self._read(self._names[each]) for each in parts]) for parts in experts]
         return torch.stack(made) if made else None
 
@@ -138,8 +144,8 @@ def _names_in_file(arch: Architecture, checkpoint: Checkpoint) -> dict[str, str]
             # Whatever we make of it: a tensor that the file has is what Transformers reads.
             own = other if other in checkpoint.tensors else names[weight.tensor()]
             names.setdefault(other, own)
-    if isinstance(arch, Derived):
-        names |= {theirs: names[ours] for theirs, ours in arch.module_names().items()}
+    if isinstance(arch, TransformersArchitecture):
+        names |= {reference: names[skynet] for reference, skynet in arch.module_names().items()}
     return names
 
 

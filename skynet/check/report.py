@@ -52,14 +52,14 @@ class Answer:
 
     what: str  # "next token", ...
     drift: Difference  # of the numbers that it is chosen by
-    ours: int | None = None
-    theirs: int | None = None
+    skynet: int | None = None
+    reference: int | None = None
     text: str = ""  # of ours
 
     @property
     def same(self) -> bool:
         """Chosen alike on both sides."""
-        return self.ours is not None and self.ours == self.theirs
+        return self.skynet is not None and self.skynet == self.reference
 
 
 @dataclass
@@ -128,8 +128,8 @@ class Report:
             return None
         return {
             "what": found.what,
-            "skynet": found.ours,
-            "transformers": found.theirs,
+            "skynet": found.skynet,
+            "transformers": found.reference,
             "text": found.text,
             **found.drift.to_json(),
         }
@@ -205,10 +205,10 @@ class Report:
     def _verdict(self, found: Answer) -> str:
         apart = f"{found.drift.relative:.1e} of the largest number apart after all layers"
         wrong = self.drifted or bool(self.differing)
-        if found.ours is None:
+        if found.skynet is None:
             return f"{found.what}: {'DIFFERS: ' if wrong else ''}{apart}"
         if found.same:
             text = f" {found.text!r}" if found.text else ""
-            return f"{found.what}: {found.ours}{text} on both; logits {apart}"
+            return f"{found.what}: {found.skynet}{text} on both; logits {apart}"
         kind = "DIFFERS" if wrong else "near tie"
-        return f"{found.what}: {kind}: {found.ours} here, {found.theirs} there; logits {apart}"
+        return f"{found.what}: {kind}: {found.skynet} here, {found.reference} there; logits {apart}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skynet.architecture.generic import Derived
+from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.check import compare, new_report, plan_of
 from skynet.check.comparison import Progress
 from skynet.check.prompt import token_ids_read
@@ -14,7 +14,10 @@ DTYPE = "float32"  # in which a mistake cannot pass for rounding
 
 
 def self_test(
-    checkpoint: Checkpoint, arch: Derived, shards: int, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    arch: TransformersArchitecture,
+    shards: int,
+    progress: Progress | None = None,
 ) -> None:
     """Run a layer of each kind, and both ends, beside Transformers' uncut ones, one at a time.
 

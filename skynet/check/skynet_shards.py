@@ -21,15 +21,15 @@ from skynet.layers.embedding import load_embedding
 from skynet.layers.encoder import Encoder
 from skynet.layers.head import load_head
 from skynet.layers.layer import Layer
-from skynet.layers.norm import AllSum, load_norm
-from skynet.layers.pooler import load_reader
+from skynet.layers.norm import AllReduce, load_norm
+from skynet.layers.pooler import load_pooler
 from skynet.layers.shard_model import DTYPES
 from skynet.layers.stack import Stack
 from skynet.layers.weights import Fetch, Loader
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.request.task_names import CLASSIFY
-from skynet.wire.step import Read, Step
+from skynet.wire.step import Step, TextTask
 
 CPU = torch.device("cpu")
 
@@ -81,7 +81,7 @@ class Piece:
     values: torch.Tensor  # (rows, width) float32
 
 
-class Ours:
+class SkynetShards:
     """A plan's shards, a layer at a time, each stack reading its row in one step."""
 
     def __init__(
@@ -138,8 +138,8 @@ class Ours:
         """Of each `hidden` (tokens, hidden), a whole text, the logits of its labels, one row."""
         load = self._loader(self._last_parts[0], self._last)
         norm = load_norm(self._arch, load, "final_norm", None, self._dtype)
-        reader = load_reader(self._arch, load, norm, self._dtype)
-        rows = [replace(self._last.row, read=Read(CLASSIFY))]
+        reader = load_pooler(self._arch, load, norm, self._dtype)
+        rows = [replace(self._last.row, text_task=TextTask(CLASSIFY))]
         found = [torch.from_numpy(vector) for x in hidden for vector in reader(rows, x)]
         return [[Piece(None, 0, logits[None])] for logits in found]
 
@@ -190,15 +190,15 @@ class LayerShards:
     def __init__(self, shards: list[LayerShard]) -> None:
         self._shards = shards
 
-    def run(self, x: torch.Tensor, memory: torch.Tensor | None = None) -> LayerRun:
+    def run(self, x: torch.Tensor, encoder_output: torch.Tensor | None = None) -> LayerRun:
         """`x` (tokens, hidden) float32 through the layer; `memory` is what an encoder has read."""
         for shard in self._shards:
-            if shard.texts is not None and memory is not None:
-                shard.layer.remember(memory, shard.texts)
+            if shard.texts is not None and encoder_output is not None:
+                shard.layer.store_encoder_kv(encoder_output, shard.texts)
         return in_rounds([functools.partial(each.layer, x, each.context) for each in self._shards])
 
 
-def in_rounds(shards: Sequence[Callable[[AllSum], torch.Tensor]]) -> LayerRun:
+def in_rounds(shards: Sequence[Callable[[AllReduce], torch.Tensor]]) -> LayerRun:
     """Run all shards in turns.
 
     No shard can go on after a sum before all have come to it, so each sum takes a round, in which
@@ -219,17 +219,17 @@ def in_rounds(shards: Sequence[Callable[[AllSum], torch.Tensor]]) -> LayerRun:
         sums.append(add_up(waiting))
 
 
-def _known(sums: list[torch.Tensor]) -> AllSum:
+def _known(sums: list[torch.Tensor]) -> AllReduce:
     """Gives the sums that are known, in order; `_Waits` at the first that is not."""
     left = iter(sums)
 
-    def all_sum(partial: torch.Tensor) -> torch.Tensor:
+    def all_reduce(partial: torch.Tensor) -> torch.Tensor:
         total = next(left, None)
         if total is None:
             raise _Waits(partial)
         return total.clone()  # what gets a sum may change it
 
-    return all_sum
+    return all_reduce
 
 
 def add_up(partials: list[torch.Tensor]) -> torch.Tensor:

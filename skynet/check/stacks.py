@@ -45,8 +45,8 @@ def stacks_of(arch: Architecture, reads: Sequence[list[int]]) -> list[CheckedSta
     found: list[CheckedStack] = []
     for stack, name, ids in zip(arch.stacks, names, reads, strict=True):
         encoder, start = (found[0] if found else None), stack.encoder_layers
-        memory = None if encoder is None else (0, len(encoder.ids))
-        row = Row(0, 0, tuple(ids), len(ids), memory=memory)
+        encoder_kv = None if encoder is None else (0, len(encoder.ids))
+        row = Row(0, 0, tuple(ids), len(ids), encoder_kv=encoder_kv)
         layers = Range(start, start + stack.num_layers)
         found.append(CheckedStack(stack, name, layers, row, encoder))
     return found

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from skynet.architecture import generic as derived
+from skynet.architecture import transformers_model
 from skynet.architecture.config import ABSENT
 from skynet.checkpoint.demo import DEMO_MODEL, DEMO_NAMES, demo_checkpoint_path
 from skynet.checkpoint.digests import cached_digest
@@ -58,7 +58,7 @@ class Checkpoint:
 
     def describe(self, description: dict[str, Any]) -> None:
         """Say what the model of a family without a file is: from here on a part of the config."""
-        described = {**self.config, derived.KEY: description}
+        described = {**self.config, transformers_model.KEY: description}
         self.config = dict(settled(described, self.tensors, self._same))
 
     def _same(self, one: str, other: str) -> bool:
@@ -95,7 +95,7 @@ class Checkpoint:
         files = [file for file in self.path.iterdir() if file.is_file()]
         files += self.path.glob("*/config.json")  # of sentence-transformers
         # A description is in no file, and another one is another content.
-        description = self.config.get(derived.KEY)
+        description = self.config.get(transformers_model.KEY)
         told = "" if description is None else f" {json.dumps(description)}"
         return cached_digest(
             f"{CONTENT}{told}", files, self._cache_dir, lambda: self._compute_digest(progress)
@@ -162,7 +162,7 @@ def _download(hub_id: str) -> Path:
 def _read_config(path: Path) -> dict[str, Any]:
     if (path / "config.json").is_file():
         config = _read_json(path / "config.json")
-        for name in (derived.KEY, ABSENT):  # never a file's to say
+        for name in (transformers_model.KEY, ABSENT):  # never a file's to say
             config.pop(name, None)
         return config
     gguf_files = sorted(file.name for file in path.glob("*.gguf"))

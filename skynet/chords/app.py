@@ -32,7 +32,7 @@ from skynet.wire.keys import ORCHESTRATOR_QUEUE, Address
 
 logger = logging.getLogger(__name__)
 
-RETRY_S, MOST_RETRY_S = 0.2, 1.0
+RETRY_S, MAX_RETRY_S = 0.2, 1.0
 LOG_FORMAT = "%(asctime)s %(levelname)-7s %(place)s %(message)s"
 
 
@@ -60,7 +60,7 @@ class PatientConsumer(Consumer):
             logger.warning("no connection to Redis: %s", error)
 
         connected = conn.ensure_connection(
-            tell, None, RETRY_S, RETRY_S, MOST_RETRY_S, callback=maybe_shutdown
+            tell, None, RETRY_S, RETRY_S, MAX_RETRY_S, callback=maybe_shutdown
         )
         self.first_connection_attempt = False
         return connected

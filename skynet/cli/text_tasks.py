@@ -10,7 +10,7 @@ import click
 from skynet.cli.cluster import client_of_settings
 from skynet.cli.options import chosen, interruptible
 from skynet.cli.root import main
-from skynet.request.task_names import CLASSIFY, EMBED, FILL_MASK, MOST_TOP, POOLINGS
+from skynet.request.task_names import CLASSIFY, EMBED, FILL_MASK, MAX_TOP, POOLINGS
 
 if TYPE_CHECKING:
     from skynet.request.completion import Completion
@@ -43,7 +43,7 @@ def embed(text: tuple[str, ...], **options: Any) -> None:
 
 @main.command("fill-mask")
 @click.argument("text")
-@click.option("--top-k", type=click.IntRange(1, MOST_TOP), help="Tokens a mask.  [default: 5]")
+@click.option("--top-k", type=click.IntRange(1, MAX_TOP), help="Tokens a mask.  [default: 5]")
 @TIMEOUT
 @JSON
 def fill_mask(text: str, as_json: bool, **options: Any) -> None:

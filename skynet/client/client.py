@@ -263,7 +263,7 @@ class Client:
         with reachable(self.url):
             target = self._target()
             model = self._model(target.model)
-            model.reader.check_task(task, n)
+            model.text_tasks.check_task(task, n)
             languages = {}
             if task == GENERATE:
                 languages = {name: options.pop(name, None) for name in LANGUAGES}
@@ -369,7 +369,7 @@ def samples_of(record: Record, count: int) -> list[Record]:
                 record,
                 id=record.id if number == 0 else str(uuid.uuid4()),
                 options=replace(record.options, seed=own),
-                family=record.id,
+                sample_group=record.id,
             )
         )
     return samples

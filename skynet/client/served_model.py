@@ -14,7 +14,7 @@ from skynet.request.generation_config import GenerationDefaults, generation_defa
 from skynet.request.options import check_options
 from skynet.request.record import Options
 from skynet.request.task_names import GENERATE
-from skynet.request.text_tasks import Reader
+from skynet.request.text_tasks import TextTasks
 from skynet.store.plans import Target
 from skynet.store.weights import WeightStore
 from skynet.tokenizer.text import Text
@@ -26,7 +26,7 @@ class ServedModel:
 
     text: Text
     defaults: GenerationDefaults
-    reader: Reader
+    text_tasks: TextTasks
 
     @classmethod
     def staged(cls, client: redis.Redis, digest: str) -> ServedModel:
@@ -39,16 +39,16 @@ class ServedModel:
         manifest = store.require_manifest(digest)
         files = store.read_files(manifest)
         text, arch = Text(files), load_architecture(manifest.config)
-        reader = Reader.of(arch, files, text.token_id("mask_token"))
-        return cls(text, generation_defaults(files), reader)
+        text_tasks = TextTasks.of(arch, files, text.token_id("mask_token"))
+        return cls(text, generation_defaults(files), text_tasks)
 
     def check(
         self, task: str, options: Mapping[str, Any], ids: Sequence[int], target: Target
     ) -> Options:
         """What a request may ask for; raises BadRequest."""
         if task != GENERATE:
-            return self.reader.check(task, options, ids, target.slot_tokens)
-        arch = self.reader.arch
+            return self.text_tasks.check(task, options, ids, target.slot_tokens)
+        arch = self.text_tasks.arch
         if arch.encoder is not None and len(ids) > target.slot_tokens:
             raise BadRequest(
                 f"the prompt has {len(ids)} tokens, the cluster's encoder reads "
@@ -89,5 +89,5 @@ class ServedModel:
     @property
     def vocab_size(self) -> int:
         """Of prompts: an encoder may have a vocabulary of its own."""
-        arch = self.reader.arch
+        arch = self.text_tasks.arch
         return (arch.encoder or arch).vocab_size

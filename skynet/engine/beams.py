@@ -14,7 +14,7 @@ import numpy as np
 
 from skynet.engine.processors import Floats, Ids, Rules, rules_of
 from skynet.request.record import Options
-from skynet.wire.step import Candidates, Row, Want
+from skynet.wire.step import Candidates, LogitsRequest, Row
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class BeamSearch:
     options: Options
     prefix: tuple[int, ...]
     end_ids: Collection[int]
-    most_tokens: int
+    max_tokens: int
     running: list[Beam] = field(default_factory=lambda: [Beam()])
     finished: list[Hypothesis] = field(default_factory=list)  # best first
     over: bool = False
@@ -100,7 +100,7 @@ class BeamSearch:
             return [self._prefix_row(max_tokens)]
         lacking = [beam for beam in self.running if self._lacking(beam)]
         if not lacking:
-            return [self._row(beam, 1, self._want(beam)) for beam in self.running]
+            return [self._row(beam, 1, self._logits_request(beam)) for beam in self.running]
         rows: list[Row] = []
         for beam in lacking:
             if max_tokens > 0:
@@ -118,13 +118,15 @@ class BeamSearch:
         stop = min(len(self.prefix), start + max_tokens)
         first = self.running[0]
         is_first_choice = not first.tokens and stop == len(self.prefix)
-        want = self._want(first) if is_first_choice else None
-        return Row(self._slots[0], start, self.prefix[start:stop], self._rope_length, want)
+        logits_request = self._logits_request(first) if is_first_choice else None
+        return Row(
+            self._slots[0], start, self.prefix[start:stop], self._rope_length, logits_request
+        )
 
-    def _row(self, beam: Beam, count: int, want: Want | None) -> Row:
+    def _row(self, beam: Beam, count: int, logits_request: LogitsRequest | None) -> Row:
         first = beam.computed - len(self.prefix)
         tokens = beam.tokens[first : first + count]
-        return Row(beam.slot, beam.computed, tokens, self._rope_length, want, beam.source)
+        return Row(beam.slot, beam.computed, tokens, self._rope_length, logits_request, beam.source)
 
     @property
     def _length(self) -> int:
@@ -136,10 +138,10 @@ class BeamSearch:
         """What the prompt's length is to ropes."""
         return self._length if 0 < self.rope_switch < self._length else len(self.prefix)
 
-    def _want(self, beam: Beam) -> Want:
+    def _logits_request(self, beam: Beam) -> LogitsRequest:
         beam.rules = rules_of(self.options, self.prefix, beam.tokens, self.end_ids)
         ids = () if beam.rules is None else beam.rules.ids
-        return Want(top=self._keep, ids=ids, logprobs=0)
+        return LogitsRequest(top=self._keep, ids=ids, logprobs=0)
 
     @property
     def _keep(self) -> int:
@@ -158,7 +160,7 @@ class BeamSearch:
         Raises:
             ValueError: the rules leave no token.
         """
-        if rows[0].want is None:
+        if rows[0].logits_request is None:
             self._go_on(rows)
             return False
         self._prefix_computed = len(self.prefix)
@@ -188,7 +190,7 @@ class BeamSearch:
         if not found and not self.finished:
             raise ValueError("every token is forbidden by the request's options")
         length = len(self.running[0].tokens) + 1
-        ends = [c.token in self._ends or length >= self.most_tokens for c in found]
+        ends = [c.token in self._ends or length >= self.max_tokens for c in found]
         self._finish(found, ends, length)
         going_on = [c for c, end in zip(found, ends, strict=True) if not end]
         chosen = going_on[: self.options.num_beams]
@@ -235,7 +237,7 @@ class BeamSearch:
         if options.early_stopping is True:
             return True
         if options.early_stopping == "never" and options.length_penalty > 0:
-            length = self.most_tokens
+            length = self.max_tokens
         best_possible = best_score / float(length) ** options.length_penalty
         return best_possible <= self.finished[-1].score
 

@@ -32,7 +32,7 @@ from skynet.wire.step import Part, Step
 logger = logging.getLogger(__name__)
 
 # A step that takes so many times as long as it should, and then some, is lost.
-PATIENCE, LEAST_PATIENCE_S, FIRST_PATIENCE_S = 20, 3.0, 30.0
+PATIENCE, MIN_PATIENCE_S, FIRST_PATIENCE_S = 20, 3.0, 30.0
 HURRY_S = 1.0
 MAX_LOSSES = 6  # of shards that died, over one request alone and without a token in between
 MAX_FAILURES = 3  # of shards, over one request alone, until it is the request's fault
@@ -243,7 +243,7 @@ class Engine:
         expected_s = self.spans.expected_s(step.num_tokens, chords, num_layers)
         patience_s = FIRST_PATIENCE_S
         if expected_s is not None:
-            patience_s = LEAST_PATIENCE_S + PATIENCE * expected_s * len(self.plan.stages)
+            patience_s = MIN_PATIENCE_S + PATIENCE * expected_s * len(self.plan.stages)
         return min(self.step_timeout_s, patience_s * 2**self._lost_in_a_row)
 
     def _num_chords(self, step: Step) -> int:
@@ -293,9 +293,9 @@ class Engine:
         emitted = []
         for sequence, own in sort_out(flight, parts).items():
             sequence.in_flight = False
-            is_source = sequence.memory is not None and sequence.memory.in_flight
-            if is_source and sequence.memory is not None:
-                sequence.memory.filled, sequence.memory.in_flight = True, False
+            is_source = sequence.encoder_kv is not None and sequence.encoder_kv.in_flight
+            if is_source and sequence.encoder_kv is not None:
+                sequence.encoder_kv.filled, sequence.encoder_kv.in_flight = True, False
             if not self._has(sequence):
                 self.scheduler.release(sequence)  # failed meanwhile: its deadline passed
             elif not is_source:
@@ -318,11 +318,11 @@ class Engine:
 
     def _sample(self, sequence: Sequence, found: Found) -> list[tuple[Sequence, Token]]:
         sequence.computed = found.row.stop
-        if found.row.want is None and found.reading is None:
+        if found.row.logits_request is None and found.reading is None:
             return []
         self._note_progress(sequence)
         if found.reading is not None:
-            sequence.take_reading(found.reading)
+            sequence.take_text_answer(found.reading)
             return []
         options = sequence.record.options
         token = sample(found.offers, options, len(sequence.generated), sequence.rules)

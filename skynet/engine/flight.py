@@ -6,7 +6,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from skynet.engine.sequence import Sequence
-from skynet.engine.text_answers import Offers, Vector
+from skynet.engine.text_answers import ShardLogits, Vector
 from skynet.wire.step import Candidates, Part, Row, Step
 
 Batch = list[tuple[Sequence, Row]]
@@ -52,10 +52,10 @@ class Replay:
 
 def sort_out(flight: InFlight, parts: Items[Part]) -> dict[Sequence, list[Found]]:
     """What a step brought, by sequence, in the order of their rows."""
-    returned = Offers(parts)
+    returned = ShardLogits(parts)
     found: dict[Sequence, list[Found]] = {sequence: [] for sequence in flight.sequences}
     for sequence, row in flight.batch:
-        offers = returned.token() if row.want else []
-        reading = returned.reading(row.read) if row.read else None
+        offers = returned.token() if row.logits_request else []
+        reading = returned.reading(row.text_task) if row.text_task else None
         found[sequence].append(Found(row, offers, reading))
     return found

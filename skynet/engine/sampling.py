@@ -13,23 +13,23 @@ import numpy.typing as npt
 
 from skynet.engine.processors import Rules
 from skynet.request.record import Logprobs, Options
-from skynet.wire.step import Candidates, Want
+from skynet.wire.step import Candidates, LogitsRequest
 
-MOST_TOKENS = 2**20  # of any vocabulary
+MAX_VOCAB_SIZE = 2**20  # of any vocabulary
 
 
-def want_of(options: Options, rules: Rules | None = None) -> Want:
+def logits_request_of(options: Options, rules: Rules | None = None) -> LogitsRequest:
     """What each vocabulary shard must offer so that the choice among its offers is exact."""
     ids = () if rules is None else rules.ids
     if options.temperature == 0 or (rules is not None and rules.forced is not None):
-        return Want(top=1, ids=ids, logprobs=options.logprobs)
-    # See step.Want; the vocabulary's size is bounded from above, which only widens the offer. What
-    # top-p keeps is above its floor, and what min-p keeps is above the other: some token has at
-    # least the mean share.
+        return LogitsRequest(top=1, ids=ids, logprobs=options.logprobs)
+    # See step.LogitsRequest. The bound on the vocabulary's size only adds candidates. Tokens that
+    # top-p keeps are above its floor; tokens that min-p keeps are above the other one, since some
+    # token has at least the mean share.
     floor = 0.0
     if not options.top_k:
-        floor = max(0.0, 1 - options.top_p, options.min_p) / MOST_TOKENS
-    return Want(options.top_k, floor, options.temperature, ids, options.logprobs)
+        floor = max(0.0, 1 - options.top_p, options.min_p) / MAX_VOCAB_SIZE
+    return LogitsRequest(options.top_k, floor, options.temperature, ids, options.logprobs)
 
 
 def sample(

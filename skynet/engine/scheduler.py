@@ -10,7 +10,7 @@ import heapq
 from bisect import insort
 from collections.abc import Iterator
 
-from skynet.engine.sequence import Memory, Sequence
+from skynet.engine.sequence import EncoderKV, Sequence
 from skynet.wire.step import Row
 
 
@@ -24,7 +24,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []  # in the order of their rank
         self.running: list[Sequence] = []
         self._free_slots = list(range(num_slots))
-        self._free_memories = list(range(num_slots))
+        self._free_encoder_kvs = list(range(num_slots))
         self._num_alone = 0
         self._turn_of_suspects = True
         self._turn_of_sources = True
@@ -53,11 +53,11 @@ class Scheduler:
         """Free the slots and the memory of a sequence that was removed: its step is over."""
         for slot in sequence.slots:
             heapq.heappush(self._free_slots, slot)
-        memory = sequence.memory
-        if memory is not None:
-            memory.num_users -= 1
-            if not memory.num_users:
-                heapq.heappush(self._free_memories, memory.place)
+        encoder_kv = sequence.encoder_kv
+        if encoder_kv is not None:
+            encoder_kv.num_users -= 1
+            if not encoder_kv.num_users:
+                heapq.heappush(self._free_encoder_kvs, encoder_kv.place)
         sequence.leave_place()
 
     def reset(self, num_batches: int, num_slots: int | None = None) -> None:
@@ -71,7 +71,7 @@ class Scheduler:
         self.waiting = list(self)
         self.running = []
         self._free_slots = list(range(self.num_slots))
-        self._free_memories = list(range(self.num_slots))
+        self._free_encoder_kvs = list(range(self.num_slots))
         for sequence in self.waiting:
             sequence.leave_place()
         self._admit()
@@ -112,11 +112,11 @@ class Scheduler:
         batch: list[tuple[Sequence, Row]] = []
         budget = self.max_batch_tokens
         for sequence in sequences:
-            memory, length = sequence.memory, len(sequence.record.prompt)
-            if memory is None or memory.in_flight or (batch and length > budget):
+            encoder_kv, length = sequence.encoder_kv, len(sequence.record.prompt)
+            if encoder_kv is None or encoder_kv.in_flight or (batch and length > budget):
                 continue
             budget -= length
-            sequence.in_flight = memory.in_flight = True
+            sequence.in_flight = encoder_kv.in_flight = True
             batch.append((sequence, sequence.source_row()))
         batch.sort(key=lambda item: len(item[1].tokens))
         return batch
@@ -127,7 +127,7 @@ class Scheduler:
             sequence
             for sequence in self.running
             if not sequence.in_flight
-            and not (sequence.memory and sequence.memory.in_flight)
+            and not (sequence.encoder_kv and sequence.encoder_kv.in_flight)
             and not self._waits_for_prompt(sequence)
         ]
         suspects = [sequence for sequence in idle if sequence.suspect]
@@ -160,12 +160,12 @@ class Scheduler:
         Who is suspected to break steps neither gives nor takes; nor does one that is so long that
         its tokens are computed otherwise give to one that is not.
         """
-        family = sequence.record.family
-        if not family or sequence.computed or sequence.suspect or len(sequence.prefix) < 2:
+        sample_group = sequence.record.sample_group
+        if not sample_group or sequence.computed or sequence.suspect or len(sequence.prefix) < 2:
             return
         for other in self.running:
             alike = other.is_stretched == sequence.is_stretched and not other.suspect
-            if other.record.family == family and alike:
+            if other.record.sample_group == sample_group and alike:
                 yield other
 
     def _longest_not_alone(self, suspects: list[Sequence]) -> Sequence:
@@ -179,23 +179,27 @@ class Scheduler:
         while self.waiting and len(self._free_slots) >= self.waiting[0].num_slots:
             sequence = self.waiting.pop(0)
             slots = [heapq.heappop(self._free_slots) for _ in range(sequence.num_slots)]
-            sequence.take_place(slots, self._memory_for(sequence))
+            sequence.take_place(slots, self._encoder_kv_for(sequence))
             sequence.admitted = True
             self.running.append(sequence)
 
-    def _memory_for(self, sequence: Sequence) -> Memory | None:
+    def _encoder_kv_for(self, sequence: Sequence) -> EncoderKV | None:
         """A place for what is read of the prompt: that of another sample, or a free one."""
         if not sequence.has_source:
             return None
-        family = sequence.record.family
+        sample_group = sequence.record.sample_group
         for other in self.running:
-            if family and other.record.family == family and other.memory is not None:
-                other.memory.num_users += 1
-                return other.memory
-        return Memory(heapq.heappop(self._free_memories))
+            if (
+                sample_group
+                and other.record.sample_group == sample_group
+                and other.encoder_kv is not None
+            ):
+                other.encoder_kv.num_users += 1
+                return other.encoder_kv
+        return EncoderKV(heapq.heappop(self._free_encoder_kvs))
 
 
 def _place(item: tuple[Sequence, Row]) -> tuple[int, int]:
     """By slot, since neighbours are computed in one call; texts that are read, by length."""
     row = item[1]
-    return len(row.tokens) if row.read else 0, row.slot
+    return len(row.tokens) if row.text_task else 0, row.slot

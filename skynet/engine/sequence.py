@@ -14,8 +14,8 @@ from typing import Any
 
 from skynet.engine.beams import BeamSearch, Hypothesis
 from skynet.engine.processors import Rules, rules_of
-from skynet.engine.sampling import want_of
-from skynet.engine.text_answers import Reading, Vector
+from skynet.engine.sampling import logits_request_of
+from skynet.engine.text_answers import TextAnswer, Vector
 from skynet.request.record import End, Logprobs, Record, Token
 from skynet.tokenizer.text import Detokenizer, StopStrings
 from skynet.wire.step import Candidates, Row
@@ -24,7 +24,7 @@ STOP, LENGTH = "stop", "length"
 
 
 @dataclass(eq=False)
-class Memory:
+class EncoderKV:
     """Where shards keep what an encoder has read. Samples of one prompt share it.
 
     filled: it has been read.
@@ -54,7 +54,7 @@ class Sequence:
     rules: Rules | None = None  # for the next token
     text: str = ""
     slots: list[int] = field(default_factory=list)  # one, or one for each beam
-    memory: Memory | None = None  # of an encoder-decoder's prompt
+    encoder_kv: EncoderKV | None = None  # of an encoder-decoder's prompt
     computed: int = 0  # tokens whose keys and values lie in the slot
     in_flight: bool = False
     cancelled: bool = False
@@ -68,7 +68,7 @@ class Sequence:
     admitted: bool = False  # it has had a slot, under this orchestrator or another
     last_alone: int = 0  # number of its last batch alone
     clock: Callable[[], float] = time.time
-    reading: Reading | None = None  # what the text is read for, if nothing is generated
+    reading: TextAnswer | None = None  # what the text is read for, if nothing is generated
     answer: dict[str, Any] = field(default_factory=dict)  # what was read, or all beams
     beams: BeamSearch | None = None
     pending: list[Token] = field(default_factory=list)  # to be written with the end
@@ -139,7 +139,7 @@ class Sequence:
     @property
     def to_read(self) -> bool:
         """Is the prompt still to be read by the encoder?"""
-        return self.memory is not None and not self.memory.filled
+        return self.encoder_kv is not None and not self.encoder_kv.filled
 
     @property
     def rank(self) -> tuple[bool, int, int]:
@@ -152,31 +152,31 @@ class Sequence:
             self._take(token)
         self.logprobs += logprobs
 
-    def take_place(self, slots: list[int], memory: Memory | None) -> None:
+    def take_place(self, slots: list[int], encoder_kv: EncoderKV | None) -> None:
         """Run here from now on; nothing of it is computed yet."""
-        self.slots, self.memory, self.computed = slots, memory, 0
+        self.slots, self.encoder_kv, self.computed = slots, encoder_kv, 0
         if self.beams is not None:
             self.beams.begin(slots)
 
     def leave_place(self) -> None:
         """Nothing that was computed is there any more."""
-        self.slots, self.memory, self.computed, self.in_flight = [], None, 0, False
+        self.slots, self.encoder_kv, self.computed, self.in_flight = [], None, 0, False
 
     def source_row(self) -> Row:
         """The whole prompt, for the encoder."""
-        if self.memory is None:
+        if self.encoder_kv is None:
             raise ValueError(f"request {self.id} has no place for what is read of its prompt")
         prompt = self.record.prompt
-        return Row(self.memory.place, 0, prompt, len(prompt))
+        return Row(self.encoder_kv.place, 0, prompt, len(prompt))
 
     def next_rows(self, max_tokens: int, source: int | None = None) -> list[Row]:
         """What to compute next, one row or one for each beam; see `next_row`."""
         if self.beams is None:
             return [self.next_row(max_tokens, source)]
-        return [replace(row, memory=self._memory()) for row in self.beams.rows(max_tokens)]
+        return [replace(row, encoder_kv=self._encoder_kv()) for row in self.beams.rows(max_tokens)]
 
     def next_row(self, max_tokens: int, source: int | None = None) -> Row:
-        """Up to `max_tokens` tokens that are not computed yet, with a `want` if they reach the end.
+        """Up to `max_tokens` tokens that are not computed yet; the last one has a logits request.
 
         Keep `computed` as it is: the step may fail. A text that is read is never cut.
 
@@ -186,24 +186,24 @@ class Sequence:
             raise ValueError(f"request {self.id} has no slot")
         prefix = self.prefix
         if self.reading is not None:
-            return Row(self.slot, 0, prefix, len(prefix), read=self.reading.read)
+            return Row(self.slot, 0, prefix, len(prefix), text_task=self.reading.text_task)
         start = self.computed if source is None else len(prefix) - 1
         stop = min(self.length, start + max_tokens)
         if start >= len(prefix):
             tokens = tuple(self.generated[start - len(prefix) : stop - len(prefix)])
         else:
             tokens = (*prefix[start:stop], *self.generated[: max(0, stop - len(prefix))])
-        want = None
+        logits_request = None
         if stop == self.length:
             options = self.record.options
             self.rules = rules_of(options, prefix, self.generated, self.end_ids)
-            want = want_of(options, self.rules)
-        memory = self._memory()
+            logits_request = logits_request_of(options, self.rules)
+        encoder_kv = self._encoder_kv()
         length = self.length if self.is_stretched else len(prefix)
-        return Row(self.slot, start, tokens, length, want, source, memory=memory)
+        return Row(self.slot, start, tokens, length, logits_request, source, encoder_kv=encoder_kv)
 
-    def _memory(self) -> tuple[int, int] | None:
-        return None if self.memory is None else (self.memory.place, len(self.record.prompt))
+    def _encoder_kv(self) -> tuple[int, int] | None:
+        return None if self.encoder_kv is None else (self.encoder_kv.place, len(self.record.prompt))
 
     def choose_beams(self, rows: Items[Row], offers: Items[Items[Candidates]]) -> bool:
         """A step of this beam search is done; True if hypotheses were chosen.
@@ -246,7 +246,7 @@ class Sequence:
             self.logprobs.append(logprobs)
         return Token(len(self.generated) - 1, token, piece, logprobs)
 
-    def take_reading(self, found: Vector | list[list[Candidates]]) -> None:
+    def take_text_answer(self, found: Vector | list[list[Candidates]]) -> None:
         """What the shards found in the text: this ends the request.
 
         Raises:

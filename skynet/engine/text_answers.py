@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from skynet.architecture.architecture import Architecture
 from skynet.errors import StepFailed
-from skynet.wire.step import Candidates, Part, Read
+from skynet.wire.step import Candidates, Part, TextTask
 
 Vector = npt.NDArray[np.float32]
 
 
-class Offers:
+class ShardLogits:
     """What the shards return for a step's rows, taken row by row, in their order."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -23,14 +23,14 @@ class Offers:
         self._candidates = self._vectors = 0
 
     def token(self) -> list[Candidates]:
-        """Of the next row with a `want`, or of the next mask: of each shard its candidates."""
+        """Candidates of each shard for the next row with a logits request, or the next mask."""
         self._candidates += 1
         return [part.candidates[self._candidates - 1] for part in self._parts]
 
-    def reading(self, read: Read) -> Vector | list[list[Candidates]]:
+    def reading(self, text_task: TextTask) -> Vector | list[list[Candidates]]:
         """Of the next row that is a whole text: its vector, or candidates for each mask."""
-        if not read.is_vector:
-            return [self.token() for _ in read.positions]
+        if not text_task.is_vector:
+            return [self.token() for _ in text_task.positions]
         self._vectors += 1
         return self._parts[0].vectors[self._vectors - 1]
 
@@ -54,12 +54,14 @@ def scores(logits: Vector, kind: str) -> npt.NDArray[np.float64]:
     return 1 / (1 + np.exp(-full)) if kind == "sigmoid" else full
 
 
-class Reading:
+class TextAnswer:
     """Makes one request's answer, which can be written as JSON."""
 
-    def __init__(self, read: Read, arch: Architecture, spell: Callable[[int], str]) -> None:
+    def __init__(
+        self, text_task: TextTask, arch: Architecture, spell: Callable[[int], str]
+    ) -> None:
         """spell: the text of one token."""
-        self.read = read
+        self.text_task = text_task
         self._arch, self._spell = arch, spell
 
     def answer(self, found: Vector | list[list[Candidates]]) -> dict[str, Any]:
@@ -69,11 +71,11 @@ class Reading:
             StepFailed: the model has overflowed.
         """
         if isinstance(found, list):
-            best = [predictions(offers, self.read.top) for offers in found]
+            best = [predictions(offers, self.text_task.top) for offers in found]
             return {"predictions": [[self._prediction(*item) for item in mask] for mask in best]}
         if not np.isfinite(found).all():
-            raise StepFailed(f"{self.read.task}: the model computed infinities, not numbers")
-        if self.read.task == "embed":
+            raise StepFailed(f"{self.text_task.task}: the model computed infinities, not numbers")
+        if self.text_task.task == "embed":
             # The shortest decimals that give the same float32 again.
             return {"embedding": [float(str(number)) for number in found]}
         by_label = zip(self._arch.labels, scores(found, self._arch.label_score), strict=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 
 from skynet.errors import StepFailed
-from skynet.layers.encoder_attention import Bias, Texts, texts_of
-from skynet.layers.encoder_kv import Attend, memory_attends
+from skynet.layers.encoder_attention import Bias, TextBatch, text_batches
+from skynet.layers.encoder_kv import Attend, encoder_kv_attends
 from skynet.layers.rope import Rotary
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
@@ -35,8 +35,10 @@ class StepContext:
     ropes: tuple[torch.Tensor, ...]  # of each rope of the model (tokens, 1, dims / 2) complex64
     attends: dict[int | None, list[Attend]]  # by window
     only: tuple[int, int] | None  # (slot, position) of the only token, if there is but one
-    texts: dict[int | None, list[Texts]] = field(default_factory=dict)  # of an encoder, by window
-    memories: list[Attend] = field(default_factory=list)  # slots are places of what it has read
+    text_batches: dict[int | None, list[TextBatch]] = field(
+        default_factory=dict
+    )  # of an encoder, by window
+    encoder_kvs: list[Attend] = field(default_factory=list)  # slots are places of what it has read
 
 
 def make_context(
@@ -78,10 +80,12 @@ def make_context(
         if bidirectional
         else {window: _attends(step.rows, window, slack, masks) for window in different},
         only=(step.rows[0].slot, step.rows[0].start) if len(ids) == 1 else None,
-        texts={window: texts_of(step.rows, window, dtype, device, bias) for window in different}
+        text_batches={
+            window: text_batches(step.rows, window, dtype, device, bias) for window in different
+        }
         if bidirectional
         else {},
-        memories=memory_attends(step.rows, slack, dtype, device),
+        encoder_kvs=encoder_kv_attends(step.rows, slack, dtype, device),
     )
 
 
@@ -98,10 +102,10 @@ def _check(step: Step, plan: Plan, vocab_size: int) -> None:
                 f"slot {row.slot}: tokens [{row.start}, {row.stop}) are none or do not fit its "
                 f"{plan.slot_tokens}"
             )
-        if row.memory is not None and not (
-            0 <= row.memory[0] < plan.num_slots and 1 <= row.memory[1] <= plan.slot_tokens
+        if row.encoder_kv is not None and not (
+            0 <= row.encoder_kv[0] < plan.num_slots and 1 <= row.encoder_kv[1] <= plan.slot_tokens
         ):
-            raise StepFailed(f"slot {row.slot}: there is no memory {row.memory}")
+            raise StepFailed(f"slot {row.slot}: there is no encoder KV {row.encoder_kv}")
         if min(row.tokens) < 0 or max(row.tokens) >= vocab_size:
             raise StepFailed(f"slot {row.slot}: a token id is outside the vocabulary {vocab_size}")
 

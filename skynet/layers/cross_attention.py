@@ -31,18 +31,20 @@ class CrossAttention:
         self._read = load.linear("cross_k", "cross_v", layer=layer)
         self._out = load.linear("cross_o", layer=layer, bias=False)
         kv_heads = part.kv_heads.size
-        self._memory = allocate(
+        self._encoder_kv = allocate(
             plan.num_slots, 2 * kv_heads, plan.slot_tokens, arch.head_dim, dtype, device
         )
         self.nbytes = self._query.nbytes + self._read.nbytes + self._out.nbytes
 
-    def remember(self, x: torch.Tensor, context: StepContext) -> None:
+    def store_encoder_kv(self, x: torch.Tensor, context: StepContext) -> None:
         """Keep the keys and values of texts, `x` (tokens, hidden) as the encoder leaves them."""
-        store(self._memory, self._read(x).unflatten(1, (-1, self._head_dim)), context)
+        store(self._encoder_kv, self._read(x).unflatten(1, (-1, self._head_dim)), context)
 
     def __call__(self, x: torch.Tensor, context: StepContext) -> torch.Tensor:
         """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype."""
         queries = self._query(x).unflatten(1, (-1, self._head_dim))
-        calls = context.memories
-        mixed = attend(queries, self._memory, calls, self._scale, F.scaled_dot_product_attention)
+        calls = context.encoder_kvs
+        mixed = attend(
+            queries, self._encoder_kv, calls, self._scale, F.scaled_dot_product_attention
+        )
         return self._out(mixed)

@@ -8,7 +8,7 @@ from skynet.architecture.architecture import Architecture
 from skynet.errors import StepFailed
 from skynet.layers.context import StepContext
 from skynet.layers.embedding import load_embedding
-from skynet.layers.norm import AllSum, load_norm
+from skynet.layers.norm import AllReduce, load_norm
 from skynet.layers.stack import Stack
 from skynet.layers.weights import Loader
 from skynet.planning.plan import Plan, ShardPlan
@@ -48,21 +48,21 @@ class Encoder:
         span: Range,
         hidden: torch.Tensor | None,
         first: bool,
-        all_sum: AllSum,
+        all_reduce: AllReduce,
     ) -> tuple[torch.Tensor, bool]:
         """(tokens, hidden) float32 after the encoder's layers of `span`, and whether that is whole.
 
         It is whole where the decoder's layers follow within the span; else it is this shard's part,
         of which a plain sum over the shards is the value.
         """
-        x = self._start(context, hidden, all_sum)
+        x = self._start(context, hidden, all_reduce)
         layers = self.stack.of(span)
         if span.stop <= self._last:
             for layer in layers[:-1]:
-                x = layer(x, context, all_sum)
-            return layers[-1].part(x, context, first, all_sum), False
+                x = layer(x, context, all_reduce)
+            return layers[-1].part(x, context, first, all_reduce), False
         for layer in layers:
-            x = layer(x, context, all_sum)
+            x = layer(x, context, all_reduce)
         if span.start <= self._last:
             if self._norm is None:
                 raise StepFailed("this stage has no norm of what the encoder has read")
@@ -70,11 +70,11 @@ class Encoder:
         return x, True
 
     def _start(
-        self, context: StepContext, hidden: torch.Tensor | None, all_sum: AllSum
+        self, context: StepContext, hidden: torch.Tensor | None, all_reduce: AllReduce
     ) -> torch.Tensor:
         if hidden is not None:
             return hidden.to(self._device)
         if self.embedding is None:
             raise StepFailed("this stage has no embedding of the encoder")
-        x = all_sum(self.embedding.partial(context.ids))
+        x = all_reduce(self.embedding.partial(context.ids))
         return self.embedding.complete(x, context.ids, context.positions)

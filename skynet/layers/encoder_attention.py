@@ -16,7 +16,7 @@ from skynet.errors import StepFailed
 from skynet.planning.ranges import Range
 from skynet.wire.step import Row
 
-BLOCK = 512  # queries that have a mask
+QUERY_BLOCK = 512  # queries that have a mask
 
 
 class Bias(Protocol):
@@ -28,7 +28,7 @@ class Bias(Protocol):
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextBatch:
     """Some texts of one length, one after the other.
 
     mask: what is added to the scores, (1, heads or 1, length, length), for the last query first: so
@@ -40,13 +40,13 @@ class Texts:
     mask: torch.Tensor | None
 
 
-def texts_of(
+def text_batches(
     rows: Sequence[Row],
     window: int | None,
     dtype: torch.dtype,
     device: torch.device,
     bias: Bias | None = None,
-) -> list[Texts]:
+) -> list[TextBatch]:
     """One call of the kernel for each run of texts that are equally long.
 
     window: a token sees those that are no more than so far away, in either direction.
@@ -54,25 +54,25 @@ def texts_of(
     Raises:
         StepFailed: a row that is not a whole text.
     """
-    found: list[Texts] = []
+    found: list[TextBatch] = []
     for row in rows:
         if row.start:
             raise StepFailed(f"slot {row.slot}: a text starts at token 0, not at {row.start}")
         length, last = len(row.tokens), found[-1] if found else None
         if last is not None and last.tokens.size == length * last.count:
             tokens = Range(last.tokens.start, last.tokens.stop + length)
-            found[-1] = Texts(tokens, last.count + 1, last.mask)
+            found[-1] = TextBatch(tokens, last.count + 1, last.mask)
         else:
             start = last.tokens.stop if last else 0
             mask = _mask(length, window, dtype, device, bias)
-            found.append(Texts(Range(start, start + length), 1, mask))
+            found.append(TextBatch(Range(start, start + length), 1, mask))
     return found
 
 
 def _mask(
     length: int, window: int | None, dtype: torch.dtype, device: torch.device, bias: Bias | None
 ) -> torch.Tensor | None:
-    """See `Texts.mask`. All depends on the distance alone, so that a row of them is enough."""
+    """See `TextBatch.mask`. All depends on the distance alone, so that a row of them is enough."""
     if window is not None and window >= length - 1:
         window = None  # it reaches over all of the text
     if bias is None and window is None:
@@ -87,11 +87,11 @@ def _mask(
     return by_distance.to(device, dtype).unfold(1, length, 1)[None]
 
 
-def attend_texts(
+def attend_text_batches(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    calls: Sequence[Texts],
+    calls: Sequence[TextBatch],
     scale: float,
 ) -> torch.Tensor:
     """Queries, keys and values (tokens, heads, head_dim) to (tokens, heads x head_dim)."""
@@ -112,11 +112,11 @@ def _attend(
     mask: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    """(texts, heads, length, head_dim) each, the mask as of `Texts`, to the same."""
+    """(texts, heads, length, head_dim) each, the mask as of `TextBatch`, to the same."""
     if mask is None:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     # The kernel lays the mask out: some queries at a time.
-    blocks = zip(query.flip(2).split(BLOCK, 2), mask.split(BLOCK, 2), strict=True)
+    blocks = zip(query.flip(2).split(QUERY_BLOCK, 2), mask.split(QUERY_BLOCK, 2), strict=True)
     mixed = [
         F.scaled_dot_product_attention(some, key, value, attn_mask=own, scale=scale)
         for some, own in blocks

@@ -26,7 +26,7 @@ class Attend:
     causal: bool  # the tokens are the keys, and see only what comes before
 
 
-def memory_attends(
+def encoder_kv_attends(
     rows: Sequence[Row], slack: int, dtype: torch.dtype, device: torch.device
 ) -> list[Attend]:
     """The calls for rows with a memory, every token of which sees all of it.
@@ -34,7 +34,7 @@ def memory_attends(
     slack: so many keys may be read in vain for each row, rather than make a call for it.
     """
     calls: list[Attend] = []
-    runs = _runs([(row, row.memory) for row in rows if row.memory is not None], slack)
+    runs = _runs([(row, row.encoder_kv) for row in rows if row.encoder_kv is not None], slack)
     first = 0
     for run in runs:
         count = sum(len(row.tokens) for row, _ in run)
@@ -59,21 +59,21 @@ Remembering = tuple[Row, tuple[int, int]]
 def _runs(rows: Sequence[Remembering], slack: int) -> list[list[Remembering]]:
     """Rows of one call: of one memory, or single tokens of neighbours of about one length."""
     runs: list[list[Remembering]] = []
-    for row, memory in rows:
-        if runs and _joins(runs[-1], row, memory, slack):
-            runs[-1].append((row, memory))
+    for row, encoder_kv in rows:
+        if runs and _joins(runs[-1], row, encoder_kv, slack):
+            runs[-1].append((row, encoder_kv))
         else:
-            runs.append([(row, memory)])
+            runs.append([(row, encoder_kv)])
     return runs
 
 
-def _joins(run: list[Remembering], row: Row, memory: tuple[int, int], slack: int) -> bool:
+def _joins(run: list[Remembering], row: Row, encoder_kv: tuple[int, int], slack: int) -> bool:
     places = {place for _, (place, _) in run}
-    if len(places) == 1 and memory[0] in places:
+    if len(places) == 1 and encoder_kv[0] in places:
         return True
-    if len(places) < len(run) or memory[0] != run[-1][1][0] + 1:
+    if len(places) < len(run) or encoder_kv[0] != run[-1][1][0] + 1:
         return False
-    lengths = [length for _, (_, length) in run] + [memory[1]]
+    lengths = [length for _, (_, length) in run] + [encoder_kv[1]]
     padding = max(lengths) * len(lengths) - sum(lengths)
     alike = all(len(other.tokens) == 1 for other in [row, *(each for each, _ in run)])
     return alike and padding <= slack * len(run)

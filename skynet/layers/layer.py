@@ -12,7 +12,7 @@ from skynet.layers.context import StepContext
 from skynet.layers.cross_attention import CrossAttention
 from skynet.layers.experts import Experts
 from skynet.layers.mlp import MLP
-from skynet.layers.norm import AllSum, load_norm
+from skynet.layers.norm import AllReduce, load_norm
 from skynet.layers.residual import load_residual
 from skynet.layers.self_attention import Attention
 from skynet.layers.weights import Loader
@@ -25,12 +25,14 @@ class Layer(Protocol):
     nbytes: int
     window: int | None
 
-    def __call__(self, x: torch.Tensor, context: StepContext, all_sum: AllSum) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
+    ) -> torch.Tensor:
         """The hidden states after the layer, whole."""
         ...
 
     def part(
-        self, x: torch.Tensor, context: StepContext, first: bool, all_sum: AllSum
+        self, x: torch.Tensor, context: StepContext, first: bool, all_reduce: AllReduce
     ) -> torch.Tensor:
         """This shard's part of them; see `Residual.part`."""
         ...
@@ -39,8 +41,8 @@ class Layer(Protocol):
         """See `Attention.copy_slot`."""
         ...
 
-    def remember(self, x: torch.Tensor, context: StepContext) -> None:
-        """See `CrossAttention.remember`; `x` is float32."""
+    def store_encoder_kv(self, x: torch.Tensor, context: StepContext) -> None:
+        """See `CrossAttention.store_encoder_kv`; `x` is float32."""
         ...
 
 
@@ -87,27 +89,29 @@ class SequentialLayer:
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
         self._attention.copy_slot(source, target, tokens)
 
-    def remember(self, x: torch.Tensor, context: StepContext) -> None:
+    def store_encoder_kv(self, x: torch.Tensor, context: StepContext) -> None:
         if self._cross is None:
             raise StepFailed("a layer that attends to no encoder was given what one has read")
-        self._cross.remember(x.to(self._dtype), context)
+        self._cross.store_encoder_kv(x.to(self._dtype), context)
 
-    def __call__(self, x: torch.Tensor, context: StepContext, all_sum: AllSum) -> torch.Tensor:
-        x = self._attend(x, context, all_sum)
-        return self._after_mlp(x, all_sum(self._mlp(self._mlp_norm(x))))
+    def __call__(
+        self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
+    ) -> torch.Tensor:
+        x = self._attend(x, context, all_reduce)
+        return self._after_mlp(x, all_reduce(self._mlp(self._mlp_norm(x))))
 
     def part(
-        self, x: torch.Tensor, context: StepContext, first: bool, all_sum: AllSum
+        self, x: torch.Tensor, context: StepContext, first: bool, all_reduce: AllReduce
     ) -> torch.Tensor:
-        x = self._attend(x, context, all_sum)
-        return self._after_mlp.part(x, self._mlp(self._mlp_norm(x)), first, all_sum)
+        x = self._attend(x, context, all_reduce)
+        return self._after_mlp.part(x, self._mlp(self._mlp_norm(x)), first, all_reduce)
 
-    def _attend(self, x: torch.Tensor, context: StepContext, all_sum: AllSum) -> torch.Tensor:
-        total = all_sum(self._attention(self._attention_norm(x), context, all_sum))
+    def _attend(self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce) -> torch.Tensor:
+        total = all_reduce(self._attention(self._attention_norm(x), context, all_reduce))
         x = self._after_attention(x, total)
         if self._cross is None or self._cross_norm is None or self._after_cross is None:
             return x
-        return self._after_cross(x, all_sum(self._cross(self._cross_norm(x), context)))
+        return self._after_cross(x, all_reduce(self._cross(self._cross_norm(x), context)))
 
 
 class ParallelLayer:
@@ -136,18 +140,22 @@ class ParallelLayer:
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
         self._attention.copy_slot(source, target, tokens)
 
-    def remember(self, x: torch.Tensor, context: StepContext) -> None:
+    def store_encoder_kv(self, x: torch.Tensor, context: StepContext) -> None:
         raise StepFailed("a layer that attends to no encoder was given what one has read")
 
-    def __call__(self, x: torch.Tensor, context: StepContext, all_sum: AllSum) -> torch.Tensor:
-        return self._after(x, all_sum(self._partial(x, context, all_sum)))
+    def __call__(
+        self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
+    ) -> torch.Tensor:
+        return self._after(x, all_reduce(self._partial(x, context, all_reduce)))
 
     def part(
-        self, x: torch.Tensor, context: StepContext, first: bool, all_sum: AllSum
+        self, x: torch.Tensor, context: StepContext, first: bool, all_reduce: AllReduce
     ) -> torch.Tensor:
-        return self._after.part(x, self._partial(x, context, all_sum), first, all_sum)
+        return self._after.part(x, self._partial(x, context, all_reduce), first, all_reduce)
 
-    def _partial(self, x: torch.Tensor, context: StepContext, all_sum: AllSum) -> torch.Tensor:
+    def _partial(
+        self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
+    ) -> torch.Tensor:
         normed = self._norm(x)
         mlp = self._mlp(normed if self._mlp_norm is None else self._mlp_norm(x))
-        return self._attention(normed, context, all_sum).add_(mlp)
+        return self._attention(normed, context, all_reduce).add_(mlp)

@@ -13,7 +13,7 @@ from skynet.layers.weights import Loader
 from skynet.planning.plan import ShardPlan
 
 
-class AllSum(Protocol):
+class AllReduce(Protocol):
     """The sum of all shards' partials, in shard order, in float32, the shape kept.
 
     A partial comes as it was computed: float32 or bfloat16, (tokens, hidden), contiguous.
@@ -124,11 +124,11 @@ class AllHeadsNorm:
         shares = [count / size for count, size in zip(own, sizes, strict=True)]
         self._shares = torch.tensor(shares, device=self._weight.device)
 
-    def __call__(self, x: torch.Tensor, all_sum: AllSum) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, all_reduce: AllReduce) -> torch.Tensor:
         """`x` (tokens, query and KV heads, head_dim) float32."""
         squares = x.square().sum(-1)
         queries, keys = squares[:, : self._heads].sum(1), squares[:, self._heads :].sum(1)
-        means = all_sum(torch.stack([queries, keys], dim=1).mul_(self._shares))
+        means = all_reduce(torch.stack([queries, keys], dim=1).mul_(self._shares))
         inverse = means.add_(self._eps).rsqrt_()  # (tokens, 2)
         query_scale = inverse[:, :1].expand(-1, self._heads)
         key_scale = inverse[:, 1:].expand(-1, x.shape[1] - self._heads)

@@ -18,7 +18,7 @@ from skynet.layers.dense import Dense, load_dense
 from skynet.layers.linear import Linear
 from skynet.layers.norm import Norm
 from skynet.layers.weights import Loader
-from skynet.wire.step import Read, Row
+from skynet.wire.step import Row, TextTask
 
 Vector = npt.NDArray[np.float32]
 
@@ -40,7 +40,7 @@ def pool(x: torch.Tensor, pooling: str) -> torch.Tensor:
     raise StepFailed(f"pooling {pooling!r} is not computed")
 
 
-class Reader:
+class Pooler:
     """Reads embeddings, and classes where the model has a classifier."""
 
     def __init__(
@@ -56,26 +56,26 @@ class Reader:
         found, start = [], 0
         for row in rows:
             stop = start + len(row.tokens)
-            if row.read is not None and row.read.is_vector:
+            if row.text_task is not None and row.text_task.is_vector:
                 states = self._norm(x[start:stop]).float()
-                found.append(self._read(row.read, states).cpu().numpy())
+                found.append(self._read(row.text_task, states).cpu().numpy())
             start = stop
         return found
 
-    def _read(self, read: Read, states: torch.Tensor) -> torch.Tensor:
-        if read.task == "embed":
-            vector = pool(states, read.pooling)
-            return F.normalize(vector, dim=0) if read.normalize else vector
+    def _read(self, text_task: TextTask, states: torch.Tensor) -> torch.Tensor:
+        if text_task.task == "embed":
+            vector = pool(states, text_task.pooling)
+            return F.normalize(vector, dim=0) if text_task.normalize else vector
         if self._dense is None or self._out is None:
-            raise StepFailed(f"task {read.task!r}: this model has no head for it")
+            raise StepFailed(f"task {text_task.task!r}: this model has no head for it")
         pooled = pool(states, self._pooling).to(self._dtype)[None]
         return self._out(self._dense(pooled))[0].float()
 
 
-def load_reader(arch: Architecture, load: Loader, norm: Norm, dtype: torch.dtype) -> Reader:
+def load_pooler(arch: Architecture, load: Loader, norm: Norm, dtype: torch.dtype) -> Pooler:
     """The last stage's reader; `norm` is of the last hidden states."""
     dense = out = None
     if load.has("label_out"):
         dense = load_dense(arch, load, "label_dense", "label_norm", arch.label_activation)
         out = load.linear("label_out")
-    return Reader(norm, dense, out, arch.label_pooling, dtype)
+    return Pooler(norm, dense, out, arch.label_pooling, dtype)

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from skynet.architecture.architecture import Architecture
-from skynet.layers.norm import AllSum, NoNorm, Norm, load_norm
+from skynet.layers.norm import AllReduce, NoNorm, Norm, load_norm
 from skynet.layers.weights import Loader
 
 
@@ -21,7 +21,7 @@ class Residual(Protocol):
         ...
 
     def part(
-        self, x: torch.Tensor, partial: torch.Tensor, first: bool, all_sum: AllSum
+        self, x: torch.Tensor, partial: torch.Tensor, first: bool, all_reduce: AllReduce
     ) -> torch.Tensor:
         """This shard's part of the next `x`, of which a plain sum over the shards is the value.
 
@@ -42,7 +42,7 @@ class Plain:
         return x if self._bias is None else x.add_(self._bias)
 
     def part(
-        self, x: torch.Tensor, partial: torch.Tensor, first: bool, all_sum: AllSum
+        self, x: torch.Tensor, partial: torch.Tensor, first: bool, all_reduce: AllReduce
     ) -> torch.Tensor:
         return self(x, partial) if first else partial.float()
 
@@ -59,7 +59,7 @@ class Scaled:
         return x if self._bias is None else x.add_(self._bias, alpha=self._scale)
 
     def part(
-        self, x: torch.Tensor, partial: torch.Tensor, first: bool, all_sum: AllSum
+        self, x: torch.Tensor, partial: torch.Tensor, first: bool, all_reduce: AllReduce
     ) -> torch.Tensor:
         return self(x, partial) if first else partial.float().mul_(self._scale)
 
@@ -80,9 +80,9 @@ class Normed:
         return self._of_hidden(x + self._of_sum(total))
 
     def part(
-        self, x: torch.Tensor, partial: torch.Tensor, first: bool, all_sum: AllSum
+        self, x: torch.Tensor, partial: torch.Tensor, first: bool, all_reduce: AllReduce
     ) -> torch.Tensor:
-        value = self(x, all_sum(partial))
+        value = self(x, all_reduce(partial))
         return value if first else torch.zeros_like(value)
 
 

@@ -19,7 +19,7 @@ Key = tuple[Any, ...]  # what it is, and its layer or None
 
 
 @dataclass
-class Pieces:
+class LoadedWeights:
     """Weights as they were made, by name: the roles they hold and the layer.
 
     Each comes with the range of units, of the dimension it is cut in, that it has of each role.

@@ -12,8 +12,8 @@ from skynet.errors import StepFailed
 from skynet.layers.attention import Kernel, attend, capped_attention, store
 from skynet.layers.cache import allocate, copy_slot
 from skynet.layers.context import StepContext
-from skynet.layers.encoder_attention import attend_texts
-from skynet.layers.norm import AllHeadsNorm, AllSum, Norm, load_head_norm
+from skynet.layers.encoder_attention import attend_text_batches
+from skynet.layers.norm import AllHeadsNorm, AllReduce, Norm, load_head_norm
 from skynet.layers.rope import rotate
 from skynet.layers.weights import Loader
 from skynet.planning.plan import Plan, ShardPlan
@@ -44,7 +44,7 @@ class Attention:
             self._all_heads_norm = AllHeadsNorm(arch, load, part, layer)
         rope = arch.ropes[layer]
         self._rope = None if rope is None else arch.rope_kinds.index(rope)
-        self._turned = None if rope is None or rope.dims == arch.head_dim else rope.dims
+        self._rotary_dims = None if rope is None or rope.dims == arch.head_dim else rope.dims
         self._changes_heads = rope is not None or arch.qk_norm is not None
         self._kernel: Kernel = F.scaled_dot_product_attention
         if arch.attention_cap is not None:
@@ -59,14 +59,18 @@ class Attention:
         parts = (self._qkv, self._head_norm, self._all_heads_norm, self._out)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
-    def __call__(self, x: torch.Tensor, context: StepContext, all_sum: AllSum) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
+    ) -> torch.Tensor:
         """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype."""
         qkv = self._qkv(x).unflatten(1, (-1, self._head_dim))
         if self._changes_heads:
-            self._change(qkv[:, : self._heads + self._kv_heads], context, all_sum)
+            self._change(qkv[:, : self._heads + self._kv_heads], context, all_reduce)
         if self._cache is None:
             q, k, v = qkv.split([self._heads, self._kv_heads, self._kv_heads], dim=1)
-            return self._out(attend_texts(q, k, v, context.texts[self.window], self._scale))
+            return self._out(
+                attend_text_batches(q, k, v, context.text_batches[self.window], self._scale)
+            )
         store(self._cache, qkv[:, self._heads :], context)
         calls = context.attends[self.window]
         queries = qkv[:, : self._heads]
@@ -78,15 +82,15 @@ class Attention:
             raise StepFailed(f"slot {source}: an encoder keeps nothing that could be copied")
         copy_slot(self._cache, source, target, tokens)
 
-    def _change(self, heads: torch.Tensor, context: StepContext, all_sum: AllSum) -> None:
+    def _change(self, heads: torch.Tensor, context: StepContext, all_reduce: AllReduce) -> None:
         """Norm and rope of Q and K (tokens, heads, head_dim), in place."""
         full = heads.float()
         if self._head_norm is not None:
             full = self._head_norm(full)
         elif self._all_heads_norm is not None:
-            full = self._all_heads_norm(full, all_sum)
+            full = self._all_heads_norm(full, all_reduce)
         if self._rope is not None:
-            turned = full if self._turned is None else full[:, :, : self._turned]
-            rotate(turned, context.ropes[self._rope])
+            rotated = full if self._rotary_dims is None else full[:, :, : self._rotary_dims]
+            rotate(rotated, context.ropes[self._rope])
         if full is not heads:
             heads.copy_(full)

@@ -1,6 +1,6 @@
 """One shard of a model: its weights, its KV slots, and how it runs a span of layers.
 
-Knows no transport: weights come by `Fetch`, sums by `AllSum`.
+Knows no transport: weights come by `Fetch`, sums by `AllReduce`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from skynet.layers.context import StepContext
 from skynet.layers.embedding import Embedding, load_embedding
 from skynet.layers.encoder import Encoder
 from skynet.layers.head import load_head
-from skynet.layers.norm import AllSum, load_norm
-from skynet.layers.pooler import Vector, load_reader
-from skynet.layers.reuse import Pieces
+from skynet.layers.norm import AllReduce, load_norm
+from skynet.layers.pooler import Vector, load_pooler
+from skynet.layers.reuse import LoadedWeights
 from skynet.layers.stack import Stack
 from skynet.layers.weights import Fetch, Loader, Progress
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
-from skynet.wire.step import Candidates, Step, Want
+from skynet.wire.step import Candidates, LogitsRequest, Step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -63,7 +63,7 @@ class ShardModel:
         self._pieces = load.pieces
 
     def _load(
-        self, part: ShardPlan, fetch: Fetch, progress: Progress | None, pieces: Pieces | None
+        self, part: ShardPlan, fetch: Fetch, progress: Progress | None, pieces: LoadedWeights | None
     ) -> Loader:
         """Make all that is run, and count its bytes; returns what has fetched it."""
         arch, dtype = self._arch, self._dtype
@@ -79,8 +79,8 @@ class ShardModel:
             load_norm(arch, load, "final_norm", None, dtype) if last and not self._head else None
         )
         norm = self._head.norm if self._head else self._norm
-        self._reader = load_reader(arch, load, norm, dtype) if norm else None
-        parts = (self._encoder, self._embedding, self._stack, self._norm, self._head, self._reader)
+        self._pooler = load_pooler(arch, load, norm, dtype) if norm else None
+        parts = (self._encoder, self._embedding, self._stack, self._norm, self._head, self._pooler)
         self.weight_bytes = sum(part.nbytes for part in parts if part is not None)
         return load
 
@@ -97,12 +97,12 @@ class ShardModel:
         other = arch.encoder.weight("embed") if arch.encoder and 0 in self.layers else None
         return load_embedding(arch, load, self._vocab, shared=other == arch.weight("embed"))
 
-    def _usable(self, kept: ShardModel, consume: bool) -> Pieces | None:
+    def _usable(self, kept: ShardModel, consume: bool) -> LoadedWeights | None:
         """The pieces of an earlier slice, if it was of the same model in the same dtype."""
         mine, theirs = self._plan, kept._plan
         if (mine.model, mine.dtype) != (theirs.model, theirs.dtype):
             return None
-        pieces = Pieces(dict(kept._pieces.made))
+        pieces = LoadedWeights(dict(kept._pieces.made))
         if consume:
             kept._take_apart()
             layers = range(self.layers.start, self.layers.stop)
@@ -113,21 +113,23 @@ class ShardModel:
 
     def _take_apart(self) -> None:
         self._encoder = self._embedding = self._stack = None
-        self._head = self._reader = self._context = None
-        self._pieces = Pieces()
+        self._head = self._pooler = self._context = None
+        self._pieces = LoadedWeights()
 
     def first_sum(self, layer: int) -> int:
         """The number of the first sum of a span that starts at `layer`, counted over a step."""
         return self._arch.first_sum(layer)
 
     @torch.inference_mode()
-    def run(self, step: Step, span: Range, hidden: torch.Tensor | None, all_sum: AllSum) -> Result:
+    def run(
+        self, step: Step, span: Range, hidden: torch.Tensor | None, all_reduce: AllReduce
+    ) -> Result:
         """Run the layers of `span`, all of them this stage's.
 
         `hidden` is (tokens, hidden) float32, None before the step's first layer. Returns this
-        shard's part of the hidden states after the span, float32, of which a plain sum over the
-        shards is the value; after the last layer None, the candidates of each row with a `want` or
-        a mask, and of the first shard the vectors that are read of rows.
+        shard's part of the hidden states after the span, float32: the sum over the shards is their
+        value. After the last layer that is None; the result is then the candidates of each row with
+        a logits request or a mask and, from the first shard, the pooled vectors.
 
         Raises:
             StepFailed: a row that does not fit the plan, or a span that is not this stage's.
@@ -136,40 +138,45 @@ class ShardModel:
         if self._stack is None:
             raise StepFailed("this slice has been taken apart")
         if step.start < self._arch.encoder_layers:
-            return self._read(self._stack, step, span, hidden, all_sum)
+            return self._read(self._stack, step, span, hidden, all_reduce)
         context = self._prepare(self._stack, step)
         if span.start == max(step.start, self.layers.start):
             for row in step.rows:
                 if row.source is not None:
                     self._stack.copy_slot(row.source, row.slot, row.start)
-        x = self._embed(context, all_sum) if hidden is None else hidden.to(self._device)
+        x = self._embed(context, all_reduce) if hidden is None else hidden.to(self._device)
         layers = self._stack.of(span)
         if span.stop == self._arch.total_layers:
             for layer in layers:
-                x = layer(x, context, all_sum)
+                x = layer(x, context, all_reduce)
             return None, self._candidates(step, x), self._vectors(step, x)
         for layer in layers[:-1]:
-            x = layer(x, context, all_sum)
-        return layers[-1].part(x, context, self._shard == 0, all_sum), [], []
+            x = layer(x, context, all_reduce)
+        return layers[-1].part(x, context, self._shard == 0, all_reduce), [], []
 
     def _read(
-        self, stack: Stack, step: Step, span: Range, hidden: torch.Tensor | None, all_sum: AllSum
+        self,
+        stack: Stack,
+        step: Step,
+        span: Range,
+        hidden: torch.Tensor | None,
+        all_reduce: AllReduce,
     ) -> Result:
         """A step of texts: the encoder reads them, and the decoder's layers remember."""
         if self._encoder is None:
             raise StepFailed(f"{self._arch.model_type} has no encoder that could read a text")
         context, first = self._prepare(self._encoder.stack, step), self._shard == 0
-        x, is_whole = self._encoder.run(step, context, span, hidden, first, all_sum)
+        x, is_whole = self._encoder.run(step, context, span, hidden, first, all_reduce)
         for layer in stack.of(span):
-            layer.remember(x, context)
+            layer.store_encoder_kv(x, context)
         if span.stop == self._arch.total_layers:
             return None, [], []
         return x if first or not is_whole else torch.zeros_like(x), [], []
 
     def _vectors(self, step: Step, x: torch.Tensor) -> list[Vector]:
-        if self._reader is None or self._shard:
+        if self._pooler is None or self._shard:
             return []
-        return self._reader(step.rows, x)
+        return self._pooler(step.rows, x)
 
     def _prepare(self, stack: Stack, step: Step) -> StepContext:
         # A step comes once for each span: the layout is the same for all of them.
@@ -186,24 +193,24 @@ class ShardModel:
         if given != shape:
             raise StepFailed(f"span {span}: hidden states are {given}, expected {shape}")
 
-    def _embed(self, context: StepContext, all_sum: AllSum) -> torch.Tensor:
+    def _embed(self, context: StepContext, all_reduce: AllReduce) -> torch.Tensor:
         if self._embedding is None:
             raise StepFailed("this stage has no embedding")
-        x = all_sum(self._embedding.partial(context.ids))
+        x = all_reduce(self._embedding.partial(context.ids))
         return self._embedding.complete(x, context.ids, context.positions)
 
     def _candidates(self, step: Step, x: torch.Tensor) -> list[Candidates]:
-        last, wants, position = [], [], -1
+        last, logits_requests, position = [], [], -1
         for row in step.rows:
-            if row.read is not None and not row.read.is_vector:
-                last += [position + 1 + place for place in row.read.positions]
-                wants += [Want(row.read.top)] * len(row.read.positions)
+            if row.text_task is not None and not row.text_task.is_vector:
+                last += [position + 1 + place for place in row.text_task.positions]
+                logits_requests += [LogitsRequest(row.text_task.top)] * len(row.text_task.positions)
             position += len(row.tokens)
-            if row.want is not None:
+            if row.logits_request is not None:
                 last.append(position)
-                wants.append(row.want)
-        if not wants:
+                logits_requests.append(row.logits_request)
+        if not logits_requests:
             return []
         if self._head is None:
             raise StepFailed("this stage has no head")
-        return pick(self._head(x[last]), wants, self._vocab.start)
+        return pick(self._head(x[last]), logits_requests, self._vocab.start)

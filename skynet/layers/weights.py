@@ -16,11 +16,11 @@ from skynet.architecture.architecture import Architecture, Weight
 from skynet.errors import CheckpointError
 from skynet.layers.heads import GroupedHeads, interleave
 from skynet.layers.linear import Linear
-from skynet.layers.reuse import Key, Made, Pieces, without
+from skynet.layers.reuse import Key, LoadedWeights, Made, without
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 
-TURNED_ROLES = ("q", "k", "q_norm", "k_norm")
+ROTARY_ROLES = ("q", "k", "q_norm", "k_norm")
 
 
 class Fetch(Protocol):
@@ -43,13 +43,13 @@ class Loader:
         dtype: torch.dtype,
         device: torch.device,
         progress: Progress | None = None,
-        kept: Pieces | None = None,
+        kept: LoadedWeights | None = None,
     ) -> None:
         """kept: what an earlier slice of the same model had; it is used up."""
         self._arch, self._part, self._fetch = arch, part, fetch
         self._dtype, self._device, self._progress = dtype, device, progress
-        self._kept = kept or Pieces()
-        self.pieces = Pieces()  # all that was made, for the next slice
+        self._kept = kept or LoadedWeights()
+        self.pieces = LoadedWeights()  # all that was made, for the next slice
         self._grouped = GroupedHeads(arch, part)
 
     def of(self, arch: Architecture, part: ShardPlan) -> Loader:
@@ -283,7 +283,7 @@ class Loader:
                 f"{tuple(out.shape)}"
             )
         rope = None if layer is None else self._arch.ropes[layer]
-        if rope is not None and not rope.adjacent and weight.role in TURNED_ROLES:
+        if rope is not None and not rope.adjacent and weight.role in ROTARY_ROLES:
             interleave(raw, out, self._arch.head_dim, rope.dims)
         else:
             out.copy_(raw)

@@ -27,7 +27,7 @@ import redis
 
 from skynet.client.client import Client, Generation, Prompt
 from skynet.errors import SkynetError
-from skynet.local.reaper import Guardian
+from skynet.local.reaper import Reaper
 from skynet.local.server import EmbeddedServer
 from skynet.planning.plan import Plan
 from skynet.settings import settings
@@ -46,24 +46,24 @@ STOP_S = 10.0
 @contextmanager
 def local_server(
     port: int = 0, *, persistent: bool = False
-) -> Iterator[tuple[EmbeddedServer, Guardian]]:
+) -> Iterator[tuple[EmbeddedServer, Reaper]]:
     """An embedded server in a private directory, gone with its files at the end.
 
     The guardian ends it even if this process is killed, and whatever else it is told to watch.
     """
     directory = Path(tempfile.mkdtemp(prefix="skynet-"))  # mode 0700
-    guardian = Guardian()
-    guardian.remove_at_end(directory)
+    reaper = Reaper()
+    reaper.remove_at_end(directory)
     server = EmbeddedServer(directory, port, persistent=persistent)
     try:
         server.start()
-        guardian.watch(server.pid)
-        yield server, guardian
+        reaper.watch(server.pid)
+        yield server, reaper
     finally:
         pid = server.pid
         server.stop()
-        guardian.forget(pid)
-        guardian.close()
+        reaper.forget(pid)
+        reaper.close()
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -127,7 +127,7 @@ class LocalCluster:
         self._stager: Stager | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._stack = ExitStack()
-        self._guardian: Guardian | None = None
+        self._reaper: Reaper | None = None
         self._server: EmbeddedServer | None = None
         self._client: Client | None = None
 
@@ -154,7 +154,7 @@ class LocalCluster:
         checkpoint = open_model(self.model, settings().cache_dir)
         draft = draft_plan(checkpoint, *self._shape, self.progress)
         try:
-            self._server, self._guardian = self._stack.enter_context(
+            self._server, self._reaper = self._stack.enter_context(
                 local_server(self.port, persistent=self.persistent)
             )
             for name in self._names(draft):
@@ -191,7 +191,7 @@ class LocalCluster:
         if self._client is not None:
             self._client.close()
             self._client = None
-        self._server = self._guardian = None
+        self._server = self._reaper = None
         self._stack.close()
 
     def _end(self, workers: list[str]) -> None:
@@ -282,8 +282,8 @@ class LocalCluster:
         self._forget(server.pid)
         server.stop()
         server.start()
-        if self._guardian is not None:
-            self._guardian.watch(server.pid)
+        if self._reaper is not None:
+            self._reaper.watch(server.pid)
 
     # -- processes -----------------------------------------------------------------------------
 
@@ -308,8 +308,8 @@ class LocalCluster:
                 start_new_session=True,
             )
         self._processes[address] = process
-        if self._guardian is not None:
-            self._guardian.watch(process.pid)
+        if self._reaper is not None:
+            self._reaper.watch(process.pid)
 
     def _wait_until_ready(self, client: redis.Redis, timeout_s: float) -> Plan:
         members = Members(client, settings().lease_s)
@@ -344,8 +344,8 @@ class LocalCluster:
             raise SkynetError(f"worker {address} ended with code {code}:\n{tail}")
 
     def _forget(self, pid: int | None) -> None:
-        if self._guardian is not None and pid is not None:
-            self._guardian.forget(pid)
+        if self._reaper is not None and pid is not None:
+            self._reaper.forget(pid)
 
     def _log_of(self, address: str) -> Path:
         return self._running_server().directory / f"{address}.log"

@@ -18,7 +18,7 @@ from pathlib import Path
 GRACE_S = 5.0
 
 
-class Guardian:
+class Reaper:
     """The parent's end of the pipe."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from skynet import models
 from skynet.architecture import config as _config
-from skynet.architecture import generic
+from skynet.architecture import transformers_model
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.config import ABSENT, Config
 from skynet.architecture.tensors import Same, absent_tensors
@@ -53,8 +53,8 @@ def load_architecture(config: Config) -> Architecture:
 
 def _with_all_weights(config: Config) -> Architecture:
     """Also those that a file may lack, of which several may have one role."""
-    if generic.KEY in config:
-        return generic.read(config)
+    if transformers_model.KEY in config:
+        return transformers_model.read(config)
     family = FAMILIES[family_of(config)]
     _config.refuse_quantized(config)
     _config.refuse(config, **getattr(family, "REFUSED", {}))

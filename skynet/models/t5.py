@@ -22,7 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "feed_forward_proj": "relu",
 }
 REFUSED: dict[str, Any] = {"is_decoder": False, "is_encoder_decoder": True}
-MOST_POSITIONS = 2**15  # relative positions have no end
+MAX_POSITIONS = 2**15  # relative positions have no end
 
 EMBED = Weight(
     "embed",
@@ -67,7 +67,7 @@ def _stack(config: read.Config, side: str, layers: int) -> Architecture:
         head_dim=read.size(config, "d_kv"),
         intermediate_size=read.size(config, "d_ff"),
         vocab_size=read.size(config, "vocab_size"),
-        max_positions=MOST_POSITIONS,
+        max_positions=MAX_POSITIONS,
         norm="rms",
         norm_eps=float(config["layer_norm_epsilon"]),
         activation=activation,

@@ -56,7 +56,7 @@ class Answers:
             return
         done = f"{len(sequence.generated)} tokens, {end.finish_reason}"
         if sequence.reading is not None:
-            done = sequence.reading.read.task
+            done = sequence.reading.text_task.task
         self._event("task-succeeded", sequence, result=done, runtime=end.timings["total_s"])
         logger.info(
             "request %s: %d tokens (%s), first after %.3f s, then %.1f tokens/s",

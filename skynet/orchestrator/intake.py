@@ -13,7 +13,7 @@ import redis
 from skynet.architecture.architecture import Architecture
 from skynet.engine.engine import Engine
 from skynet.engine.sequence import Sequence
-from skynet.engine.text_answers import Reading
+from skynet.engine.text_answers import TextAnswer
 from skynet.errors import BadRequest, RequestCancelled, RequestTimeout, StepFailed
 from skynet.models.registry import load_architecture
 from skynet.orchestrator.answers import Answers
@@ -22,7 +22,7 @@ from skynet.store.plans import Target
 from skynet.store.requests import Requests
 from skynet.store.weights import WeightStore
 from skynet.tokenizer.text import StopStrings, Text
-from skynet.wire.step import Read
+from skynet.wire.step import TextTask
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,9 @@ class Intake:
     def _sequence_of(self, record: Record) -> Sequence:
         """With the tokens that were written before."""
         text, read = self.served.text, record.options.read
-        reading = None if read is None else Reading(Read.of(read), self.served.arch, text.spell)
+        reading = (
+            None if read is None else TextAnswer(TextTask.of(read), self.served.arch, text.spell)
+        )
         sequence = Sequence(
             record,
             text.detokenizer(),

@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 LOOK_S = 0.25  # between looks at the members, while all is well
 FAST_LOOK_S = 0.05  # while something is under way
 CALM_S = 5.0  # losses of steps in so short a time make the next attempt wait
-MOST_WAIT_S = 4.0
+MAX_WAIT_S = 4.0
 
 
-class Conductor:
+class PlanController:
     """Keeps `engine` on a plan that can run, for one target.
 
     fence: of the leader; every write carries it.
@@ -230,7 +230,7 @@ class Conductor:
             return True
         now = time.monotonic()
         self._failures = [at for at in self._failures if now - at < CALM_S]
-        wait_s = min(MOST_WAIT_S, 0.1 * 2 ** len(self._failures)) if self._failures else 0.0
+        wait_s = min(MAX_WAIT_S, 0.1 * 2 ** len(self._failures)) if self._failures else 0.0
         if self._failures and now - self._failures[-1] < wait_s:
             return False
         self._failures.append(now)

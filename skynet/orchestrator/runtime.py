@@ -25,7 +25,7 @@ from skynet.errors import ClusterUnreachable, Fenced, SkynetError, StepFailed
 from skynet.orchestrator.answers import Answers
 from skynet.orchestrator.intake import Intake, Served, expire
 from skynet.orchestrator.membership import Membership
-from skynet.orchestrator.plan_controller import Conductor, layout_of
+from skynet.orchestrator.plan_controller import PlanController, layout_of
 from skynet.settings import settings
 from skynet.store.connection import connect
 from skynet.store.events import Events
@@ -74,7 +74,7 @@ class OrchestratorRuntime:
         self.answers = Answers(app, self.requests)
         self.membership = Membership(Members(self.client, lease_s), self._tell)
         self.engine: Engine | None = None
-        self.conductor: Conductor | None = None
+        self.plan_controller: PlanController | None = None
         self.intake: Intake | None = None
         self.left = False
         self.problem = ""  # why nothing can be led
@@ -134,8 +134,8 @@ class OrchestratorRuntime:
                 leadership.lose()
         if not leadership.leads and self._consumer is not None and not self._leaving_since:
             self._depose_the_dead(client)
-            conductor = self.conductor
-            leadership.acquire(conductor.epoch if conductor else 0)
+            plan_controller = self.plan_controller
+            leadership.acquire(plan_controller.epoch if plan_controller else 0)
 
     def _depose_the_dead(self, client: redis.Redis) -> None:
         """Take the lead from an orchestrator whose connection Redis has seen close."""
@@ -174,7 +174,7 @@ class OrchestratorRuntime:
             self._orphans = list(self.engine.sequences.values())
         self._wiped, self._fence = False, ""
         self._consumer.cancel_task_queue(keys.ORCHESTRATOR_QUEUE)
-        self.engine = self.conductor = self._target = None
+        self.engine = self.plan_controller = self._target = None
         self.membership = Membership(self.membership.members, self._tell)
         self.lease.update(state=STANDBY, epoch=0)
 
@@ -209,13 +209,13 @@ class OrchestratorRuntime:
             self._tell("redis", "was away and is back")
             if self.engine is not None:
                 self.engine.suspend()
-            if self.conductor is not None:
-                self.conductor.step_failed("Redis was away")
-        if self.conductor is not None and self.engine is not None and not self._leaving_since:
+            if self.plan_controller is not None:
+                self.plan_controller.step_failed("Redis was away")
+        if self.plan_controller is not None and self.engine is not None and not self._leaving_since:
             if self.member.connection != self._connection:
                 self._connection = self.member.connection
                 self.engine.hurry()
-            self.conductor.tick()
+            self.plan_controller.tick()
             self.engine.tick()
             if self.intake is not None and self._is_due("sweep", SWEEP_S):
                 self.intake.sweep(self.engine)
@@ -248,11 +248,11 @@ class OrchestratorRuntime:
         old = self._target
         same = ("model", "num_slots", "slot_tokens")
         if (
-            self.conductor is not None
+            self.plan_controller is not None
             and old is not None
             and all(getattr(old, name) == getattr(target, name) for name in same)
         ):
-            self.conductor.follow(target)
+            self.plan_controller.follow(target)
             self._target = target
             return
         engine = Engine(
@@ -264,7 +264,7 @@ class OrchestratorRuntime:
             chord_share=settings().chord_share,
             clock=self.requests.now,
         )
-        conductor = Conductor(
+        plan_controller = PlanController(
             self.plans,
             self.membership,
             engine,
@@ -277,7 +277,7 @@ class OrchestratorRuntime:
             self.engine.suspend()
         # All or nothing: Redis may break off on the way, and then it is tried again.
         self.intake = Intake(served, target, self.requests, self.answers)
-        self.engine, self.conductor, self._target = engine, conductor, target
+        self.engine, self.plan_controller, self._target = engine, plan_controller, target
         self.intake.sweep(engine)
 
     def _served_by(self, target: Target) -> Served | None:
@@ -288,10 +288,10 @@ class OrchestratorRuntime:
         return served
 
     def _report(self) -> None:
-        engine, conductor = self.engine, self.conductor
+        engine, plan_controller = self.engine, self.plan_controller
         self.lease.update(
             quietly=True,
-            epoch=conductor.epoch if conductor else 0,
+            epoch=plan_controller.epoch if plan_controller else 0,
             steps=engine.num_steps if engine else 0,
         )
         self.client.set(
@@ -300,12 +300,12 @@ class OrchestratorRuntime:
 
     def status(self) -> dict[str, Any]:
         """What the engine does, for `skynet status`."""
-        engine, conductor = self.engine, self.conductor
-        if engine is None or conductor is None:
+        engine, plan_controller = self.engine, self.plan_controller
+        if engine is None or plan_controller is None:
             state = {"state": self.problem or "waiting for a model", "running": 0, "waiting": 0}
             return {**state, "leader": self.member.id}
         return {
-            **conductor.status(),
+            **plan_controller.status(),
             "leader": self.member.id,
             "running": len(engine.scheduler.running),
             "waiting": len(engine.scheduler.waiting),
@@ -368,7 +368,7 @@ class OrchestratorRuntime:
 
     def _is_for_another(self, epoch: int) -> bool:
         """A message of a plan that another leader has made, while this process was stopped?"""
-        if self.conductor is not None and epoch <= self.conductor.epoch:
+        if self.plan_controller is not None and epoch <= self.plan_controller.epoch:
             return False
         if self._fence and self.leadership.holder() == self._fence:
             return False  # of the leader before, and stale
@@ -397,9 +397,9 @@ class OrchestratorRuntime:
     def step_failed(self, error: SkynetError) -> None:
         if isinstance(error, ClusterUnreachable):
             self._away = True
-        if self.conductor is not None:
-            self.conductor.step_failed(str(error))
+        if self.plan_controller is not None:
+            self.plan_controller.step_failed(str(error))
 
     def replayed(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
-        if self.conductor is not None:
-            self.conductor.replayed(num_sequences, num_tokens, seconds)
+        if self.plan_controller is not None:
+            self.plan_controller.replayed(num_sequences, num_tokens, seconds)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import prod
 
 from skynet.architecture.architecture import HEAD_NORMS, Architecture, Weight
-from skynet.architecture.generic import Derived, DerivedWeight
-from skynet.planning.generic import role_bytes
+from skynet.architecture.transformers_model import TransformersArchitecture, TransformersWeight
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.planning.split import DTYPE_BYTES
+from skynet.planning.transformers_model import role_bytes
 
 NORM_BYTES = 4  # norms, and biases that are added after a sum, stay float32
 FIRST_ROLES = ("embed", "project_in", "positions", "token_types", "embed_norm")
@@ -80,7 +80,7 @@ def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -
 
 def _role_bytes(arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight) -> int:
     size = DTYPE_BYTES[plan.dtype]
-    if isinstance(arch, Derived) and isinstance(weight, DerivedWeight):
+    if isinstance(arch, TransformersArchitecture) and isinstance(weight, TransformersWeight):
         return role_bytes(arch, part, weight, size)
     if weight.role in HEAD_NORMS:  # a row for each head, whether heads share one or not
         heads = part.heads if weight.role == "q_norm" else part.kv_heads

@@ -14,9 +14,9 @@ from skynet.planning.cost import Candidate, load_s, memory_weights, overfull, sh
 from skynet.planning.plan import Plan
 from skynet.wire.keys import Address
 
-LEAST_GAIN = 0.1  # a join that brings less is not worth a pause
+MIN_GAIN = 0.1  # a join that brings less is not worth a pause
 QUICK_S = 2.0
-MOST_LAYOUTS = 256
+MAX_LAYOUTS = 256
 STARTING_S = 15.0  # a worker that has a lease and is not up yet is waited for
 HORIZON_S = 60.0  # a pause must be earned back within so long
 
@@ -184,7 +184,7 @@ class Planner:
             f"{_shape(best.plan)} would take {then_s * 1000:.1f} ms a token against "
             f"{now_s * 1000:.1f} ({gain:+.0%}), after {pause_s:.1f} s of loading"
         )
-        if force or (gain >= LEAST_GAIN and gain * HORIZON_S > pause_s):
+        if force or (gain >= MIN_GAIN and gain * HORIZON_S > pause_s):
             return Decision(told, best.plan, prepare=True)
         return Decision(f"{told}: not worth it, {spares} spare")
 
@@ -225,7 +225,7 @@ class Planner:
         return [
             (stages, shards)
             for stages in range(1, min(most, self.arch.total_layers) + 1)
-            for shards in range(1, min(most // stages, self.arch.most_shards) + 1)
+            for shards in range(1, min(most // stages, self.arch.max_shards) + 1)
         ]
 
     def _fitting(self, stages: int, shards: int, workers: Sequence[Candidate]) -> tuple[Plan, str]:
@@ -247,7 +247,7 @@ class Planner:
     ) -> Plan:
         key = (stages, shards, str(weights))
         if key not in self._layouts:
-            if len(self._layouts) >= MOST_LAYOUTS:
+            if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
             self._layouts[key] = self.layout(stages, shards, weights)
         return self._layouts[key]

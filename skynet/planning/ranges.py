@@ -80,7 +80,7 @@ def split_at_least(total: int, weights: Sequence[float]) -> list[Range]:
     free, mass = total - parts, sum(weights)
     ideal = [max(0.0, total * weight / mass - 1) for weight in weights]
     scale = free / sum(ideal) if sum(ideal) > 0 else 0.0
-    sizes = [1 + int(want * scale) for want in ideal]
+    sizes = [1 + int(logits_request * scale) for logits_request in ideal]
     by_rest = sorted(range(parts), key=lambda part: int(ideal[part] * scale) - ideal[part] * scale)
     for part in by_rest[: total - sum(sizes)]:
         sizes[part] += 1

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.generic import Derived
+from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.errors import PlanError
 from skynet.planning.plan import Plan, ShardPlan, StagePlan
 from skynet.planning.ranges import (
@@ -85,8 +85,8 @@ def _check_request(
 ) -> None:
     if not 1 <= stages <= arch.total_layers:
         raise PlanError(f"{stages} stages for {arch.total_layers} layers: need 1 to that many")
-    if not 1 <= shards <= arch.most_shards:
-        raise PlanError(f"{shards} shards for {arch.most_shards} query heads: need 1 to that many")
+    if not 1 <= shards <= arch.max_shards:
+        raise PlanError(f"{shards} shards for {arch.max_shards} query heads: need 1 to that many")
     if arch.vocab_size < shards:
         raise PlanError(f"{shards} shards for a vocabulary of {arch.vocab_size}")
     if dtype not in DTYPE_BYTES:
@@ -191,7 +191,7 @@ def _column_params(arch: Architecture) -> int:
 
 def layer_params(arch: Architecture, layer: int) -> int:
     """Parameters of one layer's products, what a layer costs to store and to compute."""
-    if isinstance(arch, Derived):  # not all layers need have experts
+    if isinstance(arch, TransformersArchitecture):  # not all layers need have experts
         return sum(prod(arch.shape(w)) * arch.pieces(w) for w in arch.weights_of(layer))
     attention = _attention_params(arch, Range(0, arch.num_heads), Range(0, arch.num_kv_heads))
     return attention + _column_params(arch) * arch.intermediate_size

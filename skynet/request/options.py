@@ -12,16 +12,16 @@ from skynet.request.generation_config import FILE, GenerationDefaults
 from skynet.request.record import Options
 
 DEFAULT_MAX_TOKENS = 128
-MOST_PRIORITY = 9
-MOST_SAMPLES = 16
-MOST_LOGPROBS = 20
+MAX_PRIORITY = 9
+MAX_SAMPLES = 16
+MAX_LOGPROBS = 20
 MAX_STOPS = 16
-LEAST_TEMPERATURE = 1e-3  # below, logits overflow
-MOST_TEMPERATURE = 100
+MIN_TEMPERATURE = 1e-3  # below, logits overflow
+MAX_TEMPERATURE = 100
 MAX_STOP_CHARACTERS = 256
 MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS, MAX_SUPPRESSED = 1024, 64, 4096
-MOST_BEAMS = 64
-MOST_LENGTH_PENALTY = 10.0
+MAX_BEAMS = 64
+MAX_LENGTH_PENALTY = 10.0
 KNOWN = (
     "max_tokens",
     "temperature",
@@ -61,7 +61,7 @@ def check_options(
     vocab_size: int = 2**31,
     encode: Callable[[str], list[int]] | None = None,
     *,
-    num_slots: int = MOST_BEAMS,
+    num_slots: int = MAX_BEAMS,
     has_encoder: bool = False,
 ) -> Options:
     """Options from keyword arguments; what is missing or None is the model's default, or SkyNet's.
@@ -90,7 +90,7 @@ def check_options(
     seed = chosen.get("seed")
     if seed is None:
         seed = secrets.randbits(63) if samples else None
-    most_id = vocab_size - 1
+    max_id = vocab_size - 1
     bos = chosen.get("forced_bos_token_id")
     found = Options(
         max_tokens=max_tokens,
@@ -106,19 +106,19 @@ def check_options(
             "no_repeat_ngram_size", chosen.get("no_repeat_ngram_size", 0), 0
         ),
         min_new_tokens=_min_new_tokens(own, defaults, max_tokens, prompt_length),
-        bad_words_ids=_bad_words(chosen, most_id, encode),
-        suppress_tokens=_ids("suppress_tokens", chosen.get("suppress_tokens", ()), most_id),
+        bad_words_ids=_bad_words(chosen, max_id, encode),
+        suppress_tokens=_ids("suppress_tokens", chosen.get("suppress_tokens", ()), max_id),
         begin_suppress_tokens=_ids(
-            "begin_suppress_tokens", chosen.get("begin_suppress_tokens", ()), most_id
+            "begin_suppress_tokens", chosen.get("begin_suppress_tokens", ()), max_id
         ),
-        forced_bos_token_id=None if bos is None else _whole("forced_bos_token_id", bos, 0, most_id),
+        forced_bos_token_id=None if bos is None else _whole("forced_bos_token_id", bos, 0, max_id),
         forced_eos_token_id=_ids(
-            "forced_eos_token_id", _one_or_more(chosen.get("forced_eos_token_id", ())), most_id
+            "forced_eos_token_id", _one_or_more(chosen.get("forced_eos_token_id", ())), max_id
         ),
         logprobs=None
         if chosen.get("logprobs") is None
-        else _whole("logprobs", chosen["logprobs"], 0, MOST_LOGPROBS),
-        decoder_start_token_id=_decoder_start(own, chosen, most_id, has_encoder),
+        else _whole("logprobs", chosen["logprobs"], 0, MAX_LOGPROBS),
+        decoder_start_token_id=_decoder_start(own, chosen, max_id, has_encoder),
         **_beams(own, chosen, num_slots),
     )
     _check_forced(found)
@@ -127,7 +127,7 @@ def check_options(
 
 
 def _decoder_start(
-    own: Mapping[str, Any], chosen: Mapping[str, Any], most_id: int, has_encoder: bool
+    own: Mapping[str, Any], chosen: Mapping[str, Any], max_id: int, has_encoder: bool
 ) -> int | None:
     """What an encoder-decoder's answer begins after; None of a decoder alone."""
     name = "decoder_start_token_id"
@@ -137,12 +137,12 @@ def _decoder_start(
         return None
     if name not in chosen:
         raise BadRequest(f"{name}: the model names none, so the request must")
-    return _whole(name, chosen[name], 0, most_id)
+    return _whole(name, chosen[name], 0, max_id)
 
 
 def _beams(own: Mapping[str, Any], chosen: Mapping[str, Any], num_slots: int) -> dict[str, Any]:
     """The options of a beam search; one beam has none."""
-    count = _whole("num_beams", chosen.get("num_beams", 1), 1, MOST_BEAMS)
+    count = _whole("num_beams", chosen.get("num_beams", 1), 1, MAX_BEAMS)
     if count > num_slots:
         whose = "" if "num_beams" in own else ", the model's own default"
         raise BadRequest(
@@ -150,9 +150,9 @@ def _beams(own: Mapping[str, Any], chosen: Mapping[str, Any], num_slots: int) ->
             "for fewer, or split the model with more --slots"
         )
     penalty = _number("length_penalty", chosen.get("length_penalty", 1.0))
-    if abs(penalty) > MOST_LENGTH_PENALTY:
+    if abs(penalty) > MAX_LENGTH_PENALTY:
         raise BadRequest(
-            f"length_penalty {penalty}: {-MOST_LENGTH_PENALTY:g} to {MOST_LENGTH_PENALTY:g}"
+            f"length_penalty {penalty}: {-MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}"
         )
     early = chosen.get("early_stopping", False)
     if not isinstance(early, bool) and early != "never":
@@ -201,7 +201,7 @@ def check_priority(value: Any) -> int:
     Raises:
         BadRequest: it is none of these.
     """
-    return _whole("priority", value, 0, MOST_PRIORITY)
+    return _whole("priority", value, 0, MAX_PRIORITY)
 
 
 def check_samples(value: Any, options: Options) -> int:
@@ -210,7 +210,7 @@ def check_samples(value: Any, options: Options) -> int:
     Raises:
         BadRequest: it is none of these, or there are beams.
     """
-    count = _whole("n", value, 1, MOST_SAMPLES)
+    count = _whole("n", value, 1, MAX_SAMPLES)
     if count > 1 and options.num_beams > 1:
         raise BadRequest(
             f"n {count} with num_beams {options.num_beams}: ask once, the best hypotheses are in "
@@ -276,9 +276,9 @@ def _samples(own: Mapping[str, Any], defaults: GenerationDefaults) -> bool:
 
 def _temperature(value: Any) -> float:
     temperature = _number("temperature", value)
-    if temperature != 0 and not LEAST_TEMPERATURE <= temperature <= MOST_TEMPERATURE:
+    if temperature != 0 and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
         raise BadRequest(
-            f"temperature {temperature}: 0 (greedy), or {LEAST_TEMPERATURE} to {MOST_TEMPERATURE}"
+            f"temperature {temperature}: 0 (greedy), or {MIN_TEMPERATURE} to {MAX_TEMPERATURE}"
         )
     return temperature
 
@@ -298,13 +298,13 @@ def _share(name: str, value: Any, *, zero: bool) -> float:
 
 
 def _bad_words(
-    chosen: Mapping[str, Any], most_id: int, encode: Callable[[str], list[int]] | None
+    chosen: Mapping[str, Any], max_id: int, encode: Callable[[str], list[int]] | None
 ) -> tuple[tuple[int, ...], ...]:
     """`bad_words_ids`, and `bad_words` as a tokenizer splits them at a text's start or in it."""
     words = chosen.get("bad_words_ids", ())
     if not isinstance(words, Sequence) or isinstance(words, (str, bytes)):
         raise BadRequest("bad_words_ids: a list of lists of token ids")
-    found = [_ids("bad_words_ids", word, most_id, MAX_BAD_WORD_TOKENS) for word in words]
+    found = [_ids("bad_words_ids", word, max_id, MAX_BAD_WORD_TOKENS) for word in words]
     for text in _texts("bad_words", chosen.get("bad_words", ()), MAX_BAD_WORDS):
         if encode is not None:
             found += [tuple(encode(text)), tuple(encode(f" {text}"))]
@@ -313,10 +313,10 @@ def _bad_words(
     return tuple(dict.fromkeys(found))
 
 
-def _ids(name: str, value: Any, most_id: int, most: int = MAX_SUPPRESSED) -> tuple[int, ...]:
+def _ids(name: str, value: Any, max_id: int, most: int = MAX_SUPPRESSED) -> tuple[int, ...]:
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or len(value) > most:
         raise BadRequest(f"{name} {value!r:.80}: up to {most} token ids")
-    return tuple(_whole(name, item, 0, most_id) for item in value)
+    return tuple(_whole(name, item, 0, max_id) for item in value)
 
 
 def _one_or_more(value: Any) -> Any:

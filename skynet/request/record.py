@@ -35,7 +35,9 @@ class Options:
     forced_bos_token_id: int | None = None
     forced_eos_token_id: tuple[int, ...] = ()
     logprobs: int | None = None
-    read: dict[str, Any] | None = None  # what the text is read for, instead: a step.Read's fields
+    read: dict[str, Any] | None = (
+        None  # what the text is read for, instead: a step.TextTask's fields
+    )
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
@@ -75,7 +77,7 @@ class Record:
     started_at: float = 0.0
     first_token_at: float = 0.0
     last_token_at: float = 0.0
-    family: str = ""  # the samples of one prompt have the first one's id here
+    sample_group: str = ""  # the samples of one prompt have the first one's id here
 
     def fields(self) -> dict[str, str | bytes | int]:
         """What is written when the request is made; scripts write the rest."""
@@ -88,7 +90,7 @@ class Record:
             "emitted": self.emitted,
             "model": self.model,
             "priority": self.priority,
-            "family": self.family,
+            "family": self.sample_group,
         }
 
     @classmethod
@@ -109,7 +111,7 @@ class Record:
             started_at=float(found.get(b"started_at", 0)),
             first_token_at=float(found.get(b"first_token_at", 0)),
             last_token_at=float(found.get(b"last_token_at", 0)),
-            family=found.get(b"family", b"").decode(),
+            sample_group=found.get(b"family", b"").decode(),
         )
 
 

@@ -3,4 +3,4 @@
 GENERATE, EMBED, FILL_MASK, CLASSIFY = "generate", "embed", "fill-mask", "classify"
 TASKS = (GENERATE, EMBED, FILL_MASK, CLASSIFY)
 POOLINGS = ("mean", "cls", "last", "max")
-MOST_TOP = 1000  # tokens for a mask
+MAX_TOP = 1000  # tokens for a mask

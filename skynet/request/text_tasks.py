@@ -16,11 +16,11 @@ from skynet.request.task_names import (
     EMBED,
     FILL_MASK,
     GENERATE,
-    MOST_TOP,
+    MAX_TOP,
     POOLINGS,
     TASKS,
 )
-from skynet.wire.step import Read
+from skynet.wire.step import TextTask
 
 KNOWN: dict[str, tuple[str, ...]] = {
     EMBED: ("pooling", "normalize"),
@@ -31,7 +31,7 @@ DEFAULT_POOLING, DEFAULT_TOP = "mean", 5
 
 
 @dataclass(frozen=True)
-class Reader:
+class TextTasks:
     """What of a model decides how it may be read.
 
     embedding: its embedding.json.
@@ -43,7 +43,7 @@ class Reader:
     mask_id: int | None = None
 
     @classmethod
-    def of(cls, arch: Architecture, files: Mapping[str, bytes], mask_id: int | None) -> Reader:
+    def of(cls, arch: Architecture, files: Mapping[str, bytes], mask_id: int | None) -> TextTasks:
         content = files.get("embedding.json")
         return cls(arch, None if content is None else json.loads(content), mask_id)
 
@@ -90,10 +90,12 @@ class Reader:
                 f"{self.arch.max_positions}: shorten it, or cut it into several"
             )
         chosen = {name: value for name, value in given.items() if value is not None}
-        read = {EMBED: self._embed, FILL_MASK: self._fill_mask}.get(task, _classify)(chosen, ids)
-        return Options(max_tokens=0, read=asdict(read))
+        text_task = {EMBED: self._embed, FILL_MASK: self._fill_mask}.get(task, _classify)(
+            chosen, ids
+        )
+        return Options(max_tokens=0, read=asdict(text_task))
 
-    def _embed(self, chosen: Mapping[str, Any], ids: Sequence[int]) -> Read:
+    def _embed(self, chosen: Mapping[str, Any], ids: Sequence[int]) -> TextTask:
         own = self.embedding or {}
         pooling = chosen.get("pooling", own.get("pooling"))
         if "refused" in own and "pooling" not in chosen:
@@ -107,19 +109,19 @@ class Reader:
         normalize = chosen.get("normalize", own.get("normalize", False))
         if not isinstance(normalize, bool):
             raise BadRequest(f"normalize {normalize!r:.80}: True or False")
-        return Read(EMBED, pooling, normalize)
+        return TextTask(EMBED, pooling, normalize)
 
-    def _fill_mask(self, chosen: Mapping[str, Any], ids: Sequence[int]) -> Read:
+    def _fill_mask(self, chosen: Mapping[str, Any], ids: Sequence[int]) -> TextTask:
         if self.mask_id is None:
             raise BadRequest("task fill-mask: this model's tokenizer has no mask token")
         places = tuple(place for place, token in enumerate(ids) if token == self.mask_id)
         if not places:
             raise BadRequest("task fill-mask: the text has no mask token, such as [MASK] or <mask>")
         top = chosen.get("top_k", DEFAULT_TOP)
-        if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MOST_TOP:
-            raise BadRequest(f"top_k {top!r:.80}: a whole number from 1 to {MOST_TOP}")
-        return Read(FILL_MASK, positions=places, top=top)
+        if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_TOP:
+            raise BadRequest(f"top_k {top!r:.80}: a whole number from 1 to {MAX_TOP}")
+        return TextTask(FILL_MASK, positions=places, top=top)
 
 
-def _classify(_chosen: Mapping[str, Any], _ids: Sequence[int]) -> Read:
-    return Read(CLASSIFY)
+def _classify(_chosen: Mapping[str, Any], _ids: Sequence[int]) -> TextTask:
+    return TextTask(CLASSIFY)

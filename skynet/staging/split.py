@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from skynet.architecture.generic import Derived
+from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.tensor_plans import model_files, tensor_plans
 from skynet.errors import PlanError
@@ -95,7 +95,7 @@ def draft_plan(
         own = checkpoint_dtype(checkpoint.config)
         dtype = own if own in DTYPE_BYTES else "float32"
     tensor_plans(checkpoint, arch)
-    if isinstance(arch, Derived):
+    if isinstance(arch, TransformersArchitecture):
         from skynet.check.self_test import self_test  # with torch and Transformers
 
         logger.warning("%s", arch.notice)

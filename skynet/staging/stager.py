@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.generic import Derived
+from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.tensor_plans import model_files, tensor_plans
 from skynet.errors import BadRequest, UnsupportedModel
@@ -81,7 +81,7 @@ def stage_checkpoint(
         waiting=waiting,
         repair=repair,
     )
-    if isinstance(arch, Derived):
+    if isinstance(arch, TransformersArchitecture):
         Events(client).add("model", arch.notice)
 
 

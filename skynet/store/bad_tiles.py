@@ -15,7 +15,7 @@ from skynet.wire import keys
 logger = logging.getLogger(__name__)
 
 REPORT_S = 3600  # a report is kept for this long
-MOST_REPORTS = 10_000
+MAX_REPORTS = 10_000
 
 
 def tile_error(
@@ -46,7 +46,7 @@ def push_bad_tile(client: redis.Redis, digest: str, tile: TileName) -> None:
     key = keys.bad_tiles_key(digest)
     with client.pipeline(transaction=True) as pipeline:
         pipeline.rpush(key, _text(tile))
-        pipeline.ltrim(key, -MOST_REPORTS, -1)
+        pipeline.ltrim(key, -MAX_REPORTS, -1)
         pipeline.expire(key, REPORT_S)
         pipeline.execute()
 

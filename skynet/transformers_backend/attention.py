@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from skynet.architecture.generic import Derived
+from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.errors import StepFailed
 from skynet.layers.attention import Kernel, attend, capped_attention, store
 from skynet.layers.cache import allocate, copy_slot
@@ -28,7 +28,7 @@ class Slots:
 
     def __init__(
         self,
-        arch: Derived,
+        arch: TransformersArchitecture,
         plan: Plan,
         part: ShardPlan,
         layer: int,

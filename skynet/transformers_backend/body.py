@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from skynet.architecture.generic import Derived, DerivedWeight
+from skynet.architecture.transformers_model import TransformersArchitecture, TransformersWeight
 from skynet.errors import ConfigurationError, StepFailed
 from skynet.layers.context import StepContext
-from skynet.layers.norm import AllSum
+from skynet.layers.norm import AllReduce
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.transformers_backend.attention import Slots, register_attention
-from skynet.transformers_backend.loader import DerivedLoader
+from skynet.transformers_backend.loader import TransformersLoader
 from skynet.transformers_backend.products import Column, Gather, Row, Summed, Tokens
 from skynet.transformers_backend.skeleton import build, transformers_version
 from skynet.transformers_backend.state import Running, SpanEnd
@@ -30,7 +30,12 @@ class Body:
     """A model without weights; `load_` methods put those of one shard in."""
 
     def __init__(
-        self, arch: Derived, plan: Plan, part: ShardPlan, dtype: torch.dtype, device: torch.device
+        self,
+        arch: TransformersArchitecture,
+        plan: Plan,
+        part: ShardPlan,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         """Raises ConfigurationError where Transformers is not the version that was described."""
         if arch.transformers != transformers_version():
@@ -56,28 +61,28 @@ class Body:
 
     # -- weights -------------------------------------------------------------------------------
 
-    def load_tokens(self, load: DerivedLoader) -> int:
+    def load_tokens(self, load: TransformersLoader) -> int:
         """The shard's part of the tokens' table; returns its bytes."""
         table = load.matrix("embed")
         self._tokens._parameters["weight"] = _parameter(table)
         return table.nbytes
 
-    def load_head(self, load: DerivedLoader) -> int:
+    def load_head(self, load: TransformersLoader) -> int:
         """The last norm, and the shard's part of the head; returns their bytes."""
         num_bytes, norm = 0, self._arch.weight("final_norm")
-        if isinstance(norm, DerivedWeight):
+        if isinstance(norm, TransformersWeight):
             num_bytes += self._put_whole(norm, None, load, [])
         product = load.linear("embed" if self._arch.tied else "head")
         self._model.set_output_embeddings(Column(product))
         return num_bytes + product.nbytes
 
-    def load_layer(self, layer: int, load: DerivedLoader) -> tuple[Slots, int]:
+    def load_layer(self, layer: int, load: TransformersLoader) -> tuple[Slots, int]:
         """A layer's weights and its KV slots; returns the slots, and the bytes of the weights."""
         undo: list[Callable[[], None]] = []
         num_bytes = 0
-        parameters: dict[str, list[DerivedWeight]] = {}  # of experts
+        parameters: dict[str, list[TransformersWeight]] = {}  # of experts
         for weight in self._arch.weights:
-            if isinstance(weight, DerivedWeight) and weight.per_layer and weight.is_in(layer):
+            if isinstance(weight, TransformersWeight) and weight.per_layer and weight.is_in(layer):
                 if weight.style == "experts":
                     parameters.setdefault(weight.parameter, []).append(weight)
                     continue
@@ -105,9 +110,9 @@ class Body:
 
     def _put_product(
         self,
-        weight: DerivedWeight,
+        weight: TransformersWeight,
         layer: int,
-        load: DerivedLoader,
+        load: TransformersLoader,
         undo: list[Callable[[], None]],
     ) -> int:
         """Put our product in the place of the module that is cut."""
@@ -130,9 +135,9 @@ class Body:
     def _put_experts(
         self,
         parameter: str,
-        weights: list[DerivedWeight],
+        weights: list[TransformersWeight],
         layer: int,
-        load: DerivedLoader,
+        load: TransformersLoader,
         undo: list[Callable[[], None]],
     ) -> int:
         """Give a module of experts the shard's columns of all of them, and sum what it gives."""
@@ -148,9 +153,9 @@ class Body:
 
     def _put_whole(
         self,
-        weight: DerivedWeight,
+        weight: TransformersWeight,
         layer: int | None,
-        load: DerivedLoader,
+        load: TransformersLoader,
         undo: list[Callable[[], None]],
     ) -> int:
         """Give a module that no shard cuts its parameters, or a buffer."""
@@ -174,13 +179,13 @@ class Body:
         start: int,
         stop: int,
         hidden: torch.Tensor | None,
-        all_sum: AllSum,
+        all_reduce: AllReduce,
     ) -> torch.Tensor:
         """The hidden states after the layers [start, stop), (tokens, hidden) float32.
 
         hidden: those before, None before layer 0. With no layers: what comes to layer `start`.
         """
-        self._running.begin(context, all_sum)
+        self._running.begin(context, all_reduce)
         return self._forward(start, stop, hidden, context.ids, context.positions).float()
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
@@ -253,5 +258,5 @@ def _parameter(value: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=False)
 
 
-def _biased_row(weight: DerivedWeight) -> bool:
+def _biased_row(weight: TransformersWeight) -> bool:
     return weight.bias and weight.cut == "row"

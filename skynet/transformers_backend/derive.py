@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from skynet.architecture.config import Config, refuse_quantized
-from skynet.architecture.generic import describe
+from skynet.architecture.transformers_model import describe
 from skynet.errors import UnsupportedModel
 from skynet.transformers_backend.kinds import sample_layers
 from skynet.transformers_backend.parameters import Parameters
@@ -27,7 +27,7 @@ LAYER = re.compile(r"(?P<path>.+)\.(?P<layer>\d+)\.(?P<inside>.+)")
 
 
 def derive(config: Config) -> dict[str, Any]:
-    """What skynet/architecture/generic.py reads, of a config.json.
+    """What skynet/architecture/transformers_model.py reads, of a config.json.
 
     Raises:
         UnsupportedModel: the model cannot be run so; names what of it.

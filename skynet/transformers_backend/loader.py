@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import torch
 
 from skynet.architecture.architecture import Weight
-from skynet.architecture.generic import Derived, DerivedWeight
+from skynet.architecture.transformers_model import TransformersArchitecture, TransformersWeight
 from skynet.layers.linear import Linear
 from skynet.layers.weights import Loader
-from skynet.planning.generic import units
 from skynet.planning.ranges import Range
+from skynet.planning.transformers_model import units
 
 
-class DerivedLoader(Loader):
+class TransformersLoader(Loader):
     """A `Loader` of weights whose sizes are written down, not told by what they are for."""
 
-    _arch: Derived
+    _arch: TransformersArchitecture
 
     def product(self, weight: Weight, layer: int | None = None) -> Linear:
         """The shard's part of a product, with its bias unless that is added after a sum."""
@@ -41,7 +41,7 @@ class DerivedLoader(Loader):
         """The shard's part of the dimension that the weight is cut in."""
         return self._units(weight)
 
-    def whole(self, weight: DerivedWeight, kind: str, layer: int | None) -> torch.Tensor:
+    def whole(self, weight: TransformersWeight, kind: str, layer: int | None) -> torch.Tensor:
         """A weight or bias that every shard has all of, in the plan's dtype or in float32."""
         key = ("whole", weight.tensor(layer, kind), self._number(layer))
         made = self._found(key, ())

@@ -14,7 +14,7 @@ from skynet.errors import ConfigurationError
 from skynet.models.registry import FAMILIES, load_architecture
 
 if TYPE_CHECKING:
-    from skynet.architecture.generic import Derived
+    from skynet.architecture.transformers_model import TransformersArchitecture
 
 
 def open_model(model: str, cache_dir: Path) -> Checkpoint:
@@ -30,7 +30,7 @@ def open_model(model: str, cache_dir: Path) -> Checkpoint:
     return checkpoint
 
 
-def describe(checkpoint: Checkpoint) -> Derived:
+def describe(checkpoint: Checkpoint) -> TransformersArchitecture:
     """Write what Transformers says of a checkpoint's model into its config, and return it.
 
     Raises:
@@ -48,6 +48,6 @@ def describe(checkpoint: Checkpoint) -> Derived:
             "pip install transformers accelerate"
         ) from error
     checkpoint.describe(derive(checkpoint.config))
-    arch = cast("Derived", load_architecture(checkpoint.config))
+    arch = cast("TransformersArchitecture", load_architecture(checkpoint.config))
     check_tensors(checkpoint, arch)
     return arch

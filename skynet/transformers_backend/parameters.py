@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from skynet.architecture.architecture import Cut, Unit
-from skynet.architecture.generic import DerivedWeight, HeadsOf, Style
 from skynet.architecture.ties import tie
+from skynet.architecture.transformers_model import HeadsOf, Style, TransformersWeight
 from skynet.errors import UnsupportedModel
 from skynet.transformers_backend.file_names import FileNames
 from skynet.transformers_backend.skeleton import stays_float32
@@ -58,7 +58,7 @@ class Parameters:
 
     # -- inside of a layer ---------------------------------------------------------------------
 
-    def _layer(self, number: int) -> list[DerivedWeight]:
+    def _layer(self, number: int) -> list[TransformersWeight]:
         layer = self._found.model.get_submodule(f"{self._path}.{number}")
         weights = []
         for role, module in layer.named_modules():
@@ -72,7 +72,7 @@ class Parameters:
                 weights += self._whole(role, module)
         return weights
 
-    def _product(self, path: str, role: str, module: nn.Module, style: Style) -> DerivedWeight:
+    def _product(self, path: str, role: str, module: nn.Module, style: Style) -> TransformersWeight:
         """A module that the plan cuts."""
         if type(module) is not nn.Linear:
             raise self._found.refusal(path, f"is cut by the plan ({style}), but is no plain Linear")
@@ -80,7 +80,7 @@ class Parameters:
         unit: Unit = "columns"
         if self._in_attention(role) and style != "gather":
             unit = self._heads_unit(path, module, style)
-        return DerivedWeight(
+        return TransformersWeight(
             role=role,
             name=self._name(role),
             cut=CUTS[style],
@@ -90,7 +90,7 @@ class Parameters:
             style=style,
         )
 
-    def _experts(self, path: str, role: str, module: nn.Module) -> list[DerivedWeight]:
+    def _experts(self, path: str, role: str, module: nn.Module) -> list[TransformersWeight]:
         """The matrices of all experts, whose parameters hold them one above the other."""
         own, names = own_parameters(module), EXPERTS
         shapes = [tuple(own[name].shape) for name in names if name in own]
@@ -106,7 +106,7 @@ class Parameters:
             if len(of_file) * sizes[0] != own[parameter].shape[1]:
                 raise self._found.refusal(path, f"has {parameter} made of {list(of_file)}")
             found += [
-                DerivedWeight(
+                TransformersWeight(
                     role=f"{role}.{parameter}:{number}",
                     name=name.removesuffix(".weight"),
                     cut="row" if parameter == names[1] else "column",
@@ -139,7 +139,7 @@ class Parameters:
             )
         return units[size]
 
-    def _whole(self, role: str, module: nn.Module) -> list[DerivedWeight]:
+    def _whole(self, role: str, module: nn.Module) -> list[TransformersWeight]:
         """Parameters of a module that is the same on every shard."""
         own, found = dict[str, torch.Tensor](own_parameters(module)), []
         buffers = stored_buffers(module)
@@ -167,9 +167,9 @@ class Parameters:
     def _in_attention(self, role: str) -> bool:
         return role.startswith(f"{self._inside}.")
 
-    def _together(self, by_layer: list[list[DerivedWeight]]) -> list[DerivedWeight]:
+    def _together(self, by_layer: list[list[TransformersWeight]]) -> list[TransformersWeight]:
         """The weights of all layers, each once; some are in some layers only."""
-        places: dict[DerivedWeight, list[int]] = {}
+        places: dict[TransformersWeight, list[int]] = {}
         for number, weights in enumerate(by_layer):
             for weight in weights:
                 places.setdefault(weight, []).append(number)
@@ -194,7 +194,7 @@ class Parameters:
             raise self._found.refusal(self._path, f"has layers of {sorted(counts)} experts")
         return counts.pop() if counts else 0
 
-    def _columns(self, weights: list[DerivedWeight]) -> int:
+    def _columns(self, weights: list[TransformersWeight]) -> int:
         """The columns that are shared out: what summed products of the MLP take in, the fewest.
 
         Products over more, as of experts that all tokens have, are cut in proportion.
@@ -203,7 +203,7 @@ class Parameters:
         config = self._found.model.config
         return min(found) if found else int(getattr(config, "intermediate_size", 0) or 1)
 
-    def _check_unit(self, weight: DerivedWeight, weights: list[DerivedWeight]) -> None:
+    def _check_unit(self, weight: TransformersWeight, weights: list[TransformersWeight]) -> None:
         """What stays a shard's must be what the summed product beside it takes in."""
         if weight.unit != "columns" or weight.cut != "column" or weight.style == "gather":
             return
@@ -220,12 +220,12 @@ class Parameters:
                 f"{sorted(beside) or 'none'}",
             )
 
-    def _sums(self, weights: list[DerivedWeight]) -> int:
+    def _sums(self, weights: list[TransformersWeight]) -> int:
         """Of one layer, without that of attention that all shards have whole."""
         experts = {_above(weight) for weight in weights if weight.style == "experts"}
         return sum(weight.style in SUMMED for weight in weights) + len(experts)
 
-    def _heads_of(self, weights: list[DerivedWeight]) -> HeadsOf:
+    def _heads_of(self, weights: list[TransformersWeight]) -> HeadsOf:
         styles = {w.style for w in weights if self._in_attention(w.role)} - {"whole"}
         ways: dict[frozenset[Style], HeadsOf] = {
             frozenset({"column", "row"}): "local",
@@ -241,7 +241,7 @@ class Parameters:
 
     # -- the ends ------------------------------------------------------------------------------
 
-    def _first(self) -> list[DerivedWeight]:
+    def _first(self) -> list[TransformersWeight]:
         embedding = self._found.model.get_input_embeddings()
         path = self._found.paths[id(embedding)]
         for table in self._styles.tables:
@@ -249,9 +249,9 @@ class Parameters:
                 raise self._found.refusal("", f"cuts a table, {table}, that is not the tokens'")
         sizes = tuple(embedding.weight.shape)
         self._ends = {path}
-        return [DerivedWeight("embed", path, "vocab", "vocab", sizes=sizes, style="gather")]
+        return [TransformersWeight("embed", path, "vocab", "vocab", sizes=sizes, style="gather")]
 
-    def _last(self) -> list[DerivedWeight]:
+    def _last(self) -> list[TransformersWeight]:
         model = self._found.model
         head = model.get_output_embeddings()
         if type(head) is not nn.Linear:
@@ -268,10 +268,10 @@ class Parameters:
         sizes, bias = tuple(head.weight.shape), head.bias is not None
         if self.tied and bias:
             raise self._found.refusal(path, "is tied to the embedding, and has a bias")
-        head_weight = DerivedWeight("head", path, "vocab", "vocab", bias, sizes=sizes)
+        head_weight = TransformersWeight("head", path, "vocab", "vocab", bias, sizes=sizes)
         return [*self._norm(), head_weight]
 
-    def _norm(self) -> list[DerivedWeight]:
+    def _norm(self) -> list[TransformersWeight]:
         """The last norm, if it has weights: no other module outside of the layers may."""
         outside = [
             (path, module)
@@ -280,7 +280,7 @@ class Parameters:
             and not path.startswith(f"{self._path}.")
             and path not in self._ends
         ]
-        weights: list[DerivedWeight] = []
+        weights: list[TransformersWeight] = []
         for path, module in outside:
             own = own_parameters(module)
             plain = is_norm(module) and "weight" in own and own.keys() <= {"weight", "bias"}
@@ -300,9 +300,9 @@ class Parameters:
 
 def _replicated(
     role: str, name: str, sizes: tuple[int, ...], bias: bool = False, bare: bool = False
-) -> DerivedWeight:
-    return DerivedWeight(role, name, "replicated", "hidden", bias, sizes=sizes, bare=bare)
+) -> TransformersWeight:
+    return TransformersWeight(role, name, "replicated", "hidden", bias, sizes=sizes, bare=bare)
 
 
-def _above(weight: DerivedWeight) -> str:
+def _above(weight: TransformersWeight) -> str:
     return weight.role.rpartition(".")[0]

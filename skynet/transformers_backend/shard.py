@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import torch
 
-from skynet.architecture.generic import Derived
+from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.errors import StepFailed
 from skynet.layers.context import StepContext, make_context
-from skynet.layers.norm import AllSum
-from skynet.layers.pooler import Reader
-from skynet.layers.reuse import Pieces
+from skynet.layers.norm import AllReduce
+from skynet.layers.pooler import Pooler
+from skynet.layers.reuse import LoadedWeights
 from skynet.layers.shard_model import Result, ShardModel
 from skynet.layers.weights import Fetch, Progress
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.transformers_backend.attention import Slots
 from skynet.transformers_backend.body import Body
-from skynet.transformers_backend.loader import DerivedLoader
+from skynet.transformers_backend.loader import TransformersLoader
 from skynet.wire.step import Step
 
 
-class DerivedShard(ShardModel):
+class TransformersShard(ShardModel):
     """Computes one shard of one stage of a plan; the same from outside as a `ShardModel`."""
 
-    _arch: Derived
+    _arch: TransformersArchitecture
 
     def _load(
-        self, part: ShardPlan, fetch: Fetch, progress: Progress | None, pieces: Pieces | None
-    ) -> DerivedLoader:
+        self, part: ShardPlan, fetch: Fetch, progress: Progress | None, pieces: LoadedWeights | None
+    ) -> TransformersLoader:
         """As of `ShardModel`.
 
         Raises:
             ConfigurationError: Transformers is not the version that described the model.
         """
         arch, plan = self._arch, self._plan
-        load = DerivedLoader(arch, part, fetch, self._dtype, self._device, progress, pieces)
+        load = TransformersLoader(arch, part, fetch, self._dtype, self._device, progress, pieces)
         body = self._body = Body(arch, plan, part, self._dtype, self._device)
         if self.layers.start == 0:
             self.weight_bytes += body.load_tokens(load)
@@ -46,15 +46,17 @@ class DerivedShard(ShardModel):
         # The parent asks its stack to lay steps out, and its head for logits: no more.
         self._stack = _Stack(arch, plan, part, slots, self._dtype, self._device)  # type: ignore[assignment]
         self._encoder = self._embedding = None
-        self._head = self._reader = None
+        self._head = self._pooler = None
         if self.layers.stop == arch.num_layers:
             self.weight_bytes += body.load_head(load)
             self._head = body.head  # type: ignore[assignment]
-            self._reader = Reader(_LastNorm(body), None, None, arch.label_pooling, self._dtype)
+            self._pooler = Pooler(_LastNorm(body), None, None, arch.label_pooling, self._dtype)
         return load
 
     @torch.inference_mode()
-    def run(self, step: Step, span: Range, hidden: torch.Tensor | None, all_sum: AllSum) -> Result:
+    def run(
+        self, step: Step, span: Range, hidden: torch.Tensor | None, all_reduce: AllReduce
+    ) -> Result:
         """As `ShardModel.run`; the first shard has all of the hidden states after the span."""
         self._check(step, span, hidden)
         if self._stack is None:
@@ -64,7 +66,7 @@ class DerivedShard(ShardModel):
             for row in step.rows:
                 if row.source is not None:
                     self._stack.copy_slot(row.source, row.slot, row.start)
-        x = self._body.run(context, span.start, span.stop, hidden, all_sum)
+        x = self._body.run(context, span.start, span.stop, hidden, all_reduce)
         if span.stop == self._arch.num_layers:
             return None, self._candidates(step, x), self._vectors(step, x)
         return (x if self._shard == 0 else torch.zeros_like(x)), [], []
@@ -79,7 +81,7 @@ class _Stack:
 
     def __init__(
         self,
-        arch: Derived,
+        arch: TransformersArchitecture,
         plan: Plan,
         part: ShardPlan,
         slots: list[Slots],

@@ -10,7 +10,7 @@ import torch
 
 from skynet.errors import StepFailed
 from skynet.layers.context import StepContext
-from skynet.layers.norm import AllSum
+from skynet.layers.norm import AllReduce
 
 
 class Running:
@@ -20,10 +20,10 @@ class Running:
         self.start = self.stop = 0  # of the span; layers outside of it let hidden states through
         self.given: torch.Tensor | None = None  # hidden states before `start`, (1, tokens, hidden)
         self._context: StepContext | None = None
-        self._all_sum: AllSum | None = None
+        self._all_sum: AllReduce | None = None
 
-    def begin(self, context: StepContext | None, all_sum: AllSum | None) -> None:
-        self._context, self._all_sum = context, all_sum
+    def begin(self, context: StepContext | None, all_reduce: AllReduce | None) -> None:
+        self._context, self._all_sum = context, all_reduce
 
     def end(self) -> None:
         self._context = self._all_sum = self.given = None

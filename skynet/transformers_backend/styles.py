@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from skynet.architecture.generic import Style
+from skynet.architecture.transformers_model import Style
 from skynet.errors import UnsupportedModel
 from skynet.models.registry import KNOWN
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from skynet.architecture.generic import Derived
 from skynet.architecture.tensors import resolve_names
+from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import CheckpointError, UnsupportedModel
 from skynet.transformers_backend.attention import register_attention
@@ -21,7 +21,7 @@ from skynet.transformers_backend.skeleton import build
 SHOWN = 3
 
 
-def check_tensors(checkpoint: Checkpoint, arch: Derived) -> None:
+def check_tensors(checkpoint: Checkpoint, arch: TransformersArchitecture) -> None:
     """Raise UnsupportedModel, by name, if not; CheckpointError if tensors are missing."""
     names = _names(checkpoint, arch)
     known = set(names.values())
@@ -40,7 +40,7 @@ def check_tensors(checkpoint: Checkpoint, arch: Derived) -> None:
         )
 
 
-def _names(checkpoint: Checkpoint, arch: Derived) -> dict[str, str]:
+def _names(checkpoint: Checkpoint, arch: TransformersArchitecture) -> dict[str, str]:
     """As of `resolve_names`; missing tensors may be some that Transformers would convert."""
     try:
         return resolve_names(arch, checkpoint.tensors)
@@ -60,7 +60,9 @@ def _stored_buffers(model: Any) -> dict[str, torch.Tensor]:
     return {name: value for name, value in model.named_buffers() if name in stored}
 
 
-def _check_buffer(checkpoint: Checkpoint, arch: Derived, name: str, made: torch.Tensor) -> None:
+def _check_buffer(
+    checkpoint: Checkpoint, arch: TransformersArchitecture, name: str, made: torch.Tensor
+) -> None:
     """A buffer is made by the model, not read: it must be what the checkpoint has."""
     info = checkpoint.tensors[name]
     if tuple(info.shape) == tuple(made.shape):
@@ -75,7 +77,7 @@ def _check_buffer(checkpoint: Checkpoint, arch: Derived, name: str, made: torch.
     )
 
 
-def _is_ignored(model: Any, arch: Derived, name: str) -> bool:
+def _is_ignored(model: Any, arch: TransformersArchitecture, name: str) -> bool:
     """Does Transformers leave this tensor alone too, without a word?"""
     patterns: Iterable[str] = model._keys_to_ignore_on_load_unexpected or ()
     if any(re.search(pattern, name) for pattern in patterns):

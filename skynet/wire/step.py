@@ -17,7 +17,7 @@ from skynet.wire import codec
 
 
 @dataclass(frozen=True)
-class Want:
+class LogitsRequest:
     """Which candidates for the next token a row needs from each vocabulary shard.
 
     top: the `top` largest logits (0: no limit).
@@ -44,7 +44,7 @@ class Want:
         return [*plain, np.asarray(self.ids, dtype=np.int32), self.logprobs]
 
     @classmethod
-    def unpack(cls, data: list[Any]) -> Want:
+    def unpack(cls, data: list[Any]) -> LogitsRequest:
         top, floor, temperature, *more = data
         if not more:
             return cls(top, floor, temperature)
@@ -53,7 +53,7 @@ class Want:
 
 
 @dataclass(frozen=True)
-class Read:
+class TextTask:
     """What is read of a row that is a whole text, instead of its next token.
 
     task: `embed` and `classify` give a vector; `fill-mask` gives candidates for each of
@@ -69,7 +69,7 @@ class Read:
     top: int = 5
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> Read:
+    def of(cls, fields: Mapping[str, Any]) -> TextTask:
         """From the fields by their names, as JSON has them."""
         return cls(**{**fields, "positions": tuple(fields["positions"])})
 
@@ -82,7 +82,7 @@ class Read:
         return [self.task, self.pooling, self.normalize, positions, self.top]
 
     @classmethod
-    def unpack(cls, data: list[Any]) -> Read:
+    def unpack(cls, data: list[Any]) -> TextTask:
         task, pooling, normalize, positions, top = data
         return cls(task, pooling, normalize, tuple(positions.tolist()), top)
 
@@ -101,31 +101,38 @@ class Row:
     start: int
     tokens: tuple[int, ...]
     prompt_length: int  # ropes that are stretched by a length look at it
-    want: Want | None = None  # None: no logits, a prompt's earlier chunk
+    logits_request: LogitsRequest | None = None  # None: no logits, a prompt's earlier chunk
     source: int | None = None
-    read: Read | None = None  # of a row that is a whole text
-    memory: tuple[int, int] | None = None
+    text_task: TextTask | None = None  # of a row that is a whole text
+    encoder_kv: tuple[int, int] | None = None
 
     @property
     def stop(self) -> int:
         return self.start + len(self.tokens)
 
     def pack(self) -> list[Any]:
-        want = None if self.want is None else self.want.pack()
-        read = None if self.read is None else self.read.pack()
-        memory = None if self.memory is None else list(self.memory)
-        extra: list[Any] = [self.source, read, memory]
+        logits_request = None if self.logits_request is None else self.logits_request.pack()
+        text_task = None if self.text_task is None else self.text_task.pack()
+        encoder_kv = None if self.encoder_kv is None else list(self.encoder_kv)
+        extra: list[Any] = [self.source, text_task, encoder_kv]
         while extra and extra[-1] is None:
             extra.pop()
-        return [self.slot, self.start, list(self.tokens), self.prompt_length, want, *extra]
+        return [
+            self.slot,
+            self.start,
+            list(self.tokens),
+            self.prompt_length,
+            logits_request,
+            *extra,
+        ]
 
     @classmethod
     def unpack(cls, data: list[Any]) -> Row:
-        slot, start, tokens, prompt_length, want, *more = data
-        wanted = None if want is None else Want.unpack(want)
-        source, read, memory = (*more, None, None, None)[:3]
-        asked = None if read is None else Read.unpack(read)
-        place = None if memory is None else (memory[0], memory[1])
+        slot, start, tokens, prompt_length, logits_request, *more = data
+        wanted = None if logits_request is None else LogitsRequest.unpack(logits_request)
+        source, text_task, encoder_kv = (*more, None, None, None)[:3]
+        asked = None if text_task is None else TextTask.unpack(text_task)
+        place = None if encoder_kv is None else (encoder_kv[0], encoder_kv[1])
         return cls(slot, start, tuple(tokens), prompt_length, wanted, source, asked, place)
 
 
@@ -199,7 +206,7 @@ class Part:
 
     `hidden` is its partial of the hidden states at the span's end, (tokens, hidden) float32, the
     residual in shard 0's; None after the last layer, where `candidates` has one entry a row with a
-    `want` or a mask, and shard 0's `vectors` one a row that is to be read as such.
+    `logits_request` or a mask, and shard 0's `vectors` one a row that is to be read as such.
     """
 
     hidden: npt.NDArray[np.float32] | None = None

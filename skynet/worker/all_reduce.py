@@ -8,7 +8,7 @@ import torch
 from skynet.store.exchange import BFLOAT16, FLOAT32, Exchange, Frame
 
 
-class AllSum:
+class AllReduce:
     """Sums partials over a stage's shards, for one span of one step.
 
     Positions number the sums of a step, after the embedding's; how many a layer has is the

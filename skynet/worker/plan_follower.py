@@ -50,7 +50,7 @@ class Place:
     guard: StepGuard
 
 
-class Keeper:
+class PlanFollower:
     """One worker's place.
 
     consumes: may messages come, and only this worker's? Asked until it is true; then the worker

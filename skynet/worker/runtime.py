@@ -30,7 +30,7 @@ from skynet.wire import keys
 from skynet.wire.keys import Address
 from skynet.wire.step import Part, Step
 from skynet.worker.memory import free_memory
-from skynet.worker.plan_follower import Keeper, Place
+from skynet.worker.plan_follower import Place, PlanFollower
 
 if TYPE_CHECKING:
     from skynet.chords.app import SkynetCelery
@@ -60,7 +60,7 @@ class ShardRuntime:
             asked_threads=settings().threads or 0,
         )
         self.lease = Lease(self.member, settings().lease_s, free_bytes=free_memory)
-        self.keeper = Keeper(self.lease, self._consumes)
+        self.plan_follower = PlanFollower(self.lease, self._consumes)
         self.left = False  # nobody needs this process any more
         self._client = connect()
         self._consumer: Any = None
@@ -75,7 +75,7 @@ class ShardRuntime:
     def start(self) -> None:
         """Begin to hold the lease and to look for a place."""
         self.lease.start()
-        self.keeper.start()
+        self.plan_follower.start()
 
     def ready(self, consumer: Any) -> None:
         """Celery runs from here on; what it consumes follows the worker's place."""
@@ -93,15 +93,15 @@ class ShardRuntime:
 
     def stop(self) -> None:
         """Give the lease back."""
-        self.keeper.stop()
+        self.plan_follower.stop()
         self.lease.stop()
 
     def settle(self) -> None:
         """In Celery's thread, now and then: consume the queue of the place, and no other."""
         self._settled = time.monotonic()
-        if self.member.state == FAILED and self.keeper.place is not None:
+        if self.member.state == FAILED and self.plan_follower.place is not None:
             self.lease.update(state=LOADING, problem="")  # it moves again
-        place = self.keeper.place
+        place = self.plan_follower.place
         if place is not self._place:
             if self._place is not None:
                 self._place.exchange.close()
@@ -178,7 +178,7 @@ class ShardRuntime:
             Ignore: the message is stale, a duplicate or another's; nothing changes.
             StepFailed: this shard, or a peer it waited for, could not.
         """
-        place = self.keeper.place
+        place = self.plan_follower.place
         if place is None or place.plan.epoch != epoch:
             self._not_of_my_plan(request, place, epoch, number, (start, stop, rows, hidden))
             raise Ignore
@@ -202,7 +202,7 @@ class ShardRuntime:
 
         A process that was stopped and wakes up may take a message meant for its successor.
         """
-        known = max(self.keeper.epoch, place.plan.epoch if place else 0)
+        known = max(self.plan_follower.epoch, place.plan.epoch if place else 0)
         plan = Plans(self._client).current()
         if epoch < known or plan is None or plan.epoch != epoch:
             logger.debug("step %d of epoch %d is stale, dropped", number, epoch)
@@ -228,30 +228,30 @@ class ShardRuntime:
     def _compute(self, place: Place, step: Step, span: Range, hidden: bytes | None) -> Part:
         import torch
 
-        from skynet.worker.all_reduce import AllSum
+        from skynet.worker.all_reduce import AllReduce
 
-        if self.keeper.threads_changed:
-            torch.set_num_threads(self.keeper.threads_changed)
-            self.keeper.threads_changed = 0
+        if self.plan_follower.threads_changed:
+            torch.set_num_threads(self.plan_follower.threads_changed)
+            self.plan_follower.threads_changed = 0
         exchange = place.exchange
         started, exchange.waited_s = time.perf_counter(), 0.0
         key = keys.step_key(step.epoch, step.number)
         exchange.still_wanted = lambda: (
-            self.keeper.place is place and bool(self._client.exists(key))
+            self.plan_follower.place is place and bool(self._client.exists(key))
         )
         first = place.model.first_sum(span.start)
-        all_sum = AllSum(exchange, step.epoch, step.number, first, settings().exchange_dtype)
+        all_reduce = AllReduce(exchange, step.epoch, step.number, first, settings().exchange_dtype)
         try:
             before = None
             if hidden is not None:
                 array = np.frombuffer(bytearray(hidden), dtype=np.float32)
                 before = torch.from_numpy(array.reshape(step.num_tokens, -1))
-            partial, candidates, vectors = place.model.run(step, span, before, all_sum)
+            partial, candidates, vectors = place.model.run(step, span, before, all_reduce)
         except Exception as error:
             cause = (
                 str(error) if isinstance(error, PeerLost) else f"{type(error).__name__}: {error}"
             )
-            exchange.abort(step.epoch, step.number, all_sum.position, cause)
+            exchange.abort(step.epoch, step.number, all_reduce.position, cause)
             if isinstance(error, PeerLost):
                 raise
             raise ShardFailed(
@@ -295,7 +295,7 @@ class ShardRuntime:
         self, parts: list[bytes], epoch: int, number: int, layer: int, spent_s: float
     ) -> None:
         """Sum the parts of a span, in shard order, and send the chord that starts at `layer`."""
-        place = self.keeper.place
+        place = self.plan_follower.place
         if place is None or place.plan.epoch != epoch or number not in place.guard.steps:
             logger.info("step %d of epoch %d is stale, not advanced", number, epoch)
             return

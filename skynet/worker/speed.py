@@ -8,7 +8,7 @@ import torch
 
 from skynet.layers.linear import Linear
 
-ROWS, COLUMNS, LEAST_S = 2048, 2048, 0.03
+ROWS, COLUMNS, MIN_S = 2048, 2048, 0.03
 
 
 def measure_speed(device: str, dtype: torch.dtype = torch.float32) -> float:
@@ -24,7 +24,7 @@ def measure_speed(device: str, dtype: torch.dtype = torch.float32) -> float:
     try:
         with torch.inference_mode():
             product(row)
-            best, until = float("inf"), time.perf_counter() + LEAST_S
+            best, until = float("inf"), time.perf_counter() + MIN_S
             while time.perf_counter() < until:
                 started = time.perf_counter()
                 product(row)

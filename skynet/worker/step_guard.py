@@ -16,7 +16,7 @@ from skynet.wire.step import Row, Step
 
 REMEMBERED_SPANS = 4096
 REMEMBERED_STEPS = 64
-SLOT, MEMORY = "slot", "memory"
+SLOT, ENCODER_KV = "slot", "encoder KV"
 
 
 # Where keys and values lie: a sequence's slot, or the place of a text that an encoder has read.
@@ -81,13 +81,13 @@ class StepGuard:
                 self._filled[where] = row.stop
 
     def _kind(self, step: Step) -> str:
-        return MEMORY if step.start < self.encoder_layers else SLOT
+        return ENCODER_KV if step.start < self.encoder_layers else SLOT
 
     def _check_before(self, step: Step, row: Row, where: Where) -> None:
         """Is all there that a row goes on from?"""
-        if row.memory is not None:
-            place, length = row.memory
-            self._check_source(step, (MEMORY, place), length)
+        if row.encoder_kv is not None:
+            place, length = row.encoder_kv
+            self._check_source(step, (ENCODER_KV, place), length)
         if row.source is not None:
             self._check_source(step, (SLOT, row.source), row.start)
         elif row.start > self._filled.get(where, 0):

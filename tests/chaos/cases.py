@@ -11,7 +11,7 @@ from tests.chaos.load import Case
 
 PARITY = Path(__file__).parents[1] / "parity"
 NUM_GREEDY, NUM_SAMPLED, NUM_STOPPED, NUM_SEARCHED = 6, 4, 2, 2
-MOST_SEARCHED = 60  # tokens: their readers see nothing until the end
+MAX_SEARCHED = 60  # tokens: their readers see nothing until the end
 LENGTHS = (8, 24, 60, 100, 150, 200)
 
 
@@ -44,7 +44,7 @@ def make_cases(chance: random.Random, vocab_size: int, most: int) -> list[Case]:
         for i in range(NUM_SAMPLED)
     ]
     searched = [
-        Case(prompt(), min(lengths[-1 - i], MOST_SEARCHED), num_beams=2 + i)
+        Case(prompt(), min(lengths[-1 - i], MAX_SEARCHED), num_beams=2 + i)
         for i in range(NUM_SEARCHED)
     ]
     return greedy + sampled + searched

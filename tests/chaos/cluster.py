@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import redis
 
-from skynet.local.reaper import Guardian
+from skynet.local.reaper import Reaper
 from skynet.wire import keys
 from tests.chaos.server import PersistentServer
 from tests.cluster.proxy import Proxy
@@ -98,7 +98,7 @@ class ChaosCluster:
         self._num_spares, self._num_orchestrators = spares, orchestrators
         self._chance = random.Random(chance.random())  # the supervisor's alone
         self._environment = {**os.environ, **ENVIRONMENT, **environment}
-        self._guardian = Guardian()
+        self._reaper = Reaper()
         self._lock = threading.RLock()
         self._end = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, daemon=True)
@@ -137,17 +137,17 @@ class ChaosCluster:
                 slot.process.wait()
         self.server.stop()
         self.proxy.stop()
-        self._guardian.close()
+        self._reaper.close()
 
     def start_redis(self) -> None:
         self.server.start()
-        self._guardian.watch(self.server.pid)
+        self._reaper.watch(self.server.pid)
 
     def restart_redis(self, down_s: float) -> None:
         """Redis is gone for `down_s` seconds and comes back with its data."""
-        self._guardian.forget(self.server.pid)
+        self._reaper.forget(self.server.pid)
         self.server.restart(down_s)
-        self._guardian.watch(self.server.pid)
+        self._reaper.watch(self.server.pid)
 
     def connect(self) -> redis.Redis:
         """A client past the proxy."""
@@ -230,7 +230,7 @@ class ChaosCluster:
                 cwd=ROOT,
                 start_new_session=True,
             )
-        self._guardian.watch(process.pid)
+        self._reaper.watch(process.pid)
         return process
 
     # -- the supervisor ------------------------------------------------------------------------
@@ -259,7 +259,7 @@ class ChaosCluster:
 
     def _note_exit(self, slot: Slot) -> None:
         code = slot.process.returncode
-        self._guardian.forget(slot.process.pid)
+        self._reaper.forget(slot.process.pid)
         if slot.killed:
             return
         if code == -signal.SIGTERM and slot.left_at and not slot.was_up():

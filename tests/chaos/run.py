@@ -51,7 +51,7 @@ class Plan:
     gap_s: float
     overlap: int
     request_timeout_s: float
-    most_tokens: int
+    max_tokens: int
     chord_span: str
 
 
@@ -108,7 +108,7 @@ class Run:
             client.submit_prompt([1], max_tokens=2, timeout=READY_S).get()
             wait_for("every worker to run", self.cluster.all_alive, READY_S)
             checkpoint = open_checkpoint(plan.model, settings().cache_dir)
-            return undisturbed_answers(client, checkpoint, self.chance, plan.most_tokens, self.say)
+            return undisturbed_answers(client, checkpoint, self.chance, plan.max_tokens, self.say)
         finally:
             client.close()
 

@@ -23,14 +23,14 @@ class WarmupFailed(Exception):
 
 
 def undisturbed_answers(
-    client: Client, checkpoint: Checkpoint, chance: random.Random, most_tokens: int, say: Say
+    client: Client, checkpoint: Checkpoint, chance: random.Random, max_tokens: int, say: Say
 ) -> dict[Case, list[int]]:
     """Each case's tokens: Transformers' where greedy, and the same each time they are asked for.
 
     Raises:
         WarmupFailed: they are not.
     """
-    cases = make_cases(chance, int(checkpoint.config["vocab_size"]), most_tokens)
+    cases = make_cases(chance, int(checkpoint.config["vocab_size"]), max_tokens)
     found = _ask(client, cases, say)
     say("Transformers' own answers")
     for case, expected in greedy_answers(checkpoint.path, cases).items():

@@ -15,14 +15,14 @@ import torch
 from safetensors import safe_open
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.generic import KEY
 from skynet.architecture.tensors import resolve_names, staged_tensors
+from skynet.architecture.transformers_model import KEY
 from skynet.models.registry import FAMILIES, load_architecture, settled
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.planning.split import make_plan
 from skynet.transformers_backend.derive import derive
-from skynet.wire.step import Candidates, Row, Step, Want
+from skynet.wire.step import Candidates, LogitsRequest, Row, Step
 from skynet.worker.shard_class import shard_class
 
 WAIT_S = 30.0
@@ -63,7 +63,7 @@ class Exchange:
         self._partials: list[torch.Tensor | None] = [None] * shards
         self._barrier = threading.Barrier(shards)
 
-    def all_sum(self, shard: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    def all_reduce(self, shard: int) -> Callable[[torch.Tensor], torch.Tensor]:
         def total(partial: torch.Tensor) -> torch.Tensor:
             assert partial.is_contiguous()
             self._partials[shard] = partial
@@ -153,7 +153,7 @@ class Cluster:
             torch.set_num_threads(1)
             try:
                 model = self.models[stage][shard]
-                return model.run(step, span, hidden, exchange.all_sum(shard))
+                return model.run(step, span, hidden, exchange.all_reduce(shard))
             except BaseException:
                 exchange.abort()
                 raise
@@ -206,15 +206,15 @@ def generate(
             known = request.prompt + request.tokens
             new = known[request.done :][:chunk]
             ready = request.done + len(new) == len(known)
-            want = Want() if ready else None
+            logits_request = LogitsRequest() if ready else None
             prompt_length = len(request.prompt)
-            rows.append(Row(request.slot, request.done, tuple(new), prompt_length, want))
+            rows.append(Row(request.slot, request.done, tuple(new), prompt_length, logits_request))
             advanced.append(request)
             request.done += len(new)
         if rows:
             results = iter(cluster.step(rows, layers_per_chord))
             for request, row in zip(advanced, rows, strict=True):
-                if row.want is not None:
+                if row.logits_request is not None:
                     request.tokens.append(best(next(results)))
         number += 1
     return [request.tokens for request in requests]
@@ -222,7 +222,7 @@ def generate(
 
 def last_logits(cluster: Cluster, arch: Architecture, prompt: list[int], span: int) -> np.ndarray:
     """(vocab,) after the whole prompt in one step."""
-    row = Row(0, 0, tuple(prompt), len(prompt), Want(top=0))
+    row = Row(0, 0, tuple(prompt), len(prompt), LogitsRequest(top=0))
     return full_logits(cluster.step([row], span)[0], arch.vocab_size)
 
 

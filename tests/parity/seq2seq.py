@@ -14,7 +14,7 @@ import transformers
 from harness import Checkpoint, Cluster, full_logits
 from model_families import encoder_decoder_config
 
-from skynet.wire.step import Row, Want
+from skynet.wire.step import LogitsRequest, Row
 
 # Two of one length, which are read in one call, and others.
 TEXTS = [
@@ -136,7 +136,9 @@ def decoder_logits(
     vocab_size, found = cluster.arch.vocab_size, []
     bounds = [0, *range(min(3, len(tokens)), len(tokens) + 1)]
     for start, stop in pairwise(bounds):
-        row = Row(5, start, tuple(tokens[start:stop]), 1, Want(top=0), memory=(place, length))
+        row = Row(
+            5, start, tuple(tokens[start:stop]), 1, LogitsRequest(top=0), encoder_kv=(place, length)
+        )
         found.append(full_logits(cluster.step([row], span)[0], vocab_size))
     return found
 
@@ -155,8 +157,10 @@ def translate(
             count = number - index
             if 0 <= count < NEW_TOKENS:
                 token = [start, *answers[index]][count]
-                memory = (index, len(text))
-                rows.append(Row(slot, count, (token,), 1, Want(top=0), memory=memory))
+                encoder_kv = (index, len(text))
+                rows.append(
+                    Row(slot, count, (token,), 1, LogitsRequest(top=0), encoder_kv=encoder_kv)
+                )
                 running.append(index)
         found = cluster.step(rows, span) if rows else []
         for index, offers in zip(running, found, strict=True):

@@ -16,7 +16,7 @@ import transformers
 from harness import Checkpoint, Cluster
 
 from skynet.planning.split import make_plan
-from skynet.wire.step import Row, Want
+from skynet.wire.step import LogitsRequest, Row
 
 SIZES = {  # of SmolLM2-135M
     "vocab_size": 49152,
@@ -31,7 +31,7 @@ CONTEXT, ROUNDS, BATCHES = 64, 25, (1, 8)
 
 
 def step_s(cluster: Cluster, position: int, batch: int) -> float:
-    rows = [Row(slot, position, (slot + 5,), CONTEXT, Want()) for slot in range(batch)]
+    rows = [Row(slot, position, (slot + 5,), CONTEXT, LogitsRequest()) for slot in range(batch)]
     started = time.perf_counter()
     cluster.step(rows, layers_per_chord=99)
     return time.perf_counter() - started

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from model_families import FAMILIES, NEVER_TIED
 from references import save_random_model
 
-from skynet.wire.step import Row, Want
+from skynet.wire.step import LogitsRequest, Row
 
 PROMPT = [5, 6, 7, 30, 2, 9, 11, 3, 27, 1]
 CHUNK = 4  # of the prompt that is computed first; then the rest but two tokens, then those
@@ -148,6 +148,6 @@ def _logits(cluster: Cluster, vocab_size: int, span: int) -> dict[int, np.ndarra
     count = len(PROMPT)
     found = {}
     for start, stop in [(0, CHUNK), (CHUNK, count - 2), (count - 2, count - 1), (count - 1, count)]:
-        row = Row(1, start, tuple(PROMPT[start:stop]), count, Want(top=0))
+        row = Row(1, start, tuple(PROMPT[start:stop]), count, LogitsRequest(top=0))
         found[stop - 1] = full_logits(cluster.step([row], span)[0], vocab_size)
     return found

@@ -17,9 +17,9 @@ from model_families import ENCODER_HEADS, ENCODERS
 from references import Encoder, save_random_encoder
 from transformers import TextClassificationPipeline
 
-from skynet.engine.text_answers import Reading
+from skynet.engine.text_answers import TextAnswer
 from skynet.request.task_names import CLASSIFY, EMBED, FILL_MASK, POOLINGS
-from skynet.wire.step import Read, Row
+from skynet.wire.step import Row, TextTask
 
 ACTIVATIONS = ["gelu", "gelu_new", "relu", "silu"]
 BERT: dict[str, list[Any]] = {
@@ -65,8 +65,8 @@ NAMES = {
 }
 PROBLEMS = [None, "regression", "multi_label_classification"]
 ONE_OF_SEVERAL = "single_label_classification"
-MOST_TOKENS = 20
-MOST_OFFSET = 6  # of RoBERTa's positions, which come on top
+MAX_TOKENS = 20
+MAX_OFFSET = 6  # of RoBERTa's positions, which come on top
 
 
 @st.composite
@@ -82,7 +82,7 @@ def configs(draw: st.DrawFn, family: str, head: str) -> dict[str, Any]:
         # Wide ones are cut by multiples.
         "intermediate_size": draw(st.integers(5, 70) | st.just(777)),
         "vocab_size": draw(st.integers(11, 90) | st.just(777)),
-        "max_position_embeddings": MOST_TOKENS + MOST_OFFSET,
+        "max_position_embeddings": MAX_TOKENS + MAX_OFFSET,
         "initializer_range": 0.2,
         "tie_word_embeddings": draw(st.booleans()),
     }
@@ -120,29 +120,29 @@ def test_any_encoder_in_any_shape(family: str, head: str, data: st.DataObject) -
     arch = encoder.checkpoint.arch
     texts = data.draw(some_texts(arch.vocab_size), label="texts")
     rows = [
-        Row(slot, 0, tuple(text), len(text), read=data.draw(reads(arch.tasks, len(text))))
+        Row(slot, 0, tuple(text), len(text), text_task=data.draw(reads(arch.tasks, len(text))))
         for slot, text in enumerate(texts)
     ]
     # When they are read in one step, in any shape
     stages = data.draw(st.integers(1, arch.num_layers), label="stages")
     shards = data.draw(st.integers(1, arch.num_heads), label="shards")
     span = data.draw(st.integers(1, arch.num_layers), label="layers per chord")
-    cluster = cluster_of(encoder.checkpoint, stages, shards, num_slots=5, slot_tokens=MOST_TOKENS)
+    cluster = cluster_of(encoder.checkpoint, stages, shards, num_slots=5, slot_tokens=MAX_TOKENS)
     try:
         candidates, vectors = (iter(found) for found in cluster.read(rows, span))
     finally:
         cluster.close()
     # Then what is read is the same, as far as float32 goes
     for row in rows:
-        if row.read.is_vector:
+        if row.text_task.is_vector:
             found = next(vectors)
         else:
-            offers = [next(candidates) for _ in row.read.positions]
+            offers = [next(candidates) for _ in row.text_task.positions]
             found = np.stack([full_logits(offer, arch.vocab_size) for offer in offers])
         expected = expectation(encoder, row)
         tolerance = 1e-4 * max(1.0, float(np.abs(expected).max()))
         np.testing.assert_allclose(found, expected, atol=tolerance, rtol=0)
-        if row.read.task == CLASSIFY:
+        if row.text_task.task == CLASSIFY:
             check_scores(encoder, found)
     assert next(candidates, None) is next(vectors, None) is None
 
@@ -150,7 +150,7 @@ def test_any_encoder_in_any_shape(family: str, head: str, data: st.DataObject) -
 @st.composite
 def some_texts(draw: st.DrawFn, vocab_size: int) -> list[list[int]]:
     """Of few different lengths: those that are equal are computed together."""
-    any_length = st.integers(1, 6) | st.integers(7, MOST_TOKENS)
+    any_length = st.integers(1, 6) | st.integers(7, MAX_TOKENS)
     lengths = draw(st.lists(any_length, min_size=1, max_size=3))
     token = st.integers(0, vocab_size - 1)
     chosen = draw(st.lists(st.sampled_from(lengths), min_size=1, max_size=5))
@@ -158,27 +158,27 @@ def some_texts(draw: st.DrawFn, vocab_size: int) -> list[list[int]]:
 
 
 @st.composite
-def reads(draw: st.DrawFn, tasks: tuple[str, ...], length: int) -> Read:
+def reads(draw: st.DrawFn, tasks: tuple[str, ...], length: int) -> TextTask:
     """Something that can be read of a text of this length; of masks all logits."""
     task = draw(st.sampled_from(tasks))
     if task == EMBED:
-        return Read(task, draw(st.sampled_from(POOLINGS)), draw(st.booleans()))
+        return TextTask(task, draw(st.sampled_from(POOLINGS)), draw(st.booleans()))
     if task == FILL_MASK:
         places = st.lists(st.integers(0, length - 1), min_size=1, unique=True)
-        return Read(task, positions=tuple(draw(places)), top=0)
-    return Read(task)
+        return TextTask(task, positions=tuple(draw(places)), top=0)
+    return TextTask(task)
 
 
 def expectation(encoder: Encoder, row: Row) -> np.ndarray:
     """The same of Transformers."""
-    text, read = list(row.tokens), row.read
+    text, read = list(row.tokens), row.text_task
     if read.task == EMBED:
         return pooled(encoder.hidden_states(text), read)
     logits = encoder.outputs(text).logits[0].numpy()
     return logits[list(read.positions)] if read.task == FILL_MASK else logits
 
 
-def pooled(states: np.ndarray, read: Read) -> np.ndarray:
+def pooled(states: np.ndarray, read: TextTask) -> np.ndarray:
     """As sentence-transformers pools them."""
     vector = {
         "cls": states[0],
@@ -195,7 +195,7 @@ def check_scores(encoder: Encoder, logits: np.ndarray) -> None:
     pipeline.model = encoder.model
     made = pipeline.postprocess({"logits": torch.tensor(logits)[None]}, top_k=None)
     expected = {item["label"]: item["score"] for item in made}
-    answer = Reading(Read(CLASSIFY), encoder.checkpoint.arch, str).answer(logits)["labels"]
+    answer = TextAnswer(TextTask(CLASSIFY), encoder.checkpoint.arch, str).answer(logits)["labels"]
     found = {item["label"]: item["score"] for item in answer}
     assert found.keys() == expected.keys()
     for label, score in expected.items():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from model_families import ENCODER_DECODERS
 from seq2seq import Translator, make_translator
 
-from skynet.wire.step import Row, Want
+from skynet.wire.step import LogitsRequest, Row
 
 FLAG = [False, True]
 ACTIVATIONS = ["gelu", "gelu_new", "relu", "silu"]
@@ -49,7 +49,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
 LEARNED_POSITIONS = ("bart", "mbart")  # of others the hidden states are an even number
 # Its padding: how Transformers counts a decoder's other tokens depends on how it is given them.
 WITHOUT_POSITION = {"m2m_100": 1}
-MOST_TOKENS, SLOTS = 20, 6
+MAX_TOKENS, SLOTS = 20, 6
 
 
 @st.composite
@@ -83,7 +83,7 @@ def configs(draw: st.DrawFn, family: str) -> dict[str, Any]:
         shared = fields["share_encoder_decoder_embeddings"]
         fields["decoder_vocab_size"] = fields["vocab_size"] if shared else draw(vocabulary)
         fields["pad_token_id"] = draw(st.integers(0, 10))
-    return fields | {"max_position_embeddings": MOST_TOKENS, "init_std": 0.2}
+    return fields | {"max_position_embeddings": MAX_TOKENS, "init_std": 0.2}
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,14 @@ def test_any_encoder_decoder_in_any_shape(family: str, data: st.DataObject) -> N
     answers = data.draw(some_answers(given_token, len(texts)), label="answers")
     # When the texts are read in one step, and the answers computed side by side, in any shape
     stages = data.draw(st.integers(1, arch.total_layers), label="stages")
-    shards = data.draw(st.integers(1, arch.most_shards), label="shards")
+    shards = data.draw(st.integers(1, arch.max_shards), label="shards")
     span = data.draw(st.integers(1, arch.total_layers), label="layers per chord")
-    cluster = cluster_of(found.checkpoint, stages, shards, num_slots=SLOTS, slot_tokens=MOST_TOKENS)
+    cluster = cluster_of(found.checkpoint, stages, shards, num_slots=SLOTS, slot_tokens=MAX_TOKENS)
     try:
         rows = [Row(place, 0, tuple(text), 1) for place, text in zip(places, texts, strict=True)]
         assert cluster.step(rows, span, start=0) == []
-        memories = [(row.slot, len(row.tokens)) for row in rows]
-        logits = decode(cluster, answers, memories, span)
+        encoder_kvs = [(row.slot, len(row.tokens)) for row in rows]
+        logits = decode(cluster, answers, encoder_kvs, span)
     finally:
         cluster.close()
     # Then the logits are the same, as far as float32 goes
@@ -162,7 +162,7 @@ Logits = dict[tuple[int, int], np.ndarray]  # by the number of an answer and the
 
 
 def decode(
-    cluster: Cluster, answers: list[Answer], memories: list[tuple[int, int]], span: int
+    cluster: Cluster, answers: list[Answer], encoder_kvs: list[tuple[int, int]], span: int
 ) -> Logits:
     """First the chunks, then a step for each of the tokens that follow."""
     found: Logits = {}
@@ -174,9 +174,15 @@ def decode(
             start = stop - 1 if step else 0
             if stop <= len(answer.tokens) and (step or answer.source is None):
                 source = answer.source if step == 1 else None
-                tokens, memory = tuple(answer.tokens[start:stop]), memories[answer.text]
+                tokens, encoder_kv = tuple(answer.tokens[start:stop]), encoder_kvs[answer.text]
                 rows[number] = Row(
-                    answer.slot, start, tokens, 1, Want(top=0), source, memory=memory
+                    answer.slot,
+                    start,
+                    tokens,
+                    1,
+                    LogitsRequest(top=0),
+                    source,
+                    encoder_kv=encoder_kv,
                 )
         offers = cluster.step(list(rows.values()), span)
         for (number, row), own in zip(rows.items(), offers, strict=True):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from seq2seq import VARIANTS, make_translator
 
 from skynet.check import check_model
-from skynet.check.reference_weights import TheirWeights
+from skynet.check.reference_weights import ReferenceWeights
 from skynet.cli import main
 from skynet.errors import PlanError
 
@@ -36,14 +36,14 @@ def test_a_family_is_equal(
 ) -> None:
     # Given a look at what of their model has weights, whenever it is given some
     held: list[str] = []
-    fill = TheirWeights.fill
+    fill = ReferenceWeights.fill
 
-    def spied(self: TheirWeights, module: torch.nn.Module, path: str) -> None:
+    def spied(self: ReferenceWeights, module: torch.nn.Module, path: str) -> None:
         parameters = self._model.named_parameters()
         held.extend(name for name, value in parameters if not value.is_meta)
         fill(self, module, path)
 
-    monkeypatch.setattr(TheirWeights, "fill", spied)
+    monkeypatch.setattr(ReferenceWeights, "fill", spied)
     make_translator(family, {}, tmp_path)
     # When
     report = check_model(str(tmp_path), *shape)

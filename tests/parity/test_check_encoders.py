@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from skynet.check import check_model
 from skynet.check.compare import Difference
-from skynet.check.reference_weights import TheirWeights
+from skynet.check.reference_weights import ReferenceWeights
 from skynet.check.report import Answer
 from skynet.checkpoint.checkpoint import Checkpoint
 
@@ -36,14 +36,14 @@ def test_an_encoder_is_equal(
 ) -> None:
     # Given a look at what of their model has weights, whenever it is given some
     held: list[str] = []
-    fill = TheirWeights.fill
+    fill = ReferenceWeights.fill
 
-    def spied(self: TheirWeights, module: torch.nn.Module, path: str) -> None:
+    def spied(self: ReferenceWeights, module: torch.nn.Module, path: str) -> None:
         parameters = self._model.named_parameters()
         held.extend(name for name, value in parameters if not value.is_meta)
         fill(self, module, path)
 
-    monkeypatch.setattr(TheirWeights, "fill", spied)
+    monkeypatch.setattr(ReferenceWeights, "fill", spied)
     save(family, head, tmp_path)
     # When
     report = check_model(str(tmp_path), 2, 2)

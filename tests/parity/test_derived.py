@@ -19,11 +19,11 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from skynet.architecture.generic import KEY
+from skynet.architecture.transformers_model import KEY
 from skynet.errors import UnsupportedModel
 from skynet.models.registry import FAMILIES
 from skynet.transformers_backend.derive import derive
-from skynet.wire.step import Read, Row
+from skynet.wire.step import Row, TextTask
 from tests.transformers_types import REFUSED, RUN, TRANSFORMERS
 
 # Stages, shards, layers per chord. Heads over 3 shards are 2, 1 and 3, in 2 KV groups.
@@ -167,9 +167,10 @@ def test_a_text_is_read_as_its_last_hidden_states(reference: Callable[..., Refer
     # Given what a decoder with the files of sentence-transformers is asked for
     found = reference("arcee")
     cluster = cluster_of(found.checkpoint, 2, 2)
-    read = Read("embed", pooling="mean")
+    read = TextTask("embed", pooling="mean")
     rows = [
-        Row(slot, 0, tuple(prompt), len(prompt), read=read) for slot, prompt in enumerate(PROMPTS)
+        Row(slot, 0, tuple(prompt), len(prompt), text_task=read)
+        for slot, prompt in enumerate(PROMPTS)
     ]
     # When
     try:

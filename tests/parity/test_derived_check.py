@@ -14,7 +14,7 @@ from references import save_random_model
 from torch import nn
 from transformers.models.arcee.modeling_arcee import ArceeMLP, ArceeModel
 
-from skynet.architecture.generic import Derived
+from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.check import check_model
 from skynet.check.self_test import self_test
 from skynet.check.skynet_shards import CheckpointFetch
@@ -158,7 +158,7 @@ def test_what_looks_back_at_the_embedding_is_refused(
     monkeypatch.setattr(ArceeModel, "forward", _looking_back(ArceeModel.forward))
     checkpoint = open_model(str(arcee), arcee)
     arch = load_architecture(checkpoint.config)
-    assert isinstance(arch, Derived)
+    assert isinstance(arch, TransformersArchitecture)
     # When / Then
     with pytest.raises(UnsupportedModel, match=r"'arcee'.*differ in layer 0 by inf"):
         self_test(checkpoint, arch, 2)

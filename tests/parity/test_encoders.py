@@ -12,7 +12,7 @@ from model_families import ENCODERS
 from references import Encoder, save_random_encoder
 
 from skynet.engine.text_answers import predictions
-from skynet.wire.step import Read, Row
+from skynet.wire.step import Row, TextTask
 
 LAYER, STAGE = 1, 99
 SHAPES = [(1, 1, LAYER), (1, 2, STAGE), (2, 2, LAYER), (2, 3, STAGE), (1, 4, STAGE)]
@@ -52,8 +52,8 @@ def classifier(family: str, tmp_path_factory: pytest.TempPathFactory) -> Encoder
     return make_encoder(family, "ForSequenceClassification", tmp_path_factory.mktemp("labels"))
 
 
-def rows_of(read: Read) -> list[Row]:
-    return [Row(slot, 0, tuple(text), len(text), read=read) for slot, text in enumerate(TEXTS)]
+def rows_of(read: TextTask) -> list[Row]:
+    return [Row(slot, 0, tuple(text), len(text), text_task=read) for slot, text in enumerate(TEXTS)]
 
 
 @pytest.mark.parametrize(("stages", "shards", "span"), SHAPES)
@@ -71,7 +71,7 @@ def test_hidden_states_and_embeddings(base: Encoder, stages: int, shards: int, s
         for pooling, pool in pools.items():
             for normalize in (False, True):
                 # When all texts are computed in one step, split
-                found = cluster.vectors(rows_of(Read("embed", pooling, normalize)), span)
+                found = cluster.vectors(rows_of(TextTask("embed", pooling, normalize)), span)
                 # Then what is pooled of them is close
                 for vector, states in zip(found, expected, strict=True):
                     pooled = pool(states)
@@ -86,7 +86,13 @@ def test_masks_are_filled(masked: Encoder, stages: int, shards: int, span: int) 
     # Given two masked places of a text and one of another
     places = {0: (3, 7), 3: (0,)}
     rows = [
-        Row(slot, 0, tuple(TEXTS[slot]), len(TEXTS[slot]), read=Read("fill-mask", positions=own))
+        Row(
+            slot,
+            0,
+            tuple(TEXTS[slot]),
+            len(TEXTS[slot]),
+            text_task=TextTask("fill-mask", positions=own),
+        )
         for slot, own in places.items()
     ]
     cluster = cluster_of(masked.checkpoint, stages, shards)
@@ -115,7 +121,7 @@ def test_texts_are_classified(classifier: Encoder, stages: int, shards: int, spa
     cluster = cluster_of(classifier.checkpoint, stages, shards)
     # When texts are read in one step, split
     try:
-        found = cluster.vectors(rows_of(Read("classify")), span)
+        found = cluster.vectors(rows_of(TextTask("classify")), span)
     finally:
         cluster.close()
     # Then the logits are those of Transformers
@@ -129,7 +135,7 @@ def test_padding_that_stands_in_a_text_takes_no_position(tmp_path: Path) -> None
     model = save_random_encoder("roberta", "Model", {"pad_token_id": 2}, tmp_path)
     texts = [[5, 6, 2, 2, 7, 2], [2, 2, 9], [2], [8, 2, 7], [5, 6, 7]]
     rows = [
-        Row(slot, 0, tuple(text), len(text), read=Read("embed", "last"))
+        Row(slot, 0, tuple(text), len(text), text_task=TextTask("embed", "last"))
         for slot, text in enumerate(texts)
     ]
     cluster = cluster_of(model.checkpoint, 2, 2)

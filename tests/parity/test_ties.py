@@ -22,7 +22,7 @@ from seq2seq import TEXTS, decoder_logits, make_translator, read
 from skynet.architecture.tensors import staged_tensors
 from skynet.check import check_model
 from skynet.checkpoint import checkpoint as opening
-from skynet.wire.step import Read, Row
+from skynet.wire.step import Row, TextTask
 
 STAGE = 99
 PROMPT = [5, 6, 7, 100, 2, 9, 11, 3]
@@ -96,7 +96,7 @@ def test_an_encoder(family: str, rewrite: Rewrite, tmp_path: Path) -> None:
     model = save_random_encoder(family, "ForMaskedLM", {}, tmp_path).model
     theirs, checkpoint = rewritten(tmp_path, model, rewrite)
     # When a place is read, split
-    row = Row(0, 0, tuple(PROMPT), len(PROMPT), read=Read("fill-mask", positions=(3,)))
+    row = Row(0, 0, tuple(PROMPT), len(PROMPT), text_task=TextTask("fill-mask", positions=(3,)))
     cluster = cluster_of(checkpoint, 1, 2)
     try:
         offers = cluster.step([row], STAGE)[0]

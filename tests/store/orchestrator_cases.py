@@ -125,8 +125,8 @@ def beat(runtime: OrchestratorRuntime) -> None:
 def watch(runtime: OrchestratorRuntime) -> None:
     """A tick at which everything is due."""
     runtime._due.clear()
-    if runtime.conductor is not None:
-        runtime.conductor._looked = 0.0
+    if runtime.plan_controller is not None:
+        runtime.plan_controller._looked = 0.0
     runtime.tick()
 
 
@@ -137,10 +137,10 @@ def bring_up(runtime: OrchestratorRuntime, shards: Shards) -> Plan:
         watch(runtime)
         shards.follow()
         watch(runtime)
-        engine, conductor = runtime.engine, runtime.conductor
-        if engine is None or conductor is None:
+        engine, plan_controller = runtime.engine, runtime.plan_controller
+        if engine is None or plan_controller is None:
             return False
-        return engine.ready and conductor.next is None and not conductor.broken
+        return engine.ready and plan_controller.next is None and not plan_controller.broken
 
     wait_for("the engine is ready", is_ready)
     plan = Plans(shards.client).current()

@@ -176,7 +176,7 @@ def test_samples_are_requests_of_one_family(user: Client, client: redis.Redis) -
     # Then each has its record and its task, a seed of its own, and the first one's id as family
     records = [user.requests.read(generation.id) for generation in generations]
     assert [record.options.seed for record in records if record] == [2**64 - 2, 2**64 - 1, 0]
-    assert {record.family for record in records if record} == {generations[0].id}
+    assert {record.sample_group for record in records if record} == {generations[0].id}
     assert user.requests.open_ids() == [generation.id for generation in generations]
     assert len(queued(client, keys.ORCHESTRATOR_QUEUE)) == 3
 
@@ -185,7 +185,7 @@ def test_one_sample_is_a_list_of_one_plain_request(user: Client) -> None:
     (generation,) = user.submit_prompt([1, 2, 3], n=1)
     record = user.requests.read(generation.id)
     assert record is not None
-    assert record.family == ""
+    assert record.sample_group == ""
 
 
 def test_samples_are_of_one_prompt(user: Client) -> None:

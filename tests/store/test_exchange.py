@@ -16,7 +16,7 @@ import torch
 from skynet.errors import PeerLost, WireError
 from skynet.local.server import EmbeddedServer
 from skynet.store.exchange import BFLOAT16, FLOAT32, Exchange, Frame
-from skynet.worker.all_reduce import AllSum
+from skynet.worker.all_reduce import AllReduce
 
 WAIT_S = 30
 
@@ -78,8 +78,8 @@ def test_the_sum_has_the_same_bits_on_every_shard(
     partials = [torch.randn(5, 48, generator=torch.manual_seed(s)) * 10**s for s in range(count)]
 
     def run(exchange: Exchange) -> list[torch.Tensor]:
-        all_sum = AllSum(exchange, 1, 9, 0, dtype)
-        return [all_sum(partials[exchange.shard]) for _ in range(3)]
+        all_reduce = AllReduce(exchange, 1, 9, 0, dtype)
+        return [all_reduce(partials[exchange.shard]) for _ in range(3)]
 
     with shards(server, count) as (_, together):
         # When each shard sums, three times
@@ -100,7 +100,7 @@ def test_bfloat16_partials_travel_as_they_are(server: EmbeddedServer) -> None:
     partial = torch.tensor([[1.5, -2.0], [0.25, 3.0]], dtype=torch.bfloat16)
     with shards(server, 2) as (_, together):
         # When they are summed
-        results = together(lambda exchange: AllSum(exchange, 1, 10, 0)(partial))
+        results = together(lambda exchange: AllReduce(exchange, 1, 10, 0)(partial))
     # Then the sum is float32, of those values
     assert all(torch.equal(found, 2 * partial.float()) for found in results)
 

@@ -173,8 +173,8 @@ def test_a_message_of_the_next_leaders_plan_is_given_back(
     assert in_queue(client) == [expected]
     assert runtime.engine is None
     # And the other makes of it what it is
-    assert other.conductor is not None
-    assert not other.conductor.broken
+    assert other.plan_controller is not None
+    assert not other.plan_controller.broken
 
 
 def test_a_message_of_an_old_leaders_plan_changes_nothing(
@@ -290,7 +290,7 @@ def test_a_redis_that_breaks_off_at_a_new_target_is_asked_again(
     with monkeypatch.context() as broken:
         broken.setattr(runtime.plans, "current", away)
         watch(runtime)
-        assert (runtime.engine, runtime.conductor) == (None, None)
+        assert (runtime.engine, runtime.plan_controller) == (None, None)
     # When it is back / Then the target is followed
     bring_up(runtime, shards)
     assert runtime.intake is not None

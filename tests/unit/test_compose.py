@@ -21,8 +21,8 @@ from documented import (
     read,
     shape,
 )
-from skynet.chords.app import place_of
 
+from skynet.chords.app import place_of
 from skynet.settings import Settings
 from skynet.store.members import Member
 from skynet.wire.keys import ORCHESTRATOR_QUEUE

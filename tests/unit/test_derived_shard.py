@@ -8,8 +8,8 @@ import pytest
 import torch
 from derived_families import derived_config
 
-from skynet.architecture.generic import KEY, Derived, read
 from skynet.architecture.tensors import staged_tensors
+from skynet.architecture.transformers_model import KEY, TransformersArchitecture, read
 from skynet.errors import StepFailed
 from skynet.layers.shard_model import ShardModel
 from skynet.planning.memory import shard_weight_bytes
@@ -17,8 +17,8 @@ from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.planning.split import make_plan
 from skynet.transformers_backend.derive import derive
-from skynet.transformers_backend.shard import DerivedShard
-from skynet.wire.step import Row, Step, Want
+from skynet.transformers_backend.shard import TransformersShard
+from skynet.wire.step import LogitsRequest, Row, Step
 from skynet.worker.shard_class import shard_class
 
 MODEL_TYPES = [
@@ -33,7 +33,7 @@ MODEL_TYPES = [
 ]
 
 
-def architecture(model_type: str, **fields: Any) -> Derived:
+def architecture(model_type: str, **fields: Any) -> TransformersArchitecture:
     config = derived_config(model_type, **fields).to_dict()
     return read(config | {KEY: derive(config)})
 
@@ -41,7 +41,7 @@ def architecture(model_type: str, **fields: Any) -> Derived:
 class Weights:
     """Tensors by region, the same each time; remembers what was asked for."""
 
-    def __init__(self, arch: Derived) -> None:
+    def __init__(self, arch: TransformersArchitecture) -> None:
         generator = torch.Generator().manual_seed(3)
         self.axes = {tensor.name: tensor.axis for tensor in staged_tensors(arch)}
         self.tensors = {
@@ -56,7 +56,9 @@ class Weights:
         return self.tensors[name].narrow(self.axes[name], region.start, region.size).clone()
 
 
-def plan_of(arch: Derived, stages: int, shards: int, dtype: str = "float32") -> Plan:
+def plan_of(
+    arch: TransformersArchitecture, stages: int, shards: int, dtype: str = "float32"
+) -> Plan:
     return make_plan(arch, model="m", name="m", stages=stages, shards=shards, dtype=dtype)
 
 
@@ -64,9 +66,12 @@ def alone(partial: torch.Tensor) -> torch.Tensor:
     return partial.float()
 
 
-def outputs(arch: Derived, model: ShardModel) -> list[torch.Tensor]:
+def outputs(arch: TransformersArchitecture, model: ShardModel) -> list[torch.Tensor]:
     """What a shard makes of one step through all its layers, alone."""
-    rows = (Row(0, 0, (1, 5, 70), 3, Want(top=0)), Row(1, 0, (9,), 1, Want(top=0)))
+    rows = (
+        Row(0, 0, (1, 5, 70), 3, LogitsRequest(top=0)),
+        Row(1, 0, (9,), 1, LogitsRequest(top=0)),
+    )
     hidden = None
     if model.layers.start > 0:
         hidden = torch.rand(4, arch.hidden_size, generator=torch.Generator().manual_seed(5))
@@ -87,7 +92,7 @@ def test_bytes_are_what_the_plan_says(model_type: str, tied: bool, dtype: str) -
         # When it is loaded
         model = shard_class(arch)(arch, plan, stage, shard, Weights(arch), progress=told.append)
         # Then it weighs what the planner expected, and its progress tells of all its parts
-        assert isinstance(model, DerivedShard)
+        assert isinstance(model, TransformersShard)
         assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
         assert 0 < sum(told) <= model.weight_bytes
 
@@ -190,7 +195,7 @@ def test_sums_are_numbered_alike_for_any_span(model_type: str) -> None:
     for layer in range(arch.num_layers):
         # When each starts to count where the architecture says
         number, made = model.first_sum(layer), 0
-        step = Step(1, 1, (Row(0, 0, (1, 2), 2, Want()),), 1)
+        step = Step(1, 1, (Row(0, 0, (1, 2), 2, LogitsRequest()),), 1)
         hidden, _, _ = model.run(step, Range(layer, layer + 1), hidden, count)
         # Then it makes as many as the next one expects
         assert number + made == model.first_sum(layer + 1)
@@ -205,8 +210,8 @@ def test_a_copied_slot_goes_on_as_the_first_does() -> None:
     model.run(Step(1, 1, (Row(0, 0, prompt, 10),), 9), span, None, alone)
     # When slot 3 takes it over, in the step in which both go on
     rows = (
-        Row(0, 10, (11,), 10, Want(top=0)),
-        Row(3, 10, (11,), 10, Want(top=0), source=0),
+        Row(0, 10, (11,), 10, LogitsRequest(top=0)),
+        Row(3, 10, (11,), 10, LogitsRequest(top=0), source=0),
     )
     _, found, _ = model.run(Step(1, 2, rows, 9), span, None, alone)
     # Then both say the same

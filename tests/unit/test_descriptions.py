@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers.models.arcee.configuration_arcee import ArceeConfig
 from transformers.models.arcee.modeling_arcee import ArceeMLP
 
-from skynet.architecture.generic import KEY, Derived, read
 from skynet.architecture.tensors import staged_tensors
+from skynet.architecture.transformers_model import KEY, TransformersArchitecture, read
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import CheckpointError, ConfigurationError, UnsupportedModel
 from skynet.models.registry import load_architecture
@@ -89,7 +89,7 @@ def test_a_description_survives_json_and_names_the_cuts() -> None:
     # When
     arch = load_architecture(config)
     # Then
-    assert isinstance(arch, Derived)
+    assert isinstance(arch, TransformersArchitecture)
     assert (arch.num_heads, arch.num_kv_heads, arch.head_dim) == (6, 2, 8)
     assert (arch.intermediate_size, arch.vocab_size, arch.max_positions) == (83, 131, 128)
     assert arch.windows == (7, None, 7)
@@ -120,7 +120,7 @@ def test_experts_are_in_the_layers_that_have_them() -> None:
     # When
     arch = load_architecture(config)
     # Then
-    assert isinstance(arch, Derived)
+    assert isinstance(arch, TransformersArchitecture)
     assert (arch.num_experts, arch.intermediate_size, arch.samples) == (6, 21, (0, 1))
     assert (arch.sums, arch.sums_per_layer) == ((2, 3, 3), 3)
     found = {weight.role: weight for weight in arch.weights}
@@ -341,5 +341,5 @@ def test_a_family_with_a_file_is_not_described(tmp_path: Path) -> None:
     assert KEY not in checkpoint.config
     # But can be
     assert describe(checkpoint).model_type == "llama"
-    assert isinstance(load_architecture(checkpoint.config), Derived)
+    assert isinstance(load_architecture(checkpoint.config), TransformersArchitecture)
     assert tiny_config("llama").model_type == "llama"

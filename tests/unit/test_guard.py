@@ -201,17 +201,17 @@ def test_what_an_encoder_reads_lies_beside_the_slots() -> None:
     # Given a stage with the last encoder layer and decoder layers, and a text that was read
     guard = StepGuard("stage1.shard0", FIRST, encoder_layers=3)
     text = Step(1, 0, (Row(4, 0, (7, 7, 7), 3),), 2)
-    token = Step(1, 1, (Row(4, 0, (7,), 1, memory=(4, 3)),), 2, start=3)
+    token = Step(1, 1, (Row(4, 0, (7,), 1, encoder_kv=(4, 3)),), 2, start=3)
     # When it was not read to the end here / Then no token may look at it
-    with pytest.raises(ShardUnready, match="has 0 tokens in memory 4, step 1 reads 3"):
+    with pytest.raises(ShardUnready, match="has 0 tokens in encoder KV 4, step 1 reads 3"):
         offer(guard, token, 3, 5)
     offer(guard, text, 2, 3)
     offer(guard, text, 3, 5)
     # And a step of tokens begins within the stage, in a slot of the same number
     offer(guard, token, 3, 5)
-    offer(guard, Step(1, 2, (Row(4, 1, (7,), 1, memory=(4, 3)),), 2, start=3), 3, 5)
-    with pytest.raises(ShardUnready, match="has 3 tokens in memory 4, step 3 reads 4"):
-        offer(guard, Step(1, 3, (Row(4, 2, (7,), 1, memory=(4, 4)),), 2, start=3), 3, 5)
+    offer(guard, Step(1, 2, (Row(4, 1, (7,), 1, encoder_kv=(4, 3)),), 2, start=3), 3, 5)
+    with pytest.raises(ShardUnready, match="has 3 tokens in encoder KV 4, step 3 reads 4"):
+        offer(guard, Step(1, 3, (Row(4, 2, (7,), 1, encoder_kv=(4, 4)),), 2, start=3), 3, 5)
 
 
 def test_a_late_step_does_not_look_at_another_text() -> None:
@@ -220,5 +220,5 @@ def test_a_late_step_does_not_look_at_another_text() -> None:
     offer(guard, Step(1, 0, (Row(0, 0, (7, 7), 2),), 9), 0, 5)
     offer(guard, Step(1, 2, (Row(0, 0, (8, 8), 2),), 9), 0, 5)
     # When a step from before comes / Then it is dropped
-    with pytest.raises(Ignore, match="step 1: step 2 has been in memory 0, its source"):
-        offer(guard, Step(1, 1, (Row(0, 0, (7,), 1, memory=(0, 2)),), 9, start=3), 3, 5)
+    with pytest.raises(Ignore, match="step 1: step 2 has been in encoder KV 0, its source"):
+        offer(guard, Step(1, 1, (Row(0, 0, (7,), 1, encoder_kv=(0, 2)),), 9, start=3), 3, 5)

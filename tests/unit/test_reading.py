@@ -11,31 +11,31 @@ import pytest
 from model_families import encoder_config, tiny_config
 
 from skynet.checkpoint.pooling_config import embedding_json
-from skynet.engine.text_answers import Reading, predictions
+from skynet.engine.text_answers import TextAnswer, predictions
 from skynet.errors import BadRequest, CheckpointError, StepFailed
 from skynet.models.registry import load_architecture
 from skynet.request.record import End, Options
-from skynet.request.text_tasks import Reader
-from skynet.wire.step import Candidates, Part, Read, Row, Step
+from skynet.request.text_tasks import TextTasks
+from skynet.wire.step import Candidates, Part, Row, Step, TextTask
 
 MASK = 4
 BERT = load_architecture(encoder_config("bert", "ForMaskedLM"))
 LLAMA = load_architecture(tiny_config("llama").to_dict())
 
 
-def reader(**embedding: Any) -> Reader:
-    return Reader(BERT, embedding or None, MASK)
+def reader(**embedding: Any) -> TextTasks:
+    return TextTasks(BERT, embedding or None, MASK)
 
 
 def test_an_embedding_is_pooled_as_the_model_says() -> None:
     # When / Then: by its files, by the request, or by the mean
-    def asked(model: Reader, **options: Any) -> Read:
-        return Read.of(model.check("embed", options, [5, 6], 8).read or {})
+    def asked(model: TextTasks, **options: Any) -> TextTask:
+        return TextTask.of(model.check("embed", options, [5, 6], 8).read or {})
 
-    assert asked(reader(pooling="cls", normalize=True)) == Read("embed", "cls", True)
+    assert asked(reader(pooling="cls", normalize=True)) == TextTask("embed", "cls", True)
     own = asked(reader(pooling="cls", normalize=True), pooling="max", normalize=False)
-    assert own == Read("embed", "max", False)
-    assert asked(reader()) == Read("embed", "mean", False)
+    assert own == TextTask("embed", "max", False)
+    assert asked(reader()) == TextTask("embed", "mean", False)
 
 
 def test_masks_are_found() -> None:
@@ -43,7 +43,7 @@ def test_masks_are_found() -> None:
     options = reader().check("fill-mask", {"top_k": 2}, [5, MASK, 6, MASK], 4)
     # Then they survive the record
     kept = Options.from_json(options.to_json()).read
-    assert Read.of(kept or {}) == Read("fill-mask", positions=(1, 3), top=2)
+    assert TextTask.of(kept or {}) == TextTask("fill-mask", positions=(1, 3), top=2)
 
 
 @pytest.mark.parametrize(
@@ -52,19 +52,19 @@ def test_masks_are_found() -> None:
         (reader(), "generate", {}, "it is an encoder.*embed, fill-mask"),
         (reader(), "classify", {}, "no head of a sequence classifier"),
         (reader(), "translate", {}, "task 'translate': one of generate, embed"),
-        (Reader(LLAMA), "embed", {}, "no modules.json"),
-        (Reader(LLAMA), "fill-mask", {}, "llama model cannot"),
+        (TextTasks(LLAMA), "embed", {}, "no modules.json"),
+        (TextTasks(LLAMA), "fill-mask", {}, "llama model cannot"),
         (reader(), "embed", {"max_tokens": 3}, "unknown option max_tokens of task embed"),
         (reader(), "embed", {"pooling": "sum"}, "pooling 'sum'"),
         (reader(), "embed", {"normalize": 1}, "normalize 1"),
         (reader(refused="Dense"), "embed", {}, "asks for Dense"),
         (reader(), "fill-mask", {}, "no mask token"),
         (reader(), "fill-mask", {"top_k": 0}, "no mask token|top_k 0"),
-        (Reader(BERT), "fill-mask", {}, "tokenizer has no mask token"),
+        (TextTasks(BERT), "fill-mask", {}, "tokenizer has no mask token"),
     ],
 )
 def test_what_cannot_be_is_refused(
-    model: Reader, task: str, options: dict[str, Any], message: str
+    model: TextTasks, task: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(BadRequest, match=message):
         model.check(task, options, [5, 6], 8)
@@ -79,10 +79,10 @@ def test_a_text_may_fill_the_positions_and_no_more() -> None:
 
 def test_a_decoder_with_the_files_embeds() -> None:
     # Given
-    decoder = Reader(LLAMA, {"pooling": "last", "normalize": True})
+    decoder = TextTasks(LLAMA, {"pooling": "last", "normalize": True})
     # When / Then
     assert decoder.tasks() == ("generate", "embed")
-    assert Read.of(decoder.check("embed", {}, [1], 8).read or {}).pooling == "last"
+    assert TextTask.of(decoder.check("embed", {}, [1], 8).read or {}).pooling == "last"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_an_embedding_loses_nothing_in_json() -> None:
     # Given
     vector = np.random.default_rng(1).normal(size=48).astype(np.float32)
     # When it is an answer, written down and read again
-    answer = Reading(Read("embed"), BERT, str).answer(vector)
+    answer = TextAnswer(TextTask("embed"), BERT, str).answer(vector)
     again = End.from_json(End(answer=answer).to_json()).answer["embedding"]
     # Then
     assert np.array_equal(np.array(again, np.float32), vector)
@@ -152,13 +152,13 @@ def test_an_embedding_loses_nothing_in_json() -> None:
 
 def test_an_overflow_is_an_error() -> None:
     with pytest.raises(StepFailed, match="infinities"):
-        Reading(Read("embed"), BERT, str).answer(np.array([1.0, np.inf], np.float32))
+        TextAnswer(TextTask("embed"), BERT, str).answer(np.array([1.0, np.inf], np.float32))
 
 
 def test_steps_and_parts_keep_what_is_read() -> None:
     # Given
-    read = Read("fill-mask", "mean", True, (1, 3), 7)
-    step = Step(1, 2, (Row(0, 0, (5, 4, 6, 4), 4, read=read), Row(1, 0, (5,), 1)), 3)
+    read = TextTask("fill-mask", "mean", True, (1, 3), 7)
+    step = Step(1, 2, (Row(0, 0, (5, 4, 6, 4), 4, text_task=read), Row(1, 0, (5,), 1)), 3)
     part = Part(vectors=[np.array([1.0, 2.0], np.float32)])
     # When / Then
     assert Step.decode(step.encode()) == step

@@ -17,7 +17,7 @@ from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
 from skynet.request.record import Options, Record, Token
 from skynet.tokenizer.text import StopStrings, Text
-from skynet.wire.step import Best, Candidates, Part, Row, Step, Want
+from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step
 
 VOCAB = 1000
 FEW = 40
@@ -66,13 +66,13 @@ def new_sequence(
     end_ids: Items[int] = (),
     max_length: int = 512,
     text: Text | None = None,
-    family: str = "",
+    sample_group: str = "",
     rope_switch: int = 0,
     **options: Any,
 ) -> Sequence:
     checked = Options(**{"max_tokens": 4, **options})
     return Sequence(
-        Record(name, tuple(prompt), checked, 0.0, deadline, family=family),
+        Record(name, tuple(prompt), checked, 0.0, deadline, sample_group=sample_group),
         (text or Text({})).detokenizer(),
         StopStrings(checked.stop),
         frozenset(end_ids),
@@ -110,7 +110,7 @@ class FakeShards:
         self.num_shards = num_shards
         self.encoder_layers = encoder_layers
         self.slots: dict[int, list[int]] = {}
-        self.memories: dict[int, list[int]] = {}
+        self.encoder_kvs: dict[int, list[int]] = {}
         self.sent: list[Step] = []
         self.given_up: list[int] = []
         self.failures: list[SkynetError] = []
@@ -121,7 +121,7 @@ class FakeShards:
         self.sent.append(step)
         offers = []
         if step.start < self.encoder_layers:
-            self.memories |= {row.slot: list(row.tokens) for row in step.rows}
+            self.encoder_kvs |= {row.slot: list(row.tokens) for row in step.rows}
         else:
             self._copy(step)
             offers = [self._run(row) for row in step.rows]
@@ -148,17 +148,17 @@ class FakeShards:
             raise AssertionError(f"{row} leaves a gap after {len(slot)} tokens")
         slot[row.start :] = row.tokens
         if self.encoder_layers:
-            place, length = row.memory or (-1, 0)
-            read = self.memories[place]
+            place, length = row.encoder_kv or (-1, 0)
+            read = self.encoder_kvs[place]
             if len(read) != length:
                 raise AssertionError(f"{row} remembers what has {len(read)} tokens")
-        if row.want is None:
+        if row.logits_request is None:
             return []
-        if row.want.logprobs is None:
+        if row.logits_request.logprobs is None:
             return self._offer(next_token([*read, *slot]))
-        return self._offer_many([*read, *slot], row.want)
+        return self._offer_many([*read, *slot], row.logits_request)
 
-    def _offer_many(self, known: Items[int], want: Want) -> list[Candidates]:
+    def _offer_many(self, known: Items[int], logits_request: LogitsRequest) -> list[Candidates]:
         """So many tokens as are wanted, each shard its own."""
         offers = []
         for shard in range(self.num_shards):
@@ -255,7 +255,7 @@ class Bench:
         """Another plan, or a new epoch of this one, whose shards know nothing."""
         self.engine.suspend()
         self.shards.slots.clear()
-        self.shards.memories.clear()
+        self.shards.encoder_kvs.clear()
         self.plan = (plan or self.plan).with_epoch(self.plan.epoch + 1)
         self.shards.num_shards = self.plan.num_shards
         self.engine.resume(self.plan)

@@ -161,7 +161,7 @@ def test_a_replay_is_cut_into_steps_like_a_prompt() -> None:
     # When they are computed again
     bench.run()
     steps = bench.shards.sent[before:]
-    replayed = [step for step in steps if all(row.want is None for row in step.rows)]
+    replayed = [step for step in steps if all(row.logits_request is None for row in step.rows)]
     # Then no step has more than it may, and none is computed twice
     assert max(step.num_tokens for step in steps if step in replayed) <= 6
     assert max(step.num_tokens for step in steps) <= 8

@@ -12,7 +12,7 @@ from skynet.errors import Fenced
 from skynet.models.registry import load_architecture
 from skynet.orchestrator import plan_controller as module
 from skynet.orchestrator.membership import Membership
-from skynet.orchestrator.plan_controller import CALM_S, Conductor
+from skynet.orchestrator.plan_controller import CALM_S, PlanController
 from skynet.planning.plan import Plan
 from skynet.store.members import READY, SPARE, Member, Members
 from skynet.store.plans import Plans, Target
@@ -115,7 +115,7 @@ class Stand:
         self.told: list[tuple[str, str]] = []
         self.plans, self.engine = plans or FakePlans(), FakeEngine()
         self.membership = Membership(cast(Members, self), lambda *told: None, self.monotonic)
-        self.conductor = Conductor(
+        self.plan_controller = PlanController(
             cast(Plans, self.plans),
             self.membership,
             cast(Engine, self.engine),
@@ -168,7 +168,7 @@ class Stand:
     def tick(self, count: int = 1, after_s: float = TICK_S) -> None:
         for _ in range(count):
             self.now += after_s
-            self.conductor.tick()
+            self.plan_controller.tick()
 
     def up(self) -> Plan:
         """Tick until the engine runs the plan in force."""
@@ -203,16 +203,16 @@ def test_a_plan_is_put_in_force_and_runs_when_all_have_taken_it(stand: Stand) ->
     stand.tick()
     # Then the plan is in force, and the engine waits for both
     assert stand.written == [("publish", 1)]
-    assert stand.conductor.status()["state"].startswith("waiting for stage0.shard0")
+    assert stand.plan_controller.status()["state"].startswith("waiting for stage0.shard0")
     stand.take("a")
     stand.tick()
-    assert stand.conductor.status()["waits"] == ["stage0.shard1 (spare)"]
+    assert stand.plan_controller.status()["waits"] == ["stage0.shard1 (spare)"]
     assert stand.engine.resumed == []
     # When both have it / Then it runs
     stand.take()
     stand.tick()
     assert [plan.workers for plan in stand.engine.resumed] == [("a", "b")]
-    assert stand.conductor.status()["state"] == "ready"
+    assert stand.plan_controller.status()["state"] == "ready"
     assert stand.kinds == ["plan", "ready"]
     # And nothing more is written while nothing changes
     stand.tick(20)
@@ -232,7 +232,7 @@ def test_who_leaves_hands_over_at_a_step_boundary(stand: Stand) -> None:
     stand.engine.busy = True
     stand.tick(5)
     assert not stand.engine.draining
-    assert stand.conductor.status()["state"] == "ready, preparing plan 2"
+    assert stand.plan_controller.status()["state"] == "ready, preparing plan 2"
     # And when all have loaded it, the step in flight is waited for
     stand.prepared()
     stand.tick(5)
@@ -269,7 +269,7 @@ def test_a_loss_in_mid_preparation_does_not_wait_for_it(stand: Stand) -> None:
 
 def test_a_boundary_that_is_not_needed_any_more_is_given_up(stand: Stand) -> None:
     # Given a fall-back to one shard, and a second worker that came, for which steps are drained
-    stand.conductor.follow(replace(TARGET, fixed=False))
+    stand.plan_controller.follow(replace(TARGET, fixed=False))
     stand.up()
     del stand.leases["b"]
     assert stand.up().shape == (1, 1)
@@ -286,7 +286,7 @@ def test_a_boundary_that_is_not_needed_any_more_is_given_up(stand: Stand) -> Non
     # Then the plan in force goes on
     assert not stand.engine.draining
     assert stand.engine.ready
-    assert stand.conductor.next is None
+    assert stand.plan_controller.next is None
     assert stand.written == before
 
 
@@ -298,7 +298,7 @@ def test_a_lost_place_is_waited_for_under_its_name(stand: Stand) -> None:
     stand.tick()
     # Then no step is sent, and the status says what is missing
     assert not stand.engine.ready
-    assert stand.conductor.status()["state"] == "waiting for stage0.shard1"
+    assert stand.plan_controller.status()["state"] == "waiting for stage0.shard1"
     assert stand.written == [("publish", 1)]
     # And when another comes, it gets a new epoch
     stand.join("c")
@@ -312,7 +312,7 @@ def test_a_lost_step_is_a_new_epoch_of_the_same_plan(stand: Stand) -> None:
     old = stand.up()
     # When the engine has lost a step, and with it what the shards knew
     stand.engine.suspend()
-    stand.conductor.step_failed("step 7 was not done within 3.0 s")
+    stand.plan_controller.step_failed("step 7 was not done within 3.0 s")
     new = stand.up()
     # Then the same workers go on under the next epoch, and the cause is told
     assert (new.epoch, new.workers, new.stages) == (2, old.workers, old.stages)
@@ -326,7 +326,7 @@ def test_losing_step_after_step_waits_longer_each_time(stand: Stand) -> None:
     waited = []
     for _ in range(4):
         stand.engine.suspend()
-        stand.conductor.step_failed("a step was lost")
+        stand.plan_controller.step_failed("a step was lost")
         began, epoch = stand.now, stand.plans.epoch
         while stand.plans.epoch == epoch:
             stand.tick(after_s=0.06)
@@ -341,7 +341,7 @@ def test_losing_step_after_step_waits_longer_each_time(stand: Stand) -> None:
     # And after a calm time the next comes at once again
     stand.tick(after_s=CALM_S)
     stand.engine.suspend()
-    stand.conductor.step_failed("a step was lost")
+    stand.plan_controller.step_failed("a step was lost")
     epoch = stand.plans.epoch
     stand.tick()
     assert stand.plans.epoch == epoch + 1
@@ -369,7 +369,7 @@ def test_another_shape_of_the_same_model_waits_for_the_boundary(stand: Stand) ->
     stand.up()
     stand.engine.busy = True
     # When two stages of one shard are asked for
-    stand.conductor.follow(replace(TARGET, stages=2, shards=1, revision=2))
+    stand.plan_controller.follow(replace(TARGET, stages=2, shards=1, revision=2))
     stand.tick(3)
     # Then the step ends first
     assert stand.engine.ready
@@ -385,13 +385,13 @@ def test_a_small_gain_is_taken_only_when_it_is_asked_for(stand: Stand) -> None:
     slow: dict[str, Any] = {"speed": 6.3e8}
     stand.leases.clear()
     stand.join("a", **slow)
-    stand.conductor.follow(replace(TARGET, stages=None, shards=None, fixed=False, revision=2))
+    stand.plan_controller.follow(replace(TARGET, stages=None, shards=None, fixed=False, revision=2))
     assert stand.up().shape == (1, 1)
     stand.join("b", **slow)
     stand.tick(5)
     # Then it is not worth a pause, and the status has the numbers
     assert stand.written == [("publish", 1)]
-    assert "not worth it, 1 spare" in stand.conductor.status()["reason"]
+    assert "not worth it, 1 spare" in stand.plan_controller.status()["reason"]
     # When somebody asks for the best shape / Then it is prepared, and asked for once
     stand.plans.rebalance = True
     stand.tick()
@@ -404,7 +404,7 @@ def test_a_small_gain_that_was_asked_for_is_put_in_force(stand: Stand) -> None:
     slow: dict[str, Any] = {"speed": 6.3e8}
     stand.leases.clear()
     stand.join("a", **slow)
-    stand.conductor.follow(replace(TARGET, stages=None, shards=None, fixed=False, revision=2))
+    stand.plan_controller.follow(replace(TARGET, stages=None, shards=None, fixed=False, revision=2))
     stand.up()
     stand.join("b", **slow)
     stand.plans.rebalance = True
@@ -420,14 +420,14 @@ def test_a_large_gain_is_taken_at_once(stand: Stand) -> None:
     slow: dict[str, Any] = {"speed": 1e7}
     stand.leases.clear()
     stand.join("a", **slow)
-    stand.conductor.follow(replace(TARGET, stages=None, shards=None, fixed=False, revision=2))
+    stand.plan_controller.follow(replace(TARGET, stages=None, shards=None, fixed=False, revision=2))
     assert stand.up().shape == (1, 1)
     # When another comes / Then the shape for both is prepared beside it
     stand.join("b", **slow)
     stand.tick()
     assert stand.written == [("publish", 1), ("prepare", 2)]
     assert stand.engine.ready
-    assert "1x2 would take" in stand.conductor.status()["reason"]
+    assert "1x2 would take" in stand.plan_controller.status()["reason"]
 
 
 def test_who_connects_again_makes_the_engine_hurry(stand: Stand) -> None:
@@ -445,7 +445,7 @@ def test_who_connects_again_makes_the_engine_hurry(stand: Stand) -> None:
 
 def test_a_replay_is_told_with_its_size(stand: Stand) -> None:
     # When the engine is where it was
-    stand.conductor.replayed(3, 120, 0.25)
+    stand.plan_controller.replayed(3, 120, 0.25)
     # Then it is told, with how much that was
     assert stand.told == [("replay", "3 requests, 120 tokens in 0.25 s; since it was noticed")]
 

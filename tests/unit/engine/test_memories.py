@@ -73,21 +73,21 @@ def test_samples_of_a_prompt_share_what_was_read() -> None:
     # Given three samples on two slots
     bench = Bench(seq2seq_plan(num_slots=2))
     for name, count in (("a", 2), ("b", 6), ("c", 3)):
-        bench.engine.accept(translation(name, family="a", max_tokens=count))
+        bench.engine.accept(translation(name, sample_group="a", max_tokens=count))
     # When they run
     bench.run()
     # Then the prompt was read once, for one place
     assert bench.notes.written["c"] == expected(PROMPT, 3)
     rows = [row for step in bench.shards.sent for row in step.rows]
-    assert [row.tokens for row in rows if row.memory is None] == [PROMPT]
-    assert {row.memory for row in rows} == {None, (0, len(PROMPT))}
+    assert [row.tokens for row in rows if row.encoder_kv is None] == [PROMPT]
+    assert {row.encoder_kv for row in rows} == {None, (0, len(PROMPT))}
 
 
 def test_a_place_is_free_when_the_last_of_its_users_has_ended() -> None:
     # Given two samples, one of which ends early, and a stranger that waits for its slot
     bench = Bench(seq2seq_plan(num_slots=2))
-    bench.engine.accept(translation("a", family="a", max_tokens=1))
-    bench.engine.accept(translation("b", family="a", max_tokens=8))
+    bench.engine.accept(translation("a", sample_group="a", max_tokens=1))
+    bench.engine.accept(translation("b", sample_group="a", max_tokens=8))
     bench.engine.accept(translation("c", (1, 2), max_tokens=2))
     bench.engine.accept(translation("d", (3, 4), max_tokens=2))
     # When all have run / Then nobody's memory was another's (the fakes refuse it)
@@ -98,14 +98,14 @@ def test_a_place_is_free_when_the_last_of_its_users_has_ended() -> None:
         "c": expected((1, 2), 2),
         "d": expected((3, 4), 2),
     }
-    assert bench.engine.scheduler._free_memories == [0, 1]
+    assert bench.engine.scheduler._free_encoder_kvs == [0, 1]
 
 
 def test_a_request_that_is_cancelled_while_it_is_read_leaves_its_place() -> None:
     # Given a request whose prompt is being read, and a sample of it that has a slot already
     bench = Bench(seq2seq_plan(2, num_slots=2))
-    bench.engine.accept(translation("a", family="a"))
-    bench.engine.accept(translation("b", family="a"))
+    bench.engine.accept(translation("a", sample_group="a"))
+    bench.engine.accept(translation("b", sample_group="a"))
     bench.engine.cancel("a")
     # When the step is done
     bench.run()
@@ -113,7 +113,7 @@ def test_a_request_that_is_cancelled_while_it_is_read_leaves_its_place() -> None
     assert bench.notes.written == {"b": expected(PROMPT, 4)}
     assert sum(step.start == 0 for step in bench.shards.sent) == 1
     assert sorted(bench.engine.scheduler._free_slots) == [0, 1]
-    assert bench.engine.scheduler._free_memories == [0, 1]
+    assert bench.engine.scheduler._free_encoder_kvs == [0, 1]
 
 
 def test_a_text_that_breaks_the_encoder_ends_alone() -> None:
@@ -149,7 +149,9 @@ def test_whatever_happens_each_answer_is_that_of_a_run_alone(
     # Given translations, two of each prompt
     bench = Bench(seq2seq_plan(stages, num_slots=3), max_batch_tokens=budget)
     waiting = [
-        translation(f"{n}.{sample}", tuple(range(n, n + length)), max_tokens=length, family=str(n))
+        translation(
+            f"{n}.{sample}", tuple(range(n, n + length)), max_tokens=length, sample_group=str(n)
+        )
         for n, length in enumerate(lengths)
         for sample in range(2)
     ]
@@ -161,4 +163,4 @@ def test_whatever_happens_each_answer_is_that_of_a_run_alone(
         for n, length in enumerate(lengths)
         for sample in range(2)
     }
-    assert sorted(bench.engine.scheduler._free_memories) == [0, 1, 2]
+    assert sorted(bench.engine.scheduler._free_encoder_kvs) == [0, 1, 2]

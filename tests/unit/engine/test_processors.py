@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from transformers.generation.utils import GenerationMixin
 
 from skynet.engine.processors import rules_of
-from skynet.engine.sampling import logprobs_of, sample, want_of
+from skynet.engine.sampling import logits_request_of, logprobs_of, sample
 from skynet.layers.candidates import pick
 from skynet.request.record import Options
 from skynet.wire.step import Candidates
@@ -85,11 +85,11 @@ def _words(options: Options) -> list[list[int]]:
     return words if any(word not in ([3], [7]) for word in words) else []
 
 
-def offers(logits: list[float], cuts: list[int], want: Any) -> list[Candidates]:
+def offers(logits: list[float], cuts: list[int], logits_request: Any) -> list[Candidates]:
     """What vocabulary shards [0, cuts[0]), [cuts[0], cuts[1]), ... offer."""
     edges = [0, *sorted(cuts), VOCAB]
     row = torch.tensor([logits], dtype=torch.float32)
-    return [pick(row[:, start:stop], [want], start)[0] for start, stop in pairwise(edges)]
+    return [pick(row[:, start:stop], [logits_request], start)[0] for start, stop in pairwise(edges)]
 
 
 @given(options=all_options(), prompt=PROMPTS, generated=TOKENS, logits=LOGITS)
@@ -122,7 +122,7 @@ def test_what_shards_offer_is_enough_for_the_best_token(
     # Given what Transformers would choose
     expected = processed_by_transformers(options, prompt, generated, logits)
     rules = rules_of(options, prompt, generated, END_IDS)
-    offered = offers(logits, cuts, want_of(options, rules))
+    offered = offers(logits, cuts, logits_request_of(options, rules))
     # When the vocabulary is cut anywhere / Then it is chosen; nothing is where nothing may be
     if expected.max() == -np.inf:
         with pytest.raises(ValueError, match="every token is forbidden"):
@@ -165,7 +165,7 @@ def test_draws_follow_the_processed_distribution(fields: dict[str, Any], cuts: l
     expected = warped.softmax(dim=-1)[0].numpy()
     # When many tokens are drawn, each with its seed
     rules = rules_of(options, prompt, generated, END_IDS)
-    offered = offers(logits, cuts, want_of(options, rules))
+    offered = offers(logits, cuts, logits_request_of(options, rules))
     counts = np.zeros(VOCAB)
     for seed in range(1500):
         counts[sample(offered, _seeded(options, seed), seed % 5, rules)] += 1
@@ -199,7 +199,7 @@ def test_log_probabilities_are_of_the_models_own_distribution(
     asked = {**options.__dict__, "logprobs": count, "temperature": temperature, "seed": 1}
     options = Options(**asked)
     rules = rules_of(options, prompt, [], END_IDS)
-    offered = offers(logits, cuts, want_of(options, rules))
+    offered = offers(logits, cuts, logits_request_of(options, rules))
     try:
         token = sample(offered, options, 0, rules)
     except ValueError:
@@ -218,7 +218,7 @@ def test_log_probabilities_are_of_the_models_own_distribution(
 def test_without_options_there_are_no_rules_and_nothing_more_is_asked() -> None:
     # Given plain options / Then shards are asked for one candidate, in the short form
     assert rules_of(Options(), [1, 2], [3], END_IDS) is None
-    assert want_of(Options(), None).pack() == [1, 0.0, 1.0]
+    assert logits_request_of(Options(), None).pack() == [1, 0.0, 1.0]
 
 
 def test_a_long_answers_ngrams_are_found() -> None:

@@ -8,10 +8,10 @@ from engine_fakes import Bench, FakeShards, answer, new_sequence
 from model_families import encoder_config
 
 from skynet.engine.sequence import Sequence
-from skynet.engine.text_answers import Reading
+from skynet.engine.text_answers import TextAnswer
 from skynet.errors import PeerLost, RequestCancelled, RequestTimeout, StepFailed
 from skynet.models.registry import load_architecture
-from skynet.wire.step import Read, Step
+from skynet.wire.step import Step, TextTask
 
 ARCH = load_architecture(encoder_config("bert", "Model"))
 OVERFLOW = 999  # a text that begins with it breaks the model
@@ -22,7 +22,7 @@ class ReadingShards(FakeShards):
 
     def send(self, step: Step) -> None:
         super().send(step)
-        rows = [row.tokens for row in step.rows if row.read is not None]
+        rows = [row.tokens for row in step.rows if row.text_task is not None]
         self._parts[step.number][0].vectors = [
             np.array([len(t), np.inf if t[0] == OVERFLOW else sum(t)], np.float32) for t in rows
         ]
@@ -30,7 +30,7 @@ class ReadingShards(FakeShards):
 
 def text(name: str, tokens: list[int], **options: float) -> Sequence:
     sequence = new_sequence(name, tokens, **options)
-    sequence.reading = Reading(Read("embed"), ARCH, str)
+    sequence.reading = TextAnswer(TextTask("embed"), ARCH, str)
     return sequence
 
 
@@ -55,7 +55,7 @@ def test_texts_share_steps_and_are_never_cut(bench: Bench) -> None:
         assert texts[name].answer == {"embedding": [size, size]}
         assert bench.notes.ended[name] == "stop"
     assert bench.notes.written == {"first": answer([1, 2], 3)}
-    rows = [[row for row in step.rows if row.read] for step in bench.shards.sent]
+    rows = [[row for row in step.rows if row.text_task] for step in bench.shards.sent]
     assert sorted(len(row.tokens) for step in rows for row in step) == sorted(sizes.values())
     assert max(len(step) for step in rows) > 1
     # And texts of one length follow each other

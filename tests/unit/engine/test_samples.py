@@ -23,7 +23,7 @@ def test_who_comes_after_the_first_takes_its_prompt() -> None:
     # Given three samples and a stranger on four slots
     bench = Bench(tiny_plan(num_slots=4))
     for name in ("a", "b", "c"):
-        bench.engine.accept(new_sequence(name, PROMPT, family="a"))
+        bench.engine.accept(new_sequence(name, PROMPT, sample_group="a"))
     bench.engine.accept(new_sequence("d", PROMPT))
     # When they run
     bench.run()
@@ -38,9 +38,9 @@ def test_who_comes_after_the_first_takes_its_prompt() -> None:
 def test_a_sample_that_comes_late_takes_the_prompt_of_one_that_runs_on() -> None:
     # Given two samples on two slots, of which the first ends first, and a third that waits
     bench = Bench(tiny_plan(num_slots=2))
-    bench.engine.accept(new_sequence("a", PROMPT, family="a", max_tokens=2))
-    bench.engine.accept(new_sequence("b", PROMPT, family="a", max_tokens=9))
-    bench.engine.accept(new_sequence("c", PROMPT, family="a", max_tokens=3))
+    bench.engine.accept(new_sequence("a", PROMPT, sample_group="a", max_tokens=2))
+    bench.engine.accept(new_sequence("b", PROMPT, sample_group="a", max_tokens=9))
+    bench.engine.accept(new_sequence("c", PROMPT, sample_group="a", max_tokens=3))
     # When all have run
     bench.run()
     # Then each has its own length, and the prompt was computed once
@@ -56,7 +56,9 @@ def test_a_sample_that_has_outgrown_its_rope_gives_no_prompt_away() -> None:
     # Given two samples of whom one goes on beyond seven tokens, and a third that waits
     bench, rope_switch = Bench(tiny_plan(num_slots=2)), 7
     for name, count in (("a", 5), ("b", 9), ("c", 2)):
-        sequence = new_sequence(name, PROMPT, family="a", max_tokens=count, rope_switch=rope_switch)
+        sequence = new_sequence(
+            name, PROMPT, sample_group="a", max_tokens=count, rope_switch=rope_switch
+        )
         bench.engine.accept(sequence)
     # When all have run
     bench.run()
@@ -82,7 +84,7 @@ def test_after_a_loss_the_prompt_is_computed_once_again() -> None:
     # Given three samples in mid-answer
     bench = Bench(tiny_plan(num_slots=3))
     for name in ("a", "b", "c"):
-        bench.engine.accept(new_sequence(name, PROMPT, family="a", max_tokens=6))
+        bench.engine.accept(new_sequence(name, PROMPT, sample_group="a", max_tokens=6))
     for _ in range(4):
         bench.finish_oldest()
     # When all shards are lost
@@ -98,8 +100,8 @@ def test_after_a_loss_the_prompt_is_computed_once_again() -> None:
 def test_when_the_first_is_cancelled_the_next_computes_the_prompt() -> None:
     # Given two samples, the first in mid-prompt
     bench = Bench(tiny_plan(num_slots=2), max_batch_tokens=2)
-    bench.engine.accept(new_sequence("a", PROMPT, family="a"))
-    bench.engine.accept(new_sequence("b", PROMPT, family="a"))
+    bench.engine.accept(new_sequence("a", PROMPT, sample_group="a"))
+    bench.engine.accept(new_sequence("b", PROMPT, sample_group="a"))
     assert [row.slot for row in bench.shards.sent[0].rows] == [0]
     # When it is cancelled
     bench.engine.cancel("a")
@@ -111,8 +113,8 @@ def test_when_the_first_is_cancelled_the_next_computes_the_prompt() -> None:
 def test_a_suspect_neither_gives_nor_takes() -> None:
     # Given two samples in a step that the shards cannot compute
     bench = Bench(tiny_plan(num_slots=2))
-    bench.engine.accept(new_sequence("a", PROMPT, family="a"))
-    bench.engine.accept(new_sequence("b", PROMPT, family="a"))
+    bench.engine.accept(new_sequence("a", PROMPT, sample_group="a"))
+    bench.engine.accept(new_sequence("b", PROMPT, sample_group="a"))
     bench.finish_oldest()
     number = min(bench.engine.in_flight)
     bench.engine.fail_step(bench.plan.epoch, number, ShardFailed("boom"))
@@ -131,7 +133,7 @@ def test_short_prompts(length: int) -> None:
     # Given samples of a prompt of one token, where there is nothing to take, and of two
     bench = Bench(tiny_plan(num_slots=2))
     for name in ("a", "b"):
-        bench.engine.accept(new_sequence(name, PROMPT[:length], family="a"))
+        bench.engine.accept(new_sequence(name, PROMPT[:length], sample_group="a"))
     # When / Then
     bench.run()
     assert bench.notes.written == dict.fromkeys("ab", answer(PROMPT[:length], 4))
@@ -151,9 +153,11 @@ def test_whatever_happens_each_has_the_answer_of_a_run_alone(
     bench = Bench(tiny_plan(stages, num_slots=num_slots), max_batch_tokens=budget)
     prompts = [(1, 2, 3), (4, 5, 6, 7, 8, 9, 10), (11,)]
     lengths = [data.draw(st.integers(1, 5)) for _ in families]
-    for number, (family, length) in enumerate(zip(families, lengths, strict=True)):
-        name = f"{family}.{number}"
-        sequence = new_sequence(name, prompts[family], family=f"{family}", max_tokens=length)
+    for number, (sample_group, length) in enumerate(zip(families, lengths, strict=True)):
+        name = f"{sample_group}.{number}"
+        sequence = new_sequence(
+            name, prompts[sample_group], sample_group=f"{sample_group}", max_tokens=length
+        )
         bench.engine.accept(sequence)
     # When steps come back, and plans are lost now and then
     for _ in range(data.draw(st.integers(0, 12))):
@@ -163,8 +167,10 @@ def test_whatever_happens_each_has_the_answer_of_a_run_alone(
             bench.recover()
     bench.run()
     # Then nothing was missing in any slot (the shards raise if it is), and all is answered
-    for number, (family, length) in enumerate(zip(families, lengths, strict=True)):
-        assert bench.notes.written[f"{family}.{number}"] == answer(prompts[family], length)
+    for number, (sample_group, length) in enumerate(zip(families, lengths, strict=True)):
+        assert bench.notes.written[f"{sample_group}.{number}"] == answer(
+            prompts[sample_group], length
+        )
 
 
 def test_who_has_no_samples_beside_it_is_not_looked_at() -> None:

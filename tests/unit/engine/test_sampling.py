@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from skynet.engine.sampling import gumbel_noise, sample, want_of
+from skynet.engine.sampling import gumbel_noise, logits_request_of, sample
 from skynet.layers.candidates import pick
 from skynet.request.record import Options
 from skynet.wire.step import Candidates
@@ -24,7 +24,7 @@ def offers(logits: list[float], cuts: list[int], options: Options) -> list[Candi
     """What vocabulary shards [0, cuts[0]), [cuts[0], cuts[1]), ... offer."""
     edges = [0, *sorted(cuts), len(logits)]
     return [
-        pick(torch.tensor([logits[start:stop]]), [want_of(options)], start)[0]
+        pick(torch.tensor([logits[start:stop]]), [logits_request_of(options)], start)[0]
         for start, stop in pairwise(edges)
     ]
 

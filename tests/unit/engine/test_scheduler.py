@@ -20,7 +20,7 @@ def finish(batch: Batch) -> None:
     for sequence, row in batch:
         sequence.in_flight = False
         sequence.computed = row.stop
-        if row.want is not None:
+        if row.logits_request is not None:
             sequence.append(1)
 
 
@@ -47,7 +47,7 @@ def test_a_long_prompt_comes_in_chunks_and_only_the_last_wants_a_token() -> None
         (8, (8, 9)),
         (10, (1,)),
     ]
-    assert [row.want is not None for row in rows] == [False, False, True, True]
+    assert [row.logits_request is not None for row in rows] == [False, False, True, True]
 
 
 def test_decodes_go_before_prompts() -> None:
@@ -137,7 +137,7 @@ def test_after_a_reset_all_is_computed_again_from_the_start() -> None:
     # Then prompt and answer so far are one prefill
     ((_, row),) = scheduler.next_batch()
     assert (row.start, row.tokens, row.prompt_length) == (0, (0, 1, 2, 1, 1), 3)
-    assert row.want is not None
+    assert row.logits_request is not None
 
 
 def test_a_reset_keeps_the_order_and_gives_slots_anew() -> None:

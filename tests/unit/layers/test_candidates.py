@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from skynet.errors import StepFailed
 from skynet.layers.candidates import pick
-from skynet.wire.step import Part, Row, Step, Want
+from skynet.wire.step import LogitsRequest, Part, Row, Step
 
 # Few distinct values, so that ties are common.
 LOGITS = st.lists(st.integers(-6, 6).map(lambda value: value / 2), min_size=1, max_size=40)
@@ -19,7 +19,7 @@ LOGITS = st.lists(st.integers(-6, 6).map(lambda value: value / 2), min_size=1, m
 @given(logits=LOGITS, top=st.integers(1, 45))
 def test_top_is_by_falling_logit_then_rising_id(logits: list[float], top: int) -> None:
     # When the best are picked of a shard that starts at token 100
-    found = pick(torch.tensor([logits]), [Want(top=top)], 100)[0]
+    found = pick(torch.tensor([logits]), [LogitsRequest(top=top)], 100)[0]
     # Then they are the first of all, sorted
     expected = sorted(range(len(logits)), key=lambda index: (-logits[index], index))[:top]
     assert found.ids.tolist() == [100 + index for index in expected]
@@ -31,7 +31,7 @@ def test_top_is_by_falling_logit_then_rising_id(logits: list[float], top: int) -
 @given(logits=LOGITS)
 def test_peak_and_mass_are_of_the_whole_shard(logits: list[float]) -> None:
     # When only one is picked
-    found = pick(torch.tensor([logits]), [Want()], 0)[0]
+    found = pick(torch.tensor([logits]), [LogitsRequest()], 0)[0]
     # Then peak and mass still count all
     assert found.peak == max(logits)
     assert found.mass == pytest.approx(sum(np.exp(np.array(logits) - max(logits))), rel=1e-5)
@@ -47,8 +47,8 @@ def test_a_floor_keeps_every_token_that_is_probable_enough(
     logits: list[float], top: int, floor: float, temperature: float
 ) -> None:
     # When a floor and a limit are asked for
-    want = Want(top=top, floor=floor, temperature=temperature)
-    found = pick(torch.tensor([logits]), [want], 7)[0]
+    logits_request = LogitsRequest(top=top, floor=floor, temperature=temperature)
+    found = pick(torch.tensor([logits]), [logits_request], 7)[0]
     # Then every token clearly above the floor is there, none clearly below, the best first
     shares = np.exp((np.array(logits) - max(logits)) / temperature)
     shares /= shares.sum()
@@ -62,7 +62,7 @@ def test_a_floor_keeps_every_token_that_is_probable_enough(
 
 def test_without_any_limit_all_come_in_order_of_id() -> None:
     # When / Then
-    found = pick(torch.tensor([[1.0, 3.0, 2.0]]), [Want(top=0)], 5)[0]
+    found = pick(torch.tensor([[1.0, 3.0, 2.0]]), [LogitsRequest(top=0)], 5)[0]
     assert found.ids.tolist() == [5, 6, 7]
     assert found.logits.tolist() == [1.0, 3.0, 2.0]
 
@@ -71,20 +71,20 @@ def test_each_row_has_its_own_want() -> None:
     # Given two rows
     logits = torch.tensor([[1.0, 3.0, 2.0], [9.0, 0.0, 8.0]])
     # When they want different things / Then each gets its own
-    first, second = pick(logits, [Want(top=1), Want(top=2)], 0)
+    first, second = pick(logits, [LogitsRequest(top=1), LogitsRequest(top=2)], 0)
     assert (first.ids.tolist(), second.ids.tolist()) == ([1], [0, 2])
 
 
 def test_a_shard_without_vocabulary_offers_nothing() -> None:
     # When / Then
-    found = pick(torch.empty(1, 0), [Want()], 5)[0]
+    found = pick(torch.empty(1, 0), [LogitsRequest()], 5)[0]
     assert (len(found.ids), found.peak, found.mass) == (0, float("-inf"), 0.0)
 
 
 def test_a_floor_without_temperature_is_refused() -> None:
     # When / Then
     with pytest.raises(StepFailed, match="temperature above 0, got 0"):
-        pick(torch.zeros(1, 3), [Want(top=0, floor=0.1, temperature=0.0)], 0)
+        pick(torch.zeros(1, 3), [LogitsRequest(top=0, floor=0.1, temperature=0.0)], 0)
 
 
 @given(logits=LOGITS, ids=st.sets(st.integers(0, 45)), top=st.integers(1, 5), data=st.data())
@@ -93,9 +93,9 @@ def test_ids_that_are_asked_for_come_besides_the_best_of_the_others(
 ) -> None:
     # Given a row that asks for some tokens, next to one that does not
     order = tuple(data.draw(st.permutations(sorted(ids))))
-    wants = [Want(top=top, ids=order), Want(top=top)]
+    logits_requests = [LogitsRequest(top=top, ids=order), LogitsRequest(top=top)]
     # When they are picked of a shard that starts at token 3
-    found, plain = pick(torch.tensor([logits, logits]), wants, 3)
+    found, plain = pick(torch.tensor([logits, logits]), logits_requests, 3)
     # Then they come last, and count for nothing else
     own = [token for token in order if 3 <= token < 3 + len(logits)]
     others = [index for index in range(len(logits)) if index + 3 not in ids]
@@ -106,15 +106,21 @@ def test_ids_that_are_asked_for_come_besides_the_best_of_the_others(
     masses = [np.exp(logits[index] - found.peak) for index in others]
     assert found.mass == pytest.approx(sum(masses), rel=1e-5)
     # And the other row has what it had
-    assert plain.ids.tolist() == pick(torch.tensor([logits]), wants[1:], 3)[0].ids.tolist()
+    assert (
+        plain.ids.tolist() == pick(torch.tensor([logits]), logits_requests[1:], 3)[0].ids.tolist()
+    )
 
 
 def test_offers_and_wants_travel_as_they_are() -> None:
     # Given a step and a part with everything in them
-    want = Want(2, 0.25, 0.5, (5, 1), 2)
-    rows = (Row(0, 3, (7,), 3, want, source=4), Row(1, 0, (1, 2), 2), Row(2, 0, (1,), 1, Want(0)))
+    logits_request = LogitsRequest(2, 0.25, 0.5, (5, 1), 2)
+    rows = (
+        Row(0, 3, (7,), 3, logits_request, source=4),
+        Row(1, 0, (1, 2), 2),
+        Row(2, 0, (1,), 1, LogitsRequest(0)),
+    )
     step = Step(1, 2, rows, 3)
-    (offer,) = pick(torch.tensor([[1.0, 2.0, 0.5]]), [want], 4)
+    (offer,) = pick(torch.tensor([[1.0, 2.0, 0.5]]), [logits_request], 4)
     # When they are written and read
     (found,) = Part.decode(Part(None, [offer]).encode()).candidates
     # Then they are the same

@@ -14,13 +14,13 @@ from skynet.architecture.architecture import Architecture
 from skynet.architecture.config import ABSENT
 from skynet.architecture.tensors import staged_tensors
 from skynet.layers.linear import Linear
-from skynet.layers.reuse import Pieces, without
+from skynet.layers.reuse import LoadedWeights, without
 from skynet.layers.shard_model import ShardModel
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.planning.split import make_plan
-from skynet.wire.step import Row, Step, Want
+from skynet.wire.step import LogitsRequest, Row, Step
 
 LAYERS, HEADS, HIDDEN, VOCAB = 3, 4, 32, 71
 Place = tuple[int, int]
@@ -202,11 +202,13 @@ def fetched_again(
 def outputs(arch: Architecture, model: ShardModel) -> list[torch.Tensor]:
     """What the shard makes of one step through all its layers, alone, after one of texts."""
     found: list[torch.Tensor] = []
-    memory = (1, 1) if arch.encoder else None
+    encoder_kv = (1, 1) if arch.encoder else None
     rows = (Row(0, 0, (1, 5, 70), 3), Row(1, 0, (9,), 1))
     if arch.encoder:
         found += outputs_of(model, Step(1, 1, rows, arch.total_layers))
-    wanting = tuple(replace(row, want=Want(top=0), memory=memory) for row in rows)
+    wanting = tuple(
+        replace(row, logits_request=LogitsRequest(top=0), encoder_kv=encoder_kv) for row in rows
+    )
     return found + outputs_of(model, Step(1, 2, wanting, arch.total_layers, arch.encoder_layers))
 
 
@@ -315,7 +317,7 @@ def test_one_that_was_taken_apart_has_nothing_left() -> None:
 
 def test_pieces_are_found_by_the_units_they_have() -> None:
     # Given rows [4, 8) and [2, 3) of two roles, one above the other
-    pieces = Pieces()
+    pieces = LoadedWeights()
     matrix = torch.arange(10.0).reshape(5, 2)
     pieces.add(("q", 0), matrix, (Range(4, 8), Range(2, 3)))
     # When parts of them are looked for / Then they are found where they lie

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skynet.layers.attention import attend
-from skynet.layers.encoder_kv import memory_attends
+from skynet.layers.encoder_kv import encoder_kv_attends
 from skynet.planning.ranges import Range
 from skynet.wire.step import Row
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def row(place: int, length: int, count: int = 1) -> Row:
-    return Row(0, 0, (7,) * count, 1, memory=(place, length))
+    return Row(0, 0, (7,) * count, 1, encoder_kv=(place, length))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def row(place: int, length: int, count: int = 1) -> Row:
     ],
 )
 def test_rows_share_a_call(rows: list[Row], calls: list[tuple[Range, Range, Range]]) -> None:
-    found = memory_attends(rows, 2, torch.float32, CPU)
+    found = encoder_kv_attends(rows, 2, torch.float32, CPU)
     assert [(call.tokens, call.slots, call.keys) for call in found] == calls
 
 
@@ -63,20 +63,20 @@ def test_each_token_sees_its_own_memory(rows: list[Row], slack: int) -> None:
     # Given memories of several lengths, each place with one, and what lies beyond them
     lengths: dict[int, int] = {}
     known = [
-        Row(0, 0, r.tokens, 1, memory=(r.memory[0], lengths.setdefault(*r.memory)))
+        Row(0, 0, r.tokens, 1, encoder_kv=(r.encoder_kv[0], lengths.setdefault(*r.encoder_kv)))
         for r in rows
-        if r.memory is not None
+        if r.encoder_kv is not None
     ]
     generator = torch.Generator().manual_seed(len(rows))
     cache = torch.randn(5, 4, 6, 8, generator=generator)  # (places, K and V heads, tokens, dim)
     count = sum(len(r.tokens) for r in known)
     queries = torch.randn(count, 2, 8, generator=generator)
     # When all are attended to at once
-    calls = memory_attends(known, slack, torch.float32, CPU)
+    calls = encoder_kv_attends(known, slack, torch.float32, CPU)
     found = attend(queries, cache, calls, 0.3)
     # Then each token has what it would have alone
-    memories = [r.memory for r in known for _ in r.tokens if r.memory is not None]
-    for token, (place, length) in enumerate(memories):
+    encoder_kvs = [r.encoder_kv for r in known for _ in r.tokens if r.encoder_kv is not None]
+    for token, (place, length) in enumerate(encoder_kvs):
         keys, values = cache[place, :2, :length], cache[place, 2:, :length]
         alone = F.scaled_dot_product_attention(queries[token][:, None], keys, values, scale=0.3)
         torch.testing.assert_close(found[token], alone.flatten(), atol=1e-5, rtol=1e-5)

@@ -27,7 +27,7 @@ from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.planning.split import make_plan
-from skynet.wire.step import Row, Step, Want
+from skynet.wire.step import LogitsRequest, Row, Step
 
 
 def architecture(family: str, **fields: Any) -> Architecture:
@@ -140,7 +140,7 @@ def test_a_step_of_texts_makes_sums_in_the_encoder_only() -> None:
 
     # When a text is read, and then a token is computed
     run(Step(1, 1, (Row(3, 0, (1, 2, 9), 3),), 1))
-    run(Step(1, 2, (Row(0, 0, (7,), 1, Want(), memory=(3, 3)),), 1, start=3))
+    run(Step(1, 2, (Row(0, 0, (7,), 1, LogitsRequest(), encoder_kv=(3, 3)),), 1, start=3))
     # Then numbers of sums leave room for all of them: norms of sums take one more at a span's end
     assert made == [3, 2, 2, 0, 0, 4, 3]
     assert [arch.first_sum(layer) for layer in range(5)] == [0, 3, 5, 7, 11]
@@ -152,14 +152,14 @@ def test_what_was_not_read_cannot_be_attended_to() -> None:
     model = ShardModel(bart, plan_of(bart, 1, 1), 0, 0, Weights(bart))
     whole = Range(3, 5)
     # When a row names a place or a length that no plan has / Then it is refused
-    for memory in ((16, 3), (-1, 3), (0, 0), (0, 65)):
-        step = Step(1, 1, (Row(0, 0, (7,), 1, Want(), memory=memory),), 1, start=3)
-        with pytest.raises(StepFailed, match="slot 0: there is no memory"):
+    for encoder_kv in ((16, 3), (-1, 3), (0, 0), (0, 65)):
+        step = Step(1, 1, (Row(0, 0, (7,), 1, LogitsRequest(), encoder_kv=encoder_kv),), 1, start=3)
+        with pytest.raises(StepFailed, match="slot 0: there is no encoder KV"):
             model.run(step, whole, None, never)
     # And a decoder alone has no layer that reads
     other = ShardModel(llama, plan_of(llama, 1, 1), 0, 0, Weights(llama))
     with pytest.raises(StepFailed, match="attends to no encoder"):
-        other._stack.of(Range(0, 1))[0].remember(torch.zeros(1, 48), None)  # type: ignore
+        other._stack.of(Range(0, 1))[0].store_encoder_kv(torch.zeros(1, 48), None)  # type: ignore
 
 
 def test_only_the_own_slice_is_fetched() -> None:
@@ -216,7 +216,7 @@ def test_sums_are_numbered_alike_for_any_span(family: str) -> None:
     for layer in range(arch.num_layers):
         # When each starts to count where the architecture says
         number, made = model.first_sum(layer), 0
-        step = Step(1, 1, (Row(0, 0, (1, 2), 2, Want()),), 1)
+        step = Step(1, 1, (Row(0, 0, (1, 2), 2, LogitsRequest()),), 1)
         hidden, _, _ = model.run(step, Range(layer, layer + 1), hidden, count)
         # Then it makes no sum that the next one makes, and leaves out the last one at most
         left_out = model.first_sum(layer + 1) - (number + made)
@@ -267,8 +267,8 @@ def test_rows_without_a_want_get_no_candidates(middle: ShardModel) -> None:
     # Given a chunk of a prompt, a row that wants two, and one that wants all
     rows = (
         Row(0, 0, (1, 2, 3), 9),
-        Row(1, 0, (4, 5), 2, Want(top=2)),
-        Row(2, 0, (6,), 1, Want(top=0)),
+        Row(1, 0, (4, 5), 2, LogitsRequest(top=2)),
+        Row(2, 0, (6,), 1, LogitsRequest(top=0)),
     )
     # When the last span runs
     hidden, candidates, _ = middle.run(

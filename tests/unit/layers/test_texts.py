@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skynet.architecture.positions import Relative
-from skynet.layers.encoder_attention import BLOCK, attend_texts, texts_of
+from skynet.layers.encoder_attention import QUERY_BLOCK, attend_text_batches, text_batches
 from skynet.layers.relative import RelativeBias
 from skynet.planning.ranges import Range
 from skynet.wire.step import Row
@@ -27,13 +27,13 @@ def relative_bias() -> RelativeBias:
 @pytest.mark.parametrize("biased", [False, True])
 def test_each_token_sees_its_text_alone(biased: bool, window: int | None) -> None:
     # Given two short texts of one length, and one that is longer than a block of queries
-    lengths = (7, 7, BLOCK + 90, 1)
+    lengths = (7, 7, QUERY_BLOCK + 90, 1)
     generator = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(sum(lengths), HEADS, HEAD_DIM, generator=generator) for _ in range(3))
     bias = relative_bias() if biased else None
     # When
-    calls = texts_of(rows(*lengths), window, torch.float32, torch.device("cpu"), bias)
-    found = attend_texts(q, k, v, calls, SCALE)
+    calls = text_batches(rows(*lengths), window, torch.float32, torch.device("cpu"), bias)
+    found = attend_text_batches(q, k, v, calls, SCALE)
     # Then it is what whole matrices of scores give
     assert [call.count for call in calls] == [2, 1, 1]
     start = 0
@@ -50,7 +50,7 @@ def test_each_token_sees_its_text_alone(biased: bool, window: int | None) -> Non
 
 
 def test_a_mask_takes_a_number_for_each_distance() -> None:
-    (call,) = texts_of(rows(4000), 100, torch.float32, torch.device("cpu"), relative_bias())
+    (call,) = text_batches(rows(4000), 100, torch.float32, torch.device("cpu"), relative_bias())
     assert call.mask is not None
     assert call.mask.shape == (1, HEADS, 4000, 4000)
     assert call.mask.untyped_storage().nbytes() == 4 * HEADS * (2 * 4000 - 1)

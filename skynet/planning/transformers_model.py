@@ -5,14 +5,14 @@ from __future__ import annotations
 from math import prod
 
 from skynet.architecture.architecture import Weight
-from skynet.architecture.generic import Derived, DerivedWeight
+from skynet.architecture.transformers_model import TransformersArchitecture, TransformersWeight
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 
 FLOAT_BYTES = 4  # biases that are added after a sum stay float32, and what is told to
 
 
-def units(arch: Derived, part: ShardPlan, weight: Weight) -> Range:
+def units(arch: TransformersArchitecture, part: ShardPlan, weight: Weight) -> Range:
     """The shard's part of the dimension that a weight is cut in, all of one that is not cut."""
     total = arch.shape(weight)[1 if weight.cut == "row" else 0]
     if weight.unit in ("heads", "kv_heads"):
@@ -25,7 +25,9 @@ def units(arch: Derived, part: ShardPlan, weight: Weight) -> Range:
     return part.vocab if weight.unit == "vocab" else Range(0, total)
 
 
-def role_bytes(arch: Derived, part: ShardPlan, weight: DerivedWeight, item_bytes: int) -> int:
+def role_bytes(
+    arch: TransformersArchitecture, part: ShardPlan, weight: TransformersWeight, item_bytes: int
+) -> int:
     """What a weight and its bias take in memory on a shard; `item_bytes` for each number."""
     item_bytes = FLOAT_BYTES if weight.float32 else item_bytes
     shape, width = arch.shape(weight), units(arch, part, weight).size

@@ -28,7 +28,7 @@ HeadsOf = Literal["local", "gathered", "whole"]
 
 
 @dataclass(frozen=True)
-class DerivedWeight(Weight):
+class TransformersWeight(Weight):
     """A parameter of Transformers' model; `role` is its module's path inside of a layer.
 
     `columns` that are as many as the MLP has are cut as the MLP is; more or fewer, in proportion.
@@ -54,7 +54,7 @@ class DerivedWeight(Weight):
 
 
 @dataclass(frozen=True)
-class Derived(Architecture):
+class TransformersArchitecture(Architecture):
     """An architecture whose layers are Transformers' own."""
 
     config: str = "{}"  # config.json, which Transformers makes the modules of
@@ -91,7 +91,7 @@ class Derived(Architecture):
     def module_names(self) -> dict[str, str]:
         """Transformers' name of each parameter in a layer -> the canonical one; not experts'."""
         found = {}
-        for weight in cast(tuple[DerivedWeight, ...], self.weights):
+        for weight in cast(tuple[TransformersWeight, ...], self.weights):
             if weight.per_layer and not weight.in_pieces:
                 for layer in filter(weight.is_in, range(self.num_layers)):
                     for kind in ("weight", "bias") if weight.bias else ("weight",):
@@ -105,7 +105,7 @@ class Derived(Architecture):
         Each expert's matrices lie one above the other. Empty of other parameters.
         """
         layer, _, own = name.removeprefix(f"{self.path}.").partition(".")
-        weights = cast(tuple[DerivedWeight, ...], self.weights)
+        weights = cast(tuple[TransformersWeight, ...], self.weights)
         parts = [weight for weight in weights if own and weight.parameter == own]
         return [
             [weight.tensor(int(layer), piece=expert) for weight in parts]
@@ -120,7 +120,7 @@ class Derived(Architecture):
         return self.shape(weight)[0]
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
-        return cast(DerivedWeight, weight).sizes
+        return cast(TransformersWeight, weight).sizes
 
     def bias_size(self, weight: Weight) -> int:
         return self.shape(weight)[0]
@@ -165,7 +165,7 @@ _WEIGHT = (
 )
 
 
-def describe(weights: tuple[DerivedWeight, ...], **described: Any) -> dict[str, Any]:
+def describe(weights: tuple[TransformersWeight, ...], **described: Any) -> dict[str, Any]:
     """The description, as JSON has it; `described` are the fields of `_DESCRIBED`, all of them."""
     lacking = set(_DESCRIBED) ^ described.keys()
     if lacking:
@@ -175,7 +175,7 @@ def describe(weights: tuple[DerivedWeight, ...], **described: Any) -> dict[str, 
     return found
 
 
-def read(config: Config) -> Derived:
+def read(config: Config) -> TransformersArchitecture:
     """The architecture that a config with a description under `KEY` describes.
 
     Raises:
@@ -185,7 +185,7 @@ def read(config: Config) -> Derived:
     try:
         given = {name: _tuple(described[name]) for name in _DESCRIBED}
         weights = tuple(
-            DerivedWeight(**{name: _tuple(weight[name]) for name in _WEIGHT})
+            TransformersWeight(**{name: _tuple(weight[name]) for name in _WEIGHT})
             for weight in described["weights"]
         )
     except (KeyError, TypeError) as error:
@@ -193,7 +193,7 @@ def read(config: Config) -> Derived:
             f"config: {KEY} is no description of this version ({error!r}); split the model again"
         ) from error
     own = {name: value for name, value in config.items() if name not in (KEY, ABSENT)}
-    return Derived(
+    return TransformersArchitecture(
         model_type=str(config.get("model_type")),
         norm="rms",
         norm_eps=0.0,
