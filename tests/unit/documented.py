@@ -14,8 +14,9 @@ from tornado.options import options as flower_options
 from skynet.cli import main
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+GUIDE = [ROOT / "README.md", *PAGES]  # what a user reads
+DOCUMENTS = [*GUIDE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 PROGRAMS = ("skynet", "celery")
@@ -25,10 +26,23 @@ def read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def table_rows(text: str, name: str) -> list[list[str]]:
+    """Cells of the table that follows `<!-- name -->`, without its head."""
+    table = text.partition(f"<!-- {name} -->\n")[2].partition("\n\n")[0]
+    lines = table.splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+
+
 def code_blocks(text: str, language: str) -> list[str]:
     """Fenced blocks of a language, without the indentation of a list they stand in."""
     found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
     return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+
+
+def all_commands(*paths: Path) -> list[list[str]]:
+    """Every command of ours that these documents show, in blocks and in running text."""
+    texts = [read(path) for path in paths]
+    return [words for text in texts for words in (*block_commands(text), *inline_commands(text))]
 
 
 def block_commands(text: str) -> list[list[str]]:

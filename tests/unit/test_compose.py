@@ -13,11 +13,10 @@ import pytest
 import yaml
 from documented import (
     ROOT,
-    block_commands,
+    all_commands,
     check_command,
     code_blocks,
     command_of,
-    inline_commands,
     read,
     shape,
 )
@@ -31,7 +30,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load(read(ROOT / "docker-compose.yml"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if name != "redis"}
 DOCKERFILE = read(ROOT / "Dockerfile")
-README = read(ROOT / "README.md")
+OPERATIONS = read(ROOT / "docs" / "operations.md")
 
 each_of_ours = pytest.mark.parametrize("name", OURS)
 
@@ -58,9 +57,9 @@ def test_every_service_is_of_the_one_dockerfile_or_redis() -> None:
 
 
 @each_of_ours
-def test_every_command_is_one_that_the_readme_shows(name: str) -> None:
+def test_every_command_is_one_that_the_operations_page_shows(name: str) -> None:
     # Given
-    documented = {shape(words) for words in [*block_commands(README), *inline_commands(README)]}
+    documented = {shape(words) for words in all_commands(ROOT / "docs" / "operations.md")}
     # When
     words = words_of(name)
     # Then
@@ -78,8 +77,8 @@ def test_redis_keeps_what_it_is_given() -> None:
     assert options["--appendonly"] == "yes"
     assert options["--requirepass"] == "REDIS_PASSWORD"
     assert SERVICES["redis"]["volumes"] == ["redis:/data"]
-    # And the README starts one with the same options
-    by_hand = next(b for b in code_blocks(README, "sh") if b.startswith("redis-server "))
+    # And the operations page starts one with the same options
+    by_hand = next(b for b in code_blocks(OPERATIONS, "sh") if b.startswith("redis-server "))
     assert set(options) <= set(shlex.split(by_hand))
 
 
@@ -89,7 +88,13 @@ def test_passwords_come_from_the_environment_and_must_be_set() -> None:
         uses = re.findall(rf"\$\{{{variable}([^}}]*)\}}", text)
         assert uses
         assert all(use == f":?set {variable}" for use in uses)
-        assert f"{variable}=" in README
+        assert f"{variable}=" in OPERATIONS
+
+
+def test_the_section_that_the_comment_names_exists() -> None:
+    named = re.findall(r'see "(\w+)" in (\S+\.md)', read(ROOT / "docker-compose.yml"))
+    assert named
+    assert all(f"\n## {section}\n" in read(ROOT / file) for section, file in named)
 
 
 def test_nothing_is_published_beyond_this_machine() -> None:

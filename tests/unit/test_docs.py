@@ -14,26 +14,39 @@ import click
 import pytest
 from documented import (
     DOCUMENTS,
+    GUIDE,
+    PAGES,
     ROOT,
+    all_commands,
     block_commands,
     check_command,
     code_blocks,
     inline_commands,
     read,
+    table_rows,
 )
 
+from skynet import bench, errors
 from skynet.cli import main
 from skynet.client import client
-from skynet.local.cluster import LocalCluster
+from skynet.local import LocalCluster
 from skynet.models.registry import KNOWN
+from skynet.request import text_tasks
+from skynet.request.completion import Completion
 from skynet.request.options import DEFAULT_MAX_TOKENS
 from skynet.request.options import KNOWN as KNOWN_OPTIONS
 from skynet.settings import Settings
 from skynet.staging.split import skysplit
 from tests.models_page import page
 
+MAX_README_LINES = 200
 README = read(ROOT / "README.md")
 STRUCTURE = read(ROOT / "docs" / "structure.md")
+PYTHON = read(ROOT / "docs" / "python.md")
+SETTINGS = read(ROOT / "docs" / "settings.md")
+TASKS = read(ROOT / "docs" / "tasks.md")
+PERFORMANCE = read(ROOT / "docs" / "performance.md")
+TEXT_TASK_OPTIONS = {option for options in text_tasks.KNOWN.values() for option in options}
 CALLS: dict[str, Any] = {
     "submit_prompt": client.submit_prompt,
     "submit_prompts": client.submit_prompt,
@@ -52,9 +65,25 @@ def test_every_command_shown_exists(path: Path) -> None:
         check_command(words, strict=False)
 
 
-def test_the_readme_shows_every_command_there_is() -> None:
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= MAX_README_LINES
+
+
+def test_the_readme_links_every_page() -> None:
+    section = README.partition("## Where to read on")[2]
+    assert [page.name for page in PAGES if f"](docs/{page.name})" not in section] == []
+
+
+def test_the_readme_shows_a_cluster_from_start_to_answer() -> None:
+    shown = {tuple(words[:2]) for words in block_commands(README)}
+    assert {("skynet", name) for name in ("run", "up", "split", "generate", "status")} <= shown
+    assert ["celery", "-A", "skynet", "worker", "-Q", "orchestrator"] in block_commands(README)
+    assert ["celery", "-A", "skynet", "worker"] in block_commands(README)
+
+
+def test_the_guide_shows_every_command_there_is() -> None:
     # Given
-    shown = [*block_commands(README), *inline_commands(README)]
+    shown = all_commands(*GUIDE)
     ours = {words[1] for words in shown if words[0] == "skynet"}
     celerys = [words for words in shown if words[0] == "celery"]
     # Then
@@ -95,12 +124,7 @@ def test_every_make_target_named_exists(path: Path) -> None:
 
 def test_the_settings_table_is_what_settings_are() -> None:
     # Given
-    table = README.partition("<!-- settings -->")[2].partition("\n\n")[0]
-    rows = [
-        [cell.strip().strip("`") for cell in line.strip("|\n ").split("|")]
-        for line in table.splitlines()
-        if line.startswith("| `SKYNET_")
-    ]
+    rows = [[cell.strip("`") for cell in row] for row in table_rows(SETTINGS, "settings")]
     # When
     expected = [
         [f"SKYNET_{name.upper()}", shown(field.default), field.description]
@@ -141,11 +165,59 @@ def test_the_models_page_is_what_the_code_says() -> None:
 
 def test_the_options_table_names_those_there_are() -> None:
     # Given
-    table = README.partition("<!-- options -->")[2].partition("\n\n")[0]
+    rows = {row[0].strip("`"): row[1] for row in table_rows(PYTHON, "options")}
+    parameters = inspect.signature(client.submit_prompt).parameters
     # Then
-    named = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
-    assert sorted(named) == sorted([*KNOWN_OPTIONS, "n", "priority", "timeout"])
-    assert f"| `max_tokens` | {DEFAULT_MAX_TOKENS} |" in table
+    assert len(rows) == len(table_rows(PYTHON, "options"))
+    assert set(rows) == {*KNOWN_OPTIONS, *parameters} - {"prompt", "options"}
+    assert rows["max_tokens"] == str(DEFAULT_MAX_TOKENS)
+
+
+def test_the_table_of_text_task_options_names_those_there_are() -> None:
+    # Given
+    rows = table_rows(TASKS, "text task options")
+    # Then
+    assert sorted((row[0].strip("`"), row[1].strip("`")) for row in rows) == sorted(
+        (task, option) for task, options in text_tasks.KNOWN.items() for option in options
+    )
+    assert [row[2] for row in rows if row[1] == "`top_k`"] == [str(text_tasks.DEFAULT_TOP)]
+
+
+def test_the_table_of_errors_names_those_there_are() -> None:
+    # Given
+    classes = inspect.getmembers(errors, inspect.isclass)
+    # Then
+    named = [row[0].strip("`") for row in table_rows(PYTHON, "errors")]
+    assert sorted(named) == sorted(name for name, _ in classes)
+
+
+def test_the_table_of_the_local_cluster_names_its_arguments() -> None:
+    # Given
+    cells = [row[0] for row in table_rows(PYTHON, "cluster")]
+    # Then
+    named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert named == list(inspect.signature(LocalCluster).parameters)
+
+
+def test_every_member_of_a_generation_that_is_named_exists() -> None:
+    # Given
+    section = PYTHON.partition("\n## Generation\n")[2].partition("\nA `Completion` has")[0]
+    members = re.findall(r"^\| `(\w+)(?:\(.*?\))?` \|", section, re.MULTILINE)
+    # Then
+    assert {"get", "stream", "tokens", "cancel"} <= set(members)
+    assert [name for name in members if not hasattr(client.Generation, name)] == []
+
+
+def test_every_field_of_a_completion_is_named() -> None:
+    # Given
+    section = PYTHON.partition("\nA `Completion` has")[2].partition("\n## ")[0]
+    first_cells = "".join(re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE))
+    # Then
+    assert set(re.findall(r"`(\w+)`", first_cells)) == set(Completion.__dataclass_fields__)
+
+
+def test_the_performance_page_names_every_scenario() -> None:
+    assert [name for name in bench._scenarios() if f"`{name}`" not in PERFORMANCE] == []
 
 
 @documents
@@ -156,7 +228,9 @@ def test_python_is_python_and_its_names_and_arguments_exist(path: Path) -> None:
             assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
         for function, keyword in keywords(tree):
             known = set(inspect.signature(CALLS[function]).parameters)
-            assert keyword in known | set(KNOWN_OPTIONS), f"{function} has no {keyword}"
+            assert keyword in known | {*KNOWN_OPTIONS, *TEXT_TASK_OPTIONS}, (
+                f"{function} has no {keyword}"
+            )
 
 
 def imported_names(tree: ast.AST) -> Iterator[tuple[str, str]]:
@@ -173,9 +247,10 @@ def keywords(tree: ast.AST) -> Iterator[tuple[str, str]]:
                 yield from ((name, keyword.arg or "") for keyword in node.keywords)
 
 
-def test_the_readme_shows_python() -> None:
-    blocks = code_blocks(README, "python")
-    assert len(blocks) >= 3
+@pytest.mark.parametrize(("text", "least"), [(README, 1), (PYTHON, 3)], ids=["README", "python"])
+def test_python_is_shown(text: str, least: int) -> None:
+    blocks = code_blocks(text, "python")
+    assert len(blocks) >= least
     assert {"submit_prompt", "submit_prompts", "LocalCluster"} <= {
         name for block in blocks for _, name in imported_names(ast.parse(block))
     }
