@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import settings as hypothesis_settings
 
 from skynet.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from skynet.checkpoint.demo import demo_checkpoint_path
@@ -19,6 +20,10 @@ from skynet.errors import CheckpointError
 from skynet.local.server import EmbeddedServer
 from skynet.settings import settings
 from skynet.store.connection import connect
+
+# No test passes or fails by how fast it was.
+hypothesis_settings.register_profile("skynet")
+hypothesis_settings.load_profile("skynet")
 
 # The tiny checkpoints of the parity tests, and Transformers' answers, serve the cluster tests too.
 sys.path.insert(0, str(Path(__file__).parent / "parity"))

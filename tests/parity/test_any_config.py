@@ -115,9 +115,7 @@ def test_every_family_has_options() -> None:
     assert set(OPTIONS) == set(FAMILIES)
 
 
-@settings(
-    deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(model=models(), data=st.data())
 def test_any_config_in_any_shape(
     model: tuple[str, dict[str, Any], int, int], data: st.DataObject

@@ -108,9 +108,7 @@ def test_every_encoder_has_options() -> None:
 
 @pytest.mark.parametrize("head", ENCODER_HEADS)
 @pytest.mark.parametrize("family", OPTIONS)
-@settings(
-    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(data=st.data())
 def test_any_encoder_in_any_shape(family: str, head: str, data: st.DataObject) -> None:
     # Given a random encoder and texts of any length, each to be read in one of the ways it can be

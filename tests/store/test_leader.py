@@ -162,7 +162,7 @@ def test_a_guarded_script_writes_for_the_leader_only(client: redis.Redis) -> Non
 ACTIONS = ("acquire", "renew", "resign", "expire", "depose", "wipe")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 2)), min_size=1, max_size=25)
 )

@@ -69,7 +69,7 @@ def stage(client: redis.Redis, source: Source, **options: Any) -> Manifest:
     )
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(sorted(TENSORS)),
     ends=st.tuples(st.integers(0, 40), st.integers(0, 40)),

@@ -57,7 +57,7 @@ def one_by_one(
     return out.flatten(1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), window=st.sampled_from([None, 1, 4, 13]))
 def test_any_batch_is_the_textbook(data: st.DataObject, window: int | None) -> None:
     # Given rows of any lengths in any slots, after whatever was in the slots before

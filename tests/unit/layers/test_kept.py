@@ -224,7 +224,7 @@ def outputs_of(model: ShardModel, step: Step) -> list[torch.Tensor]:
     return found + [torch.from_numpy(item.logits) for item in candidates]
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(
     name=st.sampled_from(sorted(MODELS)),
     dtype=st.sampled_from(["float32", "bfloat16"]),
