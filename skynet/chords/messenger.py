@@ -22,6 +22,8 @@ from skynet.planning.ranges import Range
 from skynet.store.leader import GUARD, fenced
 from skynet.store.resp import RespConnection, Script, command
 from skynet.wire import codec, keys
+from skynet.wire.frame import HEADER
+from skynet.wire.step import SpanMessage
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -43,7 +45,9 @@ return 1
 """
 )
 
-INLINE_BYTES = 16 * 1024  # what travels in a message; base64 and two decodings make more dear
+# Larger values are not sent in the messages: base64 and two decodings cost more than a key. One
+# row of 4,096 float32 numbers still is.
+INLINE_BYTES = 16 * 1024 + HEADER.size
 
 register(
     keys.SERIALIZER,
@@ -108,59 +112,46 @@ class Messenger:
         self.connection.call_again([command(b"RPUSH", *self.message(task, args, queue, **headers))])
 
     def emit_chord(
-        self,
-        plan: Plan,
-        step: int,
-        span: Range,
-        *,
-        rows: bytes,
-        hidden: bytes | None = None,
-        spent_s: float = 0.0,
-        fence: str = "",
+        self, plan: Plan, span: SpanMessage, *, spent_s: float = 0.0, fence: str = ""
     ) -> None:
-        """Send the chord that computes `span` of a step.
+        """Send the chord that computes a span: `span` to every shard of its stage, and a body.
 
-        rows: the encoded Step.
-        hidden: the hidden states before `span.start`, (tokens, hidden) float32, unless the step
-            begins there. They travel in the messages if they are small, or else lie under a key of
-            their own.
-        spent_s: what the spans before this one computed, so that the orchestrator can tell the
-            chords' cost from the layers'.
-        fence: of the orchestrator that sends it; nothing is sent once another leads. Shards have
-            none: their chords are stale with their epoch.
+        Rows and hidden states larger than INLINE_BYTES do not travel in the messages but under
+        Redis keys.
+
+        spent_s: compute seconds of the spans before this one, so that the orchestrator can tell
+            the cost of chords from the cost of layers.
+        fence: the orchestrator's; nothing is sent once another leads. Shards have none: their
+            chords are stale with their epoch.
 
         Raises:
-            Fenced: another leads.
+            Fenced: another orchestrator leads.
         """
+        rows, hidden = span.rows or b"", span.hidden
         stage = plan.stage_of(span.start)
         num_shards = len(plan.stages[stage].shards)
-        group = keys.chord_id(plan.epoch, step, span.start)
-        body = body_signature(plan, step, span, num_shards, spent_s)
+        group = keys.chord_id(span.epoch, span.step, span.start)
+        body = body_signature(plan, span.step, Range(span.start, span.stop), num_shards, spent_s)
         values: list[tuple[bytes, bytes]] = []
-        if hidden is None:  # as long as this is there, somebody wants the step
-            values.append((keys.step_key(plan.epoch, step).encode(), rows))
-        if hidden is not None and len(hidden) > INLINE_BYTES:
+        if hidden is None:  # this key exists for as long as the step is wanted
+            values.append((keys.step_key(span.epoch, span.step).encode(), rows))
+        elif len(hidden) > INLINE_BYTES:
             values.append((keys.hidden_key(group).encode(), hidden))
-            hidden = None
-        messages = []
-        for shard in range(num_shards):
-            message = self.message(
+            span = span._replace(hidden=None)
+        if len(rows) > INLINE_BYTES:
+            span = span._replace(rows=None)
+        messages = [
+            self.message(
                 keys.RUN_SPAN_TASK,
-                [
-                    plan.epoch,
-                    step,
-                    span.start,
-                    span.stop,
-                    rows if len(rows) <= INLINE_BYTES else None,
-                    hidden,
-                ],
+                span,
                 str(keys.Address(stage, shard)),
                 group_id=group,
                 group_index=shard,
                 chord=body,
-                argsrepr=f"(step {step}, layers [{span.start}, {span.stop}))",
+                argsrepr=f"(step {span.step}, layers [{span.start}, {span.stop}))",
             )
-            messages.append(message)
+            for shard in range(num_shards)
+        ]
         # All or nothing, and in one place in every queue: were two chords of a stage queued in
         # different orders at two shards, each would wait for the other in the exchange.
         pairs = [*values, *messages]

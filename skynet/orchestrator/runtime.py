@@ -35,7 +35,7 @@ from skynet.store.members import Member, Members
 from skynet.store.plans import Plans, Target
 from skynet.store.requests import Requests
 from skynet.wire import keys
-from skynet.wire.step import Part, Step
+from skynet.wire.step import Part, SpanMessage, Step
 
 if TYPE_CHECKING:
     from skynet.chords.app import SkynetCelery
@@ -382,9 +382,9 @@ class OrchestratorRuntime:
             raise SkynetError("no plan is in force")
         plan = self.engine.plan
         span = next_span(plan, step.start, step.layers_per_chord)
-        rows = step.encode()
+        message = SpanMessage(plan.epoch, step.number, span.start, span.stop, step.encode())
         try:
-            self.app.messenger.emit_chord(plan, step.number, span, rows=rows, fence=self._fence)
+            self.app.messenger.emit_chord(plan, message, fence=self._fence)
         except redis.RedisError as error:
             raise ClusterUnreachable(f"step {step.number} could not be sent: {error}") from error
 

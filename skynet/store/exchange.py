@@ -7,10 +7,9 @@ carries epoch, step and position: a late push can never be taken for another, an
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import redis
 
@@ -18,26 +17,14 @@ from skynet.errors import PeerLost, WireError
 from skynet.settings import settings
 from skynet.store.resp import RespConnection
 from skynet.wire import keys
+from skynet.wire.frame import Frame
 
-# magic, dtype, rows, columns
-HEADER = struct.Struct("<2sHII")
-MAGIC = b"SX"
-FLOAT32, BFLOAT16, ABORT = 0, 1, 2
-ITEM_BYTES = {FLOAT32: 4, BFLOAT16: 2}
+ABORT = b"SXabort:"  # instead of a frame, before the reason
 MAX_ABORT_BYTES = 4096
 # Ready-made commands: `resp.command`, which builds any, costs some microseconds more a sum.
 _PUSH = b"*3\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 _EXPIRE = b"*3\r\n$6\r\nEXPIRE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 _POP = b"*3\r\n$5\r\nBRPOP\r\n$%d\r\n%b\r\n$4\r\n0.25\r\n"  # waits so many s, then asks again
-
-
-class Frame(NamedTuple):
-    """A partial as it travels: row-major numbers of one kind, (rows, columns)."""
-
-    kind: int
-    rows: int
-    columns: int
-    data: bytes | bytearray | memoryview
 
 
 class Exchange:
@@ -65,8 +52,7 @@ class Exchange:
             WireError: a peer sent another shape or kind than this shard has.
         """
         started = time.perf_counter()
-        payload = HEADER.pack(MAGIC, mine.kind, mine.rows, mine.columns) + mine.data
-        commands = self._pushes(epoch, step, position, payload)
+        commands = self._pushes(epoch, step, position, mine.encode())
         commands += [self._pop(epoch, step, position, peer) for peer in self.peers]
         try:
             replies = self._connection.call(commands)[2 * len(self.peers) :]
@@ -84,8 +70,7 @@ class Exchange:
 
     def abort(self, epoch: int, step: int, position: int, reason: str) -> None:
         """Tell the peers, who wait or will wait at `position`, that this shard failed."""
-        text = reason.encode()[:MAX_ABORT_BYTES]
-        payload = HEADER.pack(MAGIC, ABORT, 1, len(text)) + text
+        payload = ABORT + reason.encode()[:MAX_ABORT_BYTES]
         try:
             self._connection.call(self._pushes(epoch, step, position, payload))
         except redis.RedisError:
@@ -111,30 +96,25 @@ class Exchange:
             commands.append(_EXPIRE % (len(outbox), outbox, len(self._expire_s), self._expire_s))
         return commands
 
-    def _unpack(self, peer: int, position: int, reply: object, mine: Frame) -> Frame:
+    def _unpack(self, peer: int, position: int, reply: Any, mine: Frame) -> Frame:
         if reply is None:
             raise PeerLost(
                 f"{self._where(position)}: no partial from stage{self.stage}.shard{peer} within "
                 f"{self.timeout_s:g} s, or the step was given up meanwhile"
             )
         data = reply[1] if isinstance(reply, list) and len(reply) == 2 else reply
-        if not isinstance(data, bytes) or len(data) < HEADER.size:
-            raise WireError(f"{self._where(position)}: not a partial: {data!r:.80}")
-        magic, kind, rows, columns = HEADER.unpack_from(data)
-        body = memoryview(data)[HEADER.size :]
-        if magic == MAGIC and kind == ABORT:
-            reason = bytes(body).decode(errors="replace")
-            raise PeerLost(f"stage{self.stage}.shard{peer} failed: {reason}")
-        expected = mine.rows * mine.columns * ITEM_BYTES[mine.kind]
-        if (magic, kind, rows, columns) != (MAGIC, mine.kind, mine.rows, mine.columns) or (
-            len(body) != expected
-        ):
+        sender = f"stage{self.stage}.shard{peer}"
+        if isinstance(data, bytes) and data.startswith(ABORT):
+            raise PeerLost(f"{sender} failed: {data[len(ABORT) :].decode(errors='replace')}")
+        try:
+            frame = Frame.decode(data)
+        except WireError as error:
             raise WireError(
-                f"{self._where(position)}: stage{self.stage}.shard{peer} sent {rows}x{columns} of "
-                f"kind {kind} in {len(body)} bytes, expected {mine.rows}x{mine.columns} of kind "
-                f"{mine.kind} in {expected}"
-            )
-        return Frame(kind, rows, columns, body)
+                f"{self._where(position)}: {sender} sent a malformed partial: {error}"
+            ) from error
+        if frame[:3] != mine[:3]:
+            raise WireError(f"{self._where(position)}: {sender} sent {frame}, expected {mine}")
+        return frame
 
     def _where(self, position: int) -> str:
         return f"stage{self.stage}.shard{self.shard}, sum {position}"

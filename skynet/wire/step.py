@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from skynet.errors import WireError
 from skynet.wire import codec
+from skynet.wire.frame import FLOAT32, MAGIC, Frame
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,22 @@ class Step:
             raise WireError(f"not a step: {error}") from error
 
 
+class SpanMessage(NamedTuple):
+    """The arguments of the task `skynet.run_span`: layers [start, stop) of a step.
+
+    rows: the encoded Step; None: under `keys.step_key`.
+    hidden: the hidden states before `start`, an encoded Frame of (tokens, hidden) float32; None:
+        under `keys.hidden_key`, or the step begins at `start`.
+    """
+
+    epoch: int
+    step: int
+    start: int
+    stop: int
+    rows: bytes | None = None
+    hidden: bytes | None = None
+
+
 @dataclass(frozen=True)
 class Candidates:
     """What one vocabulary shard offers for one row's next token."""
@@ -224,20 +241,32 @@ class Part:
         return f"<Part {self.compute_s * 1000:.2f} ms compute, {self.wait_s * 1000:.2f} ms wait>"
 
     def encode(self) -> bytes:
-        return codec.encode(
+        """Msgpack, after the frame of `hidden` where there is one."""
+        fields = codec.encode(
             [
-                self.hidden,
                 [candidate.pack() for candidate in self.candidates],
                 self.compute_s,
                 self.wait_s,
                 *([self.vectors] if self.vectors else []),
             ]
         )
+        if self.hidden is None:
+            return fields
+        frame = Frame.of(self.hidden)
+        return b"".join((frame.header, frame.data, fields))
 
     @classmethod
     def decode(cls, data: bytes) -> Part:
+        """What `encode` made; `hidden` is a read-only view into `data`."""
+        fields: bytes | memoryview = data
+        hidden = None
         try:
-            hidden, candidates, compute_s, wait_s, *vectors = codec.decode(data)
+            if data.startswith(MAGIC):  # never the first bytes of a msgpack list
+                frame, fields = Frame.split(data)
+                if frame.kind != FLOAT32:
+                    raise WireError(f"hidden states of {frame}, not float32")
+                hidden = frame.array()
+            candidates, compute_s, wait_s, *vectors = codec.decode(fields)
             unpacked = [Candidates.unpack(candidate) for candidate in candidates]
             return cls(hidden, unpacked, compute_s, wait_s, *vectors)
         except (TypeError, ValueError) as error:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from skynet.store.exchange import BFLOAT16, FLOAT32, Exchange, Frame
+from skynet.store.exchange import Exchange
+from skynet.wire.frame import BFLOAT16, Frame
 
 
 class AllReduce:
@@ -43,19 +43,14 @@ class AllReduce:
 
     def _pack(self, partial: torch.Tensor) -> tuple[torch.Tensor, Frame]:
         """This shard's partial as the others will read it: in float32, and as it travels."""
-        rows, columns = partial.shape
         if self.dtype == "bfloat16":
             partial = partial.to(torch.bfloat16)
         own = partial.float() if partial.is_cpu else partial.float().cpu()
         if self.dtype != "float32" and partial.dtype == torch.bfloat16:
-            bits = partial.cpu().contiguous().view(torch.uint16)
-            return own, Frame(BFLOAT16, rows, columns, bits.numpy().tobytes())
-        return own, Frame(FLOAT32, rows, columns, own.numpy().tobytes())
+            return own, Frame.of(partial.cpu().view(torch.uint16).numpy())
+        return own, Frame.of(own.numpy())
 
 
 def _unpack(frame: Frame) -> torch.Tensor:
-    kind = np.uint16 if frame.kind == BFLOAT16 else np.float32
-    # A copy: torch wants memory that may be written.
-    array = np.frombuffer(bytearray(frame.data), dtype=kind).reshape(frame.rows, frame.columns)
-    values = torch.from_numpy(array)
+    values = torch.from_numpy(frame.copy())
     return values.view(torch.bfloat16).float() if frame.kind == BFLOAT16 else values
