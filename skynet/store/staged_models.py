@@ -13,6 +13,7 @@ from skynet.store.manifest import Manifest
 from skynet.store.plans import Plans
 from skynet.store.staging import KEYS_AT_ONCE, drop_model
 from skynet.store.staging_lock import LOCK_S, StagingLock
+from skynet.store.targets import Targets
 from skynet.store.weights import WeightStore
 from skynet.wire import keys
 
@@ -49,9 +50,8 @@ def list_models(client: redis.Redis) -> list[StagedModel]:
 
 def digests_in_force(client: redis.Redis) -> set[str]:
     """Models that are asked for, or that a plan is of."""
-    plans = Plans(client)
-    target, plan = plans.target(), plans.current()
-    return {found.model for found in (target, plan) if found is not None}
+    sources = Targets(client).current(), Plans(client).current()
+    return {source.model for source in sources if source is not None}
 
 
 def find_model(client: redis.Redis, prefix: str) -> StagedModel:

@@ -27,10 +27,11 @@ from skynet.settings import settings
 from skynet.staging.stager import Stager, stage_checkpoint
 from skynet.store.bad_tiles import push_bad_tile, report_bad_tile, reported_tiles
 from skynet.store.connection import connect
-from skynet.store.plans import Plans, Target
+from skynet.store.manifest import TileName
 from skynet.store.staged_models import find_model, list_models, remove_model
 from skynet.store.staging_lock import StagingLock
-from skynet.store.weights import StagedWeights, TileName, WeightStore
+from skynet.store.targets import Target, Targets
+from skynet.store.weights import StagedWeights, WeightStore
 from skynet.wire import keys
 from tests.cluster.processes import wait_for
 
@@ -202,7 +203,7 @@ def two_models(client: redis.Redis, checkpoint: Checkpoint) -> str:
     """A whole model, in force, and what a killed stager left; the digest of the whole one."""
     digest = checkpoint.digest()
     stage_checkpoint(client, checkpoint, digest)
-    Plans(client).ask(Target(digest, "tiny-llama", "float32", "auto", 4, 64))
+    Targets(client).ask(Target(digest, "tiny-llama", "float32", "auto", 4, 64))
     client.set(keys.tile_key("feed" * 16, "half", 0), b"x" * 1000)
     return digest
 
