@@ -1,8 +1,8 @@
-"""The sum of partials among the shards of a stage, inside a span, through Redis lists.
+"""Exchanges partials among the shards of a stage, within a span, through Redis lists.
 
-Each shard pushes its partial into every peer's inbox and block-pops its own inboxes, all in one
-write. What to do with the partials is the caller's (worker/all_sum.py sums them). The inbox's name
-carries epoch, step and position: a late push can never be taken for another, and expires.
+Each shard pushes its partial into every peer's inbox and block-pops its inboxes, all in one
+write; `skynet/worker/all_reduce.py` adds the partials. An inbox's name contains epoch, step and
+position: a late push is never taken for another, and expires.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from skynet.wire.frame import Frame
 
 ABORT = b"SXabort:"  # instead of a frame, before the reason
 MAX_ABORT_BYTES = 4096
-# Ready-made commands: `resp.command`, which builds any, costs some microseconds more a sum.
+# Templates: `resp.command` would take some microseconds more for each sum.
 _PUSH = b"*3\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 _EXPIRE = b"*3\r\n$6\r\nEXPIRE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-_POP = b"*3\r\n$5\r\nBRPOP\r\n$%d\r\n%b\r\n$4\r\n0.25\r\n"  # waits so many s, then asks again
+_POP = b"*3\r\n$5\r\nBRPOP\r\n$%d\r\n%b\r\n$4\r\n0.25\r\n"  # for 0.25 s, then again
 
 
 class Exchange:
     """One shard's end of its stage's exchange. Not thread-safe: one connection, one span at a time.
 
-    stage, shard, num_shards: where this shard stands among its peers.
+    waited_s: seconds spent in `swap`, for the caller to reset.
+    still_wanted: asked four times a second during a wait; False gives up.
     """
 
     def __init__(self, url: str, stage: int, shard: int, num_shards: int) -> None:
@@ -39,17 +40,17 @@ class Exchange:
         self.peers = [peer for peer in range(num_shards) if peer != shard]
         self.timeout_s = settings().exchange_timeout_s
         self.waited_s = 0.0
-        self.still_wanted: Callable[[], bool] = lambda: True  # asked four times a second
+        self.still_wanted: Callable[[], bool] = lambda: True
         spin_s = settings().exchange_spin_us * 1e-6
         self._connection = RespConnection(url, self.timeout_s + 5, spin_s)
         self._expire_s = str(int(4 * self.timeout_s)).encode()
 
     def swap(self, epoch: int, step: int, position: int, mine: Frame) -> dict[int, Frame]:
-        """Give `mine` to every peer and take theirs; replies all frames by shard, mine too.
+        """Send `mine` to every peer and receive theirs; returns all frames by shard, `mine` too.
 
         Raises:
-            PeerLost: a peer's partial did not come in time, or the peer failed.
-            WireError: a peer sent another shape or kind than this shard has.
+            PeerLost: a peer's partial did not arrive in time, or the peer failed.
+            WireError: a peer's partial is malformed, or of another shape or kind than `mine`.
         """
         started = time.perf_counter()
         commands = self._pushes(epoch, step, position, mine.encode())
@@ -69,19 +70,19 @@ class Exchange:
         return frames
 
     def abort(self, epoch: int, step: int, position: int, reason: str) -> None:
-        """Tell the peers, who wait or will wait at `position`, that this shard failed."""
+        """Tell the peers, waiting at `position` now or later, that this shard failed."""
         payload = ABORT + reason.encode()[:MAX_ABORT_BYTES]
         try:
             self._connection.call(self._pushes(epoch, step, position, payload))
         except redis.RedisError:
-            pass  # they find out by their own deadline
+            pass  # the peers' deadlines end their wait
 
     def close(self) -> None:
         """Drop the connection; the next sum opens another."""
         self._connection.close()
 
     def _may_wait(self, started: float) -> bool:
-        """After a pop that brought nothing: is there time, and does anybody still want the step?"""
+        """After an empty pop: whether there is time left and the step is still wanted."""
         return time.perf_counter() - started < self.timeout_s and self.still_wanted()
 
     def _pop(self, epoch: int, step: int, position: int, peer: int) -> bytes:
@@ -100,7 +101,7 @@ class Exchange:
         if reply is None:
             raise PeerLost(
                 f"{self._where(position)}: no partial from stage{self.stage}.shard{peer} within "
-                f"{self.timeout_s:g} s, or the step was given up meanwhile"
+                f"{self.timeout_s:g} s, or the step was given up"
             )
         data = reply[1] if isinstance(reply, list) and len(reply) == 2 else reply
         sender = f"stage{self.stage}.shard{peer}"

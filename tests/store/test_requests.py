@@ -36,7 +36,7 @@ def requests(client: redis.Redis) -> Requests:
 
 
 def new(requests: Requests, name: str = "r1", limit: int | None = None) -> Record:
-    record = Record(name, (1, 2, 70_000), OPTIONS, 10.25, 1e12, priority=7, family="f")
+    record = Record(name, (1, 2, 70_000), OPTIONS, 10.25, 1e12, priority=7, sample_group="f")
     requests.create(record, limit)
     return record
 
@@ -51,7 +51,7 @@ def test_a_record_comes_back_as_it_was(requests: Requests) -> None:
     assert (found.prompt, found.options) == (record.prompt, OPTIONS)
     assert (found.created, found.deadline, found.state) == (10.25, 1e12, "waiting")
     assert (found.emitted, found.arrival, found.cancelled, found.end) == (0, 1, False, None)
-    assert (found.priority, found.family) == (7, "f")
+    assert (found.priority, found.sample_group) == (7, "f")
     assert (found.started_at, found.first_token_at, found.last_token_at) == (0, 0, 0)
     assert requests.read("nobody") is None
 
@@ -214,7 +214,7 @@ def test_a_record_of_before_has_the_defaults_of_what_it_lacks(
     # When it is read / Then the rest is as if nothing had been asked
     found = requests.read("r1")
     assert found is not None
-    assert (found.options, found.family) == (Options(max_tokens=5, stop=("x",)), "")
+    assert (found.options, found.sample_group) == (Options(max_tokens=5, stop=("x",)), "")
 
 
 def test_log_probabilities_come_back_with_their_token(requests: Requests) -> None:
@@ -231,7 +231,7 @@ def test_log_probabilities_come_back_with_their_token(requests: Requests) -> Non
 
 def test_several_records_are_taken_together_or_not_at_all(requests: Requests) -> None:
     # Given three records and room for four
-    made = [Record(name, (1,), OPTIONS, 1.0, 2.0, family="a") for name in "abc"]
+    made = [Record(name, (1,), OPTIONS, 1.0, 2.0, sample_group="a") for name in "abc"]
     requests.create_all(made, limit=4)
     # Then they are there in their order
     assert requests.open_ids() == ["a", "b", "c"]
@@ -291,7 +291,7 @@ def test_an_orchestrator_that_leads_no_more_writes_nothing(
     new(requests)
     client.set(keys.LEADER_KEY, "1:me")
     leader = Requests(client, 1000, fence=lambda: "1:me")
-    leader.start(["r1"])
+    leader.writer.start(["r1"])
     assert leader.writer.append([("r1", Token(0, 5, "x"))]) == [1]
     # When another one leads, or nobody does
     for holder in ("2:other", None):
@@ -301,7 +301,7 @@ def test_an_orchestrator_that_leads_no_more_writes_nothing(
         before = client.hgetall(keys.request_key("r1"))
         # Then all it writes is refused, and nothing has changed
         with pytest.raises(Fenced):
-            leader.start(["r1"])
+            leader.writer.start(["r1"])
         with pytest.raises(Fenced):
             leader.writer.append([("r1", Token(1, 6, "y"))])
         with pytest.raises(Fenced):

@@ -270,7 +270,7 @@ def test_what_is_ambiguous_or_being_staged_is_not_removed(
     with pytest.raises(BadRequest, match="is being staged"):
         remove_model(client, model)
     assert find_model(client, "feed").tiles == 1
-    with pytest.raises(BadRequest, match="give more of it"):
+    with pytest.raises(BadRequest, match="give more digits"):
         find_model(client, "")
 
 
