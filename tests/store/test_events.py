@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import redis
 
-from skynet.store.events import KEPT, Events
+from skynet.store.events import MAX_EVENTS, Events
 from skynet.wire import keys
 
 
@@ -30,8 +30,8 @@ def test_the_latest_come_oldest_first(client: redis.Redis) -> None:
 def test_the_log_does_not_grow_for_ever(client: redis.Redis) -> None:
     # Given three times as many events as are kept
     events = Events(client)
-    for number in range(3 * KEPT):
+    for number in range(3 * MAX_EVENTS):
         events.add("joined", str(number))
     # Then about so many are left, with the last
-    assert KEPT <= client.xlen(keys.EVENTS_KEY) < 2 * KEPT
-    assert events.latest(1)[0].text == str(3 * KEPT - 1)
+    assert MAX_EVENTS <= client.xlen(keys.EVENTS_KEY) < 2 * MAX_EVENTS
+    assert events.latest(1)[0].text == str(3 * MAX_EVENTS - 1)

@@ -64,13 +64,13 @@ def test_queues_are_declared_by_the_pattern_of_addresses() -> None:
         "",
     )
     assert queues["orchestrator"].name == "orchestrator"
-    with pytest.raises(ConfigurationError, match=r"'stage3\.shrad4' is no queue"):
+    with pytest.raises(ConfigurationError, match=r"'stage3\.shrad4' is not a queue"):
         queues["stage3.shrad4"]
 
 
 def test_nothing_is_sent_to_a_queue_that_is_no_place() -> None:
     # When a message is sent to a typo / Then it is refused before Redis is asked
-    with pytest.raises(ConfigurationError, match=r"'stage0\.shrad1' is no queue"):
+    with pytest.raises(ConfigurationError, match=r"'stage0\.shrad1' is not a queue"):
         app.send_task(keys.CANCEL_TASK, ("id",), queue="stage0.shrad1")
 
 
