@@ -1,9 +1,9 @@
 """Chords as Celery messages: a header task for each shard of a stage, and a body.
 
-The messages are Celery's own (protocol 2: `group`, `group_index`, `chord`), made with Celery's and
-kombu's functions; what is left out is what costs 20 ms a chord: a subscription, a routing look-up,
-a `repr` and a round trip for each task. All messages of a chord, and the hidden states they
-start from, leave in one pipeline.
+The messages are in Celery's format (protocol 2: `group`, `group_index`, `chord`), made with
+Celery's and kombu's functions, without the steps that cost Celery 20 ms a chord: a subscription, a
+routing look-up, a `repr` and a round trip for each task. All messages of a chord, and the hidden
+states they start from, are sent in one script.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from skynet.wire.step import SpanMessage
 if TYPE_CHECKING:
     from celery import Celery
 
-# KEYS: leader, keys to set, queues. ARGV: fence, time to live in ms, how many keys to set, then the
-# values and messages of KEYS[2] on.
+# KEYS: leader, keys to set, queues. ARGV: fence, time to live in ms, number of keys to set, then a
+# value or message for each of KEYS[2] and later.
 EMIT = Script(
     GUARD
     + """
@@ -59,15 +59,15 @@ register(
 
 
 def next_span(plan: Plan, start: int, layers_per_chord: int) -> Range:
-    """The span that starts at layer `start`: so many layers, but never past its stage."""
+    """The span of `layers_per_chord` layers from layer `start`, cut at the end of the stage."""
     stage = plan.stages[plan.stage_of(start)]
     return Range(start, min(start + max(1, layers_per_chord), stage.layers.stop))
 
 
 class Messenger:
-    """Writes task messages straight into the queues of a Redis broker.
+    """Writes task messages directly into the queues of a Redis broker.
 
-    What a broken connection leaves in doubt is sent again: whoever takes a message twice drops it.
+    Sends again if the connection breaks: receivers drop duplicates.
     """
 
     def __init__(self, app: Celery, connection: RespConnection, ttl_s: float) -> None:
@@ -82,9 +82,9 @@ class Messenger:
     ) -> tuple[bytes, bytes]:
         """(key, value) to LPUSH so that the worker of `queue` runs the task.
 
-        headers: of Celery's protocol, such as `group_id`, `group_index`, `chord`.
+        headers: of Celery's protocol: `group_id`, `group_index`, `chord` and others.
         """
-        made = self.app.amqp.as_task_v2(
+        task_message = self.app.amqp.as_task_v2(
             headers.pop("task_id", None) or str(uuid.uuid4()),
             task,
             args=list(args),
@@ -95,10 +95,15 @@ class Messenger:
             origin=self.origin,
             **headers,
         )
-        content_type, encoding, body = dumps(made.body, serializer=keys.SERIALIZER)
+        content_type, encoding, body = dumps(task_message.body, serializer=keys.SERIALIZER)
         channel = self._broker_channel()
         message = channel.prepare_message(
-            body, 0, content_type, encoding, made.headers, {**made.properties, "delivery_mode": 2}
+            body,
+            0,
+            content_type,
+            encoding,
+            task_message.headers,
+            {**task_message.properties, "delivery_mode": 2},
         )
         channel._inplace_augment_message(message, "", queue)
         return channel._q_for_pri(queue, 0).encode(), json_dumps(message).encode()
@@ -108,7 +113,7 @@ class Messenger:
         self.connection.call_again([command(b"LPUSH", *self.message(task, args, queue, **headers))])
 
     def give_back(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
-        """Put a task back at the head of its queue: it is another worker's."""
+        """Put a task of another worker back at the head of its queue."""
         self.connection.call_again([command(b"RPUSH", *self.message(task, args, queue, **headers))])
 
     def emit_chord(
@@ -152,11 +157,16 @@ class Messenger:
             )
             for shard in range(num_shards)
         ]
-        # All or nothing, and in one place in every queue: were two chords of a stage queued in
-        # different orders at two shards, each would wait for the other in the exchange.
+        # Atomic: if two chords of a stage were queued in different orders at two shards, each shard
+        # would wait for the other in the exchange.
         pairs = [*values, *messages]
         redis_keys = [keys.LEADER_KEY.encode(), *(key for key, _ in pairs)]
-        arguments = [fence.encode(), self.ttl_ms, b"%d" % len(values), *(v for _, v in pairs)]
+        arguments = [
+            fence.encode(),
+            self.ttl_ms,
+            b"%d" % len(values),
+            *(value for _, value in pairs),
+        ]
         with fenced():
             self.connection.run(EMIT, redis_keys, arguments)
 
@@ -169,7 +179,7 @@ class Messenger:
 def body_signature(
     plan: Plan, step: int, span: Range, num_shards: int, spent_s: float
 ) -> dict[str, Any]:
-    """The chord's body as a Celery signature: advance in place, or finish at the orchestrator."""
+    """The chord's body as a Celery signature: `advance` in place or `finish_step` when done."""
     if span.stop == plan.num_layers:
         task, options = keys.FINISH_STEP_TASK, {"queue": keys.ORCHESTRATOR_QUEUE}
     else:

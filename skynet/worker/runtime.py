@@ -111,7 +111,7 @@ class ShardRuntime:
             self._consumer.cancel_task_queue(self._queue)
             self._queue_left = time.monotonic()
         if queue:
-            self.app.amqp.queues[queue]  # declares it, which Celery's own method would not
+            self.app.amqp.queues[queue]  # declares it; add_task_queue does not
             self._consumer.add_task_queue(queue)
         self._queue = queue
 
