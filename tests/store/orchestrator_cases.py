@@ -88,9 +88,9 @@ class Shards:
         force, following = (text and Plan.from_json(text) for text in self.plans.texts())
         for member in self.live.values():
             if force:
-                own = force.placed().get(member.id)
-                member.address = member.queue = str(Address(*own)) if own else ""
-                member.epoch, member.state = force.epoch, READY if own else SPARE
+                placed = force.placed().get(member.id)
+                member.address = member.queue = str(Address(*placed)) if placed else ""
+                member.epoch, member.state = force.epoch, READY if placed else SPARE
             if following:
                 member.prepared = following.epoch
             self.members.renew(member)

@@ -17,7 +17,7 @@ from skynet.wire import keys
 from skynet.wire.step import SpanMessage
 
 ADDRESS = "stage0.shard1"
-OWN = {"id", "root_id", "origin"}  # of each message its own, or of each process
+UNIQUE = {"id", "root_id", "origin"}  # differ by message or by process
 
 
 def stable(message: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def stable(message: dict[str, Any]) -> dict[str, Any]:
     # Celery repeats the reprs among the properties, where nobody reads them.
     for name in ("correlation_id", "delivery_tag", "reply_to", "argsrepr", "kwargsrepr"):
         properties.pop(name, None)
-    headers = {name: value for name, value in message["headers"].items() if name not in OWN}
+    headers = {name: value for name, value in message["headers"].items() if name not in UNIQUE}
     return {**message, "headers": headers, "properties": properties}
 
 

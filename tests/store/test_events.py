@@ -16,15 +16,15 @@ def test_the_latest_come_oldest_first(client: redis.Redis) -> None:
     events.add("ready", "plan 1: all shards", 1.23456)
     events.add("lost", "stage0.shard0 (a)")
     # When the latest two are read
-    found = events.latest(2)
+    latest = events.latest(2)
     # Then they come in order, with what was told, by Redis's clock
-    assert [(event.kind, event.text) for event in found] == [
+    assert [(event.kind, event.text) for event in latest] == [
         ("ready", "plan 1: all shards"),
         ("lost", "stage0.shard0 (a)"),
     ]
-    assert (found[0].duration_s, found[1].duration_s) == (1.235, 0.0)
+    assert (latest[0].duration_s, latest[1].duration_s) == (1.235, 0.0)
     seconds, _ = client.time()  # type: ignore[misc]
-    assert 0 <= seconds + 1 - found[0].at < 60
+    assert 0 <= seconds + 1 - latest[0].at < 60
 
 
 def test_the_log_does_not_grow_for_ever(client: redis.Redis) -> None:

@@ -20,9 +20,9 @@ TARGET = Target.of(PLAN)
 
 @pytest.fixture
 def leader(client: redis.Redis) -> Leadership:
-    found = Leadership(client, "a", 60)
-    found.acquire()
-    return found
+    leader = Leadership(client, "a", 60)
+    leader.acquire()
+    return leader
 
 
 def test_a_target_is_the_layout_asked_for() -> None:

@@ -39,17 +39,17 @@ def own_server() -> Iterator[EmbeddedServer]:
 def requests(own_server: EmbeddedServer) -> Iterator[Requests]:
     """One request, r1, waiting."""
     with connect(own_server.url) as client:
-        found = Requests(client, 1000)
-        now = found.now()
-        found.create(Record("r1", (1, 2, 3), Options(max_tokens=9), now, now + 600))
-        yield found
+        requests = Requests(client, 1000)
+        now = requests.now()
+        requests.create(Record("r1", (1, 2, 3), Options(max_tokens=9), now, now + 600))
+        yield requests
 
 
 @pytest.fixture
 def user(own_server: EmbeddedServer) -> Iterator[Client]:
-    found = Client(own_server.url)
-    yield found
-    found.close()
+    user = Client(own_server.url)
+    yield user
+    user.close()
 
 
 def append(requests: Requests, *tokens: Token) -> None:
@@ -72,8 +72,8 @@ def lasting(requests: Requests) -> None:
 def test_a_reader_goes_on_after_a_restart(own_server: EmbeddedServer, requests: Requests) -> None:
     # Given a reader with two tokens
     append(requests, *TOKENS[:2])
-    with connect(own_server.url) as own:
-        reader = Requests(own, 1000).stream("r1", timeout_s=WAIT_S)
+    with connect(own_server.url) as connection:
+        reader = Requests(connection, 1000).stream("r1", timeout_s=WAIT_S)
         assert [next(reader), next(reader)] == TOKENS[:2]
         # When Redis restarts, and the rest comes
         lasting(requests)
@@ -87,14 +87,14 @@ def test_a_reader_goes_on_after_a_restart(own_server: EmbeddedServer, requests: 
 def test_a_reader_that_waits_while_redis_is_away_goes_on(
     own_server: EmbeddedServer, requests: Requests
 ) -> None:
-    # Given a reader in a thread of its own, which waits for its second token
+    # Given a reader in another thread, which waits for its second token
     append(requests, TOKENS[0])
     lasting(requests)
     seen: Queue[Token | End] = Queue()
 
     def read() -> None:
-        with connect(own_server.url) as own:
-            for item in Requests(own, 1000).stream("r1", timeout_s=WAIT_S):
+        with connect(own_server.url) as connection:
+            for item in Requests(connection, 1000).stream("r1", timeout_s=WAIT_S):
                 seen.put(item)
 
     with ThreadPoolExecutor(1) as pool:
@@ -116,8 +116,8 @@ def test_tokens_that_redis_forgot_and_that_are_made_again_are_read_once(
     append(requests, *TOKENS[:2])
     lasting(requests)
     append(requests, TOKENS[2])
-    with connect(own_server.url) as own:
-        reader = Requests(own, 1000).stream("r1", timeout_s=WAIT_S)
+    with connect(own_server.url) as connection:
+        reader = Requests(connection, 1000).stream("r1", timeout_s=WAIT_S)
         assert [next(reader) for _ in range(3)] == TOKENS[:3]
         # When Redis restarts without it, and it is made again
         away(own_server)
@@ -202,7 +202,7 @@ def test_who_takes_hold_while_redis_is_away_waits_for_it(
     lasting(requests)
     own_server.stop()
     with ThreadPoolExecutor(1) as pool:
-        # When somebody asks for the answer, with no time limit of his own
+        # When somebody asks for the answer, without a time limit
         waiting = pool.submit(Generation("r1", user).get)
         own_server.start()
         # Then it is there as soon as Redis is
@@ -229,8 +229,8 @@ def test_a_closed_connection_is_opened_again(
 ) -> None:
     # Given a reader
     append(requests, TOKENS[0])
-    with connect(own_server.url) as own:
-        reader = Requests(own, 1000).stream("r1", timeout_s=WAIT_S)
+    with connect(own_server.url) as connection:
+        reader = Requests(connection, 1000).stream("r1", timeout_s=WAIT_S)
         assert next(reader) == TOKENS[0]
         # When its connections are killed between two tokens
         assert requests.client.client_kill_filter(_type="normal", skipme=True)

@@ -45,14 +45,14 @@ def test_a_record_comes_back_as_it_was(requests: Requests) -> None:
     # Given a record
     record = new(requests)
     # When it is read
-    found = requests.read("r1")
+    stored = requests.read("r1")
     # Then it is the same, with its place in the queue
-    assert found is not None
-    assert (found.prompt, found.options) == (record.prompt, OPTIONS)
-    assert (found.created, found.deadline, found.state) == (10.25, 1e12, "waiting")
-    assert (found.emitted, found.arrival, found.cancelled, found.end) == (0, 1, False, None)
-    assert (found.priority, found.sample_group) == (7, "f")
-    assert (found.started_at, found.first_token_at, found.last_token_at) == (0, 0, 0)
+    assert stored is not None
+    assert (stored.prompt, stored.options) == (record.prompt, OPTIONS)
+    assert (stored.created, stored.deadline, stored.state) == (10.25, 1e12, "waiting")
+    assert (stored.emitted, stored.arrival, stored.cancelled, stored.end) == (0, 1, False, None)
+    assert (stored.priority, stored.sample_group) == (7, "f")
+    assert (stored.started_at, stored.first_token_at, stored.last_token_at) == (0, 0, 0)
     assert requests.read("nobody") is None
 
 
@@ -79,9 +79,9 @@ def test_a_token_is_appended_only_after_the_one_before(requests: Requests) -> No
     # Then each index is there once, in order
     assert replies == [0, 1, 0, 0, 1, 0]
     assert [token.id for token in requests.emitted("r1")] == [5, 6]
-    found = requests.read("r1")
-    assert found is not None
-    assert found.emitted == 2
+    stored = requests.read("r1")
+    assert stored is not None
+    assert stored.emitted == 2
 
 
 def test_many_requests_are_appended_to_at_once(requests: Requests) -> None:
@@ -103,8 +103,8 @@ def test_two_writers_never_append_the_same_index(
     new(Requests(client, 1000))
 
     def write() -> int:
-        with connect(server.url) as own:
-            mine = Requests(own, 1000)
+        with connect(server.url) as connection:
+            mine = Requests(connection, 1000)
             return sum(
                 mine.writer.append([("r1", Token(index, index, ""))])[0] for index in range(200)
             )
@@ -127,10 +127,14 @@ def test_a_request_ends_once_and_then_expires(requests: Requests) -> None:
     assert not requests.writer.finish("r1", End(error="ShardLost", message="gone"))
     # Then the first end counts, and nothing comes after it
     assert requests.writer.append([("r1", Token(1, 6, "y"))]) == [0]
-    found = requests.read("r1")
-    assert found is not None
-    assert found.end is not None
-    assert (found.state, found.end["finish_reason"], found.end["error"]) == ("done", "length", "")
+    stored = requests.read("r1")
+    assert stored is not None
+    assert stored.end is not None
+    assert (stored.state, stored.end["finish_reason"], stored.end["error"]) == (
+        "done",
+        "length",
+        "",
+    )
     for key in (keys.request_key("r1"), keys.tokens_key("r1"), keys.end_key("r1")):
         assert 0 < requests.client.ttl(key) <= 1000
     assert not requests.writer.finish("unknown", End())
@@ -158,9 +162,9 @@ def test_readers_that_come_before_during_and_after_see_the_same(
     reading = threading.Barrier(4)
 
     def read(start: int) -> list[Token | End]:
-        with connect(server.url) as own:
+        with connect(server.url) as connection:
             reading.wait(WAIT_S)
-            return list(Requests(own, 1000).stream("r1", start, WAIT_S))
+            return list(Requests(connection, 1000).stream("r1", start, WAIT_S))
 
     with ThreadPoolExecutor(3) as pool:
         readers = [pool.submit(read, start) for start in (0, 0, 5)]
@@ -172,8 +176,8 @@ def test_readers_that_come_before_during_and_after_see_the_same(
         end = End(finish_reason="length")
         requests.writer.finish("r1", end)
         # Then each sees all of them, once, in order
-        found = [reader.result(WAIT_S) for reader in readers]
-    assert found == [[*tokens, end], [*tokens, end], [*tokens[5:], end]]
+        answers = [reader.result(WAIT_S) for reader in readers]
+    assert answers == [[*tokens, end], [*tokens, end], [*tokens[5:], end]]
 
 
 def test_a_note_to_cancel_is_told_with_the_next_token(requests: Requests) -> None:
@@ -184,9 +188,9 @@ def test_a_note_to_cancel_is_told_with_the_next_token(requests: Requests) -> Non
     assert requests.ask_cancel("r1")
     # Then the next token is taken and the note told
     assert requests.writer.append([("r1", Token(1, 5, ""))]) == [-1]
-    found = requests.read("r1")
-    assert found is not None
-    assert found.cancelled
+    stored = requests.read("r1")
+    assert stored is not None
+    assert stored.cancelled
     # And one that has ended or never was cannot be cancelled
     requests.writer.finish("r1", End(error="RequestCancelled"))
     assert not requests.ask_cancel("r1")
@@ -212,9 +216,9 @@ def test_a_record_of_before_has_the_defaults_of_what_it_lacks(
     client.hset(keys.request_key("r1"), "options", '{"max_tokens": 5, "stop": ["x"]}')
     client.hdel(keys.request_key("r1"), "family")
     # When it is read / Then the rest is as if nothing had been asked
-    found = requests.read("r1")
-    assert found is not None
-    assert (found.options, found.sample_group) == (Options(max_tokens=5, stop=("x",)), "")
+    stored = requests.read("r1")
+    assert stored is not None
+    assert (stored.options, stored.sample_group) == (Options(max_tokens=5, stop=("x",)), "")
 
 
 def test_log_probabilities_come_back_with_their_token(requests: Requests) -> None:
@@ -235,7 +239,7 @@ def test_several_records_are_taken_together_or_not_at_all(requests: Requests) ->
     requests.create_all(made, limit=4)
     # Then they are there in their order
     assert requests.open_ids() == ["a", "b", "c"]
-    arrivals = [found.arrival for found in map(requests.read, "abc") if found]
+    arrivals = [record.arrival for record in map(requests.read, "abc") if record]
     assert arrivals == [1, 2, 3]
     # When two more come / Then neither is taken
     with pytest.raises(QueueFull, match="3 requests are unfinished, the limit is 4"):
@@ -267,11 +271,11 @@ def test_a_queue_is_never_overfilled_by_many_at_once(
 
     def submit(number: int) -> int:
         taken = 0
-        with connect(server.url) as own:
+        with connect(server.url) as connection:
             together.wait(WAIT_S)
             for index in range(10):
                 try:
-                    new(Requests(own, 1000), f"{number}.{index}", limit=10)
+                    new(Requests(connection, 1000), f"{number}.{index}", limit=10)
                     taken += 1
                 except QueueFull:
                     continue
@@ -354,10 +358,10 @@ def test_tokens_that_are_known_all_at_once_are_written_with_the_end(
     # When it ends / Then readers see the tokens, then the end, and the record counts them
     assert requests.writer.finish("r1", End(finish_reason="stop"), ("result", b"x"), tokens)
     assert list(requests.stream("r1", 1, WAIT_S)) == [*tokens[1:], End(finish_reason="stop")]
-    found = requests.read("r1")
-    assert found is not None
-    assert (found.emitted, found.state) == (3, "done")
-    assert found.last_token_at > 0
+    stored = requests.read("r1")
+    assert stored is not None
+    assert (stored.emitted, stored.state) == (3, "done")
+    assert stored.last_token_at > 0
     assert client.get("result") == b"x"
     # And it ends once
     assert not requests.writer.finish("r1", End(finish_reason="length"), None, tokens)
@@ -387,11 +391,11 @@ def test_times_are_kept_by_the_clock_of_redis(requests: Requests, client: redis.
     for index in range(2):
         requests.writer.append([("r1", Token(index, 5, ""))])
     # Then its times are in order, between Redis's time before and after
-    found = requests.read("r1")
-    assert found is not None
+    stored = requests.read("r1")
+    assert stored is not None
     after = redis_time()
-    assert before <= found.started_at <= found.first_token_at < found.last_token_at <= after
-    assert found.state == "running"
+    assert before <= stored.started_at <= stored.first_token_at < stored.last_token_at <= after
+    assert stored.state == "running"
 
 
 def test_now_is_the_time_of_redis_without_asking_it_each_time(
@@ -419,8 +423,8 @@ def test_the_end_is_waited_for_without_reading_the_tokens(
     requests = Requests(client, 1000)
     new(requests)
     end = End(text="!", finish_reason="stop")
-    with connect(server.url) as own, ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(Requests(own, 1000).wait_end, "r1", WAIT_S)
+    with connect(server.url) as connection, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(Requests(connection, 1000).wait_end, "r1", WAIT_S)
         # When it comes after tokens / Then it is told, then and later
         requests.writer.append([("r1", Token(0, 5, "x"))])
         requests.writer.finish("r1", end)

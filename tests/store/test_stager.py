@@ -104,29 +104,29 @@ def void(_: Any) -> None:
 def test_a_stager_outlives_redis(
     tmp_path: Path, checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Given a Redis of its own that is away
+    # Given a Redis that is away
     short = Path(f"/tmp/{tmp_path.parent.name[-20:]}-{tmp_path.name[:10]}")
     short.mkdir()
-    own = EmbeddedServer(short)
-    own.start()
+    restarted = EmbeddedServer(short)
+    restarted.start()
     published = threading.Event()
     caplog.set_level(logging.INFO, "skynet.staging.stager")
     try:
-        with watching(own, checkpoint, published.set):
+        with watching(restarted, checkpoint, published.set):
             wait_for("the first staging", published.is_set)
-            own.stop()
+            restarted.stop()
             wait_for("it is noticed", lambda: "trying until it works" in caplog.text)
             published.clear()
             # When it comes back, empty
-            own.start()
+            restarted.start()
             wait_for("the second staging", published.is_set)
         # Then the model is there, and the time between was one line in the log
-        with connect(own.url) as client:
+        with connect(restarted.url) as client:
             store = WeightStore(client)
             assert store.verify(store.require_manifest(checkpoint.digest())) == []
         assert caplog.text.count("trying until it works") == 1
     finally:
-        own.stop()
+        restarted.stop()
         for file in short.iterdir():
             file.unlink()
         short.rmdir()
@@ -220,9 +220,9 @@ def test_models_are_listed_whole_and_half(
     server: EmbeddedServer, client: redis.Redis, two_models: str
 ) -> None:
     # When they are listed for programs
-    found = json.loads(skynet(server, "models", "--json").stdout)["models"]
+    models = json.loads(skynet(server, "models", "--json").stdout)["models"]
     # Then what is there is told of both
-    half, whole = found
+    half, whole = models
     assert (half["digest"], half["complete"], half["num_bytes"]) == ("feed" * 16, False, 1000)
     assert (whole["name"], whole["digest"]) == ("tiny-llama", two_models)
     assert whole["complete"]
