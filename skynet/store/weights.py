@@ -47,7 +47,7 @@ class WeightStore:
         manifest = self.manifest(digest)
         if manifest is None:
             raise NoModel(
-                f"model {digest[:12]} is no longer in Redis: stage it again with `skynet split`"
+                f"model {digest[:12]} is not in Redis: stage it again with `skynet split`"
             )
         return manifest
 
@@ -227,7 +227,7 @@ def _check_tile(
     where = f"tile {index} of {name} [{tile.start}, {tile.stop})"
     tile_name = TileName(name, index)
     if payload is None:
-        message = f"{where} is no longer in Redis: stage the model again"
+        message = f"{where} is not in Redis: stage the model again"
         raise tile_error(TileMissing, message, digest, tile_name)
     if zlib.crc32(payload) != tile.checksum:
         message = f"{where} does not match its checksum: stage the model again"
