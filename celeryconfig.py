@@ -1,10 +1,10 @@
-"""Celery settings that make the bare commands right:
+"""Celery settings for the plain commands:
 
     celery -A skynet worker -Q stage0.shard1
     celery -A skynet worker -Q orchestrator
     celery -A skynet flower
 
-Where Redis is comes from SKYNET_REDIS_URL; see skynet/settings.py for the rest.
+SKYNET_REDIS_URL names the Redis server; see skynet/settings.py for the other settings.
 """
 
 from skynet.settings import settings
@@ -28,11 +28,11 @@ worker_redirect_stdouts = False
 worker_cancel_long_running_tasks_on_connection_loss = False
 broker_connection_retry_on_startup = True
 
-# Hops are at most once: no redelivery, which would bring ghosts an hour later. One priority, one
-# BRPOP. Every wait of a publisher has a deadline.
+# Span messages are delivered at most once: redelivery would repeat stale ones an hour later. One
+# priority, one BRPOP. Every wait of a publisher has a deadline.
 broker_transport_options = {
-    "health_check_interval": 3,  # a pop that gets no reply for so long is on a dead connection
-    "polling_interval": POP_S,  # of the pop in Redis, which wakes up at once for a message
+    "health_check_interval": 3,  # a pop without a reply for 3 s has lost its connection
+    "polling_interval": POP_S,  # timeout of the pop; a message ends it at once
     "ack_emulation": False,
     "priority_steps": [0],
     "socket_timeout": 30,
@@ -43,7 +43,7 @@ redis_socket_timeout = 30
 redis_socket_connect_timeout = _settings.connect_timeout_s
 redis_retry_on_timeout = False
 
-# Queues are addresses; a name that is none is an error, not a black hole.
+# Queues are addresses; any other name is an error, not a queue without a worker.
 task_create_missing_queues = False
 task_default_queue = "orchestrator"
 task_routes = {GENERATE_TASK: {"queue": "orchestrator"}}
@@ -55,8 +55,8 @@ result_serializer = "json"
 result_accept_content = ["json"]
 result_expires = _settings.result_expires_s
 
-# Requests are for people to see; hops only with SKYNET_TRACE=1 (see tasks/).
+# Events of requests are for people to see; events of spans need SKYNET_TRACE=1 (see tasks/).
 worker_send_task_events = True
 task_send_sent_event = False
-# Celery's own write of "started" would know no fence; a request's state is in its record.
+# Celery would write "started" without a fence; a request's state is in its record.
 task_track_started = False

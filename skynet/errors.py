@@ -1,89 +1,89 @@
-"""Every error SkyNet raises. Each takes one message: the thing, its value, and what to do.
+"""Every error that SkyNet raises. The message names the thing, its value and what to do.
 
-One argument only, so that Celery can send any of them through a result backend and raise it
-again, as the same class, in the client.
+The message is the only argument, so that Celery can store an error in a result backend and raise it
+in the client as the same class.
 """
 
 
 class SkynetError(Exception):
-    """Base of everything SkyNet raises on purpose."""
+    """Base class of all errors that SkyNet raises."""
 
 
 class ConfigurationError(SkynetError):
-    """A setting or an environment variable has a value that cannot work."""
+    """A setting or an environment variable has an invalid value."""
 
 
 class ClusterUnreachable(SkynetError):
-    """Redis did not answer; the message names its URL without the password."""
+    """Redis does not answer; the message names its URL without the password."""
 
 
 class NoModel(SkynetError):
-    """Redis answers, but nobody has split a model onto this cluster."""
+    """No model has been split onto this cluster, or its weights are no longer in Redis."""
 
 
 class BadRequest(SkynetError, ValueError):
-    """A prompt or an option that can never be answered; refused at submit."""
+    """An invalid prompt, option or argument; refused at once."""
 
 
 class QueueFull(SkynetError):
-    """More requests are waiting than the cluster's limit; try again later."""
+    """The limit of waiting requests is reached; try again later."""
 
 
 class CheckpointError(SkynetError):
-    """A model directory, hub id or GGUF file that is missing, truncated or unreadable."""
+    """A model directory, hub id or GGUF file is missing, truncated or unreadable."""
 
 
 class UnsupportedModel(SkynetError):
-    """A model type, or a feature of one, that SkyNet does not compute."""
+    """A model type, or a feature of one, that SkyNet does not support."""
 
 
 class PlanError(SkynetError, ValueError):
-    """Stages and shards that the model cannot be cut into."""
+    """The model cannot be cut into these stages and shards."""
 
 
 class WireError(SkynetError, ValueError):
-    """Bytes that are not a message of ours: wrong dtype, size or shape."""
+    """A malformed message: wrong format, dtype, size or shape."""
 
 
 class TileMissing(SkynetError):
-    """A staged weight that is not in Redis any more."""
+    """A tile of a staged weight is no longer in Redis."""
 
 
 class TileCorrupted(SkynetError):
-    """A staged weight whose checksum does not match."""
+    """A tile of a staged weight does not match its checksum."""
 
 
 class StepFailed(SkynetError):
-    """A step could not be computed; says which shard and why."""
+    """A step failed; the message names the shard and the cause."""
 
 
 class ShardFailed(StepFailed):
-    """A shard raised while it computed its part."""
+    """A shard raised an error while it computed its part."""
 
 
 class ShardUnready(StepFailed):
-    """A shard has not what a step needs: it was started, stopped or moved meanwhile."""
+    """A shard lacks the weights, keys or values of a step: it was started, stopped or moved."""
 
 
 class PeerLost(StepFailed):
-    """A shard waited for a peer's partial until the deadline."""
+    """A peer's partial did not arrive by the deadline, or the peer failed."""
 
 
 class ShardLost(StepFailed):
-    """A shard's worker stopped renewing its lease, or let its step deadline pass."""
+    """A shard worker stopped renewing its lease, or missed a step's deadline."""
 
 
 class Fenced(SkynetError):
-    """This orchestrator is no longer the leader; it may write nothing."""
+    """This orchestrator is no longer the leader and must not write."""
 
 
 class RequestLost(SkynetError):
-    """A request that is not in Redis: it has expired, never was, or Redis lost its data."""
+    """A request is not in Redis: it expired, never existed, or Redis lost its data."""
 
 
 class RequestTimeout(SkynetError, TimeoutError):
-    """A request passed its own deadline."""
+    """A request passed its deadline."""
 
 
 class RequestCancelled(SkynetError):
-    """Somebody cancelled the request before it was finished."""
+    """A request was cancelled before its end."""

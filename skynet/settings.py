@@ -1,7 +1,7 @@
 """The only reader of the environment: every setting, its default and its limits.
 
-Each field is an environment variable with `SKYNET_` before its name. Built once (`settings()`),
-frozen, validated; a bad value is refused with the variable's name.
+Each field is an environment variable with the prefix `SKYNET_`. Built once (`settings()`), frozen,
+validated; an invalid value is refused with the variable's name.
 """
 
 from __future__ import annotations
@@ -21,42 +21,68 @@ REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
 class Settings(BaseSettings):
-    """What a SkyNet process may be told from outside."""
+    """The settings of a SkyNet process."""
 
     model_config = SettingsConfigDict(env_prefix="SKYNET_", frozen=True, extra="ignore")
 
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", description="queues, weights, requests: redis, rediss or unix"
+        "redis://127.0.0.1:6379/0",
+        description="URL of the Redis server: redis://, rediss:// or unix://",
     )
     exchange_urls: tuple[str, ...] = Field(
-        (), description="Redis servers for the exchange, stage i uses number i modulo their count"
+        (), description="Redis servers of the exchange; stage i uses server i modulo their number"
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    trace: bool = Field(False, description="send a task event for every span of every shard")
-    threads: int | None = Field(None, ge=1, description="compute threads of a shard worker")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="minimum level of log messages: DEBUG, INFO, WARNING or ERROR"
+    )
+    trace: bool = Field(False, description="send a Celery task event for every span of every shard")
+    threads: int | None = Field(
+        None, ge=1, description="compute threads of a shard worker; unset: its share of the cores"
+    )
     device: str = Field("cpu", description="torch device of a shard worker: cpu, cuda, cuda:1")
-    max_batch_tokens: int = Field(512, ge=1, description="prompt tokens of one step, at most")
-    max_waiting: int = Field(1024, ge=1, description="requests that may wait before a refusal")
-    request_timeout_s: float = Field(600, gt=0, description="deadline of a request without its own")
-    result_expires_s: int = Field(86_400, ge=60, description="how long an answer is kept")
-    step_timeout_s: float = Field(120, gt=0, description="deadline of one step")
-    exchange_timeout_s: float = Field(20, gt=0, description="wait for one partial of a peer")
+    max_batch_tokens: int = Field(
+        512, ge=1, description="maximum number of prompt tokens in a step"
+    )
+    max_waiting: int = Field(
+        1024, ge=1, description="maximum number of waiting requests; more are refused"
+    )
+    request_timeout_s: float = Field(
+        600, gt=0, description="default timeout of a request, in seconds"
+    )
+    result_expires_s: int = Field(
+        86_400, ge=60, description="seconds that an answer is stored after its end"
+    )
+    step_timeout_s: float = Field(120, gt=0, description="timeout of a step, in seconds")
+    exchange_timeout_s: float = Field(20, gt=0, description="seconds to wait for a peer's partial")
     exchange_spin_us: int = Field(
         300,
         ge=0,
         le=10_000,
-        description="busy-wait for a shard's reply before sleeping, in µs",
+        description="microseconds to poll for a peer's partial before sleeping",
     )
-    lease_s: float = Field(3, ge=0.6, description="a worker silent for so long is taken as dead")
-    connect_timeout_s: float = Field(4, gt=0, description="wait for Redis to accept a connection")
+    lease_s: float = Field(
+        3, ge=0.6, description="seconds without a sign of life until a worker counts as dead"
+    )
+    connect_timeout_s: float = Field(
+        4, gt=0, description="seconds to wait for a connection to Redis"
+    )
     chord_share: float = Field(
-        0.05, gt=0, lt=1, description="share of a step that chords may cost with chord_span=auto"
+        0.05,
+        gt=0,
+        lt=1,
+        description="maximum share of a step's time for chords, with chord_span=auto",
     )
     exchange_dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="what partials travel as; auto: as they were computed"
+        "auto",
+        description="dtype of partials in the exchange; auto: the dtype they were computed in",
     )
-    tile_bytes: int = Field(512 * 1024, ge=4096, le=64 * 2**20, description="size of a tile")
-    cache_dir: Path = Field(Path("~/.cache/skynet"), description="converted models")
+    tile_bytes: int = Field(
+        512 * 1024,
+        ge=4096,
+        le=64 * 2**20,
+        description="bytes of a tile, the unit in which weights are stored in Redis",
+    )
+    cache_dir: Path = Field(Path("~/.cache/skynet"), description="directory of converted models")
 
     @field_validator("redis_url")
     @classmethod
@@ -75,17 +101,21 @@ class Settings(BaseSettings):
 
 
 def check_url(url: str) -> str:
-    """The URL itself, or a ValueError that shows it without its password."""
+    """The URL, unchanged.
+
+    Raises:
+        ValueError: it is not a Redis URL; the message hides the password.
+    """
     if urlsplit(url).scheme not in REDIS_SCHEMES:
         raise ValueError(
-            f"{hide_password(url)!r} is no Redis URL; it starts with redis://, rediss:// (TLS) "
+            f"{hide_password(url)!r} is not a Redis URL; use redis://, rediss:// (TLS) "
             "or unix:///path/to/socket"
         )
     return url
 
 
 def hide_password(url: str) -> str:
-    """The URL as it may be shown to people: `redis://user:***@host`."""
+    """The URL for messages: `redis://user:***@host`."""
     url = re.sub(r"(?i)([?&][^=&]*password=)[^&#]*", r"\1***", url)
     parts = urlsplit(url)
     if parts.password is None:
@@ -100,7 +130,7 @@ def settings() -> Settings:
     """The process's settings, read once.
 
     Raises:
-        ConfigurationError: a variable has a value that cannot work; names it.
+        ConfigurationError: names the variables with invalid values.
     """
     try:
         return Settings()
@@ -110,7 +140,7 @@ def settings() -> Settings:
 
 
 def _explain(problem: Any) -> str:
-    """One line about one variable; URLs are not repeated, they may hold a password."""
+    """One variable and its problem, without the values of URLs, which may hold a password."""
     name = str(problem["loc"][0])
     reason = problem["msg"].removeprefix("Value error, ")
     shown = "" if name.endswith(("url", "urls")) else f"={problem['input']!s:.80}"

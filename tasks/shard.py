@@ -6,7 +6,7 @@ from skynet.celery import app
 from skynet.errors import StepFailed
 from skynet.settings import settings
 from skynet.wire import keys
-from skynet.wire.step import Part
+from skynet.wire.step import Part, SpanMessage
 
 
 @app.task(
@@ -26,7 +26,8 @@ def run_span(
     hidden: bytes | None = None,
 ) -> Part:
     """Compute this shard's part of layers [start, stop) of a step: a chord's header task."""
-    return app.runtime.run_span(self.request, epoch, step, start, stop, rows, hidden)
+    span = SpanMessage(epoch, step, start, stop, rows, hidden)
+    return app.runtime.spans.run(self.request, span)
 
 
 @app.task(
@@ -34,4 +35,4 @@ def run_span(
 )
 def advance(parts: list[bytes], epoch: int, step: int, layer: int, spent_s: float = 0.0) -> None:
     """Sum the parts and send the chord of the span that starts at `layer`: an inner body."""
-    app.runtime.advance(parts, epoch, step, layer, spent_s)
+    app.runtime.spans.advance(parts, epoch, step, layer, spent_s)

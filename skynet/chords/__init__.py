@@ -1,1 +1,1 @@
-"""Chords as Celery messages, and the Celery app that carries them."""
+"""Chords as Celery messages, the result backend that joins them, and the Celery app."""

@@ -1,8 +1,8 @@
-"""The Celery app of SkyNet: its queues are addresses, its workers have one place.
+"""The Celery app of SkyNet: its queues are addresses, each of its workers has one place.
 
-`-Q stage0.shard1` makes a shard worker that takes this place only, `-Q orchestrator` an
-orchestrator; without `-Q` a shard worker takes any place. Queue names that are no address are
-refused. A worker consumes nothing until it has its place: from the plan, or as the leader.
+`-Q stage0.shard1` starts a shard worker for this place only, `-Q orchestrator` an orchestrator;
+without `-Q` a shard worker takes any place. Other queue names are refused. A worker consumes no
+queue until it has its place: by the plan, or as the leader.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)-7s %(place)s %(message)s"
 
 
 class AddressQueues(Queues):
-    """Queues are declared by the pattern of addresses; any other name is an error."""
+    """Declares queues whose names are addresses; any other name is an error."""
 
     def __missing__(self, name: str) -> Queue:
         if name != ORCHESTRATOR_QUEUE:
@@ -46,28 +46,28 @@ class AddressQueues(Queues):
 
 
 class AddressAMQP(AMQP):
-    """Celery's AMQP helpers with our queues."""
+    """Celery's AMQP helpers with AddressQueues."""
 
     def Queues(self, queues: Any, *args: Any, **kwargs: Any) -> AddressQueues:
         return AddressQueues(queues)
 
 
 class PatientConsumer(Consumer):
-    """Celery's consumer, which comes back soon after Redis does, however long that takes."""
+    """Celery's consumer; waits for Redis for as long as it takes and reconnects soon."""
 
     def ensure_connected(self, conn: Any) -> Any:
-        def tell(error: Exception, interval: float) -> None:
+        def warn(error: Exception, interval: float) -> None:
             logger.warning("no connection to Redis: %s", error)
 
         connected = conn.ensure_connection(
-            tell, None, RETRY_S, RETRY_S, MAX_RETRY_S, callback=maybe_shutdown
+            warn, None, RETRY_S, RETRY_S, MAX_RETRY_S, callback=maybe_shutdown
         )
         self.first_connection_attempt = False
         return connected
 
 
 class PlacedWorker(Worker):
-    """A Celery worker that knows its place: named after it, and gossiping with nobody."""
+    """A Celery worker for one place, named after it, without gossip."""
 
     def __init__(self, app: Celery | None = None, hostname: str | None = None, **kwargs: Any):
         try:
@@ -83,14 +83,14 @@ class PlacedWorker(Worker):
         super().__init__(app, hostname=hostname, **kwargs)
 
     def setup_queues(self, include: Any, exclude: Any = None) -> None:
-        """Declare the place's queue, and consume nothing yet."""
+        """Declare the place's queue, but do not consume it yet."""
         queues = self.app.amqp.queues
         queues.select([str(self.place or ORCHESTRATOR_QUEUE)])
         queues.deselect(list(queues))
 
 
 class SkynetCelery(Celery):
-    """The app. `runtime` is this process's shard or orchestrator, once it has started."""
+    """The app. `runtime` is this process's ShardRuntime or OrchestratorRuntime, once started."""
 
     runtime: Any = None
 
@@ -107,10 +107,10 @@ class SkynetCelery(Celery):
 
 
 def place_of(queues: Any) -> Address | str | None:
-    """The place named by `-Q`: one address, the orchestrator, or None: any place of a shard.
+    """The place named by `-Q`: an address or the orchestrator; None: any address.
 
     Raises:
-        ConfigurationError: several queues, or one that is none of ours.
+        ConfigurationError: several queues, or a queue that is not SkyNet's.
     """
     chosen = queues.split(",") if isinstance(queues, str) else list(queues or [])
     if not chosen:
@@ -136,12 +136,12 @@ _log_filter = _PlaceFilter()
 
 
 def configure_logging(level: int | str) -> None:
-    """Standard logging to stderr: one line an event, the process's place before the message."""
+    """Log to stderr, one line for each message, with the process's place."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     handler.addFilter(_log_filter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("skynet").setLevel(level)
     logging.captureWarnings(True)
-    # Told at every lost connection, about a setting that celeryconfig.py has chosen.
+    # Celery warns at every lost connection about a setting that celeryconfig.py sets on purpose.
     warnings.filterwarnings("ignore", "\nIn Celery 5.1", CPendingDeprecationWarning)

@@ -1,9 +1,9 @@
-"""The part-return of a chord: a subclass of Celery's Redis result backend.
+"""Returns the parts of chords: a subclass of Celery's Redis result backend.
 
-Stock Celery needs seven serial round trips from the last part to "body queued"; here it is one
-script, which counts parts by shard (a duplicate cannot complete a chord), hands all of them to
-whoever brought the last, and leaves a tombstone, so that late parts change nothing. A failed part
-ends the chord at once. Chords that are not SkyNet's go the stock way.
+Stock Celery needs seven serial round trips from the last part to the queued body. Here one script
+counts parts by shard (a duplicate cannot complete a chord), gives all parts to the worker that
+returns the last one, and leaves a tombstone, so that late parts change nothing. A failed part ends
+the chord at once. Chords that are not SkyNet's are left to Celery.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ logger = logging.getLogger(__name__)
 BODIES = frozenset({keys.ADVANCE_TASK, keys.FINISH_STEP_TASK})
 
 # KEYS: the chord's hash: shard number -> part, or `done` -> 1; the hidden states it started from,
-# which nobody needs when all parts are there.
+# deleted once all parts are there.
 # ARGV: shard, number of shards, time to live in ms, part, 1 if it is a failure.
-# Replies {} (wait for others, or too late), or {shard, part, ...} of the others to the last.
+# Replies {0}: parts are missing, or the chord is done; {1}: the chord has failed; or
+# {1, {shard, part, ...}}: this part was the last, with all others.
 PART_RETURN = Script("""
 local key = KEYS[1]
 if redis.call('HEXISTS', key, 'done') == 1 then return {0} end
@@ -58,7 +59,7 @@ class ChordBackend(RedisBackend):
     def on_chord_part_return(
         self, request: Any, state: str, result: Any, propagate: Any = None, **kwargs: Any
     ) -> Any:
-        """Return one shard's part; the one who brings the last runs or sends the body."""
+        """Return one shard's part; the worker that returns the last one runs or sends the body."""
         body = request.chord
         if body["task"] not in BODIES:
             return super().on_chord_part_return(request, state, result, propagate, **kwargs)
@@ -67,7 +68,7 @@ class ChordBackend(RedisBackend):
         try:
             parts = self._return_part(request, body["chord_size"], payload, failed)
         except redis.RedisError as lost:
-            # The orchestrator's step deadline finds it.
+            # The step fails at its deadline.
             logger.warning("chord %s: the part could not be returned: %s", request.group, lost)
             return None
         if parts is None:
@@ -82,7 +83,7 @@ class ChordBackend(RedisBackend):
     def _return_part(
         self, request: Any, chord_size: int, payload: bytes, failed: bool
     ) -> list[bytes] | None:
-        """All parts by shard if this one completes the chord (or fails it), else None."""
+        """All parts in shard order if this part completes or fails the chord, else None."""
         redis_keys = [keys.chord_key(request.group), keys.hidden_key(request.group)]
         arguments = (
             b"%d" % request.group_index,
@@ -96,22 +97,22 @@ class ChordBackend(RedisBackend):
         if not reply[0]:
             return None
         others = reply[1] if len(reply) > 1 else []
-        by_shard = {int(others[at]): others[at + 1] for at in range(0, len(others), 2)}
+        by_shard = {int(others[i]): others[i + 1] for i in range(0, len(others), 2)}
         by_shard[request.group_index] = payload
         return [by_shard[shard] for shard in sorted(by_shard)]
 
     def _run_body(self, request: Any, body: dict[str, Any], parts: list[bytes]) -> None:
-        """The body of an inner span runs here, with no further hop; the last one is sent."""
+        """Run the body of an inner span here, without another message; send the last one."""
         queue = body["options"].get("queue")
         if queue is None and self.app.tasks[body["task"]].send_events:
-            queue = request.delivery_info["routing_key"]  # traced: a task of its own, in Flower
+            queue = request.delivery_info["routing_key"]  # traced: Flower shows it as a task
         if queue is not None:
             self.app.messenger.send(body["task"], [parts, *body["args"]], queue)
             return
         try:
             self.app.tasks[body["task"]](parts, *body["args"])
         except Exception as error:
-            logger.exception("chord %s: its body failed", request.group)
+            logger.exception("chord %s: the body failed", request.group)
             self._fail_step(body["args"][0], body["args"][1], error)
 
     def _fail_step(self, epoch: int, step: int, error: BaseException) -> None:

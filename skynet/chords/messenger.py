@@ -1,9 +1,9 @@
 """Chords as Celery messages: a header task for each shard of a stage, and a body.
 
-The messages are Celery's own (protocol 2: `group`, `group_index`, `chord`), made with Celery's and
-kombu's functions; what is left out is what costs 20 ms a chord: a subscription, a routing look-up,
-a `repr` and a round trip for each task. All messages of a chord, and the hidden states they
-start from, leave in one pipeline.
+The messages are in Celery's format (protocol 2: `group`, `group_index`, `chord`), made with
+Celery's and kombu's functions, without the steps that cost Celery 20 ms a chord: a subscription, a
+routing look-up, a `repr` and a round trip for each task. All messages of a chord, and the hidden
+states they start from, are sent in one script.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from skynet.planning.ranges import Range
 from skynet.store.leader import GUARD, fenced
 from skynet.store.resp import RespConnection, Script, command
 from skynet.wire import codec, keys
+from skynet.wire.frame import HEADER
+from skynet.wire.step import SpanMessage
 
 if TYPE_CHECKING:
     from celery import Celery
 
-# KEYS: leader, keys to set, queues. ARGV: fence, time to live in ms, how many keys to set, then the
-# values and messages of KEYS[2] on.
+# KEYS: leader, keys to set, queues. ARGV: fence, time to live in ms, number of keys to set, then a
+# value or message for each of KEYS[2] and later.
 EMIT = Script(
     GUARD
     + """
@@ -43,7 +45,9 @@ return 1
 """
 )
 
-INLINE_BYTES = 16 * 1024  # what travels in a message; base64 and two decodings make more dear
+# Larger values are not sent in the messages: base64 and two decodings cost more than a key. One
+# row of 4,096 float32 numbers still is.
+INLINE_BYTES = 16 * 1024 + HEADER.size
 
 register(
     keys.SERIALIZER,
@@ -55,15 +59,15 @@ register(
 
 
 def next_span(plan: Plan, start: int, layers_per_chord: int) -> Range:
-    """The span that starts at layer `start`: so many layers, but never past its stage."""
+    """The span of `layers_per_chord` layers from layer `start`, cut at the end of the stage."""
     stage = plan.stages[plan.stage_of(start)]
     return Range(start, min(start + max(1, layers_per_chord), stage.layers.stop))
 
 
 class Messenger:
-    """Writes task messages straight into the queues of a Redis broker.
+    """Writes task messages directly into the queues of a Redis broker.
 
-    What a broken connection leaves in doubt is sent again: whoever takes a message twice drops it.
+    Sends again if the connection breaks: receivers drop duplicates.
     """
 
     def __init__(self, app: Celery, connection: RespConnection, ttl_s: float) -> None:
@@ -78,9 +82,9 @@ class Messenger:
     ) -> tuple[bytes, bytes]:
         """(key, value) to LPUSH so that the worker of `queue` runs the task.
 
-        headers: of Celery's protocol, such as `group_id`, `group_index`, `chord`.
+        headers: of Celery's protocol: `group_id`, `group_index`, `chord` and others.
         """
-        made = self.app.amqp.as_task_v2(
+        task_message = self.app.amqp.as_task_v2(
             headers.pop("task_id", None) or str(uuid.uuid4()),
             task,
             args=list(args),
@@ -91,10 +95,15 @@ class Messenger:
             origin=self.origin,
             **headers,
         )
-        content_type, encoding, body = dumps(made.body, serializer=keys.SERIALIZER)
+        content_type, encoding, body = dumps(task_message.body, serializer=keys.SERIALIZER)
         channel = self._broker_channel()
         message = channel.prepare_message(
-            body, 0, content_type, encoding, made.headers, {**made.properties, "delivery_mode": 2}
+            body,
+            0,
+            content_type,
+            encoding,
+            task_message.headers,
+            {**task_message.properties, "delivery_mode": 2},
         )
         channel._inplace_augment_message(message, "", queue)
         return channel._q_for_pri(queue, 0).encode(), json_dumps(message).encode()
@@ -104,68 +113,60 @@ class Messenger:
         self.connection.call_again([command(b"LPUSH", *self.message(task, args, queue, **headers))])
 
     def give_back(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
-        """Put a task back at the head of its queue: it is another worker's."""
+        """Put a task of another worker back at the head of its queue."""
         self.connection.call_again([command(b"RPUSH", *self.message(task, args, queue, **headers))])
 
     def emit_chord(
-        self,
-        plan: Plan,
-        step: int,
-        span: Range,
-        *,
-        rows: bytes,
-        hidden: bytes | None = None,
-        spent_s: float = 0.0,
-        fence: str = "",
+        self, plan: Plan, span: SpanMessage, *, spent_s: float = 0.0, fence: str = ""
     ) -> None:
-        """Send the chord that computes `span` of a step.
+        """Send the chord that computes a span: `span` to every shard of its stage, and a body.
 
-        rows: the encoded Step.
-        hidden: the hidden states before `span.start`, (tokens, hidden) float32, unless the step
-            begins there. They travel in the messages if they are small, or else lie under a key of
-            their own.
-        spent_s: what the spans before this one computed, so that the orchestrator can tell the
-            chords' cost from the layers'.
-        fence: of the orchestrator that sends it; nothing is sent once another leads. Shards have
-            none: their chords are stale with their epoch.
+        Rows and hidden states larger than INLINE_BYTES do not travel in the messages but under
+        Redis keys.
+
+        spent_s: compute seconds of the spans before this one, so that the orchestrator can tell
+            the cost of chords from the cost of layers.
+        fence: the orchestrator's; nothing is sent once another leads. Shards have none: their
+            chords are stale with their epoch.
 
         Raises:
-            Fenced: another leads.
+            Fenced: another orchestrator leads.
         """
+        rows, hidden = span.rows or b"", span.hidden
         stage = plan.stage_of(span.start)
         num_shards = len(plan.stages[stage].shards)
-        group = keys.chord_id(plan.epoch, step, span.start)
-        body = body_signature(plan, step, span, num_shards, spent_s)
+        group = keys.chord_id(span.epoch, span.step, span.start)
+        body = body_signature(plan, span.step, Range(span.start, span.stop), num_shards, spent_s)
         values: list[tuple[bytes, bytes]] = []
-        if hidden is None:  # as long as this is there, somebody wants the step
-            values.append((keys.step_key(plan.epoch, step).encode(), rows))
-        if hidden is not None and len(hidden) > INLINE_BYTES:
+        if hidden is None:  # this key exists for as long as the step is wanted
+            values.append((keys.step_key(span.epoch, span.step).encode(), rows))
+        elif len(hidden) > INLINE_BYTES:
             values.append((keys.hidden_key(group).encode(), hidden))
-            hidden = None
-        messages = []
-        for shard in range(num_shards):
-            message = self.message(
+            span = span._replace(hidden=None)
+        if len(rows) > INLINE_BYTES:
+            span = span._replace(rows=None)
+        messages = [
+            self.message(
                 keys.RUN_SPAN_TASK,
-                [
-                    plan.epoch,
-                    step,
-                    span.start,
-                    span.stop,
-                    rows if len(rows) <= INLINE_BYTES else None,
-                    hidden,
-                ],
+                span,
                 str(keys.Address(stage, shard)),
                 group_id=group,
                 group_index=shard,
                 chord=body,
-                argsrepr=f"(step {step}, layers [{span.start}, {span.stop}))",
+                argsrepr=f"(step {span.step}, layers [{span.start}, {span.stop}))",
             )
-            messages.append(message)
-        # All or nothing, and in one place in every queue: were two chords of a stage queued in
-        # different orders at two shards, each would wait for the other in the exchange.
+            for shard in range(num_shards)
+        ]
+        # Atomic: if two chords of a stage were queued in different orders at two shards, each shard
+        # would wait for the other in the exchange.
         pairs = [*values, *messages]
         redis_keys = [keys.LEADER_KEY.encode(), *(key for key, _ in pairs)]
-        arguments = [fence.encode(), self.ttl_ms, b"%d" % len(values), *(v for _, v in pairs)]
+        arguments = [
+            fence.encode(),
+            self.ttl_ms,
+            b"%d" % len(values),
+            *(value for _, value in pairs),
+        ]
         with fenced():
             self.connection.run(EMIT, redis_keys, arguments)
 
@@ -178,7 +179,7 @@ class Messenger:
 def body_signature(
     plan: Plan, step: int, span: Range, num_shards: int, spent_s: float
 ) -> dict[str, Any]:
-    """The chord's body as a Celery signature: advance in place, or finish at the orchestrator."""
+    """The chord's body as a Celery signature: `advance` in place or `finish_step` when done."""
     if span.stop == plan.num_layers:
         task, options = keys.FINISH_STEP_TASK, {"queue": keys.ORCHESTRATOR_QUEUE}
     else:

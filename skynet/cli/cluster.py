@@ -97,12 +97,12 @@ def rebalance() -> None:
     """
     from skynet.store.connection import reachable
     from skynet.store.plans import Plans
+    from skynet.store.targets import Targets
 
     client = client_of_settings()
     with reachable(client.url):
-        plans = Plans(client.redis)
-        plans.require_target()
-        plans.ask_rebalance()
+        Targets(client.redis).require()
+        Plans(client.redis).ask_rebalance()
     terminal.err.print("asked; `skynet status --watch` shows what comes of it")
 
 

@@ -13,8 +13,9 @@ from skynet.settings import hide_password, settings
 from skynet.store.connection import ping, server_info
 from skynet.store.events import Events
 from skynet.store.members import READY, Members
-from skynet.store.plans import Plans, Target
+from skynet.store.plans import Plans
 from skynet.store.requests import Requests
+from skynet.store.targets import Target, Targets
 from skynet.wire import keys
 from skynet.wire.keys import Address
 
@@ -28,7 +29,7 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
     ping(url)
     plan = Plans(client).current()
     members = Members(client, settings().lease_s).all()
-    target = Plans(client).target()
+    target = Targets(client).current()
     places = _places(plan, target)
     queues = [*places, keys.ORCHESTRATOR_QUEUE]
     with client.pipeline(transaction=False) as pipe:

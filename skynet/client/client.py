@@ -26,8 +26,8 @@ from skynet.request.record import End, Record, Token
 from skynet.request.task_names import GENERATE
 from skynet.settings import settings
 from skynet.store.connection import backend_url, broker_url, connect, ping, reachable
-from skynet.store.plans import Plans, Target
 from skynet.store.requests import Requests
+from skynet.store.targets import Target, Targets
 from skynet.wire import keys
 
 if TYPE_CHECKING:
@@ -344,7 +344,7 @@ class Client:
 
     def _target(self) -> Target:
         """What the cluster is asked to run."""
-        return Plans(self.redis).require_target()
+        return Targets(self.redis).require()
 
     def _model(self, digest: str) -> ServedModel:
         if digest not in self._models:

@@ -15,7 +15,7 @@ from skynet.request.options import check_options
 from skynet.request.record import Options
 from skynet.request.task_names import GENERATE
 from skynet.request.text_tasks import TextTasks
-from skynet.store.plans import Target
+from skynet.store.targets import Target
 from skynet.store.weights import WeightStore
 from skynet.tokenizer.text import Text
 

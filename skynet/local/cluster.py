@@ -34,7 +34,8 @@ from skynet.settings import settings
 from skynet.staging.split import draft_plan
 from skynet.staging.stager import Progress, Stager, stage_checkpoint
 from skynet.store.members import FAILED, READY, Member, Members
-from skynet.store.plans import Plans, Target
+from skynet.store.plans import Plans
+from skynet.store.targets import Target, Targets
 from skynet.transformers_backend.opening import open_model
 from skynet.wire import keys
 from skynet.wire.keys import Address
@@ -161,8 +162,8 @@ class LocalCluster:
                 self._start_worker(name)
             client = self.client.redis
             stage_checkpoint(client, checkpoint, draft.model, self.progress)
-            target = Plans(client).ask(Target.of(draft, self.fixed))
-            self._stager = Stager(self.url, checkpoint, lambda: Plans(client).restore(target))
+            target = Targets(client).ask(Target.of(draft, self.fixed))
+            self._stager = Stager(self.url, checkpoint, lambda: Targets(client).restore(target))
             self._stager.start()
             self.plan = self._wait_until_ready(client, ready_timeout_s)
         except BaseException:

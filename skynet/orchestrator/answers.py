@@ -28,12 +28,12 @@ class Answers:
         self.requests = requests
 
     def started(self, sequences: Items[Sequence]) -> None:
-        self.requests.start([sequence.id for sequence in sequences])
+        self.requests.writer.start([sequence.id for sequence in sequences])
 
     def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> tuple[set[str], set[str]]:
         ids = [sequence.id for sequence, _ in tokens]
         try:
-            replies = self.requests.append([(s.id, token) for s, token in tokens])
+            replies = self.requests.writer.append([(s.id, token) for s, token in tokens])
         except redis.RedisError as error:
             logger.warning("tokens could not be written: %s", error)
             replies = [0] * len(ids)
@@ -114,7 +114,8 @@ class Answers:
         meta["task_id"] = request_id
         key = backend.get_key_for_task(request_id)
         told = key.decode() if isinstance(key, bytes) else key
-        return self.requests.finish(request_id, end, (told, _bytes(backend.encode(meta))), tokens)
+        stored_meta = (told, _bytes(backend.encode(meta)))
+        return self.requests.writer.finish(request_id, end, stored_meta, tokens)
 
     def _event(self, kind: str, sequence: Sequence, **fields: Any) -> None:
         """Tell Flower how the request's task ended: Celery let go of it when it was accepted."""

@@ -18,8 +18,8 @@ from skynet.errors import BadRequest, RequestCancelled, RequestTimeout, StepFail
 from skynet.models.registry import load_architecture
 from skynet.orchestrator.answers import Answers
 from skynet.request.record import Record
-from skynet.store.plans import Target
 from skynet.store.requests import Requests
+from skynet.store.targets import Target
 from skynet.store.weights import WeightStore
 from skynet.tokenizer.text import StopStrings, Text
 from skynet.wire.step import TextTask

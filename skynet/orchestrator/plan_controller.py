@@ -20,7 +20,8 @@ from skynet.orchestrator.membership import Membership
 from skynet.planning.placement import Decision, Planner, Wish
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
-from skynet.store.plans import Plans, Target
+from skynet.store.plans import Plans
+from skynet.store.targets import Target
 
 logger = logging.getLogger(__name__)
 

@@ -32,10 +32,11 @@ from skynet.store.events import Events
 from skynet.store.leader import Held, Leadership
 from skynet.store.lease import Lease
 from skynet.store.members import Member, Members
-from skynet.store.plans import Plans, Target
+from skynet.store.plans import Plans
 from skynet.store.requests import Requests
+from skynet.store.targets import Target, Targets
 from skynet.wire import keys
-from skynet.wire.step import Part, Step
+from skynet.wire.step import Part, SpanMessage, Step
 
 if TYPE_CHECKING:
     from skynet.chords.app import SkynetCelery
@@ -58,6 +59,7 @@ class OrchestratorRuntime:
         self.app = app
         self.client = connect()
         self.plans = Plans(self.client)
+        self.targets = Targets(self.client)
         self.events = Events(self.client)
         self.member = Member(
             uuid.uuid4().hex[:12],
@@ -239,7 +241,7 @@ class OrchestratorRuntime:
 
     def _follow_target(self) -> None:
         """Have the engine and the conductor for what is asked for."""
-        target = self.plans.target()
+        target = self.targets.current()
         if target is None or target == self._target:
             return
         served = self._served_by(target)
@@ -382,9 +384,9 @@ class OrchestratorRuntime:
             raise SkynetError("no plan is in force")
         plan = self.engine.plan
         span = next_span(plan, step.start, step.layers_per_chord)
-        rows = step.encode()
+        message = SpanMessage(plan.epoch, step.number, span.start, span.stop, step.encode())
         try:
-            self.app.messenger.emit_chord(plan, step.number, span, rows=rows, fence=self._fence)
+            self.app.messenger.emit_chord(plan, message, fence=self._fence)
         except redis.RedisError as error:
             raise ClusterUnreachable(f"step {step.number} could not be sent: {error}") from error
 

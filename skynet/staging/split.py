@@ -16,7 +16,7 @@ from skynet.request.generation_config import FILE, generation_defaults
 from skynet.settings import settings
 from skynet.staging.stager import Progress, Stager, stage_checkpoint
 from skynet.store.connection import connect, ping
-from skynet.store.plans import Plans, Target
+from skynet.store.targets import Target, Targets
 from skynet.transformers_backend.opening import open_model
 
 logger = logging.getLogger(__name__)
@@ -63,16 +63,16 @@ def skysplit(
     ping(url)
     client = connect(url)
     stage_checkpoint(client, checkpoint, draft.model, progress)
-    Plans(client).ask(Target.of(draft, fixed, any_shape=stages is None))
+    Targets(client).ask(Target.of(draft, fixed, any_shape=stages is None))
     return draft
 
 
 def stay_staged(model: str, stop: threading.Event, url: str | None = None) -> None:
     """Until `stop`: stage a model again, and ask for it again, whenever Redis has lost it."""
     checkpoint = open_model(model, settings().cache_dir)
-    plans = Plans(connect(url))
-    target = plans.require_target()
-    stager = Stager(url or settings().redis_url, checkpoint, lambda: plans.restore(target))
+    targets = Targets(connect(url))
+    target = targets.require()
+    stager = Stager(url or settings().redis_url, checkpoint, lambda: targets.restore(target))
     stager.watch(stop)
 
 

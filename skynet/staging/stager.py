@@ -24,6 +24,7 @@ from skynet.settings import settings
 from skynet.store.bad_tiles import forget_reports, reported_tiles
 from skynet.store.connection import connect
 from skynet.store.events import Events
+from skynet.store.staging import StagingJob
 from skynet.store.staging_lock import LOCK_S
 from skynet.store.weights import WeightStore
 
@@ -54,9 +55,9 @@ def stage_checkpoint(
         CheckpointError, UnsupportedModel, SkynetError: as of `WeightStore.stage`.
     """
     arch = load_architecture(checkpoint.config)
-    tensors, files = tensor_plans(checkpoint, arch), model_files(checkpoint)
-    check_generation_config(files, arch)
-    total = sum(tensor.num_bytes for tensor in tensors.values())
+    job = staging_job(checkpoint, digest, arch)
+    check_generation_config(job.files, arch)
+    total = sum(tensor.num_bytes for tensor in job.tensors.values())
     done = 0
 
     def advance(num_bytes: int) -> None:
@@ -69,20 +70,23 @@ def stage_checkpoint(
         if progress:
             progress("waiting for another process that stages this model", 0, total)
 
-    WeightStore(client, lock_s).stage(
+    store = WeightStore(client, lock_s)
+    store.stage(job, progress=advance, waiting=waiting, repair=repair)
+    if isinstance(arch, TransformersArchitecture):
+        Events(client).add("model", arch.notice)
+
+
+def staging_job(checkpoint: Checkpoint, digest: str, arch: Architecture) -> StagingJob:
+    """Which tensors and files of the checkpoint are staged."""
+    return StagingJob(
         digest,
         checkpoint.name,
         checkpoint.config,
-        tensors,
-        files,
+        tensor_plans(checkpoint, arch),
+        model_files(checkpoint),
         checkpoint,
-        tile_bytes=settings().tile_bytes,
-        progress=advance,
-        waiting=waiting,
-        repair=repair,
+        settings().tile_bytes,
     )
-    if isinstance(arch, TransformersArchitecture):
-        Events(client).add("model", arch.notice)
 
 
 def check_generation_config(files: Mapping[str, bytes], arch: Architecture) -> None:
@@ -199,9 +203,8 @@ class Stager:
         manifest = store.require_manifest(self.digest)
         known = [tile for tile in reported if manifest.tile(tile) is not None]
         bad = store.verify(manifest, among=known)
-        tensors = tensor_plans(self.checkpoint, load_architecture(self.checkpoint.config))
-        files = model_files(self.checkpoint)
-        num_tiles = store.restage_tiles(manifest, tensors, files, self.checkpoint, bad, waiting)
+        job = staging_job(self.checkpoint, self.digest, load_architecture(self.checkpoint.config))
+        num_tiles = store.restage_tiles(manifest, job, bad, waiting)
         forget_reports(store.client, self.digest, reported)
         logger.info("%s: %d tiles staged again", self.checkpoint.name, num_tiles)
 

@@ -1,4 +1,4 @@
-"""Reading an answer as it is made, through restarts of Redis. Goes by the tokens' own index."""
+"""Reads an answer while it is generated, through restarts of Redis: tokens in index order."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from skynet.errors import RequestLost, SkynetError
 from skynet.request.record import End, Token
 from skynet.wire import keys
 
-POLL_S = 1.0  # how long one blocking read stays with Redis
-RETRY_S = 0.1  # between tries while Redis is away
+POLL_S = 1.0  # longest blocking read
+RETRY_S = 0.1  # between tries while Redis is unreachable
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 
@@ -21,7 +21,7 @@ Entry = tuple[bytes, dict[bytes, bytes]]
 class AnswerReader:
     """One reader of one request's answer.
 
-    timeout_s: longest wait for whatever comes next; None waits for ever.
+    timeout_s: maximum wait for the next token or the end; None waits for ever.
     """
 
     def __init__(self, client: redis.Redis, request_id: str, timeout_s: float | None) -> None:
@@ -39,19 +39,19 @@ class AnswerReader:
         """
         self._since = time.monotonic()
         key = keys.tokens_key(self.id)
-        expected, last, looked_again = start, b"0", False
+        expected, last, reread = start, b"0", False
         while True:
             try:
                 entries = self._read(key, last)
                 is_behind = not entries and self._is_behind(expected)
             except (redis.ConnectionError, redis.TimeoutError) as error:
-                self._bear(error)
-                last = b"0"  # entries may have come back under other ids
+                self._wait_for_redis(error)
+                last = b"0"  # the stream may be restored under other entry ids
                 continue
-            if is_behind and looked_again:
+            if is_behind and reread:
                 raise self._missing(expected)
             if is_behind:
-                last, looked_again = b"0", True
+                last, reread = b"0", True
             elif not entries:
                 self._check_time()
             for entry, fields in entries:
@@ -63,52 +63,53 @@ class AnswerReader:
                 if token.index > expected:
                     raise self._missing(expected)
                 if token.index == expected:
-                    expected, looked_again = expected + 1, False
+                    expected, reread = expected + 1, False
                     yield token
-                    self._since = time.monotonic()  # the caller's own time does not count
+                    self._since = time.monotonic()  # the caller's time does not count
 
     def end(self) -> End:
-        """Wait for the end, without being woken up for each token. Errors as of `tokens`."""
+        """Wait for the end, without a wake-up for each token. Errors as of `tokens`."""
         self._since = time.monotonic()
         while True:
             try:
                 for _, fields in self._read(keys.end_key(self.id), b"0"):
                     return End.from_json(fields[b"end"])
-                _, end = self._look()
+                _, end = self._progress()
             except (redis.ConnectionError, redis.TimeoutError) as error:
-                self._bear(error)
+                self._wait_for_redis(error)
                 continue
             if end is not None:
                 return end
             self._check_time()
 
     def _read(self, key: str, last: bytes) -> list[Entry]:
-        """Entries after `last`; none if none comes for a while."""
-        block = max(1, int(min(POLL_S, self._time_left()) * 1000))
-        replies = cast(Any, self.client.xread({key: last}, count=256, block=block))
+        """Entries after `last`; none if none comes within POLL_S."""
+        block_ms = max(1, int(min(POLL_S, self._time_left()) * 1000))
+        replies = cast(Any, self.client.xread({key: last}, count=256, block=block_ms))
         if not replies:
             return []
-        found = replies[0][1] if isinstance(replies, list) else next(iter(replies.values()))[0]
-        return cast(list[Entry], found)
+        entries = replies[0][1] if isinstance(replies, list) else next(iter(replies.values()))[0]
+        return cast(list[Entry], entries)
 
-    def _look(self) -> tuple[int, End | None]:
-        """How many tokens the record counts, and its end."""
-        wanted = ["emitted", "end"]
-        found = cast(Any, self.client.hmget(keys.request_key(self.id), wanted))
-        if found[0] is None:
+    def _progress(self) -> tuple[int, End | None]:
+        """The record's number of tokens, and its end."""
+        fields = ["emitted", "end"]
+        emitted, end = cast(Any, self.client.hmget(keys.request_key(self.id), fields))
+        if emitted is None:
             raise RequestLost(
                 f"request {self.id} is not in Redis: it expired after SKYNET_RESULT_EXPIRES_S, "
-                "never was, or Redis restarted without its data; submit it again"
+                "never existed, or Redis restarted without its data; submit it again"
             )
-        return int(found[0]), None if found[1] is None else End.from_json(found[1])
+        return int(emitted), None if end is None else End.from_json(end)
 
     def _is_behind(self, expected: int) -> bool:
-        emitted, end = self._look()
+        """Whether the record has tokens or an end that the stream has not given."""
+        emitted, end = self._progress()
         return emitted > expected or end is not None
 
     def _missing(self, expected: int) -> SkynetError:
         return SkynetError(
-            f"request {self.id}: token {expected} is missing in Redis, where others follow it: "
+            f"request {self.id}: token {expected} is missing in Redis, but later ones exist: "
             "submit the request again"
         )
 
@@ -121,8 +122,8 @@ class AnswerReader:
         if self._time_left() <= 0:
             raise TimeoutError(f"request {self.id}: no token and no end for {self.timeout_s:g} s")
 
-    def _bear(self, error: redis.RedisError) -> None:
-        """Redis is away: try again, unless it will not let us in or the time is over."""
+    def _wait_for_redis(self, error: redis.RedisError) -> None:
+        """Pause before the next try; raise if access is denied or the time is over."""
         if isinstance(error, redis.AuthenticationError) or self._time_left() <= 0:
             raise error
         time.sleep(RETRY_S)

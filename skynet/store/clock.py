@@ -1,4 +1,4 @@
-"""The clock of Redis: one time for all machines, whose own clocks need not agree."""
+"""The clock of Redis: one time for all machines; their clocks may differ."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import time
 
 import redis
 
-REFRESH_S = 30.0  # how long one comparison of the clocks is believed
+REFRESH_S = 30.0  # lifetime of a comparison of the clocks
 RETRY_S = 1.0
 
 
 class RedisClock:
-    """Redis's time, asked for twice a minute at most and counted on by this machine in between."""
+    """Redis's time, read at most every REFRESH_S and counted on by this machine in between."""
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
@@ -19,12 +19,12 @@ class RedisClock:
         self._due = 0.0
 
     def now(self, *, exact: bool = False) -> float:
-        """Seconds since 1970 as Redis counts them.
+        """Redis's time, unix seconds.
 
-        exact: ask Redis now. Without it, while Redis is away, the last comparison is believed on.
+        exact: ask Redis now. Otherwise the last comparison holds while Redis is unreachable.
 
         Raises:
-            redis.RedisError: Redis is away, and was never asked or an exact time is wanted.
+            redis.RedisError: Redis is unreachable, and `exact` or no comparison was made before.
         """
         offset = self._offset
         if exact or offset is None or time.monotonic() >= self._due:

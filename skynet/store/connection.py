@@ -1,4 +1,4 @@
-"""One way to open Redis: deadlines on everything, and errors that hide the password."""
+"""Opens Redis connections, with deadlines, and errors that hide the password."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def connect(
 ) -> redis.Redis:
     """A client of the Redis at `url` (default: `SKYNET_REDIS_URL`).
 
-    It connects on first use, but at once with `single_connection`, which then may raise.
+    Connects on first use; with `single_connection` at once, which may raise.
 
-    timeout_s: how long one reply may take; None waits for ever (blocking commands).
-    single_connection: one connection for all commands, not a pool.
+    timeout_s: maximum wait for a reply; None waits for ever (blocking commands).
+    single_connection: one connection for all commands instead of a pool.
     """
     current = settings()
     return redis.Redis.from_url(
@@ -54,7 +54,7 @@ def reachable(url: str | None = None) -> Iterator[None]:
 def ping(url: str | None = None) -> None:
     """Raise ClusterUnreachable unless Redis answers a ping within the connect timeout.
 
-    By a connection of its own: on others a reply may take its time.
+    Opens a new connection: on others a blocking command may delay the reply.
     """
     half = settings().connect_timeout_s / 2
     with reachable(url), connect(url, timeout_s=half, connect_timeout_s=half) as probe:
@@ -67,24 +67,24 @@ def _reason(error: Exception) -> str:
 
 
 def broker_url(url: str) -> str:
-    """The same server as kombu's transport spells it."""
+    """The URL in the form of kombu's transport."""
     return _checked(url).replace("unix://", "redis+socket://", 1)
 
 
 def backend_url(url: str) -> str:
-    """The same server as Celery's Redis result backend spells it, through our subclass."""
+    """The URL in the form of Celery's result backends, with SkyNet's subclass."""
     return f"skynet.chords.backend:ChordBackend+{_checked(url).replace('unix://', 'socket://', 1)}"
 
 
 def _checked(url: str) -> str:
-    """A rediss URL that says so in words: Celery wants to be told to check certificates."""
+    """Celery requires rediss URLs to say whether certificates are checked: they are."""
     if not url.startswith("rediss://") or "ssl_cert_reqs=" in url:
         return url
     return f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required"
 
 
 def server_info(client: redis.Redis, section: str) -> dict[str, Any]:
-    """INFO of one section, empty where a managed Redis forbids it."""
+    """INFO of one section; empty if a managed Redis forbids it."""
     try:
         info = client.info(section)
     except redis.ResponseError:

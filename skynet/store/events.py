@@ -1,4 +1,4 @@
-"""What happened to the cluster: joins, losses, plans, replays; the newest some hundred."""
+"""The cluster's event log: joins, losses, plans, replays; the newest MAX_EVENTS or a few more."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import redis
 
 from skynet.wire import keys
 
-KEPT = 500
+MAX_EVENTS = 500
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened.
+    """One event.
 
-    at: Redis's clock, unix seconds. duration_s: 0 where there is none.
+    at: Redis's clock, unix seconds. duration_s: 0: no duration.
     """
 
     at: float
@@ -27,7 +27,7 @@ class Event:
 
 
 class Events:
-    """The log of one Redis."""
+    """The event log of one Redis."""
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
@@ -36,11 +36,11 @@ class Events:
         fields: dict[Any, Any] = {"k": kind, "t": text}
         if duration_s:
             fields["d"] = f"{duration_s:.3f}"
-        self.client.xadd(keys.EVENTS_KEY, fields, maxlen=KEPT, approximate=True)
+        self.client.xadd(keys.EVENTS_KEY, fields, maxlen=MAX_EVENTS, approximate=True)
 
     def latest(self, count: int) -> list[Event]:
         """The newest events, oldest first."""
-        found = cast(list[Any], self.client.xrevrange(keys.EVENTS_KEY, count=count))
+        entries = cast(list[Any], self.client.xrevrange(keys.EVENTS_KEY, count=count))
         return [
             Event(
                 int(entry.split(b"-")[0]) / 1000,
@@ -48,5 +48,5 @@ class Events:
                 fields[b"t"].decode(),
                 float(fields.get(b"d", 0)),
             )
-            for entry, fields in reversed(found)
+            for entry, fields in reversed(entries)
         ]

@@ -1,16 +1,15 @@
-"""The sum of partials among the shards of a stage, inside a span, through Redis lists.
+"""Exchanges partials among the shards of a stage, within a span, through Redis lists.
 
-Each shard pushes its partial into every peer's inbox and block-pops its own inboxes, all in one
-write. What to do with the partials is the caller's (worker/all_sum.py sums them). The inbox's name
-carries epoch, step and position: a late push can never be taken for another, and expires.
+Each shard pushes its partial into every peer's inbox and block-pops its inboxes, all in one
+write; `skynet/worker/all_reduce.py` adds the partials. An inbox's name contains epoch, step and
+position: a late push is never taken for another, and expires.
 """
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import redis
 
@@ -18,32 +17,21 @@ from skynet.errors import PeerLost, WireError
 from skynet.settings import settings
 from skynet.store.resp import RespConnection
 from skynet.wire import keys
+from skynet.wire.frame import Frame
 
-# magic, dtype, rows, columns
-HEADER = struct.Struct("<2sHII")
-MAGIC = b"SX"
-FLOAT32, BFLOAT16, ABORT = 0, 1, 2
-ITEM_BYTES = {FLOAT32: 4, BFLOAT16: 2}
+ABORT = b"SXabort:"  # instead of a frame, before the reason
 MAX_ABORT_BYTES = 4096
-# Ready-made commands: `resp.command`, which builds any, costs some microseconds more a sum.
+# Templates: `resp.command` would take some microseconds more for each sum.
 _PUSH = b"*3\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 _EXPIRE = b"*3\r\n$6\r\nEXPIRE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-_POP = b"*3\r\n$5\r\nBRPOP\r\n$%d\r\n%b\r\n$4\r\n0.25\r\n"  # waits so many s, then asks again
-
-
-class Frame(NamedTuple):
-    """A partial as it travels: row-major numbers of one kind, (rows, columns)."""
-
-    kind: int
-    rows: int
-    columns: int
-    data: bytes | bytearray | memoryview
+_POP = b"*3\r\n$5\r\nBRPOP\r\n$%d\r\n%b\r\n$4\r\n0.25\r\n"  # for 0.25 s, then again
 
 
 class Exchange:
     """One shard's end of its stage's exchange. Not thread-safe: one connection, one span at a time.
 
-    stage, shard, num_shards: where this shard stands among its peers.
+    waited_s: seconds spent in `swap`, for the caller to reset.
+    still_wanted: asked four times a second during a wait; False gives up.
     """
 
     def __init__(self, url: str, stage: int, shard: int, num_shards: int) -> None:
@@ -52,21 +40,20 @@ class Exchange:
         self.peers = [peer for peer in range(num_shards) if peer != shard]
         self.timeout_s = settings().exchange_timeout_s
         self.waited_s = 0.0
-        self.still_wanted: Callable[[], bool] = lambda: True  # asked four times a second
+        self.still_wanted: Callable[[], bool] = lambda: True
         spin_s = settings().exchange_spin_us * 1e-6
         self._connection = RespConnection(url, self.timeout_s + 5, spin_s)
         self._expire_s = str(int(4 * self.timeout_s)).encode()
 
     def swap(self, epoch: int, step: int, position: int, mine: Frame) -> dict[int, Frame]:
-        """Give `mine` to every peer and take theirs; replies all frames by shard, mine too.
+        """Send `mine` to every peer and receive theirs; returns all frames by shard, `mine` too.
 
         Raises:
-            PeerLost: a peer's partial did not come in time, or the peer failed.
-            WireError: a peer sent another shape or kind than this shard has.
+            PeerLost: a peer's partial did not arrive in time, or the peer failed.
+            WireError: a peer's partial is malformed, or of another shape or kind than `mine`.
         """
         started = time.perf_counter()
-        payload = HEADER.pack(MAGIC, mine.kind, mine.rows, mine.columns) + mine.data
-        commands = self._pushes(epoch, step, position, payload)
+        commands = self._pushes(epoch, step, position, mine.encode())
         commands += [self._pop(epoch, step, position, peer) for peer in self.peers]
         try:
             replies = self._connection.call(commands)[2 * len(self.peers) :]
@@ -83,20 +70,19 @@ class Exchange:
         return frames
 
     def abort(self, epoch: int, step: int, position: int, reason: str) -> None:
-        """Tell the peers, who wait or will wait at `position`, that this shard failed."""
-        text = reason.encode()[:MAX_ABORT_BYTES]
-        payload = HEADER.pack(MAGIC, ABORT, 1, len(text)) + text
+        """Tell the peers, waiting at `position` now or later, that this shard failed."""
+        payload = ABORT + reason.encode()[:MAX_ABORT_BYTES]
         try:
             self._connection.call(self._pushes(epoch, step, position, payload))
         except redis.RedisError:
-            pass  # they find out by their own deadline
+            pass  # the peers' deadlines end their wait
 
     def close(self) -> None:
         """Drop the connection; the next sum opens another."""
         self._connection.close()
 
     def _may_wait(self, started: float) -> bool:
-        """After a pop that brought nothing: is there time, and does anybody still want the step?"""
+        """After an empty pop: whether there is time left and the step is still wanted."""
         return time.perf_counter() - started < self.timeout_s and self.still_wanted()
 
     def _pop(self, epoch: int, step: int, position: int, peer: int) -> bytes:
@@ -111,30 +97,25 @@ class Exchange:
             commands.append(_EXPIRE % (len(outbox), outbox, len(self._expire_s), self._expire_s))
         return commands
 
-    def _unpack(self, peer: int, position: int, reply: object, mine: Frame) -> Frame:
+    def _unpack(self, peer: int, position: int, reply: Any, mine: Frame) -> Frame:
         if reply is None:
             raise PeerLost(
                 f"{self._where(position)}: no partial from stage{self.stage}.shard{peer} within "
-                f"{self.timeout_s:g} s, or the step was given up meanwhile"
+                f"{self.timeout_s:g} s, or the step was given up"
             )
         data = reply[1] if isinstance(reply, list) and len(reply) == 2 else reply
-        if not isinstance(data, bytes) or len(data) < HEADER.size:
-            raise WireError(f"{self._where(position)}: not a partial: {data!r:.80}")
-        magic, kind, rows, columns = HEADER.unpack_from(data)
-        body = memoryview(data)[HEADER.size :]
-        if magic == MAGIC and kind == ABORT:
-            reason = bytes(body).decode(errors="replace")
-            raise PeerLost(f"stage{self.stage}.shard{peer} failed: {reason}")
-        expected = mine.rows * mine.columns * ITEM_BYTES[mine.kind]
-        if (magic, kind, rows, columns) != (MAGIC, mine.kind, mine.rows, mine.columns) or (
-            len(body) != expected
-        ):
+        sender = f"stage{self.stage}.shard{peer}"
+        if isinstance(data, bytes) and data.startswith(ABORT):
+            raise PeerLost(f"{sender} failed: {data[len(ABORT) :].decode(errors='replace')}")
+        try:
+            frame = Frame.decode(data)
+        except WireError as error:
             raise WireError(
-                f"{self._where(position)}: stage{self.stage}.shard{peer} sent {rows}x{columns} of "
-                f"kind {kind} in {len(body)} bytes, expected {mine.rows}x{mine.columns} of kind "
-                f"{mine.kind} in {expected}"
-            )
-        return Frame(kind, rows, columns, body)
+                f"{self._where(position)}: {sender} sent a malformed partial: {error}"
+            ) from error
+        if frame[:3] != mine[:3]:
+            raise WireError(f"{self._where(position)}: {sender} sent {frame}, expected {mine}")
+        return frame
 
     def _where(self, position: int) -> str:
         return f"stage{self.stage}.shard{self.shard}, sum {position}"

@@ -1,8 +1,8 @@
-"""Which orchestrator leads: a lease with a fencing token.
+"""Leader election among orchestrators: a lease with a fencing token.
 
-The token is the leader key's value, "TERM:ID". Every script in which an orchestrator writes
-compares it first, so that one whose lease has passed to another can write nothing, however late
-it wakes (Kleppmann, "How to do distributed locking", 2016).
+The token is the leader key's value, "TERM:ID". Every script by which an orchestrator writes
+compares it first, so an orchestrator that lost its lease cannot write, however late it wakes
+(Kleppmann, "How to do distributed locking", 2016).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import redis
 from skynet.errors import Fenced
 from skynet.wire import keys
 
-# First line of every fenced script: KEYS[1] is the leader key, ARGV[1] the fence; "" is not
-# checked (tools and tests).
+# Start of every fenced script: KEYS[1] is the leader key, ARGV[1] the fence; "" is not checked
+# (tools and tests).
 GUARD = """
 if ARGV[1] ~= '' and redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return redis.error_reply('FENCED another orchestrator leads')
@@ -26,7 +26,7 @@ end
 """
 
 # KEYS: leader, term, epoch. ARGV: id, lease in ms, the last term and epoch that the caller knows.
-# Counters never go back, even if Redis lost its memory. Replies the fence, or "" if another leads.
+# Counters never go back, even if Redis lost its data. Replies the fence, or "" if another leads.
 ACQUIRE = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return '' end
 local term = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[3])) + 1
@@ -39,8 +39,8 @@ redis.call('SET', KEYS[1], fence, 'PX', ARGV[2])
 return fence
 """
 
-# KEYS: leader, term. ARGV: fence, lease in ms, term. Replies 1 held, 0 lost, -1 Redis has forgotten
-# everything. A lease that ran out is taken up again if nobody had it in between.
+# KEYS: leader, term. ARGV: fence, lease in ms, term. Replies 1: held, 0: lost, -1: Redis lost its
+# data. An expired lease is renewed if no other orchestrator held it since.
 RENEW = """
 local holder = redis.call('GET', KEYS[1])
 if holder == ARGV[1] then
@@ -61,21 +61,21 @@ RESIGN = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL',
 
 
 class Held(Enum):
-    """What became of a lease."""
+    """The outcome of a renewal."""
 
     YES = 1
     LOST = 0
-    WIPED = -1  # Redis has started again without its data
+    WIPED = -1  # Redis restarted without its data
 
 
 @contextmanager
 def fenced() -> Iterator[None]:
-    """Turn a script's refusal into Fenced."""
+    """Turn a fenced script's refusal into Fenced."""
     try:
         yield
     except redis.ResponseError as error:
         if str(error).startswith("FENCED"):
-            raise Fenced("another orchestrator leads: this one may write nothing") from None
+            raise Fenced("another orchestrator leads: this one must not write") from None
         raise
 
 
@@ -86,7 +86,7 @@ class Leadership:
         self.client = client
         self.member = member
         self.lease_ms = int(lease_s * 1000)
-        self.fence = ""  # while it leads
+        self.fence = ""  # "" while it does not lead
         self._term = 0
         self._acquire = client.register_script(ACQUIRE)
         self._renew = client.register_script(RENEW)
@@ -97,7 +97,7 @@ class Leadership:
         return bool(self.fence)
 
     def acquire(self, epoch: int = 0) -> bool:
-        """Try to become the leader. `epoch`: of the last plan this process knows."""
+        """Try to become the leader. `epoch`: the last one this process knows."""
         redis_keys = [keys.LEADER_KEY, keys.TERM_KEY, keys.EPOCH_KEY]
         arguments: list[Any] = [self.member, self.lease_ms, self._term, epoch]
         fence = cast(bytes, self._acquire(keys=redis_keys, args=arguments)).decode()
@@ -107,33 +107,33 @@ class Leadership:
         return bool(fence)
 
     def renew(self) -> Held:
-        """Keep the lease."""
+        """Renew the lease."""
         redis_keys = [keys.LEADER_KEY, keys.TERM_KEY]
         arguments: list[Any] = [self.fence, self.lease_ms, self._term]
         return Held(int(cast(int, self._renew(keys=redis_keys, args=arguments))))
 
     def depose(self, holder: str) -> None:
-        """Take the lease from a leader that is dead. Safe even if it is not: it is fenced then."""
+        """Delete the lease of a dead leader. Safe even if it lives: it is fenced then."""
         self._resign(keys=[keys.LEADER_KEY], args=[holder])
 
     def holder(self) -> str:
-        """The fence of whoever leads, or ""."""
-        found = cast("bytes | None", self.client.get(keys.LEADER_KEY))
-        return found.decode() if found else ""
+        """The leader's fence, or ""."""
+        fence = cast("bytes | None", self.client.get(keys.LEADER_KEY))
+        return fence.decode() if fence else ""
 
     def lose(self, fence: str | None = None) -> None:
-        """It has passed to another, or is gone; nothing changes if it is not `fence` any more."""
+        """The lease was lost; ignored if `fence` is not the current one."""
         if fence is None or fence == self.fence:
             self.fence = ""
 
     def resign(self) -> None:
-        """Give the lease back at once."""
+        """Release the lease at once."""
         fence, self.fence = self.fence, ""
         if fence:
             self._resign(keys=[keys.LEADER_KEY], args=[fence])
 
 
 def leader_of(client: redis.Redis) -> str:
-    """The id of the orchestrator that leads, or ""."""
+    """The id of the leading orchestrator, or ""."""
     holder = cast("bytes | None", client.get(keys.LEADER_KEY))
     return holder.decode().partition(":")[2] if holder else ""

@@ -1,4 +1,4 @@
-"""A process's lease, renewed by a thread of its own: whoever is busy must not look dead."""
+"""A process's lease, renewed by a separate thread: a busy process must not look dead."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from skynet.store.members import Member, Members
 
 logger = logging.getLogger(__name__)
 
-RENEWALS = 6  # in the time of a lease
+RENEWALS = 6  # renewals within the lease's time
 PING_S = 0.2
 
 
 class Lease:
-    """Keeps `member`'s lease until it is stopped.
+    """Renews `member`'s lease until it is stopped.
 
-    Fields of the member are changed with `update` only, so that nobody reads half of a change.
-    beat: called with every renewal, in the lease's thread, with its Redis client.
-    free_bytes: tells the memory that is free.
+    Fields of the member are changed with `update` only, so that a renewal never writes half a
+    change.
+    beat: called after every renewal, in the lease's thread, with its Redis client.
+    free_bytes: returns the free memory.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Lease:
         self._thread.start()
 
     def update(self, *, quietly: bool = False, **fields: Any) -> None:
-        """Change fields of the member; tell Redis at once, or `quietly` with the next renewal."""
+        """Change fields of the member; renew at once, or `quietly` at the usual time."""
         with self.lock:
             for name, value in fields.items():
                 setattr(self.member, name, value)
@@ -56,7 +57,7 @@ class Lease:
             self._wake.set()
 
     def stop(self) -> None:
-        """Give the lease back."""
+        """End the lease."""
         self._stopping = True
         self._wake.set()
         if self._thread.ident is not None:
@@ -65,7 +66,7 @@ class Lease:
             with connect(timeout_s=2) as client:
                 Members(client, self.lease_s).leave(self.member.id)
         except redis.RedisError:
-            logger.warning("could not give the lease back: it runs out by itself")
+            logger.warning("could not end the lease: it will expire")
 
     def _keep(self) -> None:
         client: redis.Redis | None = None
@@ -80,11 +81,11 @@ class Lease:
                     self._renew(client)
                     renewed = now
                 else:
-                    client.ping()  # a connection that was cut is opened again at once
+                    client.ping()  # reopens a lost connection at once
                 if problem:
                     logger.info("Redis is back")
                 problem = ""
-            except Exception as error:  # this thread must not end before the process does
+            except Exception as error:  # this thread must outlive every error
                 kind = "Redis" if isinstance(error, redis.RedisError) else type(error).__name__
                 if kind != problem:
                     logger.warning("lease: %s: %s; trying until it works", kind, error)

@@ -1,7 +1,4 @@
-"""What a staged checkpoint consists of: the manifest, and how tensors are cut into tiles.
-
-Data only; does not know how any of it gets into Redis.
-"""
+"""The manifest of a staged checkpoint: its tensors, their tiles and its files. Data only."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class StagedTensor:
-    """One tensor as it lies in Redis: cut along `axis` into tiles."""
+    """One tensor in Redis, cut along `axis` into tiles."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -52,7 +49,7 @@ class StagedTensor:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that was staged of one checkpoint."""
+    """A completely staged checkpoint."""
 
     digest: str
     name: str
@@ -66,7 +63,7 @@ class Manifest:
         return sum(len(tensor.tiles) for tensor in self.tensors.values())
 
     def tile(self, name: TileName) -> Tile | None:
-        """The tile of that name, or None: there is none."""
+        """The tile of that name, or None."""
         tensor = self.tensors.get(name.tensor)
         if tensor is None or not 0 <= name.index < len(tensor.tiles):
             return None
@@ -102,7 +99,7 @@ class Manifest:
         data = json.loads(text)
         if data.get("format") != FORMAT:
             raise SkynetError(
-                f"the staged model is of format {data.get('format')}, this SkyNet reads {FORMAT}: "
+                f"the staged model has format {data.get('format')}, this SkyNet reads {FORMAT}: "
                 "stage it again with `skynet split`"
             )
         tensors = {

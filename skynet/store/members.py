@@ -1,7 +1,7 @@
-"""Leases: who is alive, what it holds and what it does. One key a worker, with a time to live.
+"""The live workers and their states: one key with a time to live for each.
 
-A lease runs out `lease_s` after its last renewal. A process that dies is noticed sooner: Redis
-sees its connection close, and `broken` tells.
+A lease expires `lease_s` after its last renewal. `broken` notices a dead process sooner, by its
+closed connection.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ STARTING, SPARE, LOADING, READY, FAILED = "starting", "spare", "loading", "ready
 class Member:
     """One live worker as it describes itself.
 
-    speed: bytes of weights that one of its threads gets through in a second, measured at the start.
-    round_trip_s: a command to Redis and back, the least seen.
+    speed: bytes of weights that one thread multiplies in a second, measured at the start.
+    round_trip_s: minimum of the measured round trips to Redis.
     """
 
-    id: str  # of this process, never used again
+    id: str  # of the process, never reused
     node: str  # Celery's node name
-    address: str  # its place: "stage0.shard1", "orchestrator", or "" while it has none
+    address: str  # its place: "stage0.shard1", "orchestrator", or "": none
     host: str
     pid: int
     state: str = STARTING  # starting, spare, loading, ready, failed; orchestrator: leading, standby
     pinned: str = ""  # the address given with -Q, the only one it takes
-    queue: str = ""  # what it consumes
-    epoch: int = 0  # of the plan it has taken
-    prepared: int = 0  # epoch of the plan that it has loaded beside the one in force
-    leaving: bool = False  # was told to end, and works on until another has its place
+    queue: str = ""  # the queue it consumes
+    epoch: int = 0  # of the plan in which it took its place
+    prepared: int = 0  # epoch of the next plan, once its slice is loaded
+    leaving: bool = False  # works on until another worker has its place
     device: str = "cpu"
     cores: int = 0  # of its host
     threads: int = 0
-    asked_threads: int = 0  # 0: its share of the cores
+    asked_threads: int = 0  # SKYNET_THREADS; 0: a share of the cores
     speed: float = 0.0
     round_trip_s: float = 0.0
-    weight_bytes: int = 0  # what its slice takes, or will take
-    loaded_bytes: int = 0  # of that, while it loads
-    kept_bytes: int = 0  # of that, what it had already
-    load_s: float = 0.0  # how long that took
+    weight_bytes: int = 0  # size of its slice, loaded or not
+    loaded_bytes: int = 0  # of that, fetched so far
+    kept_bytes: int = 0  # of that, reused from the slice before
+    load_s: float = 0.0  # time to load it
     resident_bytes: int = 0
-    free_bytes: int = 0  # memory of the host that is free
+    free_bytes: int = 0  # free memory of its device
     steps: int = 0
     problem: str = ""
-    connection: int = 0  # Redis's number for the connection that renews the lease
+    connection: int = 0  # Redis's client id of the connection that renews the lease
     joined: float = 0.0  # unix time
     renewed: float = 0.0  # unix time
 
@@ -71,9 +71,9 @@ class Members:
         self._can_list = True
 
     def renew(self, member: Member) -> None:
-        """Say that `member` lives, for another `lease_s` seconds.
+        """Renew the lease of `member` for `lease_s` seconds.
 
-        The client should be one connection: its number is part of the lease.
+        The client should use a single connection: its id is part of the lease.
         """
         started = time.perf_counter()
         seconds, micros = self.client.time()
@@ -82,7 +82,7 @@ class Members:
         member.renewed = seconds + micros / 1e6
         member.joined = member.joined or member.renewed
         connection = self._write(member)
-        if connection != member.connection:  # a new one: say so at once
+        if connection != member.connection:  # tell `broken` about the new one at once
             member.connection = connection
             self._write(member)
 
@@ -98,34 +98,32 @@ class Members:
             return int(pipe.execute()[0])
 
     def leave(self, member_id: str) -> None:
-        """Give the lease back at once."""
+        """End the lease at once."""
         with self.client.pipeline(transaction=False) as pipe:
             pipe.delete(keys.member_key(member_id))
             pipe.zrem(keys.MEMBERS_KEY, member_id)
             pipe.execute()
 
     def all(self) -> list[Member]:
-        """All members whose lease holds, by address, then by when they joined."""
+        """All members with a valid lease, by address, then by time of joining."""
         ids: list[bytes] = self.client.zrange(keys.MEMBERS_KEY, 0, -1)  # type: ignore[assignment]
         if not ids:
             return []
         texts: Iterable[bytes | None] = self.client.mget(  # type: ignore[assignment]
-            [keys.member_key(item.decode()) for item in ids]
+            [keys.member_key(member_id.decode()) for member_id in ids]
         )
-        found = list(zip(ids, texts, strict=True))
-        gone = [item for item, text in found if text is None]
-        if gone:  # by Redis's clock, not by anybody's own
+        leases = [text for text in texts if text is not None]
+        if len(leases) < len(ids):
             seconds, _ = self.client.time()
-            # Not by id: one of them may have come back this moment.
+            # By Redis's clock, and not by id: an expired member may be back by now.
             self.client.zremrangebyscore(keys.MEMBERS_KEY, 0, seconds - 2 * self.lease_s)
-        members = [Member.from_json(text) for _, text in found if text is not None]
+        members = [Member.from_json(text) for text in leases]
         return sorted(members, key=lambda m: (not m.address, m.address, m.joined, m.id))
 
     def broken(self, members: Iterable[Member]) -> set[str]:
-        """Ids of members whose connection Redis has seen close, as far as Redis tells.
+        """Ids of members whose connection to Redis is closed; none if Redis does not tell.
 
-        A member that lives opens another within a moment, so that only one that stays broken is
-        dead.
+        A live member reconnects within a moment: only a member that stays broken is dead.
         """
         asked = [member for member in members if member.connection]
         if not asked or not self._can_list:
@@ -134,7 +132,7 @@ class Members:
             listed: Any = self.client.client_list(
                 client_id=[str(member.connection) for member in asked]
             )
-        except redis.ResponseError:  # a managed Redis may forbid it: leases tell, only later
+        except redis.ResponseError:  # forbidden by a managed Redis: leases expire, only later
             self._can_list = False
             return set()
         connected = {int(entry["id"]) for entry in listed}

@@ -1,8 +1,7 @@
-"""A Redis connection for the hot path: commands written by hand, replies read with hiredis.
+"""A Redis connection for the hot path: hand-written commands, replies read with hiredis.
 
-redis-py's pool, retries and instrumentation cost as much as a whole exchange. This keeps its
-connection (address, TLS, authentication) and leaves the rest out: one socket, one thread, several
-commands a write.
+redis-py's pool, retries and instrumentation cost as much as a whole exchange. This uses only its
+connection (address, TLS, authentication): one socket, one thread, several commands a write.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ IDLE_S = 1.0
 
 
 class Script:
-    """A Lua script and its digest."""
+    """A Lua script and its SHA-1."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -37,10 +36,9 @@ class Script:
 class RespConnection:
     """One connection, opened on first use and again after an error.
 
-    timeout_s: longest wait for the next bytes of a reply.
-    spin_s: how long to look for them again and again before sleeping. A core that sleeps takes
-        time to wake, most of all in a virtual machine; the yield between looks lets the server
-        run.
+    timeout_s: maximum wait for the next bytes of a reply.
+    spin_s: time to poll for them before sleeping. A sleeping core takes time to wake, most of all
+        in a virtual machine; the yield between polls lets the server run.
     """
 
     def __init__(self, url: str, timeout_s: float, spin_s: float = 0.0) -> None:
@@ -62,8 +60,8 @@ class RespConnection:
         """Send commands in one write and read a reply to each.
 
         Raises:
-            redis.ConnectionError, redis.TimeoutError: the connection is closed then; whether the
-                commands ran is unknown.
+            redis.ConnectionError, redis.TimeoutError: the connection is closed; the commands may
+                have run.
             redis.ResponseError: Redis refused one of them.
         """
         try:
@@ -80,20 +78,20 @@ class RespConnection:
             self.close()
             raise redis.ConnectionError(str(error)) from error
         except BaseException:
-            self.close()  # its replies must not be read as the next call's
+            self.close()  # its late replies must not be read by the next call
             raise
 
     def call_again(self, commands: Sequence[bytes]) -> list[Any]:
-        """As `call`, once more if the connection breaks: for what may run twice."""
+        """As `call`, repeated once if the connection breaks: for commands that may run twice."""
         try:
             return self.call(commands)
         except redis.ConnectionError:
             return self.call(commands)
 
     def run(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
-        """Run a Lua script that may run twice, by its digest where Redis knows it.
+        """Run a Lua script that may run twice, by its SHA-1 if Redis has it cached.
 
-        The errors are those of `call`.
+        Raises as `call`.
         """
         words = (b"%d" % len(keys), *keys, *arguments)
         try:
@@ -110,12 +108,12 @@ class RespConnection:
             self._connection = self._socket = None
 
     def _close_if_stale(self) -> None:
-        """After a pause, see whether Redis has closed the connection meanwhile."""
+        """After a pause, close the connection if Redis has closed its end."""
         now = time.monotonic()
         idle_s, self._used = now - self._used, now
         if self._socket is None or idle_s < IDLE_S:
             return
-        if select.select([self._socket], [], [], 0)[0]:  # nothing is due: this can only be an end
+        if select.select([self._socket], [], [], 0)[0]:  # no reply is due: an end
             self.close()
 
     def _open(self) -> Any:
@@ -124,7 +122,7 @@ class RespConnection:
             self._connection = self._pool.make_connection()
             self._connection.connect()
             self._socket = self._connection._sock
-            # Python's own timeouts poll before every read and write; the kernel's are free.
+            # Python's timeouts poll before every read and write; the kernel's cost nothing.
             self._socket.settimeout(None)
             seconds = int(self.timeout_s)
             limit = struct.pack("ll", seconds, int((self.timeout_s - seconds) * 1e6))
@@ -157,5 +155,5 @@ class RespConnection:
 
 
 def command(*words: bytes) -> bytes:
-    """One command in Redis's protocol."""
+    """One command in RESP, Redis's protocol."""
     return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(w), w) for w in words])

@@ -1,4 +1,4 @@
-"""Is there room in Redis for a model? What its keys will really take, and what is free."""
+"""Whether a model fits into Redis: the memory its keys take, and the memory that is free."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from skynet.checkpoint.tensor_plans import TILE_HEADER_BYTES, TensorPlan
 from skynet.errors import SkynetError
 from skynet.store.connection import server_info
 
-# Beside its value: the key (about 110 bytes of name), its entry in the dictionary and the object.
-# Measured on Valkey 9.1 with keys of 140 bytes: 250 to 300.
+# Memory of a key beside its value: name (about 110 bytes), dictionary entry, object. Measured on
+# Valkey 9.1 with names of 140 bytes: 250 to 300.
 KEY_BYTES = 320
 MANIFEST_BYTES_PER_TILE = 40
 PAGE_BYTES = 4096
@@ -21,7 +21,7 @@ MIB = 2**20
 def needed_bytes(
     tensors: Iterable[TensorPlan], files: Mapping[str, bytes], tile_bytes: int, allocator: str
 ) -> int:
-    """Memory that Redis will use more when all of this is staged, at its peak.
+    """Peak of the additional memory that Redis uses to stage these tensors and files.
 
     allocator: `mem_allocator` of INFO memory.
     """
@@ -33,8 +33,8 @@ def needed_bytes(
         indices = min(plan.indices_per_tile(tile_bytes), plan.shape[plan.axis])
         last = plan.shape[plan.axis] - (count - 1) * indices
         full = _allocated(indices * plan.bytes_per_index + TILE_HEADER_BYTES, allocator)
-        rest = _allocated(last * plan.bytes_per_index + TILE_HEADER_BYTES, allocator)
-        total += (count - 1) * full + rest
+        last_bytes = _allocated(last * plan.bytes_per_index + TILE_HEADER_BYTES, allocator)
+        total += (count - 1) * full + last_bytes
         largest = max(largest, full)
         num_tiles += count
     total += sum(_allocated(len(data), allocator) for data in files.values())
@@ -43,7 +43,7 @@ def needed_bytes(
 
 
 def _allocated(num_bytes: int, allocator: str) -> int:
-    """What the allocator takes for a block of this size."""
+    """Memory that the allocator takes for an allocation of this size."""
     if allocator.startswith("jemalloc"):  # four size classes for each doubling
         step = max(16, 2 ** max(0, (max(1, num_bytes - 1)).bit_length() - 3))
     else:
@@ -57,17 +57,17 @@ def check_room(
     files: Mapping[str, bytes],
     tile_bytes: int,
 ) -> None:
-    """Refuse what cannot fit, before a byte of it is written.
+    """Refuse a model that does not fit, before any write.
 
     Raises:
-        SkynetError: too little memory, with the numbers; or Redis may evict what it holds.
+        SkynetError: too little memory, with the numbers; or Redis may evict keys.
     """
     memory = server_info(client, "memory")
     policy = memory.get("maxmemory_policy", "noeviction")
     if int(memory.get("maxmemory", 0)) and policy != "noeviction":
         raise SkynetError(
-            f"Redis evicts keys when it is full (maxmemory-policy {policy}), which would lose "
-            "weights and queues without a word: set maxmemory-policy noeviction"
+            f"Redis evicts keys when it is full (maxmemory-policy {policy}), which would silently "
+            "lose weights and queues: set maxmemory-policy noeviction"
         )
     needed = needed_bytes(tensors, files, tile_bytes, str(memory.get("mem_allocator", "")))
     limit = int(memory.get("maxmemory", 0)) or int(memory.get("total_system_memory", 0))
@@ -76,16 +76,17 @@ def check_room(
 
 
 def room_message(client: redis.Redis, needed: int) -> str:
-    """How much is needed, how much there is, and what to do."""
+    """The memory needed, the memory free, and the remedies."""
     memory = server_info(client, "memory")
     used, limit = int(memory.get("used_memory", 0)), int(memory.get("maxmemory", 0))
-    of, remedy = f"maxmemory {limit / MIB:.0f} MiB", "raise maxmemory"
+    limit_text, remedy = f"maxmemory {limit / MIB:.0f} MiB", "raise maxmemory"
     if not limit:
         limit = int(memory.get("total_system_memory", 0))
-        of, remedy = f"its host's memory of {limit / MIB:.0f} MiB", "use a host with more memory"
+        limit_text = f"its host's memory of {limit / MIB:.0f} MiB"
+        remedy = "use a host with more memory"
     return (
         f"Redis has too little memory to stage this model: it needs {needed / MIB:.0f} MiB, "
-        f"{max(0, limit - used) / MIB:.0f} MiB are free of {of}. Nothing was staged; {remedy}, or "
-        "free models that are not used any more: `skynet models` lists them, `skynet models "
-        "remove` frees one"
+        f"{max(0, limit - used) / MIB:.0f} MiB are free of {limit_text}. Nothing was staged; "
+        f"{remedy}, or free unused models: `skynet models` lists them, `skynet models remove` "
+        "frees one"
     )

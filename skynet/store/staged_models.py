@@ -1,4 +1,4 @@
-"""Which models lie in Redis, whole or half, and freeing them."""
+"""Lists, checks and removes the models in Redis, completely staged or not."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from skynet.store.manifest import Manifest
 from skynet.store.plans import Plans
 from skynet.store.staging import KEYS_AT_ONCE, drop_model
 from skynet.store.staging_lock import LOCK_S, StagingLock
+from skynet.store.targets import Targets
 from skynet.store.weights import WeightStore
 from skynet.wire import keys
 
-Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
+Progress = Callable[[str, int, int], None]  # activity, bytes done, total bytes
 
 
 @dataclass(frozen=True)
 class StagedModel:
-    """One model as it lies in Redis.
+    """One model in Redis.
 
-    num_bytes: what its keys hold. tiles, tiles_wanted: those there are, and those there should be;
-    the latter is 0 where no manifest says so.
+    num_bytes: sum of its values' sizes. tiles, tiles_wanted: number of tiles in Redis, and in the
+    manifest; the latter is 0 without a manifest.
     """
 
     digest: str
@@ -38,57 +39,57 @@ class StagedModel:
 
 
 def list_models(client: redis.Redis) -> list[StagedModel]:
-    """All models of which anything is in Redis, by name. Reads no weights."""
+    """All models with any key in Redis, by name. Reads no weights."""
     redis_keys: dict[str, list[bytes]] = defaultdict(list)
     for key in client.scan_iter(match=keys.model_keys("*"), count=KEYS_AT_ONCE):
         redis_keys[keys.digest_of(key)].append(key)
     used = digests_in_force(client)
-    found = [_describe(client, digest, own, used) for digest, own in redis_keys.items()]
-    return sorted(found, key=lambda model: (model.name, model.digest))
+    models = [_describe(client, digest, names, used) for digest, names in redis_keys.items()]
+    return sorted(models, key=lambda model: (model.name, model.digest))
 
 
 def digests_in_force(client: redis.Redis) -> set[str]:
-    """Models that are asked for, or that a plan is of."""
-    plans = Plans(client)
-    target, plan = plans.target(), plans.current()
-    return {found.model for found in (target, plan) if found is not None}
+    """Digests of the target's model and of the current plan's."""
+    sources = Targets(client).current(), Plans(client).current()
+    return {source.model for source in sources if source is not None}
 
 
 def find_model(client: redis.Redis, prefix: str) -> StagedModel:
-    """The one model whose digest starts so.
+    """The one model whose digest starts with `prefix`.
 
     Raises:
-        NoModel, BadRequest: none does, or several do.
+        NoModel: no digest does.
+        BadRequest: several do.
     """
-    found = [model for model in list_models(client) if model.digest.startswith(prefix)]
-    if not found:
+    matches = [model for model in list_models(client) if model.digest.startswith(prefix)]
+    if not matches:
         raise NoModel(
             f"no model in Redis has a digest that starts with {prefix!r}: see `skynet models`"
         )
-    if len(found) > 1:
-        shown = ", ".join(model.digest[:16] for model in found)
-        raise BadRequest(f"{prefix!r} starts the digests of {shown}: give more of it")
-    return found[0]
+    if len(matches) > 1:
+        digests = ", ".join(model.digest[:16] for model in matches)
+        raise BadRequest(f"several digests start with {prefix!r}: {digests}; give more digits")
+    return matches[0]
 
 
 def remove_model(
     client: redis.Redis, model: StagedModel, *, force: bool = False, lock_s: float = LOCK_S
 ) -> int:
-    """Free its manifest, tiles and files; how many keys.
+    """Delete the model's manifest, tiles and files; returns the number of keys.
 
     Raises:
-        BadRequest: it is in force, and this is not forced; or it is being staged.
+        BadRequest: the model is in force and `force` is not set, or it is being staged.
     """
     if not force and model.digest in digests_in_force(client):
         raise BadRequest(
-            f"{model.name} ({model.digest[:12]}) is in force: workers that start or move could not "
-            "load it any more. Split another model first, or add --force"
+            f"{model.name} ({model.digest[:12]}) is in force: workers that start or move could no "
+            "longer load it. Split another model first, or add --force"
         )
     lock = StagingLock(client, model.digest, lock_s)
     if not lock.acquire():
         raise BadRequest(
-            f"{model.name} ({model.digest[:12]}) is being staged: wait until that has ended; if "
-            f"its process was killed, {lock_s:g} s"
+            f"{model.name} ({model.digest[:12]}) is being staged: wait until that ends, or "
+            f"{lock_s:g} s if its process was killed"
         )
     try:
         return drop_model(client, lock)
@@ -100,7 +101,7 @@ def remove_model(
 def verify_model(
     client: redis.Redis, model: StagedModel, progress: Progress | None = None
 ) -> list[str]:
-    """Read all of it; the tiles and files that are missing or corrupted, in words."""
+    """Read the whole model; returns the names of missing or corrupted tiles and files."""
     store = WeightStore(client)
     manifest = _readable_manifest(client, model.digest)
     if manifest is None:
@@ -139,7 +140,7 @@ def _describe(
 def _readable_manifest(client: redis.Redis, digest: str) -> Manifest | None:
     try:
         return WeightStore(client).manifest(digest)
-    except SkynetError:  # of another SkyNet's format: listed, and can be removed
+    except SkynetError:  # of another version's format: listed, and can be removed
         return None
 
 

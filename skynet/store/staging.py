@@ -1,7 +1,7 @@
-"""Writing a checkpoint's tiles into Redis so that it is there wholly or not at all.
+"""Writes a checkpoint's tiles into Redis, all or nothing.
 
-Tiles and files first, the manifest last, everything under the staging lock. Never holds more than
-`BATCH_BYTES` and one tile.
+Tiles and files first, the manifest last, all under the staging lock. Holds at most `BATCH_BYTES`
+and one tile in memory.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -29,61 +30,63 @@ logger = logging.getLogger(__name__)
 BATCH_BYTES = 8 * 2**20
 KEYS_AT_ONCE = 1000
 
-Progress = Callable[[int], None]  # called with the bytes just done
-Waiting = Callable[[], None]
+Progress = Callable[[int], None]  # called with the bytes just written or checked
+Waiting = Callable[[], None]  # called again and again while another process holds the lock
 
 
 class TensorSource(Protocol):
-    """A checkpoint, as far as staging needs one."""
+    """Reads indices [start, stop) of a checkpoint's tensor along an axis."""
 
     def read(self, name: str, axis: int, start: int, stop: int) -> npt.NDArray[Any]: ...
 
 
-class Stage:
-    """One staging, or one repair, of one digest."""
+@dataclass(frozen=True)
+class StagingJob:
+    """A model to stage: its tensors and their cuts, its files, and the checkpoint to read from."""
+
+    digest: str
+    name: str
+    config: dict[str, Any]
+    tensors: Mapping[str, TensorPlan]
+    files: Mapping[str, bytes]
+    source: TensorSource
+    tile_bytes: int
+
+
+class ModelWriter:
+    """Stages or repairs the model of one job."""
 
     def __init__(
-        self,
-        client: redis.Redis,
-        digest: str,
-        source: TensorSource,
-        progress: Progress | None,
-        lock_s: float,
+        self, client: redis.Redis, job: StagingJob, lock_s: float, progress: Progress | None = None
     ) -> None:
         self.client = client
-        self.digest = digest
-        self.source = source
+        self.job = job
         self.progress = progress
-        self.lock = StagingLock(client, digest, lock_s)
-        self._waiting: dict[str, bytes] = {}
-        self._waiting_bytes = 0
+        self.lock = StagingLock(client, job.digest, lock_s)
+        self._batch: dict[str, bytes] = {}
+        self._batch_bytes = 0
 
-    def run(
-        self,
-        name: str,
-        config: dict[str, Any],
-        tensors: Mapping[str, TensorPlan],
-        files: Mapping[str, bytes],
-        tile_bytes: int,
-        waiting: Waiting | None,
-    ) -> tuple[Manifest, bool]:
-        """Stage all of it. The manifest, and whether it was this process that staged it."""
+    def stage(self, waiting: Waiting | None = None) -> tuple[Manifest, bool]:
+        """Write the whole model. Returns its manifest; False if another process staged it."""
+        job = self.job
         with self.lock.held(waiting):
-            text = self.client.get(keys.manifest_key(self.digest))
-            if text is not None:  # another staged it while this one waited
+            text = self.client.get(keys.manifest_key(job.digest))
+            if text is not None:  # staged by another process during the wait
                 return Manifest.from_json(cast(bytes, text)), False
-            drop_model(self.client, self.lock)  # leftovers, perhaps cut into other tiles
-            check_room(self.client, tensors.values(), files, tile_bytes)
+            drop_model(self.client, self.lock)  # leftovers, perhaps of another tile size
+            check_room(self.client, job.tensors.values(), job.files, job.tile_bytes)
             try:
-                staged = self._write_all(tensors, files, tile_bytes)
-                num_bytes = sum(plan.num_bytes for plan in tensors.values())
-                manifest = Manifest(self.digest, name, config, staged, tuple(files), num_bytes)
+                staged = self._write_all()
+                num_bytes = sum(plan.num_bytes for plan in job.tensors.values())
+                manifest = Manifest(
+                    job.digest, job.name, job.config, staged, tuple(job.files), num_bytes
+                )
                 self.lock.write_manifest(manifest.to_json())
             except redis.exceptions.OutOfMemoryError as error:
-                self._waiting.clear()
+                self._batch.clear()
                 drop_model(self.client, self.lock)
                 allocator = str(server_info(self.client, "memory").get("mem_allocator", ""))
-                needed = needed_bytes(tensors.values(), files, tile_bytes, allocator)
+                needed = needed_bytes(job.tensors.values(), job.files, job.tile_bytes, allocator)
                 raise SkynetError(room_message(self.client, needed)) from error
             except CheckpointError:
                 drop_model(self.client, self.lock)
@@ -93,49 +96,42 @@ class Stage:
     def repair(
         self,
         manifest: Manifest,
-        tensors: Mapping[str, TensorPlan],
         tiles: Iterable[TileName],
-        files: Mapping[str, bytes],
-        waiting: Waiting | None,
+        files: Iterable[str],
+        waiting: Waiting | None = None,
     ) -> None:
         """Write these tiles and files again, byte for byte as they were."""
         with self.lock.held(waiting):
-            text = self.client.get(keys.manifest_key(self.digest))
+            text = self.client.get(keys.manifest_key(self.job.digest))
             if text is None or Manifest.from_json(cast(bytes, text)) != manifest:
                 raise SkynetError(
-                    f"model {self.digest[:12]} was removed or staged anew while it was to be "
-                    "repaired: try again"
+                    f"model {self.job.digest[:12]} was removed or staged anew before its repair: "
+                    "try again"
                 )
             for tile in tiles:
-                self._restage(manifest, tensors, tile)
-            for name, data in files.items():
-                self._add(keys.file_key(self.digest, name), data)
+                self._restage(manifest, tile)
+            self._add_files(files)
             self._flush()
 
-    def _write_all(
-        self, tensors: Mapping[str, TensorPlan], files: Mapping[str, bytes], tile_bytes: int
-    ) -> dict[str, StagedTensor]:
+    def _write_all(self) -> dict[str, StagedTensor]:
         staged: dict[str, StagedTensor] = {}
-        for key, plan in tensors.items():
+        for name, plan in self.job.tensors.items():
             tiles = [
-                self._stage_tile(TileName(key, index), plan, part)
-                for index, part in enumerate(plan.tile_ranges(tile_bytes))
+                self._stage_tile(TileName(name, index), plan, region)
+                for index, region in enumerate(plan.tile_ranges(self.job.tile_bytes))
             ]
-            staged[key] = StagedTensor(plan.shape, plan.dtype, plan.axis, tuple(tiles))
-        for name, data in files.items():
-            self._add(keys.file_key(self.digest, name), data)
+            staged[name] = StagedTensor(plan.shape, plan.dtype, plan.axis, tuple(tiles))
+        self._add_files(self.job.files)
         self._flush()
         return staged
 
-    def _stage_tile(self, name: TileName, plan: TensorPlan, part: Range) -> Tile:
-        payload = self._read(plan, part)
-        self._add(name.key(self.digest), payload)
-        return Tile(part.start, part.stop, zlib.crc32(payload))
+    def _stage_tile(self, name: TileName, plan: TensorPlan, region: Range) -> Tile:
+        payload = self._read(plan, region)
+        self._add(name.key(self.job.digest), payload)
+        return Tile(region.start, region.stop, zlib.crc32(payload))
 
-    def _restage(
-        self, manifest: Manifest, tensors: Mapping[str, TensorPlan], name: TileName
-    ) -> None:
-        tile, plan = manifest.tile(name), tensors.get(name.tensor)
+    def _restage(self, manifest: Manifest, name: TileName) -> None:
+        tile, plan = manifest.tile(name), self.job.tensors.get(name.tensor)
         if tile is None or plan is None:
             raise CheckpointError(f"the checkpoint has no {name} of {manifest.name}")
         payload = self._read(plan, Range(tile.start, tile.stop))
@@ -144,57 +140,62 @@ class Stage:
                 f"{name} of {manifest.name} reads differently from what was staged: the "
                 "checkpoint's files have changed; split the model again"
             )
-        self._add(name.key(self.digest), payload)
+        self._add(name.key(self.job.digest), payload)
 
-    def _read(self, plan: TensorPlan, part: Range) -> bytes:
-        """A tile's bytes as they lie in Redis."""
+    def _read(self, plan: TensorPlan, region: Range) -> bytes:
+        """A tile's value in Redis."""
         self.lock.keep()
-        array = self.source.read(plan.source_name, plan.axis, part.start, part.stop)
+        array = self.job.source.read(plan.source_name, plan.axis, region.start, region.stop)
         expected = list(plan.shape)
-        expected[plan.axis] = part.size
+        expected[plan.axis] = region.size
         if list(array.shape) != expected or array.dtype.str != TRAVELS_AS[plan.dtype]:
             raise CheckpointError(
-                f"tensor {plan.source_name} [{part.start}, {part.stop}) was read as "
+                f"tensor {plan.source_name} [{region.start}, {region.stop}) was read as "
                 f"{array.dtype}{list(array.shape)}, expected {plan.dtype}{expected}"
             )
         return codec.encode(np.ascontiguousarray(array))
 
+    def _add_files(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._add(keys.file_key(self.job.digest, name), self.job.files[name])
+
     def _add(self, key: str, payload: bytes) -> None:
-        if self._waiting and self._waiting_bytes + len(payload) > BATCH_BYTES:
+        """Write a key with the next batch."""
+        if self._batch and self._batch_bytes + len(payload) > BATCH_BYTES:
             self._flush()
-        self._waiting[key] = payload
-        self._waiting_bytes += len(payload)
+        self._batch[key] = payload
+        self._batch_bytes += len(payload)
 
     def _flush(self) -> None:
-        if not self._waiting:
+        if not self._batch:
             return
-        self.lock.write(self._waiting)
+        self.lock.write(self._batch)
         if self.progress:
-            self.progress(self._waiting_bytes)
-        self._waiting.clear()
-        self._waiting_bytes = 0
+            self.progress(self._batch_bytes)
+        self._batch.clear()
+        self._batch_bytes = 0
 
 
 def drop_model(client: redis.Redis, lock: StagingLock) -> int:
-    """Free manifest, tiles and files of the lock's digest; how many keys. The manifest goes first.
+    """Delete manifest, tiles and files of the lock's digest, the manifest first.
 
-    By DEL, not UNLINK: the memory is to be free when this returns.
+    By DEL, not UNLINK: the memory is free when this returns. Returns the number of keys.
     """
-    kept = {lock.key.encode(), keys.bad_tiles_key(lock.digest).encode()}
+    exempt = {lock.key.encode(), keys.bad_tiles_key(lock.digest).encode()}
     manifest_key = keys.manifest_key(lock.digest).encode()
-    dropped = 0
+    num_dropped = 0
     if client.exists(manifest_key):
         lock.delete([manifest_key])
-        dropped = 1
-    found: list[bytes] = []
+        num_dropped = 1
+    batch: list[bytes] = []
     for key in client.scan_iter(match=keys.model_keys(lock.digest), count=KEYS_AT_ONCE):
-        if key in kept:
+        if key in exempt:
             continue
-        found.append(key)
-        if len(found) == KEYS_AT_ONCE:
-            lock.delete(found)
-            dropped += len(found)
-            found = []
-    if found:
-        lock.delete(found)
-    return dropped + len(found)
+        batch.append(key)
+        if len(batch) == KEYS_AT_ONCE:
+            lock.delete(batch)
+            num_dropped += len(batch)
+            batch = []
+    if batch:
+        lock.delete(batch)
+    return num_dropped + len(batch)

@@ -1,9 +1,8 @@
-"""The right to write one model's tiles: one stager at a time, and nothing from one that lost it.
+"""The lock on writing one model's tiles: one stager at a time.
 
-A lock of Redis with a time to live. Whoever was stopped for longer than that has lost it; since
-stagers may cut tiles differently, such a one must not write another byte. So every write is a
-transaction that holds only while the lock is the writer's (Kleppmann, "How to do distributed
-locking", 2016).
+A Redis lock with a time to live. A stager that is suspended for longer loses it, and must not write
+again, since another one may cut tiles differently. So every write is a transaction that fails
+unless the writer holds the lock (Kleppmann, "How to do distributed locking", 2016).
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from skynet.wire import keys
 
 logger = logging.getLogger(__name__)
 
-LOCK_S = 30.0  # a killed stager's lock is free after this
-POLL_S = 0.2  # how often one that waits looks again
+LOCK_S = 30.0  # a killed stager's lock expires after this
+POLL_S = 0.2  # between tries to take the lock
 
 # KEYS: lock, manifest. ARGV: token, manifest. Replies 0 if the lock is another's.
 SET_MANIFEST = """
@@ -43,7 +42,7 @@ RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL'
 
 
 class StagingLock:
-    """One process's claim to write the model of this digest. Not thread-safe."""
+    """One process's lock on the model of this digest. Not thread-safe."""
 
     def __init__(self, client: redis.Redis, digest: str, lock_s: float = LOCK_S) -> None:
         self.client = client
@@ -58,9 +57,9 @@ class StagingLock:
 
     @contextmanager
     def held(self, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-        """Wait until nobody else has it, and give it back at the end.
+        """Wait for the lock, hold it, release it at the end.
 
-        waiting: called again and again while another has it; may raise to give up.
+        waiting: called before every retry; may raise to give up.
         """
         while not self.acquire():
             if waiting:
@@ -72,16 +71,16 @@ class StagingLock:
             self.release()
 
     def acquire(self) -> bool:
-        """Take it if it is free."""
+        """Take the lock if it is free."""
         taken = self.client.set(self.key, self.token, nx=True, px=self.lock_ms)
         self._schedule()
         return bool(taken)
 
     def keep(self) -> None:
-        """Renew it when a third of its time is over; for long work between writes.
+        """Renew the lock once a third of its time has passed; for long work between writes.
 
         Raises:
-            SkynetError: it was lost.
+            SkynetError: the lock was lost.
         """
         if time.monotonic() < self._renew_at:
             return
@@ -90,14 +89,14 @@ class StagingLock:
         self._schedule()
 
     def release(self) -> None:
-        """Give it back, if it is still there to give."""
+        """Release the lock, if it is still held."""
         try:
             self._release(keys=[self.key], args=[self.token])
         except redis.RedisError:
-            logger.warning("could not give back %s: it runs out by itself", self.key)
+            logger.warning("could not release %s: it will expire", self.key)
 
     def write(self, values: Mapping[str, bytes]) -> None:
-        """Set all of these keys, or none.
+        """Set all these keys, or none.
 
         Raises:
             SkynetError: the lock was lost; nothing was written.
@@ -110,7 +109,7 @@ class StagingLock:
         self._transact(put)
 
     def delete(self, redis_keys: Iterable[bytes]) -> None:
-        """Free these keys at once, as `write`."""
+        """Delete all these keys, or none; raises as `write`."""
         self._transact(lambda pipeline: pipeline.delete(*redis_keys))
 
     def write_manifest(self, text: str) -> None:
@@ -143,6 +142,6 @@ class StagingLock:
     def _lost(self) -> NoReturn:
         raise SkynetError(
             f"the staging of {self.digest[:12]} was stopped for more than "
-            f"{self.lock_ms / 1000:g} s, or Redis lost its data, and its lock is gone: it wrote no "
-            "more. Stage again: what another has staged meanwhile is used"
+            f"{self.lock_ms / 1000:g} s, or Redis lost its data, and its lock is gone: it stopped "
+            "writing. Stage again: tiles staged by another process meanwhile are used"
         ) from None

@@ -1,50 +1,32 @@
-"""Staged weights: what a Redis holds of checkpoints, and how a region of a tensor is fetched.
+"""Staged weights: the checkpoints in one Redis, and fetching regions of their tensors.
 
-Owns reading and checking; `skynet/store/staging.py` writes. Does not know what a tensor is for, nor
-who computes with it. Neither side holds more than `BATCH_BYTES` beyond what it keeps.
+Reads and checks; `skynet/store/staging.py` writes. Holds at most `BATCH_BYTES` beside its results.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import redis
 
-from skynet.checkpoint.tensor_plans import ITEM_BYTES, TensorPlan
+from skynet.checkpoint.tensor_plans import ITEM_BYTES
 from skynet.errors import NoModel, TileCorrupted, TileMissing
 from skynet.planning.ranges import Range
-from skynet.store.bad_tiles import push_bad_tile, report_bad_tile, tile_error
+from skynet.store.bad_tiles import tile_error
 from skynet.store.manifest import TRAVELS_AS, Manifest, StagedTensor, Tile, TileName
-from skynet.store.staging import BATCH_BYTES, Progress, Stage, TensorSource, Waiting
+from skynet.store.staging import BATCH_BYTES, ModelWriter, Progress, StagingJob, Waiting
 from skynet.store.staging_lock import LOCK_S
 from skynet.wire import codec, keys
-
-__all__ = [
-    "BATCH_BYTES",
-    "ITEM_BYTES",
-    "TRAVELS_AS",
-    "Manifest",
-    "Progress",
-    "StagedTensor",
-    "StagedWeights",
-    "TensorPlan",
-    "TensorSource",
-    "Tile",
-    "TileName",
-    "WeightStore",
-    "push_bad_tile",
-    "report_bad_tile",
-]
 
 
 class WeightStore:
     """The staged checkpoints of one Redis.
 
-    lock_s: how long a stager's lock outlives it.
+    lock_s: lifetime of a stager's lock without renewal.
     """
 
     def __init__(self, client: redis.Redis, lock_s: float = LOCK_S) -> None:
@@ -52,21 +34,25 @@ class WeightStore:
         self.lock_s = lock_s
 
     def manifest(self, digest: str) -> Manifest | None:
-        """What was staged under this digest, or None: nothing, or not to the end."""
+        """The manifest of this digest, or None if it is not completely staged."""
         text = self.client.get(keys.manifest_key(digest))
         return None if text is None else Manifest.from_json(cast(bytes, text))
 
     def require_manifest(self, digest: str) -> Manifest:
-        """The manifest, or NoModel."""
+        """The manifest of this digest.
+
+        Raises:
+            NoModel: it is not completely staged.
+        """
         manifest = self.manifest(digest)
         if manifest is None:
             raise NoModel(
-                f"model {digest[:12]} is not in Redis any more: stage it again with `skynet split`"
+                f"model {digest[:12]} is not in Redis: stage it again with `skynet split`"
             )
         return manifest
 
     def is_staged(self, digest: str) -> bool:
-        """Is there a manifest? Reads nothing."""
+        """Whether there is a manifest, without reading it."""
         return bool(self.client.exists(keys.manifest_key(digest)))
 
     def read_file(self, digest: str, name: str) -> bytes | None:
@@ -75,46 +61,40 @@ class WeightStore:
 
     def read_files(self, manifest: Manifest) -> dict[str, bytes]:
         """All staged files by name."""
-        found = {name: self.read_file(manifest.digest, name) for name in manifest.files}
-        return {name: data for name, data in found.items() if data is not None}
+        files = {name: self.read_file(manifest.digest, name) for name in manifest.files}
+        return {name: data for name, data in files.items() if data is not None}
 
     def stage(
         self,
-        digest: str,
-        name: str,
-        config: dict[str, Any],
-        tensors: Mapping[str, TensorPlan],
-        files: Mapping[str, bytes],
-        source: TensorSource,
+        job: StagingJob,
         *,
-        tile_bytes: int,
         progress: Progress | None = None,
         waiting: Waiting | None = None,
         repair: bool = False,
     ) -> Manifest:
-        """Write all tiles, then the files, then the manifest. A no-op if the digest is there.
+        """Write all tiles, then the files, then the manifest. A no-op if the digest is staged.
 
-        While another process stages the same digest this one waits, and uses what that has staged.
+        If another process is staging the digest, waits and uses the result.
 
         waiting: called again and again during that wait; may raise to give up.
-        repair: if the digest is there, check all of it and write again what is missing or bad.
+        repair: if the digest is staged, check all of it and rewrite missing or corrupted tiles.
 
         Raises:
-            CheckpointError: a tensor could not be read, or is not what was staged.
-            SkynetError: Redis has too little memory, or may evict what it holds; or this process
-                was stopped for so long that its lock ran out.
+            CheckpointError: a tensor could not be read, or differs from the staged one.
+            SkynetError: Redis has too little memory, or may evict keys; or this process was
+                suspended for longer than its lock lives.
         """
-        done = self.manifest(digest)
-        if done is None:
-            work = Stage(self.client, digest, source, progress, self.lock_s)
-            done, fresh = work.run(name, config, tensors, files, tile_bytes, waiting)
-            if fresh:
-                return done
+        manifest = self.manifest(job.digest)
+        if manifest is None:
+            writer = ModelWriter(self.client, job, self.lock_s, progress)
+            manifest, written = writer.stage(waiting)
+            if written:
+                return manifest
         if repair:
-            self.restage_tiles(done, tensors, files, source, self.verify(done), waiting)
+            self.restage_tiles(manifest, job, self.verify(manifest), waiting)
         if progress:
-            progress(done.num_bytes)
-        return done
+            progress(manifest.num_bytes)
+        return manifest
 
     def verify(
         self,
@@ -122,22 +102,22 @@ class WeightStore:
         progress: Progress | None = None,
         among: Iterable[TileName] | None = None,
     ) -> list[TileName]:
-        """Read tiles (all, or `among`) and return those that are missing or corrupted, in order."""
+        """Read tiles (all, or `among`); return the missing and corrupted ones, in order."""
         wanted = manifest.tile_names() if among is None else iter(among)
         bad: list[TileName] = []
         for group in _groups(manifest, wanted):
             redis_keys = [tile.key(manifest.digest) for tile in group]
             payloads = cast("list[bytes | None]", self.client.mget(redis_keys))
             for tile, payload in zip(group, payloads, strict=True):
-                known = manifest.tile(tile)
-                if payload is None or known is None or zlib.crc32(payload) != known.checksum:
+                staged = manifest.tile(tile)
+                if payload is None or staged is None or zlib.crc32(payload) != staged.checksum:
                     bad.append(tile)
             if progress:
                 progress(sum(len(payload or b"") for payload in payloads))
         return bad
 
     def missing_files(self, manifest: Manifest) -> list[str]:
-        """Files that the manifest names and that are gone."""
+        """Files of the manifest that are not in Redis."""
         return [
             name
             for name in manifest.files
@@ -147,37 +127,34 @@ class WeightStore:
     def restage_tiles(
         self,
         manifest: Manifest,
-        tensors: Mapping[str, TensorPlan],
-        files: Mapping[str, bytes],
-        source: TensorSource,
+        job: StagingJob,
         tiles: Iterable[TileName],
         waiting: Waiting | None = None,
     ) -> int:
-        """Write these tiles, and files that are missing, again, as they were; how many tiles.
+        """Rewrite these tiles, and missing files, as they were; returns the number of tiles.
 
         Raises:
             CheckpointError: the checkpoint is not the one that was staged.
-            SkynetError: as of `stage`.
+            SkynetError: see `stage`.
         """
         wanted = [tile for tile in tiles if manifest.tile(tile) is not None]
-        missing = {name: files[name] for name in self.missing_files(manifest) if name in files}
+        missing = [name for name in self.missing_files(manifest) if name in job.files]
         if wanted or missing:
-            work = Stage(self.client, manifest.digest, source, None, self.lock_s)
-            work.repair(manifest, tensors, wanted, missing, waiting)
+            ModelWriter(self.client, job, self.lock_s).repair(manifest, wanted, missing, waiting)
         return len(wanted)
 
 
 def _groups(manifest: Manifest, tiles: Iterable[TileName]) -> Iterator[list[TileName]]:
-    """Runs of tiles of at most BATCH_BYTES together."""
+    """Groups of consecutive tiles, each of at most BATCH_BYTES or one tile."""
     group: list[TileName] = []
-    waiting = 0
+    group_bytes = 0
     for name in tiles:
         num_bytes = _tile_bytes(manifest, name)
-        if group and waiting + num_bytes > BATCH_BYTES:
+        if group and group_bytes + num_bytes > BATCH_BYTES:
             yield group
-            group, waiting = [], 0
+            group, group_bytes = [], 0
         group.append(name)
-        waiting += num_bytes
+        group_bytes += num_bytes
     if group:
         yield group
 
@@ -202,10 +179,10 @@ class StagedWeights:
     def fetch(self, name: str, region: Range) -> tuple[npt.NDArray[Any], str]:
         """Indices `region` of a tensor along its axis: (array, dtype name). bfloat16 is uint16.
 
-        Only the tiles that the region touches are read.
+        Reads only the tiles that overlap the region.
 
         Raises:
-            TileMissing, TileCorrupted: names the tile.
+            TileMissing, TileCorrupted: the message names the tile.
         """
         tensor = self.manifest.tensors.get(name)
         if tensor is None:
@@ -236,10 +213,10 @@ class StagedWeights:
         payloads: list[bytes | None] = self.client.mget(redis_keys)  # type: ignore[assignment]
         for (index, tile), payload in zip(wanted, payloads, strict=True):
             array = _check_tile(self.manifest.digest, name, index, tensor, tile, payload)
-            both = Range(tile.start, tile.stop).overlap(region)
-            target = _along(tensor.axis, both.start - region.start, both.stop - region.start)
+            overlap = Range(tile.start, tile.stop).overlap(region)
+            target = _along(tensor.axis, overlap.start - region.start, overlap.stop - region.start)
             result[target] = array[
-                _along(tensor.axis, both.start - tile.start, both.stop - tile.start)
+                _along(tensor.axis, overlap.start - tile.start, overlap.stop - tile.start)
             ]
             self.fetched_bytes += len(payload or b"")
 
@@ -248,19 +225,19 @@ def _check_tile(
     digest: str, name: str, index: int, tensor: StagedTensor, tile: Tile, payload: bytes | None
 ) -> npt.NDArray[Any]:
     where = f"tile {index} of {name} [{tile.start}, {tile.stop})"
-    own = TileName(name, index)
+    tile_name = TileName(name, index)
     if payload is None:
-        message = f"{where} is not in Redis any more: stage the model again"
-        raise tile_error(TileMissing, message, digest, own)
+        message = f"{where} is not in Redis: stage the model again"
+        raise tile_error(TileMissing, message, digest, tile_name)
     if zlib.crc32(payload) != tile.checksum:
         message = f"{where} does not match its checksum: stage the model again"
-        raise tile_error(TileCorrupted, message, digest, own)
+        raise tile_error(TileCorrupted, message, digest, tile_name)
     array = codec.decode(payload)
     expected = list(tensor.shape)
     expected[tensor.axis] = tile.stop - tile.start
     if not isinstance(array, np.ndarray) or list(array.shape) != expected:
         message = f"{where} has a wrong shape: stage the model again"
-        raise tile_error(TileCorrupted, message, digest, own)
+        raise tile_error(TileCorrupted, message, digest, tile_name)
     return array
 
 

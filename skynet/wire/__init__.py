@@ -1,1 +1,1 @@
-"""What crosses the network: names of keys, queues and tasks; the codec; the messages of a step."""
+"""The wire protocol: names of keys, queues and tasks; codec; frames; the messages of a step."""

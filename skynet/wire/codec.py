@@ -1,9 +1,8 @@
-"""What crosses the network: msgpack with numpy arrays, dtypes whitelisted, sizes checked.
+"""Msgpack with numpy arrays; dtypes are whitelisted, sizes checked.
 
 The layout of an array is msgpack-numpy's (`{"nd": true, "type": ..., "shape": ..., "data": ...}`),
-so any msgpack-numpy reader understands it. The decoder is ours because msgpack-numpy unpickles
-object arrays; this one never calls pickle, and checks shape x itemsize == length before it
-makes an array. bfloat16, which numpy lacks, travels as uint16 with its name in `"as"`.
+so any msgpack-numpy reader decodes it. msgpack-numpy's decoder unpickles object arrays; this one
+never calls pickle, and checks shape x itemsize == length before it makes an array.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from skynet.errors import WireError
 CONTENT_TYPE = "application/x-skynet-msgpack"
 MAX_DIMENSIONS = 8
 MAX_ARRAY_BYTES = 512 * 2**20
-MAX_DEPTH_BYTES = 1024 * 2**20
+MAX_MESSAGE_BYTES = 1024 * 2**20
 
 ALLOWED_DTYPES = frozenset(
     np.dtype(kind).str
@@ -32,7 +31,7 @@ def encode(value: Any) -> bytes:
     """Msgpack of plain values and numpy arrays of whitelisted dtypes.
 
     Raises:
-        WireError: an array of another dtype, or a value msgpack has no word for.
+        WireError: an array of another dtype, or a value that msgpack does not support.
     """
     try:
         return cast(bytes, msgpack.packb(value, default=_encode_array, use_bin_type=True))
@@ -41,13 +40,13 @@ def encode(value: Any) -> bytes:
 
 
 def decode(data: bytes | memoryview) -> Any:
-    """What `encode` made. Arrays are read-only views into `data`: copy before you write.
+    """The value that `encode` was given. Arrays are read-only views.
 
     Raises:
-        WireError: not ours: broken msgpack, a dtype that is not whitelisted, a wrong size.
+        WireError: malformed msgpack, a dtype that is not whitelisted, or a wrong size.
     """
-    if len(data) > MAX_DEPTH_BYTES:
-        raise WireError(f"a message of {len(data)} bytes; at most {MAX_DEPTH_BYTES} are read")
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise WireError(f"a message of {len(data)} bytes exceeds {MAX_MESSAGE_BYTES}")
     try:
         return msgpack.unpackb(
             data,
@@ -58,7 +57,7 @@ def decode(data: bytes | memoryview) -> Any:
         )
     except WireError:
         raise
-    except Exception as error:  # msgpack raises its own, ValueError, and UnicodeDecodeError
+    except Exception as error:  # msgpack's errors, ValueError, UnicodeDecodeError
         raise WireError(f"cannot decode {len(data)} bytes: {error}") from error
 
 
@@ -68,7 +67,7 @@ def _encode_array(value: Any) -> dict[str, Any]:
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{type(value).__name__} is not a plain value or a numpy array")
     if value.dtype.str not in ALLOWED_DTYPES:
-        raise WireError(f"dtype {value.dtype} does not travel; allowed: {sorted(ALLOWED_DTYPES)}")
+        raise WireError(f"dtype {value.dtype} cannot be sent; allowed: {sorted(ALLOWED_DTYPES)}")
     return cast(dict[str, Any], msgpack_numpy.encode(np.asarray(value, order="C")))
 
 
@@ -79,7 +78,7 @@ def _decode_array(message: dict[Any, Any]) -> Any:
     kind = _field(message, "kind")
     dtype_name, shape, data = (_field(message, name) for name in ("type", "shape", "data"))
     if marker is not True or kind not in ("", b"", None):
-        raise WireError(f"an array of kind {kind!r} does not travel: only plain numbers do")
+        raise WireError(f"an array of kind {kind!r} is not allowed: only plain numbers are")
     if not isinstance(dtype_name, str) or dtype_name not in ALLOWED_DTYPES:
         raise WireError(f"dtype {dtype_name!r} is not allowed: {sorted(ALLOWED_DTYPES)}")
     if not isinstance(data, bytes) or not isinstance(shape, (list, tuple)):

@@ -1,34 +1,35 @@
-"""Every Redis key, queue name and task name, in one place.
+"""Every Redis key, queue name and task name.
 
-The keyspace (all under `skynet:`; queues and Celery's own keys are Celery's):
+The keys, beside queues and Celery's result keys; lifetimes are settings, an inbox's is four times
+SKYNET_EXCHANGE_TIMEOUT_S:
 
-    key                                         type     lifetime        what
-    skynet:plan                                 string   kept            the plan in force, JSON
-    skynet:target                               string   kept            what was asked for, JSON
-    skynet:revision                             integer  kept            number of the last target
-    skynet:plan:next                            string   kept            a plan in preparation, JSON
-    skynet:epoch                                integer  kept            number of the last plan
-    skynet:rebalance                            string   a minute        somebody asks to rebalance
-    skynet:leader                               string   the lease       TERM:ID of who leads
-    skynet:term                                 integer  kept            number of the last leader
+    key                                         type     lifetime        value
+    skynet:plan                                 string   kept            plan in force, JSON
+    skynet:target                               string   kept            target asked for, JSON
+    skynet:revision                             integer  kept            revision of the last target
+    skynet:plan:next                            string   kept            plan in preparation, JSON
+    skynet:epoch                                integer  kept            epoch of the last plan
+    skynet:rebalance                            string   a minute        request to rebalance
+    skynet:leader                               string   the lease       TERM:ID of the leader
+    skynet:term                                 integer  kept            term of the last leader
     skynet:events                               stream   newest 500      joins, losses, plans
-    skynet:model:<digest>:manifest              string   kept            written last: all staged
+    skynet:model:<digest>:manifest              string   kept            manifest, written last
     skynet:model:<digest>:file:<name>           string   kept            config, tokenizer, template
     skynet:model:<digest>:tile:<tensor>:<i>     string   kept            one tile, msgpack-numpy
-    skynet:model:<digest>:lock                  string   30 s, renewed   token of who is staging it
-    skynet:model:<digest>:bad                   list     an hour         tiles that workers miss
+    skynet:model:<digest>:lock                  string   30 s, renewed   token of the stager
+    skynet:model:<digest>:bad                   list     an hour         reports of bad tiles
     skynet:members                              zset     kept            member id -> last renewal
-    skynet:member:<id>                          string   the lease       one live worker, JSON
-    skynet:engine                               string   seconds         what the orchestrator does
+    skynet:member:<id>                          string   the lease       live worker, JSON
+    skynet:engine                               string   seconds         state of the engine, JSON
     skynet:requests:open                        zset     kept            unfinished ids by arrival
-    skynet:requests:arrivals                    integer  kept            the arrival counter
-    skynet:request:<id>                         hash     result_expires  the record: the truth
-    skynet:request:<id>:tokens                  stream   result_expires  tokens, then one end
+    skynet:requests:arrivals                    integer  kept            arrival counter
+    skynet:request:<id>                         hash     result_expires  record
+    skynet:request:<id>:tokens                  stream   result_expires  tokens, then the end
     skynet:request:<id>:end                     stream   result_expires  the end alone
-    skynet:step:<epoch>.<step>                  string   step_timeout    a step's rows
-    skynet:hidden:<epoch>.<step>.<layer>        string   step_timeout    hidden states before layer
-    skynet:chord:<epoch>.<step>.<layer>         hash     step_timeout    parts of a chord
-    x:<epoch>.<step>.<position>:<stage>.<a>>b   list     exchange        partial of shard a for b
+    skynet:step:<epoch>.<step>                  string   step_timeout    step, msgpack
+    skynet:hidden:<epoch>.<step>.<layer>        string   step_timeout    hidden states, a frame
+    skynet:chord:<epoch>.<step>.<layer>         hash     step_timeout    parts by shard
+    x:<epoch>.<step>.<position>:<stage>.<a>>b   list     4 x exchange    partial of a for b, a frame
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ FAIL_STEP_TASK = "skynet.fail_step"
 
 SERIALIZER = "skynet-msgpack"
 
-POP_S = 0.5  # how long a worker's pop of its queue stays with Redis before it is sent again
+POP_S = 0.5  # timeout of a worker's pop of its queue, which is then repeated
 
 PLAN_KEY = "skynet:plan"
 NEXT_PLAN_KEY = "skynet:plan:next"
@@ -69,7 +70,7 @@ _ADDRESS = re.compile(r"stage(0|[1-9]\d{0,4})\.shard(0|[1-9]\d{0,4})")
 
 
 class Address(NamedTuple):
-    """Where a shard worker stands; its text is the name of its queue."""
+    """The place of a shard worker; as a string, the name of its queue."""
 
     stage: int
     shard: int
@@ -82,13 +83,13 @@ class Address(NamedTuple):
         """`stage0.shard1` -> Address(0, 1).
 
         Raises:
-            ConfigurationError: the text is no address.
+            ConfigurationError: the text is not an address.
         """
         match = _ADDRESS.fullmatch(text)
         if not match:
             raise ConfigurationError(
-                f"{text!r} is no queue of SkyNet: use -Q stage0.shard1 (any numbers) for a shard "
-                f"worker or -Q {ORCHESTRATOR_QUEUE} for the orchestrator"
+                f"{text!r} is not a queue of SkyNet: use -Q stage0.shard1 (any numbers) for a "
+                f"shard worker or -Q {ORCHESTRATOR_QUEUE} for the orchestrator"
             )
         return cls(int(match[1]), int(match[2]))
 
@@ -106,12 +107,12 @@ def tile_key(digest: str, tensor: str, index: int) -> str:
 
 
 def model_keys(digest: str) -> str:
-    """A pattern of all keys of this model; `*` is any."""
+    """A pattern that matches all keys of a model; digest `*`: of all models."""
     return f"skynet:model:{digest}:*"
 
 
 def digest_of(model_key: bytes) -> str:
-    """The digest in any of a model's keys."""
+    """The digest in a key of a model."""
     return model_key.decode().split(":", 3)[2]
 
 
@@ -148,7 +149,7 @@ def step_key(epoch: int, step: int) -> str:
 
 
 def hidden_key(group_id: str) -> str:
-    """The hidden states that the chord of this id starts from."""
+    """The hidden states before the first layer of this chord."""
     return f"skynet:hidden:{group_id}"
 
 

@@ -1,4 +1,4 @@
-"""One forward pass of one batch: what the orchestrator asks for and what the shards answer.
+"""A step, one forward pass of one batch: its rows, and the parts that shards return.
 
 Shared by engine/ (which makes steps) and layers/ and worker/ (which compute them).
 """
@@ -7,28 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from skynet.errors import WireError
 from skynet.wire import codec
+from skynet.wire.frame import FLOAT32, MAGIC, Frame
 
 
 @dataclass(frozen=True)
 class LogitsRequest:
-    """Which candidates for the next token a row needs from each vocabulary shard.
+    """The candidates for a row's next token that each vocabulary shard returns.
 
     top: the `top` largest logits (0: no limit).
-    floor: besides, only tokens whose share of the shard's probability mass at `temperature` is at
-        least this. A nucleus of mass p over V tokens lies within the tokens of probability
+    floor: of these, only tokens whose share of the shard's probability mass at `temperature` is at
+        least `floor`. A nucleus of mass p over V tokens lies within the tokens of probability
         >= (1 - p) / V, since all others together weigh less than 1 - p; and a token's share of its
         shard is never less than its share of the whole.
-    ids: tokens that count for neither of these, nor for peak and mass: their logits are offered
-        in any case, because something may change or forbid them before the choice.
-    logprobs: with the log of the whole sum of exponentials, and so many of the likeliest tokens,
-        `ids` or not; None: without.
+    ids: tokens whose logits are returned in any case, because the request's rules may change or
+        forbid them; they count neither for `top` and `floor` nor for peak and mass.
+    logprobs: also return this many of the likeliest tokens, `ids` included, and the log of the
+        shard's sum of exponentials; None: do not.
     """
 
     top: int = 1
@@ -54,12 +55,12 @@ class LogitsRequest:
 
 @dataclass(frozen=True)
 class TextTask:
-    """What is read of a row that is a whole text, instead of its next token.
+    """A task on a row that is a whole text, instead of its next token.
 
     task: `embed` and `classify` give a vector; `fill-mask` gives candidates for each of
-        `positions`, the places of the masks in the row.
+        `positions`, the positions of the masks in the row.
     pooling: of an embedding, `mean`, `cls`, `last` or `max`; normalize: to length 1.
-    top: candidates for each mask.
+    top: number of candidates for each mask.
     """
 
     task: str
@@ -70,7 +71,7 @@ class TextTask:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> TextTask:
-        """From the fields by their names, as JSON has them."""
+        """From the fields by name, as decoded from JSON."""
         return cls(**{**fields, "positions": tuple(fields["positions"])})
 
     @property
@@ -89,21 +90,21 @@ class TextTask:
 
 @dataclass(frozen=True)
 class Row:
-    """Some new tokens of one sequence, to be appended to its slot at `start`.
+    """New tokens of one sequence, appended to its slot from position `start` on.
 
-    source: a slot whose first `start` tokens are this row's too: their keys and values are copied
-        from there before the step.
-    memory: where a decoder finds what the encoder has read, and how many tokens that has. Of a text
-        that an encoder reads, `slot` is that place.
+    source: a slot with the same first `start` tokens; their keys and values are copied from it
+        before the step.
+    encoder_kv: index and number of tokens of the encoder KV that a decoder attends to. In a row of
+        an encoder's text, `slot` is that index.
     """
 
     slot: int
     start: int
     tokens: tuple[int, ...]
-    prompt_length: int  # ropes that are stretched by a length look at it
-    logits_request: LogitsRequest | None = None  # None: no logits, a prompt's earlier chunk
+    prompt_length: int  # some RoPE scalings depend on it
+    logits_request: LogitsRequest | None = None  # None: not the last chunk of a prompt
     source: int | None = None
-    text_task: TextTask | None = None  # of a row that is a whole text
+    text_task: TextTask | None = None
     encoder_kv: tuple[int, int] | None = None
 
     @property
@@ -128,21 +129,23 @@ class Row:
 
     @classmethod
     def unpack(cls, data: list[Any]) -> Row:
-        slot, start, tokens, prompt_length, logits_request, *more = data
-        wanted = None if logits_request is None else LogitsRequest.unpack(logits_request)
-        source, text_task, encoder_kv = (*more, None, None, None)[:3]
-        asked = None if text_task is None else TextTask.unpack(text_task)
-        place = None if encoder_kv is None else (encoder_kv[0], encoder_kv[1])
-        return cls(slot, start, tuple(tokens), prompt_length, wanted, source, asked, place)
+        slot, start, tokens, prompt_length, logits, *more = data
+        source, task, kv = (*more, None, None, None)[:3]
+        logits_request = None if logits is None else LogitsRequest.unpack(logits)
+        text_task = None if task is None else TextTask.unpack(task)
+        encoder_kv = None if kv is None else (kv[0], kv[1])
+        return cls(
+            slot, start, tuple(tokens), prompt_length, logits_request, source, text_task, encoder_kv
+        )
 
 
 @dataclass(frozen=True)
 class Step:
-    """A batch of rows, numbered.
+    """A numbered batch of rows.
 
-    layers_per_chord: how many layers one chord covers.
-    start: the first layer. Of an encoder-decoder, a step of texts starts at 0 and goes through all
-        layers, where the decoder's only remember; a step of tokens starts at the decoder's first.
+    layers_per_chord: number of layers of one chord.
+    start: the first layer. In an encoder-decoder, a step of texts starts at layer 0 and runs all
+        layers, the decoder's only to store encoder KV; a step of tokens starts at the decoder.
     """
 
     epoch: int
@@ -170,15 +173,31 @@ class Step:
             raise WireError(f"not a step: {error}") from error
 
 
+class SpanMessage(NamedTuple):
+    """The arguments of the task `skynet.run_span`: layers [start, stop) of a step.
+
+    rows: the encoded Step; None: under `keys.step_key`.
+    hidden: the hidden states before `start`, an encoded Frame of (tokens, hidden) float32; None:
+        under `keys.hidden_key`, or the step begins at `start`.
+    """
+
+    epoch: int
+    step: int
+    start: int
+    stop: int
+    rows: bytes | None = None
+    hidden: bytes | None = None
+
+
 @dataclass(frozen=True)
 class Candidates:
-    """What one vocabulary shard offers for one row's next token."""
+    """One vocabulary shard's candidates for one row's next token."""
 
     ids: npt.NDArray[np.int32]  # (k,) token ids of the whole vocabulary
-    logits: npt.NDArray[np.float32]  # (k,) not scaled
-    peak: float  # largest logit of the shard, without want.ids
-    mass: float  # sum of exp((logit - peak) / want.temperature), without want.ids
-    best: Best | None = None  # if want.logprobs
+    logits: npt.NDArray[np.float32]  # (k,) before temperature
+    peak: float  # largest logit of the shard, LogitsRequest.ids left out
+    mass: float  # sum of exp((logit - peak) / temperature), LogitsRequest.ids left out
+    best: Best | None = None  # if LogitsRequest.logprobs
 
     def pack(self) -> list[Any]:
         plain = [self.ids, self.logits, self.peak, self.mass]
@@ -193,7 +212,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Best:
-    """The likeliest tokens of one vocabulary shard, as the model has them: nothing left out."""
+    """The likeliest tokens of one vocabulary shard by the model's logits; no token left out."""
 
     ids: npt.NDArray[np.int32]  # (k,)
     logits: npt.NDArray[np.float32]  # (k,)
@@ -202,16 +221,17 @@ class Best:
 
 @dataclass(repr=False)
 class Part:
-    """What one shard returns for one span.
+    """One shard's result of one span.
 
-    `hidden` is its partial of the hidden states at the span's end, (tokens, hidden) float32, the
-    residual in shard 0's; None after the last layer, where `candidates` has one entry a row with a
-    `logits_request` or a mask, and shard 0's `vectors` one a row that is to be read as such.
+    `hidden` is its partial of the hidden states at the span's end, (tokens, hidden) float32, in
+    shard 0 with the residual. After the last layer it is None: `candidates` has one entry for each
+    row with a `logits_request` and for each mask, and shard 0's `vectors` one for each row whose
+    text task gives a vector.
     """
 
     hidden: npt.NDArray[np.float32] | None = None
     candidates: list[Candidates] = field(default_factory=list)
-    compute_s: float = 0.0  # without waiting for peers
+    compute_s: float = 0.0  # without the exchange
     wait_s: float = 0.0  # in the exchange
     vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
@@ -220,24 +240,36 @@ class Part:
         """Seconds between the first and the last layer of the span."""
         return self.compute_s + self.wait_s
 
-    def __repr__(self) -> str:  # Celery asks for it after every task: keep it cheap
+    def __repr__(self) -> str:  # called by Celery after every task: keep it cheap
         return f"<Part {self.compute_s * 1000:.2f} ms compute, {self.wait_s * 1000:.2f} ms wait>"
 
     def encode(self) -> bytes:
-        return codec.encode(
+        """Msgpack, after the frame of `hidden` where there is one."""
+        fields = codec.encode(
             [
-                self.hidden,
                 [candidate.pack() for candidate in self.candidates],
                 self.compute_s,
                 self.wait_s,
                 *([self.vectors] if self.vectors else []),
             ]
         )
+        if self.hidden is None:
+            return fields
+        frame = Frame.of(self.hidden)
+        return b"".join((frame.header, frame.data, fields))
 
     @classmethod
     def decode(cls, data: bytes) -> Part:
+        """The encoded part; `hidden` is a read-only view into `data`."""
+        fields: bytes | memoryview = data
+        hidden = None
         try:
-            hidden, candidates, compute_s, wait_s, *vectors = codec.decode(data)
+            if data.startswith(MAGIC):  # never the first bytes of a msgpack list
+                frame, fields = Frame.split(data)
+                if frame.kind != FLOAT32:
+                    raise WireError(f"hidden states of {frame}, not float32")
+                hidden = frame.array()
+            candidates, compute_s, wait_s, *vectors = codec.decode(fields)
             unpacked = [Candidates.unpack(candidate) for candidate in candidates]
             return cls(hidden, unpacked, compute_s, wait_s, *vectors)
         except (TypeError, ValueError) as error:

@@ -1,22 +1,21 @@
-"""The sum a shard's layers ask for: its partial out, the peers' in, added in shard order."""
+"""The all-reduce of a shard's layers: partials are exchanged and added in shard order."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from skynet.store.exchange import BFLOAT16, FLOAT32, Exchange, Frame
+from skynet.store.exchange import Exchange
+from skynet.wire.frame import BFLOAT16, Frame
 
 
 class AllReduce:
     """Sums partials over a stage's shards, for one span of one step.
 
-    Positions number the sums of a step, after the embedding's; how many a layer has is the
-    architecture's (`Architecture.first_sum`). Every shard makes the same sums in the same order,
-    so the numbers agree without a word.
+    Positions number the sums of a step; `Architecture.first_sum` says how many a layer has. Every
+    shard makes the same sums in the same order, so the positions agree.
 
-    dtype: what partials travel as, "auto" (as they were computed), "float32" or "bfloat16". The
-        own partial is rounded the same way, or shards would hold different sums.
+    dtype: of the partials in the exchange: "auto" (as computed), "float32" or "bfloat16". A shard
+        rounds its partial in its sum too, or shards would hold different sums.
     """
 
     def __init__(
@@ -32,30 +31,25 @@ class AllReduce:
         """(tokens, hidden) -> the sum, float32, same bits on every shard."""
         if not self.exchange.peers:
             return partial.float()
-        own, mine = self._pack(partial)
+        rounded, frame = self._pack(partial)
         position, self.position = self.position, self.position + 1
-        frames = self.exchange.swap(self.epoch, self.step, position, mine)
+        frames = self.exchange.swap(self.epoch, self.step, position, frame)
         total: torch.Tensor | None = None
         for shard in range(len(frames)):
-            part = own if shard == self.exchange.shard else _unpack(frames[shard])
+            part = rounded if shard == self.exchange.shard else _unpack(frames[shard])
             total = part if total is None else total + part
-        return own if total is None else total.to(partial.device)
+        return rounded if total is None else total.to(partial.device)
 
     def _pack(self, partial: torch.Tensor) -> tuple[torch.Tensor, Frame]:
-        """This shard's partial as the others will read it: in float32, and as it travels."""
-        rows, columns = partial.shape
+        """This shard's partial as its peers decode it, in float32, and its frame."""
         if self.dtype == "bfloat16":
             partial = partial.to(torch.bfloat16)
-        own = partial.float() if partial.is_cpu else partial.float().cpu()
+        rounded = partial.float() if partial.is_cpu else partial.float().cpu()
         if self.dtype != "float32" and partial.dtype == torch.bfloat16:
-            bits = partial.cpu().contiguous().view(torch.uint16)
-            return own, Frame(BFLOAT16, rows, columns, bits.numpy().tobytes())
-        return own, Frame(FLOAT32, rows, columns, own.numpy().tobytes())
+            return rounded, Frame.of(partial.cpu().view(torch.uint16).numpy())
+        return rounded, Frame.of(rounded.numpy())
 
 
 def _unpack(frame: Frame) -> torch.Tensor:
-    kind = np.uint16 if frame.kind == BFLOAT16 else np.float32
-    # A copy: torch wants memory that may be written.
-    array = np.frombuffer(bytearray(frame.data), dtype=kind).reshape(frame.rows, frame.columns)
-    values = torch.from_numpy(array)
+    values = torch.from_numpy(frame.copy())
     return values.view(torch.bfloat16).float() if frame.kind == BFLOAT16 else values

@@ -1,4 +1,4 @@
-"""Memory of the device that a shard worker computes on."""
+"""Free memory of a shard worker's device."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from skynet.settings import settings
 
 
 def free_memory() -> int:
-    """Bytes that are free: of the GPU if the worker computes on one, else of the host."""
-    torch = sys.modules.get("torch")  # not loaded for this alone
+    """Free bytes of the GPU if the worker computes on one, else of the host."""
+    torch = sys.modules.get("torch")  # not imported only for this
     if settings().device.startswith("cuda") and hasattr(torch, "cuda"):
-        with suppress(RuntimeError):  # no GPU after all: whoever loads says so
+        with suppress(RuntimeError):  # no GPU after all: loading the slice raises
             return int(torch.cuda.mem_get_info(settings().device)[0])  # type: ignore[union-attr]
     return int(psutil.virtual_memory().available)

@@ -1,4 +1,4 @@
-"""What computes a shard: of a family that has a file, or of one whose layers are Transformers'."""
+"""Chooses the class of a shard: SkyNet's layers or the Transformers backend."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ logger = logging.getLogger(__name__)
 
 
 def shard_class(arch: Architecture) -> type[ShardModel]:
-    """The class to load a shard of this model with; that it is slower than others is logged."""
+    """The class to load a shard of this model with; logs the Transformers backend's notice."""
     if not isinstance(arch, TransformersArchitecture):
         return ShardModel
-    from skynet.transformers_backend.shard import (
-        TransformersShard,  # seconds, and only these models need it
-    )
+    # Imported here: it takes seconds, and only these models need it.
+    from skynet.transformers_backend.shard import TransformersShard
 
     logger.warning("%s", arch.notice)
     return TransformersShard

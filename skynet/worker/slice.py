@@ -1,4 +1,4 @@
-"""Loading one shard's slice of a staged model. Fetches tiles; never sees a checkpoint."""
+"""Builds one shard's slice of a staged model from its tiles; never reads a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from skynet.models.registry import load_architecture
 from skynet.planning.memory import shard_weight_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
+from skynet.settings import settings
 from skynet.store.weights import StagedWeights, WeightStore
 from skynet.wire.keys import Address
 from skynet.worker.shard_class import shard_class
 
 
 class TensorFetcher:
-    """Regions of staged tensors as torch tensors.
+    """Fetches regions of staged tensors as torch tensors.
 
-    progress: told of each region as it comes, in the bytes it will take in `dtype`.
+    progress: called after each region with the bytes that it takes in `dtype`.
     """
 
     def __init__(self, weights: StagedWeights, dtype: str, progress: Callable[[int], None]) -> None:
@@ -41,17 +42,16 @@ def load_slice(
     client: redis.Redis,
     plan: Plan,
     address: Address,
-    device: str,
     progress: Callable[[int], None],
     kept: ShardModel | None = None,
     consume: bool = False,
 ) -> tuple[ShardModel, int]:
-    """Fetch exactly the tiles of this shard's slice that are not here, and build its layers.
+    """Fetch the tiles of this shard's slice that `kept` lacks, and build its layers.
 
     progress: called with the bytes of each region fetched.
     kept, consume: an earlier slice, and whether it may be taken apart; see `ShardModel`.
 
-    Returns the model, and how many of its bytes were fetched.
+    Returns the model and the number of bytes fetched.
 
     Raises:
         TileMissing, TileCorrupted, NoModel: Redis no longer holds what was staged.
@@ -64,7 +64,7 @@ def load_slice(
         address.stage,
         address.shard,
         TensorFetcher(StagedWeights(client, manifest), plan.dtype, progress),
-        device=device,
+        device=settings().device,
         kept=kept,
         consume=consume,
     )
@@ -72,14 +72,14 @@ def load_slice(
 
 
 def slice_bytes(client: redis.Redis, plan: Plan, address: Address) -> int:
-    """What this shard's slice will take in memory."""
+    """Bytes that this shard's weights take in memory."""
     manifest = WeightStore(client).require_manifest(plan.model)
     arch = load_architecture(manifest.config)
     return shard_weight_bytes(arch, plan, address.stage, address.shard)
 
 
 def return_free_memory() -> None:
-    """Give what loading freed back to the system: the C library would keep it for this thread."""
+    """Return freed memory to the system; the C library would keep it for this thread."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError):

@@ -1,4 +1,4 @@
-"""How fast this machine gets through weights: what plans weigh members by."""
+"""Measures how fast this machine multiplies weights; plans weigh members by it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ROWS, COLUMNS, MIN_S = 2048, 2048, 0.03
 
 
 def measure_speed(device: str, dtype: torch.dtype = torch.float32) -> float:
-    """Bytes of weights a second through products of one row, by one thread of this process.
+    """Bytes of weights that one thread of this process multiplies by one row in a second.
 
-    Decoding reads every weight once a token, so this is what a token's time goes by. The best of
-    some tries: a machine may be busy for a moment.
+    Decoding reads every weight once a token, so the time of a token is proportional. Takes the best
+    of several runs: the machine may be busy for a moment.
     """
     weight = torch.zeros((ROWS, COLUMNS), dtype=dtype, device=device)
     product, row = Linear(weight), torch.zeros((1, COLUMNS), dtype=dtype, device=device)
@@ -24,13 +24,13 @@ def measure_speed(device: str, dtype: torch.dtype = torch.float32) -> float:
     try:
         with torch.inference_mode():
             product(row)
-            best, until = float("inf"), time.perf_counter() + MIN_S
+            best_s, until = float("inf"), time.perf_counter() + MIN_S
             while time.perf_counter() < until:
                 started = time.perf_counter()
                 product(row)
                 if device != "cpu":
                     torch.cuda.synchronize()
-                best = min(best, time.perf_counter() - started)
+                best_s = min(best_s, time.perf_counter() - started)
     finally:
         torch.set_num_threads(threads)
-    return weight.nbytes / best
+    return weight.nbytes / best_s

@@ -1,8 +1,7 @@
-"""What one shard has computed under one plan, and so which spans it may run.
+"""Decides which spans a shard may run, from those it has run under the same plan.
 
-Messages may come twice, late, in another order or not at all. A span runs at most once, after the
-spans before it, over slots that this process itself filled; anything else would give wrong tokens
-without a word.
+Messages may arrive twice, late, out of order or not at all. A span runs at most once, after the
+spans before it, on slots that this process filled; anything else would silently give wrong tokens.
 """
 
 from __future__ import annotations
@@ -18,26 +17,26 @@ REMEMBERED_SPANS = 4096
 REMEMBERED_STEPS = 64
 SLOT, ENCODER_KV = "slot", "encoder KV"
 
-
-# Where keys and values lie: a sequence's slot, or the place of a text that an encoder has read.
-Where = tuple[str, int]
+# A store of keys and values: a sequence's slot, or a text's encoder KV, by kind and index.
+KVStore = tuple[str, int]
 
 
 class StepGuard:
-    """The steps of one epoch at one address; a new epoch has a new one.
+    """The spans of one epoch at one address.
 
-    encoder_layers: of the model; a step that starts before is of texts, for the memory.
+    encoder_layers: number of encoder layers; a step that starts before the last of them is of texts
+        and fills encoder KV.
     """
 
     def __init__(self, address: str, first_layer: int, encoder_layers: int = 0) -> None:
         self.address = address
         self.first_layer = first_layer
         self.encoder_layers = encoder_layers
-        self.steps: dict[int, tuple[Step, bytes]] = {}  # as decoded and as they came
+        self.steps: dict[int, tuple[Step, bytes]] = {}  # decoded and encoded
         self._seen: dict[tuple[int, int], None] = {}  # (step, layer), oldest first
-        self._reached: dict[int, int] = {}  # step -> the layer it has come to
-        self._filled: dict[Where, int] = {}  # tokens there
-        self._last_step: dict[Where, int] = {}  # the last step that wrote there
+        self._reached: dict[int, int] = {}  # step -> its next layer
+        self._filled: dict[KVStore, int] = {}  # number of tokens
+        self._last_step: dict[KVStore, int] = {}  # the last step that wrote to it
 
     def remember(self, step: Step, rows: bytes) -> None:
         """Keep a step for its later spans."""
@@ -45,19 +44,19 @@ class StepGuard:
         _limit(self.steps, REMEMBERED_STEPS)
 
     def check(self, number: int, start: int) -> None:
-        """Has the span of step `number` that starts at layer `start` not run yet?
+        """Refuse a duplicate of the span of step `number` that starts at layer `start`.
 
         Raises:
-            Ignore: it came before.
+            Ignore: the span was run before.
         """
         if (number, start) in self._seen:
             raise Ignore(f"step {number}: layer {start} came twice")
 
     def admit(self, step: Step, start: int) -> None:
-        """May the span run? A step that begins here marks what it writes as its own.
+        """Refuse a span that must not run; a step that begins here claims the stores it writes to.
 
         Raises:
-            Ignore: a later step has been there.
+            Ignore: a later step has written to one of the stores.
             ShardUnready: this process has not computed the layers before, or keys and values before
                 a row's first token are missing.
         """
@@ -66,45 +65,47 @@ class StepGuard:
             raise ShardUnready(
                 f"{self.address} has not computed the layers before {start} of step {step.number}"
             )
-        places = [(self._kind(step), row.slot) for row in step.rows]
-        for row, where in zip(step.rows, places, strict=True):
-            last = self._last_step.get(where, -1)
+        stores = [(self._kind(step), row.slot) for row in step.rows]
+        for row, store in zip(step.rows, stores, strict=True):
+            last = self._last_step.get(store, -1)
             if last > step.number or (not begins and last != step.number):
-                raise Ignore(f"step {step.number}: step {last} has been in {_spell(where)}")
+                raise Ignore(f"step {step.number}: step {last} has written to {_spell(store)}")
             if begins:
-                self._check_before(step, row, where)
+                self._check_before(step, row, store)
         self._seen[(step.number, start)] = None
         _limit(self._seen, REMEMBERED_SPANS)
         if begins:
-            for row, where in zip(step.rows, places, strict=True):
-                self._last_step[where] = step.number
-                self._filled[where] = row.stop
+            for row, store in zip(step.rows, stores, strict=True):
+                self._last_step[store] = step.number
+                self._filled[store] = row.stop
 
     def _kind(self, step: Step) -> str:
         return ENCODER_KV if step.start < self.encoder_layers else SLOT
 
-    def _check_before(self, step: Step, row: Row, where: Where) -> None:
-        """Is all there that a row goes on from?"""
+    def _check_before(self, step: Step, row: Row, store: KVStore) -> None:
+        """Check the keys and values that a row attends to."""
         if row.encoder_kv is not None:
-            place, length = row.encoder_kv
-            self._check_source(step, (ENCODER_KV, place), length)
+            index, length = row.encoder_kv
+            self._check_source(step, (ENCODER_KV, index), length)
         if row.source is not None:
             self._check_source(step, (SLOT, row.source), row.start)
-        elif row.start > self._filled.get(where, 0):
+        elif row.start > self._filled.get(store, 0):
             raise ShardUnready(
-                f"{self.address} has {self._filled.get(where, 0)} tokens in {_spell(where)}, step "
-                f"{step.number} goes on at {row.start}"
+                f"{self.address} has {self._filled.get(store, 0)} tokens in {_spell(store)}, step "
+                f"{step.number} continues at {row.start}"
             )
 
-    def _check_source(self, step: Step, where: Where, length: int) -> None:
-        """May the first `length` tokens be read from there?"""
-        last, filled = self._last_step.get(where, -1), self._filled.get(where, 0)
+    def _check_source(self, step: Step, store: KVStore, length: int) -> None:
+        """Check that a store has the first `length` tokens."""
+        last, filled = self._last_step.get(store, -1), self._filled.get(store, 0)
         if last > step.number:
-            raise Ignore(f"step {step.number}: step {last} has been in {_spell(where)}, its source")
+            raise Ignore(
+                f"step {step.number}: step {last} has written to its source {_spell(store)}"
+            )
         if length > filled:
             raise ShardUnready(
-                f"{self.address} has {filled} tokens in {_spell(where)}, step {step.number} reads "
-                f"{length} from there"
+                f"{self.address} has {filled} tokens in {_spell(store)}, step {step.number} reads "
+                f"{length} of it"
             )
 
     def done(self, number: int, stop: int) -> None:
@@ -113,8 +114,8 @@ class StepGuard:
         _limit(self._reached, REMEMBERED_STEPS)
 
 
-def _spell(where: Where) -> str:
-    return f"{where[0]} {where[1]}"
+def _spell(store: KVStore) -> str:
+    return f"{store[0]} {store[1]}"
 
 
 def _limit(table: dict[Any, Any], size: int) -> None:

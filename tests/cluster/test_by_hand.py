@@ -158,8 +158,8 @@ def test_workers_without_a_place_are_given_one(
 @pytest.mark.parametrize(
     ("queues", "told"),
     [
-        (["-Q", "nonsense"], "'nonsense' is no queue of SkyNet: use -Q stage0.shard1"),
-        (["-Q", "stage0.shard01"], "'stage0.shard01' is no queue"),
+        (["-Q", "nonsense"], "'nonsense' is not a queue of SkyNet: use -Q stage0.shard1"),
+        (["-Q", "stage0.shard01"], "'stage0.shard01' is not a queue"),
         (["-Q", "stage0.shard0,stage0.shard1"], "has one place"),
     ],
     ids=str,

@@ -30,6 +30,7 @@ from skynet.errors import QueueFull, RequestCancelled, RequestLost, RequestTimeo
 from skynet.local.cluster import LocalCluster
 from skynet.store.leader import leader_of
 from skynet.store.plans import Plans
+from skynet.store.targets import Targets
 from skynet.wire import keys
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -264,7 +265,7 @@ def test_priorities_limits_deadlines_and_cancels_hold(
         generation.cancel()
     low.get(timeout=60)
     # And a queue that is full refuses, with the number and the setting
-    target = Plans(spared.client.redis).require_target()
+    target = Targets(spared.client.redis).require()
     monkeypatch.setenv("SKYNET_MAX_WAITING", "1")
     from skynet.settings import settings
 
@@ -360,8 +361,9 @@ def test_a_shape_for_whoever_is_there_follows_them(tiny: Tiny) -> None:
     with LocalCluster(tiny.path, 1, 2, "float32", num_slots=4, elastic=True) as cluster:
         undisturbed = Undisturbed(cluster, tiny.prompts)
         plans = Plans(cluster.client.redis)
-        target = plans.require_target()
-        plans.ask(type(target)(**{**target.__dict__, "stages": None, "shards": None}))
+        targets = Targets(cluster.client.redis)
+        target = targets.require()
+        targets.ask(type(target)(**{**target.__dict__, "stages": None, "shards": None}))
         wait_for(
             "the shape to be chosen",
             lambda: (plan := plans.current()) and plan.revision == target.revision + 1,

@@ -1,4 +1,4 @@
-"""A SkyNet app of the tests' own, and chords of a tiny plan on it."""
+"""A SkyNet app for tests, and chords of a tiny plan."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from base64 import b64decode
 from typing import Any
 
 import redis
-from skynet.chords.app import AddressAMQP, SkynetCelery
 
+from skynet.chords.app import AddressAMQP, SkynetCelery
 from skynet.chords.messenger import Messenger
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
@@ -45,16 +45,16 @@ def tiny_plan(stages: int = 2, shards: int = 2) -> Plan:
 
 def queued(client: redis.Redis, queue: str) -> list[dict[str, Any]]:
     """All messages of a queue, first come first, their bodies decoded; the queue is empty then."""
-    found = []
+    messages = []
     while (text := client.rpop(queue)) is not None:
         message: dict[str, Any] = json.loads(text)  # type: ignore[arg-type]
         message["body"] = decoded_body(message)
-        found.append(message)
-    return found
+        messages.append(message)
+    return messages
 
 
 def decoded_body(message: dict[str, Any]) -> Any:
-    """What the worker finds in a message, by kombu's own rules."""
+    """The body of a message as kombu decodes it."""
     if message["properties"]["body_encoding"] != "base64":
         raise AssertionError(f"body encoding {message['properties']['body_encoding']}")
     raw = b64decode(message["body"])

@@ -18,8 +18,10 @@ from skynet.planning.plan import Plan
 from skynet.request.record import Options, Record
 from skynet.store.connection import connect
 from skynet.store.members import READY, SPARE, Member, Members
-from skynet.store.plans import Plans, Target
+from skynet.store.plans import Plans
 from skynet.store.requests import Requests
+from skynet.store.staging import StagingJob
+from skynet.store.targets import Target, Targets
 from skynet.store.weights import WeightStore
 from skynet.wire import keys
 from skynet.wire.keys import Address
@@ -86,9 +88,9 @@ class Shards:
         force, following = (text and Plan.from_json(text) for text in self.plans.texts())
         for member in self.live.values():
             if force:
-                own = force.placed().get(member.id)
-                member.address = member.queue = str(Address(*own)) if own else ""
-                member.epoch, member.state = force.epoch, READY if own else SPARE
+                placed = force.placed().get(member.id)
+                member.address = member.queue = str(Address(*placed)) if placed else ""
+                member.epoch, member.state = force.epoch, READY if placed else SPARE
             if following:
                 member.prepared = following.epoch
             self.members.renew(member)
@@ -99,11 +101,11 @@ class Shards:
 
 def stage_model(client: redis.Redis, digest: str = "d") -> None:
     """A model without weights: the orchestrator needs its config only."""
-    WeightStore(client).stage(digest, "tiny", CONFIG, {}, {}, None, tile_bytes=4096)  # type: ignore[arg-type]
+    WeightStore(client).stage(StagingJob(digest, "tiny", CONFIG, {}, {}, None, 4096))  # type: ignore[arg-type]
 
 
 def ask(client: redis.Redis, **changes: Any) -> Target:
-    return Plans(client).ask(replace(TARGET, **changes))
+    return Targets(client).ask(replace(TARGET, **changes))
 
 
 def submit(

@@ -12,8 +12,8 @@ from celery.app.trace import build_tracer
 from celery.backends.redis import RedisBackend
 from celery.exceptions import Ignore
 from chord_cases import queued, tiny_plan
-from skynet.chords.app import SkynetCelery
 
+from skynet.chords.app import SkynetCelery
 from skynet.chords.messenger import body_signature
 from skynet.errors import PeerLost
 from skynet.planning.ranges import Range
@@ -26,7 +26,7 @@ LAST = Range(3, 4)
 
 
 class Shards:
-    """Shard tasks on Celery's own tracer: a message in, and whatever the backend does with it."""
+    """Shard tasks on Celery's tracer: a message in, and whatever the backend does with it."""
 
     def __init__(self, app: SkynetCelery, num_shards: int, span: Range = LAST) -> None:
         self.results: dict[int, Any] = {}
@@ -218,7 +218,7 @@ def test_a_chord_that_is_not_ours_goes_the_stock_way(
     monkeypatch.setattr(RedisBackend, "on_chord_part_return", stock)
     shards = Shards(app, 2)
     shards.body = {"task": "somebody.else", "args": [], "kwargs": {}, "options": {}}
-    # When a part comes / Then Celery's own code has it
+    # When a part comes / Then Celery's code has it
     shards.run(0, 5, group="theirs")
     assert seen == [("theirs", "SUCCESS")]
     assert client.exists(keys.chord_key("theirs")) == 0

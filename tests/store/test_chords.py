@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 import redis
 from chord_cases import queued, tiny_plan
-from skynet.chords.app import SkynetCelery
 
+from skynet.chords.app import SkynetCelery
 from skynet.chords.messenger import INLINE_BYTES, body_signature, next_span
 from skynet.errors import Fenced
 from skynet.planning.ranges import Range
 from skynet.store.leader import Leadership
 from skynet.wire import keys
+from skynet.wire.step import SpanMessage
 
 ADDRESS = "stage0.shard1"
-OWN = {"id", "root_id", "origin"}  # of each message its own, or of each process
+UNIQUE = {"id", "root_id", "origin"}  # differ by message or by process
 
 
 def stable(message: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def stable(message: dict[str, Any]) -> dict[str, Any]:
     # Celery repeats the reprs among the properties, where nobody reads them.
     for name in ("correlation_id", "delivery_tag", "reply_to", "argsrepr", "kwargsrepr"):
         properties.pop(name, None)
-    headers = {name: value for name, value in message["headers"].items() if name not in OWN}
+    headers = {name: value for name, value in message["headers"].items() if name not in UNIQUE}
     return {**message, "headers": headers, "properties": properties}
 
 
@@ -80,7 +81,7 @@ def test_a_chord_is_a_message_for_each_shard(app: SkynetCelery, client: redis.Re
     plan = tiny_plan(2, 3)
     second = plan.stages[1].layers
     # When a chord of the second stage is emitted
-    app.messenger.emit_chord(plan, 9, Range(second.start, 4), rows=b"rows", hidden=b"hidden")
+    app.messenger.emit_chord(plan, SpanMessage(5, 9, second.start, 4, b"rows", b"hidden"))
     # Then each of its shards has one, with what it starts from, and nobody else
     for shard in range(3):
         assert client.llen(f"stage0.shard{shard}") == 0
@@ -103,8 +104,8 @@ def test_what_is_too_big_for_a_message_lies_under_a_key(
     plan = tiny_plan(1, 2)
     rows, hidden = bytes(INLINE_BYTES + 1), bytes(INLINE_BYTES + 2)
     # When the first and an inner span are emitted
-    app.messenger.emit_chord(plan, 9, Range(0, 1), rows=rows)
-    app.messenger.emit_chord(plan, 9, Range(1, 4), rows=rows, hidden=hidden)
+    app.messenger.emit_chord(plan, SpanMessage(5, 9, 0, 1, rows))
+    app.messenger.emit_chord(plan, SpanMessage(5, 9, 1, 4, rows, hidden))
     # Then the messages are small
     first, inner = queued(client, "stage0.shard0")
     assert first["body"][0] == [5, 9, 0, 1, None, None]
@@ -171,7 +172,7 @@ def test_a_leaders_chord_is_what_anybodys_is(
     # When it sends a chord, and when one is sent without a fence
     sent = []
     for fence in (leader.fence, ""):
-        app.messenger.emit_chord(plan, 9, Range(0, 1), rows=rows, fence=fence)
+        app.messenger.emit_chord(plan, SpanMessage(5, 9, 0, 1, rows), fence=fence)
         shards = [queued(client, f"stage0.shard{shard}") for shard in range(2)]
         assert [len(messages) for messages in shards] == [1, 1]
         kept = client.get(keys.step_key(5, 9)), client.ttl(keys.step_key(5, 9))
@@ -193,7 +194,7 @@ def test_one_that_does_not_lead_any_more_sends_nothing(
     Leadership(client, "b", 60).acquire()
     # When it sends a chord
     with pytest.raises(Fenced):
-        app.messenger.emit_chord(tiny_plan(), 9, Range(0, 1), rows=b"rows", fence=old)
+        app.messenger.emit_chord(tiny_plan(), SpanMessage(5, 9, 0, 1, b"rows"), fence=old)
     # Then no shard has a message, and no rows are there
     assert client.keys("stage*") == []
     assert client.exists(keys.step_key(5, 9)) == 0

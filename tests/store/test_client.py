@@ -14,7 +14,8 @@ from skynet.errors import BadRequest, ClusterUnreachable, NoModel, QueueFull
 from skynet.local.server import EmbeddedServer
 from skynet.request.record import End, Logprobs, Token
 from skynet.settings import settings
-from skynet.store.plans import Plans, Target
+from skynet.store.staging import StagingJob
+from skynet.store.targets import Target, Targets
 from skynet.store.weights import WeightStore
 from skynet.wire import keys
 
@@ -31,11 +32,11 @@ CONFIG: dict[str, Any] = {
 @pytest.fixture
 def user(server: EmbeddedServer, client: redis.Redis) -> Iterator[Client]:
     """A client of a cluster that is asked for a model without weights, on 2 slots."""
-    WeightStore(client).stage("d", "tiny", CONFIG, {}, {}, None, tile_bytes=4096)  # type: ignore[arg-type]
-    Plans(client).ask(Target("d", "tiny", "float32", "auto", num_slots=2, slot_tokens=64))
-    found = Client(server.url)
-    yield found
-    found.close()
+    WeightStore(client).stage(StagingJob("d", "tiny", CONFIG, {}, {}, None, 4096))  # type: ignore[arg-type]
+    Targets(client).ask(Target("d", "tiny", "float32", "auto", num_slots=2, slot_tokens=64))
+    user = Client(server.url)
+    yield user
+    user.close()
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_waiting_ones_are_counted_beyond_those_that_run(user: Client, max_waitin
     with pytest.raises(QueueFull, match="5 requests are unfinished"):
         user.submit_prompt([1])
     # And when one has ended it is taken
-    user.requests.finish(submitted[0].id, End(finish_reason="stop"))
+    user.requests.writer.finish(submitted[0].id, End(finish_reason="stop"))
     assert user.submit_prompt([1]).id in user.requests.open_ids()
 
 
@@ -125,13 +126,13 @@ def test_celerys_own_questions_are_answered(user: Client) -> None:
     generation = user.submit_prompt([1, 2, 3])
     assert (generation.ready(), generation.state) == (False, "PENDING")
     # When it ends, with its Celery result
-    user.requests.append([(generation.id, Token(0, 7, "hi"))])
+    user.requests.writer.append([(generation.id, Token(0, 7, "hi"))])
     backend = user.app.backend
     completion = {"text": "hi", "token_ids": [7], "prompt_tokens": 3, "finish_reason": "stop"}
     meta = backend._get_result_meta(completion, "SUCCESS", None, None)
     payload = backend.encode({**meta, "task_id": generation.id})
     key = backend.get_key_for_task(generation.id)
-    user.requests.finish(generation.id, End(finish_reason="stop"), (key, payload))
+    user.requests.writer.finish(generation.id, End(finish_reason="stop"), (key, payload))
     # Then AsyncResult's methods know it, and it is the same answer
     assert (generation.ready(), generation.successful(), generation.state) == (
         True,
@@ -145,8 +146,8 @@ def test_who_comes_back_reads_on_from_any_token(user: Client) -> None:
     # Given a request whose client has died
     name = user.submit_prompt([1, 2, 3]).id
     for index in range(4):
-        user.requests.append([(name, Token(index, index, f"{index} "))])
-    user.requests.finish(name, End(text="!", finish_reason="stop"))
+        user.requests.writer.append([(name, Token(index, index, f"{index} "))])
+    user.requests.writer.finish(name, End(text="!", finish_reason="stop"))
     # When another takes hold of it / Then it reads from where it likes
     assert list(Generation(name, user).stream(start=2)) == ["2 ", "3 ", "!"]
     assert [token.index for token in Generation(name, user).tokens()] == [0, 1, 2, 3, -1]
@@ -173,7 +174,7 @@ def test_a_request_is_cancelled_from_anywhere(user: Client, client: redis.Redis)
 def test_samples_are_requests_of_one_family(user: Client, client: redis.Redis) -> None:
     # When three samples are asked for
     generations = user.submit_prompt([1, 2, 3], n=3, temperature=0.5, seed=2**64 - 2)
-    # Then each has its record and its task, a seed of its own, and the first one's id as family
+    # Then each has its record and its task, another seed, and the first one's id as sample group
     records = [user.requests.read(generation.id) for generation in generations]
     assert [record.options.seed for record in records if record] == [2**64 - 2, 2**64 - 1, 0]
     assert {record.sample_group for record in records if record} == {generations[0].id}
@@ -197,8 +198,8 @@ def test_samples_are_of_one_prompt(user: Client) -> None:
 def test_log_probabilities_are_in_the_completion(user: Client) -> None:
     # Given an answer with them
     generation = user.submit_prompt([1, 2, 3], logprobs=1)
-    user.requests.append([(generation.id, Token(0, 5, "a", Logprobs(-0.5, ((7, -0.25),))))])
-    user.requests.finish(generation.id, End(finish_reason="stop"))
+    user.requests.writer.append([(generation.id, Token(0, 5, "a", Logprobs(-0.5, ((7, -0.25),))))])
+    user.requests.writer.finish(generation.id, End(finish_reason="stop"))
     # Then the completion has one entry a token, as JSON has it
-    found = generation.get(timeout=10)
-    assert found.logprobs == [{"logprob": -0.5, "top": [[7, -0.25]]}]
+    completion = generation.get(timeout=10)
+    assert completion.logprobs == [{"logprob": -0.5, "top": [[7, -0.25]]}]

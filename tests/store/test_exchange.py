@@ -1,4 +1,4 @@
-"""The exchange: every shard gets every partial of its own step and place, or an error."""
+"""The exchange: every shard gets every partial of its step and place, or an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import torch
 
 from skynet.errors import PeerLost, WireError
 from skynet.local.server import EmbeddedServer
-from skynet.store.exchange import BFLOAT16, FLOAT32, Exchange, Frame
+from skynet.store.exchange import Exchange
+from skynet.wire.frame import BFLOAT16, FLOAT32, Frame
 from skynet.worker.all_reduce import AllReduce
 
 WAIT_S = 30
@@ -27,27 +28,27 @@ def shards(
 ) -> Iterator[tuple[list[Exchange], Callable[..., list[Any]]]]:
     """A stage's exchanges, and a function that runs one call in each, side by side."""
     with ExitStack() as stack:
-        found = [
+        exchanges = [
             stack.enter_context(closing(Exchange(server.url, 0, shard, count)))
             for shard in range(count)
         ]
         pool = stack.enter_context(ThreadPoolExecutor(count))
-        for exchange in found:
+        for exchange in exchanges:
             exchange.timeout_s = timeout_s
 
         def together(call: Callable[[Exchange], Any]) -> list[Any]:
-            futures = [pool.submit(call, exchange) for exchange in found]
+            futures = [pool.submit(call, exchange) for exchange in exchanges]
             return [future.result(WAIT_S) for future in futures]
 
-        yield found, together
+        yield exchanges, together
 
 
 def frame(*values: float) -> Frame:
-    return Frame(FLOAT32, 1, len(values), np.array(values, np.float32).tobytes())
+    return Frame.of(np.array([values], np.float32))
 
 
-def values(found: Frame) -> list[float]:
-    return [float(value) for value in np.frombuffer(found.data, np.float32)]
+def values(partial: Frame) -> list[float]:
+    return [float(value) for value in partial.array()[0]]
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -90,9 +91,9 @@ def test_the_sum_has_the_same_bits_on_every_shard(
     for partial in partials:
         expected = expected + (partial.bfloat16().float() if rounded else partial)
     for sums in results:
-        for found in sums:
-            assert found.dtype == torch.float32
-            assert torch.equal(found, expected)
+        for total in sums:
+            assert total.dtype == torch.float32
+            assert torch.equal(total, expected)
 
 
 def test_bfloat16_partials_travel_as_they_are(server: EmbeddedServer) -> None:
@@ -102,33 +103,33 @@ def test_bfloat16_partials_travel_as_they_are(server: EmbeddedServer) -> None:
         # When they are summed
         results = together(lambda exchange: AllReduce(exchange, 1, 10, 0)(partial))
     # Then the sum is float32, of those values
-    assert all(torch.equal(found, 2 * partial.float()) for found in results)
+    assert all(torch.equal(total, 2 * partial.float()) for total in results)
 
 
 def test_a_peer_that_is_silent_is_lost_and_named(server: EmbeddedServer) -> None:
     # Given a peer that never sends
-    with shards(server, 3, timeout_s=0.1) as (found, _):
+    with shards(server, 3, timeout_s=0.1) as (exchanges, _):
         # When a shard waits for it
         with pytest.raises(PeerLost) as raised:
-            found[0].swap(1, 11, 4, frame(1))
+            exchanges[0].swap(1, 11, 4, frame(1))
     # Then the error names who waited, where, and for whom
     assert "stage0.shard0, sum 4: no partial from stage0.shard1" in str(raised.value)
 
 
 def test_a_wait_ends_when_nobody_wants_the_step_any_more(server: EmbeddedServer) -> None:
     # Given a step that was given up
-    with shards(server, 2, timeout_s=25) as (found, _):
+    with shards(server, 2, timeout_s=25) as (exchanges, _):
         asked = threading.Event()
-        found[0].still_wanted = asked.is_set
+        exchanges[0].still_wanted = asked.is_set
         # When a shard waits / Then it does not wait until its timeout
         with pytest.raises(PeerLost, match="given up"):
-            found[0].swap(1, 12, 0, frame(1))
-        assert found[0].waited_s < 20
+            exchanges[0].swap(1, 12, 0, frame(1))
+        assert exchanges[0].waited_s < 20
 
 
 def test_a_peer_that_fails_says_why_at_once(server: EmbeddedServer) -> None:
     # Given a shard that fails before a sum its peer waits for
-    with shards(server, 2) as (found, together):
+    with shards(server, 2) as (exchanges, together):
 
         def run(exchange: Exchange) -> None:
             if exchange.shard == 1:
@@ -141,7 +142,7 @@ def test_a_peer_that_fails_says_why_at_once(server: EmbeddedServer) -> None:
         # When the next step comes / Then both go on
         results = together(lambda exchange: exchange.swap(1, 14, 0, frame(exchange.shard)))
         assert [values(result[1 - shard]) for shard, result in enumerate(results)] == [[1], [0]]
-        assert found[0].waited_s < 10
+        assert exchanges[0].waited_s < 10
 
 
 @pytest.mark.parametrize(
@@ -166,34 +167,34 @@ def test_another_shape_is_no_partial(server: EmbeddedServer, other: Frame) -> No
 
     with shards(server, 2) as (_, together):
         # When they exchange
-        found = together(run)
+        errors = together(run)
     # Then the error says what was expected and what came
-    assert "stage0.shard1 sent" in found[0]
-    assert "expected 1x2 of kind 0 in 8" in found[0]
+    assert "stage0.shard1 sent" in errors[0]
+    assert "1x2 float32" in errors[0]
 
 
 def test_bytes_that_are_no_partial_are_refused(server: EmbeddedServer, client: redis.Redis) -> None:
     # Given something else in a shard's inbox
     client.lpush("x:1.15.0:0.1>0", b"?")
-    with shards(server, 2) as (found, _):
+    with shards(server, 2) as (exchanges, _):
         # When it is popped / Then it is no partial
-        with pytest.raises(WireError, match="not a partial"):
-            found[0].swap(1, 15, 0, frame(1))
+        with pytest.raises(WireError, match="malformed partial"):
+            exchanges[0].swap(1, 15, 0, frame(1))
 
 
 def test_a_late_push_is_never_taken_for_another_step(
     server: EmbeddedServer, client: redis.Redis
 ) -> None:
     # Given what a peer pushed for other steps, places and epochs
-    with shards(server, 2, timeout_s=0.1) as (found, together):
+    with shards(server, 2, timeout_s=0.1) as (exchanges, together):
         for epoch, step, position in ((1, 19, 0), (1, 20, 1), (2, 20, 0)):
             with pytest.raises(PeerLost):
-                found[1].swap(epoch, step, position, frame(666))
+                exchanges[1].swap(epoch, step, position, frame(666))
         # When a step is exchanged
-        for exchange in found:
+        for exchange in exchanges:
             exchange.timeout_s = 10
         results = together(lambda exchange: exchange.swap(1, 20, 0, frame(exchange.shard)))
-    # Then it has its own
+    # Then it has its partials
     assert values(results[0][1]) == [1]
     # And what nobody took expires
     left = list(client.scan_iter("x:*"))

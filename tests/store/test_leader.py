@@ -192,5 +192,5 @@ def test_never_two_leaders_and_no_term_of_one_process_twice(
         holder = one.holder()
         assert sum(other.fence == holder for other in group if other.leads) <= 1
     # And no process leads under one fence twice
-    for found in terms.values():
-        assert all(a < b for a, b in itertools.pairwise(found))
+    for numbers in terms.values():
+        assert all(a < b for a, b in itertools.pairwise(numbers))

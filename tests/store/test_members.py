@@ -28,16 +28,16 @@ def test_members_come_by_address_with_what_they_told(client: redis.Redis) -> Non
     for node, address in places.items():
         members.renew(member(node, address))
     # When all are listed
-    found = members.all()
+    alive = members.all()
     # Then they are sorted by address and arrival, and as they described themselves
-    assert [(m.address, m.node) for m in found] == [
+    assert [(m.address, m.node) for m in alive] == [
         ("stage0.shard1", "b"),
         ("stage0.shard1", "a"),
         ("stage1.shard0", "c"),
         ("", "d"),
     ]
-    assert (found[0].epoch, found[0].weight_bytes, found[0].state) == (3, 5, "ready")
-    assert found[0].renewed <= time.time()
+    assert (alive[0].epoch, alive[0].weight_bytes, alive[0].state) == (3, 5, "ready")
+    assert alive[0].renewed <= time.time()
 
 
 def test_a_lease_that_is_not_renewed_runs_out(client: redis.Redis) -> None:
@@ -85,47 +85,47 @@ def test_a_renewal_keeps_the_arrival_and_the_shortest_round_trip(client: redis.R
     # When it renews
     members.renew(one)
     # Then it came when it came, by Redis's clock, and the shortest trip counts
-    (found,) = members.all()
-    assert (found.joined, found.round_trip_s) == (joined, 1e-9)
-    assert found.renewed >= joined
+    (lease,) = members.all()
+    assert (lease.joined, lease.round_trip_s) == (joined, 1e-9)
+    assert lease.renewed >= joined
 
 
 def test_a_connection_that_closes_is_seen_before_the_lease_runs_out(
     server: EmbeddedServer, client: redis.Redis
 ) -> None:
-    # Given a member with a connection of its own, and one whose number is not known
+    # Given a member with a known connection, and one without
     members = Members(client, lease_s=60)
-    own = connect(server.url, single_connection=True)
-    Members(own, lease_s=60).renew(member("a", "stage0.shard0"))
+    connection = connect(server.url, single_connection=True)
+    Members(connection, lease_s=60).renew(member("a", "stage0.shard0"))
     client.set(keys.member_key("b"), json.dumps(asdict(member("b", "stage0.shard1"))))
     client.zadd(keys.MEMBERS_KEY, {"b": time.time()})
-    found = members.all()
-    assert [m.connection > 0 for m in found] == [True, False]
-    assert members.broken(found) == set()
+    alive = members.all()
+    assert [m.connection > 0 for m in alive] == [True, False]
+    assert members.broken(alive) == set()
     # When its process ends
-    own.close()
+    connection.close()
     # Then Redis tells, though the lease still holds; of the other nothing is known
-    wait_for("a broken connection", lambda: members.broken(found) == {"a"})
+    wait_for("a broken connection", lambda: members.broken(alive) == {"a"})
     assert [m.node for m in members.all()] == ["a", "b"]
 
 
 def test_who_connects_again_says_so_at_once(server: EmbeddedServer, client: redis.Redis) -> None:
     # Given a member whose connection is cut
     members, one = Members(client, lease_s=60), member("a", "stage0.shard0")
-    own = connect(server.url, single_connection=True)
-    own_members = Members(own, lease_s=60)
-    own_members.renew(one)
+    connection = connect(server.url, single_connection=True)
+    members_of_one = Members(connection, lease_s=60)
+    members_of_one.renew(one)
     before = one.connection
     client.client_kill_filter(_id=str(before))
     # When it renews, over the next connection that its client opens
     with suppress(redis.ConnectionError):
-        own_members.renew(one)
-    own_members.renew(one)
+        members_of_one.renew(one)
+    members_of_one.renew(one)
     # Then its lease has the new number, which is not broken
-    (found,) = members.all()
-    assert found.connection == one.connection != before
-    assert members.broken([found]) == set()
-    own.close()
+    (lease,) = members.all()
+    assert lease.connection == one.connection != before
+    assert members.broken([lease]) == set()
+    connection.close()
 
 
 def test_a_redis_that_forbids_client_list_leaves_it_to_the_leases(

@@ -65,7 +65,7 @@ def test_a_request_without_a_message_is_found_and_answered(
         runtime.finish_step(parts(token), epoch, step, 0.0)
     # Then the request is over, in the record, in the stream and as Celery's result
     requests = Requests(client, 1000)
-    assert requests.emitted_tokens("r1") == [11, 12, 13]
+    assert [token.id for token in requests.emitted("r1")] == [11, 12, 13]
     assert requests.open_ids() == []
     result = runtime.app.AsyncResult("r1")
     assert result.state == "SUCCESS"
@@ -160,12 +160,12 @@ def test_a_request_that_makes_shards_fail_by_itself_ends_with_their_error(
         ((epoch, step),) = sent_steps(client)
         runtime.fail_step(epoch, step, "ShardFailed", "stage0.shard1: no such number")
         bring_up(runtime, shards)
-    # Then it is its own fault
-    found = Requests(client, 1000).read("bad")
-    assert found is not None
-    assert found.end is not None
-    assert found.end["error"] == "ShardFailed"
-    assert "no such number" in found.end["message"]
+    # Then the request fails
+    record = Requests(client, 1000).read("bad")
+    assert record is not None
+    assert record.end is not None
+    assert record.end["error"] == "ShardFailed"
+    assert "no such number" in record.end["message"]
     assert sent_steps(client) == []
 
 
@@ -260,7 +260,7 @@ def test_a_redis_that_was_away_means_a_new_epoch(
 
     # When Redis does not answer for some ticks
     with monkeypatch.context() as broken:
-        broken.setattr(runtime.plans, "target", away)
+        broken.setattr(runtime.targets, "current", away)
         watch(runtime)
         watch(runtime)
     # Then what was on its way is sent again under another epoch

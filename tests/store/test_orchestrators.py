@@ -58,10 +58,10 @@ def test_a_standby_goes_on_where_the_leader_stopped(
     requests = Requests(client, 1000)
     for name in ("middle", "cancel", "last"):
         submit(client, name)
-    requests.append([("middle", Token(0, 11, ""))])
+    requests.writer.append([("middle", Token(0, 11, ""))])
     requests.ask_cancel("cancel")
     for index, token in enumerate((11, 12, 13)):
-        requests.append([("last", Token(index, token, ""))])
+        requests.writer.append([("last", Token(index, token, ""))])
     standby = make_runtime()
     beat(standby)
     assert not standby.leadership.leads
@@ -73,12 +73,12 @@ def test_a_standby_goes_on_where_the_leader_stopped(
     assert standby.app.AsyncResult("last").result["token_ids"] == [11, 12, 13]
     assert standby.app.AsyncResult("cancel").state == "REVOKED"
     assert requests.open_ids() == ["middle"]
-    # And under an epoch of its own, so that what the other sent is stale
+    # And under another epoch, so that the other's messages are stale
     assert new.epoch > old.epoch
     ((epoch, step),) = sent_steps(client)
     assert epoch == new.epoch
     standby.finish_step(parts(12), epoch, step, 0.0)
-    assert requests.emitted_tokens("middle") == [11, 12]
+    assert [token.id for token in requests.emitted("middle")] == [11, 12]
 
 
 def test_who_has_lost_the_lead_without_knowing_writes_nothing(
@@ -100,7 +100,7 @@ def test_who_has_lost_the_lead_without_knowing_writes_nothing(
     watch(runtime)
     watch(runtime)
     # Then it has written no token, sent no step and made no plan, and knows that it does not lead
-    assert Requests(client, 1000).emitted_tokens("r1") == []
+    assert [token.id for token in Requests(client, 1000).emitted("r1")] == []
     assert sent_steps(client) == []
     assert client.get(keys.PLAN_KEY) == plan_before
     beat(runtime)
@@ -250,7 +250,7 @@ def test_who_leaves_ends_its_step_first(
     assert runtime.engine is not None
     assert not runtime.engine.in_flight
     assert sent_steps(client) == []
-    assert Requests(client, 1000).emitted_tokens("r1") == [11] * num_tokens
+    assert [token.id for token in Requests(client, 1000).emitted("r1")] == [11] * num_tokens
     beat(runtime)
     assert leader_of(client) == ""
     other = make_runtime()

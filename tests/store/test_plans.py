@@ -10,7 +10,8 @@ from chord_cases import tiny_plan
 
 from skynet.errors import Fenced, NoModel
 from skynet.store.leader import Leadership
-from skynet.store.plans import Plans, Target
+from skynet.store.plans import Plans
+from skynet.store.targets import Target, Targets
 from skynet.wire import keys
 
 PLAN = tiny_plan()
@@ -19,9 +20,9 @@ TARGET = Target.of(PLAN)
 
 @pytest.fixture
 def leader(client: redis.Redis) -> Leadership:
-    found = Leadership(client, "a", 60)
-    found.acquire()
-    return found
+    leader = Leadership(client, "a", 60)
+    leader.acquire()
+    return leader
 
 
 def test_a_target_is_the_layout_asked_for() -> None:
@@ -35,30 +36,30 @@ def test_a_target_is_the_layout_asked_for() -> None:
 
 def test_the_last_target_counts_and_has_a_number(client: redis.Redis) -> None:
     # Given nothing asked for
-    plans = Plans(client)
-    assert plans.target() is None
+    targets = Targets(client)
+    assert targets.current() is None
     with pytest.raises(NoModel, match="skynet split"):
-        plans.require_target()
+        targets.require()
     # When two are asked for, the second like the first
-    first, second = plans.ask(TARGET), plans.ask(TARGET)
+    first, second = targets.ask(TARGET), targets.ask(TARGET)
     # Then the second is in force, and another than the first
-    assert plans.require_target() == second
+    assert targets.require() == second
     assert second.revision > first.revision
     assert replace(second, revision=first.revision) == first
 
 
 def test_a_target_is_restored_only_where_there_is_none(client: redis.Redis) -> None:
     # Given a target that Redis has forgotten
-    plans = Plans(client)
-    first = plans.ask(TARGET)
+    targets = Targets(client)
+    first = targets.ask(TARGET)
     client.delete(keys.TARGET_KEY)
     # When it is restored / Then it is in force, as it was
-    plans.restore(first)
-    assert plans.target() == first
+    targets.restore(first)
+    assert targets.current() == first
     # But not over another that was asked for meanwhile
-    second = plans.ask(replace(TARGET, stages=1))
-    plans.restore(first)
-    assert plans.target() == second
+    second = targets.ask(replace(TARGET, stages=1))
+    targets.restore(first)
+    assert targets.current() == second
 
 
 def test_a_rebalance_is_asked_once_and_told_once(client: redis.Redis) -> None:

@@ -39,22 +39,22 @@ def own_server() -> Iterator[EmbeddedServer]:
 def requests(own_server: EmbeddedServer) -> Iterator[Requests]:
     """One request, r1, waiting."""
     with connect(own_server.url) as client:
-        found = Requests(client, 1000)
-        now = found.now()
-        found.create(Record("r1", (1, 2, 3), Options(max_tokens=9), now, now + 600))
-        yield found
+        requests = Requests(client, 1000)
+        now = requests.now()
+        requests.create(Record("r1", (1, 2, 3), Options(max_tokens=9), now, now + 600))
+        yield requests
 
 
 @pytest.fixture
 def user(own_server: EmbeddedServer) -> Iterator[Client]:
-    found = Client(own_server.url)
-    yield found
-    found.close()
+    user = Client(own_server.url)
+    yield user
+    user.close()
 
 
 def append(requests: Requests, *tokens: Token) -> None:
     for token in tokens:
-        assert requests.append([("r1", token)]) == [1]
+        assert requests.writer.append([("r1", token)]) == [1]
 
 
 def away(server: EmbeddedServer, then: Callable[[], object] = lambda: None) -> None:
@@ -72,14 +72,14 @@ def lasting(requests: Requests) -> None:
 def test_a_reader_goes_on_after_a_restart(own_server: EmbeddedServer, requests: Requests) -> None:
     # Given a reader with two tokens
     append(requests, *TOKENS[:2])
-    with connect(own_server.url) as own:
-        reader = Requests(own, 1000).stream("r1", timeout_s=WAIT_S)
+    with connect(own_server.url) as connection:
+        reader = Requests(connection, 1000).stream("r1", timeout_s=WAIT_S)
         assert [next(reader), next(reader)] == TOKENS[:2]
         # When Redis restarts, and the rest comes
         lasting(requests)
         away(own_server)
         append(requests, *TOKENS[2:])
-        requests.finish("r1", END)
+        requests.writer.finish("r1", END)
         # Then the reader has each token once
         assert list(reader) == [*TOKENS[2:], END]
 
@@ -87,14 +87,14 @@ def test_a_reader_goes_on_after_a_restart(own_server: EmbeddedServer, requests: 
 def test_a_reader_that_waits_while_redis_is_away_goes_on(
     own_server: EmbeddedServer, requests: Requests
 ) -> None:
-    # Given a reader in a thread of its own, which waits for its second token
+    # Given a reader in another thread, which waits for its second token
     append(requests, TOKENS[0])
     lasting(requests)
     seen: Queue[Token | End] = Queue()
 
     def read() -> None:
-        with connect(own_server.url) as own:
-            for item in Requests(own, 1000).stream("r1", timeout_s=WAIT_S):
+        with connect(own_server.url) as connection:
+            for item in Requests(connection, 1000).stream("r1", timeout_s=WAIT_S):
                 seen.put(item)
 
     with ThreadPoolExecutor(1) as pool:
@@ -103,7 +103,7 @@ def test_a_reader_that_waits_while_redis_is_away_goes_on(
         # When Redis goes and comes back, and the rest is made
         away(own_server)
         append(requests, *TOKENS[1:])
-        requests.finish("r1", END)
+        requests.writer.finish("r1", END)
         reading.result(WAIT_S)
     # Then the reader has each token once
     assert [seen.get_nowait() for _ in range(4)] == [*TOKENS[1:], END]
@@ -116,14 +116,14 @@ def test_tokens_that_redis_forgot_and_that_are_made_again_are_read_once(
     append(requests, *TOKENS[:2])
     lasting(requests)
     append(requests, TOKENS[2])
-    with connect(own_server.url) as own:
-        reader = Requests(own, 1000).stream("r1", timeout_s=WAIT_S)
+    with connect(own_server.url) as connection:
+        reader = Requests(connection, 1000).stream("r1", timeout_s=WAIT_S)
         assert [next(reader) for _ in range(3)] == TOKENS[:3]
         # When Redis restarts without it, and it is made again
         away(own_server)
-        assert requests.emitted_tokens("r1") == [10, 11]
+        assert [token.id for token in requests.emitted("r1")] == [10, 11]
         append(requests, *TOKENS[2:])
-        requests.finish("r1", END)
+        requests.writer.finish("r1", END)
         # Then the reader does not see it again
         assert list(reader) == [TOKENS[3], END]
 
@@ -186,7 +186,7 @@ def test_get_waits_through_a_restart(
         # When Redis restarts, and nobody tells the end by pub/sub
         away(own_server)
         append(requests, *TOKENS[2:])
-        requests.finish("r1", END)
+        requests.writer.finish("r1", END)
         # Then the whole answer is there, then and later
         expected = Completion("0 1 2 3 !", [10, 11, 12, 13], 3, "stop", {"total_s": 1.5})
         assert waiting.result(WAIT_S) == expected
@@ -198,11 +198,11 @@ def test_who_takes_hold_while_redis_is_away_waits_for_it(
 ) -> None:
     # Given an answer that is done, and a Redis that is away
     append(requests, *TOKENS)
-    requests.finish("r1", END)
+    requests.writer.finish("r1", END)
     lasting(requests)
     own_server.stop()
     with ThreadPoolExecutor(1) as pool:
-        # When somebody asks for the answer, with no time limit of his own
+        # When somebody asks for the answer, without a time limit
         waiting = pool.submit(Generation("r1", user).get)
         own_server.start()
         # Then it is there as soon as Redis is
@@ -211,7 +211,7 @@ def test_who_takes_hold_while_redis_is_away_waits_for_it(
 
 def test_get_raises_what_the_request_ended_with(requests: Requests, user: Client) -> None:
     # Given a request that failed
-    requests.finish("r1", End(error="PeerLost", message="stage0.shard1 was too late"))
+    requests.writer.finish("r1", End(error="PeerLost", message="stage0.shard1 was too late"))
     # When it is waited for / Then
     with pytest.raises(PeerLost, match=r"stage0\.shard1 was too late"):
         Generation("r1", user).get()
@@ -219,7 +219,7 @@ def test_get_raises_what_the_request_ended_with(requests: Requests, user: Client
     assert isinstance(returned, PeerLost)
     # And a class that nobody knows is a SkynetError
     requests.create(Record("r2", (1,), Options(), 0.0, 0.0))
-    requests.finish("r2", End(error="OfTheFuture", message="new"))
+    requests.writer.finish("r2", End(error="OfTheFuture", message="new"))
     with pytest.raises(SkynetError, match="new"):
         Generation("r2", user).get()
 
@@ -229,8 +229,8 @@ def test_a_closed_connection_is_opened_again(
 ) -> None:
     # Given a reader
     append(requests, TOKENS[0])
-    with connect(own_server.url) as own:
-        reader = Requests(own, 1000).stream("r1", timeout_s=WAIT_S)
+    with connect(own_server.url) as connection:
+        reader = Requests(connection, 1000).stream("r1", timeout_s=WAIT_S)
         assert next(reader) == TOKENS[0]
         # When its connections are killed between two tokens
         assert requests.client.client_kill_filter(_type="normal", skipme=True)

@@ -45,14 +45,14 @@ def test_a_record_comes_back_as_it_was(requests: Requests) -> None:
     # Given a record
     record = new(requests)
     # When it is read
-    found = requests.read("r1")
+    stored = requests.read("r1")
     # Then it is the same, with its place in the queue
-    assert found is not None
-    assert (found.prompt, found.options) == (record.prompt, OPTIONS)
-    assert (found.created, found.deadline, found.state) == (10.25, 1e12, "waiting")
-    assert (found.emitted, found.arrival, found.cancelled, found.end) == (0, 1, False, None)
-    assert (found.priority, found.sample_group) == (7, "f")
-    assert (found.started_at, found.first_token_at, found.last_token_at) == (0, 0, 0)
+    assert stored is not None
+    assert (stored.prompt, stored.options) == (record.prompt, OPTIONS)
+    assert (stored.created, stored.deadline, stored.state) == (10.25, 1e12, "waiting")
+    assert (stored.emitted, stored.arrival, stored.cancelled, stored.end) == (0, 1, False, None)
+    assert (stored.priority, stored.sample_group) == (7, "f")
+    assert (stored.started_at, stored.first_token_at, stored.last_token_at) == (0, 0, 0)
     assert requests.read("nobody") is None
 
 
@@ -62,7 +62,7 @@ def test_open_requests_are_listed_first_come_first(requests: Requests) -> None:
         new(requests, name)
     assert (requests.open_ids(), requests.num_open()) == (["z", "a", "m"], 3)
     # When one ends and one is forgotten
-    requests.finish("a", End(finish_reason="stop"))
+    requests.writer.finish("a", End(finish_reason="stop"))
     requests.forget("z")
     # Then the rest is open
     assert requests.open_ids() == ["m"]
@@ -73,25 +73,26 @@ def test_a_token_is_appended_only_after_the_one_before(requests: Requests) -> No
     new(requests)
     # When tokens come twice, too early, and right
     replies = [
-        requests.append([("r1", Token(index, 5 + index, "x"))])[0] for index in (1, 0, 0, 2, 1, 0)
+        requests.writer.append([("r1", Token(index, 5 + index, "x"))])[0]
+        for index in (1, 0, 0, 2, 1, 0)
     ]
     # Then each index is there once, in order
     assert replies == [0, 1, 0, 0, 1, 0]
-    assert requests.emitted_tokens("r1") == [5, 6]
-    found = requests.read("r1")
-    assert found is not None
-    assert found.emitted == 2
+    assert [token.id for token in requests.emitted("r1")] == [5, 6]
+    stored = requests.read("r1")
+    assert stored is not None
+    assert stored.emitted == 2
 
 
 def test_many_requests_are_appended_to_at_once(requests: Requests) -> None:
     # Given three requests: one goes on, one has ended, one is unknown
     new(requests, "on")
     new(requests, "over")
-    requests.finish("over", End(finish_reason="stop"))
+    requests.writer.finish("over", End(finish_reason="stop"))
     # When each gets a token / Then only the first takes it
     tokens = [(name, Token(0, 7, "x")) for name in ("over", "on", "unknown")]
-    assert requests.append(tokens) == [0, 1, 0]
-    assert requests.emitted_tokens("over") == []
+    assert requests.writer.append(tokens) == [0, 1, 0]
+    assert [token.id for token in requests.emitted("over")] == []
     assert requests.client.exists(keys.tokens_key("unknown")) == 0
 
 
@@ -102,9 +103,11 @@ def test_two_writers_never_append_the_same_index(
     new(Requests(client, 1000))
 
     def write() -> int:
-        with connect(server.url) as own:
-            mine = Requests(own, 1000)
-            return sum(mine.append([("r1", Token(index, index, ""))])[0] for index in range(200))
+        with connect(server.url) as connection:
+            mine = Requests(connection, 1000)
+            return sum(
+                mine.writer.append([("r1", Token(index, index, ""))])[0] for index in range(200)
+            )
 
     # When both write the same tokens
     with ThreadPoolExecutor(2) as pool:
@@ -112,25 +115,29 @@ def test_two_writers_never_append_the_same_index(
         won = sum(writer.result(WAIT_S) for writer in writers)
     # Then each index is there once
     assert won == 200
-    assert Requests(client, 1000).emitted_tokens("r1") == list(range(200))
+    assert [token.id for token in Requests(client, 1000).emitted("r1")] == list(range(200))
 
 
 def test_a_request_ends_once_and_then_expires(requests: Requests) -> None:
     # Given a request with a token
     new(requests)
-    requests.append([("r1", Token(0, 5, "x"))])
+    requests.writer.append([("r1", Token(0, 5, "x"))])
     # When it ends twice, differently
-    assert requests.finish("r1", End(text="rest", finish_reason="length"))
-    assert not requests.finish("r1", End(error="ShardLost", message="gone"))
+    assert requests.writer.finish("r1", End(text="rest", finish_reason="length"))
+    assert not requests.writer.finish("r1", End(error="ShardLost", message="gone"))
     # Then the first end counts, and nothing comes after it
-    assert requests.append([("r1", Token(1, 6, "y"))]) == [0]
-    found = requests.read("r1")
-    assert found is not None
-    assert found.end is not None
-    assert (found.state, found.end["finish_reason"], found.end["error"]) == ("done", "length", "")
+    assert requests.writer.append([("r1", Token(1, 6, "y"))]) == [0]
+    stored = requests.read("r1")
+    assert stored is not None
+    assert stored.end is not None
+    assert (stored.state, stored.end["finish_reason"], stored.end["error"]) == (
+        "done",
+        "length",
+        "",
+    )
     for key in (keys.request_key("r1"), keys.tokens_key("r1"), keys.end_key("r1")):
         assert 0 < requests.client.ttl(key) <= 1000
-    assert not requests.finish("unknown", End())
+    assert not requests.writer.finish("unknown", End())
 
 
 def test_a_stream_gives_tokens_from_an_index_and_then_the_end(requests: Requests) -> None:
@@ -138,8 +145,8 @@ def test_a_stream_gives_tokens_from_an_index_and_then_the_end(requests: Requests
     new(requests)
     tokens = [Token(0, 5, "né"), Token(1, 6, ""), Token(2, 7, "\n")]
     for token in tokens:
-        requests.append([("r1", token)])
-    requests.finish("r1", End(text="!", finish_reason="stop", timings={"total_s": 1.5}))
+        requests.writer.append([("r1", token)])
+    requests.writer.finish("r1", End(text="!", finish_reason="stop", timings={"total_s": 1.5}))
     # When it is read from any index, as often as wanted / Then the rest comes
     end = End("!", "stop", "", "", {"total_s": 1.5})
     for start in (0, 2, 3, 0):
@@ -155,9 +162,9 @@ def test_readers_that_come_before_during_and_after_see_the_same(
     reading = threading.Barrier(4)
 
     def read(start: int) -> list[Token | End]:
-        with connect(server.url) as own:
+        with connect(server.url) as connection:
             reading.wait(WAIT_S)
-            return list(Requests(own, 1000).stream("r1", start, WAIT_S))
+            return list(Requests(connection, 1000).stream("r1", start, WAIT_S))
 
     with ThreadPoolExecutor(3) as pool:
         readers = [pool.submit(read, start) for start in (0, 0, 5)]
@@ -165,27 +172,27 @@ def test_readers_that_come_before_during_and_after_see_the_same(
         reading.wait(WAIT_S)
         tokens = [Token(index, index, f"{index} ") for index in range(300)]
         for token in tokens:
-            requests.append([("r1", token)])
+            requests.writer.append([("r1", token)])
         end = End(finish_reason="length")
-        requests.finish("r1", end)
+        requests.writer.finish("r1", end)
         # Then each sees all of them, once, in order
-        found = [reader.result(WAIT_S) for reader in readers]
-    assert found == [[*tokens, end], [*tokens, end], [*tokens[5:], end]]
+        answers = [reader.result(WAIT_S) for reader in readers]
+    assert answers == [[*tokens, end], [*tokens, end], [*tokens[5:], end]]
 
 
 def test_a_note_to_cancel_is_told_with_the_next_token(requests: Requests) -> None:
     # Given a request that runs
     new(requests)
-    assert requests.append([("r1", Token(0, 5, ""))]) == [1]
+    assert requests.writer.append([("r1", Token(0, 5, ""))]) == [1]
     # When somebody asks to cancel it
     assert requests.ask_cancel("r1")
     # Then the next token is taken and the note told
-    assert requests.append([("r1", Token(1, 5, ""))]) == [-1]
-    found = requests.read("r1")
-    assert found is not None
-    assert found.cancelled
+    assert requests.writer.append([("r1", Token(1, 5, ""))]) == [-1]
+    stored = requests.read("r1")
+    assert stored is not None
+    assert stored.cancelled
     # And one that has ended or never was cannot be cancelled
-    requests.finish("r1", End(error="RequestCancelled"))
+    requests.writer.finish("r1", End(error="RequestCancelled"))
     assert not requests.ask_cancel("r1")
     assert not requests.ask_cancel("unknown")
     assert requests.read("unknown") is None
@@ -209,9 +216,9 @@ def test_a_record_of_before_has_the_defaults_of_what_it_lacks(
     client.hset(keys.request_key("r1"), "options", '{"max_tokens": 5, "stop": ["x"]}')
     client.hdel(keys.request_key("r1"), "family")
     # When it is read / Then the rest is as if nothing had been asked
-    found = requests.read("r1")
-    assert found is not None
-    assert (found.options, found.sample_group) == (Options(max_tokens=5, stop=("x",)), "")
+    stored = requests.read("r1")
+    assert stored is not None
+    assert (stored.options, stored.sample_group) == (Options(max_tokens=5, stop=("x",)), "")
 
 
 def test_log_probabilities_come_back_with_their_token(requests: Requests) -> None:
@@ -219,8 +226,8 @@ def test_log_probabilities_come_back_with_their_token(requests: Requests) -> Non
     new(requests)
     tokens = [Token(0, 5, "a", Logprobs(-0.25, ((5, -0.25), (9, -1.5)))), Token(1, 6, "b")]
     for token in tokens:
-        assert requests.append([("r1", token)]) == [1]
-    requests.finish("r1", End(finish_reason="stop"))
+        assert requests.writer.append([("r1", token)]) == [1]
+    requests.writer.finish("r1", End(finish_reason="stop"))
     # Then both are read as they were
     assert requests.emitted("r1") == tokens
     assert list(requests.stream("r1", 0, WAIT_S))[:2] == tokens
@@ -232,7 +239,7 @@ def test_several_records_are_taken_together_or_not_at_all(requests: Requests) ->
     requests.create_all(made, limit=4)
     # Then they are there in their order
     assert requests.open_ids() == ["a", "b", "c"]
-    arrivals = [found.arrival for found in map(requests.read, "abc") if found]
+    arrivals = [record.arrival for record in map(requests.read, "abc") if record]
     assert arrivals == [1, 2, 3]
     # When two more come / Then neither is taken
     with pytest.raises(QueueFull, match="3 requests are unfinished, the limit is 4"):
@@ -251,7 +258,7 @@ def test_a_full_queue_takes_no_more(requests: Requests) -> None:
     assert requests.read("c") is None
     assert requests.open_ids() == ["a", "b"]
     # And when one has ended there is room
-    requests.finish("a", End(finish_reason="stop"))
+    requests.writer.finish("a", End(finish_reason="stop"))
     new(requests, "c", limit=2)
     assert requests.open_ids() == ["b", "c"]
 
@@ -264,11 +271,11 @@ def test_a_queue_is_never_overfilled_by_many_at_once(
 
     def submit(number: int) -> int:
         taken = 0
-        with connect(server.url) as own:
+        with connect(server.url) as connection:
             together.wait(WAIT_S)
             for index in range(10):
                 try:
-                    new(Requests(own, 1000), f"{number}.{index}", limit=10)
+                    new(Requests(connection, 1000), f"{number}.{index}", limit=10)
                     taken += 1
                 except QueueFull:
                     continue
@@ -288,8 +295,8 @@ def test_an_orchestrator_that_leads_no_more_writes_nothing(
     new(requests)
     client.set(keys.LEADER_KEY, "1:me")
     leader = Requests(client, 1000, fence=lambda: "1:me")
-    leader.start(["r1"])
-    assert leader.append([("r1", Token(0, 5, "x"))]) == [1]
+    leader.writer.start(["r1"])
+    assert leader.writer.append([("r1", Token(0, 5, "x"))]) == [1]
     # When another one leads, or nobody does
     for holder in ("2:other", None):
         client.delete(keys.LEADER_KEY)
@@ -298,13 +305,13 @@ def test_an_orchestrator_that_leads_no_more_writes_nothing(
         before = client.hgetall(keys.request_key("r1"))
         # Then all it writes is refused, and nothing has changed
         with pytest.raises(Fenced):
-            leader.start(["r1"])
+            leader.writer.start(["r1"])
         with pytest.raises(Fenced):
-            leader.append([("r1", Token(1, 6, "y"))])
+            leader.writer.append([("r1", Token(1, 6, "y"))])
         with pytest.raises(Fenced):
-            leader.finish("r1", End(finish_reason="stop"), ("result", b"{}"))
+            leader.writer.finish("r1", End(finish_reason="stop"), ("result", b"{}"))
         assert client.hgetall(keys.request_key("r1")) == before
-        assert requests.emitted_tokens("r1") == [5]
+        assert [token.id for token in requests.emitted("r1")] == [5]
         assert client.exists("result", keys.end_key("r1")) == 0
 
 
@@ -312,8 +319,8 @@ def test_who_has_no_fence_to_show_is_refused_unasked(requests: Requests) -> None
     # Given an orchestrator that has given up its lease / Then it writes nothing
     new(requests)
     with pytest.raises(Fenced, match="does not lead"):
-        Requests(requests.client, 1000, fence=lambda: "").append([("r1", Token(0, 5, "x"))])
-    assert requests.emitted_tokens("r1") == []
+        Requests(requests.client, 1000, fence=lambda: "").writer.append([("r1", Token(0, 5, "x"))])
+    assert [token.id for token in requests.emitted("r1")] == []
 
 
 def test_the_end_stores_and_tells_the_result_once(requests: Requests, client: redis.Redis) -> None:
@@ -323,8 +330,12 @@ def test_the_end_stores_and_tells_the_result_once(requests: Requests, client: re
         listener.subscribe("celery-task-meta-r1")
         listener.get_message(timeout=WAIT_S)
         # When the request ends twice
-        assert requests.finish("r1", End(finish_reason="stop"), ("celery-task-meta-r1", b"one"))
-        assert not requests.finish("r1", End(error="ShardLost"), ("celery-task-meta-r1", b"two"))
+        assert requests.writer.finish(
+            "r1", End(finish_reason="stop"), ("celery-task-meta-r1", b"one")
+        )
+        assert not requests.writer.finish(
+            "r1", End(error="ShardLost"), ("celery-task-meta-r1", b"two")
+        )
         client.publish("celery-task-meta-r1", "last")
         # Then the first result is there, for as long as the answer, and was told, alone
         told: list[bytes] = []
@@ -342,28 +353,28 @@ def test_tokens_that_are_known_all_at_once_are_written_with_the_end(
 ) -> None:
     # Given a request whose answer is known when it ends
     new(requests)
-    requests.start(["r1"])
+    requests.writer.start(["r1"])
     tokens = [Token(0, 5, "a"), Token(1, 6, ""), Token(2, 7, "c")]
     # When it ends / Then readers see the tokens, then the end, and the record counts them
-    assert requests.finish("r1", End(finish_reason="stop"), ("result", b"x"), tokens)
+    assert requests.writer.finish("r1", End(finish_reason="stop"), ("result", b"x"), tokens)
     assert list(requests.stream("r1", 1, WAIT_S)) == [*tokens[1:], End(finish_reason="stop")]
-    found = requests.read("r1")
-    assert found is not None
-    assert (found.emitted, found.state) == (3, "done")
-    assert found.last_token_at > 0
+    stored = requests.read("r1")
+    assert stored is not None
+    assert (stored.emitted, stored.state) == (3, "done")
+    assert stored.last_token_at > 0
     assert client.get("result") == b"x"
     # And it ends once
-    assert not requests.finish("r1", End(finish_reason="length"), None, tokens)
+    assert not requests.writer.finish("r1", End(finish_reason="length"), None, tokens)
     assert len(requests.emitted("r1")) == 3
 
 
 def test_an_end_writes_no_token_a_second_time(requests: Requests) -> None:
     # Given a request of which one token was written
     new(requests)
-    requests.append([("r1", Token(0, 5, "a"))])
+    requests.writer.append([("r1", Token(0, 5, "a"))])
     # When it ends with all of them / Then each is there once
-    assert requests.finish("r1", End(), None, [Token(0, 5, "a"), Token(1, 6, "b")])
-    assert requests.emitted_tokens("r1") == [5, 6]
+    assert requests.writer.finish("r1", End(), None, [Token(0, 5, "a"), Token(1, 6, "b")])
+    assert [token.id for token in requests.emitted("r1")] == [5, 6]
 
 
 def test_times_are_kept_by_the_clock_of_redis(requests: Requests, client: redis.Redis) -> None:
@@ -375,16 +386,16 @@ def test_times_are_kept_by_the_clock_of_redis(requests: Requests, client: redis.
     before = redis_time()
     new(requests)
     # When a request starts, twice, and has two tokens
-    requests.start(["r1"])
-    requests.start(["r1"])
+    requests.writer.start(["r1"])
+    requests.writer.start(["r1"])
     for index in range(2):
-        requests.append([("r1", Token(index, 5, ""))])
+        requests.writer.append([("r1", Token(index, 5, ""))])
     # Then its times are in order, between Redis's time before and after
-    found = requests.read("r1")
-    assert found is not None
+    stored = requests.read("r1")
+    assert stored is not None
     after = redis_time()
-    assert before <= found.started_at <= found.first_token_at < found.last_token_at <= after
-    assert found.state == "running"
+    assert before <= stored.started_at <= stored.first_token_at < stored.last_token_at <= after
+    assert stored.state == "running"
 
 
 def test_now_is_the_time_of_redis_without_asking_it_each_time(
@@ -412,11 +423,11 @@ def test_the_end_is_waited_for_without_reading_the_tokens(
     requests = Requests(client, 1000)
     new(requests)
     end = End(text="!", finish_reason="stop")
-    with connect(server.url) as own, ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(Requests(own, 1000).wait_end, "r1", WAIT_S)
+    with connect(server.url) as connection, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(Requests(connection, 1000).wait_end, "r1", WAIT_S)
         # When it comes after tokens / Then it is told, then and later
-        requests.append([("r1", Token(0, 5, "x"))])
-        requests.finish("r1", end)
+        requests.writer.append([("r1", Token(0, 5, "x"))])
+        requests.writer.finish("r1", end)
         assert waiting.result(WAIT_S) == end
     assert requests.wait_end("r1", 0) == end
     # And without one there is a reason
@@ -431,7 +442,7 @@ def test_tokens_that_are_missing_are_an_error(requests: Requests, client: redis.
     # Given an answer that has lost its second token
     new(requests)
     for index in range(3):
-        requests.append([("r1", Token(index, 5 + index, ""))])
+        requests.writer.append([("r1", Token(index, 5 + index, ""))])
     entries: Any = client.xrange(keys.tokens_key("r1"))
     client.xdel(keys.tokens_key("r1"), entries[1][0])
     # When it is read / Then the first comes, and then an error

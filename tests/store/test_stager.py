@@ -27,10 +27,11 @@ from skynet.settings import settings
 from skynet.staging.stager import Stager, stage_checkpoint
 from skynet.store.bad_tiles import push_bad_tile, report_bad_tile, reported_tiles
 from skynet.store.connection import connect
-from skynet.store.plans import Plans, Target
+from skynet.store.manifest import TileName
 from skynet.store.staged_models import find_model, list_models, remove_model
 from skynet.store.staging_lock import StagingLock
-from skynet.store.weights import StagedWeights, TileName, WeightStore
+from skynet.store.targets import Target, Targets
+from skynet.store.weights import StagedWeights, WeightStore
 from skynet.wire import keys
 from tests.cluster.processes import wait_for
 
@@ -103,29 +104,29 @@ def void(_: Any) -> None:
 def test_a_stager_outlives_redis(
     tmp_path: Path, checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Given a Redis of its own that is away
+    # Given a Redis that is away
     short = Path(f"/tmp/{tmp_path.parent.name[-20:]}-{tmp_path.name[:10]}")
     short.mkdir()
-    own = EmbeddedServer(short)
-    own.start()
+    restarted = EmbeddedServer(short)
+    restarted.start()
     published = threading.Event()
     caplog.set_level(logging.INFO, "skynet.staging.stager")
     try:
-        with watching(own, checkpoint, published.set):
+        with watching(restarted, checkpoint, published.set):
             wait_for("the first staging", published.is_set)
-            own.stop()
+            restarted.stop()
             wait_for("it is noticed", lambda: "trying until it works" in caplog.text)
             published.clear()
             # When it comes back, empty
-            own.start()
+            restarted.start()
             wait_for("the second staging", published.is_set)
         # Then the model is there, and the time between was one line in the log
-        with connect(own.url) as client:
+        with connect(restarted.url) as client:
             store = WeightStore(client)
             assert store.verify(store.require_manifest(checkpoint.digest())) == []
         assert caplog.text.count("trying until it works") == 1
     finally:
-        own.stop()
+        restarted.stop()
         for file in short.iterdir():
             file.unlink()
         short.rmdir()
@@ -202,7 +203,7 @@ def two_models(client: redis.Redis, checkpoint: Checkpoint) -> str:
     """A whole model, in force, and what a killed stager left; the digest of the whole one."""
     digest = checkpoint.digest()
     stage_checkpoint(client, checkpoint, digest)
-    Plans(client).ask(Target(digest, "tiny-llama", "float32", "auto", 4, 64))
+    Targets(client).ask(Target(digest, "tiny-llama", "float32", "auto", 4, 64))
     client.set(keys.tile_key("feed" * 16, "half", 0), b"x" * 1000)
     return digest
 
@@ -219,9 +220,9 @@ def test_models_are_listed_whole_and_half(
     server: EmbeddedServer, client: redis.Redis, two_models: str
 ) -> None:
     # When they are listed for programs
-    found = json.loads(skynet(server, "models", "--json").stdout)["models"]
+    models = json.loads(skynet(server, "models", "--json").stdout)["models"]
     # Then what is there is told of both
-    half, whole = found
+    half, whole = models
     assert (half["digest"], half["complete"], half["num_bytes"]) == ("feed" * 16, False, 1000)
     assert (whole["name"], whole["digest"]) == ("tiny-llama", two_models)
     assert whole["complete"]
@@ -269,7 +270,7 @@ def test_what_is_ambiguous_or_being_staged_is_not_removed(
     with pytest.raises(BadRequest, match="is being staged"):
         remove_model(client, model)
     assert find_model(client, "feed").tiles == 1
-    with pytest.raises(BadRequest, match="give more of it"):
+    with pytest.raises(BadRequest, match="give more digits"):
         find_model(client, "")
 
 

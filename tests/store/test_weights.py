@@ -19,9 +19,11 @@ from skynet.errors import CheckpointError, NoModel, SkynetError, TileCorrupted, 
 from skynet.local.server import EmbeddedServer
 from skynet.planning.ranges import Range
 from skynet.store.connection import connect
+from skynet.store.manifest import TRAVELS_AS, Manifest, TileName
 from skynet.store.room import needed_bytes
+from skynet.store.staging import StagingJob
 from skynet.store.staging_lock import StagingLock
-from skynet.store.weights import TRAVELS_AS, Manifest, StagedWeights, TileName, WeightStore
+from skynet.store.weights import StagedWeights, WeightStore
 from skynet.wire import keys
 from tests.cluster.processes import wait_for
 
@@ -58,15 +60,9 @@ class Source:
 
 
 def stage(client: redis.Redis, source: Source, **options: Any) -> Manifest:
-    return WeightStore(client).stage(
-        DIGEST,
-        "tiny",
-        {"model_type": "llama"},
-        TENSORS,
-        FILES,
-        source,
-        **{"tile_bytes": TILE_BYTES, **options},
-    )
+    tile_bytes = options.pop("tile_bytes", TILE_BYTES)
+    job = StagingJob(DIGEST, "tiny", {"model_type": "llama"}, TENSORS, FILES, source, tile_bytes)
+    return WeightStore(client).stage(job, **options)
 
 
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -212,9 +208,8 @@ BIG_TILE = 512 * 1024
 
 
 def stage_big(client: redis.Redis, source: Zeros) -> None:
-    WeightStore(client).stage(
-        DIGEST, "big", {}, big_tensors(), BIG_FILES, source, tile_bytes=BIG_TILE
-    )
+    job = StagingJob(DIGEST, "big", {}, big_tensors(), BIG_FILES, source, BIG_TILE)
+    WeightStore(client).stage(job)
 
 
 def test_too_little_memory_is_an_error_before_anything_is_written(client: redis.Redis) -> None:
@@ -255,7 +250,7 @@ def test_a_model_bigger_than_the_host_is_refused(client: redis.Redis) -> None:
     source = Zeros()
     # When it is staged / Then the host's memory is told, and nothing is read
     with pytest.raises(SkynetError, match=r"free of its host's memory of \d+ MiB.*more memory"):
-        WeightStore(client).stage(DIGEST, "huge", {}, huge, {}, source, tile_bytes=2**24)
+        WeightStore(client).stage(StagingJob(DIGEST, "huge", {}, huge, {}, source, 2**24))
     assert source.reads == 0
     assert client.dbsize() == 0
 

@@ -13,8 +13,8 @@ WAIT_S = 30.0
 def wait_for(what: str, condition: Callable[[], T], timeout_s: float = WAIT_S) -> T:
     """The first true value of `condition`; an error after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
+    while not (value := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"after {timeout_s:g} s still not: {what}")
         time.sleep(0.01)
-    return found
+    return value

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from kombu import Queue
-from skynet.chords.app import AddressQueues, configure_logging, place_of
 
 import tasks
 from skynet.celery import app
+from skynet.chords.app import AddressQueues, configure_logging, place_of
 from skynet.client.client import Client
 from skynet.errors import ConfigurationError
 from skynet.wire import keys
@@ -64,24 +64,26 @@ def test_queues_are_declared_by_the_pattern_of_addresses() -> None:
         "",
     )
     assert queues["orchestrator"].name == "orchestrator"
-    with pytest.raises(ConfigurationError, match=r"'stage3\.shrad4' is no queue"):
+    with pytest.raises(ConfigurationError, match=r"'stage3\.shrad4' is not a queue"):
         queues["stage3.shrad4"]
 
 
 def test_nothing_is_sent_to_a_queue_that_is_no_place() -> None:
     # When a message is sent to a typo / Then it is refused before Redis is asked
-    with pytest.raises(ConfigurationError, match=r"'stage0\.shrad1' is no queue"):
+    with pytest.raises(ConfigurationError, match=r"'stage0\.shrad1' is not a queue"):
         app.send_task(keys.CANCEL_TASK, ("id",), queue="stage0.shrad1")
 
 
 def test_all_tasks_are_there_by_their_names() -> None:
     # Given the app with its tasks / Then they are those of names.py, and no result is stored twice
     app.loader.import_default_modules()
-    own = {name: task for name, task in app.tasks.items() if name.startswith("skynet.")}
-    assert set(own) == TASKS
-    assert {name for name, task in own.items() if not task.ignore_result} == {keys.GENERATE_TASK}
-    assert own[keys.GENERATE_TASK].send_events
-    assert not own[keys.CANCEL_TASK].send_events
+    skynet_tasks = {name: task for name, task in app.tasks.items() if name.startswith("skynet.")}
+    assert set(skynet_tasks) == TASKS
+    assert {name for name, task in skynet_tasks.items() if not task.ignore_result} == {
+        keys.GENERATE_TASK
+    }
+    assert skynet_tasks[keys.GENERATE_TASK].send_events
+    assert not skynet_tasks[keys.CANCEL_TASK].send_events
 
 
 def test_a_task_is_short() -> None:
@@ -112,7 +114,7 @@ def test_settings_that_hops_rely_on() -> None:
 def test_two_clients_talk_to_two_clusters(tmp_path: Path) -> None:
     # Given clients of two servers / When their apps are made
     first, second = Client(f"unix://{tmp_path}/a"), Client("redis://127.0.0.1:1/0")
-    # Then each has its own, and the process's app stays as it was
+    # Then each app differs, and the process's app stays as it was
     assert first.app.conf.broker_url == f"redis+socket://{tmp_path}/a"
     assert (
         first.app.conf.result_backend == f"skynet.chords.backend:ChordBackend+socket://{tmp_path}/a"

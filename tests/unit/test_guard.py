@@ -141,7 +141,7 @@ def test_a_gap_in_a_slot_fails_the_step() -> None:
     guard = StepGuard("stage1.shard0", FIRST)
     offer(guard, step_of(0, (5, 0, 3)), 2, 7)
     # When a step goes on after the fourth / Then it is refused with the numbers
-    with pytest.raises(ShardUnready, match="3 tokens in slot 5, step 2 goes on at 4"):
+    with pytest.raises(ShardUnready, match="3 tokens in slot 5, step 2 continues at 4"):
         offer(guard, step_of(2, (5, 4, 1)), 2, 7)
 
 
@@ -152,7 +152,7 @@ def test_a_late_step_does_not_write_over_a_later_one() -> None:
     offer(guard, early, 2, 4)
     offer(guard, step_of(1, (0, 0, 2)), 2, 4)
     # When the earlier goes on / Then it is dropped
-    with pytest.raises(Ignore, match="step 0: step 1 has been in slot 0"):
+    with pytest.raises(Ignore, match="step 0: step 1 has written to slot 0"):
         offer(guard, early, 4, 5)
 
 
@@ -173,7 +173,7 @@ def test_a_slot_can_begin_as_a_copy_of_another() -> None:
     # When another takes two of them / Then it goes on from there
     offer(guard, step_of(1, (0, 2, 1, 5)), 2, 7)
     offer(guard, step_of(2, (0, 3, 1)), 2, 7)
-    with pytest.raises(ShardUnready, match="4 tokens in slot 0, step 3 goes on at 5"):
+    with pytest.raises(ShardUnready, match="4 tokens in slot 0, step 3 continues at 5"):
         offer(guard, step_of(3, (0, 5, 1)), 2, 7)
 
 
@@ -193,7 +193,7 @@ def test_a_late_copy_does_not_take_what_a_later_step_has_written() -> None:
     offer(guard, step_of(0, (5, 0, 3)), 2, 7)
     offer(guard, step_of(2, (5, 0, 3)), 2, 7)
     # When an earlier step copies from it / Then it is dropped
-    with pytest.raises(Ignore, match="step 1: step 2 has been in slot 5, its source"):
+    with pytest.raises(Ignore, match="step 1: step 2 has written to its source slot 5"):
         offer(guard, step_of(1, (0, 2, 1, 5)), 2, 7)
 
 
@@ -220,5 +220,5 @@ def test_a_late_step_does_not_look_at_another_text() -> None:
     offer(guard, Step(1, 0, (Row(0, 0, (7, 7), 2),), 9), 0, 5)
     offer(guard, Step(1, 2, (Row(0, 0, (8, 8), 2),), 9), 0, 5)
     # When a step from before comes / Then it is dropped
-    with pytest.raises(Ignore, match="step 1: step 2 has been in encoder KV 0, its source"):
+    with pytest.raises(Ignore, match="step 1: step 2 has written to its source encoder KV 0"):
         offer(guard, Step(1, 1, (Row(0, 0, (7,), 1, encoder_kv=(0, 2)),), 9, start=3), 3, 5)

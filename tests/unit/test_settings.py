@@ -53,7 +53,7 @@ def test_no_part_of_any_password_is_shown(password: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://u:secret@host", "localhost:6379", "", "redis//host"])
 def test_a_url_of_another_kind_is_refused_without_its_password(url: str) -> None:
-    with pytest.raises(ValueError, match="is no Redis URL") as caught:
+    with pytest.raises(ValueError, match="is not a Redis URL") as caught:
         check_url(url)
     assert "secret" not in str(caught.value)
 

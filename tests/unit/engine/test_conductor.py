@@ -15,7 +15,8 @@ from skynet.orchestrator.membership import Membership
 from skynet.orchestrator.plan_controller import CALM_S, PlanController
 from skynet.planning.plan import Plan
 from skynet.store.members import READY, SPARE, Member, Members
-from skynet.store.plans import Plans, Target
+from skynet.store.plans import Plans
+from skynet.store.targets import Target
 from skynet.wire.keys import Address
 
 ARCH = load_architecture(

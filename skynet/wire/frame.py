@@ -1,0 +1,107 @@
+"""The one binary form of hidden states and partials: a small header, then row-major numbers.
+
+Used by the exchange, by a part's hidden states and by those that a span starts from. Never calls
+pickle; kind and size are checked before any array is made.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from skynet.errors import WireError
+
+# magic, kind, rows, columns
+HEADER = struct.Struct("<2sHII")
+MAGIC = b"SX"
+FLOAT32, BFLOAT16 = 0, 1
+_NAMES = {FLOAT32: "float32", BFLOAT16: "bfloat16"}
+_ITEM_BYTES = {FLOAT32: 4, BFLOAT16: 2}
+# numpy lacks bfloat16: its bits are uint16 there.
+_DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<f4"), BFLOAT16: np.dtype("<u2")}
+_KINDS = {dtype: kind for kind, dtype in _DTYPES.items()}
+
+
+class Frame(NamedTuple):
+    """A matrix (rows, columns) of float32 or bfloat16 numbers; `data` is a view of them."""
+
+    kind: int
+    rows: int
+    columns: int
+    data: bytes | memoryview
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.columns} {_NAMES[self.kind]}"
+
+    @classmethod
+    def of(cls, array: npt.NDArray[Any]) -> Frame:
+        """The frame of a float32 matrix, or of a uint16 matrix with the bits of bfloat16.
+
+        Raises:
+            WireError: another dtype, or not a matrix.
+        """
+        kind = _KINDS.get(array.dtype)
+        if kind is None or array.ndim != 2:
+            raise WireError(
+                "a frame holds a matrix of float32 or of bfloat16 bits, not "
+                f"{array.dtype} of shape {array.shape}"
+            )
+        rows, columns = array.shape
+        return cls(kind, rows, columns, np.ascontiguousarray(array).data)
+
+    @property
+    def header(self) -> bytes:
+        return HEADER.pack(MAGIC, self.kind, self.rows, self.columns)
+
+    def encode(self) -> bytes:
+        """Header, then numbers."""
+        return self.header + self.data
+
+    @classmethod
+    def decode(cls, payload: bytes | memoryview) -> Frame:
+        """What `encode` made, without a copy.
+
+        Raises:
+            WireError: not bytes, no header, an unknown kind, or a size other than the header's.
+        """
+        kind, rows, columns, stop = _read_header(payload)
+        if len(payload) != stop:
+            raise WireError(f"a frame of {stop} bytes in a message of {len(payload)}")
+        return cls(kind, rows, columns, memoryview(payload)[HEADER.size :])
+
+    @classmethod
+    def split(cls, payload: bytes | memoryview) -> tuple[Frame, memoryview]:
+        """The frame at the start of `payload` and the bytes after it, without a copy.
+
+        Raises:
+            WireError: not bytes, no header, an unknown kind, or fewer bytes than the header's.
+        """
+        kind, rows, columns, stop = _read_header(payload)
+        view = memoryview(payload)
+        return cls(kind, rows, columns, view[HEADER.size : stop]), view[stop:]
+
+    def array(self) -> npt.NDArray[Any]:
+        """(rows, columns), a view, read-only if decoded: float32, or bfloat16's bits as uint16."""
+        return np.ndarray((self.rows, self.columns), _DTYPES[self.kind], self.data)
+
+    def copy(self) -> npt.NDArray[Any]:
+        """As `array`, but writable: torch takes no read-only arrays."""
+        return np.ndarray((self.rows, self.columns), _DTYPES[self.kind], bytearray(self.data))
+
+
+def _read_header(payload: bytes | memoryview) -> tuple[int, int, int, int]:
+    """Kind, rows, columns and the frame's size in bytes, header included; all are checked."""
+    if not isinstance(payload, (bytes, memoryview)) or len(payload) < HEADER.size:
+        raise WireError(f"not a frame: {payload!r:.80}")
+    magic, kind, rows, columns = HEADER.unpack_from(payload)
+    if magic != MAGIC or kind not in _ITEM_BYTES:
+        raise WireError(f"not a frame: magic {magic!r}, kind {kind}")
+    stop = HEADER.size + rows * columns * _ITEM_BYTES[kind]
+    if len(payload) < stop:
+        raise WireError(
+            f"a frame of {rows}x{columns} {_NAMES[kind]} takes {stop} bytes, got {len(payload)}"
+        )
+    return kind, rows, columns, stop

@@ -1,0 +1,76 @@
+"""Loads the slices of one worker and reports the progress in its lease."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import redis
+
+from skynet.planning.plan import Plan
+from skynet.store.lease import Lease
+from skynet.wire.keys import Address
+
+if TYPE_CHECKING:
+    from skynet.layers.shard_model import ShardModel
+
+logger = logging.getLogger(__name__)
+
+
+class SliceLoader:
+    """Loads slices for the worker that holds `lease`; imports torch on first use."""
+
+    def __init__(self, client: redis.Redis, lease: Lease) -> None:
+        self.client = client
+        self.lease = lease
+
+    def slice_bytes(self, plan: Plan, address: Address) -> int:
+        """Bytes that the weights of `address` take in memory."""
+        from skynet.worker.slice import slice_bytes
+
+        return slice_bytes(self.client, plan, address)
+
+    def load(
+        self, plan: Plan, address: Address, kept: ShardModel | None, *, consume: bool
+    ) -> ShardModel:
+        """The slice of `address`; what `kept` has of it is not fetched again.
+
+        consume: take `kept` apart on the way, so that there are never two slices.
+        """
+        import torch
+
+        from skynet.worker.slice import load_slice
+
+        member, started = self.lease.member, time.monotonic()
+        torch.set_num_threads(max(1, member.threads))  # of this thread; Celery's sets another
+        needed = self.slice_bytes(plan, address)
+        self.lease.update(quietly=True, weight_bytes=needed, loaded_bytes=0)
+
+        def progress(num_bytes: int) -> None:
+            self.lease.update(quietly=True, loaded_bytes=member.loaded_bytes + num_bytes)
+
+        model, fetched = load_slice(self.client, plan, address, progress, kept, consume)
+        load_s = round(time.monotonic() - started, 3)
+        reused = max(0, model.weight_bytes - fetched)
+        self.lease.update(quietly=True, load_s=load_s, kept_bytes=reused)
+        logger.info(
+            "plan %d: fetched %.1f MB for %s in %.2f s, %.1f MB were reused",
+            plan.epoch,
+            fetched / 1e6,
+            address,
+            load_s,
+            reused / 1e6,
+        )
+        return model
+
+
+def collect_garbage() -> None:
+    """Free a slice that was dropped; what remains is exempt from later collections."""
+    from skynet.worker.slice import return_free_memory
+
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    return_free_memory()
