@@ -8,7 +8,7 @@ import sys
 import click
 
 from skynet.cli import terminal
-from skynet.cli.options import COUNT
+from skynet.cli.options import COUNT, json_option
 from skynet.cli.root import main
 
 
@@ -28,7 +28,7 @@ from skynet.cli.root import main
     show_default=True,
     help="What both compute in; bfloat16 shows gross mistakes only.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option
 def check(
     model: str, stages: int, shards: int, prompt: str | None, dtype: str, as_json: bool
 ) -> None:

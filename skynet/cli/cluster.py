@@ -16,8 +16,10 @@ from skynet.cli.options import (
     answer_options,
     chosen,
     interruptible,
+    json_option,
     model_options,
     shape_of,
+    submit_options,
     told_to_end,
 )
 from skynet.cli.root import main
@@ -108,25 +110,18 @@ def rebalance() -> None:
 
 @main.command()
 @click.argument("prompt")
-@click.option("--timeout", type=float, help="Seconds until the request is given up.")
-@click.option(
-    "--priority",
-    type=click.IntRange(0, 9),
-    help="Who waits with a higher one runs first.  [default: 0]",
-)
-@click.option(
-    "--n", "num_samples", type=click.IntRange(1, 16), default=1, help="Answers to this prompt."
-)
+@submit_options
 @answer_options
-def generate(prompt: str, num_samples: int, as_json: bool, raw: bool, **options: Any) -> None:
-    """Ask the cluster at SKYNET_REDIS_URL to answer PROMPT, and stream the answer.
+def generate(prompt: str, n: int | None, as_json: bool, raw: bool, **options: Any) -> None:
+    """Answer PROMPT on the cluster at SKYNET_REDIS_URL, and stream the answer.
 
-    With --n they come one after the other, and --json is a list. Ctrl-C cancels the request.
+    With --n the answers are printed one after the other, and --json prints a list. Ctrl-C cancels
+    the request.
     """
     client = client_of_settings()
     completions = []
     with interruptible():
-        generations = client.submit_prompt(prompt, raw=raw, n=num_samples, **chosen(options))
+        generations = client.submit_prompt(prompt, raw=raw, n=n or 1, **chosen(options))
         try:
             for generation in generations:
                 terminal.print_answer(generation, quiet=as_json)
@@ -138,12 +133,12 @@ def generate(prompt: str, num_samples: int, as_json: bool, raw: bool, **options:
                 generation.cancel()
             raise
     if as_json:
-        found = [completion.__dict__ for completion in completions]
-        click.echo(json.dumps(found if num_samples > 1 else found[0]))
+        answers = [completion.__dict__ for completion in completions]
+        click.echo(json.dumps(answers if len(answers) > 1 else answers[0]))
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option
 @click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
 def status(as_json: bool, watch: bool) -> None:
     """Plan, members, memory, queues, requests, latest events of the cluster at SKYNET_REDIS_URL."""

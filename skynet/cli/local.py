@@ -14,6 +14,7 @@ from skynet.cli.options import (
     answer_options,
     chosen,
     interruptible,
+    json_option,
     model_options,
     shape_of,
     told_to_end,
@@ -113,7 +114,7 @@ def up(model: str, port: int | None, spares: int, **options: Any) -> None:
 @main.command()
 @click.argument("scenarios", nargs=-1)
 @click.option("--rounds", default=3, show_default=True, help="Rounds; contestants take turns.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option
 def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
     """Time SkyNet against others, side by side in one run: medians, spread and ratios.
 
@@ -126,10 +127,10 @@ def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
 
 def check_request(prompt: str, options: dict[str, Any]) -> None:
     """Refuse what no cluster could answer, before one is started."""
-    from skynet.request.options import check_options
+    from skynet.request.options import Limits, check_options
     from skynet.request.prompts import check_text
 
     check_text(prompt)
     # Which model it will be is not known yet: what only an encoder-decoder takes may be right.
     given = {"decoder_start_token_id": 0, **chosen(options)}
-    check_options(given, prompt_length=1, slot_tokens=sys.maxsize, has_encoder=True)
+    check_options(given, 1, Limits(sys.maxsize, has_encoder=True))

@@ -8,11 +8,12 @@ import sys
 import click
 
 from skynet.cli import terminal
+from skynet.cli.options import json_option
 from skynet.cli.root import main
 
 
 @main.group(invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
     """Models whose weights lie in the Redis at SKYNET_REDIS_URL, whole or half.
@@ -56,7 +57,7 @@ def remove_staged(digest: str, force: bool) -> None:
 
 @models.command("verify")
 @click.argument("digest", default="")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option
 def verify_staged(digest: str, as_json: bool) -> None:
     """Read the tiles of all models, or of the one whose digest starts with DIGEST, and check them.
 

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skynet.cli.cluster import client_of_settings
-from skynet.cli.options import chosen, interruptible
+from skynet.cli.options import chosen, interruptible, request_option
 from skynet.cli.root import main
+from skynet.request.option_table import BY_NAME
 from skynet.request.task_names import CLASSIFY, EMBED, FILL_MASK, MAX_TOP, POOLINGS
 
 if TYPE_CHECKING:
     from skynet.request.completion import Completion
 
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a text, in a line.")
-TIMEOUT = click.option("--timeout", type=float, help="Seconds until the request is given up.")
+TIMEOUT = request_option(BY_NAME["timeout"])
 
 
 @main.command()

@@ -11,7 +11,7 @@ import redis
 from skynet.errors import BadRequest
 from skynet.models.registry import load_architecture
 from skynet.request.generation_config import GenerationDefaults, generation_defaults
-from skynet.request.options import check_options
+from skynet.request.options import Limits, check_options
 from skynet.request.record import Options
 from skynet.request.task_names import GENERATE
 from skynet.request.text_tasks import TextTasks
@@ -58,12 +58,9 @@ class ServedModel:
         return check_options(
             options,
             len(ids) if arch.encoder is None else 1,
-            target.slot_tokens,
+            Limits(target.slot_tokens, arch.vocab_size, target.num_slots, arch.encoder is not None),
             self.defaults,
-            arch.vocab_size,
             self.text.encode_inside,
-            num_slots=target.num_slots,
-            has_encoder=arch.encoder is not None,
         )
 
     def answering_in(self, options: Mapping[str, Any], language: str) -> dict[str, Any]:

@@ -26,11 +26,11 @@ from skynet.cli import main
 from skynet.client import client
 from skynet.local.cluster import LocalCluster
 from skynet.models.registry import KNOWN
-from skynet.request.options import DEFAULT_MAX_TOKENS
-from skynet.request.options import KNOWN as KNOWN_OPTIONS
+from skynet.request.option_table import BY_NAME
 from skynet.settings import Settings
 from skynet.staging.split import skysplit
 from tests.models_page import page
+from tests.options_table import MARKER, options_table
 
 README = read(ROOT / "README.md")
 STRUCTURE = read(ROOT / "docs" / "structure.md")
@@ -139,13 +139,11 @@ def test_the_models_page_is_what_the_code_says() -> None:
     assert read(ROOT / "docs" / "models.md") == page()
 
 
-def test_the_options_table_names_those_there_are() -> None:
-    # Given
-    table = README.partition("<!-- options -->")[2].partition("\n\n")[0]
-    # Then
-    named = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
-    assert sorted(named) == sorted([*KNOWN_OPTIONS, "n", "priority", "timeout"])
-    assert f"| `max_tokens` | {DEFAULT_MAX_TOKENS} |" in table
+def test_the_options_table_is_what_the_code_says() -> None:
+    # Given the document that holds it
+    (text,) = [read(path) for path in DOCUMENTS if f"{MARKER}\n" in read(path)]
+    # When / Then: `python -m tests.options_table` prints it
+    assert text.partition(f"{MARKER}\n")[2].partition("\n\n")[0] + "\n" == options_table()
 
 
 @documents
@@ -156,7 +154,7 @@ def test_python_is_python_and_its_names_and_arguments_exist(path: Path) -> None:
             assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
         for function, keyword in keywords(tree):
             known = set(inspect.signature(CALLS[function]).parameters)
-            assert keyword in known | set(KNOWN_OPTIONS), f"{function} has no {keyword}"
+            assert keyword in known | set(BY_NAME), f"{function} has no {keyword}"
 
 
 def imported_names(tree: ast.AST) -> Iterator[tuple[str, str]]:

@@ -12,22 +12,20 @@ from transformers import GenerationConfig
 from skynet.errors import BadRequest, UnsupportedModel
 from skynet.models.registry import load_architecture
 from skynet.request.generation_config import (
-    ALWAYS,
-    ELSEWHERE,
-    SAMPLING,
-    UNKNOWN,
-    UNKNOWN_SAMPLING,
+    HONOURED_OR_REFUSED,
+    UNSUPPORTED,
     WITHOUT_EFFECT,
     GenerationDefaults,
     generation_defaults,
     legacy_file,
 )
-from skynet.request.options import DEFAULT_MAX_TOKENS, check_options
+from skynet.request.options import DEFAULT_MAX_TOKENS, Limits, check_options
 from skynet.request.record import Options
 from skynet.staging.stager import check_generation_config
 
 SLOT = 1000
 VOCAB = 50
+DECODER = Limits(SLOT, VOCAB, has_encoder=True)
 ARCH = load_architecture(
     {
         "model_type": "llama",
@@ -45,14 +43,14 @@ def defaults_of(**fields: Any) -> GenerationDefaults:
 
 
 def options_of(defaults: GenerationDefaults, prompt_length: int = 10, **given: Any) -> Options:
-    return check_options(given, prompt_length, SLOT, defaults, VOCAB)
+    return check_options(given, prompt_length, Limits(SLOT, VOCAB), defaults)
 
 
 def test_every_setting_of_transformers_has_its_place() -> None:
     # Given all settings that Transformers knows
-    known = {*ALWAYS, *SAMPLING, *UNKNOWN, *UNKNOWN_SAMPLING, *ELSEWHERE, *WITHOUT_EFFECT}
-    # Then each is known here
-    assert set(GenerationConfig().__dict__) <= known
+    settings = set(GenerationConfig().__dict__)
+    # Then each is honoured, refused or without effect
+    assert settings <= HONOURED_OR_REFUSED | WITHOUT_EFFECT
 
 
 def test_no_file_and_an_empty_one_set_nothing() -> None:
@@ -153,7 +151,7 @@ def test_lengths(
 def test_what_would_change_answers_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(UnsupportedModel, match=rf"generation_config\.json: {name} .*support"):
         defaults_of(**{name: value})
-    assert defaults_of(**{name: UNKNOWN[name]}) == GenerationDefaults()
+    assert defaults_of(**{name: UNSUPPORTED[name]}) == GenerationDefaults()
 
 
 def test_what_changes_samples_only_is_refused_to_requests_that_sample(
@@ -226,7 +224,7 @@ def test_beams_of_the_model_are_the_default_and_a_sample_has_none() -> None:
     assert asked.renormalize_logits
     assert options_of(found, num_beams=1) == Options()
     with pytest.raises(BadRequest, match="num_beams 4, the model's own default: each takes"):
-        check_options({}, 10, SLOT, found, VOCAB, num_slots=3)
+        check_options({}, 10, Limits(SLOT, VOCAB, num_slots=3), found)
     with pytest.raises(BadRequest, match="num_beams 4 with sampling"):
         options_of(found, temperature=0.5)
     # And the model is staged, though a sample has to say so
@@ -237,7 +235,7 @@ def test_beams_of_the_model_are_the_default_and_a_sample_has_none() -> None:
 def test_an_encoder_decoder_begins_as_its_config_says() -> None:
     # Given a start token, or a token that stands in for it, or neither
     def start(**fields: Any) -> int | None:
-        found = check_options({}, 1, SLOT, defaults_of(**fields), VOCAB, has_encoder=True)
+        found = check_options({}, 1, DECODER, defaults_of(**fields))
         return found.decoder_start_token_id
 
     # Then
@@ -252,8 +250,8 @@ def test_the_longest_answer_of_an_encoder_decoder_is_its_config_s() -> None:
     # Given a length that counts the decoder's start
     found = defaults_of(decoder_start_token_id=2, max_length=300)
     # When / Then
-    assert check_options({}, 1, SLOT, found, VOCAB, has_encoder=True).max_tokens == 299
-    assert check_options({}, 1, 50, found, VOCAB, has_encoder=True).max_tokens == 49
+    assert check_options({}, 1, DECODER, found).max_tokens == 299
+    assert check_options({}, 1, Limits(50, VOCAB, has_encoder=True), found).max_tokens == 49
 
 
 def test_a_config_of_before_generation_configs_is_heard() -> None:
