@@ -165,6 +165,6 @@ def status(as_json: bool, watch: bool) -> None:
 
 
 def client_of_settings() -> Client:
-    from skynet.client.client import default_client
+    from skynet.client.client import Client
 
-    return default_client()
+    return Client()

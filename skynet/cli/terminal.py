@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from skynet.client.client import Generation
+    from skynet.client.generation import Generation
     from skynet.local.cluster import WorkerProcess
     from skynet.request.completion import Completion
     from skynet.staging.stager import Progress

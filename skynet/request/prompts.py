@@ -26,7 +26,7 @@ def token_ids(
     """The prompt as token ids: text, chat messages, or ids as they are.
 
     raw: False puts a text into the model's chat template, as the user's message, if there is one.
-    source_language, target_language: codes, of a text to translate; see `Text.encode_from`.
+    source_language, target_language: codes, of a text to translate; see `Languages.of_prompt`.
 
     Raises:
         BadRequest: empty, too long, of no such type, a language that the model does not know, or
@@ -36,7 +36,7 @@ def token_ids(
         check_text(prompt)
         if not raw and text.has_chat_template:
             return text.chat([{"role": "user", "content": prompt}])
-        ids = text.encode_from(prompt, source_language, target_language)
+        ids = text.languages.of_prompt(text.encode(prompt), source_language, target_language)
         if not ids:
             raise BadRequest("prompt: it has no tokens")
         return ids

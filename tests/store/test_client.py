@@ -9,7 +9,8 @@ import pytest
 import redis
 from chord_cases import queued
 
-from skynet.client.client import Client, Generation
+from skynet.client.client import Client
+from skynet.client.generation import Generation
 from skynet.errors import BadRequest, ClusterUnreachable, NoModel, QueueFull
 from skynet.local.server import EmbeddedServer
 from skynet.request.record import End, Logprobs, Token

@@ -36,7 +36,7 @@ def requests(client: redis.Redis) -> Requests:
 
 
 def new(requests: Requests, name: str = "r1", limit: int | None = None) -> Record:
-    record = Record(name, (1, 2, 70_000), OPTIONS, 10.25, 1e12, priority=7, family="f")
+    record = Record(name, (1, 2, 70_000), OPTIONS, 10.25, 1e12, priority=7, sample_group="f")
     requests.create(record, limit)
     return record
 
@@ -228,7 +228,7 @@ def test_log_probabilities_come_back_with_their_token(requests: Requests) -> Non
 
 def test_several_records_are_taken_together_or_not_at_all(requests: Requests) -> None:
     # Given three records and room for four
-    made = [Record(name, (1,), OPTIONS, 1.0, 2.0, family="a") for name in "abc"]
+    made = [Record(name, (1,), OPTIONS, 1.0, 2.0, sample_group="a") for name in "abc"]
     requests.create_all(made, limit=4)
     # Then they are there in their order
     assert requests.open_ids() == ["a", "b", "c"]

@@ -21,7 +21,6 @@ from skynet import __version__, cli
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.cli import terminal
 from skynet.cli.options import interruptible
-from skynet.client.client import default_client
 from skynet.local.cluster import LocalCluster
 from skynet.local.server import EmbeddedServer
 from skynet.request.completion import Completion
@@ -44,10 +43,8 @@ def _fresh_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in Settings.model_fields:
         monkeypatch.delenv(f"SKYNET_{name.upper()}", raising=False)
     settings.cache_clear()
-    default_client.cache_clear()
     yield
     settings.cache_clear()
-    default_client.cache_clear()
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_pieces_join_to_the_decoding_of_any_ids(family: str, ids: list[int]) -> 
 def test_a_piece_that_only_answers_have_is_no_piece_of_a_prompt() -> None:
     # Given a word of vocab.json that the source model would have to spell
     text = text_of("marian")
-    word = text.language_id("fra") - 1
+    word = text.languages.id_of("fra") - 1
     assert text.spell(word) == "qqq"
     # Then
     assert word not in text.encode("the qqq")
@@ -112,7 +112,7 @@ def test_a_piece_that_the_vocabulary_lacks_is_unknown(marian: Path) -> None:
 
 def test_a_language_code_is_one_token_at_the_start_only() -> None:
     text = text_of("marian")
-    code = text.language_id("fra")
+    code = text.languages.id_of("fra")
     assert text.encode(">>fra<< Hello") == [code, *text.encode("Hello")]
     assert code not in text.encode("Hello >>fra<<")
     assert text.encode(">>xyz<< Hello")[0] == text.encode("東")[-2]  # unknown
