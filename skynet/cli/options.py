@@ -60,14 +60,14 @@ def model_options(command: Command) -> Command:
             type=COUNT,
             default=2,
             show_default=True,
-            help="Pipeline stages: consecutive layers.",
+            help="Pipeline stages: each has consecutive layers.",
         ),
         click.option(
             "--shards",
             type=COUNT,
             default=2,
             show_default=True,
-            help="Tensor-parallel shards of each stage: heads and columns of its layers.",
+            help="Shards of each stage: each has heads and columns of its layers.",
         ),
         click.option(
             "--fixed",

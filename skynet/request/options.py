@@ -203,7 +203,7 @@ def _bad_words(
 def _check_num_beams(checked: Mapping[str, Any], num_slots: int, by_default: bool) -> None:
     count = checked.get("num_beams", 1)
     if count > num_slots:
-        origin = ", the model's own default" if by_default else ""
+        origin = ", the model's default" if by_default else ""
         raise BadRequest(
             f"num_beams {count}{origin}: each takes a slot, and the cluster has {num_slots}; ask "
             "for fewer, or split the model with more --slots"

@@ -51,7 +51,7 @@ def test_a_record_comes_back_as_it_was(requests: Requests) -> None:
     assert (found.prompt, found.options) == (record.prompt, OPTIONS)
     assert (found.created, found.deadline, found.state) == (10.25, 1e12, "waiting")
     assert (found.emitted, found.arrival, found.cancelled, found.end) == (0, 1, False, None)
-    assert (found.priority, found.family) == (7, "f")
+    assert (found.priority, found.sample_group) == (7, "f")
     assert (found.started_at, found.first_token_at, found.last_token_at) == (0, 0, 0)
     assert requests.read("nobody") is None
 
@@ -211,7 +211,7 @@ def test_a_record_of_before_has_the_defaults_of_what_it_lacks(
     # When it is read / Then the rest is as if nothing had been asked
     found = requests.read("r1")
     assert found is not None
-    assert (found.options, found.family) == (Options(max_tokens=5, stop=("x",)), "")
+    assert (found.options, found.sample_group) == (Options(max_tokens=5, stop=("x",)), "")
 
 
 def test_log_probabilities_come_back_with_their_token(requests: Requests) -> None:

@@ -210,7 +210,7 @@ def test_an_index_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     path = write_model(tmp_path / "tiny", shards=2)
     index = path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"z": "../other.safetensors"}}))
-    with pytest.raises(CheckpointError, match="no file name"):
+    with pytest.raises(CheckpointError, match="not a file name"):
         open_in(path)
 
 
@@ -256,7 +256,7 @@ def test_a_path_that_does_not_exist_is_named(tmp_path: Path, name: str) -> None:
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     file = write_model(tmp_path / "tiny") / "model.safetensors"
-    with pytest.raises(CheckpointError, match=r"no \.gguf file"):
+    with pytest.raises(CheckpointError, match=r"not a \.gguf file"):
         open_checkpoint(str(file), tmp_path)
     (tmp_path / "fake.gguf").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="does not start with"):
@@ -284,7 +284,7 @@ def test_a_hub_id_without_a_network_says_what_was_tried(
         raise ConnectionError("name resolution failed")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    with pytest.raises(CheckpointError, match=r"'someone/tiny' is no directory.*name resolution"):
+    with pytest.raises(CheckpointError, match=r"'someone/tiny' is neither a dir.*name resolution"):
         open_checkpoint("someone/tiny", tmp_path)
 
 
@@ -406,8 +406,8 @@ def test_a_conversion_is_done_once_and_a_failed_one_leaves_nothing(
 def test_the_demo_model_is_the_instruct_model(demo_checkpoint: Checkpoint) -> None:
     assert demo_checkpoint.name == "SmolLM2-135M-Instruct"
     assert demo_checkpoint.config["model_type"] == "llama"
-    assert demo_checkpoint.generation_config["eos_token_id"] == 2
     files = demo_checkpoint.text_files()
+    assert json.loads(files["generation_config.json"])["eos_token_id"] == 2
     assert json.loads(files["special_tokens.json"])["eos_token"] == "<|im_end|>"
     assert b"<|im_start|>assistant" in files["chat_template.jinja"]
     embedding = demo_checkpoint.tensors["model.embed_tokens.weight"]

@@ -223,7 +223,7 @@ def test_beams_of_the_model_are_the_default_and_a_sample_has_none() -> None:
     assert (asked.num_beams, asked.length_penalty, asked.early_stopping) == (4, 2.0, True)
     assert asked.renormalize_logits
     assert options_of(found, num_beams=1) == Options()
-    with pytest.raises(BadRequest, match="num_beams 4, the model's own default: each takes"):
+    with pytest.raises(BadRequest, match="num_beams 4, the model's default: each takes"):
         check_options({}, 10, Limits(SLOT, VOCAB, num_slots=3), found)
     with pytest.raises(BadRequest, match="num_beams 4 with sampling"):
         options_of(found, temperature=0.5)

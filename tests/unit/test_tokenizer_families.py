@@ -128,11 +128,11 @@ def test_a_tokenizer_json_beside_marians_files_is_not_asked(marian: Path) -> Non
     [
         ("source.spm", None, r"cannot read .*source\.spm: No such file"),
         ("target.spm", None, r"cannot read .*target\.spm: No such file"),
-        ("source.spm", b"\n\5short", r"source\.spm is truncated or no SentencePiece model"),
+        ("source.spm", b"\n\5short", r"source\.spm is truncated or not a SentencePiece model"),
         ("vocab.json", None, r"vocab\.json is missing"),
         ("vocab.json", b"{", r"vocab\.json is not JSON"),
-        ("vocab.json", b'{"a": "b"}', r"vocab\.json does not give each piece"),
-        ("vocab.json", b'{"a": 0}', "unk_token '<unk>' is not in its vocabulary"),
+        ("vocab.json", b'{"a": "b"}', r"vocab\.json holds ids that are not integers"),
+        ("vocab.json", b'{"a": 0}', "unk_token '<unk>' is not in the vocabulary"),
     ],
 )
 def test_damaged_files_are_named(
@@ -162,7 +162,7 @@ def test_what_is_not_computed_leaves_the_model_usable_by_ids(
     # Then
     assert files == {}
     assert "staged without a tokenizer" in caplog.text
-    assert "source.spm: model_type 3 is not computed" in caplog.text
+    assert "source.spm: model_type 3 is not supported" in caplog.text
     with pytest.raises(BadRequest, match="send token ids"):
         Text(files).encode("ab")
 
