@@ -8,20 +8,14 @@ import sys
 import click
 
 from skynet.cli import terminal
-from skynet.cli.options import COUNT, json_option
+from skynet.cli.options import json_option, shards_option, stages_option
 from skynet.cli.root import main
 
 
 @main.command()
 @click.argument("model")
-@click.option("--stages", type=COUNT, default=2, show_default=True, help="Pipeline stages.")
-@click.option(
-    "--shards",
-    type=COUNT,
-    default=2,
-    show_default=True,
-    help="Shards of each stage.",
-)
+@stages_option
+@shards_option
 @click.option(
     "--prompt",
     help="Input of both, without a chat template; an encoder-decoder's decoder gets it, too, after "
@@ -38,13 +32,14 @@ from skynet.cli.root import main
 def check(
     model: str, stages: int, shards: int, prompt: str | None, dtype: str, as_json: bool
 ) -> None:
-    """Compare MODEL, split into stages x shards, with Transformers, layer by layer.
+    """Compare MODEL in stages x shards with Transformers.
 
-    Checks decoders, encoder-decoders and encoders (bare, or with a masked-language-model or
-    classification head). Needs neither Redis nor workers, and memory for one layer at a time. Names
-    the first layer and shard that differ, and compares the answer: next token, token for the mask,
-    label or embedding. The exit code is 0 if all is equal up to rounding, else 1. MODEL is as for
-    `skynet split`; a .gguf file is converted first, which takes memory for the complete model.
+    Computes each layer with both: of decoders, encoder-decoders and encoders (bare, or with a
+    masked-language-model or classification head). Needs neither Redis nor workers, and memory for
+    one layer at a time. Names the first layer and shard that differ, and compares the answer: next
+    token, token for the mask, label or embedding. The exit code is 0 if all is equal up to
+    rounding, else 1. MODEL is as for `skynet split`; a .gguf file is converted first, which takes
+    memory for the complete model.
     """
     from skynet.check import check_model
 

@@ -42,11 +42,12 @@ if TYPE_CHECKING:
 )
 @model_options
 def split(model: str, any_shape: bool, stay: bool, **options: Any) -> None:
-    """Stage MODEL's weights in the Redis at SKYNET_REDIS_URL, to be run in stages x shards.
+    """Stage MODEL in Redis, to run in stages x shards.
 
-    The orchestrator starts the plan as soon as there are enough workers, either bound to its places
-    with -Q or free. If workers are lost it changes to a shape that the others can hold, unless
-    --fixed. MODEL is a Hugging Face directory, a hub id, a .gguf file, or smollm2.
+    The Redis is that of SKYNET_REDIS_URL. The orchestrator starts the plan as soon as there are
+    enough workers, either bound to its places with -Q or free. If workers are lost it changes to a
+    shape that the others can hold, unless --fixed. MODEL is a Hugging Face directory, a hub id, a
+    .gguf file, or smollm2.
     """
     from skynet.staging.split import skysplit, stay_staged
 
@@ -84,11 +85,11 @@ def split(model: str, any_shape: bool, stay: bool, **options: Any) -> None:
 )
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 def worker(place: str | None, celery_options: tuple[str, ...]) -> None:
-    """Run a worker of the cluster at SKYNET_REDIS_URL, as `celery -A skynet worker` does.
+    """Run a worker of the cluster at SKYNET_REDIS_URL.
 
-    Shows its settings first. Without -Q it takes any place that needs a worker, and stands by until
-    one does. On SIGTERM or Ctrl-C it hands its place over before it ends; a second signal ends it
-    at once. Arguments after `--` are passed to Celery.
+    Shows its settings, then runs `celery -A skynet worker`. Without -Q it takes any place that
+    needs a worker, and stands by until one does. On SIGTERM or Ctrl-C it hands its place over
+    before it ends; a second signal ends it at once. Arguments after `--` are passed to Celery.
     """
     from skynet.settings import hide_password, settings
 
@@ -127,10 +128,10 @@ def rebalance() -> None:
 @submit_options
 @answer_options
 def generate(prompt: str, n: int | None, as_json: bool, raw: bool, **options: Any) -> None:
-    """Answer PROMPT on the cluster at SKYNET_REDIS_URL, and stream the answer.
+    """Answer PROMPT on the cluster at SKYNET_REDIS_URL.
 
-    With --n the answers are printed one after the other, and --json prints a list. Ctrl-C cancels
-    the request.
+    Streams the answer. With --n the answers are printed one after the other, and --json prints a
+    list. Ctrl-C cancels the request.
     """
     client = client_of_settings()
     completions = []
@@ -155,7 +156,10 @@ def generate(prompt: str, n: int | None, as_json: bool, raw: bool, **options: An
 @json_option
 @click.option("--watch", is_flag=True, help="Refresh every second, until Ctrl-C.")
 def status(as_json: bool, watch: bool) -> None:
-    """Show plan, members, queues, requests and events of the cluster at SKYNET_REDIS_URL."""
+    """Show the state of the cluster at SKYNET_REDIS_URL.
+
+    Lists plan, members, queues, requests and the newest events.
+    """
     from skynet.cli.status import cluster_status
     from skynet.settings import settings
     from skynet.store.connection import connect

@@ -117,13 +117,14 @@ def up(model: str, port: int | None, spares: int, **options: Any) -> None:
     "--rounds",
     default=3,
     show_default=True,
-    help="Rounds; all take turns in each.",
+    help="Rounds of measurements.",
 )
 @json_option
 def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
-    """Time SkyNet and its alternatives in turn, and print medians, spread and ratios.
+    """Time SkyNet and its alternatives in turn.
 
-    SCENARIOS are decode, chord, exchange, batch, load and recover; all by default.
+    Prints medians, spread and ratios. SCENARIOS are decode, chord, exchange, batch, load and
+    recover; all by default.
     """
     from skynet.bench import run_scenarios
 

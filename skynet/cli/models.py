@@ -16,7 +16,7 @@ from skynet.cli.root import main
 @json_option
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
-    """List the models staged in the Redis at SKYNET_REDIS_URL, complete or not.
+    """List the models staged at SKYNET_REDIS_URL.
 
     \b
         skynet models
@@ -42,7 +42,7 @@ def models(context: click.Context, as_json: bool) -> None:
 @click.argument("digest")
 @click.option("--force", is_flag=True, help="Remove the model even if the cluster runs it.")
 def remove_staged(digest: str, force: bool) -> None:
-    """Free the weights and files of the model whose digest starts with DIGEST."""
+    """Remove a staged model, whose digest starts with DIGEST."""
     from skynet.store.connection import connect, reachable
     from skynet.store.staged_models import find_model, remove_model
 
@@ -59,9 +59,10 @@ def remove_staged(digest: str, force: bool) -> None:
 @click.argument("digest", default="")
 @json_option
 def verify_staged(digest: str, as_json: bool) -> None:
-    """Verify the tiles of all models, or of the model whose digest starts with DIGEST.
+    """Verify the tiles of staged models.
 
-    The exit code is 1 if a tile or file is missing or corrupted, else 0.
+    Verifies the model whose digest starts with DIGEST, or all. The exit code is 1 if a tile or file
+    is missing or corrupted, else 0.
     """
     from skynet.store.connection import connect, reachable
     from skynet.store.staged_models import find_model, list_models, verify_model

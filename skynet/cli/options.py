@@ -17,6 +17,20 @@ COUNT = click.IntRange(min=1)
 
 Command = Callable[..., Any]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+stages_option = click.option(
+    "--stages",
+    type=COUNT,
+    default=2,
+    show_default=True,
+    help="Pipeline stages, which split the layers.",
+)
+shards_option = click.option(
+    "--shards",
+    type=COUNT,
+    default=2,
+    show_default=True,
+    help="Shards of each stage, which split its heads and columns.",
+)
 
 
 def request_option(option: Option) -> Callable[[Command], Command]:
@@ -55,20 +69,8 @@ def model_options(command: Command) -> Command:
     """How a model is split: shared by run, up and split."""
     return _with_options(
         command,
-        click.option(
-            "--stages",
-            type=COUNT,
-            default=2,
-            show_default=True,
-            help="Pipeline stages: each has consecutive layers.",
-        ),
-        click.option(
-            "--shards",
-            type=COUNT,
-            default=2,
-            show_default=True,
-            help="Shards of each stage: each has heads and columns of its layers.",
-        ),
+        stages_option,
+        shards_option,
         click.option(
             "--fixed",
             is_flag=True,

@@ -54,7 +54,10 @@ def embed(text: tuple[str, ...], **options: Any) -> None:
 @TIMEOUT
 @JSON
 def fill_mask(text: str, as_json: bool, **options: Any) -> None:
-    """Predict the mask tokens of TEXT, [MASK] or <mask>, with probabilities."""
+    """Predict the mask tokens of TEXT, with probabilities.
+
+    The mask token is that of the model at SKYNET_REDIS_URL: [MASK] or <mask>, say.
+    """
     (completion,) = _complete((text,), FILL_MASK, options)
     if as_json:
         _print_json(text=text, predictions=completion.predictions)
@@ -71,7 +74,10 @@ def fill_mask(text: str, as_json: bool, **options: Any) -> None:
 @TIMEOUT
 @JSON
 def classify(text: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Classify each TEXT with the model at SKYNET_REDIS_URL: labels with scores, best first."""
+    """Classify each TEXT with the model at SKYNET_REDIS_URL.
+
+    Prints the labels of each text with their scores, best first.
+    """
     for each, completion in zip(text, _complete(text, CLASSIFY, options), strict=True):
         if as_json:
             _print_json(text=each, labels=completion.labels)

@@ -34,9 +34,9 @@ def user(server: EmbeddedServer, client: redis.Redis) -> Iterator[Client]:
     """A client of a cluster that is asked for a model without weights, on 2 slots."""
     WeightStore(client).stage("d", "tiny", CONFIG, {}, {}, None, tile_bytes=4096)  # type: ignore[arg-type]
     Plans(client).ask(Target("d", "tiny", "float32", "auto", num_slots=2, slot_tokens=64))
-    found = Client(server.url)
-    yield found
-    found.close()
+    connected = Client(server.url)
+    yield connected
+    connected.close()
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_request_is_cancelled_from_anywhere(user: Client, client: redis.Redis)
 def test_samples_are_requests_of_one_family(user: Client, client: redis.Redis) -> None:
     # When three samples are asked for
     generations = user.submit_prompt([1, 2, 3], n=3, temperature=0.5, seed=2**64 - 2)
-    # Then each has its record and its task, a seed of its own, and the first one's id as family
+    # Then each has its record and its task, another seed, and the first one's id as sample group
     records = [user.requests.read(generation.id) for generation in generations]
     assert [record.options.seed for record in records if record] == [2**64 - 2, 2**64 - 1, 0]
     assert {record.sample_group for record in records if record} == {generations[0].id}
@@ -201,5 +201,5 @@ def test_log_probabilities_are_in_the_completion(user: Client) -> None:
     user.requests.append([(generation.id, Token(0, 5, "a", Logprobs(-0.5, ((7, -0.25),))))])
     user.requests.finish(generation.id, End(finish_reason="stop"))
     # Then the completion has one entry a token, as JSON has it
-    found = generation.get(timeout=10)
-    assert found.logprobs == [{"logprob": -0.5, "top": [[7, -0.25]]}]
+    completion = generation.get(timeout=10)
+    assert completion.logprobs == [{"logprob": -0.5, "top": [[7, -0.25]]}]

@@ -94,7 +94,7 @@ def test_a_region_is_the_slice(
     start = data.draw(st.integers(0, shape[axis]))
     stop = data.draw(st.integers(start, shape[axis]))
     region = read_region("x", read_header(file)["x"], axis, start, stop)
-    # Then it is numpy's slice, in memory of its own
+    # Then it is a copy of numpy's slice
     expected = as_numpy(tensor)[(slice(None),) * axis + (slice(start, stop),)]
     np.testing.assert_array_equal(region, expected)
     assert region.shape == expected.shape
@@ -124,10 +124,11 @@ def test_tensors_are_compared_byte_for_byte(
         "dtype": table.view(torch.int32).clone(),
     }
     save_file({"table": table, **others}, tmp_path / "x.safetensors")
-    found = read_header(tmp_path / "x.safetensors")
+    tensors = read_header(tmp_path / "x.safetensors")
     # When they are compared in chunks / Then the copy alone is the same
     monkeypatch.setattr(safetensors_file, "COMPARE_CHUNK", 48)
-    assert [n for n in others if safetensors_file.same_bytes(found["table"], found[n])] == ["copy"]
+    table = tensors["table"]
+    assert [n for n in others if safetensors_file.same_bytes(table, tensors[n])] == ["copy"]
 
 
 def test_a_config_does_not_say_what_its_file_lacks(tmp_path: Path) -> None:
@@ -354,7 +355,7 @@ def test_text_files_as_older_checkpoints_hold_them(tmp_path: Path) -> None:
     files = text_files(tmp_path)
     assert json.loads(files["special_tokens.json"]) == {"bos_token": "<s>", "unk_token": "<unk>"}
     assert files["chat_template.jinja"] == b"plain"
-    # And a file of its own counts before it
+    # And a chat template file takes precedence
     (tmp_path / "chat_template.jinja").write_text("newer")
     assert text_files(tmp_path)["chat_template.jinja"] == b"newer"
 

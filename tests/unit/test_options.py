@@ -60,8 +60,8 @@ def test_all_options_arrive() -> None:
         "num_beams": 1,
     }
     # When / Then
-    found = check_options(given_options, 10, LIMITS)
-    assert found == Options(
+    options = check_options(given_options, 10, LIMITS)
+    assert options == Options(
         max_tokens=990,
         temperature=1.0,
         top_k=40,
@@ -87,8 +87,8 @@ def test_beams_arrive() -> None:
     # Given
     given_options = {"num_beams": 4, "length_penalty": -0.5, "early_stopping": "never"}
     # When / Then
-    found = check_options(given_options, 10, Limits(SLOT, num_slots=4))
-    assert (found.num_beams, found.length_penalty, found.early_stopping) == (4, -0.5, "never")
+    options = check_options(given_options, 10, Limits(SLOT, num_slots=4))
+    assert (options.num_beams, options.length_penalty, options.early_stopping) == (4, -0.5, "never")
     with pytest.raises(BadRequest, match="num_beams 4: each takes a slot, and the cluster has 3"):
         check_options(given_options, 10, Limits(SLOT, num_slots=3))
 
@@ -182,8 +182,8 @@ def test_bad_words_are_split_as_they_may_stand_in_a_text() -> None:
 
     # Then a word is banned at a text's start and after a space, beside ids that are given
     given_options = {"bad_words": ["no", "a"], "bad_words_ids": [[97]]}
-    found = check_options(given_options, 1, LIMITS, encode=encode).bad_words_ids
-    assert found == ((97,), (110, 111), (32, 110, 111), (32, 97))
+    bad_words = check_options(given_options, 1, LIMITS, encode=encode).bad_words_ids
+    assert bad_words == ((97,), (110, 111), (32, 110, 111), (32, 97))
     assert check_options({"bad_words": "a"}, 1, LIMITS, encode=encode).bad_words_ids[0] == (97,)
 
 
@@ -227,20 +227,20 @@ def test_a_prompt_that_fills_its_slot_is_refused() -> None:
 def test_anything_is_either_refused_or_within_its_limits(options: dict[str, Any]) -> None:
     # Given whatever a caller may send
     try:
-        found = check_options(options, 10, LIMITS)
+        checked = check_options(options, 10, LIMITS)
     except BadRequest:
         return
     # Then what passes can be computed with
-    assert 1 <= found.max_tokens <= SLOT - 10
-    assert 0 <= found.temperature <= 100
-    assert 0 < found.top_p <= 1
-    assert found.top_k >= 0
-    assert 0 <= found.min_p <= 1
-    assert 0.01 <= found.repetition_penalty <= 100
-    assert found.min_new_tokens <= found.max_tokens
-    assert all(found.bad_words_ids)
-    assert found.seed is not None or found.temperature == 0
-    assert all(isinstance(stop, str) and stop for stop in found.stop)
+    assert 1 <= checked.max_tokens <= SLOT - 10
+    assert 0 <= checked.temperature <= 100
+    assert 0 < checked.top_p <= 1
+    assert checked.top_k >= 0
+    assert 0 <= checked.min_p <= 1
+    assert 0.01 <= checked.repetition_penalty <= 100
+    assert checked.min_new_tokens <= checked.max_tokens
+    assert all(checked.bad_words_ids)
+    assert checked.seed is not None or checked.temperature == 0
+    assert all(isinstance(stop, str) and stop for stop in checked.stop)
 
 
 def test_the_record_has_a_field_of_the_same_default_for_each_row() -> None:

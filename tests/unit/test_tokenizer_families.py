@@ -206,13 +206,13 @@ def test_barts_older_files_give_the_ids_of_transformers(tmp_path: Path, prompt: 
     from transformers import AutoTokenizer
 
     byte_level_files(tmp_path / "bart")
-    text, theirs = (
+    text, reference = (
         Text(text_files(tmp_path / "bart")),
         AutoTokenizer.from_pretrained(tmp_path / "bart"),
     )
     ids = text.encode(prompt)
-    assert ids == theirs(prompt).input_ids
-    assert text.decode(ids) == stream(text, ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert ids == reference(prompt).input_ids
+    assert text.decode(ids) == stream(text, ids) == reference.decode(ids, skip_special_tokens=True)
 
 
 def nllb(**options: Any) -> Any:
@@ -230,13 +230,13 @@ def test_a_tokenizer_json_of_an_older_order_names_the_language_as_transformers(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     # Given a tokenizer.json as those of NLLB were published: the language comes last
-    theirs = save(nllb(**options), tmp_path)
+    reference = save(nllb(**options), tmp_path)
     file = tmp_path / "tokenizer.json"
     saved = json.loads(file.read_text())
     older = nllb(legacy_behaviour=True).backend_tokenizer.post_processor.__getstate__()
     file.write_text(json.dumps({**saved, "post_processor": json.loads(older)}))
     # Then
-    assert Text(text_files(tmp_path)).encode("ab cab") == theirs("ab cab").input_ids
+    assert Text(text_files(tmp_path)).encode("ab cab") == reference("ab cab").input_ids
 
 
 def test_a_tokenizer_json_that_fits_is_staged_as_it_is(tmp_path: Path) -> None:
@@ -251,16 +251,16 @@ def test_a_tokenizer_json_that_fits_is_staged_as_it_is(tmp_path: Path) -> None:
 def test_what_is_made_of_a_sentencepiece_model_is_what_transformers_builds(
     tmp_path: Path, family: str
 ) -> None:
-    # Given Transformers' own tokenizer over the same pieces, written as it saves one
+    # Given Transformers' tokenizer over the same pieces, written as it saves one
     files = text_files(TOKENIZERS / family)
     shutil.copytree(TOKENIZERS / family, tmp_path / "with")
     (tmp_path / "with" / "tokenizer.json").write_bytes(files["tokenizer.json"])
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "with")
+    reference = AutoTokenizer.from_pretrained(tmp_path / "with")
     # Then
     for prompt, _ in expected(family, "prompts"):
-        assert (prompt, text_of(family).encode(prompt)) == (prompt, theirs(prompt).input_ids)
+        assert (prompt, text_of(family).encode(prompt)) == (prompt, reference(prompt).input_ids)
 
 
 def test_a_model_that_only_transformers_converts_says_what_to_install(
