@@ -53,7 +53,7 @@ class ServedModel:
             forced token.
 
         Raises:
-            BadRequest: names what cannot work.
+            BadRequest: names the argument, its value and its limit.
         """
         options, languages = dict(given), {}
         if task == GENERATE:

@@ -2,7 +2,8 @@
 
 The rows drive the checks (`skynet/request/options.py`), the defaults that a generation_config.json
 may set (`skynet/request/generation_config.py`), the flags of the command line
-(`skynet/cli/options.py`) and the documented table (`python -m tests.options_table`).
+(`skynet/cli/options.py`) and the documented table (`python -m tests.options_table`). A new option
+is a row here, a field of `skynet.request.record.Options`, and its maths in the engine.
 """
 
 from __future__ import annotations

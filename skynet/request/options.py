@@ -23,7 +23,7 @@ LANGUAGES = ("source_language", "target_language")  # of a text to translate: pa
 
 @dataclass(frozen=True)
 class Limits:
-    """What the cluster and its model allow.
+    """The limits of a cluster and its model.
 
     slot_tokens: longest prompt and answer together.
     num_slots: sequences, or beams, that run at once.

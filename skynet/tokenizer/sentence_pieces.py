@@ -151,21 +151,21 @@ class PieceEncoder:
         name: str,
         token_to_id: Callable[[str], int | None],
         unknown: str,
-        whole: Collection[str],
+        special: Collection[str],
         codes_first: bool,
     ) -> None:
         """
         Args:
             content: a SentencePiece model's file; `name` is for errors.
             token_to_id: the vocabulary; None for a piece outside it, which becomes `unknown`.
-            whole: special tokens, which are never split.
+            special: tokens that are never split.
             codes_first: a text may begin with a language code, `>>lang<<`, of one token.
         """
         self._content = content
         self._name = name
         self._token_to_id = token_to_id
         self._unknown = unknown
-        self._whole = _any_of(whole)
+        self._special = _any_of(special)
         self._codes_first = codes_first
 
     def encode(self, text: str, around: Sequence[str | None] | None = None) -> list[int]:
@@ -176,8 +176,8 @@ class PieceEncoder:
             CheckpointError: the model cannot be read.
         """
         tokens: list[str] = []
-        for part, whole in _split(self._whole, text):
-            tokens += [part] if whole else self._split(part)
+        for part, is_special in _split(self._special, text):
+            tokens += [part] if is_special else self._split(part)
         if around is not None:
             at = around.index(None)
             tokens = [*filter(None, around[:at]), *tokens, *filter(None, around[at:])]
@@ -232,4 +232,4 @@ def _split(pattern: re.Pattern[str] | None, text: str) -> list[tuple[str, bool]]
     for match in pattern.finditer(text) if pattern else ():
         parts += [(text[at : match.start()], False), (match[0], True)]
         at = match.end()
-    return [(part, whole) for part, whole in [*parts, (text[at:], False)] if part]
+    return [(part, matches) for part, matches in [*parts, (text[at:], False)] if part]

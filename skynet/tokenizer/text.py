@@ -172,7 +172,7 @@ def _piece_encoder(
         name,
         vocabulary.get if vocabulary else tokenizer.token_to_id,
         unknown=tokenizer.model.unk_token,
-        whole=[token.content for token in added if not LANGUAGE_CODE.fullmatch(token.content)],
+        special=[token.content for token in added if not LANGUAGE_CODE.fullmatch(token.content)],
         codes_first="target.spm" in files,
     )
 

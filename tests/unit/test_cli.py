@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from skynet import __version__, cli
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.cli import terminal
-from skynet.cli.options import interruptible
+from skynet.cli.options import chosen, interruptible
 from skynet.local.cluster import LocalCluster
 from skynet.local.server import EmbeddedServer
 from skynet.request.completion import Completion
@@ -342,6 +342,11 @@ def test_an_option_that_is_turned_off_arrives(asked: Asked) -> None:
     # Then
     assert result.exit_code == 0
     assert asked.options == {"raw": False, "num_beams": 2, "early_stopping": False}
+
+
+def test_options_that_are_not_set_are_left_to_the_cluster() -> None:
+    assert chosen({"normalize": None, "stop": (), "top_k": 0}) == {"top_k": 0}
+    assert chosen({"normalize": False, "stop": ("a",)}) == {"normalize": False, "stop": ["a"]}
 
 
 def test_every_row_of_the_option_table_with_a_flag_is_an_option_of_generate() -> None:
