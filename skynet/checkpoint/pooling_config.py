@@ -1,6 +1,6 @@
-"""How a text's embedding is made of its hidden states: the files of sentence-transformers.
+"""Pooling of hidden states to a text's embedding, from the files of sentence-transformers.
 
-`modules.json` lists the steps, each with a configuration in a folder of its own.
+`modules.json` lists the modules; each has a folder with its configuration.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ SHORT = {"mean": "mean", "cls": "cls", "max": "max", "lasttoken": "last"}
 
 
 def embedding_json(path: Path) -> bytes | None:
-    """{"pooling": "mean", "normalize": true} of a model directory; None if it does not say.
+    """{"pooling": "mean", "normalize": true} of a model directory; None without modules.json.
 
-    What is not computed is named instead: {"refused": "Dense"}. The model is usable for all else.
+    {"refused": "Dense"} names an unsupported module; the model's other tasks work.
 
     Raises:
-        CheckpointError: a file that is no JSON.
+        CheckpointError: a file is not JSON.
     """
     if not (path / MODULES).is_file():
         return None
     modules = _read(path / MODULES)
-    found: dict[str, Any] = {"normalize": False}
+    embedding: dict[str, Any] = {"normalize": False}
     for module in modules if isinstance(modules, list) else []:
         kind = str(module.get("type", "")).rpartition(".")[2]
         if kind == "Pooling":
-            found.update(_pooling(_read(path / str(module["path"]) / "config.json")))
+            embedding.update(_pooling(_read(path / str(module["path"]) / "config.json")))
         elif kind == "Normalize":
-            found["normalize"] = True
+            embedding["normalize"] = True
         elif kind != "Transformer":
-            found["refused"] = kind
-    if "pooling" not in found and "refused" not in found:
-        found["refused"] = "modules without Pooling"
-    return json.dumps(found, sort_keys=True).encode()
+            embedding["refused"] = kind
+    if "pooling" not in embedding and "refused" not in embedding:
+        embedding["refused"] = "modules without Pooling"
+    return json.dumps(embedding, sort_keys=True).encode()
 
 
 def _pooling(config: Any) -> dict[str, str]:

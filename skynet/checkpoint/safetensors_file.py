@@ -1,8 +1,8 @@
-"""Reading safetensors files without a framework: the header, then any region of a tensor.
+"""Reads safetensors files without a framework: the header, then any region of a tensor.
 
-The safetensors library offers bfloat16 through torch only (its numpy side raises on it), and
-importing torch costs a stager seconds. The format is a JSON header before raw little-endian
-bytes, so the header is parsed and checked here, and numpy reads the bytes.
+The safetensors library reads bfloat16 with torch only, and importing torch costs a stager seconds.
+The format is a JSON header before little-endian bytes: this module parses the header, numpy reads
+the bytes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import numpy.typing as npt
 
 from skynet.errors import CheckpointError
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 100_000_000  # the format's limit
 COMPARE_CHUNK = 8 * 2**20
 
-# Name in the file -> (name of the dtype, what numpy reads it as). numpy lacks bfloat16: its bits
-# come back as uint16.
+# Name in the file -> (name of the dtype, numpy's dtype). numpy lacks bfloat16: its bits are uint16.
 DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "F64": ("float64", np.dtype("<f8")),
     "F32": ("float32", np.dtype("<f4")),
@@ -40,22 +39,20 @@ NUMPY_DTYPES = dict(DTYPES.values())
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of one tensor, and where its bytes lie."""
+    """A tensor's entry in the header, and the place of its bytes."""
 
     shape: tuple[int, ...]
-    dtype: (
-        str  # "bfloat16", "float32", ...; a code of the format's that numpy cannot read, as it is
-    )
+    dtype: str  # "bfloat16", "float32", ...; the format's code if numpy cannot read it
     file: Path
     offset: int  # of the first byte, from the start of the file
     num_bytes: int
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """Every tensor of one safetensors file, after checking that the file is whole.
+    """The tensors of one safetensors file, checked to be complete.
 
     Raises:
-        CheckpointError: unreadable, truncated, or a header that does not fit the file.
+        CheckpointError: unreadable, truncated, or the header does not match the file's size.
     """
     try:
         size = file.stat().st_size
@@ -63,7 +60,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise CheckpointError(
-                    f"{file} is truncated or no safetensors file: {size} bytes, and its header "
+                    f"{file} is truncated or not a safetensors file: {size} bytes, and its header "
                     f"claims {length}; download it again"
                 )
             header = json.loads(stream.read(length))
@@ -106,10 +103,10 @@ def _parse_tensor(file: Path, entry: dict[str, Any], start: int) -> TensorInfo:
 
 
 def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
-    """Are two tensors alike in shape, dtype and every byte? Reads both in chunks up to where not.
+    """Whether two tensors have the same shape, dtype and bytes; reads up to the first difference.
 
     Raises:
-        CheckpointError: a read that failed.
+        CheckpointError: a failed read.
     """
     if (one.shape, one.dtype, one.num_bytes) != (other.shape, other.dtype, other.num_bytes):
         return False
@@ -131,12 +128,12 @@ def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
 def read_region(name: str, info: TensorInfo, axis: int, start: int, stop: int) -> npt.NDArray[Any]:
     """`tensor[start:stop]` along `axis`, C-contiguous and writable; bfloat16 as its uint16 bits.
 
-    Along axis 0 a region is one run of bytes. Along any other it is gathered through a mapping
-    that lives as long as this call, so no more than the region stays in memory.
+    Along axis 0 a region is contiguous in the file. Along other axes it is gathered through a
+    memory map that is closed after this call, so that only the region stays in memory.
 
     Raises:
-        CheckpointError: a region outside of the tensor, a dtype numpy cannot read, or a read that
-            failed.
+        CheckpointError: a region outside of the tensor, a dtype that numpy cannot read, or a
+            failed read.
     """
     if info.dtype not in NUMPY_DTYPES:
         raise CheckpointError(

@@ -1,10 +1,9 @@
-"""What a staging writes: how each tensor is cut into tiles, and the text files beside them."""
+"""The content of a staging: the tiles of each tensor, and the text files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,14 +15,14 @@ from skynet.planning.ranges import Range
 from skynet.request.generation_config import FILE, legacy_file
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# What the codec and Redis' string header add to a tile's data. Left free in each tile: one byte
-# above a power of two, jemalloc takes a quarter more.
+# Bytes that the codec and Redis' string header add to a tile's data. Tiles leave them free: one
+# byte above a power of two, jemalloc allocates a quarter more.
 TILE_HEADER_BYTES = 64
 
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """What to stage of one tensor: its name in the source, and how it is cut."""
+    """A tensor to stage: its name in the checkpoint, and the axis along which tiles are cut."""
 
     source_name: str
     shape: tuple[int, ...]
@@ -39,7 +38,7 @@ class TensorPlan:
         return max(1, self.num_bytes // max(1, self.shape[self.axis]))
 
     def indices_per_tile(self, tile_bytes: int) -> int:
-        """How many indices fit into a tile that takes `tile_bytes` in Redis; at least one."""
+        """Indices that fit into a tile of `tile_bytes` in Redis; at least one."""
         return max(1, (tile_bytes - TILE_HEADER_BYTES) // self.bytes_per_index)
 
     def num_tiles(self, tile_bytes: int) -> int:
@@ -52,28 +51,28 @@ class TensorPlan:
 
 
 def tensor_plans(checkpoint: Checkpoint, arch: Architecture) -> dict[str, TensorPlan]:
-    """How each tensor that the model needs is cut; checks shapes and dtypes."""
+    """The plans of all tensors that the model needs; checks shapes and dtypes."""
     names: dict[str, str] = resolve_names(arch, checkpoint.tensors)
     plans = {}
-    for wanted in staged_tensors(arch):
-        source_name = names[wanted.name]
-        found: Any = checkpoint.tensors[source_name]
-        if tuple(found.shape) != tuple(wanted.shape):
+    for tensor in staged_tensors(arch):
+        source_name = names[tensor.name]
+        info = checkpoint.tensors[source_name]
+        if tuple(info.shape) != tuple(tensor.shape):
             raise CheckpointError(
-                f"tensor {source_name} has shape {list(found.shape)}, the config says "
-                f"{list(wanted.shape)}: config.json and the weights do not belong together"
+                f"tensor {source_name} has shape {list(info.shape)}, the config says "
+                f"{list(tensor.shape)}: config.json and the weights do not belong together"
             )
-        if found.dtype not in ITEM_BYTES:
+        if info.dtype not in ITEM_BYTES:
             raise UnsupportedModel(
-                f"tensor {source_name} is {found.dtype}; known are {', '.join(ITEM_BYTES)}. "
-                "Quantised checkpoints are not read"
+                f"tensor {source_name} is {info.dtype}; known are {', '.join(ITEM_BYTES)}. "
+                "Quantised checkpoints are not supported"
             )
-        plans[wanted.name] = TensorPlan(source_name, wanted.shape, found.dtype, wanted.axis)
+        plans[tensor.name] = TensorPlan(source_name, tensor.shape, info.dtype, tensor.axis)
     return plans
 
 
 def model_files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The text files to stage; without a generation config, what config.json says instead."""
+    """The text files to stage, with a generation config from config.json if there is no file."""
     files = checkpoint.text_files()
     legacy = None if FILE in files else legacy_file(checkpoint.config)
     return files if legacy is None else {**files, FILE: legacy}

@@ -1,6 +1,6 @@
-"""The tokenizer side of a model directory, as the few files every process needs of it.
+"""The text files of a model directory that every process needs: tokenizer, templates, defaults.
 
-Transformers is imported for directories in forms that are not read here only.
+Imports Transformers only for tokenizers in forms that this package does not read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GENERATION_CONFIG = "generation_config.json"
 DECODING = "decoding.json"
 CLEAN_UP = "clean_up_tokenization_spaces"
 
-# Any of these is a tokenizer in an older form, from which a tokenizer.json may be made.
+# Tokenizers in older forms, which may be converted to a tokenizer.json.
 VOCABULARY_FILES = (
     "vocab.json",
     "vocab.txt",
@@ -38,7 +38,7 @@ VOCABULARY_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
-# Tokenizers that no tokenizer.json stands for; one that lies beside them is not theirs.
+# Tokenizers that a tokenizer.json cannot express; one in the same directory is ignored.
 PIECE_TOKENIZERS = {
     "MarianTokenizer": ("source.spm", marian_files),
     "M2M100Tokenizer": ("sentencepiece.bpe.model", m2m100_files),
@@ -48,19 +48,19 @@ logger = logging.getLogger(__name__)
 
 
 def text_files(path: Path) -> dict[str, bytes]:
-    """File name -> content; a file that the model has no use for is absent.
+    """File name -> content; a file that the model does not need is absent.
 
-    tokenizer.json: made where the directory has an older form only. One that cannot be made is
-        left out with a warning: the model is usable by token ids.
+    tokenizer.json: converted if the directory holds an older form only. If that fails it is left
+        out with a warning: prompts are token ids then.
     source.spm, target.spm, source_vocabulary.json: see `piece_tokenizers`.
-    chat_template.jinja: from the file of that name, or else from tokenizer_config.json.
-    decoding.json: {"clean_up_tokenization_spaces": true} for tokenizers that want it.
-    special_tokens.json: {"bos_token": "<s>", ...} as chat templates see them.
-    generation_config.json: as it is.
-    embedding.json: see `sentence_files.embedding_json`.
+    chat_template.jinja: the file, or the field of tokenizer_config.json.
+    decoding.json: {"clean_up_tokenization_spaces": true} for tokenizers with that setting.
+    special_tokens.json: {"bos_token": "<s>", ...}, for chat templates.
+    generation_config.json: unchanged.
+    embedding.json: see `pooling_config.embedding_json`.
 
     Raises:
-        CheckpointError: a file that cannot be read, or is damaged.
+        CheckpointError: a file cannot be read, or is damaged.
     """
     config = read_tokenizer_config(path)
     files = _tokenizer_files(config)
@@ -84,7 +84,7 @@ def _tokenizer_files(config: TokenizerConfig) -> dict[str, bytes]:
         return _convert(config)
     except UnsupportedModel as error:
         logger.warning(
-            "%s is staged without a tokenizer, so that its prompts are token ids: %s",
+            "%s is staged without a tokenizer, its prompts must be token ids: %s",
             config.path,
             error,
         )
@@ -94,40 +94,43 @@ def _tokenizer_files(config: TokenizerConfig) -> dict[str, bytes]:
 def _convert(config: TokenizerConfig) -> dict[str, bytes]:
     path = config.path
     name, convert = PIECE_TOKENIZERS.get(config.class_name, ("vocab.json", None))
-    whole = (path / TOKENIZER).is_file()
-    if convert and ((path / name).is_file() or (not whole and (path / "vocab.json").is_file())):
+    has_tokenizer_json = (path / TOKENIZER).is_file()
+    if convert and (
+        (path / name).is_file() or (not has_tokenizer_json and (path / "vocab.json").is_file())
+    ):
         return convert(config)
-    if whole:
+    if has_tokenizer_json:
         return {TOKENIZER: with_frame(read_file(path / TOKENIZER), config)}
-    made = unigram_tokenizer(config) or _by_transformers(path)
-    return {TOKENIZER: made.encode()} if made else {}
+    converted = unigram_tokenizer(config) or _by_transformers(path)
+    return {TOKENIZER: converted.encode()} if converted else {}
 
 
 def _by_transformers(path: Path) -> str | None:
     older = [name for name in VOCABULARY_FILES if (path / name).is_file()]
     if not older:
         return None
-    read_object(path / "vocab.json")  # a damaged one is the checkpoint's fault, not the converter's
+    read_object(path / "vocab.json")  # reports damage as the checkpoint's, not the converter's
     from transformers import AutoTokenizer
 
     try:
-        made: str = AutoTokenizer.from_pretrained(str(path)).backend_tokenizer.to_str()
-    except Exception as error:  # a converter per tokenizer class, each with errors of its own
+        converted: str = AutoTokenizer.from_pretrained(str(path)).backend_tokenizer.to_str()
+    except Exception as error:  # each tokenizer class's converter raises other errors
         needs = " (pip install sentencepiece protobuf)" if older[0].endswith(".model") else ""
         raise UnsupportedModel(
-            f"it has no {TOKENIZER}, and Transformers makes none from {older[0]}{needs}: {error}; "
+            f"it has no {TOKENIZER}, and Transformers cannot convert {older[0]}{needs}: "
+            f"{error}; "
             "add one with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         ) from error
-    return made
+    return converted
 
 
 def _cleans_up(config: TokenizerConfig, tokenizer: bytes) -> bool:
-    """Whether answers lose spaces before punctuation: not those of BPE, whatever the file says."""
+    """Whether answers lose spaces before punctuation; never with BPE, as in Transformers."""
     if config.values.get(CLEAN_UP) is not True:
         return False
     try:
         return "merges" not in json.loads(tokenizer)["model"]
-    except (KeyError, TypeError, ValueError):  # whoever loads it says what is wrong
+    except (KeyError, TypeError, ValueError):  # `Text` reports the error
         return False
 
 
@@ -135,7 +138,7 @@ def _chat_template(path: Path, config: Any) -> bytes | None:
     if (path / CHAT_TEMPLATE).is_file():
         return read_file(path / CHAT_TEMPLATE)
     template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
+    if isinstance(template, list):  # of several, by name
         named = {entry.get("name"): entry.get("template") for entry in template}
         template = named.get("default")
     return template.encode() if isinstance(template, str) else None

@@ -1,4 +1,4 @@
-"""The command line. Each command is a few calls; what they do lives elsewhere."""
+"""The command line: each command is a few calls of other packages."""
 
 from skynet.cli import check, cluster, local, models, text_tasks
 from skynet.cli.root import main

@@ -1,4 +1,4 @@
-"""The command that compares a checkpoint with Transformers: check. It needs no cluster."""
+"""The command `check`, which compares a checkpoint with Transformers. It needs no cluster."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ import sys
 import click
 
 from skynet.cli import terminal
-from skynet.cli.options import COUNT
+from skynet.cli.options import json_option, shards_option, stages_option
 from skynet.cli.root import main
 
 
 @main.command()
 @click.argument("model")
-@click.option("--stages", type=COUNT, default=2, show_default=True, help="Runs of layers.")
-@click.option("--shards", type=COUNT, default=2, show_default=True, help="Slices of each stage.")
+@stages_option
+@shards_option
 @click.option(
     "--prompt",
-    help="What both read, without a chat template; a decoder beside an encoder reads it too, after "
-    "its start token.  [default: a sentence, with a mask if the model fills masks]",
+    help="Input of both, without a chat template; an encoder-decoder's decoder gets it, too, after "
+    "its start token.  [default: a sentence, with a mask token if the model fills masks]",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="What both compute in; bfloat16 shows gross mistakes only.",
+    help="Precision of both; bfloat16 shows gross errors only.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option
 def check(
     model: str, stages: int, shards: int, prompt: str | None, dtype: str, as_json: bool
 ) -> None:
-    """Does MODEL, cut into stages x shards, compute what Transformers computes? Layer by layer.
+    """Compare MODEL in stages x shards with Transformers.
 
-    Models that generate, encoder-decoders too, and encoders: bare, with masked words or with
-    labels. Needs no Redis and no workers, and memory for one layer at a time, not for the model.
-    Names the first layer and shard that differ, and compares the answer: next token, token for the
-    mask, label or embedding. Exit code 0 if all is equal up to rounding, 1 if not. MODEL: as of
-    `skynet split`; a .gguf file is converted first, which takes memory for all of it.
+    Computes each layer with both: of decoders, encoder-decoders and encoders (bare, or with a
+    masked-language-model or classification head). Needs neither Redis nor workers, and memory for
+    one layer at a time. Names the first layer and shard that differ, and compares the answer: next
+    token, token for the mask, label or embedding. The exit code is 0 if all is equal up to
+    rounding, else 1. MODEL is as for `skynet split`; a .gguf file is converted first, which takes
+    memory for the complete model.
     """
     from skynet.check import check_model
 

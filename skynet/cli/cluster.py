@@ -1,4 +1,4 @@
-"""Commands about the cluster at SKYNET_REDIS_URL: worker, split, rebalance, generate, status."""
+"""Commands for the cluster at SKYNET_REDIS_URL: split, worker, rebalance, generate, status."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from skynet.cli.options import (
     answer_options,
     chosen,
     interruptible,
+    json_option,
     model_options,
     shape_of,
+    submit_options,
     told_to_end,
 )
 from skynet.cli.root import main
@@ -28,15 +30,24 @@ if TYPE_CHECKING:
 
 @main.command()
 @click.argument("model")
-@click.option("--any-shape", is_flag=True, help="The best shape for the workers that are there.")
-@click.option("--stay", is_flag=True, help="Stay, and stage again should Redis lose the weights.")
+@click.option(
+    "--any-shape",
+    is_flag=True,
+    help="Use the fastest shape for the workers that are there.",
+)
+@click.option(
+    "--stay",
+    is_flag=True,
+    help="Keep running, to stage again if Redis loses the weights.",
+)
 @model_options
 def split(model: str, any_shape: bool, stay: bool, **options: Any) -> None:
-    """Stage MODEL's weights at SKYNET_REDIS_URL and ask for it to be run in stages x shards.
+    """Stage MODEL in Redis, to run in stages x shards.
 
-    The orchestrator puts the plan in force as soon as there are workers for it, bound to its
-    addresses (-Q) or free for any. When workers are lost it falls back to a shape that the others
-    can hold, unless --fixed. MODEL: a Hugging Face directory, a hub id, a .gguf file, or smollm2.
+    The Redis is that of SKYNET_REDIS_URL. The orchestrator starts the plan as soon as there are
+    enough workers, either bound to its places with -Q or free. If workers are lost it changes to a
+    shape that the others can hold, unless --fixed. MODEL is a Hugging Face directory, a hub id, a
+    .gguf file, or smollm2.
     """
     from skynet.staging.split import skysplit, stay_staged
 
@@ -45,11 +56,13 @@ def split(model: str, any_shape: bool, stay: bool, **options: Any) -> None:
         shape.update(stages=None, shards=None)
     with terminal.progress() as progress:
         plan = skysplit(model, **shape, progress=progress)
-    terminal.err.print(f"{plan.name}, {plan.dtype}, is asked for; see `skynet status`")
+    terminal.err.print(f"{plan.name}, {plan.dtype}, is staged; `skynet status` shows when it runs")
     if any_shape:
-        click.echo("celery -A skynet worker    # any number, on any machine")
+        click.echo("celery -A skynet worker    # any number of them, on any machine")
     else:
-        terminal.err.print("workers it needs, on any machine; without -Q they take any place:")
+        terminal.err.print(
+            "It needs these workers, on any machine; without -Q a worker takes any place:"
+        )
         for stage in plan.summary()["stages"]:
             for shard in stage["shards"]:
                 layers, heads = terminal.span(stage["layers"]), terminal.span(shard["heads"])
@@ -59,20 +72,24 @@ def split(model: str, any_shape: bool, stay: bool, **options: Any) -> None:
                 )
     click.echo("celery -A skynet worker -Q orchestrator")
     if stay:
-        terminal.err.print("staying to stage it again if Redis loses it; Ctrl-C ends this")
+        terminal.err.print("Staging it again whenever Redis loses it; press Ctrl-C to stop.")
         stay_staged(model, told_to_end())
 
 
 @main.command()
 @click.option(
-    "-Q", "--queues", "place", help="stage0.shard1 or orchestrator; any place by default."
+    "-Q",
+    "--queues",
+    "place",
+    help="Place of the worker: stage0.shard1, say, or orchestrator.  [default: any place]",
 )
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 def worker(place: str | None, celery_options: tuple[str, ...]) -> None:
-    """A worker of the cluster at SKYNET_REDIS_URL: `celery -A skynet worker`, settings shown.
+    """Run a worker of the cluster at SKYNET_REDIS_URL.
 
-    Without -Q it takes any place that needs a worker, and stands by until there is one. SIGTERM or
-    Ctrl-C hands its place over first; a second one does not wait. What follows `--` goes to Celery.
+    Shows its settings, then runs `celery -A skynet worker`. Without -Q it takes any place that
+    needs a worker, and stands by until one does. On SIGTERM or Ctrl-C it hands its place over
+    before it ends; a second signal ends it at once. Arguments after `--` are passed to Celery.
     """
     from skynet.settings import hide_password, settings
 
@@ -81,7 +98,7 @@ def worker(place: str | None, celery_options: tuple[str, ...]) -> None:
     terminal.err.print(f"Redis    {hide_password(current.redis_url)}", highlight=False)
     terminal.err.print(
         f"Worker   {place or 'any place'}, device {current.device}, "
-        f"threads {current.threads or 'by the cores'}, lease {current.lease_s:g} s",
+        f"threads {current.threads or 'by cores'}, lease {current.lease_s:g} s",
         highlight=False,
     )
     terminal.err.print(f"Command  {' '.join(words)}", highlight=False, soft_wrap=True)
@@ -90,10 +107,10 @@ def worker(place: str | None, celery_options: tuple[str, ...]) -> None:
 
 @main.command()
 def rebalance() -> None:
-    """Let the orchestrator choose the best shape for the workers that are there, now.
+    """Change to the fastest shape for the current workers now.
 
-    Without it a worker that joins changes the shape only if that is predicted to pay for the pause;
-    `skynet status` shows why or why not.
+    Otherwise a new worker changes the shape only if the predicted gain pays for the pause;
+    `skynet status` shows the prediction.
     """
     from skynet.store.connection import reachable
     from skynet.store.plans import Plans
@@ -103,30 +120,23 @@ def rebalance() -> None:
     with reachable(client.url):
         Targets(client.redis).require()
         Plans(client.redis).ask_rebalance()
-    terminal.err.print("asked; `skynet status --watch` shows what comes of it")
+    terminal.err.print("Requested; `skynet status --watch` shows the change.")
 
 
 @main.command()
 @click.argument("prompt")
-@click.option("--timeout", type=float, help="Seconds until the request is given up.")
-@click.option(
-    "--priority",
-    type=click.IntRange(0, 9),
-    help="Who waits with a higher one runs first.  [default: 0]",
-)
-@click.option(
-    "--n", "num_samples", type=click.IntRange(1, 16), default=1, help="Answers to this prompt."
-)
+@submit_options
 @answer_options
-def generate(prompt: str, num_samples: int, as_json: bool, raw: bool, **options: Any) -> None:
-    """Ask the cluster at SKYNET_REDIS_URL to answer PROMPT, and stream the answer.
+def generate(prompt: str, n: int | None, as_json: bool, raw: bool, **options: Any) -> None:
+    """Answer PROMPT on the cluster at SKYNET_REDIS_URL.
 
-    With --n they come one after the other, and --json is a list. Ctrl-C cancels the request.
+    Streams the answer. With --n the answers are printed one after the other, and --json prints a
+    list. Ctrl-C cancels the request.
     """
     client = client_of_settings()
     completions = []
     with interruptible():
-        generations = client.submit_prompt(prompt, raw=raw, n=num_samples, **chosen(options))
+        generations = client.submit_prompt(prompt, raw=raw, n=n or 1, **chosen(options))
         try:
             for generation in generations:
                 terminal.print_answer(generation, quiet=as_json)
@@ -138,15 +148,18 @@ def generate(prompt: str, num_samples: int, as_json: bool, raw: bool, **options:
                 generation.cancel()
             raise
     if as_json:
-        found = [completion.__dict__ for completion in completions]
-        click.echo(json.dumps(found if num_samples > 1 else found[0]))
+        answers = [completion.__dict__ for completion in completions]
+        click.echo(json.dumps(answers if len(answers) > 1 else answers[0]))
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+@json_option
+@click.option("--watch", is_flag=True, help="Refresh every second, until Ctrl-C.")
 def status(as_json: bool, watch: bool) -> None:
-    """Plan, members, memory, queues, requests, latest events of the cluster at SKYNET_REDIS_URL."""
+    """Show the state of the cluster at SKYNET_REDIS_URL.
+
+    Lists plan, members, queues, requests and the newest events.
+    """
     from skynet.cli.status import cluster_status
     from skynet.settings import settings
     from skynet.store.connection import connect
@@ -154,13 +167,13 @@ def status(as_json: bool, watch: bool) -> None:
     url = settings().redis_url
     client = connect(url, timeout_s=5)
     while True:
-        found = cluster_status(client, url)
+        state = cluster_status(client, url)
         if as_json:
-            click.echo(json.dumps(found))
+            click.echo(json.dumps(state))
         else:
             if watch:
                 click.clear()
-            terminal.print_status(found)
+            terminal.print_status(state)
         if not watch:
             return
         with suppress(KeyboardInterrupt):
@@ -170,6 +183,6 @@ def status(as_json: bool, watch: bool) -> None:
 
 
 def client_of_settings() -> Client:
-    from skynet.client.client import default_client
+    from skynet.client.client import Client
 
-    return default_client()
+    return Client()

@@ -1,4 +1,4 @@
-"""Commands that start processes on this machine: run, up, bench."""
+"""Commands that start a cluster on this machine: run, up, bench."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from skynet.cli.options import (
     answer_options,
     chosen,
     interruptible,
+    json_option,
     model_options,
     shape_of,
     told_to_end,
@@ -27,15 +28,15 @@ from skynet.cli.root import main
     "--model",
     default=DEFAULT_MODEL,
     show_default=True,
-    help="A Hugging Face directory, a hub id such as Qwen/Qwen3-0.6B, a .gguf file, or smollm2.",
+    help="Hugging Face directory, hub id such as Qwen/Qwen3-0.6B, .gguf file, or smollm2.",
 )
 @model_options
 @answer_options
 def run(prompt: str, model: str, as_json: bool, raw: bool, **options: Any) -> None:
-    """A cluster on this machine, for one answer to PROMPT.
+    """Answer PROMPT on a temporary cluster on this machine.
 
     Starts an embedded Valkey, stages x shards Celery workers and an orchestrator, splits the model
-    over them, streams the answer, and leaves nothing behind.
+    over them, streams the answer, and stops them all.
 
     \b
         skynet run "Name three rivers" --stages 1 --shards 3 --max-tokens 60
@@ -77,19 +78,19 @@ def run(prompt: str, model: str, as_json: bool, raw: bool, **options: Any) -> No
 
 
 @main.command()
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="As of `skynet run`.")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="As for `skynet run`.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    help="Listen on this loopback port, not on a Unix socket; 0 takes a free one.",
+    help="Port of Redis on the loopback interface; 0 takes a free one.  [default: a Unix socket]",
 )
 @model_options
 @click.option("--spares", type=click.IntRange(min=0), default=0, help="Workers that stand by.")
 def up(model: str, port: int | None, spares: int, **options: Any) -> None:
-    """A cluster on this machine that stays until Ctrl-C or SIGTERM.
+    """Run a cluster on this machine until Ctrl-C or SIGTERM.
 
-    Prints its Redis URL and the commands that talk to it. A worker that dies is started again; its
-    requests go on meanwhile as far as the others can hold the model.
+    Prints its Redis URL and commands to use it. A worker that dies is started again; meanwhile
+    requests continue if the other workers can hold the model.
     """
     from skynet.local.cluster import LocalCluster
 
@@ -103,21 +104,27 @@ def up(model: str, port: int | None, spares: int, **options: Any) -> None:
         terminal.print_up(cluster.url, cluster.workers)
         while not stop.wait(1):
             for name in cluster.failed_workers():
-                terminal.err.print(f"[red]{name} has ended; starting it again[/]")
+                terminal.err.print(f"[red]{name} has died; starting it again[/]")
                 cluster.restart_worker(name)
     finally:
-        terminal.err.print("shutting down")
+        terminal.err.print("Shutting down.")
         cluster.stop()
 
 
 @main.command()
 @click.argument("scenarios", nargs=-1)
-@click.option("--rounds", default=3, show_default=True, help="Rounds; contestants take turns.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option(
+    "--rounds",
+    default=3,
+    show_default=True,
+    help="Rounds of measurements.",
+)
+@json_option
 def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
-    """Time SkyNet against others, side by side in one run: medians, spread and ratios.
+    """Time SkyNet and its alternatives in turn.
 
-    SCENARIOS: decode, chord, exchange, batch, load, recover; all by default.
+    Prints medians, spread and ratios. SCENARIOS are decode, chord, exchange, batch, load and
+    recover; all by default.
     """
     from skynet.bench import run_scenarios
 
@@ -125,11 +132,11 @@ def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
 
 
 def check_request(prompt: str, options: dict[str, Any]) -> None:
-    """Refuse what no cluster could answer, before one is started."""
-    from skynet.request.options import check_options
+    """Refuse a request that no cluster can answer before one is started."""
+    from skynet.request.options import Limits, check_options
     from skynet.request.prompts import check_text
 
     check_text(prompt)
-    # Which model it will be is not known yet: what only an encoder-decoder takes may be right.
+    # The model is not known yet: accept options that only an encoder-decoder has.
     given = {"decoder_start_token_id": 0, **chosen(options)}
-    check_options(given, prompt_length=1, slot_tokens=sys.maxsize, has_encoder=True)
+    check_options(given, 1, Limits(sys.maxsize, has_encoder=True))

@@ -1,4 +1,4 @@
-"""Commands about the models that lie in Redis: models, models verify, models remove."""
+"""Commands about the models staged in Redis: models, models verify, models remove."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import sys
 import click
 
 from skynet.cli import terminal
+from skynet.cli.options import json_option
 from skynet.cli.root import main
 
 
 @main.group(invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
-    """Models whose weights lie in the Redis at SKYNET_REDIS_URL, whole or half.
+    """List the models staged at SKYNET_REDIS_URL.
 
     \b
         skynet models
@@ -30,18 +31,18 @@ def models(context: click.Context, as_json: bool) -> None:
     from skynet.store.staged_models import list_models
 
     with reachable(), connect() as client:
-        found = [asdict(model) for model in list_models(client)]
+        listed = [asdict(model) for model in list_models(client)]
     if as_json:
-        click.echo(json.dumps({"models": found}))
+        click.echo(json.dumps({"models": listed}))
     else:
-        terminal.print_models(found)
+        terminal.print_models(listed)
 
 
 @models.command("remove")
 @click.argument("digest")
-@click.option("--force", is_flag=True, help="Also if it is in force.")
+@click.option("--force", is_flag=True, help="Remove the model even if the cluster runs it.")
 def remove_staged(digest: str, force: bool) -> None:
-    """Free the weights and files of the model whose digest starts with DIGEST."""
+    """Remove a staged model, whose digest starts with DIGEST."""
     from skynet.store.connection import connect, reachable
     from skynet.store.staged_models import find_model, remove_model
 
@@ -56,23 +57,24 @@ def remove_staged(digest: str, force: bool) -> None:
 
 @models.command("verify")
 @click.argument("digest", default="")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option
 def verify_staged(digest: str, as_json: bool) -> None:
-    """Read the tiles of all models, or of the one whose digest starts with DIGEST, and check them.
+    """Verify the tiles of staged models.
 
-    Exit code 1 if any tile or file is missing or corrupted.
+    Verifies the model whose digest starts with DIGEST, or all. The exit code is 1 if a tile or file
+    is missing or corrupted, else 0.
     """
     from skynet.store.connection import connect, reachable
     from skynet.store.staged_models import find_model, list_models, verify_model
 
     with reachable(), connect() as client, terminal.progress(quiet=as_json) as progress:
         chosen = [find_model(client, digest)] if digest else list_models(client)
-        found = {model.digest: verify_model(client, model, progress) for model in chosen}
+        broken = {model.digest: verify_model(client, model, progress) for model in chosen}
     if as_json:
-        click.echo(json.dumps({"broken": found}))
+        click.echo(json.dumps({"broken": broken}))
     else:
         terminal.print_verified(
-            [(model.name, model.digest, found[model.digest]) for model in chosen]
+            [(model.name, model.digest, broken[model.digest]) for model in chosen]
         )
-    if any(found.values()):
+    if any(broken.values()):
         sys.exit(1)

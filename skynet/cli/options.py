@@ -1,4 +1,4 @@
-"""Options that several commands share, and what becomes of them."""
+"""Options that several commands share, and their values."""
 
 from __future__ import annotations
 
@@ -10,121 +10,121 @@ from typing import Any
 
 import click
 
+from skynet.request.option_table import ARGUMENTS, MAX_INTEGER, OPTIONS, Kind, Option
+
 DEFAULT_MODEL = "smollm2"
-EARLY = {"true": True, "false": False}
 COUNT = click.IntRange(min=1)
 
-
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How a model is cut: shared by run, up and split."""
-    for option in reversed(
-        (
-            click.option(
-                "--stages", type=COUNT, default=2, show_default=True, help="Runs of layers."
-            ),
-            click.option(
-                "--shards", type=COUNT, default=2, show_default=True, help="Slices of each stage."
-            ),
-            click.option(
-                "--fixed",
-                is_flag=True,
-                help="Wait for lost workers, rather than go on in a smaller shape without them.",
-            ),
-            click.option(
-                "--dtype",
-                type=click.Choice(["float32", "bfloat16"]),
-                help="What workers compute in.  [default: the checkpoint's own]",
-            ),
-            click.option(
-                "--chord-span",
-                type=click.Choice(["layer", "stage", "auto"]),
-                default="auto",
-                show_default=True,
-                help="Layers that one Celery chord covers: each layer a task of its own, a whole "
-                "stage, or as many as keep the chords' cost small.",
-            ),
-            click.option(
-                "--slots",
-                "num_slots",
-                type=COUNT,
-                default=16,
-                show_default=True,
-                help="Sequences that run at once.",
-            ),
-            click.option(
-                "--slot-tokens",
-                type=COUNT,
-                help="Longest prompt and answer together.  [default: the model's positions, at "
-                "most 4096]",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+Command = Callable[..., Any]
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+stages_option = click.option(
+    "--stages",
+    type=COUNT,
+    default=2,
+    show_default=True,
+    help="Pipeline stages, which split the layers.",
+)
+shards_option = click.option(
+    "--shards",
+    type=COUNT,
+    default=2,
+    show_default=True,
+    help="Shards of each stage, which split its heads and columns.",
+)
 
 
-def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def request_option(option: Option) -> Callable[[Command], Command]:
+    """The flag of a row of the option table, unset by default: the cluster has the defaults."""
+    settings: dict[str, Any] = {"metavar": option.metavar}
+    if option.kind is Kind.FLAG:
+        settings |= {"is_flag": True, "default": None}
+    elif option.kind is Kind.CHOICE:
+        values = {str(choice).lower(): choice for choice in option.choices}
+        settings["type"] = click.Choice(list(values))
+        settings["callback"] = lambda _context, _parameter, word: values.get(word)
+    elif option.kind is Kind.TEXTS:
+        settings["multiple"] = True
+    else:
+        settings["type"] = _type_of(option)
+    return click.option(option.flag, option.name, help=_help_of(option), **settings)
+
+
+def _type_of(option: Option) -> Any:
+    """The type of a value in click; limits that are not shown here are checked at submit."""
+    if option.kind is Kind.INTEGER:
+        low, high = int(option.minimum), int(option.maximum)
+        return int if high >= MAX_INTEGER else click.IntRange(low, high)
+    return float if option.kind is Kind.NUMBER else str
+
+
+def _help_of(option: Option) -> str:
+    default = option.shown_default
+    if option.config_field and not option.default_text:
+        default = f"the model's, or {default}"
+    notes = [f"default: {default}"] + ["repeatable"] * (option.kind is Kind.TEXTS)
+    return f"{option.help}  [{'; '.join(notes)}]".replace("`", "")
+
+
+def model_options(command: Command) -> Command:
+    """How a model is split: shared by run, up and split."""
+    return _with_options(
+        command,
+        stages_option,
+        shards_option,
+        click.option(
+            "--fixed",
+            is_flag=True,
+            help="Keep this shape: wait for lost workers rather than continue in a smaller one.",
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16"]),
+            help="Precision of the computation.  [default: the checkpoint's]",
+        ),
+        click.option(
+            "--chord-span",
+            type=click.Choice(["layer", "stage", "auto"]),
+            default="auto",
+            show_default=True,
+            help="Layers that one Celery chord covers: one, a whole stage, or as many as keep the "
+            "cost of chords small.",
+        ),
+        click.option(
+            "--slots",
+            "num_slots",
+            type=COUNT,
+            default=16,
+            show_default=True,
+            help="Sequences that run at once; each has a slot in the KV cache.",
+        ),
+        click.option(
+            "--slot-tokens",
+            type=COUNT,
+            help="Longest prompt and answer together, in tokens.  [default: the model's positions, "
+            "at most 4096]",
+        ),
+    )
+
+
+def answer_options(command: Command) -> Command:
     """How a prompt is answered: shared by run and generate."""
-    for option in reversed(
-        (
-            click.option(
-                "--max-tokens", type=int, help="Longest answer, in tokens.  [default: 128]"
-            ),
-            click.option("--temperature", type=float, help="0 is greedy.  [default: 0]"),
-            click.option("--top-k", type=int, help="Sample among the k likeliest; 0 is off."),
-            click.option("--top-p", type=float, help="Sample within this probability mass."),
-            click.option(
-                "--min-p", type=float, help="Sample what has this share of the likeliest."
-            ),
-            click.option(
-                "--sample", "do_sample", is_flag=True, help="Sample as the model itself suggests."
-            ),
-            click.option("--seed", type=int, help="Same seed, same text, on any cluster."),
-            click.option("--stop", multiple=True, help="End before this text.  [repeatable]"),
-            click.option(
-                "--repetition-penalty",
-                type=float,
-                help="Divide logits of tokens that were there by this.  [default: the model's, 1]",
-            ),
-            click.option(
-                "--no-repeat-ngram-size", type=int, help="No run of so many tokens twice; 0 is off."
-            ),
-            click.option("--min-new-tokens", type=int, help="Shortest answer, in tokens."),
-            click.option("--bad-word", "bad_words", multiple=True, help="Never.  [repeatable]"),
-            click.option(
-                "--logprobs",
-                type=click.IntRange(0, 20),
-                help="Show each token's log-probability, and so many of the likeliest tokens.",
-            ),
-            click.option(
-                "--num-beams",
-                type=click.IntRange(1, 64),
-                help="Search with so many beams; the answer comes when it is over.  [default: the "
-                "model's, 1]",
-            ),
-            click.option(
-                "--length-penalty",
-                type=float,
-                help="Of a beam search: more than 0 prefers long answers.  [default: the model's, "
-                "1]",
-            ),
-            click.option(
-                "--early-stopping",
-                type=click.Choice(["true", "false", "never"]),
-                callback=lambda _context, _option, value: EARLY.get(value, value),
-                help="End a beam search with as many answers as beams; never: when none can become "
-                "better.  [default: the model's, false]",
-            ),
-            click.option(
-                "--from", "source_language", metavar="CODE", help="Language of a text to translate."
-            ),
-            click.option("--to", "target_language", metavar="CODE", help="Language to answer in."),
-            click.option("--raw", is_flag=True, help="No chat template: continue the text."),
-            click.option(
-                "--json", "as_json", is_flag=True, help="One JSON object at the end, no stream."
-            ),
-        )
-    ):
+    return _with_options(
+        command,
+        *(request_option(option) for option in OPTIONS if option.flag),
+        click.option("--raw", is_flag=True, help="Continue PROMPT without the chat template."),
+        click.option(
+            "--json", "as_json", is_flag=True, help="Print one JSON object at the end, no stream."
+        ),
+    )
+
+
+def submit_options(command: Command) -> Command:
+    """How a request is submitted: number of answers, priority, time limit."""
+    return _with_options(command, *map(request_option, ARGUMENTS))
+
+
+def _with_options(command: Command, *options: Callable[[Command], Command]) -> Command:
+    for option in reversed(options):  # decorators apply from the last to the first
         command = option(command)
     return command
 
@@ -135,14 +135,17 @@ def shape_of(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def chosen(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given: the rest is left to the cluster's defaults."""
-    given = (pair for pair in options.items() if pair[1] not in (None, ()))
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in given if v is not False}
+    """The options that are set on the command line."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in options.items()
+        if value is not None and value != ()
+    }
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does: with everything shut down."""
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, so that clean-up runs."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -155,7 +158,7 @@ def interruptible() -> Iterator[None]:
 
 
 def told_to_end() -> threading.Event:
-    """Set by Ctrl-C or SIGTERM, from here on."""
+    """An event that Ctrl-C and SIGTERM set from now on."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

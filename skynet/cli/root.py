@@ -1,4 +1,4 @@
-"""The command that all others hang on, and how its errors look."""
+"""The root command, its help and its error output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 class SkynetGroup(click.Group):
-    """Turns our errors into one line and exit code 1."""
+    """Prints a SkynetError in one line, with exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -31,28 +31,28 @@ class SkynetGroup(click.Group):
 @click.option(
     "--log-level",
     type=click.Choice(LOG_LEVELS, case_sensitive=False),
-    help="How much the workers of `run` and `up` log; SKYNET_LOG_LEVEL by default.",
+    help="Log level of the workers of `run` and `up`.  [default: SKYNET_LOG_LEVEL]",
 )
 def main(log_level: str | None) -> None:
-    """Run transformers too big for one machine on several, with Celery and Redis.
+    """Run a transformer that is too big for one machine on several, with Celery and Redis.
 
-    One machine, one answer:
+    Answer one prompt on this machine:
 
     \b
         skynet run "What is the capital of France?"
 
-    A cluster that stays, and questions to it from another terminal:
+    Start a cluster on this machine, and send prompts from another terminal:
 
     \b
         skynet up --stages 2 --shards 2
-        export SKYNET_REDIS_URL=...        (it prints this line)
+        export SKYNET_REDIS_URL=...        (printed by skynet up)
         skynet generate "Tell me about otters"
 
-    Several machines: start a Redis, set SKYNET_REDIS_URL everywhere, then
+    Run a cluster on several machines: start a Redis, set SKYNET_REDIS_URL on each, then
 
     \b
-        celery -A skynet worker -Q orchestrator      one, or more that stand by
-        celery -A skynet worker                      one for each shard, and spares, anywhere
+        celery -A skynet worker -Q orchestrator      one; more stand by
+        celery -A skynet worker                      one for each shard; more are spares
         skynet split MODEL --stages 1 --shards 2     once, where the checkpoint is
     """
     if log_level:

@@ -1,4 +1,4 @@
-"""What a cluster is doing, read from Redis: the plan, its members, queues, requests."""
+"""The state of a cluster, from Redis: plan, members, queues, requests, events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from skynet.wire.keys import Address
 
 
 def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str, Any]:
-    """Everything `skynet status --json` prints, with so many of the newest events.
+    """The output of `skynet status --json`, with up to `events` of the newest events.
 
     Raises:
         ClusterUnreachable: Redis does not answer.
@@ -60,7 +60,7 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
 
 
 def _places(plan: Plan | None, target: Target | None) -> list[str]:
-    """The addresses that need a worker: of the plan in force, or of the shape asked for."""
+    """The addresses that need a worker: of the current plan, or of the target's shape."""
     if plan is not None and (target is None or plan.revision == target.revision):
         return [str(Address(*address)) for address in plan.addresses()]
     if target is None or target.stages is None or target.shards is None:

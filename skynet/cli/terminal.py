@@ -1,5 +1,5 @@
-"""What people see: streamed answers, progress bars, the status page. Answers go to stdout, all
-else to stderr.
+"""Terminal output: streamed answers, progress bars, tables. Answers go to stdout, the rest to
+stderr.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from skynet.client.client import Generation
+    from skynet.client.generation import Generation
     from skynet.local.cluster import WorkerProcess
     from skynet.request.completion import Completion
     from skynet.staging.stager import Progress
@@ -25,7 +25,7 @@ err = Console(stderr=True)
 
 
 def print_answer(generation: Generation, quiet: bool, started: float = 0.0) -> float:
-    """Print pieces as they come; returns when the first token came, seconds after `started`."""
+    """Stream an answer; returns the seconds from `started` to its first token."""
     first = 0.0
     for token in generation.tokens():
         first = first or time.monotonic() - started
@@ -38,21 +38,22 @@ def print_answer(generation: Generation, quiet: bool, started: float = 0.0) -> f
 
 
 def print_logprobs(completion: Completion) -> None:
-    """A line for each token, if they were asked for."""
+    """Print a line for each token, if log-probabilities were requested."""
     for token_id, entry in zip(completion.token_ids, completion.logprobs, strict=False):
-        others = "".join(f"  {other} {value:.4f}" for other, value in entry["top"])
-        click.echo(f"token {token_id} {entry['logprob']:.4f}{' |' if others else ''}{others}")
+        likeliest = "".join(f"  {other} {value:.4f}" for other, value in entry["top"])
+        separator = " |" if likeliest else ""
+        click.echo(f"token {token_id} {entry['logprob']:.4f}{separator}{likeliest}")
 
 
 def print_beams(completion: Completion) -> None:
-    """The other hypotheses of a beam search, and all scores."""
+    """Print the scores of a beam search, and all hypotheses but the first, which is the answer."""
     for number, beam in enumerate(completion.beams):
         text = "" if number == 0 else f" {beam['text'] or beam['token_ids']}"
         err.print(f"beam {number + 1}: {beam['score']:.4f}{text}", highlight=False, markup=False)
 
 
 def print_end(completion: Completion) -> None:
-    """What there is to say of an answer beside its text."""
+    """Print log-probabilities, beams and timings of an answer."""
     print_logprobs(completion)
     print_beams(completion)
     timings = completion.timings
@@ -65,6 +66,7 @@ def print_end(completion: Completion) -> None:
 
 
 def print_up(url: str, workers: Sequence[WorkerProcess]) -> None:
+    """Print the workers of a local cluster, its URL, and commands to use it."""
     quoted = shlex.quote(url)
     for worker in workers:
         err.print(
@@ -73,21 +75,22 @@ def print_up(url: str, workers: Sequence[WorkerProcess]) -> None:
             soft_wrap=True,
         )
     click.echo(f"export SKYNET_REDIS_URL={quoted}")
-    err.print("then, in another terminal:", highlight=False)
+    err.print("Then, in another terminal:", highlight=False)
     for line in (
         'skynet generate "What is the capital of France?"',
         "skynet status",
         "celery -A skynet flower --address=127.0.0.1",
     ):
         err.print(f"  {line}", highlight=False, markup=False)
-    err.print("Ctrl-C ends it.")
+    err.print("Press Ctrl-C to stop the cluster.")
 
 
-def print_status(found: dict[str, Any]) -> None:
-    plan, engine = found["plan"], found["engine"] or {}
-    _line("Redis", f"{found['redis']}, {_mb(found['redis_memory_bytes'])}")
+def print_status(status: dict[str, Any]) -> None:
+    """Print the state of a cluster, of `status.cluster_status`."""
+    plan, engine = status["plan"], status["engine"] or {}
+    _line("Redis", f"{status['redis']}, {_mb(status['redis_memory_bytes'])}")
     if plan is None:
-        _line("Plan", "none: run `skynet split MODEL --stages S --shards N`")
+        _line("Plan", "none; start one with `skynet split MODEL --stages S --shards N`")
     else:
         stages, shards = len(plan["stages"]), len(plan["stages"][0]["shards"])
         _line(
@@ -99,21 +102,21 @@ def print_status(found: dict[str, Any]) -> None:
     _line(
         "Engine",
         f"{engine.get('state', 'no orchestrator')}; {engine.get('running', 0)} running, "
-        f"{engine.get('waiting', 0)} waiting, {found['requests']['open']} open",
+        f"{engine.get('waiting', 0)} waiting, {status['requests']['open']} open",
     )
     if engine.get("reason"):
         _line("Shape", engine["reason"])
-    if found["missing"]:
-        _line("Missing", ", ".join(found["missing"]), style="red")
-    for member in found["members"]:
+    if status["missing"]:
+        _line("Missing", ", ".join(status["missing"]), style="red")
+    for member in status["members"]:
         if member["problem"]:
             _line("Problem", f"{member['address']}: {member['problem']}", style="red")
-    if found["members"]:
+    if status["members"]:
         out.print()
-        _print_members(found)
-    if found["events"]:
+        _print_members(status)
+    if status["events"]:
         out.print()
-        for event in found["events"]:
+        for event in status["events"]:
             _print_event(event)
 
 
@@ -124,10 +127,10 @@ def _print_event(event: dict[str, Any]) -> None:
     _line(when, f"{event['kind']}: {event['text']}{took}", style=style.get(event["kind"], ""))
 
 
-def _print_members(found: dict[str, Any]) -> None:
+def _print_members(status: dict[str, Any]) -> None:
     from rich.table import Table
 
-    stages = found["plan"]["stages"] if found["plan"] else []
+    stages = status["plan"]["stages"] if status["plan"] else []
     heads = {shard["address"]: shard["heads"] for stage in stages for shard in stage["shards"]}
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("address", no_wrap=True, min_width=13)
@@ -135,16 +138,16 @@ def _print_members(found: dict[str, Any]) -> None:
     for name in ("heads", "weights", "memory", "steps", "queue", "seen", "pid"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("host")
-    for member in found["members"]:
-        own = heads.get(member["address"])
+    for member in status["members"]:
+        head_range = heads.get(member["address"])
         table.add_row(
             member["address"] or member["pinned"] or "(any)",
             "leaving" if member["leaving"] else member["state"],
-            span(own) if own else "",
-            _mb(member["weight_bytes"]) if own else "",
+            span(head_range) if head_range else "",
+            _mb(member["weight_bytes"]) if head_range else "",
             _mb(member["resident_bytes"]),
             str(member["steps"]),
-            str(found["queues"].get(member["address"], "")),
+            str(status["queues"].get(member["address"], "")),
             f"{member['silent_s']:.1f} s",
             str(member["pid"]),
             member["host"],
@@ -152,12 +155,16 @@ def _print_members(found: dict[str, Any]) -> None:
     out.print(table)
 
 
-def print_models(found: Sequence[dict[str, Any]]) -> None:
-    """What `skynet models` shows: a row for each model."""
+def print_models(models: Sequence[dict[str, Any]]) -> None:
+    """Print a row for each staged model."""
     from rich.table import Table
 
-    if not found:
-        out.print("no models: run `skynet split MODEL`", markup=False, highlight=False)
+    if not models:
+        out.print(
+            "No models; stage one with `skynet split MODEL`.",
+            markup=False,
+            highlight=False,
+        )
         return
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("name", no_wrap=True)
@@ -165,7 +172,7 @@ def print_models(found: Sequence[dict[str, Any]]) -> None:
     for name in ("size", "tiles"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    for model in found:
+    for model in models:
         tiles = str(model["tiles"])
         if not model["complete"] and model["tiles_wanted"]:
             tiles += f" of {model['tiles_wanted']}"
@@ -183,9 +190,9 @@ def _state_of(model: dict[str, Any]) -> str:
     return state + (", in force" if model["in_force"] else "")
 
 
-def print_verified(found: Sequence[tuple[str, str, list[str]]]) -> None:
-    """What `skynet models verify` found: (name, digest, what is broken) of each model."""
-    for name, digest, broken in found:
+def print_verified(results: Sequence[tuple[str, str, list[str]]]) -> None:
+    """Print the results of `skynet models verify`: (name, digest, broken tiles) of each model."""
+    for name, digest, broken in results:
         head = f"{name} ({digest[:12]}): "
         if not broken:
             out.print(f"{head}all tiles match", markup=False, highlight=False, soft_wrap=True)
@@ -204,6 +211,7 @@ def _many(count: int, noun: str) -> str:
 
 
 def span(bounds: list[int]) -> str:
+    """A half-open range of layers or heads."""
     return f"[{bounds[0]}, {bounds[1]})"
 
 
@@ -213,7 +221,7 @@ def _mb(num_bytes: int) -> str:
 
 @contextmanager
 def progress(quiet: bool = False) -> Iterator[Progress]:
-    """A progress bar for each thing that is reported: bytes, on stderr."""
+    """A progress bar on stderr for each activity that is reported, in bytes."""
     if quiet:
         yield lambda what, done, total: None
         return
@@ -231,7 +239,7 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
 
     def report(what: str, done: int, total: int) -> None:
         if what not in tasks:
-            bars.start()  # not before there is something to show: errors come first
+            bars.start()  # at the first report, so that errors before it have no bars above them
             tasks[what] = bars.add_task(what, total=total)
         bars.update(tasks[what], completed=done, total=total)
 

@@ -1,4 +1,4 @@
-"""Commands that read texts at SKYNET_REDIS_URL rather than go on with them."""
+"""Text tasks on the cluster at SKYNET_REDIS_URL: embed, fill-mask, classify."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skynet.cli.cluster import client_of_settings
-from skynet.cli.options import chosen, interruptible
+from skynet.cli.options import chosen, interruptible, request_option
 from skynet.cli.root import main
+from skynet.request.option_table import BY_NAME
 from skynet.request.task_names import CLASSIFY, EMBED, FILL_MASK, MAX_TOP, POOLINGS
 
 if TYPE_CHECKING:
     from skynet.request.completion import Completion
 
-JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a text, in a line.")
-TIMEOUT = click.option("--timeout", type=float, help="Seconds until the request is given up.")
+JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object a line for each text."
+)
+TIMEOUT = request_option(BY_NAME["timeout"])
 
 
 @main.command()
@@ -24,36 +27,43 @@ TIMEOUT = click.option("--timeout", type=float, help="Seconds until the request 
 @click.option(
     "--pooling",
     type=click.Choice(POOLINGS),
-    help="How the tokens' vectors become one.  [default: as modules.json of the model, or mean]",
+    help="Pooling of hidden states.  [default: the model's (modules.json), or mean]",
 )
 @click.option(
     "--normalize/--no-normalize",
     default=None,
-    help="To length 1.  [default: as modules.json of the model]",
+    help="Scale the embedding to length 1.  [default: the model's, or no]",
 )
 @TIMEOUT
 def embed(text: tuple[str, ...], **options: Any) -> None:
-    """Embed each TEXT with the encoder at SKYNET_REDIS_URL.
+    """Embed each TEXT with the model at SKYNET_REDIS_URL.
 
-    Prints a JSON object a text: {"text": ..., "embedding": [...]}.
+    Prints a JSON object for each text: {"text": ..., "embedding": [...]}.
     """
-    for each, found in zip(text, _read(text, EMBED, options), strict=True):
-        click.echo(json.dumps({"text": each, "embedding": found.embedding}, ensure_ascii=False))
+    for each, completion in zip(text, _complete(text, EMBED, options), strict=True):
+        _print_json(text=each, embedding=completion.embedding)
 
 
 @main.command("fill-mask")
 @click.argument("text")
-@click.option("--top-k", type=click.IntRange(1, MAX_TOP), help="Tokens a mask.  [default: 5]")
+@click.option(
+    "--top-k",
+    type=click.IntRange(1, MAX_TOP),
+    help="Predictions for each mask.  [default: 5]",
+)
 @TIMEOUT
 @JSON
 def fill_mask(text: str, as_json: bool, **options: Any) -> None:
-    """What the mask tokens of TEXT, [MASK] or <mask>, may stand for, with probabilities."""
-    (found,) = _read((text,), FILL_MASK, options)
+    """Predict the mask tokens of TEXT, with probabilities.
+
+    The mask token is that of the model at SKYNET_REDIS_URL: [MASK] or <mask>, say.
+    """
+    (completion,) = _complete((text,), FILL_MASK, options)
     if as_json:
-        click.echo(json.dumps({"text": text, "predictions": found.predictions}, ensure_ascii=False))
+        _print_json(text=text, predictions=completion.predictions)
         return
-    for number, mask in enumerate(found.predictions):
-        if len(found.predictions) > 1:
+    for number, mask in enumerate(completion.predictions):
+        if len(completion.predictions) > 1:
             click.echo(f"mask {number + 1}:")
         for best in mask:
             click.echo(f"{best['score']:.4f}  {best['token']}")
@@ -64,16 +74,24 @@ def fill_mask(text: str, as_json: bool, **options: Any) -> None:
 @TIMEOUT
 @JSON
 def classify(text: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Label each TEXT with the classifier at SKYNET_REDIS_URL, with scores."""
-    for each, found in zip(text, _read(text, CLASSIFY, options), strict=True):
+    """Classify each TEXT with the model at SKYNET_REDIS_URL.
+
+    Prints the labels of each text with their scores, best first.
+    """
+    for each, completion in zip(text, _complete(text, CLASSIFY, options), strict=True):
         if as_json:
-            click.echo(json.dumps({"text": each, "labels": found.labels}, ensure_ascii=False))
+            _print_json(text=each, labels=completion.labels)
             continue
-        scores = ", ".join(f"{item['label']} {item['score']:.4f}" for item in found.labels)
+        scores = ", ".join(f"{item['label']} {item['score']:.4f}" for item in completion.labels)
         click.echo(f"{each}: {scores}")
 
 
-def _read(texts: tuple[str, ...], task: str, options: dict[str, Any]) -> list[Completion]:
+def _print_json(**fields: Any) -> None:
+    click.echo(json.dumps(fields, ensure_ascii=False))
+
+
+def _complete(texts: tuple[str, ...], task: str, options: dict[str, Any]) -> list[Completion]:
+    """The completions of a text task, in the order of the texts; Ctrl-C cancels its requests."""
     client = client_of_settings()
     with interruptible():
         requests = client.submit_prompts(texts, task=task, **chosen(options))

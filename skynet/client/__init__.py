@@ -1,1 +1,1 @@
-"""`submit_prompt` and what it returns."""
+"""`submit_prompt`, and the generations that it returns."""

@@ -1,4 +1,5 @@
-"""The model that a cluster runs, as a client sees it: what may be asked of it. Needs no torch."""
+"""The model that a cluster runs, from its files in Redis: encodes and checks requests. Needs no
+torch."""
 
 from __future__ import annotations
 
@@ -6,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import redis
+from redis import Redis
 
 from skynet.errors import BadRequest
 from skynet.models.registry import load_architecture
 from skynet.request.generation_config import GenerationDefaults, generation_defaults
-from skynet.request.options import check_options
+from skynet.request.options import LANGUAGES, Limits, check_options
+from skynet.request.prompts import Prompt, check_token_ids, token_ids
 from skynet.request.record import Options
 from skynet.request.task_names import GENERATE
 from skynet.request.text_tasks import TextTasks
@@ -22,18 +24,18 @@ from skynet.tokenizer.text import Text
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What a client needs of the model, all of it from Redis."""
+    """A staged model's tokenizer, default options and text tasks."""
 
     text: Text
     defaults: GenerationDefaults
     text_tasks: TextTasks
 
     @classmethod
-    def staged(cls, client: redis.Redis, digest: str) -> ServedModel:
-        """From what is staged.
+    def staged(cls, client: Redis, digest: str) -> ServedModel:
+        """The staged model of this digest.
 
         Raises:
-            NoModel: it is not there.
+            NoModel: it is not in Redis.
         """
         store = WeightStore(client)
         manifest = store.require_manifest(digest)
@@ -42,44 +44,63 @@ class ServedModel:
         text_tasks = TextTasks.of(arch, files, text.token_id("mask_token"))
         return cls(text, generation_defaults(files), text_tasks)
 
-    def check(
+    def encode(
+        self, prompt: Prompt, task: str, raw: bool, given: Mapping[str, Any], target: Target
+    ) -> tuple[list[int], Options]:
+        """A request's token ids and checked options.
+
+        given: keyword arguments of `submit_prompt`; languages become a part of the prompt or a
+            forced token.
+
+        Raises:
+            BadRequest: names the argument, its value and its limit.
+        """
+        options, languages = dict(given), {}
+        if task == GENERATE:
+            languages = {name: options.pop(name, None) for name in LANGUAGES}
+        ids = token_ids(prompt, self.text, raw or task != GENERATE, **languages)
+        if (language := languages.get("target_language")) is not None:
+            options = self._answering_in(options, language)
+        if len(ids) >= target.slot_tokens:  # refused, if at all, before each id is checked
+            self._check(task, options, ids, target)
+        check_token_ids(ids, self._vocab_size)
+        return ids, self._check(task, options, ids, target)
+
+    def _check(
         self, task: str, options: Mapping[str, Any], ids: Sequence[int], target: Target
     ) -> Options:
-        """What a request may ask for; raises BadRequest."""
         if task != GENERATE:
             return self.text_tasks.check(task, options, ids, target.slot_tokens)
         arch = self.text_tasks.arch
-        if arch.encoder is not None and len(ids) > target.slot_tokens:
+        has_encoder = arch.encoder is not None
+        if has_encoder and len(ids) > target.slot_tokens:
             raise BadRequest(
-                f"the prompt has {len(ids)} tokens, the cluster's encoder reads "
+                f"the prompt has {len(ids)} tokens, the cluster's encoder takes "
                 f"{target.slot_tokens}: shorten it, or split the model again with more "
                 "--slot-tokens"
             )
         return check_options(
             options,
-            len(ids) if arch.encoder is None else 1,
-            target.slot_tokens,
+            1 if has_encoder else len(ids),
+            Limits(target.slot_tokens, arch.vocab_size, target.num_slots, has_encoder),
             self.defaults,
-            arch.vocab_size,
             self.text.encode_inside,
-            num_slots=target.num_slots,
-            has_encoder=arch.encoder is not None,
         )
 
-    def answering_in(self, options: Mapping[str, Any], language: str) -> dict[str, Any]:
-        """The options with what makes the answer be in a language.
+    def _answering_in(self, options: Mapping[str, Any], language: str) -> dict[str, Any]:
+        """The options with the token that makes the answer be in a language.
 
-        That is the answer's first token, or what a decoder begins with where that is a language
-        (mBART-25); some models (Marian) have it in the prompt.
+        It is the answer's first token, or the decoder's start token where that is a language code
+        (mBART-25). Some models (Marian) have the language in the prompt: no token then.
 
         Raises:
-            BadRequest: a language that is not known, or a contradiction.
+            BadRequest: an unknown language, or another value of that option.
         """
-        token = self.text.answer_language(language)
+        token = self.text.languages.of_answer(language)
         if token is None:
             return dict(options)
-        own = self.defaults.always.get("decoder_start_token_id")
-        name = "decoder_start_token_id" if self.text.languages.has(own) else "forced_bos_token_id"
+        start = self.defaults.always.get("decoder_start_token_id")
+        name = "decoder_start_token_id" if self.text.languages.has(start) else "forced_bos_token_id"
         if options.get(name) not in (None, token):
             raise BadRequest(
                 f"target_language {language!r}, {name} {options[name]!r:.40}: give one"
@@ -87,7 +108,7 @@ class ServedModel:
         return {**options, name: token}
 
     @property
-    def vocab_size(self) -> int:
-        """Of prompts: an encoder may have a vocabulary of its own."""
+    def _vocab_size(self) -> int:
+        """The vocabulary of prompts: an encoder may have another one than the decoder."""
         arch = self.text_tasks.arch
         return (arch.encoder or arch).vocab_size

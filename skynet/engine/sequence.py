@@ -17,7 +17,8 @@ from skynet.engine.processors import Rules, rules_of
 from skynet.engine.sampling import logits_request_of
 from skynet.engine.text_answers import TextAnswer, Vector
 from skynet.request.record import End, Logprobs, Record, Token
-from skynet.tokenizer.text import Detokenizer, StopStrings
+from skynet.tokenizer.detokenizer import Detokenizer
+from skynet.tokenizer.stop_strings import StopStrings
 from skynet.wire.step import Candidates, Row
 
 STOP, LENGTH = "stop", "length"

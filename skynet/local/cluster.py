@@ -25,11 +25,13 @@ from typing import Any, cast
 
 import redis
 
-from skynet.client.client import Client, Generation, Prompt
+from skynet.client.client import Client
+from skynet.client.generation import Generation
 from skynet.errors import SkynetError
 from skynet.local.reaper import Reaper
 from skynet.local.server import EmbeddedServer
 from skynet.planning.plan import Plan
+from skynet.request.prompts import Prompt
 from skynet.settings import settings
 from skynet.staging.split import draft_plan
 from skynet.staging.stager import Progress, Stager, stage_checkpoint

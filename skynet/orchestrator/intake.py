@@ -21,7 +21,8 @@ from skynet.request.record import Record
 from skynet.store.requests import Requests
 from skynet.store.targets import Target
 from skynet.store.weights import WeightStore
-from skynet.tokenizer.text import StopStrings, Text
+from skynet.tokenizer.stop_strings import StopStrings
+from skynet.tokenizer.text import Text
 from skynet.wire.step import TextTask
 
 logger = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""What a request may ask for, its record and its completion. Knows no Redis."""
+"""Requests: options, prompts, text tasks, records, completions. Knows no Redis."""

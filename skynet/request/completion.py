@@ -1,4 +1,4 @@
-"""An answer, whole."""
+"""The complete answer to a request."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer. `token_ids` are the generated ones only; `finish_reason` is `stop` or `length`.
+    """The complete answer to a request.
 
+    token_ids: the generated tokens.
+    finish_reason: `stop` or `length`.
     timings: `first_token_s` and `total_s` since submission, `decode_tokens_per_s` after the first
-    token, `queued_s` before the first step.
-    logprobs: if they were asked for, one a token: {"logprob": of the token, "top": [[token id,
-        logprob], ...], best first}, of the model's own distribution.
-    beams: of a beam search, the best hypotheses, best first: {"text": ..., "token_ids": [...],
+        token, `queued_s` before the first step.
+    logprobs: if requested, for each token {"logprob": ..., "top": [[token id, logprob], ...]}, of
+        the model's distribution, likeliest first.
+    beams: of a beam search, its hypotheses, best first: {"text": ..., "token_ids": [...],
         "score": sum of log-probabilities / length ** length_penalty}. The first is the answer.
-    embedding, predictions, labels: of a text that was read instead, by task `embed` (as many
-        numbers as the hidden states have), `fill-mask` (for each mask the likeliest tokens:
-        token_id, token, score) and `classify` (label, score), best first. There is no text then.
+    embedding: of task `embed`, a number for each hidden dimension.
+    predictions: of task `fill-mask`, for each mask the likeliest tokens: token_id, token, score.
+    labels: of task `classify`: label, score; best first. Text tasks have no text.
     """
 
     text: str

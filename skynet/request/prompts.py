@@ -1,4 +1,4 @@
-"""What may be a prompt, and its token ids. Knows no Redis: the tokenizer is given."""
+"""Prompts to token ids. Knows no Redis: the tokenizer is an argument."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ def token_ids(
     source_language: str | None = None,
     target_language: str | None = None,
 ) -> list[int]:
-    """The prompt as token ids: text, chat messages, or ids as they are.
+    """The token ids of a prompt: text, chat messages, or token ids, which are not checked.
 
-    raw: False puts a text into the model's chat template, as the user's message, if there is one.
-    source_language, target_language: codes, of a text to translate; see `Text.encode_from`.
+    raw: False puts a text into the model's chat template, if it has one, as the user's message.
+    source_language, target_language: codes, of a text to translate; see `Languages.of_prompt`.
 
     Raises:
-        BadRequest: empty, too long, of no such type, a language that the model does not know, or
-            the model has no tokenizer or template.
+        BadRequest: empty, too long, of another type, in an unknown language, or the model lacks
+            the tokenizer or chat template.
     """
     if isinstance(prompt, str):
         check_text(prompt)
         if not raw and text.has_chat_template:
             return text.chat([{"role": "user", "content": prompt}])
-        ids = text.encode_from(prompt, source_language, target_language)
+        ids = text.languages.of_prompt(text.encode(prompt), source_language, target_language)
         if not ids:
-            raise BadRequest("prompt: it has no tokens")
+            raise BadRequest("prompt: the tokenizer makes no tokens of it")
         return ids
     if source_language is not None:
-        raise BadRequest(f"source_language {source_language!r:.80}: only a text is in a language")
+        raise BadRequest(f"source_language {source_language!r:.80}: only texts have a language")
     if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
         raise BadRequest(
             f"prompt: expected text, chat messages or token ids, got {type(prompt).__name__}"
         )
     if not prompt:
-        raise BadRequest("prompt: it is empty")
+        raise BadRequest("prompt: empty")
     if isinstance(prompt[0], Mapping):
         length = sum(len(str(m.get("content", ""))) for m in prompt if isinstance(m, Mapping))
         if length > MAX_PROMPT_CHARACTERS:
@@ -57,18 +57,18 @@ def token_ids(
 
 
 def check_text(prompt: str) -> None:
-    """Raise BadRequest if a prompt is empty or far too long for any model."""
+    """Raise BadRequest if a prompt is empty or too long for any model."""
     if not prompt.strip():
-        raise BadRequest("prompt: it is empty")
+        raise BadRequest("prompt: empty")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise BadRequest(f"prompt: {len(prompt)} characters, at most {MAX_PROMPT_CHARACTERS}")
 
 
 def check_token_ids(ids: Sequence[Any], vocab_size: int) -> None:
-    """Raise BadRequest unless all are ids of this vocabulary."""
+    """Raise BadRequest unless all ids are in a vocabulary of this size."""
     for position, token in enumerate(ids):
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
             raise BadRequest(
-                f"prompt: token {token!r:.40} at position {position} is none of the vocabulary's "
-                f"{vocab_size} (0 to {vocab_size - 1})"
+                f"prompt: token {token!r:.40} at position {position} is not in the vocabulary: 0 "
+                f"to {vocab_size - 1}"
             )

@@ -1,4 +1,4 @@
-"""What is kept of a request: what was asked, each token, and how it ended."""
+"""The record of a request: its options, its tokens, its end."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from skynet.wire import codec
 
 @dataclass(frozen=True)
 class Options:
-    """How to answer: the names are Hugging Face's; `max_tokens`, `stop`, `logprobs` are OpenAI's.
+    """A request's checked options, of which `option_table.OPTIONS` has the meaning and limits.
 
-    What the model's generation config sets is in here: all that decides tokens is in the record.
+    The model's defaults are included: the record holds everything that decides tokens.
+
+    read: the fields of a `step.TextTask`, if the request is a text task.
     """
 
     max_tokens: int = 128
@@ -35,32 +37,30 @@ class Options:
     forced_bos_token_id: int | None = None
     forced_eos_token_id: tuple[int, ...] = ()
     logprobs: int | None = None
-    read: dict[str, Any] | None = (
-        None  # what the text is read for, instead: a step.TextTask's fields
-    )
+    read: dict[str, Any] | None = None
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
     renormalize_logits: bool = False
-    decoder_start_token_id: int | None = None  # of an encoder-decoder: its answer begins after it
+    decoder_start_token_id: int | None = None
 
     def to_json(self) -> str:
         return json.dumps(self.__dict__)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Options:
-        """Options that a record of an earlier version lacks have their defaults."""
+        """Options of a record; those that an earlier version did not write have their defaults."""
         return cls(**{name: _tuples(value) for name, value in json.loads(text).items()})
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
+    """JSON's lists to tuples."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
 class Record:
-    """One request as it was accepted. Times are seconds since 1970 by Redis's clock, 0: not yet."""
+    """An accepted request. Times are seconds since 1970 by Redis's clock; 0: not yet."""
 
     id: str
     prompt: tuple[int, ...]
@@ -71,16 +71,16 @@ class Record:
     emitted: int = 0
     arrival: int = 0
     cancelled: bool = False
-    model: str = ""  # the digest its tokens belong to
+    model: str = ""  # digest of the model
     end: dict[str, Any] | None = None
-    priority: int = 0  # 9 goes first
+    priority: int = 0  # 9 runs first
     started_at: float = 0.0
     first_token_at: float = 0.0
     last_token_at: float = 0.0
-    sample_group: str = ""  # the samples of one prompt have the first one's id here
+    sample_group: str = ""  # id of the first sample of the same prompt
 
     def fields(self) -> dict[str, str | bytes | int]:
-        """What is written when the request is made; scripts write the rest."""
+        """The fields that are written at submit; Lua scripts write the others."""
         return {
             "prompt": codec.encode(np.asarray(self.prompt, dtype=np.int32)),
             "options": self.options.to_json(),
@@ -94,34 +94,34 @@ class Record:
         }
 
     @classmethod
-    def from_fields(cls, request_id: str, found: dict[bytes, bytes]) -> Record:
+    def from_fields(cls, request_id: str, fields: dict[bytes, bytes]) -> Record:
         return cls(
             id=request_id,
-            prompt=tuple(codec.decode(found[b"prompt"]).tolist()),
-            options=Options.from_json(found[b"options"]),
-            created=float(found[b"created"]),
-            deadline=float(found[b"deadline"]),
-            state=found[b"state"].decode(),
-            emitted=int(found[b"emitted"]),
-            arrival=int(found[b"arrival"]),
-            cancelled=b"cancel" in found,
-            model=found.get(b"model", b"").decode(),
-            end=json.loads(found[b"end"]) if b"end" in found else None,
-            priority=int(found.get(b"priority", 0)),
-            started_at=float(found.get(b"started_at", 0)),
-            first_token_at=float(found.get(b"first_token_at", 0)),
-            last_token_at=float(found.get(b"last_token_at", 0)),
-            sample_group=found.get(b"family", b"").decode(),
+            prompt=tuple(codec.decode(fields[b"prompt"]).tolist()),
+            options=Options.from_json(fields[b"options"]),
+            created=float(fields[b"created"]),
+            deadline=float(fields[b"deadline"]),
+            state=fields[b"state"].decode(),
+            emitted=int(fields[b"emitted"]),
+            arrival=int(fields[b"arrival"]),
+            cancelled=b"cancel" in fields,
+            model=fields.get(b"model", b"").decode(),
+            end=json.loads(fields[b"end"]) if b"end" in fields else None,
+            priority=int(fields.get(b"priority", 0)),
+            started_at=float(fields.get(b"started_at", 0)),
+            first_token_at=float(fields.get(b"first_token_at", 0)),
+            last_token_at=float(fields.get(b"last_token_at", 0)),
+            sample_group=fields.get(b"family", b"").decode(),
         )
 
 
 @dataclass(frozen=True)
 class Logprobs:
-    """Natural logs of probabilities, of the model's own distribution: before temperature, filters,
-    penalties and bans.
+    """Natural log-probabilities of the model's distribution: before temperature, filters, penalties
+    and bans.
 
-    logprob: of the token that was chosen.
-    top: (token id, log-probability) of the likeliest, best first.
+    logprob: of the chosen token.
+    top: (token id, log-probability) of the likeliest tokens, best first.
     """
 
     logprob: float
@@ -131,7 +131,7 @@ class Logprobs:
         return json.dumps([self.logprob, self.top])
 
     def as_dict(self) -> dict[str, Any]:
-        """As `Completion.logprobs` and JSON have it."""
+        """An item of `Completion.logprobs`."""
         return {"logprob": self.logprob, "top": [list(pair) for pair in self.top]}
 
     @classmethod
@@ -142,12 +142,12 @@ class Logprobs:
 
 @dataclass(frozen=True)
 class Token:
-    """One token of an answer; `text` is what it adds to the text, often empty or partial."""
+    """One token of an answer; `text` is the text that it completes, often empty."""
 
     index: int
     id: int
     text: str
-    logprobs: Logprobs | None = None  # if they were asked for
+    logprobs: Logprobs | None = None  # if requested
 
     @classmethod
     def from_fields(cls, fields: dict[bytes, bytes]) -> Token:
@@ -159,12 +159,12 @@ class Token:
 class End:
     """How a request ended: a finish reason, or an error's class name and message."""
 
-    text: str = ""  # what was still held back
+    text: str = ""  # text that was held back until the end
     finish_reason: str = ""
     error: str = ""
     message: str = ""
     timings: dict[str, float] = field(default_factory=dict)
-    answer: dict[str, Any] = field(default_factory=dict)  # an embedding, predictions or labels
+    answer: dict[str, Any] = field(default_factory=dict)  # embedding, predictions, labels or beams
 
     def to_json(self) -> str:
         return json.dumps(self.__dict__)

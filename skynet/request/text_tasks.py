@@ -1,5 +1,5 @@
-"""What can be asked of a model instead of an answer: embeddings, masked words, classes. Checked
-before anything is written; knows no Redis."""
+"""Text tasks of a request: embeddings, masked tokens, classes. Checked before anything is written;
+knows no Redis."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ DEFAULT_POOLING, DEFAULT_TOP = "mean", 5
 
 @dataclass(frozen=True)
 class TextTasks:
-    """What of a model decides how it may be read.
+    """The text tasks that a model supports.
 
     embedding: its embedding.json.
-    mask_id: the token that stands for a masked word.
+    mask_id: its mask token.
     """
 
     arch: Architecture
@@ -48,12 +48,12 @@ class TextTasks:
         return cls(arch, None if content is None else json.loads(content), mask_id)
 
     def tasks(self) -> tuple[str, ...]:
-        """What can be asked of the model."""
-        found = self.arch.tasks
-        return found if self.embedding is None or EMBED in found else (*found, EMBED)
+        """Supported tasks, `generate` included."""
+        tasks = self.arch.tasks
+        return tasks if self.embedding is None or EMBED in tasks else (*tasks, EMBED)
 
     def check_task(self, task: Any, samples: int | None = None) -> None:
-        """Raise BadRequest unless the model can do this; `samples` are of what is generated."""
+        """Raise BadRequest unless the model supports the task, and several samples if asked for."""
         if task not in TASKS:
             raise BadRequest(f"task {task!r:.80}: one of {', '.join(TASKS)}")
         if task != GENERATE and samples is not None:
@@ -61,23 +61,23 @@ class TextTasks:
         if task in self.tasks():
             return
         why = {
-            GENERATE: "it is an encoder, which generates nothing",
-            EMBED: "it generates text, and no modules.json beside it says how to pool",
-            FILL_MASK: "its checkpoint has no head of a masked language model",
-            CLASSIFY: "its checkpoint has no head of a sequence classifier",
+            GENERATE: "it is an encoder",
+            EMBED: "it generates text, and has no modules.json that sets a pooling",
+            FILL_MASK: "its checkpoint has no masked-language-model head",
+            CLASSIFY: "its checkpoint has no sequence-classification head",
         }
         raise BadRequest(
-            f"task {task}: this {self.arch.model_type} model cannot do that, {why[task]}; it can "
-            f"do: {', '.join(self.tasks())}"
+            f"task {task} is not supported by this {self.arch.model_type} model: {why[task]}; "
+            f"supported: {', '.join(self.tasks())}"
         )
 
     def check(
         self, task: str, given: Mapping[str, Any], ids: Sequence[int], slot_tokens: int
     ) -> Options:
-        """Options of a request that reads `ids`.
+        """Options of a text task on the tokens `ids`.
 
         Raises:
-            BadRequest: names what cannot work, and the limit.
+            BadRequest: names the task or option, its value and its limit.
         """
         self.check_task(task)
         unknown = sorted(set(given) - set(KNOWN[task]))
@@ -87,7 +87,7 @@ class TextTasks:
         if len(ids) > slot_tokens:
             raise BadRequest(
                 f"the text has {len(ids)} tokens, the cluster takes {slot_tokens}, of the model's "
-                f"{self.arch.max_positions}: shorten it, or cut it into several"
+                f"{self.arch.max_positions}: shorten it, or split it into several"
             )
         chosen = {name: value for name, value in given.items() if value is not None}
         text_task = {EMBED: self._embed, FILL_MASK: self._fill_mask}.get(task, _classify)(
@@ -96,17 +96,17 @@ class TextTasks:
         return Options(max_tokens=0, read=asdict(text_task))
 
     def _embed(self, chosen: Mapping[str, Any], ids: Sequence[int]) -> TextTask:
-        own = self.embedding or {}
-        pooling = chosen.get("pooling", own.get("pooling"))
-        if "refused" in own and "pooling" not in chosen:
+        defaults = self.embedding or {}
+        pooling = chosen.get("pooling", defaults.get("pooling"))
+        if "refused" in defaults and "pooling" not in chosen:
             raise BadRequest(
-                f"task embed: the model's modules.json asks for {own['refused']}, which is not "
-                f"computed; choose a pooling yourself: {', '.join(POOLINGS)}"
+                f"task embed: the model's modules.json asks for {defaults['refused']}, which is "
+                f"not supported; choose a pooling: {', '.join(POOLINGS)}"
             )
         pooling = DEFAULT_POOLING if pooling is None else pooling
         if pooling not in POOLINGS:
             raise BadRequest(f"pooling {pooling!r:.80}: one of {', '.join(POOLINGS)}")
-        normalize = chosen.get("normalize", own.get("normalize", False))
+        normalize = chosen.get("normalize", defaults.get("normalize", False))
         if not isinstance(normalize, bool):
             raise BadRequest(f"normalize {normalize!r:.80}: True or False")
         return TextTask(EMBED, pooling, normalize)
@@ -114,13 +114,13 @@ class TextTasks:
     def _fill_mask(self, chosen: Mapping[str, Any], ids: Sequence[int]) -> TextTask:
         if self.mask_id is None:
             raise BadRequest("task fill-mask: this model's tokenizer has no mask token")
-        places = tuple(place for place, token in enumerate(ids) if token == self.mask_id)
-        if not places:
+        positions = tuple(at for at, token in enumerate(ids) if token == self.mask_id)
+        if not positions:
             raise BadRequest("task fill-mask: the text has no mask token, such as [MASK] or <mask>")
         top = chosen.get("top_k", DEFAULT_TOP)
         if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_TOP:
             raise BadRequest(f"top_k {top!r:.80}: a whole number from 1 to {MAX_TOP}")
-        return TextTask(FILL_MASK, positions=places, top=top)
+        return TextTask(FILL_MASK, positions=positions, top=top)
 
 
 def _classify(_chosen: Mapping[str, Any], _ids: Sequence[int]) -> TextTask:

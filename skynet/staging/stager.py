@@ -19,7 +19,7 @@ from skynet.checkpoint.tensor_plans import model_files, tensor_plans
 from skynet.errors import BadRequest, UnsupportedModel
 from skynet.models.registry import load_architecture
 from skynet.request.generation_config import FILE, generation_defaults
-from skynet.request.options import check_options
+from skynet.request.options import Limits, check_options
 from skynet.settings import settings
 from skynet.store.bad_tiles import forget_reports, reported_tiles
 from skynet.store.connection import connect
@@ -98,16 +98,17 @@ def check_generation_config(files: Mapping[str, bytes], arch: Architecture) -> N
         UnsupportedModel: names the setting.
     """
     defaults, has_encoder = generation_defaults(files), arch.encoder is not None
+    limits = Limits(2**31, arch.vocab_size, has_encoder=has_encoder)
     own: dict[str, Any] = {}
     if has_encoder and "decoder_start_token_id" not in defaults.always:
         own["decoder_start_token_id"] = 0  # every request has to name one
     try:
-        check_options(own, 1, 2**31, defaults, arch.vocab_size, has_encoder=has_encoder)
+        check_options(own, 1, limits, defaults)
     except BadRequest as error:
         raise UnsupportedModel(f"{FILE}: {error}") from error
-    sampled = {"do_sample": not defaults.not_sampled, "num_beams": 1}
+    sampled = {"do_sample": not defaults.unsupported_sampling, "num_beams": 1}
     try:
-        check_options(own | sampled, 1, 2**31, defaults, arch.vocab_size, has_encoder=has_encoder)
+        check_options(own | sampled, 1, limits, defaults)
     except BadRequest as error:
         logger.warning("%s: %s; requests that sample have to say otherwise", FILE, error)
 

@@ -1,7 +1,7 @@
-"""The chat template of a model: a conversation to the text its prompt is made of.
+"""A model's chat template: renders a conversation to the text of a prompt.
 
-A template is a Jinja program that came with the checkpoint, so it runs in Jinja's sandbox. Knows
-nothing of tokenizers.
+A template is a Jinja program from the checkpoint, so it runs in Jinja's sandbox. Knows no
+tokenizers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from skynet.errors import BadRequest
 
 
 class ChatTemplate:
-    """One model's template, and the special tokens it may write by name (`bos_token`)."""
+    """One model's template, and the special tokens that it names (`bos_token`)."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._source = source
@@ -33,11 +33,11 @@ class ChatTemplate:
         return _environment().from_string(self._source)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The conversation as text, up to where the assistant's next answer begins.
+        """The conversation as text, up to the beginning of the assistant's next answer.
 
         Raises:
-            BadRequest: messages that are no {"role": ..., "content": ...}, or that the template
-                refuses.
+            BadRequest: a message is not {"role": ..., "content": ...}, or the template refuses
+                the messages.
         """
         checked = check_messages(messages)
         try:
@@ -48,7 +48,7 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 **self._special_tokens,
             )
-        except Exception as error:  # foreign code, which may raise anything
+        except Exception as error:  # a template may raise anything
             raise BadRequest(
                 f"messages: the model's chat template refuses them: {error}"
             ) from error
@@ -58,7 +58,7 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     """Plain copies of the messages.
 
     Raises:
-        BadRequest: not a list of objects with a text `role` and a text `content`; names which.
+        BadRequest: not a list of objects with a text `role` and `content`; names the message.
     """
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
         raise BadRequest("messages: expected a list of at least one {role, content}")
@@ -74,7 +74,7 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as chat templates expect it (Transformers' apply_chat_template), in a sandbox."""
+    """The environment of Transformers' apply_chat_template, in a sandbox."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationBlocks]
     )
@@ -85,7 +85,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class GenerationBlocks(Extension):
-    """`{% generation %}` marks the assistant's words for training; here only its inside counts."""
+    """`{% generation %}` marks the assistant's text for training; only its content is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it as a plain set)
 
@@ -101,7 +101,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own filter escapes HTML, which models have not seen.
+    # Jinja's built-in filter escapes HTML, which Transformers' does not.
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

@@ -1,7 +1,7 @@
-"""Languages in multilingual tokenizers: their tokens, and where a prompt names its own.
+"""Language codes of multilingual tokenizers, and their position in prompts.
 
-Transformers writes the language of a text into the tokens around it when it loads a tokenizer,
-from `src_lang`; what stands in a tokenizer.json may be of an older order. So does this.
+Transformers sets the language code of prompts from `src_lang` when it loads a tokenizer; a
+tokenizer.json may hold an older order. This module does the same.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ WMT21 = ("en", "ha", "is", "ja", "cs", "ru", "zh", "de")
 
 @dataclass(frozen=True)
 class Frame:
-    """How a family's prompts name their language."""
+    """The language code in a family's prompts."""
 
     default: str
-    first: bool  # before the text; if not, after the end token
+    first: bool  # before the text; False: after the end token
     token: str = "{}"
 
     def around(self, config: TokenizerConfig) -> tuple[list[str], list[str]]:
-        """Tokens before and after a prompt in the language the tokenizer is saved with."""
+        """Tokens before and after a prompt in the tokenizer's default language."""
         source = config.values.get("src_lang")
         code = self.token.format(source if isinstance(source, str) and source else self.default)
         end = config.special_tokens.get("eos_token", "</s>")
-        first = self.first and not config.values.get("legacy_behaviour")  # of NLLB
+        first = self.first and not config.values.get("legacy_behaviour")  # NLLB's
         return ([code], [end]) if first else ([], [end, code])
 
 
@@ -69,10 +69,10 @@ FRAMES = {
 def template(
     before: list[str], after: list[str], token_to_id: Callable[[str], int | None]
 ) -> processors.TemplateProcessing:
-    """A post-processor that puts these tokens around a prompt.
+    """A post-processor that adds these tokens to a prompt.
 
     Raises:
-        UnsupportedModel: one is not in the vocabulary.
+        UnsupportedModel: a token is not in the vocabulary.
     """
     special = []
     for token in dict.fromkeys([*before, *after]):
@@ -86,9 +86,9 @@ def template(
 
 
 def with_frame(content: bytes, config: TokenizerConfig) -> bytes:
-    """A tokenizer.json whose prompts name their language as Transformers has them do.
+    """The tokenizer.json with the language code where Transformers puts it.
 
-    As it is, where that is so, for families without languages, and where it lacks their tokens.
+    Unchanged if it is there, for families without languages, and without the codes' tokens.
     """
     frame = FRAMES.get(config.class_name)
     if frame is None:
@@ -97,7 +97,7 @@ def with_frame(content: bytes, config: TokenizerConfig) -> bytes:
         tokenizer: dict[str, Any] = json.loads(content)
         ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
         before, after = frame.around(config)
-    except (AttributeError, KeyError, TypeError, ValueError):  # whoever loads it says what is wrong
+    except (AttributeError, KeyError, TypeError, ValueError):  # `Text` reports the error
         return content
     if not {*before, *after} <= ids.keys():
         return content

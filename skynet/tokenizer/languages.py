@@ -1,7 +1,7 @@
-"""Languages by their codes, for models that translate: what a prompt and an answer say of them.
+"""Language codes of models that translate, in prompts and answers.
 
 Codes are tokens: en_XX (mBART), eng_Latn (NLLB), __en__ (M2M100), >>eng<< (Marian, of the answer).
-Knows tokens and ids; nothing of how a text is cut.
+Knows tokens and ids, not tokenization.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Languages:
     def __init__(self, tokens: Mapping[str, int], prompt: Sequence[str | None]) -> None:
         """
         Args:
-            tokens: token -> id, of those that may be codes.
-            prompt: the tokens of any prompt, None for those of its text.
+            tokens: token -> id, of tokens that may be codes.
+            prompt: the special tokens of any prompt; None stands for its text.
         """
         self._spoken = _codes(CODE, tokens)
         self._targets = _codes(TARGET_CODE, tokens)
@@ -36,14 +36,14 @@ class Languages:
         return tuple(sorted(self._spoken or self._targets))
 
     def has(self, token: int | None) -> bool:
-        """Is this token a language's code?"""
+        """Whether this token is a language code."""
         return token in self._spoken.values()
 
     def id_of(self, code: str, name: str = "language") -> int:
-        """The token of a language. `name` is the option the code comes from.
+        """The token of a language; `name` is the option that holds the code.
 
         Raises:
-            BadRequest: no such language; names those there are.
+            BadRequest: an unknown language; names the known ones.
         """
         known = self._spoken or self._targets
         if not known:
@@ -54,12 +54,20 @@ class Languages:
         return known[plain]
 
     def of_prompt(
-        self, ids: Sequence[int], source_language: str | None, target_language: str | None
+        self,
+        ids: Sequence[int],
+        source_language: str | None = None,
+        target_language: str | None = None,
     ) -> list[int]:
-        """A prompt's ids, with the languages where this model's prompts name them.
+        """A prompt's token ids, with language codes where this model's prompts have them.
+
+        Args:
+            source_language: code of the prompt's language, "de_DE"; None: the tokenizer's default.
+            target_language: code of the answer's, which only some models (Marian) have in the
+                prompt; for the others see `of_answer`.
 
         Raises:
-            BadRequest: a language that is not known, or a source that prompts do not name.
+            BadRequest: an unknown language, or a source language that prompts do not name.
         """
         ids = list(ids)
         if source_language is not None:
@@ -77,17 +85,17 @@ class Languages:
         return ids
 
     def of_answer(self, target_language: str) -> int | None:
-        """The token an answer in this language begins with; None where the prompt names it.
+        """The first token of an answer in this language; None if it is in the prompt instead.
 
         Raises:
-            BadRequest: a language that is not known.
+            BadRequest: an unknown language.
         """
         language = self.id_of(target_language, "target_language")
         return language if self._spoken else None
 
 
 def prompt_tokens(tokenizer: Tokenizer) -> list[str | None]:
-    """What a tokenizer's template puts around a prompt; None stands for the text."""
+    """Special tokens that a tokenizer's template adds to a prompt; None stands for the text."""
     if tokenizer.post_processor is None:
         return [None]
     processor = json.loads(tokenizer.post_processor.__getstate__())
@@ -106,7 +114,7 @@ def _plain(token: str) -> str:
 
 
 def _place_of_code(prompt: Sequence[str | None]) -> int | None:
-    """Where in a prompt's ids its language stands, from the end if that is after the text."""
+    """Index of the language code in a prompt's ids; negative if it is after the text."""
     text = prompt.index(None) if None in prompt else len(prompt)
     for at, token in enumerate(prompt):
         if token is not None and CODE.fullmatch(token):

@@ -1,11 +1,11 @@
 """Tokenizers that Transformers runs on SentencePiece itself, as files for `Text`.
 
-Marian and M2M100 cut a text by a SentencePiece model and look the pieces up in a vocab.json with
-ids of its own. What is staged:
-    source.spm: cuts prompts. target.spm: cuts what may stand in an answer; absent: as prompts.
-    tokenizer.json: pieces and ids of answers, how pieces become text, tokens around a prompt. It
-        cuts nothing: its model is a list of whole words.
-    source_vocabulary.json: pieces and ids of prompts, where those of answers are others.
+Marian and M2M100 split a text with a SentencePiece model and look the pieces' ids up in a
+vocab.json. Staged files:
+    source.spm: splits prompts. target.spm: splits texts within an answer; absent: source.spm.
+    tokenizer.json: pieces and ids of answers, the decoder, special tokens of a prompt. It does
+        not split: its model is a list of words.
+    source_vocabulary.json: pieces and ids of prompts, if they differ from those of answers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def marian_files(config: TokenizerConfig) -> dict[str, bytes]:
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        UnsupportedModel: a SentencePiece model of a kind that is not computed.
+        UnsupportedModel: a kind of SentencePiece model that is not supported.
     """
     path = config.path
     vocabulary = _vocabulary(path / "vocab.json")
@@ -49,7 +49,7 @@ def marian_files(config: TokenizerConfig) -> dict[str, bytes]:
         files[SOURCE_VOCABULARY] = json.dumps(vocabulary, ensure_ascii=False).encode()
         vocabulary = _vocabulary(path / "target_vocab.json")
     names = {**MARIAN_NAMES, **config.special_tokens}
-    # Transformers joins the pieces of a common vocabulary by the source model.
+    # With a common vocabulary, Transformers decodes with the source model.
     tokenizer = _tokenizer(vocabulary, names, config, target if separate else source)
     codes = [token for token in vocabulary if token.startswith(">>") and token.endswith("<<")]
     tokenizer.add_tokens([AddedToken(code, normalized=False) for code in codes])
@@ -58,7 +58,10 @@ def marian_files(config: TokenizerConfig) -> dict[str, bytes]:
 
 
 def m2m100_files(config: TokenizerConfig) -> dict[str, bytes]:
-    """The files of an M2M100Tokenizer: sentencepiece.bpe.model, vocab.json. Raises as above."""
+    """The files of an M2M100Tokenizer: sentencepiece.bpe.model, vocab.json.
+
+    Raises: as `marian_files`.
+    """
     path = config.path
     model, content = _spm(path / "sentencepiece.bpe.model")
     vocabulary = _vocabulary(path / "vocab.json")
@@ -81,7 +84,7 @@ def _tokenizer(
 ) -> Tokenizer:
     if names["unk_token"] not in vocabulary:
         raise CheckpointError(
-            f"{config.path}: its unk_token {names['unk_token']!r} is not in its vocabulary; "
+            f"{config.path}: unk_token {names['unk_token']!r} is not in the vocabulary; "
             "download tokenizer_config.json and vocab.json again"
         )
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=names["unk_token"]))
@@ -104,16 +107,17 @@ def _tokenizer(
 
 
 def _spm(file: Path) -> tuple[SentencePieceModel, bytes]:
-    """A model that can be computed, and its file's content."""
+    """A supported model, and its file's content."""
     model = read_sentencepiece(file)
-    lacks = [
+    is_bpe = model.model_type == BPE
+    unsupported = [
         (model.model_type not in (UNIGRAM, BPE), f"model_type {model.model_type}"),
         (model.space_at_the_end, "treat_whitespace_as_suffix"),
-        (model.model_type == BPE and model.texts(Kind.USER_DEFINED), "BPE with defined pieces"),
+        (is_bpe and model.texts(Kind.USER_DEFINED), "BPE with user-defined pieces"),
     ]
-    for lacking, what in lacks:
-        if lacking:
-            raise UnsupportedModel(f"{file}: {what} is not computed")
+    for is_set, setting in unsupported:
+        if is_set:
+            raise UnsupportedModel(f"{file}: {setting} is not supported")
     return model, read_file(file)
 
 
@@ -122,5 +126,5 @@ def _vocabulary(file: Path) -> dict[str, int]:
         raise CheckpointError(f"{file} is missing, and the tokenizer needs it; download it")
     vocabulary: dict[str, Any] = read_object(file)
     if not all(type(number) is int for number in vocabulary.values()):
-        raise CheckpointError(f"{file} does not give each piece a whole number; download it again")
+        raise CheckpointError(f"{file} holds ids that are not integers; download it again")
     return vocabulary

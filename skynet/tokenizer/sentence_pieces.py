@@ -1,8 +1,7 @@
-"""Text to pieces as SentencePiece cuts it, and pieces to ids by a vocabulary of their own.
+"""Splits text into pieces as SentencePiece does, and looks their ids up in another vocabulary.
 
-For tokenizers that Transformers runs on SentencePiece itself (Marian, M2M100): a piece's number in
-the SentencePiece model says nothing there, its text is looked up. Knows no special tokens around a
-prompt, and nothing of how pieces become text again.
+For tokenizers that Transformers runs on SentencePiece itself (Marian, M2M100): the model's ids of
+pieces are not the vocabulary's. Knows neither the special tokens of a prompt nor decoding.
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ from skynet.tokenizer.charsmap import Charsmap
 from skynet.tokenizer.sentencepiece_file import BPE, Kind, SentencePieceModel, parse_sentencepiece
 
 SPACE = "▁"
-# What no piece covers. The tokenizers library wants a text for it: one that no prompt has.
+# The tokenizers library needs a text for the unknown piece: one that no prompt contains.
 UNKNOWN = "\0"
 _FLOAT = Struct("<f")
 LANGUAGE_CODE = re.compile(r">>.*?<<", re.DOTALL)
 
 
 class SentencePieces:
-    """One SentencePiece model, to cut texts by."""
+    """Splits texts with one SentencePiece model."""
 
     def __init__(self, model: SentencePieceModel) -> None:
         self._model = model
         self._charsmap = Charsmap(model.charsmap)
         self._defined = _any_of(model.texts(Kind.USER_DEFINED))
-        self._cutter = Merges(model) if model.model_type == BPE else BestPath(model)
+        self._splitter = Merges(model) if model.model_type == BPE else BestPath(model)
 
-    def cut(self, text: str) -> list[str]:
-        """The pieces of a text. Neighbouring characters that no piece has are one piece together.
+    def split(self, text: str) -> list[str]:
+        """The pieces of a text; a run of unknown characters is one piece.
 
         Raises:
             UnicodeEncodeError: half a surrogate pair.
         """
         pieces: list[str] = []
-        for piece, unknown in self._cutter.cut(self._normalize(text)):
+        for piece, unknown in self._splitter.split(self._normalize(text)):
             if unknown and self._model.byte_fallback:
                 pieces += [f"<0x{byte:02X}>" for byte in piece.encode()]
             else:
@@ -64,11 +63,11 @@ class SentencePieces:
 
 
 class BestPath:
-    """A unigram model: the cut whose pieces have the highest sum of scores (Kudo, 2018).
+    """A unigram model: the segmentation with the highest sum of scores (Kudo, 2018).
 
-    Sums have 32 bits, as in SentencePiece: runs of one character have cuts whose sums are equal but
-    for the rounding, which then decides. Behind a user-defined piece SentencePiece rounds in other
-    ways, and may choose another of two equal cuts.
+    Sums are float32, as in SentencePiece: a run of one character has segmentations whose sums
+    differ by rounding only, which then decides. After a user-defined piece SentencePiece rounds
+    differently, and may choose another of two equal segmentations.
     """
 
     UNKNOWN_PENALTY = 10.0
@@ -77,7 +76,7 @@ class BestPath:
         normal = [piece.score for piece in model.pieces if piece.kind == Kind.NORMAL]
         self._unknown = _float32(min(normal, default=0.0) - self.UNKNOWN_PENALTY)
         best = max(normal, default=0.0)
-        # Beginnings of pieces that are no piece themselves have no score.
+        # None: a prefix of pieces that is not a piece itself.
         self._scores: dict[str, float | None] = {}
         for piece in model.pieces:
             if piece.kind == Kind.NORMAL:
@@ -90,9 +89,9 @@ class BestPath:
             self._scores.setdefault(text[:stop], None)
         self._scores[text] = score
 
-    def cut(self, text: str) -> list[tuple[str, bool]]:
+    def split(self, text: str) -> list[tuple[str, bool]]:
         """Pieces, and whether each is unknown to the model."""
-        # For each place in the text: the best sum up to it, and where the last piece begins.
+        # For each position in the text: the best sum up to it, and where its last piece begins.
         sums, begins = [0.0] * (len(text) + 1), [-1] * (len(text) + 1)
         for start in range(len(text)):
             for stop, score in self._pieces_at(text, start):
@@ -106,7 +105,7 @@ class BestPath:
         return _join_unknown((piece, self._scores.get(piece) is None) for piece in pieces[::-1])
 
     def _pieces_at(self, text: str, start: int) -> Iterator[tuple[int, float]]:
-        """Where pieces that begin at `start` end, with scores, the shortest first."""
+        """End and score of each piece that begins at `start`, the shortest first."""
         scores, single = self._scores, False
         for stop in range(start + 1, len(text) + 1):
             piece = text[start:stop]
@@ -125,7 +124,7 @@ class Merges:
 
     def __init__(self, model: SentencePieceModel) -> None:
         if model.texts(Kind.USER_DEFINED):
-            raise ValueError("a BPE model with user-defined pieces is not computed")
+            raise ValueError("a BPE model with user-defined pieces is not supported")
         normal = {piece.text: piece.score for piece in model.pieces if piece.kind == Kind.NORMAL}
         merges = [
             (piece[:at], piece[at:])
@@ -136,7 +135,7 @@ class Merges:
         vocabulary = {text: number for number, text in enumerate([UNKNOWN, *normal])}
         self._model = models.BPE(vocabulary, merges, unk_token=UNKNOWN, fuse_unk=True)
 
-    def cut(self, text: str) -> list[tuple[str, bool]]:
+    def split(self, text: str) -> list[tuple[str, bool]]:
         """Pieces, and whether each is unknown to the model."""
         data = text.encode()
         tokens = self._model.tokenize(text)
@@ -144,7 +143,7 @@ class Merges:
 
 
 class PieceEncoder:
-    """Text to token ids by pieces. The model is read when the first text comes."""
+    """Text to token ids by pieces; reads the model at the first text."""
 
     def __init__(
         self,
@@ -152,51 +151,51 @@ class PieceEncoder:
         name: str,
         token_to_id: Callable[[str], int | None],
         unknown: str,
-        whole: Collection[str],
+        special: Collection[str],
         codes_first: bool,
     ) -> None:
         """
         Args:
-            content: of a SentencePiece model; `name` names it in errors.
-            token_to_id: None for a piece that is not in the vocabulary: it becomes `unknown`.
-            whole: special tokens, which are never cut where a text has them.
-            codes_first: a text may begin with a `>>lang<<` that is one token.
+            content: a SentencePiece model's file; `name` is for errors.
+            token_to_id: the vocabulary; None for a piece outside it, which becomes `unknown`.
+            special: tokens that are never split.
+            codes_first: a text may begin with a language code, `>>lang<<`, of one token.
         """
         self._content = content
         self._name = name
         self._token_to_id = token_to_id
         self._unknown = unknown
-        self._whole = _any_of(whole)
+        self._special = _any_of(special)
         self._codes_first = codes_first
 
     def encode(self, text: str, around: Sequence[str | None] | None = None) -> list[int]:
-        """Ids of a text, with the tokens `around` it; None among them stands for the text.
+        """Ids of a text with the special tokens `around` it, in which None stands for the text.
 
         Raises:
             UnicodeEncodeError: half a surrogate pair.
             CheckpointError: the model cannot be read.
         """
         tokens: list[str] = []
-        for part, whole in _split(self._whole, text):
-            tokens += [part] if whole else self._cut(part)
+        for part, is_special in _split(self._special, text):
+            tokens += [part] if is_special else self._split(part)
         if around is not None:
             at = around.index(None)
             tokens = [*filter(None, around[:at]), *tokens, *filter(None, around[at:])]
         return [self._id(token) for token in tokens]
 
     def _id(self, token: str) -> int:
-        found = self._token_to_id(token)
-        if found is None:
-            found = self._token_to_id(self._unknown)
-        if found is None:
+        token_id = self._token_to_id(token)
+        if token_id is None:
+            token_id = self._token_to_id(self._unknown)
+        if token_id is None:
             raise CheckpointError(f"the tokenizer has no {self._unknown!r}: split the model again")
-        return found
+        return token_id
 
-    def _cut(self, text: str) -> list[str]:
+    def _split(self, text: str) -> list[str]:
         code = LANGUAGE_CODE.match(text) if self._codes_first else None
         if code is None:
-            return self._pieces.cut(text)
-        return [code[0], *self._pieces.cut(text[code.end() :])]
+            return self._pieces.split(text)
+        return [code[0], *self._pieces.split(text[code.end() :])]
 
     @cached_property
     def _pieces(self) -> SentencePieces:
@@ -207,7 +206,7 @@ class PieceEncoder:
 
 
 def _join_unknown(pieces: Iterable[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """Neighbours that are unknown, as one."""
+    """Joins neighbouring unknown pieces."""
     joined: list[tuple[str, bool]] = []
     for piece, unknown in pieces:
         if unknown and joined and joined[-1][1]:
@@ -222,15 +221,15 @@ def _float32(value: float) -> float:
 
 
 def _any_of(texts: Collection[str]) -> re.Pattern[str] | None:
-    """Matches any of the texts, the longest first."""
-    found = sorted(filter(None, texts), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, found))) if found else None
+    """A pattern that matches any of the texts, the longest first; None without texts."""
+    by_length = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, by_length))) if by_length else None
 
 
 def _split(pattern: re.Pattern[str] | None, text: str) -> list[tuple[str, bool]]:
-    """The text's parts that are not empty, and whether the pattern matches them."""
+    """Non-empty parts of the text, and whether each matches the pattern."""
     parts, at = [], 0
     for match in pattern.finditer(text) if pattern else ():
         parts += [(text[at : match.start()], False), (match[0], True)]
         at = match.end()
-    return [(part, whole) for part, whole in [*parts, (text[at:], False)] if part]
+    return [(part, matches) for part, matches in [*parts, (text[at:], False)] if part]

@@ -1,8 +1,7 @@
-"""SentencePiece models (`.spm`, `spiece.model`, ...): what tokenizers need of them, read here.
+"""Reads SentencePiece models (`.spm`, `spiece.model`, ...): pieces, scores, settings.
 
-A model is a protobuf message, `sentencepiece_model.proto` of google/sentencepiece. It is simple
-enough to be read without that library and without protobuf. Knows pieces, scores and settings;
-nothing of how a text is cut.
+A model is a protobuf message, `sentencepiece_model.proto` of google/sentencepiece, simple enough to
+read without that library and without protobuf. Does not split texts.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from skynet.tokenizer.charsmap import Charsmap
 
 
 class Kind(IntEnum):
-    """What a piece is: `SentencePiece.Type` of the format."""
+    """The type of a piece: `SentencePiece.Type` of the format."""
 
     NORMAL = 1
     UNKNOWN = 2
-    CONTROL = 3  # <s>, </s>: never found in a text
-    USER_DEFINED = 4  # one piece wherever it stands
+    CONTROL = 3  # <s>, </s>: never matched in a text
+    USER_DEFINED = 4  # never split
     UNUSED = 5
     BYTE = 6
 
 
-UNIGRAM, BPE = 1, 2  # `TrainerSpec.ModelType`; there are others
+UNIGRAM, BPE = 1, 2  # of `TrainerSpec.ModelType`
 PIECES = 1
-# Message of the file -> its fields that are read.
+# Field of a message in the file -> the message's fields that are read.
 SETTINGS = {
     2: {3: "model_type", 24: "space_at_the_end", 35: "byte_fallback", 40: "unknown_id"},
     3: {
@@ -44,7 +43,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Piece:
-    """One entry of a vocabulary; "▁" in its text is a space."""
+    """One entry of the vocabulary; "▁" in its text is a space."""
 
     text: str
     score: float
@@ -53,7 +52,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """A model as its file has it; defaults are the format's."""
+    """A model's pieces and settings; the defaults are the format's."""
 
     pieces: tuple[Piece, ...]
     model_type: int = UNIGRAM
@@ -73,7 +72,7 @@ def read_sentencepiece(file: Path) -> SentencePieceModel:
     """The model in a file.
 
     Raises:
-        CheckpointError: unreadable, truncated, or no SentencePiece model.
+        CheckpointError: unreadable, truncated, or not a SentencePiece model.
     """
     try:
         return parse_sentencepiece(file.read_bytes())
@@ -81,7 +80,7 @@ def read_sentencepiece(file: Path) -> SentencePieceModel:
         raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
     except ValueError as error:
         raise CheckpointError(
-            f"{file} is truncated or no SentencePiece model: {error}; download it again"
+            f"{file} is truncated or not a SentencePiece model: {error}; download it again"
         ) from error
 
 
@@ -89,23 +88,23 @@ def parse_sentencepiece(content: bytes) -> SentencePieceModel:
     """The model in a file's bytes.
 
     Raises:
-        ValueError: they are no such model.
+        ValueError: they are not a SentencePiece model.
     """
     pieces: list[Piece] = []
     settings: dict[str, int | bytes] = {}
-    lacking = {PIECES, *SETTINGS}
+    missing = {PIECES, *SETTINGS}
     for number, value in _fields(content):
-        lacking.discard(number)
+        missing.discard(number)
         if number == PIECES:
             pieces.append(_piece(_message(value)))
         elif number in SETTINGS:
             names = SETTINGS[number]
             settings |= {names[n]: v for n, v in _fields(_message(value)) if n in names}
-    if lacking:  # of a file that was cut between two fields
-        raise ValueError(f"it has no field {min(lacking)}")
+    if missing:  # the file is truncated between two fields
+        raise ValueError(f"it has no field {min(missing)}")
     charsmap = _message(settings.pop("charsmap", b""))
     Charsmap(charsmap)
-    numbers = {name: _whole(value) for name, value in settings.items()}
+    numbers = {name: _integer(value) for name, value in settings.items()}
     model_type, unknown_id = numbers.pop("model_type", UNIGRAM), numbers.pop("unknown_id", 0)
     if not unknown_id < len(pieces):
         raise ValueError(f"its unknown piece is {unknown_id} of {len(pieces)}")
@@ -121,7 +120,7 @@ def _piece(content: bytes) -> Piece:
         elif number == 2:
             score = _float(_message(value))
         elif number == 3:
-            kind = _whole(value)
+            kind = _integer(value)
     return Piece(text, score, kind)
 
 
@@ -133,7 +132,7 @@ def _float(content: bytes) -> float:
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field: whole numbers as int, all others as their bytes."""
+    """Number and value of each field: integers as int, other types as their bytes."""
     at = 0
     while at < len(content):
         tag, at = _varint(content, at)
@@ -155,7 +154,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, and where it ends."""
+    """A number of 7 bits a byte, and the position after it."""
     value = shift = 0
     while at < len(content) and shift < 64:
         byte = content[at]
@@ -173,7 +172,7 @@ def _message(value: int | bytes) -> bytes:
     return value
 
 
-def _whole(value: int | bytes) -> int:
+def _integer(value: int | bytes) -> int:
     if isinstance(value, bytes):
         raise ValueError("bytes stand where a number belongs")
     return value

@@ -1,7 +1,7 @@
-"""What a model directory says of its tokenizer beside the vocabulary: class, special tokens, codes.
+"""A model directory's tokenizer settings: class, special tokens, language codes.
 
-Read from tokenizer_config.json, special_tokens_map.json, added_tokens.json and config.json, as
-Transformers of several years wrote them.
+Read from tokenizer_config.json, special_tokens_map.json, added_tokens.json and config.json, in the
+forms that several versions of Transformers wrote.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPECIAL_NAMES = (
     "cls_token",
     "mask_token",
 )
-# Classes by model_type, for directories that name none.
+# model_type -> class, for directories that do not name it.
 CLASSES = {
     "m2m_100": "M2M100Tokenizer",
     "marian": "MarianTokenizer",
@@ -36,39 +36,40 @@ CLASSES = {
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The tokenizer of one directory."""
+    """The tokenizer settings of one directory."""
 
     path: Path
-    class_name: str  # as Transformers calls it, without "Fast"; "" if nothing says it
-    values: Mapping[str, Any]  # tokenizer_config.json, and what only special_tokens_map.json has
+    class_name: str  # Transformers' name without "Fast"; "" if unknown
+    values: Mapping[str, Any]  # tokenizer_config.json over special_tokens_map.json
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """{"bos_token": "<s>", ...}, those that are named."""
-        found = ((name, token_text(self.values.get(name))) for name in SPECIAL_NAMES)
-        return {name: token for name, token in found if token}
+        """The special tokens by role: {"bos_token": "<s>", ...}."""
+        tokens = ((name, token_text(self.values.get(name))) for name in SPECIAL_NAMES)
+        return {name: token for name, token in tokens if token}
 
     def more_tokens(self) -> dict[str, bool]:
-        """Token -> is it special, of those that have no name; in the order of their ids."""
-        found: dict[str, bool] = {}
+        """Added tokens without a role -> whether each is special; in the order of their ids."""
+        added_tokens: dict[str, bool] = {}
         for name in ("additional_special_tokens", "extra_special_tokens"):
             tokens = self.values.get(name)
             for token in tokens if isinstance(tokens, list) else ():
-                found[token_text(token)] = True
+                added_tokens[token_text(token)] = True
         added = read_object(self.path / "added_tokens.json")
         for token in sorted(added, key=lambda text: int(added[text])):
-            found.setdefault(token, False)
+            added_tokens.setdefault(token, False)
         decoder = self.values.get("added_tokens_decoder")
         for _, token in sorted(decoder.items(), key=_id) if isinstance(decoder, dict) else ():
-            found[token_text(token)] = bool(token.get("special"))
-        found.pop("", None)
-        return found
+            added_tokens[token_text(token)] = bool(token.get("special"))
+        added_tokens.pop("", None)
+        return added_tokens
 
 
 def read_tokenizer_config(path: Path) -> TokenizerConfig:
-    """
+    """The tokenizer settings in a model directory.
+
     Raises:
-        CheckpointError: a file that is no JSON object; names it.
+        CheckpointError: a file is not a JSON object; names it.
     """
     values = read_object(path / "tokenizer_config.json")
     config = read_object(path / "config.json")
@@ -79,14 +80,15 @@ def read_tokenizer_config(path: Path) -> TokenizerConfig:
 
 
 def token_text(token: Any) -> str:
-    """Of a token as it is written in these files: its text, or an AddedToken; "" for none."""
+    """The text of a token, which these files hold as text or as an AddedToken; "" for none."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else ""
 
 
 def read_file(file: Path) -> bytes:
-    """
+    """The content of a file.
+
     Raises:
         CheckpointError: it cannot be read.
     """
@@ -97,10 +99,10 @@ def read_file(file: Path) -> bytes:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object; empty if there is no such file.
+    """The JSON object in a file; empty without the file.
 
     Raises:
-        CheckpointError: it cannot be read or is no JSON object.
+        CheckpointError: it cannot be read or is not a JSON object.
     """
     if not file.is_file():
         return {}

@@ -1,9 +1,9 @@
-"""A tokenizer.json for families whose checkpoints have a unigram SentencePiece model only.
+"""Builds a tokenizer.json for families whose checkpoints hold a unigram SentencePiece model only.
 
-mT5, T5 1.1, Pegasus and mBART-50 come without a tokenizer.json. Transformers makes one where the
-packages sentencepiece and protobuf are installed; here neither is needed. Ids are those that the
-models were trained with: Transformers 5 counts one mask token of Pegasus too few where
-tokenizer_config.json does not name both, and drops the normalisation of mBART.
+mT5, T5 1.1, Pegasus and mBART-50 have no tokenizer.json. Transformers builds one with the packages
+sentencepiece and protobuf; this module needs neither. Ids are those of the models' training:
+Transformers 5 counts one mask token of Pegasus too few if tokenizer_config.json does not name both,
+and drops the normalisation of mBART.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ NAMES = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 @dataclass(frozen=True)
 class Family:
-    """What of a family's tokenizer its SentencePiece model does not say."""
+    """Settings of a family's tokenizer that are not in its SentencePiece model."""
 
-    # Tokens around the model's pieces are special.
+    # The model's pieces and the tokens before and after them, which are special.
     vocabulary: Callable[[SentencePieceModel, TokenizerConfig], Vocabulary]
-    split_words: bool = False  # at any white space, before a word gets its "▁"
-    newline_is_space: bool = False  # where the model has no rules of normalisation
+    split_words: bool = False  # at white space, before "▁" is put before each word
+    newline_is_space: bool = False  # if the model has no normalisation rules
 
 
 def unigram_tokenizer(config: TokenizerConfig) -> str | None:
-    """The tokenizer.json; None if the directory is of no such family or lacks the model.
+    """The tokenizer.json; None for another family or without the SentencePiece model.
 
     Raises:
         CheckpointError: the model is damaged.
-        UnsupportedModel: it is no unigram model.
+        UnsupportedModel: it is not a unigram model.
     """
     family = FAMILIES.get(config.class_name)
     file = next((config.path / name for name in FILES if (config.path / name).is_file()), None)
@@ -90,14 +90,14 @@ def _added_tokens(
     config: TokenizerConfig,
     names: dict[str, str],
 ) -> list[AddedToken]:
-    own = {piece.text for piece in model.pieces}
-    around = [text for text, _ in vocabulary if text not in own]
+    pieces = {piece.text for piece in model.pieces}
+    around = [text for text, _ in vocabulary if text not in pieces]
     tokens = {
         **dict.fromkeys(model.texts(Kind.USER_DEFINED), False),
         **config.more_tokens(),
         **dict.fromkeys([*model.texts(Kind.CONTROL), *around, *names.values()], True),
     }
-    # The mask of the families with languages takes the space before it.
+    # In families with language codes the mask token absorbs the space before it.
     mask = names.get("mask_token", "<mask>") if config.class_name in FRAMES else ""
     return [
         AddedToken(token, normalized=False, special=special, lstrip=token == mask)
@@ -122,7 +122,7 @@ def _t5(model: SentencePieceModel, config: TokenizerConfig) -> Vocabulary:
 
 
 def _pegasus(model: SentencePieceModel, config: TokenizerConfig) -> Vocabulary:
-    """103 ids before the model's own, of which <pad> and </s> keep theirs."""
+    """103 ids before the model's pieces; <pad> and </s> keep their ids."""
     offset = _number(config, "offset", 103)
     head = [(token, 0.0) for token in ("<pad>", "</s>", "<mask_1>", "<mask_2>")]
     unused = [(f"<unk_{number}>", -100.0) for number in range(2, offset)]
@@ -130,7 +130,7 @@ def _pegasus(model: SentencePieceModel, config: TokenizerConfig) -> Vocabulary:
 
 
 def _mbart(codes: tuple[str, ...]) -> Callable[[SentencePieceModel, TokenizerConfig], Vocabulary]:
-    """Fairseq's order: four tokens for the model's first three, then languages, then <mask>."""
+    """Fairseq's order: four tokens replace the model's first three; codes and <mask> are last."""
 
     def vocabulary(model: SentencePieceModel, config: TokenizerConfig) -> Vocabulary:
         head = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]

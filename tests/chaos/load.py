@@ -14,7 +14,8 @@ import kombu.exceptions
 import kombu.pools
 import redis
 
-from skynet.client.client import Client, Generation
+from skynet.client.client import Client
+from skynet.client.generation import Generation
 from skynet.errors import ClusterUnreachable, RequestCancelled, SkynetError
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from processes import wait_for
 
-from skynet.client.client import Generation
+from skynet.client.generation import Generation
 from skynet.local.cluster import LocalCluster
 from skynet.store.events import Event, Events
 from skynet.store.members import Member, Members

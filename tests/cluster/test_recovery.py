@@ -25,7 +25,8 @@ from disturbed import (
 )
 from processes import is_gone, wait_for
 
-from skynet.client.client import Client, Generation
+from skynet.client.client import Client
+from skynet.client.generation import Generation
 from skynet.errors import QueueFull, RequestCancelled, RequestLost, RequestTimeout, SkynetError
 from skynet.local.cluster import LocalCluster
 from skynet.store.leader import leader_of

@@ -13,7 +13,7 @@ from seq2seq import TEXTS, VARIED, Translator, make_translator
 from tokenizers import Tokenizer
 
 from skynet.checkpoint.text_files import text_files
-from skynet.client.client import Generation
+from skynet.client.generation import Generation
 from skynet.errors import BadRequest
 from skynet.local.cluster import LocalCluster
 from skynet.tokenizer.text import Text
@@ -125,7 +125,7 @@ def test_languages_are_named_by_their_codes(tmp_path: Path) -> None:
     for name in ("sentencepiece.bpe.model", "tokenizer_config.json"):
         shutil.copy(files / name, tmp_path / name)
     text = Text(text_files(tmp_path))
-    german, english = text.language_id("de_DE"), text.language_id("en_XX")
+    german, english = text.languages.id_of("de_DE"), text.languages.id_of("en_XX")
     ids = [english, *text.encode("the cat and the fox")[1:]]
     expected = found.answer(ids, max_new_tokens=9, forced_bos_token_id=german, **VARIED)
     # When a text is asked for with their codes

@@ -19,7 +19,8 @@ from test_engine_parity import InProcess
 from skynet.engine.engine import Engine
 from skynet.engine.sequence import Sequence as Generated
 from skynet.request.record import Options, Record
-from skynet.tokenizer.text import StopStrings, Text
+from skynet.tokenizer.stop_strings import StopStrings
+from skynet.tokenizer.text import Text
 
 NEW = 14
 SHAPES = [(1, 1), (1, 3), (2, 2)]

@@ -13,7 +13,8 @@ from skynet.engine.engine import Engine
 from skynet.engine.sequence import Sequence
 from skynet.errors import SkynetError
 from skynet.request.record import Options, Record, Token
-from skynet.tokenizer.text import StopStrings, Text
+from skynet.tokenizer.stop_strings import StopStrings
+from skynet.tokenizer.text import Text
 from skynet.wire.step import Part, Step
 
 SAMPLED = [

@@ -18,7 +18,8 @@ from test_engine_parity import InProcess
 from skynet.engine.engine import Engine
 from skynet.engine.sequence import Sequence as Generated
 from skynet.request.record import Logprobs, Options, Record, Token
-from skynet.tokenizer.text import StopStrings, Text
+from skynet.tokenizer.stop_strings import StopStrings
+from skynet.tokenizer.text import Text
 
 NEW = 20
 SHAPES = [(1, 3), (2, 2)]
@@ -86,8 +87,8 @@ def run(
     return carrier
 
 
-def record_of(name: str, prompt: Sequence[int], options: Options, family: str = "") -> Record:
-    return Record(name, tuple(prompt), options, 0.0, 1e12, sample_group=family)
+def record_of(name: str, prompt: Sequence[int], options: Options, sample_group: str = "") -> Record:
+    return Record(name, tuple(prompt), options, 0.0, 1e12, sample_group=sample_group)
 
 
 @lru_cache(maxsize=1)

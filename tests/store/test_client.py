@@ -9,7 +9,8 @@ import pytest
 import redis
 from chord_cases import queued
 
-from skynet.client.client import Client, Generation
+from skynet.client.client import Client
+from skynet.client.generation import Generation
 from skynet.errors import BadRequest, ClusterUnreachable, NoModel, QueueFull
 from skynet.local.server import EmbeddedServer
 from skynet.request.record import End, Logprobs, Token
@@ -34,9 +35,9 @@ def user(server: EmbeddedServer, client: redis.Redis) -> Iterator[Client]:
     """A client of a cluster that is asked for a model without weights, on 2 slots."""
     WeightStore(client).stage(StagingJob("d", "tiny", CONFIG, {}, {}, None, 4096))  # type: ignore[arg-type]
     Targets(client).ask(Target("d", "tiny", "float32", "auto", num_slots=2, slot_tokens=64))
-    user = Client(server.url)
-    yield user
-    user.close()
+    connected = Client(server.url)
+    yield connected
+    connected.close()
 
 
 @pytest.fixture

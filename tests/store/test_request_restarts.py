@@ -11,7 +11,8 @@ from queue import Queue
 
 import pytest
 
-from skynet.client.client import Client, Generation
+from skynet.client.client import Client
+from skynet.client.generation import Generation
 from skynet.errors import ClusterUnreachable, PeerLost, RequestLost, SkynetError
 from skynet.local.server import EmbeddedServer
 from skynet.request.completion import Completion

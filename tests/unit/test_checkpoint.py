@@ -94,7 +94,7 @@ def test_a_region_is_the_slice(
     start = data.draw(st.integers(0, shape[axis]))
     stop = data.draw(st.integers(start, shape[axis]))
     region = read_region("x", read_header(file)["x"], axis, start, stop)
-    # Then it is numpy's slice, in memory of its own
+    # Then it is a copy of numpy's slice
     expected = as_numpy(tensor)[(slice(None),) * axis + (slice(start, stop),)]
     np.testing.assert_array_equal(region, expected)
     assert region.shape == expected.shape
@@ -124,10 +124,11 @@ def test_tensors_are_compared_byte_for_byte(
         "dtype": table.view(torch.int32).clone(),
     }
     save_file({"table": table, **others}, tmp_path / "x.safetensors")
-    found = read_header(tmp_path / "x.safetensors")
+    tensors = read_header(tmp_path / "x.safetensors")
     # When they are compared in chunks / Then the copy alone is the same
     monkeypatch.setattr(safetensors_file, "COMPARE_CHUNK", 48)
-    assert [n for n in others if safetensors_file.same_bytes(found["table"], found[n])] == ["copy"]
+    table = tensors["table"]
+    assert [n for n in others if safetensors_file.same_bytes(table, tensors[n])] == ["copy"]
 
 
 def test_a_config_does_not_say_what_its_file_lacks(tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ def test_an_index_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     path = write_model(tmp_path / "tiny", shards=2)
     index = path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"z": "../other.safetensors"}}))
-    with pytest.raises(CheckpointError, match="no file name"):
+    with pytest.raises(CheckpointError, match="not a file name"):
         open_in(path)
 
 
@@ -256,7 +257,7 @@ def test_a_path_that_does_not_exist_is_named(tmp_path: Path, name: str) -> None:
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     file = write_model(tmp_path / "tiny") / "model.safetensors"
-    with pytest.raises(CheckpointError, match=r"no \.gguf file"):
+    with pytest.raises(CheckpointError, match=r"not a \.gguf file"):
         open_checkpoint(str(file), tmp_path)
     (tmp_path / "fake.gguf").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="does not start with"):
@@ -284,7 +285,7 @@ def test_a_hub_id_without_a_network_says_what_was_tried(
         raise ConnectionError("name resolution failed")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    with pytest.raises(CheckpointError, match=r"'someone/tiny' is no directory.*name resolution"):
+    with pytest.raises(CheckpointError, match=r"'someone/tiny' is neither a dir.*name resolution"):
         open_checkpoint("someone/tiny", tmp_path)
 
 
@@ -354,7 +355,7 @@ def test_text_files_as_older_checkpoints_hold_them(tmp_path: Path) -> None:
     files = text_files(tmp_path)
     assert json.loads(files["special_tokens.json"]) == {"bos_token": "<s>", "unk_token": "<unk>"}
     assert files["chat_template.jinja"] == b"plain"
-    # And a file of its own counts before it
+    # And a chat template file takes precedence
     (tmp_path / "chat_template.jinja").write_text("newer")
     assert text_files(tmp_path)["chat_template.jinja"] == b"newer"
 
@@ -406,8 +407,8 @@ def test_a_conversion_is_done_once_and_a_failed_one_leaves_nothing(
 def test_the_demo_model_is_the_instruct_model(demo_checkpoint: Checkpoint) -> None:
     assert demo_checkpoint.name == "SmolLM2-135M-Instruct"
     assert demo_checkpoint.config["model_type"] == "llama"
-    assert demo_checkpoint.generation_config["eos_token_id"] == 2
     files = demo_checkpoint.text_files()
+    assert json.loads(files["generation_config.json"])["eos_token_id"] == 2
     assert json.loads(files["special_tokens.json"])["eos_token"] == "<|im_end|>"
     assert b"<|im_start|>assistant" in files["chat_template.jinja"]
     embedding = demo_checkpoint.tensors["model.embed_tokens.weight"]

@@ -20,11 +20,11 @@ from click.testing import CliRunner, Result
 from skynet import __version__, cli
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.cli import terminal
-from skynet.cli.options import interruptible
-from skynet.client.client import default_client
+from skynet.cli.options import chosen, interruptible
 from skynet.local.cluster import LocalCluster
 from skynet.local.server import EmbeddedServer
 from skynet.request.completion import Completion
+from skynet.request.option_table import ARGUMENTS, OPTIONS
 from skynet.request.record import Token
 from skynet.settings import Settings, settings
 
@@ -40,14 +40,12 @@ CONFIG = {
 
 @pytest.fixture(autouse=True)
 def _fresh_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each command reads the environment as a process of its own would."""
+    """Each command reads the environment as a new process would."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"SKYNET_{name.upper()}", raising=False)
     settings.cache_clear()
-    default_client.cache_clear()
     yield
     settings.cache_clear()
-    default_client.cache_clear()
 
 
 @pytest.fixture
@@ -63,13 +61,13 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A llama without weights: enough to be read and found wanting."""
+    """A llama without weights: enough to be opened and refused."""
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     return tmp_path
 
 
 def skynet(*words: str, **environment: str) -> Result:
-    """Run a command in this process; nothing of ours may end in another exception."""
+    """Run a command in this process; it may raise nothing but SystemExit."""
     result = CliRunner().invoke(cli.main, words, env=environment)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
     assert "Traceback" not in result.output
@@ -316,9 +314,9 @@ class Asked:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    found = Asked()
-    monkeypatch.setattr("skynet.cli.cluster.client_of_settings", lambda: found)
-    return found
+    client = Asked()
+    monkeypatch.setattr("skynet.cli.cluster.client_of_settings", lambda: client)
+    return client
 
 
 def test_generate_prints_answers_and_log_probabilities(asked: Asked) -> None:
@@ -336,6 +334,27 @@ def test_generate_prints_answers_and_log_probabilities(asked: Asked) -> None:
     }
     each = "token 5 -0.5000 |  5 -0.5000  9 -2.2500\ntoken 6 -1.0000\n"
     assert result.stdout == f"text 0\n{each}text 1\n{each}"
+
+
+def test_an_option_that_is_turned_off_arrives(asked: Asked) -> None:
+    # Given a model that may stop its beam searches early by default
+    result = skynet("generate", "hello", "--num-beams", "2", "--early-stopping", "false")
+    # Then
+    assert result.exit_code == 0
+    assert asked.options == {"raw": False, "num_beams": 2, "early_stopping": False}
+
+
+def test_options_that_are_not_set_are_left_to_the_cluster() -> None:
+    assert chosen({"normalize": None, "stop": (), "top_k": 0}) == {"top_k": 0}
+    assert chosen({"normalize": False, "stop": ("a",)}) == {"normalize": False, "stop": ["a"]}
+
+
+def test_every_row_of_the_option_table_with_a_flag_is_an_option_of_generate() -> None:
+    # When
+    flags = {parameter.name: parameter.opts for parameter in cli.main.commands["generate"].params}
+    # Then
+    for option in OPTIONS + ARGUMENTS:
+        assert flags.get(option.name, [""]) == [option.flag]
 
 
 @pytest.mark.usefixtures("asked")
@@ -368,7 +387,7 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
     spare = {"address": "", "pinned": "", "state": "loading", "leaving": True}
     shard = {"address": "stage0.shard0", "heads": [0, 6]}
     plan = {"epoch": 3, "model": "SmolLM2", "dtype": "float32", "chord_span": "auto"}
-    found = {
+    status = {
         "redis": "redis://:***@redis:6379/0",
         "redis_memory_bytes": 275_000_000,
         "plan": {**plan, "stages": [{"layers": [0, 30], "shards": [shard]}]},
@@ -381,7 +400,7 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
     }
     monkeypatch.setenv("COLUMNS", "80")
     # When
-    result = CliRunner().invoke(click.command()(lambda: terminal.print_status(found)))
+    result = CliRunner().invoke(click.command()(lambda: terminal.print_status(status)))
     # Then
     assert result.exception is None
     lines = result.stdout.splitlines()

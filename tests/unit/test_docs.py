@@ -33,11 +33,11 @@ from skynet.local import LocalCluster
 from skynet.models.registry import KNOWN
 from skynet.request import text_tasks
 from skynet.request.completion import Completion
-from skynet.request.options import DEFAULT_MAX_TOKENS
-from skynet.request.options import KNOWN as KNOWN_OPTIONS
+from skynet.request.option_table import BY_NAME
 from skynet.settings import Settings
 from skynet.staging.split import skysplit
 from tests.models_page import page
+from tests.options_table import MARKER, options_table
 
 MAX_README_LINES = 200
 README = read(ROOT / "README.md")
@@ -163,14 +163,11 @@ def test_the_models_page_is_what_the_code_says() -> None:
     assert read(ROOT / "docs" / "models.md") == page()
 
 
-def test_the_options_table_names_those_there_are() -> None:
-    # Given
-    rows = {row[0].strip("`"): row[1] for row in table_rows(PYTHON, "options")}
-    parameters = inspect.signature(client.submit_prompt).parameters
-    # Then
-    assert len(rows) == len(table_rows(PYTHON, "options"))
-    assert set(rows) == {*KNOWN_OPTIONS, *parameters} - {"prompt", "options"}
-    assert rows["max_tokens"] == str(DEFAULT_MAX_TOKENS)
+def test_the_options_table_is_what_the_code_says() -> None:
+    # Given the document that holds it
+    (text,) = [read(path) for path in DOCUMENTS if f"{MARKER}\n" in read(path)]
+    # When / Then: `python -m tests.options_table` prints it
+    assert text.partition(f"{MARKER}\n")[2].partition("\n\n")[0] + "\n" == options_table()
 
 
 def test_the_table_of_text_task_options_names_those_there_are() -> None:
@@ -228,9 +225,7 @@ def test_python_is_python_and_its_names_and_arguments_exist(path: Path) -> None:
             assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
         for function, keyword in keywords(tree):
             known = set(inspect.signature(CALLS[function]).parameters)
-            assert keyword in known | {*KNOWN_OPTIONS, *TEXT_TASK_OPTIONS}, (
-                f"{function} has no {keyword}"
-            )
+            assert keyword in known | {*BY_NAME, *TEXT_TASK_OPTIONS}, f"{function} has no {keyword}"
 
 
 def imported_names(tree: ast.AST) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What a model's generation config sets is honoured, without effect, or refused by name."""
+"""Settings of a generation_config.json are honoured, without effect, or refused by name."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from transformers import GenerationConfig
 from skynet.errors import BadRequest, UnsupportedModel
 from skynet.models.registry import load_architecture
 from skynet.request.generation_config import (
-    ALWAYS,
-    ELSEWHERE,
-    SAMPLING,
-    UNKNOWN,
-    UNKNOWN_SAMPLING,
+    HONOURED_OR_REFUSED,
+    UNSUPPORTED,
     WITHOUT_EFFECT,
     GenerationDefaults,
     generation_defaults,
     legacy_file,
 )
-from skynet.request.options import DEFAULT_MAX_TOKENS, check_options
+from skynet.request.options import DEFAULT_MAX_TOKENS, Limits, check_options
 from skynet.request.record import Options
 from skynet.staging.stager import check_generation_config
 
 SLOT = 1000
 VOCAB = 50
+DECODER = Limits(SLOT, VOCAB, has_encoder=True)
 ARCH = load_architecture(
     {
         "model_type": "llama",
@@ -45,14 +43,14 @@ def defaults_of(**fields: Any) -> GenerationDefaults:
 
 
 def options_of(defaults: GenerationDefaults, prompt_length: int = 10, **given: Any) -> Options:
-    return check_options(given, prompt_length, SLOT, defaults, VOCAB)
+    return check_options(given, prompt_length, Limits(SLOT, VOCAB), defaults)
 
 
 def test_every_setting_of_transformers_has_its_place() -> None:
     # Given all settings that Transformers knows
-    known = {*ALWAYS, *SAMPLING, *UNKNOWN, *UNKNOWN_SAMPLING, *ELSEWHERE, *WITHOUT_EFFECT}
-    # Then each is known here
-    assert set(GenerationConfig().__dict__) <= known
+    settings = set(GenerationConfig().__dict__)
+    # Then each is honoured, refused or without effect
+    assert settings <= HONOURED_OR_REFUSED | WITHOUT_EFFECT
 
 
 def test_no_file_and_an_empty_one_set_nothing() -> None:
@@ -62,7 +60,7 @@ def test_no_file_and_an_empty_one_set_nothing() -> None:
 
 def test_what_it_sets_is_the_default_of_requests() -> None:
     # Given a config with all that decides tokens
-    found = defaults_of(
+    defaults = defaults_of(
         repetition_penalty=1.2,
         no_repeat_ngram_size=3,
         min_new_tokens=2,
@@ -75,7 +73,7 @@ def test_what_it_sets_is_the_default_of_requests() -> None:
         max_new_tokens=40,
     )
     # When a request says nothing / Then it has them
-    assert options_of(found) == Options(
+    assert options_of(defaults) == Options(
         max_tokens=40,
         stop=("END",),
         repetition_penalty=1.2,
@@ -88,24 +86,24 @@ def test_what_it_sets_is_the_default_of_requests() -> None:
         forced_eos_token_id=(7,),
     )
     # And what it says itself goes before
-    own = {"repetition_penalty": 1.0, "bad_words_ids": [], "stop": [], "max_tokens": 5}
-    chosen = options_of(found, **own, min_new_tokens=0)
+    given = {"repetition_penalty": 1.0, "bad_words_ids": [], "stop": [], "max_tokens": 5}
+    chosen = options_of(defaults, **given, min_new_tokens=0)
     assert (chosen.repetition_penalty, chosen.bad_words_ids, chosen.stop) == (1.0, (), ())
     assert (chosen.max_tokens, chosen.min_new_tokens) == (5, 0)
 
 
 def test_it_does_not_switch_sampling_on() -> None:
     # Given a config as many chat models have it
-    found = defaults_of(do_sample=True, temperature=0.6, top_k=20, top_p=0.9, min_p=0.1)
+    defaults = defaults_of(do_sample=True, temperature=0.6, top_k=20, top_p=0.9, min_p=0.1)
     # Then a request is greedy unless it says otherwise
-    assert options_of(found) == Options()
-    assert options_of(found, do_sample=False) == Options()
+    assert options_of(defaults) == Options()
+    assert options_of(defaults, do_sample=False) == Options()
     # And one that samples has the rest of it
-    warm = options_of(found, temperature=0.8, seed=1)
+    warm = options_of(defaults, temperature=0.8, seed=1)
     assert (warm.temperature, warm.top_k, warm.top_p, warm.min_p) == (0.8, 20, 0.9, 0.1)
-    own = options_of(found, do_sample=True, top_k=0)
-    assert (own.temperature, own.top_k, own.top_p) == (0.6, 0, 0.9)
-    assert own.seed is not None
+    sampled = options_of(defaults, do_sample=True, top_k=0)
+    assert (sampled.temperature, sampled.top_k, sampled.top_p) == (0.6, 0, 0.9)
+    assert sampled.seed is not None
     assert options_of(GenerationDefaults(), do_sample=True).temperature == 1.0
 
 
@@ -133,8 +131,8 @@ def test_do_sample_and_temperature_must_agree(temperature: float) -> None:
 def test_lengths(
     fields: dict[str, Any], prompt_length: int, max_tokens: int, min_new_tokens: int
 ) -> None:
-    found = options_of(defaults_of(**fields), prompt_length)
-    assert (found.max_tokens, found.min_new_tokens) == (max_tokens, min_new_tokens)
+    options = options_of(defaults_of(**fields), prompt_length)
+    assert (options.max_tokens, options.min_new_tokens) == (max_tokens, min_new_tokens)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +151,7 @@ def test_lengths(
 def test_what_would_change_answers_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(UnsupportedModel, match=rf"generation_config\.json: {name} .*support"):
         defaults_of(**{name: value})
-    assert defaults_of(**{name: UNKNOWN[name]}) == GenerationDefaults()
+    assert defaults_of(**{name: UNSUPPORTED[name]}) == GenerationDefaults()
 
 
 def test_what_changes_samples_only_is_refused_to_requests_that_sample(
@@ -161,12 +159,12 @@ def test_what_changes_samples_only_is_refused_to_requests_that_sample(
 ) -> None:
     # Given a config with a filter that is not there, and a setting that nobody knows
     with caplog.at_level(logging.INFO):
-        found = defaults_of(typical_p=0.9, eta_cutoff=0.0, chat_format="chatml", use_cache=True)
+        defaults = defaults_of(typical_p=0.9, eta_cutoff=0.0, chat_format="chatml", use_cache=True)
     # Then greedy requests are answered, and the log says what is not used
-    assert options_of(found) == Options()
+    assert options_of(defaults) == Options()
     assert "chat_format, typical_p: not used" in caplog.text
     with pytest.raises(BadRequest, match=r"cannot be sampled: .* typical_p 0\.9"):
-        options_of(found, temperature=0.5)
+        options_of(defaults, temperature=0.5)
 
 
 @pytest.mark.parametrize(
@@ -205,15 +203,15 @@ def test_what_cannot_be_sampled_is_left_to_requests_that_sample(
     check_generation_config({"generation_config.json": json.dumps(fields).encode()}, ARCH)
     assert f"{name} {fields[name]}" in caplog.text
     # And greedy requests are answered
-    found = defaults_of(**fields)
-    assert options_of(found) == Options()
+    defaults = defaults_of(**fields)
+    assert options_of(defaults) == Options()
     with pytest.raises(BadRequest, match=name):
-        options_of(found, do_sample=True)
+        options_of(defaults, do_sample=True)
 
 
 def test_beams_of_the_model_are_the_default_and_a_sample_has_none() -> None:
     # Given a config as summarisers have it
-    found = defaults_of(
+    defaults = defaults_of(
         num_beams=4,
         length_penalty=2.0,
         early_stopping=True,
@@ -221,14 +219,14 @@ def test_beams_of_the_model_are_the_default_and_a_sample_has_none() -> None:
         max_length=142,
     )
     # Then requests search as it says, or say otherwise
-    asked = options_of(found)
-    assert (asked.num_beams, asked.length_penalty, asked.early_stopping) == (4, 2.0, True)
-    assert asked.renormalize_logits
-    assert options_of(found, num_beams=1) == Options()
-    with pytest.raises(BadRequest, match="num_beams 4, the model's own default: each takes"):
-        check_options({}, 10, SLOT, found, VOCAB, num_slots=3)
+    options = options_of(defaults)
+    assert (options.num_beams, options.length_penalty, options.early_stopping) == (4, 2.0, True)
+    assert options.renormalize_logits
+    assert options_of(defaults, num_beams=1) == Options()
+    with pytest.raises(BadRequest, match="num_beams 4, the model's default: each takes"):
+        check_options({}, 10, Limits(SLOT, VOCAB, num_slots=3), defaults)
     with pytest.raises(BadRequest, match="num_beams 4 with sampling"):
-        options_of(found, temperature=0.5)
+        options_of(defaults, temperature=0.5)
     # And the model is staged, though a sample has to say so
     content = json.dumps({"num_beams": 4, "top_p": 0.9}).encode()
     check_generation_config({"generation_config.json": content}, ARCH)
@@ -237,8 +235,8 @@ def test_beams_of_the_model_are_the_default_and_a_sample_has_none() -> None:
 def test_an_encoder_decoder_begins_as_its_config_says() -> None:
     # Given a start token, or a token that stands in for it, or neither
     def start(**fields: Any) -> int | None:
-        found = check_options({}, 1, SLOT, defaults_of(**fields), VOCAB, has_encoder=True)
-        return found.decoder_start_token_id
+        options = check_options({}, 1, DECODER, defaults_of(**fields))
+        return options.decoder_start_token_id
 
     # Then
     assert start(decoder_start_token_id=2, bos_token_id=0) == 2
@@ -250,10 +248,10 @@ def test_an_encoder_decoder_begins_as_its_config_says() -> None:
 
 def test_the_longest_answer_of_an_encoder_decoder_is_its_config_s() -> None:
     # Given a length that counts the decoder's start
-    found = defaults_of(decoder_start_token_id=2, max_length=300)
+    defaults = defaults_of(decoder_start_token_id=2, max_length=300)
     # When / Then
-    assert check_options({}, 1, SLOT, found, VOCAB, has_encoder=True).max_tokens == 299
-    assert check_options({}, 1, 50, found, VOCAB, has_encoder=True).max_tokens == 49
+    assert check_options({}, 1, DECODER, defaults).max_tokens == 299
+    assert check_options({}, 1, Limits(50, VOCAB, has_encoder=True), defaults).max_tokens == 49
 
 
 def test_a_config_of_before_generation_configs_is_heard() -> None:
@@ -261,6 +259,6 @@ def test_a_config_of_before_generation_configs_is_heard() -> None:
     content = legacy_file({"d_model": 8, "num_beams": 3, "forced_eos_token_id": 2, "top_k": None})
     assert content is not None
     # When / Then
-    found = generation_defaults({"generation_config.json": content})
-    assert found.always == {"num_beams": 3, "forced_eos_token_id": [2]}
+    defaults = generation_defaults({"generation_config.json": content})
+    assert defaults.always == {"num_beams": 3, "forced_eos_token_id": [2]}
     assert legacy_file({"d_model": 8}) is None

@@ -21,6 +21,10 @@ def text_of(family: str) -> Text:
     return Text(text_files(TOKENIZERS / family))
 
 
+def encode_from(text: Text, prompt: str, **languages: Any) -> list[int]:
+    return text.languages.of_prompt(text.encode(prompt), **languages)
+
+
 @pytest.mark.parametrize(
     ("family", "saved_with", "other", "place"),
     [
@@ -33,33 +37,33 @@ def test_a_prompt_names_its_language(family: str, saved_with: str, other: str, p
     # Given
     text = text_of(family)
     ids = text.encode("the cat")
-    assert ids[place] == text.language_id(saved_with)
+    assert ids[place] == text.languages.id_of(saved_with)
     # When
-    from_other = text.encode_from("the cat", source_language=other)
+    from_other = encode_from(text, "the cat", source_language=other)
     # Then only the code is another
-    assert from_other[place] == text.language_id(other) != ids[place]
+    assert from_other[place] == text.languages.id_of(other) != ids[place]
     from_other[place] = ids[place]
     assert from_other == ids
-    assert text.encode_from("the cat") == ids
+    assert encode_from(text, "the cat") == ids
 
 
 @pytest.mark.parametrize(("family", "code"), [("mbart", "ro_RO"), ("m2m100", "ro")])
 def test_an_answer_begins_with_its_language(family: str, code: str) -> None:
     text = text_of(family)
-    assert text.answer_language(code) == text.language_id(code)
-    assert text.encode_from("the cat", target_language=code) == text.encode("the cat")
+    assert text.languages.of_answer(code) == text.languages.id_of(code)
+    assert encode_from(text, "the cat", target_language=code) == text.encode("the cat")
 
 
 @pytest.mark.parametrize("code", ["fra", ">>fra<<"])
 @pytest.mark.parametrize("family", ["marian", "marian-separate"])
 def test_marians_prompts_name_the_answers_language(family: str, code: str) -> None:
     text = text_of(family)
-    assert text.answer_language(code) is None
-    assert text.encode_from("the cat", target_language=code) == text.encode(">>fra<< the cat")
+    assert text.languages.of_answer(code) is None
+    assert encode_from(text, "the cat", target_language=code) == text.encode(">>fra<< the cat")
 
 
 def test_a_code_may_be_written_as_its_token() -> None:
-    assert text_of("m2m100").language_id("__fr__") == text_of("m2m100").language_id("fr")
+    assert text_of("m2m100").languages.id_of("__fr__") == text_of("m2m100").languages.id_of("fr")
     assert len(text_of("m2m100").languages.codes) == 100
     assert text_of("marian").languages.codes == ("deu_Latn", "fra")
 
@@ -86,14 +90,14 @@ def test_a_language_that_is_not_known_is_refused(
     family: str, languages: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(BadRequest, match=problem):
-        text_of(family).encode_from("the cat", **languages)
+        encode_from(text_of(family), "the cat", **languages)
 
 
 def test_the_answers_language_is_refused_by_the_name_of_its_option() -> None:
     with pytest.raises(BadRequest, match="target_language 'xx': none of"):
-        text_of("mbart").answer_language("xx")
+        text_of("mbart").languages.of_answer("xx")
     with pytest.raises(BadRequest, match="language 'xx': this model's tokenizer has no"):
-        Text({}).language_id("xx")
+        Text({}).languages.id_of("xx")
 
 
 def test_tokens_that_only_look_like_words_are_no_languages() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skynet.errors import BadRequest
+from skynet.request.option_table import ARGUMENTS, BY_NAME, KNOWN, OPTIONS
+from skynet.request.option_values import check_value
 from skynet.request.options import (
     DEFAULT_MAX_TOKENS,
-    KNOWN,
+    Limits,
     check_options,
     check_priority,
     check_samples,
@@ -19,17 +22,18 @@ from skynet.request.options import (
 from skynet.request.record import Options
 
 SLOT = 1000
+LIMITS = Limits(SLOT)
 
 
 def test_defaults_are_greedy() -> None:
     # Given nothing / Then the answer is greedy, of the default length
-    assert check_options({}, 10, SLOT) == Options(max_tokens=DEFAULT_MAX_TOKENS)
-    assert check_options(dict.fromkeys(KNOWN), 10, SLOT) == Options(max_tokens=DEFAULT_MAX_TOKENS)
+    assert check_options({}, 10, LIMITS) == Options(max_tokens=DEFAULT_MAX_TOKENS)
+    assert check_options(dict.fromkeys(KNOWN), 10, LIMITS) == Options(max_tokens=DEFAULT_MAX_TOKENS)
 
 
 def test_the_default_length_is_what_room_there_is() -> None:
     # Given a prompt that leaves 3 tokens / Then 3 are asked for
-    assert check_options({}, SLOT - 3, SLOT).max_tokens == 3
+    assert check_options({}, SLOT - 3, LIMITS).max_tokens == 3
 
 
 def test_all_options_arrive() -> None:
@@ -56,8 +60,8 @@ def test_all_options_arrive() -> None:
         "num_beams": 1,
     }
     # When / Then
-    found = check_options(given_options, 10, SLOT)
-    assert found == Options(
+    options = check_options(given_options, 10, LIMITS)
+    assert options == Options(
         max_tokens=990,
         temperature=1.0,
         top_k=40,
@@ -76,22 +80,22 @@ def test_all_options_arrive() -> None:
         forced_eos_token_id=(8,),
         logprobs=20,
     )
-    assert check_options({"stop": "END"}, 10, SLOT).stop == ("END",)
+    assert check_options({"stop": "END"}, 10, LIMITS).stop == ("END",)
 
 
 def test_beams_arrive() -> None:
     # Given
     given_options = {"num_beams": 4, "length_penalty": -0.5, "early_stopping": "never"}
     # When / Then
-    found = check_options(given_options, 10, SLOT, num_slots=4)
-    assert (found.num_beams, found.length_penalty, found.early_stopping) == (4, -0.5, "never")
+    options = check_options(given_options, 10, Limits(SLOT, num_slots=4))
+    assert (options.num_beams, options.length_penalty, options.early_stopping) == (4, -0.5, "never")
     with pytest.raises(BadRequest, match="num_beams 4: each takes a slot, and the cluster has 3"):
-        check_options(given_options, 10, SLOT, num_slots=3)
+        check_options(given_options, 10, Limits(SLOT, num_slots=3))
 
 
 def test_who_samples_without_a_seed_is_given_one() -> None:
     # Given two requests that sample / Then each can be replayed, and they differ
-    first, second = (check_options({"temperature": 0.7}, 1, SLOT).seed for _ in range(2))
+    first, second = (check_options({"temperature": 0.7}, 1, LIMITS).seed for _ in range(2))
     assert first is not None
     assert second is not None
     assert first != second
@@ -133,7 +137,7 @@ def test_who_samples_without_a_seed_is_given_one() -> None:
         ({"stop": b"a"}, "stop"),
         ({"ignore_eos": 1}, "ignore_eos 1"),
         ({"do_sample": 1}, "do_sample 1"),
-        ({"min_p": 1.1}, "min_p 1.1: at least 0"),
+        ({"min_p": 1.1}, "min_p 1.1: 0 to 1"),
         ({"repetition_penalty": 0}, "repetition_penalty 0"),
         ({"repetition_penalty": -1.0}, "repetition_penalty -1"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size -1"),
@@ -166,7 +170,7 @@ def test_who_samples_without_a_seed_is_given_one() -> None:
 def test_what_cannot_work_is_refused_by_name(options: dict[str, Any], told: str) -> None:
     # When / Then
     with pytest.raises(BadRequest) as raised:
-        check_options(options, 10, SLOT, vocab_size=100)
+        check_options(options, 10, Limits(SLOT, vocab_size=100))
     assert told in str(raised.value)
     assert len(str(raised.value)) < 500
 
@@ -178,9 +182,9 @@ def test_bad_words_are_split_as_they_may_stand_in_a_text() -> None:
 
     # Then a word is banned at a text's start and after a space, beside ids that are given
     given_options = {"bad_words": ["no", "a"], "bad_words_ids": [[97]]}
-    found = check_options(given_options, 1, SLOT, encode=encode).bad_words_ids
-    assert found == ((97,), (110, 111), (32, 110, 111), (32, 97))
-    assert check_options({"bad_words": "a"}, 1, SLOT, encode=encode).bad_words_ids[0] == (97,)
+    bad_words = check_options(given_options, 1, LIMITS, encode=encode).bad_words_ids
+    assert bad_words == ((97,), (110, 111), (32, 110, 111), (32, 97))
+    assert check_options({"bad_words": "a"}, 1, LIMITS, encode=encode).bad_words_ids[0] == (97,)
 
 
 def test_samples_are_1_to_16() -> None:
@@ -206,7 +210,7 @@ def test_any_other_priority_is_refused(value: Any) -> None:
 def test_a_prompt_that_fills_its_slot_is_refused() -> None:
     # Given a prompt as long as a slot / Then both numbers are told
     with pytest.raises(BadRequest, match=r"has 1000 tokens, the cluster holds 1000"):
-        check_options({}, SLOT, SLOT)
+        check_options({}, SLOT, LIMITS)
 
 
 @given(
@@ -223,17 +227,37 @@ def test_a_prompt_that_fills_its_slot_is_refused() -> None:
 def test_anything_is_either_refused_or_within_its_limits(options: dict[str, Any]) -> None:
     # Given whatever a caller may send
     try:
-        found = check_options(options, 10, SLOT)
+        checked = check_options(options, 10, LIMITS)
     except BadRequest:
         return
     # Then what passes can be computed with
-    assert 1 <= found.max_tokens <= SLOT - 10
-    assert 0 <= found.temperature <= 100
-    assert 0 < found.top_p <= 1
-    assert found.top_k >= 0
-    assert 0 <= found.min_p <= 1
-    assert 0.01 <= found.repetition_penalty <= 100
-    assert found.min_new_tokens <= found.max_tokens
-    assert all(found.bad_words_ids)
-    assert found.seed is not None or found.temperature == 0
-    assert all(isinstance(stop, str) and stop for stop in found.stop)
+    assert 1 <= checked.max_tokens <= SLOT - 10
+    assert 0 <= checked.temperature <= 100
+    assert 0 < checked.top_p <= 1
+    assert checked.top_k >= 0
+    assert 0 <= checked.min_p <= 1
+    assert 0.01 <= checked.repetition_penalty <= 100
+    assert checked.min_new_tokens <= checked.max_tokens
+    assert all(checked.bad_words_ids)
+    assert checked.seed is not None or checked.temperature == 0
+    assert all(isinstance(stop, str) and stop for stop in checked.stop)
+
+
+def test_the_record_has_a_field_of_the_same_default_for_each_row() -> None:
+    # Given all fields but that of text tasks
+    fields = {field.name: field.default for field in dataclasses.fields(Options)}
+    assert fields.pop("read") is None
+    # Then
+    assert fields == {option.name: option.default for option in OPTIONS if option.recorded}
+
+
+def test_names_and_flags_are_unique_and_defaults_are_accepted() -> None:
+    # Given
+    rows = OPTIONS + ARGUMENTS
+    flags = [option.flag for option in rows if option.flag]
+    # Then
+    assert len(BY_NAME) == len(rows)
+    assert len(set(flags)) == len(flags)
+    for option in rows:
+        if option.default is not None:
+            assert check_value(option, option.default) == option.default

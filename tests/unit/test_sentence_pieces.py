@@ -20,7 +20,7 @@ WORDS = [("▁", -2.0), ("▁ab", -1.0), ("a", -3.0), ("b", -3.0), ("bc", -2.5),
 
 
 def cut(content: bytes, text: str) -> list[str]:
-    return SentencePieces(parse_sentencepiece(content)).cut(text)
+    return SentencePieces(parse_sentencepiece(content)).split(text)
 
 
 def test_a_model_is_read_as_it_was_written() -> None:
@@ -114,7 +114,7 @@ def test_rules_of_normalisation_apply_the_longest_first() -> None:
 
 @pytest.mark.parametrize("content", [b"\1", b"\5\0\0\0abc", b"\x10\0\0\0abcd", b"\0\0\0\0"])
 def test_rules_that_are_cut_off_are_refused(content: bytes) -> None:
-    with pytest.raises(ValueError, match="rules of normalisation"):
+    with pytest.raises(ValueError, match="normalisation rules"):
         parse_sentencepiece(spm(WORDS, charsmap=content))
 
 

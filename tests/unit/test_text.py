@@ -13,7 +13,8 @@ from tokenizers.trainers import BpeTrainer
 
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import BadRequest, CheckpointError
-from skynet.tokenizer.text import StopStrings, Text
+from skynet.tokenizer.stop_strings import StopStrings
+from skynet.tokenizer.text import Text
 
 CORPUS = [
     "the capital of France is Paris",

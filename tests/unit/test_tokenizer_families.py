@@ -93,7 +93,7 @@ def test_pieces_join_to_the_decoding_of_any_ids(family: str, ids: list[int]) -> 
 def test_a_piece_that_only_answers_have_is_no_piece_of_a_prompt() -> None:
     # Given a word of vocab.json that the source model would have to spell
     text = text_of("marian")
-    word = text.language_id("fra") - 1
+    word = text.languages.id_of("fra") - 1
     assert text.spell(word) == "qqq"
     # Then
     assert word not in text.encode("the qqq")
@@ -112,7 +112,7 @@ def test_a_piece_that_the_vocabulary_lacks_is_unknown(marian: Path) -> None:
 
 def test_a_language_code_is_one_token_at_the_start_only() -> None:
     text = text_of("marian")
-    code = text.language_id("fra")
+    code = text.languages.id_of("fra")
     assert text.encode(">>fra<< Hello") == [code, *text.encode("Hello")]
     assert code not in text.encode("Hello >>fra<<")
     assert text.encode(">>xyz<< Hello")[0] == text.encode("東")[-2]  # unknown
@@ -128,11 +128,11 @@ def test_a_tokenizer_json_beside_marians_files_is_not_asked(marian: Path) -> Non
     [
         ("source.spm", None, r"cannot read .*source\.spm: No such file"),
         ("target.spm", None, r"cannot read .*target\.spm: No such file"),
-        ("source.spm", b"\n\5short", r"source\.spm is truncated or no SentencePiece model"),
+        ("source.spm", b"\n\5short", r"source\.spm is truncated or not a SentencePiece model"),
         ("vocab.json", None, r"vocab\.json is missing"),
         ("vocab.json", b"{", r"vocab\.json is not JSON"),
-        ("vocab.json", b'{"a": "b"}', r"vocab\.json does not give each piece"),
-        ("vocab.json", b'{"a": 0}', "unk_token '<unk>' is not in its vocabulary"),
+        ("vocab.json", b'{"a": "b"}', r"vocab\.json holds ids that are not integers"),
+        ("vocab.json", b'{"a": 0}', "unk_token '<unk>' is not in the vocabulary"),
     ],
 )
 def test_damaged_files_are_named(
@@ -162,7 +162,7 @@ def test_what_is_not_computed_leaves_the_model_usable_by_ids(
     # Then
     assert files == {}
     assert "staged without a tokenizer" in caplog.text
-    assert "source.spm: model_type 3 is not computed" in caplog.text
+    assert "source.spm: model_type 3 is not supported" in caplog.text
     with pytest.raises(BadRequest, match="send token ids"):
         Text(files).encode("ab")
 
@@ -206,13 +206,13 @@ def test_barts_older_files_give_the_ids_of_transformers(tmp_path: Path, prompt: 
     from transformers import AutoTokenizer
 
     byte_level_files(tmp_path / "bart")
-    text, theirs = (
+    text, reference = (
         Text(text_files(tmp_path / "bart")),
         AutoTokenizer.from_pretrained(tmp_path / "bart"),
     )
     ids = text.encode(prompt)
-    assert ids == theirs(prompt).input_ids
-    assert text.decode(ids) == stream(text, ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert ids == reference(prompt).input_ids
+    assert text.decode(ids) == stream(text, ids) == reference.decode(ids, skip_special_tokens=True)
 
 
 def nllb(**options: Any) -> Any:
@@ -230,13 +230,13 @@ def test_a_tokenizer_json_of_an_older_order_names_the_language_as_transformers(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     # Given a tokenizer.json as those of NLLB were published: the language comes last
-    theirs = save(nllb(**options), tmp_path)
+    reference = save(nllb(**options), tmp_path)
     file = tmp_path / "tokenizer.json"
     saved = json.loads(file.read_text())
     older = nllb(legacy_behaviour=True).backend_tokenizer.post_processor.__getstate__()
     file.write_text(json.dumps({**saved, "post_processor": json.loads(older)}))
     # Then
-    assert Text(text_files(tmp_path)).encode("ab cab") == theirs("ab cab").input_ids
+    assert Text(text_files(tmp_path)).encode("ab cab") == reference("ab cab").input_ids
 
 
 def test_a_tokenizer_json_that_fits_is_staged_as_it_is(tmp_path: Path) -> None:
@@ -251,16 +251,16 @@ def test_a_tokenizer_json_that_fits_is_staged_as_it_is(tmp_path: Path) -> None:
 def test_what_is_made_of_a_sentencepiece_model_is_what_transformers_builds(
     tmp_path: Path, family: str
 ) -> None:
-    # Given Transformers' own tokenizer over the same pieces, written as it saves one
+    # Given Transformers' tokenizer over the same pieces, written as it saves one
     files = text_files(TOKENIZERS / family)
     shutil.copytree(TOKENIZERS / family, tmp_path / "with")
     (tmp_path / "with" / "tokenizer.json").write_bytes(files["tokenizer.json"])
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "with")
+    reference = AutoTokenizer.from_pretrained(tmp_path / "with")
     # Then
     for prompt, _ in expected(family, "prompts"):
-        assert (prompt, text_of(family).encode(prompt)) == (prompt, theirs(prompt).input_ids)
+        assert (prompt, text_of(family).encode(prompt)) == (prompt, reference(prompt).input_ids)
 
 
 def test_a_model_that_only_transformers_converts_says_what_to_install(

@@ -16,7 +16,8 @@ from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
 from skynet.request.record import Options, Record, Token
-from skynet.tokenizer.text import StopStrings, Text
+from skynet.tokenizer.stop_strings import StopStrings
+from skynet.tokenizer.text import Text
 from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step
 
 VOCAB = 1000

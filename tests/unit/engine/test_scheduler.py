@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
 from skynet.request.record import Options, Record
-from skynet.tokenizer.text import StopStrings, Text
+from skynet.tokenizer.stop_strings import StopStrings
+from skynet.tokenizer.text import Text
 from skynet.wire.step import Row
 
 Batch = list[tuple[Sequence, Row]]

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models
 
 from skynet.engine.sequence import Sequence
 from skynet.request.record import Options, Record
-from skynet.tokenizer.text import StopStrings, Text
+from skynet.tokenizer.stop_strings import StopStrings
+from skynet.tokenizer.text import Text
 
 LETTERS = "abcdefgh "
 

@@ -1,4 +1,4 @@
-"""What may be asked of a model that reads, and what its answers are made of."""
+"""Text tasks: options, limits, pooling files, answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BERT = load_architecture(encoder_config("bert", "ForMaskedLM"))
 LLAMA = load_architecture(tiny_config("llama").to_dict())
 
 
-def reader(**embedding: Any) -> TextTasks:
+def of_bert(**embedding: Any) -> TextTasks:
     return TextTasks(BERT, embedding or None, MASK)
 
 
@@ -32,38 +32,38 @@ def test_an_embedding_is_pooled_as_the_model_says() -> None:
     def asked(model: TextTasks, **options: Any) -> TextTask:
         return TextTask.of(model.check("embed", options, [5, 6], 8).read or {})
 
-    assert asked(reader(pooling="cls", normalize=True)) == TextTask("embed", "cls", True)
-    own = asked(reader(pooling="cls", normalize=True), pooling="max", normalize=False)
-    assert own == TextTask("embed", "max", False)
-    assert asked(reader()) == TextTask("embed", "mean", False)
+    assert asked(of_bert(pooling="cls", normalize=True)) == TextTask("embed", "cls", True)
+    chosen = asked(of_bert(pooling="cls", normalize=True), pooling="max", normalize=False)
+    assert chosen == TextTask("embed", "max", False)
+    assert asked(of_bert()) == TextTask("embed", "mean", False)
 
 
-def test_masks_are_found() -> None:
+def test_positions_of_masks_are_recorded() -> None:
     # When
-    options = reader().check("fill-mask", {"top_k": 2}, [5, MASK, 6, MASK], 4)
+    options = of_bert().check("fill-mask", {"top_k": 2}, [5, MASK, 6, MASK], 4)
     # Then they survive the record
-    kept = Options.from_json(options.to_json()).read
-    assert TextTask.of(kept or {}) == TextTask("fill-mask", positions=(1, 3), top=2)
+    fields = Options.from_json(options.to_json()).read
+    assert TextTask.of(fields or {}) == TextTask("fill-mask", positions=(1, 3), top=2)
 
 
 @pytest.mark.parametrize(
     ("model", "task", "options", "message"),
     [
-        (reader(), "generate", {}, "it is an encoder.*embed, fill-mask"),
-        (reader(), "classify", {}, "no head of a sequence classifier"),
-        (reader(), "translate", {}, "task 'translate': one of generate, embed"),
+        (of_bert(), "generate", {}, "it is an encoder.*embed, fill-mask"),
+        (of_bert(), "classify", {}, "no sequence-classification head"),
+        (of_bert(), "translate", {}, "task 'translate': one of generate, embed"),
         (TextTasks(LLAMA), "embed", {}, "no modules.json"),
-        (TextTasks(LLAMA), "fill-mask", {}, "llama model cannot"),
-        (reader(), "embed", {"max_tokens": 3}, "unknown option max_tokens of task embed"),
-        (reader(), "embed", {"pooling": "sum"}, "pooling 'sum'"),
-        (reader(), "embed", {"normalize": 1}, "normalize 1"),
-        (reader(refused="Dense"), "embed", {}, "asks for Dense"),
-        (reader(), "fill-mask", {}, "no mask token"),
-        (reader(), "fill-mask", {"top_k": 0}, "no mask token|top_k 0"),
+        (TextTasks(LLAMA), "fill-mask", {}, "not supported by this llama model"),
+        (of_bert(), "embed", {"max_tokens": 3}, "unknown option max_tokens of task embed"),
+        (of_bert(), "embed", {"pooling": "sum"}, "pooling 'sum'"),
+        (of_bert(), "embed", {"normalize": 1}, "normalize 1"),
+        (of_bert(refused="Dense"), "embed", {}, "asks for Dense"),
+        (of_bert(), "fill-mask", {}, "no mask token"),
+        (of_bert(), "fill-mask", {"top_k": 0}, "no mask token|top_k 0"),
         (TextTasks(BERT), "fill-mask", {}, "tokenizer has no mask token"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_unsupported_tasks_and_options_are_refused(
     model: TextTasks, task: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(BadRequest, match=message):
@@ -72,9 +72,9 @@ def test_what_cannot_be_is_refused(
 
 def test_a_text_may_fill_the_positions_and_no_more() -> None:
     # When / Then
-    assert reader().check("embed", {}, [5] * 8, 8).read is not None
+    assert of_bert().check("embed", {}, [5] * 8, 8).read is not None
     with pytest.raises(BadRequest, match="9 tokens, the cluster takes 8, of the model's 48"):
-        reader().check("embed", {}, [5] * 9, 8)
+        of_bert().check("embed", {}, [5] * 9, 8)
 
 
 def test_a_decoder_with_the_files_embeds() -> None:
@@ -117,7 +117,7 @@ def test_files_of_sentence_transformers(
     assert json.loads(embedding_json(tmp_path) or b"") == expected
 
 
-def test_a_directory_without_them_says_nothing(tmp_path: Path) -> None:
+def test_a_directory_without_them_sets_no_pooling(tmp_path: Path) -> None:
     assert embedding_json(tmp_path) is None
     (tmp_path / "modules.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"modules\.json"):
@@ -127,23 +127,24 @@ def test_a_directory_without_them_says_nothing(tmp_path: Path) -> None:
 def test_predictions_are_shares_of_the_whole_softmax() -> None:
     # Given the logits of one mask, cut over two shards
     logits = np.array([0.5, 3.0, -1.0, 2.0, 2.5, 0.0], np.float32)
-    offers = []
+    candidates = []
     for start, stop in ((0, 2), (2, 6)):
-        own = logits[start:stop]
-        ids, peak = np.arange(start, stop, dtype=np.int32), float(own.max())
-        offers.append(Candidates(ids, own, peak, float(np.exp(own - peak).sum())))
+        shard_logits = logits[start:stop]
+        ids, peak = np.arange(start, stop, dtype=np.int32), float(shard_logits.max())
+        total = float(np.exp(shard_logits - peak).sum())
+        candidates.append(Candidates(ids, shard_logits, peak, total))
     # When
-    found = predictions(offers, 3)
+    likeliest = predictions(candidates, 3)
     # Then
     whole = np.exp(logits) / np.exp(logits).sum()
-    assert [token for token, _ in found] == [1, 4, 3]
-    np.testing.assert_allclose([score for _, score in found], whole[[1, 4, 3]], rtol=1e-6)
+    assert [token for token, _ in likeliest] == [1, 4, 3]
+    np.testing.assert_allclose([score for _, score in likeliest], whole[[1, 4, 3]], rtol=1e-6)
 
 
 def test_an_embedding_loses_nothing_in_json() -> None:
     # Given
     vector = np.random.default_rng(1).normal(size=48).astype(np.float32)
-    # When it is an answer, written down and read again
+    # When it is an answer that is recorded
     answer = TextAnswer(TextTask("embed"), BERT, str).answer(vector)
     again = End.from_json(End(answer=answer).to_json()).answer["embedding"]
     # Then
@@ -155,10 +156,10 @@ def test_an_overflow_is_an_error() -> None:
         TextAnswer(TextTask("embed"), BERT, str).answer(np.array([1.0, np.inf], np.float32))
 
 
-def test_steps_and_parts_keep_what_is_read() -> None:
+def test_steps_and_parts_keep_text_tasks() -> None:
     # Given
-    read = TextTask("fill-mask", "mean", True, (1, 3), 7)
-    step = Step(1, 2, (Row(0, 0, (5, 4, 6, 4), 4, text_task=read), Row(1, 0, (5,), 1)), 3)
+    text_task = TextTask("fill-mask", "mean", True, (1, 3), 7)
+    step = Step(1, 2, (Row(0, 0, (5, 4, 6, 4), 4, text_task=text_task), Row(1, 0, (5,), 1)), 3)
     part = Part(vectors=[np.array([1.0, 2.0], np.float32)])
     # When / Then
     assert Step.decode(step.encode()) == step

@@ -1,4 +1,4 @@
-"""Texts that are read, by real workers: embeddings, masked words, and what is refused."""
+"""Text tasks on real workers: embeddings, masked tokens, refusals."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def skynet(url: str, *words: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_texts_are_read_by_a_cluster(tmp_path: Path) -> None:
+def test_a_cluster_runs_text_tasks(tmp_path: Path) -> None:
     # Given an encoder on 2 stages x 2 shards
     model = make_bert(tmp_path)
     with LocalCluster(tmp_path, 2, 2, "float32", num_slots=4) as running:
@@ -69,10 +69,10 @@ def test_texts_are_read_by_a_cluster(tmp_path: Path) -> None:
         embedded = [request.get(timeout=60) for request in asked]
         filled = masked.get(timeout=60)
         result = masked.result
-        # And the commands print what they find
+        # And by the commands
         printed = [json.loads(line) for line in skynet(running.url, "embed", *texts)]
         lines = skynet(running.url, "fill-mask", texts[2], "--top-k", "1")
-        # Then what cannot be is refused, and names why
+        # Then unsupported requests are refused with the reason
         with pytest.raises(BadRequest, match="encoder"):
             running.submit_prompt(texts[0])
         with pytest.raises(BadRequest, match="classifier"):
@@ -82,12 +82,12 @@ def test_texts_are_read_by_a_cluster(tmp_path: Path) -> None:
         with pytest.raises(BadRequest, match="no mask"):
             running.submit_prompt(texts[0], task="fill-mask")
     # And vectors are pooled as the files beside the model say
-    for found, text in zip(embedded, TEXTS * 5, strict=True):
+    for completion, text in zip(embedded, TEXTS * 5, strict=True):
         with torch.no_grad():
             states = model.bert(torch.tensor([text])).last_hidden_state[0].numpy()
         expected = states.max(axis=0)
         expected /= np.linalg.norm(expected)
-        np.testing.assert_allclose(found.embedding, expected, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(completion.embedding, expected, atol=1e-4, rtol=0)
     # And both masks get the likeliest tokens of Transformers
     with torch.no_grad():
         scores = model(torch.tensor([TEXTS[2]])).logits[0, [1, 5]].softmax(-1)
@@ -100,8 +100,8 @@ def test_texts_are_read_by_a_cluster(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, top.values.numpy(), atol=1e-4, rtol=0)
     # And the commands have printed the same
     assert [item["text"] for item in printed] == texts
-    for item, found in zip(printed, embedded[: len(TEXTS)], strict=True):
-        np.testing.assert_allclose(item["embedding"], found.embedding, atol=1e-5, rtol=0)
+    for item, completion in zip(printed, embedded[: len(TEXTS)], strict=True):
+        np.testing.assert_allclose(item["embedding"], completion.embedding, atol=1e-5, rtol=0)
     best = [
         f"{float(s):.4f}  {letters([int(t)])}" for s, t in zip(*(x[:, 0] for x in top), strict=True)
     ]
