@@ -31,7 +31,7 @@ from skynet.local.reaper import Reaper
 from skynet.local.server import EmbeddedServer
 from skynet.planning.plan import Plan
 from skynet.settings import settings
-from skynet.staging.split import draft_plan
+from skynet.staging.split import PlanOptions, draft_plan
 from skynet.staging.stager import Progress, Stager, stage_checkpoint
 from skynet.store.members import FAILED, READY, Member, Members
 from skynet.store.plans import Plans, Target
@@ -123,7 +123,7 @@ class LocalCluster:
         self.plan: Plan | None = None
         self.fixed, self.elastic, self.persistent = fixed, elastic, persistent
         self.spares, self.orchestrators = spares, orchestrators
-        self._shape = (stages, shards, dtype, chord_span, num_slots, slot_tokens)
+        self._options = PlanOptions(stages, shards, dtype, chord_span, num_slots, slot_tokens)
         self._stager: Stager | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._stack = ExitStack()
@@ -152,7 +152,7 @@ class LocalCluster:
             SkynetError: what cannot work, before anything is started; or which worker failed.
         """
         checkpoint = open_model(self.model, settings().cache_dir)
-        draft = draft_plan(checkpoint, *self._shape, self.progress)
+        draft = draft_plan(checkpoint, self._options, self.progress)
         try:
             self._server, self._reaper = self._stack.enter_context(
                 local_server(self.port, persistent=self.persistent)

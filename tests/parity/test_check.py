@@ -13,12 +13,12 @@ from model_families import FAMILIES
 from references import save_random_model
 
 from skynet.check import check_model
-from skynet.check.compare import difference
-from skynet.check.skynet_shards import CheckpointFetch
 from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.checkpoint.fetch import CheckpointFetch
 from skynet.cli import main
 from skynet.errors import BadRequest, PlanError, UnsupportedModel
 from skynet.planning.ranges import Range
+from skynet.reference.difference import difference
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_damaged_columns_are_found_in_the_mlp_of_their_shard(llama: Path) -> Non
     report = check_damaged(llama, damage)
     # Then the number of the hidden states is named too
     assert first(report) == ("layer 1", "MLP", ["stage0.shard0"])
-    assert report.differing[0].beyond(report.limit)[0].found.index == 5
+    assert report.differing[0].beyond(report.limit)[0].difference.index == 5
 
 
 def test_what_every_shard_computes_otherwise_is_named_as_such(llama: Path) -> None:
@@ -179,13 +179,13 @@ def test_what_cannot_be_compared_is_refused_by_name(llama: Path, tmp_path: Path)
 
 def test_differences_are_measured_by_the_row() -> None:
     # Given
-    theirs = torch.tensor([[1000.0, 1.0], [2.0, 1.0]])
+    reference = torch.tensor([[1000.0, 1.0], [2.0, 1.0]])
     # When
-    found = difference(theirs + torch.tensor([[0.5, 0.0], [0.0, 0.1]]), theirs)
+    apart = difference(reference + torch.tensor([[0.5, 0.0], [0.0, 0.1]]), reference)
     # Then the second row's is smaller, but not beside the row
-    assert (found.token, found.index) == (1, 1)
-    assert found.relative == pytest.approx(0.05)
-    assert difference(theirs * float("nan"), theirs).relative == float("inf")
+    assert (apart.token, apart.index) == (1, 1)
+    assert apart.relative == pytest.approx(0.05)
+    assert difference(reference * float("nan"), reference).relative == float("inf")
 
 
 def test_the_demo_model_is_equal(demo_checkpoint: Checkpoint) -> None:

@@ -10,7 +10,7 @@ from checking import check_damaged, first, larger
 from click.testing import CliRunner
 from references import save_random_encoder
 
-from skynet.check.skynet_shards import CheckpointFetch
+from skynet.checkpoint.fetch import CheckpointFetch
 from skynet.cli import main
 
 MASKED, CLASSIFIER = "ForMaskedLM", "ForSequenceClassification"

@@ -11,7 +11,7 @@ from checking import check_damaged, first, larger
 from click.testing import CliRunner
 from seq2seq import make_translator
 
-from skynet.check.skynet_shards import CheckpointFetch
+from skynet.checkpoint.fetch import CheckpointFetch
 from skynet.cli import main
 from skynet.planning.ranges import Range
 

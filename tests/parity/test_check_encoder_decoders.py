@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from seq2seq import VARIANTS, make_translator
 
 from skynet.check import check_model
-from skynet.check.reference_weights import ReferenceWeights
 from skynet.cli import main
 from skynet.errors import PlanError
+from skynet.reference.weights import ReferenceWeights
 
 PLACES = [
     "encoder embedding",
@@ -127,7 +127,7 @@ def test_the_next_token_is_that_of_a_decoder_that_repeats_the_prompt(tmp_path: P
     # Then
     best = int(found.logits(ids, [found.start, *ids[:-1]])[-1].argmax())
     assert report.answer
-    assert (report.answer.ours, report.answer.text) == (best, letters([best]))
+    assert (report.answer.skynet, report.answer.text) == (best, letters([best]))
     assert report.num_tokens == len(ids)
 
 
@@ -142,7 +142,7 @@ def test_a_decoder_reads_ids_of_its_own_vocabulary(tmp_path: Path) -> None:
     best = int(found.logits([130, 120, 5, 6], [found.start, 21, 11, 5])[-1].argmax())
     assert report.equal, "\n".join(report.lines())
     assert report.answer
-    assert report.answer.ours == best
+    assert report.answer.skynet == best
 
 
 def test_a_prompt_may_have_tokens_without_a_position(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from references import Encoder, save_random_encoder
 from safetensors.torch import load_file, save_file
 
 from skynet.check import check_model
-from skynet.check.compare import Difference
-from skynet.check.reference_weights import ReferenceWeights
 from skynet.check.report import Answer
 from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.reference.difference import Difference
+from skynet.reference.weights import ReferenceWeights
 
 MASKED, CLASSIFIER = "ForMaskedLM", "ForSequenceClassification"
 MASK = 4
@@ -70,7 +70,7 @@ def test_the_token_for_a_mask_is_compared(tmp_path: Path, prompt: str | None) ->
     ids = [5, 9, MASK, 7, MASK, 8] if prompt else [MASK if c == "?" else 0 for c in unknown][:48]
     best = int(model.outputs(ids).logits[0, ids.index(MASK)].argmax())
     assert report.answer
-    assert (report.answer.what, report.answer.ours) == ("token for the mask", best)
+    assert (report.answer.what, report.answer.skynet) == ("token for the mask", best)
     assert report.answer.text == letters([best])
     assert any("token for the mask" in line and "on both" in line for line in report.lines())
 
@@ -93,7 +93,7 @@ def test_a_score_is_compared_as_a_number(tmp_path: Path) -> None:
     # Then
     assert report.equal
     assert report.answer
-    assert (report.answer.what, report.answer.ours) == ("score", None)
+    assert (report.answer.what, report.answer.skynet) == ("score", None)
 
 
 def test_numbers_that_drift_apart_over_all_layers_are_not_equal(tmp_path: Path) -> None:

@@ -16,14 +16,15 @@ from transformers.models.arcee.modeling_arcee import ArceeMLP, ArceeModel
 
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.check import check_model
-from skynet.check.self_test import self_test
-from skynet.check.skynet_shards import CheckpointFetch
+from skynet.check.check import compare, open_checked
+from skynet.checkpoint.fetch import CheckpointFetch
 from skynet.cli import main
 from skynet.errors import UnsupportedModel
 from skynet.models.registry import load_architecture
 from skynet.planning.ranges import Range
-from skynet.staging.split import draft_plan, skysplit
+from skynet.staging.split import PlanOptions, draft_plan, skysplit
 from skynet.transformers_backend.opening import describe, open_model
+from skynet.transformers_backend.self_test import self_test
 
 EQUAL = ["apertus", "glm", "hunyuan_v1_dense", "nanochat", "olmo3", "vaultgemma"]
 EQUAL += ["exaone_moe", "minimax_m2", "qwen2_moe"]  # mixtures of experts
@@ -81,7 +82,7 @@ def test_a_damaged_shard_is_found_in_its_layer(arcee: Path) -> None:
         return raw
 
     # When
-    report = check_model(str(arcee), 2, 2, fetch=damaged)
+    report = compare(open_checked(str(arcee), 2, 2), fetch=damaged)
     # Then the layer is named, and the number; by the sum, every shard has it
     assert [place.name for place in report.differing] == ["layer 2"]
     found = report.to_json()["first"]
@@ -103,7 +104,7 @@ def test_a_split_says_that_it_is_slower(arcee: Path, caplog: pytest.LogCaptureFi
     checkpoint = open_model(str(arcee), arcee)
     # When
     with caplog.at_level(logging.WARNING):
-        plan = draft_plan(checkpoint, 2, 3, progress=lambda *now: told.append(now))
+        plan = draft_plan(checkpoint, PlanOptions(2, 3), lambda *now: told.append(now))
     # Then it is tried first, layer 0 and both ends, and progress tells of that
     assert plan.shape == (2, 3)
     assert "slower" in caplog.text
@@ -138,7 +139,10 @@ def _with_the_token_before(self: Any, x: torch.Tensor) -> torch.Tensor:
             _of_a_fixed_width,
             "layer 0, cut over 2 shards by Transformers' plan, fails: RuntimeError",
         ),
-        (_with_the_token_before, "layer 0.*beside another row.*by another way than attention"),
+        (
+            _with_the_token_before,
+            "layer 0.*for a sequence beside.*another way than attention",
+        ),
     ],
 )
 def test_what_a_plan_gets_wrong_is_refused_before_anything_is_written(

@@ -7,8 +7,8 @@ from base64 import b64decode
 from typing import Any
 
 import redis
-from skynet.chords.app import AddressAMQP, SkynetCelery
 
+from skynet.chords.app import AddressAMQP, SkynetCelery
 from skynet.chords.messenger import Messenger
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan

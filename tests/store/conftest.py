@@ -8,8 +8,8 @@ import pytest
 import redis
 from chord_cases import make_app
 from orchestrator_cases import Consumer, MakeRuntime, Shards, ask, beat, stage_model
-from skynet.chords.app import SkynetCelery
 
+from skynet.chords.app import SkynetCelery
 from skynet.local.server import EmbeddedServer
 from skynet.orchestrator.runtime import OrchestratorRuntime
 from skynet.settings import settings

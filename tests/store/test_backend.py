@@ -12,8 +12,8 @@ from celery.app.trace import build_tracer
 from celery.backends.redis import RedisBackend
 from celery.exceptions import Ignore
 from chord_cases import queued, tiny_plan
-from skynet.chords.app import SkynetCelery
 
+from skynet.chords.app import SkynetCelery
 from skynet.chords.messenger import body_signature
 from skynet.errors import PeerLost
 from skynet.planning.ranges import Range

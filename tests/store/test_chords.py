@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import redis
 from chord_cases import queued, tiny_plan
-from skynet.chords.app import SkynetCelery
 
+from skynet.chords.app import SkynetCelery
 from skynet.chords.messenger import INLINE_BYTES, body_signature, next_span
 from skynet.errors import Fenced
 from skynet.planning.ranges import Range

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from kombu import Queue
-from skynet.chords.app import AddressQueues, configure_logging, place_of
 
 import tasks
 from skynet.celery import app
+from skynet.chords.app import AddressQueues, configure_logging, place_of
 from skynet.client.client import Client
 from skynet.errors import ConfigurationError
 from skynet.wire import keys
