@@ -115,8 +115,8 @@ def worker_with_a_place(cluster: LocalCluster) -> str:
 
 def kill(cluster: LocalCluster, name: str) -> None:
     """SIGKILL, and wait until the process is gone."""
-    os.kill(cluster.pid_of(name), signal.SIGKILL)
-    wait_for(f"{name} to die", lambda: name in cluster.failed_workers())
+    os.kill(cluster.processes.pid_of(name), signal.SIGKILL)
+    wait_for(f"{name} to die", lambda: name in cluster.processes.failed())
 
 
 @contextmanager
@@ -131,8 +131,8 @@ def stopped(pid: int) -> Iterator[None]:
 
 def heal(cluster: LocalCluster) -> None:
     """Start what has died, and wait until all is as it was."""
-    for name in cluster.failed_workers():
-        cluster.restart_worker(name)
+    for name in cluster.processes.failed():
+        cluster.processes.restart(name)
     whole(cluster)
 
 

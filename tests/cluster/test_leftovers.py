@@ -60,7 +60,7 @@ def leftovers(pids: list[int], directory: Path) -> list[object]:
 
 
 def test_a_killed_parent_leaves_nothing(tiny: Tiny) -> None:
-    # Given a process with a cluster: two shards, orchestrator, server, guardian
+    # Given a process with a cluster: two shards, orchestrator, server, reaper
     with parent("-c", PARENT, str(tiny.path)) as (process, below, directory):
         assert len(below) == 5
         assert directory.is_dir()

@@ -141,7 +141,7 @@ def test_a_worker_that_stands_still_for_a_while_does_no_harm(
     answers = undisturbed.ask(2)
     name = worker_with_a_place(spared)
     # When a shard's worker stands still, for less or for longer than its lease, and goes on
-    pid, over = spared.pid_of(name), threading.Event()
+    pid, over = spared.processes.pid_of(name), threading.Event()
     with stopped(pid):
         over.wait(seconds)
     # Then the answers are right
@@ -158,14 +158,14 @@ def test_a_worker_that_is_told_to_end_hands_over(
     answers = undisturbed.ask(2)
     name = worker_with_a_place(spared)
     # When a shard's worker gets SIGTERM
-    code = spared.remove_worker(name)
+    code = spared.processes.remove(name)
     # Then it ends well, the answers are right, and nothing was lost on the way
     assert code == 0
     answers.check()
     told = events_since(spared, before)
     assert "left" in [event.kind for event in told]
     assert not [event.text for event in told if event.kind == "lost" or "failed" in event.text]
-    spared.add_worker(name)
+    spared.processes.add(name)
     whole(spared)
 
 
@@ -176,11 +176,11 @@ def test_an_orchestrator_that_is_told_to_end_hands_over(
     answers = undisturbed.ask(2)
     leader = name_of(spared, leader_pid(spared))
     # When the leader gets SIGTERM
-    code = spared.remove_worker(leader)
+    code = spared.processes.remove(leader)
     # Then it ends well, and the other one goes on
     assert code == 0
     answers.check()
-    spared.add_worker(leader)
+    spared.processes.add(leader)
     whole(spared)
 
 
@@ -195,7 +195,7 @@ def test_a_redis_that_restarts_with_its_file_loses_nothing(
     # Then all go on by themselves
     answers.check()
     assert {worker.pid for worker in spared.workers} == pids
-    assert spared.failed_workers() == []
+    assert spared.processes.failed() == []
     heal(spared)
 
 
@@ -308,9 +308,9 @@ def test_a_second_worker_for_a_taken_place_stands_by_for_it(
 ) -> None:
     # Given a second worker bound to a place that is taken
     first = {m.pid for m in members(bound) if m.address == "stage0.shard1"}
-    bound._processes["twin"] = bound._processes["stage0.shard1"]  # the name is taken: make room
-    del bound._processes["stage0.shard1"]
-    bound.add_worker("stage0.shard1")
+    by_name = bound.processes.by_name
+    by_name["twin"] = by_name.pop("stage0.shard1")  # so that the name is free
+    bound.processes.add("stage0.shard1")
     whole(bound)
     assert {m.pid for m in members(bound) if m.address == "stage0.shard1"} == first
     # When the first is killed in mid-answer
@@ -319,14 +319,14 @@ def test_a_second_worker_for_a_taken_place_stands_by_for_it(
     kill(bound, "twin")
     # Then the second has its place
     answers.check()
-    del bound._processes["twin"]
+    del by_name["twin"]
     whole(bound)
 
 
 def test_a_living_worker_is_not_replaced(bound: LocalCluster) -> None:
     # Given a worker that runs / When another is started in its place / Then it is refused
     with pytest.raises(SkynetError, match="still running"):
-        bound.restart_worker("stage0.shard0")
+        bound.processes.restart("stage0.shard0")
     assert not any(is_gone(worker.pid) for worker in bound.workers)
 
 
@@ -352,7 +352,7 @@ def test_a_redis_that_restarts_empty_ends_what_ran_and_serves_what_comes(tiny: T
 
         wait_for("an answer", answered)
         assert {worker.pid for worker in cluster.workers} == pids
-        assert cluster.failed_workers() == []
+        assert cluster.processes.failed() == []
 
 
 def test_a_shape_for_whoever_is_there_follows_them(tiny: Tiny) -> None:
@@ -369,7 +369,7 @@ def test_a_shape_for_whoever_is_there_follows_them(tiny: Tiny) -> None:
         wait_for("the plan", lambda: engine_state(cluster).get("state") == "ready")
         answers = undisturbed.ask()
         # When one joins in mid-answer
-        cluster.add_worker()
+        cluster.processes.add()
         wait_for("its lease", lambda: sum(bool(m.speed) for m in members(cluster)) == 3)
         # Then status says why the shape changes or does not, and answers are right
         reason = wait_for("a reason", lambda: reason_of(cluster))
@@ -386,7 +386,7 @@ def reason_of(cluster: LocalCluster) -> str:
 def test_sigterm_to_all_at_once_ends_all_soon(tiny: Tiny) -> None:
     # Given an idle cluster
     with LocalCluster(tiny.path, 1, 2, "float32", num_slots=4) as cluster:
-        processes = dict(cluster._processes)
+        processes = dict(cluster.processes.by_name)
         # When every process gets SIGTERM at the same moment
         started = time.monotonic()
         for process in processes.values():
