@@ -49,6 +49,7 @@ class Comparison:
         return cuts_of(stack.arch, self._parts(stack, layer))
 
     def embedding(self, rows: torch.Tensor) -> None:
+        """Compared with the shards' partials before the next layer."""
         # The Transformers backend has no partials to compare them with.
         is_backend = isinstance(self._arch, TransformersArchitecture)
         self._table_rows = None if is_backend else rows
@@ -72,7 +73,7 @@ class Comparison:
         self._encoder_output = states
         self._chained_encoder_output = self._shards.encoder_output(chained).outputs[0]
 
-    def end(self, result: torch.Tensor) -> None:
+    def output(self, result: torch.Tensor) -> None:
         result, rows = result.float(), self._question.rows
         last, chained = self._after_layers()
         head = model_head_of(self._arch)

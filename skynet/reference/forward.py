@@ -44,7 +44,7 @@ class Visitor(Protocol):
         """The encoder's output, (tokens, hidden)."""
         ...
 
-    def end(self, result: torch.Tensor) -> None:
+    def output(self, result: torch.Tensor) -> None:
         """The model's output, (rows, width); see `ReferenceModel.result`."""
         ...
 
@@ -83,7 +83,7 @@ class Reference:
 
         only: layers that run, all by default; the others pass the hidden states on.
         """
-        self._hook_ends(visitor)
+        self._hook_outside_layers(visitor)
         for number, layer in enumerate(self._layers):
             if only is None or number in only:
                 self._hook_layer(number, layer, visitor)
@@ -93,11 +93,10 @@ class Reference:
             self._hook_encoder_output(visitor)
         names = zip(self._kind.inputs, inputs, strict=True)
         arguments = {name: torch.tensor([ids]) for name, ids in names}
-        output = self._model(**arguments, **self._kind.options)
-        result = getattr(output, self._kind.result)
-        visitor.end(result.reshape(-1, result.shape[-1]))
+        result = getattr(self._model(**arguments, **self._kind.options), self._kind.result)
+        visitor.output(result.reshape(-1, result.shape[-1]))
 
-    def _hook_ends(self, visitor: Visitor) -> None:
+    def _hook_outside_layers(self, visitor: Visitor) -> None:
         tables = self._tables()
         hooked = {id(inner) for layer in self._layers for inner in layer.module.modules()}
         for path, module in self._model.named_modules():

@@ -58,9 +58,9 @@ class ReferenceWeights:
             value = self._computed(owner) if value is None else value
             if value is None or empty is None or value.shape != empty.shape:
                 raise CheckpointError(
-                    f"{source or name} is {None if value is None else list(value.shape)}, and "
+                    f"{source or name} is {'missing' if value is None else list(value.shape)}, and "
                     f"Transformers expects {None if empty is None else list(empty.shape)}: "
-                    "config.json and the weights do not belong together"
+                    "config.json and the weights do not match"
                 )
             self._empty.append((owner, attribute, empty))
             owner._parameters[attribute] = parameter(value)

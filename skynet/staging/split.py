@@ -98,9 +98,10 @@ def draft_plan(
     progress: of the self-test of a model on the Transformers backend.
     """
     arch = load_architecture(checkpoint.config)
-    dtype = options.dtype or checkpoint_dtype(checkpoint.config)
-    if options.dtype is None and dtype not in DTYPE_BYTES:
-        dtype = "float32"
+    dtype = options.dtype
+    if dtype is None:
+        stored = checkpoint_dtype(checkpoint.config)
+        dtype = stored if stored in DTYPE_BYTES else "float32"
     tensor_plans(checkpoint, arch)
     if isinstance(arch, TransformersArchitecture):
         from skynet.transformers_backend.self_test import self_test  # imports Transformers

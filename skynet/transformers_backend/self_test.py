@@ -103,7 +103,7 @@ class _SelfTest:
     def encoder_output(self, states: torch.Tensor) -> None:
         raise UnsupportedModel("encoder-decoders are not supported on the Transformers backend")
 
-    def end(self, result: torch.Tensor) -> None:
+    def output(self, result: torch.Tensor) -> None:
         result = result.float()
         if self._chained is None:
             raise UnsupportedModel("Transformers ran no layer")

@@ -41,14 +41,11 @@ class ShardGroup:
         self._arch, self._plan, self._fetch = arch, replace(plan, num_slots=SLOTS), fetch
         self._prompt, self._dtype = tuple(prompt), DTYPES[plan.dtype]
         self._bodies: dict[ShardPlan, Body] = {}  # whose layer is replaced by the next one
-        self._layer, self._parts = 0, self.parts(0)
-
-    def parts(self, stage: int) -> tuple[ShardPlan, ...]:
-        return self._plan.stages[stage].shards
+        self._layer, self._parts = 0, plan.stages[0].shards
 
     def embed(self) -> list[torch.Tensor]:
         """The hidden states before layer 0, (tokens, hidden) float32 of each shard."""
-        parts = self.parts(0)
+        parts = self._plan.stages[0].shards
         bodies = [self._body(part) for part in parts]
         for part, body in zip(parts, bodies, strict=True):
             body.load_tokens(self._loader(part))
@@ -61,7 +58,7 @@ class ShardGroup:
 
     def load_layer(self, layer: int) -> None:
         """Load all shards of a layer in place of the previous one."""
-        self._layer, self._parts = layer, self.parts(self._plan.stage_of(layer))
+        self._layer, self._parts = layer, self._plan.stages[self._plan.stage_of(layer)].shards
         for part in self._parts:
             if part not in self._bodies:
                 self._bodies[part] = self._body(part)

@@ -82,12 +82,12 @@ def test_texts_are_read_by_a_cluster(tmp_path: Path) -> None:
         with pytest.raises(BadRequest, match="no mask"):
             running.submit_prompt(texts[0], task="fill-mask")
     # And vectors are pooled as the files beside the model say
-    for found, text in zip(embedded, TEXTS * 5, strict=True):
+    for completion, text in zip(embedded, TEXTS * 5, strict=True):
         with torch.no_grad():
             states = model.bert(torch.tensor([text])).last_hidden_state[0].numpy()
         expected = states.max(axis=0)
         expected /= np.linalg.norm(expected)
-        np.testing.assert_allclose(found.embedding, expected, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(completion.embedding, expected, atol=1e-4, rtol=0)
     # And both masks get the likeliest tokens of Transformers
     with torch.no_grad():
         scores = model(torch.tensor([TEXTS[2]])).logits[0, [1, 5]].softmax(-1)
@@ -100,11 +100,11 @@ def test_texts_are_read_by_a_cluster(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, top.values.numpy(), atol=1e-4, rtol=0)
     # And the commands have printed the same
     assert [item["text"] for item in printed] == texts
-    for item, found in zip(printed, embedded[: len(TEXTS)], strict=True):
-        np.testing.assert_allclose(item["embedding"], found.embedding, atol=1e-5, rtol=0)
+    for item, completion in zip(printed, embedded[: len(TEXTS)], strict=True):
+        np.testing.assert_allclose(item["embedding"], completion.embedding, atol=1e-5, rtol=0)
     best = [
         f"{float(s):.4f}  {letters([int(t)])}" for s, t in zip(*(x[:, 0] for x in top), strict=True)
     ]
     assert lines == ["mask 1:", best[0], "mask 2:", best[1]]
-    # And Celery's own result is the same
+    # And Celery's result is the same
     assert result["predictions"] == filled.predictions

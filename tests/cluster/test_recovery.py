@@ -71,7 +71,7 @@ def test_a_spare_takes_over_a_killed_shard(spared: LocalCluster, undisturbed: Un
     answers = undisturbed.ask(2)
     # When a shard's worker is killed
     kill(spared, worker_with_a_place(spared))
-    # Then all answers are those of the undisturbed run, and what happened is told
+    # Then all answers are those of the undisturbed run, and the events tell it
     answers.check()
     kinds = [event.kind for event in events_since(spared, before)]
     assert {"lost", "plan", "ready", "replay"} <= set(kinds)
@@ -162,9 +162,9 @@ def test_a_worker_that_is_told_to_end_hands_over(
     # Then it ends well, the answers are right, and nothing was lost on the way
     assert code == 0
     answers.check()
-    told = events_since(spared, before)
-    assert "left" in [event.kind for event in told]
-    assert not [event.text for event in told if event.kind == "lost" or "failed" in event.text]
+    events = events_since(spared, before)
+    assert "left" in [event.kind for event in events]
+    assert not [event.text for event in events if event.kind == "lost" or "failed" in event.text]
     spared.processes.add(name)
     whole(spared)
 
@@ -225,7 +225,7 @@ def test_all_processes_are_killed_at_once(spared: LocalCluster, undisturbed: Und
 
 def test_a_client_that_dies_loses_nothing(spared: LocalCluster, undisturbed: Undisturbed) -> None:
     # Given a request of a client that is gone
-    prompt, options = undisturbed.asked[0]
+    prompt, options = undisturbed.requests[0]
     gone = Client(spared.url)
     asked = gone.submit_prompt(prompt, max_tokens=len(undisturbed.answers[0]), **options)
     next(asked.tokens(timeout=60))
@@ -345,8 +345,8 @@ def test_a_redis_that_restarts_empty_ends_what_ran_and_serves_what_comes(tiny: T
         # And weights are staged again, and requests answered, by the same processes
         def answered() -> bool:
             try:
-                found = cluster.submit_prompt(tiny.prompts[0], max_tokens=24)
-                return found.get(timeout=60).token_ids == tiny.tokens[0]
+                generation = cluster.submit_prompt(tiny.prompts[0], max_tokens=24)
+                return generation.get(timeout=60).token_ids == tiny.tokens[0]
             except SkynetError:
                 return False
 
