@@ -1,7 +1,7 @@
-"""`skynet bench`: SkyNet against others, side by side in one run. Prints ratios.
+"""`skynet bench`: SkyNet and other software, taking turns in one run. Prints ratios.
 
-Times differ from machine to machine and from minute to minute; ratios of contestants that took
-turns in one run travel.
+Times differ between machines and from minute to minute; ratios of contestants that take turns in
+one run are comparable.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def _scenarios() -> dict[str, Scenario]:
 
 
 def run_scenarios(names: Sequence[str], rounds: int, as_json: bool, console: Console) -> None:
-    """Run the named scenarios, all if none is named, and print what they measured.
+    """Run the named scenarios, by default all, and print the results.
 
     Raises:
-        BadRequest: a name that is no scenario.
+        BadRequest: a scenario is unknown.
     """
-    known = _scenarios()
-    unknown = [name for name in names if name not in known]
+    scenarios = _scenarios()
+    unknown = [name for name in names if name not in scenarios]
     if unknown:
-        raise BadRequest(f"unknown scenario {', '.join(unknown)}; known are {', '.join(known)}")
+        raise BadRequest(f"unknown scenario {', '.join(unknown)}; choose of {', '.join(scenarios)}")
     results = []
-    for name in names or known:
+    for name in names or scenarios:
         with console.status(f"{name} ..."):
-            result = known[name](rounds)
+            result = scenarios[name](rounds)
         results.append(result)
         console.print(result.table())
     if as_json:

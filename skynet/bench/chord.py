@@ -1,7 +1,7 @@
-"""chord: a chord of two shards and a body, against stock `celery.chord` with numpy arguments.
+"""chord: SkyNet's chord of two shards and a body, against stock `celery.chord`.
 
-Ours is measured at chord_span=layer on a real cluster with a narrow random model, its layers'
-compute and exchange included. Stock chords do nothing but carry the same numbers.
+SkyNet's is measured at chord_span=layer on a real cluster with a narrow random model, including the
+layers' compute and exchange. Stock chords only carry numpy arrays of the same size.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 import redis
 
-import skynet.chords.messenger  # registers our serializer, which the workers reply in  # noqa: F401
+import skynet.chords.messenger  # registers the serializer of the workers' replies  # noqa: F401
 from skynet.bench.report import Result, take_turns
 from skynet.errors import SkynetError
-from skynet.local.cluster import LocalCluster, local_server
+from skynet.local.cluster import LocalCluster
 from skynet.local.reaper import Reaper
+from skynet.local.server import local_server
 from skynet.store.connection import broker_url
 from skynet.wire import keys
 
@@ -30,7 +31,7 @@ STOCK_CHORDS = 60
 
 
 def chord(rounds: int) -> Result:
-    """Milliseconds a chord, in chains of many."""
+    """Milliseconds per chord, in a long chain."""
     with local_server() as (server, reaper):
         model = _narrow_model(server.directory / "model")
         with (
@@ -38,13 +39,13 @@ def chord(rounds: int) -> Result:
             StockWorkers(server.url, reaper) as stock,
         ):
             samples = take_turns(
-                {"SkyNet chord": lambda: _ours(cluster), "stock celery.chord": stock.run}, rounds
+                {"SkyNet chord": lambda: _skynet(cluster), "stock celery.chord": stock.run}, rounds
             )
-    what = f"2 shards and a body, {HIDDEN} floats; ours with a layer's compute and exchange"
-    return Result("chord", what, "ms", samples, reach=("<=", 1 / 8))
+    what = f"2 shards and a body, {HIDDEN} floats; SkyNet's with a layer's compute and exchange"
+    return Result("chord", what, "ms", samples, target=("<=", 1 / 8))
 
 
-def _ours(cluster: LocalCluster) -> float:
+def _skynet(cluster: LocalCluster) -> float:
     generation = cluster.submit_prompt([1, 2, 3], max_tokens=TOKENS, ignore_eos=True)
     rate = generation.get().timings["decode_tokens_per_s"]
     return 1000 / rate / LAYERS
@@ -70,7 +71,7 @@ def _narrow_model(directory: Path) -> Path:
 
 
 class StockWorkers:
-    """Three solo workers with Celery's own Redis backend: two shards, one body."""
+    """Three solo workers with Celery's Redis backend: two for shards, one for bodies."""
 
     def __init__(self, url: str, reaper: Reaper) -> None:
         environment = {
@@ -96,7 +97,7 @@ class StockWorkers:
                 raise SkynetError("the stock Celery workers did not start")
 
     def run(self) -> float:
-        """Milliseconds a chord in a chain of STOCK_CHORDS: each body starts the next."""
+        """Milliseconds per chord in a chain of STOCK_CHORDS, in which each body starts the next."""
         started = time.perf_counter()
         self._app.send_task("stock.start", (STOCK_CHORDS,), queue="body")
         if self._client.blpop(["stock.done"], timeout=120) is None:
@@ -141,5 +142,5 @@ def _stock_app(environment: dict[str, str]) -> Any:
         backend=environment["SKYNET_BENCH_BACKEND"],
         set_as_current=False,
     )
-    app.conf.accept_content = ["json", keys.SERIALIZER]  # what the workers' replies are in
+    app.conf.accept_content = ["json", keys.SERIALIZER]  # of the workers' replies
     return app

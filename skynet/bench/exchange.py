@@ -1,4 +1,4 @@
-"""exchange: one sum over two shards through Redis, against torch.distributed with gloo."""
+"""exchange: all-reduce over two shards through Redis, against torch.distributed with gloo."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from collections.abc import Callable
 from typing import Any
 
 from skynet.bench.report import Result
-from skynet.local.cluster import local_server
+from skynet.local.server import local_server
 
 FLOATS = 1024
 SUMS = 1000
 
 
 def exchange(rounds: int) -> Result:
-    """Median time of one sum of 1,024 floats, of 1,000 in a row."""
+    """Median time of an all-reduce of 1,024 floats, over 1,000 in a row."""
     samples: dict[str, list[float]] = {"SkyNet exchange": [], "gloo all_reduce": []}
     with local_server() as (server, _):
         for number in range(rounds):
-            samples["SkyNet exchange"].append(_pair(_ours, server.url, number))
-            meeting = str(server.directory / f"gloo{number}")
-            samples["gloo all_reduce"].append(_pair(_gloo, meeting, number))
-    what = f"one sum of {FLOATS} floats over 2 processes"
-    return Result("exchange", what, "µs", samples, reach=("<=", 0.25))
+            samples["SkyNet exchange"].append(_pair(_skynet, server.url, number))
+            file = str(server.directory / f"gloo{number}")
+            samples["gloo all_reduce"].append(_pair(_gloo, file, number))
+    what = f"all-reduce of {FLOATS} floats over 2 processes"
+    return Result("exchange", what, "µs", samples, target=("<=", 0.25))
 
 
-def _pair(target: Callable[..., None], where: str, number: int) -> float:
-    """Run two processes; the median of the first one's times, microseconds."""
+def _pair(target: Callable[..., None], address: str, number: int) -> float:
+    """Run two processes; the median of the first one's times, microseconds.
+
+    address: of their meeting point, a Redis URL or a file.
+    """
     context = multiprocessing.get_context("spawn")
     replies: Any = context.Queue()
     processes = [
-        context.Process(target=target, args=(rank, where, number, replies), daemon=True)
+        context.Process(target=target, args=(rank, address, number, replies), daemon=True)
         for rank in (0, 1)
     ]
     for process in processes:
@@ -43,7 +46,7 @@ def _pair(target: Callable[..., None], where: str, number: int) -> float:
     return median
 
 
-def _time(rank: int, one_sum: Callable[[int], None], replies: Any) -> None:
+def _time(rank: int, one_sum: Callable[[int], object], replies: Any) -> None:
     for index in range(100):
         one_sum(index)
     times = []
@@ -55,17 +58,17 @@ def _time(rank: int, one_sum: Callable[[int], None], replies: Any) -> None:
         replies.put(statistics.median(times) * 1e6)
 
 
-def _ours(rank: int, url: str, number: int, replies: Any) -> None:
+def _skynet(rank: int, url: str, number: int, replies: Any) -> None:
     import torch
 
     from skynet.store.exchange import Exchange
     from skynet.worker.all_reduce import AllReduce
 
     torch.set_num_threads(1)
-    end = Exchange(url, 0, rank, 2)
+    exchange = Exchange(url, 0, rank, 2)
     values = torch.randn(1, FLOATS)
-    all_reduce = AllReduce(end, number, 0, 0)  # one a span, as in a worker; it counts the positions
-    _time(rank, lambda index: _sink(all_reduce(values)), replies)
+    all_reduce = AllReduce(exchange, number, 0, 0)  # one per span, as in a worker
+    _time(rank, lambda _: all_reduce(values), replies)
 
 
 def _gloo(rank: int, file: str, number: int, replies: Any) -> None:
@@ -75,9 +78,5 @@ def _gloo(rank: int, file: str, number: int, replies: Any) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     values = torch.randn(FLOATS)
-    _time(rank, lambda index: _sink(distributed.all_reduce(values.clone())), replies)
+    _time(rank, lambda _: distributed.all_reduce(values.clone()), replies)
     distributed.destroy_process_group()
-
-
-def _sink(value: Any) -> None:
-    """What a sum gives is not looked at."""

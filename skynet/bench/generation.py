@@ -22,12 +22,12 @@ MODEL = "smollm2"
 
 
 def decode(rounds: int) -> Result:
-    """One request, 64 tokens, bfloat16: 1 stage x 2 shards against one process on all cores."""
+    """One request, 64 tokens: 1 stage x 2 shards against one process on all cores."""
     return _compare("decode", 1, rounds)
 
 
 def batch(rounds: int) -> Result:
-    """16 requests at once, 64 tokens each: 1 stage x 2 shards against a batch of 16."""
+    """16 concurrent requests, 64 tokens each: 1 stage x 2 shards against a batch of 16."""
     return _compare("batch", 16, rounds)
 
 
@@ -39,21 +39,21 @@ def _compare(name: str, requests: int, rounds: int) -> Result:
         Reference(directory, "bfloat16") as reference,
     ):
 
-        def ours() -> float:
+        def skynet() -> float:
             started = time.perf_counter()
             generations = cluster.submit_prompts(prompts, max_tokens=NUM_TOKENS, ignore_eos=True)
-            made = sum(len(generation.get().token_ids) for generation in generations)
-            return made / (time.perf_counter() - started)
+            num_tokens = sum(len(generation.get().token_ids) for generation in generations)
+            return num_tokens / (time.perf_counter() - started)
 
         samples = take_turns(
-            {"SkyNet 1x2": ours, "Hugging Face generate": lambda: reference.run(prompts)}, rounds
+            {"SkyNet 1x2": skynet, "Hugging Face generate": lambda: reference.run(prompts)}, rounds
         )
     what = f"{requests} x {NUM_TOKENS} tokens, SmolLM2-135M bfloat16, {os.cpu_count()} cores"
-    return Result(name, what, "tokens/s", samples, reach=(">=", 0.9))
+    return Result(name, what, "tokens/s", samples, target=(">=", 0.9))
 
 
 class Reference:
-    """Hugging Face `generate` in a process of its own, on all cores; it waits between rounds."""
+    """Hugging Face `generate` in a separate process, on all cores; idle between rounds."""
 
     def __init__(self, directory: Path, dtype: str) -> None:
         self._process = subprocess.Popen(
@@ -65,7 +65,7 @@ class Reference:
         )
 
     def run(self, prompts: list[list[int]]) -> float:
-        """Tokens per second of one `generate` over all prompts."""
+        """Tokens per second of one `generate` call with all prompts."""
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise SkynetError("the reference process has no pipes")

@@ -1,4 +1,4 @@
-"""recover: seconds without a token when a worker is killed, leaves or joins in mid-answer."""
+"""recover: seconds without a token when a worker is killed, leaves or joins during a request."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PROMPT = [100 + 37 * position for position in range(16)]
 NUM_TOKENS = 3000
 WARM_TOKENS = 16
 MAX_S = 120.0
-KILLED, RELOADED, LEFT, JOINED = 5.0, 2.0, 2.0, 2.0
+KILLED_S, RELOADED_S, LEFT_S, JOINED_S = 5.0, 2.0, 2.0, 2.0  # targets
 
 
 def recover(rounds: int) -> Result:
-    """A killed worker at 1x2 with a spare and at 2x2 without, a polite leave, a join."""
+    """Kill a worker at 1x2 with a spare and at 2x2 without; let one leave, and one join."""
     result = Result("recover", f"SmolLM2-135M {DTYPE}, {os.cpu_count()} cores, 1 request", "s")
     with LocalCluster(MODEL, 1, 2, DTYPE, elastic=True, spares=1, slot_tokens=4096) as cluster:
         for _ in range(rounds):
@@ -41,43 +41,43 @@ def recover(rounds: int) -> Result:
 
 
 def _kill(cluster: LocalCluster, result: Result, what: str) -> None:
-    """From SIGKILL to the next token; and the part of it after the loss was noticed."""
+    """Time from SIGKILL to the next token, and its part after the loss was detected."""
     before = Events(cluster.client.redis).latest(1)[-1].at
     killed = [0.0]
 
     def kill() -> None:
         killed[0] = time.monotonic()
-        os.kill(_somebody(cluster).pid, signal.SIGKILL)
+        os.kill(_last_shard(cluster).pid, signal.SIGKILL)
 
     times = _disturbed(cluster, kill, lambda: killed[0])
-    first = next(at for at in times if at > killed[0] + 0.2)  # what was on its way still comes
-    _add(result, f"{what}: kill to next token", first - killed[0], KILLED)
-    told = [event for event in Events(cluster.client.redis).latest(50) if event.at > before]
-    spent = _at(told, "replay") - _at(told, "lost")
-    _add(result, f"{what}: of which loading and replay", spent, RELOADED)
+    first = next(at for at in times if at > killed[0] + 0.2)  # not a token already on its way
+    _add(result, f"{what}: kill to next token", first - killed[0], KILLED_S)
+    events = [event for event in Events(cluster.client.redis).latest(50) if event.at > before]
+    reloaded = _at(events, "replay") - _at(events, "lost")
+    _add(result, f"{what}: of which loading and replay", reloaded, RELOADED_S)
 
 
 def _leave(cluster: LocalCluster, result: Result) -> None:
-    """A worker with a place gets SIGTERM; the spare has it afterwards, and another one joins."""
-    name = next(w.address for w in cluster.workers if w.pid == _somebody(cluster).pid)
-    times = _disturbed(cluster, lambda: cluster.remove_worker(name))
-    _add(result, "polite leave: longest pause", _longest(times), LEFT)
-    cluster.add_worker(name)
-    _wait_whole(cluster)
+    """SIGTERM to a worker with a place, which the spare takes; then another spare joins."""
+    name = next(w.address for w in cluster.workers if w.pid == _last_shard(cluster).pid)
+    times = _disturbed(cluster, lambda: cluster.processes.remove(name))
+    _add(result, "leave: longest pause", _longest(times), LEFT_S)
+    cluster.processes.add(name)
+    _wait_complete(cluster)
 
 
 def _restart(cluster: LocalCluster, result: Result | None = None) -> None:
-    """Start what was killed; at a shape that lacks it, this is a join in mid-answer."""
+    """Restart the killed worker; with `result`, during a request that measures the join."""
 
     def join() -> None:
-        for name in cluster.failed_workers():
-            cluster.restart_worker(name)
-        _wait_whole(cluster)
+        for name in cluster.processes.failed():
+            cluster.processes.restart(name)
+        _wait_complete(cluster)
 
     if result is None:
         join()
         return
-    _add(result, "join: longest pause", _longest(_disturbed(cluster, join)), JOINED)
+    _add(result, "join: longest pause", _longest(_disturbed(cluster, join)), JOINED_S)
 
 
 def _disturbed(
@@ -85,7 +85,7 @@ def _disturbed(
     disturb: Callable[[], object],
     since: Callable[[], float] = lambda: 0.0,
 ) -> list[float]:
-    """When each token of one request came, while and a little after something happens to it."""
+    """Arrival times of a request's tokens, while `disturb` runs and until they are even again."""
     generation = cluster.submit_prompt(PROMPT, max_tokens=NUM_TOKENS, ignore_eos=True)
     times: list[float] = []
     thread = threading.Thread(target=disturb, daemon=True)
@@ -95,8 +95,8 @@ def _disturbed(
             times.append(time.monotonic())
             if token.index == WARM_TOKENS:
                 thread.start()
-            over = token.index > WARM_TOKENS and not thread.is_alive()
-            if over and times[-1] > max(since() + 1.0, started) and _calm(times):
+            done = token.index > WARM_TOKENS and not thread.is_alive()
+            if done and times[-1] > max(since() + 1.0, started) and _calm(times):
                 break
             if times[-1] - started > MAX_S:
                 raise SkynetError(f"still disturbed after {MAX_S:g} s")
@@ -107,7 +107,7 @@ def _disturbed(
 
 
 def _calm(times: list[float]) -> bool:
-    """Are the last tokens evenly spaced?"""
+    """Did the last tokens come without a long pause?"""
     return len(times) > WARM_TOKENS and times[-1] - times[-WARM_TOKENS] < 2.0
 
 
@@ -115,24 +115,24 @@ def _longest(times: list[float]) -> float:
     return max(after - before for before, after in itertools.pairwise(times))
 
 
-def _somebody(cluster: LocalCluster) -> Member:
-    """The worker of the last place of the plan."""
+def _last_shard(cluster: LocalCluster) -> Member:
+    """The worker in the plan's last place."""
     placed = [m for m in _members(cluster) if m.address.startswith("stage") and m.state == "ready"]
     return placed[-1]
 
 
-def _wait_whole(cluster: LocalCluster) -> None:
-    """Until every worker is up and the plan in force has the shape asked for."""
+def _wait_complete(cluster: LocalCluster) -> None:
+    """Until every worker is a member and the plan has the requested shape."""
     shape = cluster.plan.shape if cluster.plan else (1, 1)
     deadline = time.monotonic() + MAX_S
     while time.monotonic() < deadline:
-        found, plan = _members(cluster), Plans(cluster.client.redis).current()
-        up = {member.pid for member in found if member.speed or member.address == "orchestrator"}
-        ready = sum(1 for m in found if plan and m.state == "ready" and m.epoch == plan.epoch)
+        members, plan = _members(cluster), Plans(cluster.client.redis).current()
+        up = {member.pid for member in members if member.speed or member.address == "orchestrator"}
+        ready = sum(1 for m in members if plan and m.state == "ready" and m.epoch == plan.epoch)
         if up == {worker.pid for worker in cluster.workers} and ready == shape[0] * shape[1]:
             return
         time.sleep(0.05)
-    raise SkynetError(f"the cluster is not whole after {MAX_S:g} s")
+    raise SkynetError(f"the cluster is not complete after {MAX_S:g} s")
 
 
 def _members(cluster: LocalCluster) -> list[Member]:
@@ -140,12 +140,12 @@ def _members(cluster: LocalCluster) -> list[Member]:
 
 
 def _at(events: list[Event], kind: str) -> float:
-    found = next((event.at for event in events if event.kind == kind), 0.0)
-    if not found:
-        raise SkynetError(f"nothing told of {kind!r}: {[event.kind for event in events]}")
-    return found
+    at = next((event.at for event in events if event.kind == kind), 0.0)
+    if not at:
+        raise SkynetError(f"no event of kind {kind!r} among {[event.kind for event in events]}")
+    return at
 
 
-def _add(result: Result, name: str, seconds: float, bar: float) -> None:
+def _add(result: Result, name: str, seconds: float, target: float) -> None:
     result.samples.setdefault(name, []).append(seconds)
-    result.bars[name] = bar
+    result.targets[name] = target

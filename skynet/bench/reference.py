@@ -1,4 +1,4 @@
-"""A process that runs Hugging Face `generate` when asked, one JSON line in, one out."""
+"""A process that runs Hugging Face `generate`: a JSON line with prompts in, one with speed out."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def main(directory: str, dtype: str) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
     for line in sys.stdin:
-        asked = json.loads(line)
-        prompts, count = torch.tensor(asked["prompts"]), asked["tokens"]
+        request = json.loads(line)
+        prompts, count = torch.tensor(request["prompts"]), request["tokens"]
         started = time.perf_counter()
         output = model.generate(
             prompts,
@@ -26,8 +26,8 @@ def main(directory: str, dtype: str) -> None:
             do_sample=False,
         )
         elapsed = time.perf_counter() - started
-        made = (output.shape[1] - prompts.shape[1]) * output.shape[0]
-        print(json.dumps({"tokens_per_s": made / elapsed}), flush=True)
+        num_tokens = (output.shape[1] - prompts.shape[1]) * output.shape[0]
+        print(json.dumps({"tokens_per_s": num_tokens / elapsed}), flush=True)
 
 
 if __name__ == "__main__":

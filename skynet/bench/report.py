@@ -1,4 +1,4 @@
-"""What a scenario measured: samples of each contestant, medians, spread, and the ratio."""
+"""The result of a scenario: samples of each contestant, medians, spread, and the ratio."""
 
 from __future__ import annotations
 
@@ -16,39 +16,40 @@ Contestant = Callable[[], float]
 class Result:
     """Samples of one scenario.
 
-    ratio: of the first contestant's median to the second's. `reach` says what it should be.
-    bars: what a contestant's own median should be at most; then there is no ratio.
+    target: of the ratio, the first contestant's median to the second's.
+    targets: upper limits of contestants' medians; then there is no ratio.
     """
 
     name: str
     what: str
     unit: str
     samples: dict[str, list[float]] = field(default_factory=dict)
-    reach: tuple[str, float] | None = None  # ("<=", 0.125) or (">=", 0.9)
+    target: tuple[str, float] | None = None  # ("<=", 0.125) or (">=", 0.9)
     notes: dict[str, str] = field(default_factory=dict)
-    bars: dict[str, float] = field(default_factory=dict)
+    targets: dict[str, float] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float | None:
-        if self.bars:
+        if self.targets:
             return None
         medians = [statistics.median(values) for values in self.samples.values() if values]
         return medians[0] / medians[1] if len(medians) > 1 else None
 
     @property
     def reached(self) -> bool | None:
-        """Whether the bar was reached; None where there is none."""
-        if self.bars:
+        """Whether all targets were reached; None if there is none."""
+        if self.targets:
             return all(
-                statistics.median(self.samples[name]) <= bar for name, bar in self.bars.items()
+                statistics.median(self.samples[name]) <= limit
+                for name, limit in self.targets.items()
             )
-        if self.reach is None or self.ratio is None:
+        if self.target is None or self.ratio is None:
             return None
-        sign, bar = self.reach
-        return self.ratio <= bar if sign == "<=" else self.ratio >= bar
+        sign, limit = self.target
+        return self.ratio <= limit if sign == "<=" else self.ratio >= limit
 
     def summary(self) -> dict[str, Any]:
-        """The same as JSON."""
+        """As JSON."""
         return {
             "what": self.what,
             "unit": self.unit,
@@ -62,33 +63,33 @@ class Result:
                 for name, values in self.samples.items()
             },
             "ratio": self.ratio,
-            "reach": self.reach and f"{self.reach[0]} {self.reach[1]:g}",
+            "reach": self.target and f"{self.target[0]} {self.target[1]:g}",
             "reached": self.reached,
-            "bars": self.bars,
+            "bars": self.targets,
             "notes": self.notes,
         }
 
     def table(self) -> Table:
-        """The same for people."""
+        """For the terminal."""
         table = Table(
-            "contestant", "median", "min", "max", "bar", title=f"{self.name}: {self.what}"
+            "contestant", "median", "min", "max", "target", title=f"{self.name}: {self.what}"
         )
         table.title_justify = "left"
         for name, values in self.samples.items():
             row = (statistics.median(values), min(values), max(values))
-            bar_of = f"<= {self.bars[name]:g} {self.unit}" if name in self.bars else ""
-            table.add_row(name, *(f"{value:.3g} {self.unit}" for value in row), bar_of)
+            target = f"<= {self.targets[name]:g} {self.unit}" if name in self.targets else ""
+            table.add_row(name, *(f"{value:.3g} {self.unit}" for value in row), target)
         if self.ratio is not None:
-            sign, bar = self.reach or ("", 0.0)
+            sign, limit = self.target or ("", 0.0)
             verdict = {True: "reached", False: "[red]missed[/]", None: ""}[self.reached]
-            table.add_row("ratio", f"{self.ratio:.3f}", verdict, "", f"{sign} {bar:g}")
+            table.add_row("ratio", f"{self.ratio:.3f}", verdict, "", f"{sign} {limit:g}")
         for name, text in self.notes.items():
             table.add_row(name, text)
         return table
 
 
 def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[float]]:
-    """One sample of each contestant in turn, `rounds` times, after a warm-up of each."""
+    """`rounds` samples of each contestant, in turns, after a warm-up of each."""
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     for contestant in contestants.values():
         contestant()

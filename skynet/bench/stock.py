@@ -1,4 +1,4 @@
-"""Stock Celery: `celery.chord` as its documentation has it, with numpy arrays as arguments."""
+"""Stock Celery: `celery.chord` as in its documentation, with numpy arrays as arguments."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ Array = npt.NDArray[np.float32]
 
 @app.task(name="stock.partial")
 def partial(hidden: Array) -> Array:
-    """What a shard would compute."""
+    """In place of a shard's partial."""
     return hidden * np.float32(0.5)
 
 
 @app.task(name="stock.body")
 def body(parts: list[Array], left: int) -> None:
-    """Sum the parts and start the next chord, or say that all are done."""
+    """Sum the parts and start the next chord, or report the end of the chain."""
     hidden = np.sum(parts, axis=0)
     if left:
         start_chord(hidden, left)

@@ -1,4 +1,4 @@
-"""What a check found, place by place, and what to do about it."""
+"""The result of a check, place by place, with advice."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from skynet.check.compare import Difference
-
-DRIFT = 10  # how many times a layer's limit all layers together may be apart
+from skynet.reference.difference import DRIFT, Difference
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison: what of which shard. `shard` is None of what all shards have."""
+    """One comparison, of one shard; `shard` is None if it is of all."""
 
     what: str  # "attention", "output", ...
     shard: int | None
-    found: Difference
+    difference: Difference
 
 
 @dataclass(frozen=True)
 class Place:
-    """An embedding, a layer, or an end: its comparisons in the order of the computation."""
+    """An embedding, a layer, an encoder output or a head: comparisons in order of computation."""
 
     name: str
     stage: int
@@ -31,11 +29,11 @@ class Place:
 
     @property
     def worst(self) -> Finding:
-        return max(self.findings, key=lambda finding: finding.found.relative)
+        return max(self.findings, key=lambda finding: finding.difference.relative)
 
     def beyond(self, limit: float) -> list[Finding]:
-        """Where the place differs first: every shard of the first thing that differs."""
-        over = [finding for finding in self.findings if finding.found.relative > limit]
+        """The first result that differs, in every shard where it does."""
+        over = [finding for finding in self.findings if finding.difference.relative > limit]
         return [finding for finding in over if finding.what == over[0].what]
 
     def address(self, finding: Finding) -> str:
@@ -45,26 +43,26 @@ class Place:
 
 @dataclass(frozen=True)
 class Answer:
-    """What all layers come to, each of ours having read what ours made: a token, a label.
+    """The answer of all layers, SkyNet's on SkyNet's inputs: a token, a label, an embedding.
 
-    ours, theirs: its number; None where the numbers themselves are the answer.
+    skynet, reference: its index; None if the numbers themselves are the answer.
     """
 
     what: str  # "next token", ...
-    drift: Difference  # of the numbers that it is chosen by
+    drift: Difference  # of the logits, or of the numbers
     skynet: int | None = None
     reference: int | None = None
-    text: str = ""  # of ours
+    text: str = ""  # of SkyNet's
 
     @property
     def same(self) -> bool:
-        """Chosen alike on both sides."""
+        """Both sides choose the same."""
         return self.skynet is not None and self.skynet == self.reference
 
 
 @dataclass
 class Report:
-    """Of one model in one shape."""
+    """The check of one model in one shape."""
 
     model: str
     model_type: str
@@ -72,7 +70,7 @@ class Report:
     shards: int
     dtype: str
     limit: float
-    versions: str  # of what it was compared with
+    versions: str  # of Transformers and torch
     num_tokens: int
     notes: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
@@ -81,7 +79,7 @@ class Report:
 
     @property
     def differing(self) -> list[Place]:
-        return [place for place in self.places if place.worst.found.relative > self.limit]
+        return [place for place in self.places if place.worst.difference.relative > self.limit]
 
     @property
     def equal(self) -> bool:
@@ -89,7 +87,7 @@ class Report:
 
     @property
     def drifted(self) -> bool:
-        """All places agree, and yet they add up to another answer."""
+        """The answer differs, by more than rounding through all layers."""
         if self.answer is None or self.answer.drift.relative <= DRIFT * self.limit:
             return False
         return not self.answer.same
@@ -119,23 +117,23 @@ class Report:
             "name": place.name,
             "what": worst.what,
             "address": place.address(worst),
-            **worst.found.to_json(),
+            **worst.difference.to_json(),
         }
 
     def _answer(self) -> dict[str, Any] | None:
-        found = self.answer
-        if found is None:
+        answer = self.answer
+        if answer is None:
             return None
         return {
-            "what": found.what,
-            "skynet": found.skynet,
-            "transformers": found.reference,
-            "text": found.text,
-            **found.drift.to_json(),
+            "what": answer.what,
+            "skynet": answer.skynet,
+            "transformers": answer.reference,
+            "text": answer.text,
+            **answer.drift.to_json(),
         }
 
     def _first(self) -> dict[str, Any] | None:
-        """The first place that differs, and its shards that do."""
+        """The first place that differs, with the shards where it does."""
         if not self.differing:
             return None
         place = self.differing[0]
@@ -143,11 +141,11 @@ class Report:
         return {
             "name": place.name,
             "what": over[0].what,
-            "shards": [{"address": place.address(one), **one.found.to_json()} for one in over],
+            "shards": [{"address": place.address(one), **one.difference.to_json()} for one in over],
         }
 
     def lines(self) -> Iterator[str]:
-        """For people: a verdict, numbers, what to do."""
+        """Text for a terminal: verdict, numbers, advice."""
         yield (
             f"{self.model} ({self.model_type}), {self.stages} x {self.shards}, {self.dtype}, "
             f"{self.num_tokens} prompt tokens, against {self.versions}"
@@ -155,19 +153,19 @@ class Report:
         if self.differing:
             yield from self._differs()
         elif self.places:
-            worst = max(self.places, key=lambda place: place.worst.found.relative)
+            worst = max(self.places, key=lambda place: place.worst.difference.relative)
             yield (
                 f"equal: {self._compared()}. Largest difference "
-                f"{worst.worst.found.relative:.1e} of a row's largest number ({worst.name}, "
+                f"{worst.worst.difference.relative:.1e} of a row's largest number ({worst.name}, "
                 f"{worst.worst.what}); limit {self.limit:g}"
             )
         if self.answer is not None:
             yield self._verdict(self.answer)
         yield from self.notes
-        yield f"peak memory {self.peak_bytes / 1e6:.0f} MB, of the whole process"
+        yield f"peak memory of the process {self.peak_bytes / 1e6:.0f} MB"
 
     def _compared(self) -> str:
-        """What there was: 12 layers, embedding and head."""
+        """The places: 12 layers, embedding and head."""
         *others, last = [place.name for place in self.places if not place.is_layer]
         layers = f"{len(self.places) - len(others) - 1} layers"
         return f"{', '.join([layers, *others])} and {last}"
@@ -178,37 +176,38 @@ class Report:
         yield f"DIFFERS first in {place.name}, {over[0].what}; limit {self.limit:g}"
         for one in over:
             yield (
-                f"  {place.address(one)}: {one.found.absolute:.3g}, which is "
-                f"{one.found.relative:.3g} of the row's largest number, at token "
-                f"{one.found.token}, number {one.found.index}"
+                f"  {place.address(one)}: {one.difference.absolute:.3g}, which is "
+                f"{one.difference.relative:.3g} of the row's largest number, at token "
+                f"{one.difference.token}, number {one.difference.index}"
             )
         if others:
             shown = ", ".join(others[:6]) + (", ..." if len(others) > 6 else "")
-            yield f"  besides, each from the right input: {shown}"
+            yield f"  and, from correct inputs, in: {shown}"
         yield self._advice(place, over)
 
     def _advice(self, place: Place, over: list[Finding]) -> str:
         shards = {one.shard for one in over}
         if None not in shards and len(shards) < self.shards:
             return (
-                "One shard is wrong and its peers are right: what it reads of the weights is "
-                "suspect, or how it is cut. Try --shards 1 and another --shards; if those are "
-                "equal, report this output with config.json as a bug of SkyNet's split."
+                "Some shards are wrong and the others right: suspect their slice of the weights, "
+                "or the cut. Try --shards 1 and another --shards; if those are equal, report this "
+                "output with config.json as a bug of SkyNet's split."
             )
         every = "" if None in shards else "Every shard differs: "
         return (
             f"{every}SkyNet does not compute {place.name} as Transformers does. "
-            "Try --shards 1 and, after bfloat16, --dtype float32; if it stays, do not trust "
-            "SkyNet's answers with this model, and report this output with config.json."
+            "Try --shards 1 and --dtype float32; if it still differs, do not trust SkyNet's "
+            "answers with this model, and report this output with config.json."
         )
 
-    def _verdict(self, found: Answer) -> str:
-        apart = f"{found.drift.relative:.1e} of the largest number apart after all layers"
-        wrong = self.drifted or bool(self.differing)
-        if found.skynet is None:
-            return f"{found.what}: {'DIFFERS: ' if wrong else ''}{apart}"
-        if found.same:
-            text = f" {found.text!r}" if found.text else ""
-            return f"{found.what}: {found.skynet}{text} on both; logits {apart}"
+    def _verdict(self, answer: Answer) -> str:
+        what, wrong = answer.what, self.drifted or bool(self.differing)
+        apart = f"{answer.drift.relative:.1e} of the largest number apart after all layers"
+        if answer.skynet is None:
+            return f"{what}: {'DIFFERS: ' if wrong else ''}{apart}"
+        if answer.same:
+            text = f" {answer.text!r}" if answer.text else ""
+            return f"{what}: {answer.skynet}{text} on both; logits {apart}"
         kind = "DIFFERS" if wrong else "near tie"
-        return f"{found.what}: {kind}: {found.skynet} here, {found.reference} there; logits {apart}"
+        both = f"SkyNet {answer.skynet}, Transformers {answer.reference}"
+        return f"{what}: {kind}: {both}; logits {apart}"

@@ -1,4 +1,4 @@
-"""The stacks of a model as a check goes through them: what each reads, and how reports name it."""
+"""A model's stacks: the input of each, and its names in reports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from skynet.wire.step import Row
 
 @dataclass(frozen=True)
 class CheckedStack:
-    """An encoder-decoder's encoder or decoder, or all of another model.
+    """An encoder-decoder's encoder or decoder, or the only stack of another model.
 
-    name: what the names of its places begin with.
-    layers: their numbers in the model.
-    row: what it reads, in one step.
-    encoder: whose texts it attends to.
+    name: prefix of the names of its places.
+    layers: counted over all stacks.
+    row: its input, in one step.
+    encoder: the stack that it attends to.
     """
 
     arch: Architecture
@@ -32,21 +32,21 @@ class CheckedStack:
         return list(self.row.tokens)
 
     def part(self, shard: ShardPlan) -> ShardPlan:
-        """What a shard has of this stack."""
+        """A shard's part of this stack."""
         return shard.encoder if self.arch.bidirectional and shard.encoder else shard
 
     def layer_name(self, layer: int) -> str:
         return f"{self.name}layer {layer - self.layers.start}"
 
 
-def stacks_of(arch: Architecture, reads: Sequence[list[int]]) -> list[CheckedStack]:
-    """In the order of their layers; `reads` are the token ids of each."""
+def stacks_of(arch: Architecture, inputs: Sequence[list[int]]) -> list[CheckedStack]:
+    """In the order of their layers; `inputs` are the token ids for each."""
     names = ("",) if arch.encoder is None else ("encoder ", "decoder ")
-    found: list[CheckedStack] = []
-    for stack, name, ids in zip(arch.stacks, names, reads, strict=True):
-        encoder, start = (found[0] if found else None), stack.encoder_layers
+    stacks: list[CheckedStack] = []
+    for stack, name, ids in zip(arch.stacks, names, inputs, strict=True):
+        encoder, start = (stacks[0] if stacks else None), stack.encoder_layers
         encoder_kv = None if encoder is None else (0, len(encoder.ids))
         row = Row(0, 0, tuple(ids), len(ids), encoder_kv=encoder_kv)
         layers = Range(start, start + stack.num_layers)
-        found.append(CheckedStack(stack, name, layers, row, encoder))
-    return found
+        stacks.append(CheckedStack(stack, name, layers, row, encoder))
+    return stacks

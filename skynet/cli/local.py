@@ -103,9 +103,9 @@ def up(model: str, port: int | None, spares: int, **options: Any) -> None:
         stop = told_to_end()
         terminal.print_up(cluster.url, cluster.workers)
         while not stop.wait(1):
-            for name in cluster.failed_workers():
-                terminal.err.print(f"[red]{name} has died; starting it again[/]")
-                cluster.restart_worker(name)
+            for name in cluster.processes.failed():
+                terminal.err.print(f"[red]{name} has ended; starting it again[/]")
+                cluster.processes.restart(name)
     finally:
         terminal.err.print("Shutting down.")
         cluster.stop()

@@ -16,7 +16,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from skynet.client.generation import Generation
-    from skynet.local.cluster import WorkerProcess
+    from skynet.local.processes import WorkerProcess
     from skynet.request.completion import Completion
     from skynet.staging.stager import Progress
 

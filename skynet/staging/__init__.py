@@ -1,1 +1,1 @@
-"""Putting a checkpoint into Redis and asking for it to be run."""
+"""Staging: a checkpoint's tensors into Redis, with a request for a plan."""

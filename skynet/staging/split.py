@@ -1,9 +1,10 @@
-"""skysplit: from a checkpoint to staged weights and a wish for a plan."""
+"""skysplit: stages a checkpoint in Redis and asks for a plan."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import asdict, dataclass
 
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.checkpoint import Checkpoint
@@ -22,6 +23,21 @@ from skynet.transformers_backend.opening import open_model
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class PlanOptions:
+    """Options of `skysplit` that decide the plan.
+
+    dtype: None for the checkpoint's, or float32 if workers do not support that.
+    """
+
+    stages: int = 1
+    shards: int = 1
+    dtype: str | None = None
+    chord_span: str = "auto"
+    num_slots: int = 16
+    slot_tokens: int | None = None
+
+
 def skysplit(
     model: str,
     stages: int | None = 1,
@@ -35,31 +51,29 @@ def skysplit(
     url: str | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Stage a model's weights in Redis and ask for it to be run in stages x shards.
+    """Stage a model's weights in Redis and ask for a plan of stages x shards.
 
     The leading orchestrator puts a plan of that shape in force as soon as there are members for
-    it. When members are lost it falls back to a shape that those left can hold, and returns.
-    Staging a checkpoint that is staged already writes nothing.
+    it. When members are lost it falls back to a shape that fits the others, and returns when it
+    can. If the checkpoint is staged already, nothing is written.
 
     model: a Hugging Face directory, a hub id, a .gguf file, or `smollm2`.
-    stages, shards: None for both leaves the shape to the members that are there.
+    stages, shards: None for both lets the orchestrator choose a shape for the live members.
     fixed: never another shape; wait for members instead.
-    dtype: what workers compute in, "float32" or "bfloat16"; the checkpoint's own by default.
-    slot_tokens: longest prompt and answer together; by default the model's positions, 4,096 at
-        most.
+    dtype: of the workers' computation, "float32" or "bfloat16"; the checkpoint's by default.
+    slot_tokens: longest prompt and answer together; by default the model's positions, up to 4,096.
 
-    Returns the layout of the shape asked for (1x1 if it is left open), without workers.
+    Returns the plan of that shape (1x1 if both are None), without workers.
 
     Raises:
-        CheckpointError, UnsupportedModel, PlanError: before anything is written.
+        CheckpointError, UnsupportedModel, PlanError: nothing was written.
         ClusterUnreachable: Redis does not answer.
     """
     if (stages is None) != (shards is None):
         raise PlanError(f"stages={stages}, shards={shards}: give both, or neither")
     checkpoint = open_model(model, settings().cache_dir)
-    draft = draft_plan(
-        checkpoint, stages or 1, shards or 1, dtype, chord_span, num_slots, slot_tokens, progress
-    )
+    options = PlanOptions(stages or 1, shards or 1, dtype, chord_span, num_slots, slot_tokens)
+    draft = draft_plan(checkpoint, options, progress)
     ping(url)
     client = connect(url)
     stage_checkpoint(client, checkpoint, draft.model, progress)
@@ -68,7 +82,7 @@ def skysplit(
 
 
 def stay_staged(model: str, stop: threading.Event, url: str | None = None) -> None:
-    """Until `stop`: stage a model again, and ask for it again, whenever Redis has lost it."""
+    """Until `stop`: stage a model and ask for its plan again whenever Redis loses them."""
     checkpoint = open_model(model, settings().cache_dir)
     targets = Targets(connect(url))
     target = targets.require()
@@ -77,48 +91,33 @@ def stay_staged(model: str, stop: threading.Event, url: str | None = None) -> No
 
 
 def draft_plan(
-    checkpoint: Checkpoint,
-    stages: int,
-    shards: int,
-    dtype: str | None = None,
-    chord_span: str = "auto",
-    num_slots: int = 16,
-    slot_tokens: int | None = None,
-    progress: Progress | None = None,
+    checkpoint: Checkpoint, options: PlanOptions, progress: Progress | None = None
 ) -> Plan:
-    """The plan, checked, not yet in force.
+    """The plan, after all checks of checkpoint and options; not yet in force.
 
-    progress: of the test that a family without a file has to pass.
+    progress: of the self-test of a model on the Transformers backend.
     """
     arch = load_architecture(checkpoint.config)
+    dtype = options.dtype
     if dtype is None:
-        own = checkpoint_dtype(checkpoint.config)
-        dtype = own if own in DTYPE_BYTES else "float32"
+        stored = checkpoint_dtype(checkpoint.config)
+        dtype = stored if stored in DTYPE_BYTES else "float32"
     tensor_plans(checkpoint, arch)
     if isinstance(arch, TransformersArchitecture):
-        from skynet.check.self_test import self_test  # with torch and Transformers
+        from skynet.transformers_backend.self_test import self_test  # imports Transformers
 
         logger.warning("%s", arch.notice)
-        self_test(checkpoint, arch, shards, progress)
-    _check_beams(checkpoint, num_slots)
-    return make_plan(
-        arch,
-        model=checkpoint.digest(),
-        name=checkpoint.name,
-        stages=stages,
-        shards=shards,
-        dtype=dtype,
-        chord_span=chord_span,
-        num_slots=num_slots,
-        slot_tokens=slot_tokens,
-    )
+        self_test(checkpoint, arch, options.shards, progress)
+    _check_beams(checkpoint, options.num_slots)
+    shape = asdict(options) | {"dtype": dtype}
+    return make_plan(arch, model=checkpoint.digest(), name=checkpoint.name, **shape)
 
 
 def _check_beams(checkpoint: Checkpoint, num_slots: int) -> None:
-    """Refuse a plan in which a request that says nothing could not run."""
-    own = generation_defaults(model_files(checkpoint)).always.get("num_beams", 1)
-    if isinstance(own, int) and own > num_slots:
+    """Refuse a plan with fewer slots than a request needs by the model's default num_beams."""
+    num_beams = generation_defaults(model_files(checkpoint)).always.get("num_beams", 1)
+    if isinstance(num_beams, int) and num_beams > num_slots:
         raise PlanError(
-            f"num_slots {num_slots}: the model's own {FILE} searches with num_beams {own}, each in "
-            f"a slot; give {own} slots or more"
+            f"num_slots {num_slots}: the model's {FILE} sets num_beams {num_beams}, and each beam "
+            f"takes a slot; give {num_beams} slots or more"
         )

@@ -1,6 +1,6 @@
-"""Putting a checkpoint into Redis, and a stager that stays: what Redis loses is staged again.
+"""Stages checkpoints in Redis, once or again whenever Redis loses them.
 
-Knows which tensors a model needs; how they lie in Redis is `skynet/store/weights.py`'s.
+Knows which tensors a model needs; their layout in Redis is `skynet/store/weights.py`'s.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from skynet.store.weights import WeightStore
 logger = logging.getLogger(__name__)
 
 STOP_S = 10.0
-Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
+Progress = Callable[[str, int, int], None]  # activity, bytes done, bytes in total
 
 
 class _Stopped(Exception):
-    """The stager was told to stop in the middle of a staging."""
+    """The stager was stopped during a staging."""
 
 
 def stage_checkpoint(
@@ -49,10 +49,10 @@ def stage_checkpoint(
 ) -> None:
     """Put the checkpoint's tensors, config and text files into Redis, in tiles.
 
-    repair: if it is there, check it all, and write again what is missing or bad.
+    repair: if the checkpoint is staged already, verify all tiles and write bad ones again.
 
     Raises:
-        CheckpointError, UnsupportedModel, SkynetError: as of `WeightStore.stage`.
+        CheckpointError, UnsupportedModel, SkynetError: see `WeightStore.stage`.
     """
     arch = load_architecture(checkpoint.config)
     job = staging_job(checkpoint, digest, arch)
@@ -68,7 +68,7 @@ def stage_checkpoint(
 
     def waiting() -> None:
         if progress:
-            progress("waiting for another process that stages this model", 0, total)
+            progress("waiting for another process to stage this model", 0, total)
 
     store = WeightStore(client, lock_s)
     store.stage(job, progress=advance, waiting=waiting, repair=repair)
@@ -90,33 +90,33 @@ def staging_job(checkpoint: Checkpoint, digest: str, arch: Architecture) -> Stag
 
 
 def check_generation_config(files: Mapping[str, bytes], arch: Architecture) -> None:
-    """Refuse a model whose own generation settings no request could have.
+    """Refuse a model whose default generation settings are not supported.
 
-    Those of sampling alone are left to the requests that sample.
+    Settings that only sampling uses are refused by the requests that sample.
 
     Raises:
         UnsupportedModel: names the setting.
     """
     defaults, has_encoder = generation_defaults(files), arch.encoder is not None
     limits = Limits(2**31, arch.vocab_size, has_encoder=has_encoder)
-    own: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if has_encoder and "decoder_start_token_id" not in defaults.always:
-        own["decoder_start_token_id"] = 0  # every request has to name one
+        options["decoder_start_token_id"] = 0  # every request must give one
     try:
-        check_options(own, 1, limits, defaults)
+        check_options(options, 1, limits, defaults)
     except BadRequest as error:
         raise UnsupportedModel(f"{FILE}: {error}") from error
-    sampled = {"do_sample": not defaults.unsupported_sampling, "num_beams": 1}
+    sampled = {**options, "do_sample": not defaults.unsupported_sampling, "num_beams": 1}
     try:
-        check_options(own | sampled, 1, limits, defaults)
+        check_options(sampled, 1, limits, defaults)
     except BadRequest as error:
-        logger.warning("%s: %s; requests that sample have to say otherwise", FILE, error)
+        logger.warning("%s: %s; requests that sample must set another value", FILE, error)
 
 
 class Stager:
-    """Keeps one model staged for as long as it watches.
+    """Keeps one model staged while it watches.
 
-    publish: called after a staging, so that the model is asked for again; may be called twice.
+    publish: called after each staging to ask for the model's plan again; may be called twice.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Stager:
         self._thread: threading.Thread | None = None
 
     def start(self, every_s: float = 1.0) -> None:
-        """Watch in a thread of its own, until `stop`."""
+        """Watch in a new thread until `stop`."""
         self._stop.clear()
         self._thread = threading.Thread(
             target=self.watch, args=(self._stop, every_s), name="stager", daemon=True
@@ -148,16 +148,16 @@ class Stager:
         self._thread.start()
 
     def stop(self) -> None:
-        """End that thread; a staging in progress is given up at its next batch."""
+        """Stop the thread; a staging in progress is abandoned at its next batch."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=STOP_S)
             self._thread = None
 
     def watch(self, stop: threading.Event, every_s: float = 1.0) -> None:
-        """Until `stop`: stage again what Redis has lost, repair tiles that workers report.
+        """Until `stop`: stage the model again when Redis loses it, repair reported tiles.
 
-        Redis may be away, and a staging may fail: that is logged once, and tried again.
+        If Redis is away or a staging fails, that is logged once and tried again.
         """
         with connect(self.url) as client:
             while not stop.is_set():
@@ -176,7 +176,7 @@ class Stager:
             logger.info("%s is not in Redis: staging it", self.checkpoint.name)
             self._to_publish = True
             self._stage(client, stop)
-        if self._to_publish:  # also if Redis went away between the two
+        if self._to_publish:  # also if Redis went away after the staging
             self.publish()
             self._to_publish = False
             logger.info("%s is staged again", self.checkpoint.name)
@@ -192,7 +192,7 @@ class Stager:
         stage_checkpoint(client, self.checkpoint, self.digest, progress, lock_s=self.lock_s)
 
     def _repair(self, store: WeightStore, stop: threading.Event) -> None:
-        """Write again what workers report and what is bad in truth."""
+        """Write tiles again that workers report and that verification confirms as bad."""
         reported = reported_tiles(store.client, self.digest)
         if not reported:
             return
@@ -211,11 +211,11 @@ class Stager:
 
     def _settled(self) -> None:
         if self._problem:
-            logger.info("%s: Redis answers, and all is staged", self.checkpoint.name)
+            logger.info("%s: Redis answers, and the model is staged", self.checkpoint.name)
         self._problem = ""
 
     def _failed(self, error: Exception) -> None:
-        """Log a problem when it is new: one line for what we know, a traceback for the rest."""
+        """Log a new problem: a line as a warning, the traceback for debugging."""
         kind = "Redis" if isinstance(error, redis.RedisError) else f"{type(error).__name__}"
         if kind != self._problem:
             logger.warning(
@@ -224,5 +224,5 @@ class Stager:
                 kind,
                 error,
             )
-            logger.debug("the traceback", exc_info=error)
+            logger.debug("traceback", exc_info=error)
         self._problem = kind

@@ -1,7 +1,7 @@
 """From a config to the description of its model: Transformers' modules, cut by Transformers' plan.
 
 Everything that is not understood is refused by name; nothing is left out or guessed. That what is
-understood is also computed right is shown by running it: skynet/check/self_test.py.
+understood is also computed right is shown by running it: self_test.py.
 """
 
 from __future__ import annotations

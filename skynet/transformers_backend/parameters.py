@@ -11,8 +11,8 @@ from skynet.architecture.architecture import Cut, Unit
 from skynet.architecture.ties import tie
 from skynet.architecture.transformers_model import HeadsOf, Style, TransformersWeight
 from skynet.errors import UnsupportedModel
+from skynet.reference.library import stays_float32
 from skynet.transformers_backend.file_names import FileNames
-from skynet.transformers_backend.skeleton import stays_float32
 from skynet.transformers_backend.styles import EXPERTS, Styles
 from skynet.transformers_backend.trace import AttentionCall, Trace
 from skynet.transformers_backend.whole import is_norm, own_parameters, stored_buffers

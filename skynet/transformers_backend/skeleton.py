@@ -5,8 +5,6 @@ Runs no code but that of the installed Transformers: no remote code, ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from skynet.architecture.config import Config
 from skynet.errors import UnsupportedModel
 from skynet.models.registry import KNOWN
+from skynet.reference.library import quiet
 
 
 def transformers_version() -> str:
@@ -72,27 +71,6 @@ def build(config: Config, attention: str, dtype: torch.dtype, *, buffers: bool) 
         ) from error
 
 
-def stays_float32(model: Any, name: str) -> bool:
-    """Does Transformers keep a parameter, or a buffer, in float32 where others are bfloat16?"""
-    return any(each in name for each in model._keep_in_fp32_modules_strict or ())
-
-
 def _has_experts(config: Config) -> bool:
     plan = getattr(config_class(config), "base_model_tp_plan", None) or {}
     return "moe_tp_experts" in plan.values()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and no advice from Transformers; its errors are exceptions anyway."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -16,7 +16,8 @@ import torch
 
 from skynet.architecture.config import Config
 from skynet.errors import UnsupportedModel
-from skynet.transformers_backend.skeleton import build, quiet
+from skynet.reference.library import quiet
+from skynet.transformers_backend.skeleton import build
 
 ATTENTION = "skynet_trace"
 NUM_TOKENS = 3

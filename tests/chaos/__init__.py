@@ -1,4 +1,4 @@
-"""Chaos: a real cluster under load, everything in it killed and cut, every token checked.
+"""Chaos: faults in a real cluster under load, with every token of every answer checked.
 
 python -m tests.chaos --seconds 600 --seed 1
 """

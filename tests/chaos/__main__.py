@@ -29,29 +29,29 @@ def _faults(_: Any, __: Any, text: str) -> tuple[str, ...]:
     chosen = tuple(FAULTS) if text == "all" else tuple(text.split(","))
     unknown = sorted(set(chosen) - set(FAULTS))
     if unknown:
-        raise click.BadParameter(f"unknown {', '.join(unknown)}; known are {', '.join(FAULTS)}")
+        raise click.BadParameter(f"unknown {', '.join(unknown)}; choose of {', '.join(FAULTS)}")
     return chosen
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--seconds", default=600.0, help="How long to attack.")
-@click.option("--seed", type=int, help="Of everything drawn by chance.  [default: a new one]")
+@click.option("--seed", type=int, help="Of all random choices.  [default: a new one]")
 @click.option("--model", default=TINY, help="`tiny`, `smollm2` or a checkpoint's directory.")
 @click.option("--stages", default=2)
 @click.option("--shards", default=2)
 @click.option("--spares", default=1, help="Workers without a place.")
 @click.option("--orchestrators", default=2)
 @click.option("--pinned", is_flag=True, help="Shard workers with -Q: no spares, no joins.")
-@click.option("--faults", default="all", callback=_faults, help="Names by commas, all, or none.")
-@click.option("--clients", default=8, help="Requests under way at any time.")
-@click.option("--gap", "gap_s", default=4.0, help="Seconds between two faults, at most.")
-@click.option("--overlap", default=2, help="Faults at the same time, at most.")
+@click.option("--faults", default="all", callback=_faults, help="Names with commas, all, or none.")
+@click.option("--clients", default=8, help="Concurrent requests.")
+@click.option("--gap", "gap_s", default=4.0, help="Maximum seconds between two faults.")
+@click.option("--overlap", default=2, help="Maximum concurrent faults.")
 @click.option("--request-timeout", "request_timeout_s", default=120.0)
-@click.option("--max-tokens", "most_tokens", default=200)
+@click.option("--max-tokens", default=200)
 @click.option("--chord-span", default="auto")
-@click.option("--keep", is_flag=True, help="Keep the logs of a run that went well, too.")
+@click.option("--keep", is_flag=True, help="Keep the logs of a successful run too.")
 def main(seed: int | None, keep: bool, model: str, **options: Any) -> None:
-    """Attack a real cluster under load, and check every token. Exit code 1 if any is wrong."""
+    """Inject faults into a real cluster under load. Exit code 1 if any token is wrong or lost."""
     console = Console(soft_wrap=True)
     seed = secrets.randbits(31) if seed is None else seed
     if options["pinned"]:
@@ -59,7 +59,7 @@ def main(seed: int | None, keep: bool, model: str, **options: Any) -> None:
         options["faults"] = tuple(name for name in options["faults"] if name != "join")
     command = _command(seed)
     console.print(f"seed {seed}: {command}", highlight=False)
-    directory = Path(tempfile.mkdtemp(prefix="skynet-chaos-"))  # short: a Unix socket lies in it
+    directory = Path(tempfile.mkdtemp(prefix="skynet-chaos-"))  # short, for a Unix socket
     started = time.monotonic()
 
     def say(text: str) -> None:
@@ -86,7 +86,7 @@ def main(seed: int | None, keep: bool, model: str, **options: Any) -> None:
 
 
 def _command(seed: int) -> str:
-    """The command that does this again."""
+    """The command that repeats this run."""
     words = list(sys.argv[1:])
     if not any(word.partition("=")[0] == "--seed" for word in words):
         words += ["--seed", str(seed)]

@@ -1,4 +1,4 @@
-"""What is asked: seeded prompts and options, and what Transformers answers to the greedy ones."""
+"""The requests: random prompts and options, and Transformers' answers to the greedy ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.chaos.load import Case
 
 PARITY = Path(__file__).parents[1] / "parity"
 NUM_GREEDY, NUM_SAMPLED, NUM_STOPPED, NUM_SEARCHED = 6, 4, 2, 2
-MAX_SEARCHED = 60  # tokens: their readers see nothing until the end
+MAX_SEARCHED = 60  # tokens of beam searches, which stream nothing until the end
 LENGTHS = (8, 24, 60, 100, 150, 200)
 
 
@@ -24,13 +24,13 @@ def tiny_checkpoint(directory: Path) -> Path:
     return Path(make_tiny(directory / "tiny", max_position_embeddings=2048).path)
 
 
-def make_cases(chance: random.Random, vocab_size: int, most: int) -> list[Case]:
-    """Greedy, sampled and searched requests of many lengths; `most`: tokens of the longest."""
+def make_cases(chance: random.Random, vocab_size: int, max_tokens: int) -> list[Case]:
+    """Greedy, sampled and beam search requests of many lengths, up to `max_tokens`."""
 
     def prompt() -> tuple[int, ...]:
         return tuple(chance.randrange(vocab_size) for _ in range(chance.randrange(1, 60)))
 
-    lengths = [min(length, most) for length in LENGTHS]
+    lengths = [min(length, max_tokens) for length in LENGTHS]
     greedy = [Case(prompt(), lengths[i % len(lengths)]) for i in range(NUM_GREEDY)]
     sampled = [
         Case(
@@ -51,26 +51,26 @@ def make_cases(chance: random.Random, vocab_size: int, most: int) -> list[Case]:
 
 
 def stopped_cases(chance: random.Random, answers: dict[Case, tuple[list[int], str]]) -> list[Case]:
-    """Cases that end early by a stop text: a letter from the second half of a known answer."""
-    found: list[Case] = []
+    """Cases with a stop string, from the second half of a known answer."""
+    cases: list[Case] = []
     for case, (_, text) in answers.items():
         half = text[len(text) // 2 :].strip()
         is_greedy = case.temperature == 0 and case.num_beams == 1
         if is_greedy and case.max_tokens >= 60 and len(half) > 1:
             start = chance.randrange(len(half) - 1)
             stop = (half[start : start + 2],)
-            found.append(Case(case.prompt, case.max_tokens, stop=stop))
-    return found[:NUM_STOPPED]
+            cases.append(Case(case.prompt, case.max_tokens, stop=stop))
+    return cases[:NUM_STOPPED]
 
 
 def greedy_answers(model: Path, cases: list[Case]) -> dict[Case, list[int]]:
-    """Transformers' own answers in one process, in float32, where nothing is drawn."""
+    """Transformers' answers to cases without sampling, in one process, in float32."""
     import torch
     import transformers
 
     loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     loaded.generation_config = transformers.GenerationConfig(do_sample=False, eos_token_id=None)
-    found: dict[Case, list[int]] = {}
+    answers: dict[Case, list[int]] = {}
     for case in cases:
         if case.temperature == 0 and not case.stop:
             ids = torch.tensor([case.prompt])
@@ -81,5 +81,5 @@ def greedy_answers(model: Path, cases: list[Case]) -> dict[Case, list[int]]:
                     max_new_tokens=case.max_tokens,
                     num_beams=case.num_beams,
                 )
-            found[case] = answer[0, len(case.prompt) :].tolist()
-    return found
+            answers[case] = answer[0, len(case.prompt) :].tolist()
+    return answers

@@ -1,4 +1,4 @@
-"""The processes under attack, and a supervisor that restarts what died, as Docker's would."""
+"""The cluster under attack, and a supervisor that restarts processes, as Docker does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.chaos.server import PersistentServer
 from tests.cluster.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
-LEAVE_S = 90.0  # a polite leave takes no longer, or is wrong
+LEAVE_S = 90.0  # limit from SIGTERM to exit
 STOP_S = 15.0
 ENVIRONMENT = {
     "SKYNET_THREADS": "1",
@@ -35,9 +35,9 @@ ENVIRONMENT = {
 
 @dataclass(eq=False)
 class Slot:
-    """A place for one worker process, which is filled again when its process ends.
+    """One worker, whose process is started again when it ends.
 
-    queue: what it is started with by `-Q`; "" for none.
+    queue: its `-Q` option; "" for none.
     """
 
     name: str
@@ -45,32 +45,32 @@ class Slot:
     url: str
     log: Path
     process: subprocess.Popen[bytes]
-    wanted: bool = True  # start another when it ends
-    killed: bool = False  # this process: by us
-    left_at: float = 0.0  # this process: when it was asked to leave, monotonic
-    stopped: int = 0  # how many faults hold it by SIGSTOP
+    wanted: bool = True  # start a new process when it ends
+    killed: bool = False  # this process got SIGKILL
+    left_at: float = 0.0  # when this process got SIGTERM, monotonic
+    stopped: int = 0  # number of faults that hold it by SIGSTOP
     restart_at: float = 0.0
-    log_start: int = 0  # where this process began to write
+    log_start: int = 0  # size of the log when this process started
 
     def alive(self) -> bool:
         return self.process.poll() is None
 
     def was_up(self) -> bool:
-        """Had Celery started? Before that, a signal ends Python as it ends any program."""
+        """Had Celery started? Before that, SIGTERM ends Python at once."""
         return b" is here" in self.log.read_bytes()[self.log_start :]
 
 
 @dataclass
 class Exits:
-    """How processes ended that were not killed."""
+    """Exits of processes that were not killed."""
 
-    polite: int = 0  # asked to leave, and left with code 0
-    wrong: list[str] = field(default_factory=list)  # asked to leave, and did not, or not with 0
-    own: list[str] = field(default_factory=list)  # nobody had asked
+    polite: int = 0  # with code 0 after SIGTERM
+    wrong: list[str] = field(default_factory=list)  # late or with another code after SIGTERM
+    unasked: list[str] = field(default_factory=list)  # without a signal
 
 
 class ChaosCluster:
-    """A server that keeps its data, its workers, orchestrators and a proxy for half of them.
+    """A persistent server, workers, orchestrators, and a proxy for half of them.
 
     pinned: shard workers are started with `-Q`; otherwise they take any place, and there can be
         spares and joins.
@@ -96,7 +96,7 @@ class ChaosCluster:
         self.slots: list[Slot] = []
         self.shape = (stages, shards)
         self._num_spares, self._num_orchestrators = spares, orchestrators
-        self._chance = random.Random(chance.random())  # the supervisor's alone
+        self._chance = random.Random(chance.random())  # only of the supervisor
         self._environment = {**os.environ, **ENVIRONMENT, **environment}
         self._reaper = Reaper()
         self._lock = threading.RLock()
@@ -106,7 +106,7 @@ class ChaosCluster:
     # -- life ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start everything; the workers load when a model has been split."""
+        """Start everything; workers load once a model is split."""
         self.start_redis()
         self.proxy.start()
         stages, shards = self.shape
@@ -121,7 +121,7 @@ class ChaosCluster:
         self._supervisor.start()
 
     def stop(self) -> None:
-        """End everything."""
+        """Stop everything."""
         self._end.set()
         if self._supervisor.is_alive():
             self._supervisor.join()
@@ -144,13 +144,13 @@ class ChaosCluster:
         self._reaper.watch(self.server.pid)
 
     def restart_redis(self, down_s: float) -> None:
-        """Redis is gone for `down_s` seconds and comes back with its data."""
+        """Stop Redis, and start it with its data after `down_s` seconds."""
         self._reaper.forget(self.server.pid)
         self.server.restart(down_s)
         self._reaper.watch(self.server.pid)
 
     def connect(self) -> redis.Redis:
-        """A client past the proxy."""
+        """A client that bypasses the proxy."""
         return redis.Redis.from_url(self.server.url, socket_timeout=30)
 
     # -- workers -------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ class ChaosCluster:
         return [slot for slot in self.slots if slot.queue == keys.ORCHESTRATOR_QUEUE]
 
     def add_slot(self, name: str, queue: str) -> Slot:
-        """Start one more worker; every second one goes through the proxy."""
+        """Start one more worker; every second one connects through the proxy."""
         with self._lock:
             url = self.proxy.url if len(self.slots) % 2 else self.server.url
             log = self.directory / f"{name}.log"
@@ -185,14 +185,14 @@ class ChaosCluster:
             slot.process.send_signal(signal.SIGSTOP)
 
     def resume(self, slot: Slot) -> None:
-        """SIGCONT, unless another fault holds it still."""
+        """SIGCONT, unless another fault holds it too."""
         with self._lock:
             slot.stopped -= 1
             if not slot.stopped:
                 slot.process.send_signal(signal.SIGCONT)
 
     def ask_to_leave(self, slot: Slot, wanted: bool = True) -> None:
-        """SIGTERM; `wanted`: another one is started when it has gone."""
+        """SIGTERM; `wanted`: start a new process after it."""
         with self._lock:
             slot.wanted = wanted
             if slot.alive() and not slot.left_at:
@@ -200,18 +200,18 @@ class ChaosCluster:
                 slot.process.terminate()
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Resident bytes and number of open files of each worker that runs."""
-        found = {}
+        """Resident bytes and number of open files of each running worker."""
+        sizes = {}
         for slot in self.slots:
             try:
                 process = psutil.Process(slot.process.pid)
-                found[slot.name] = (process.memory_info().rss, process.num_fds())
+                sizes[slot.name] = (process.memory_info().rss, process.num_fds())
             except psutil.Error:  # it has just ended
                 continue
-        return found
+        return sizes
 
     def all_alive(self) -> bool:
-        """Is every wanted worker there, and nobody leaving, held or too many?"""
+        """Does every worker run, none of them leaving, held or temporary?"""
         with self._lock:
             return all(
                 slot.wanted and slot.alive() and not slot.left_at and not slot.stopped
@@ -239,13 +239,13 @@ class ChaosCluster:
         while not self._end.wait(0.05):
             with self._lock:
                 for slot in list(self.slots):
-                    self._look_after(slot)
+                    self._supervise_slot(slot)
 
-    def _look_after(self, slot: Slot) -> None:
+    def _supervise_slot(self, slot: Slot) -> None:
         now = time.monotonic()
         if slot.alive():
             if slot.left_at and now - slot.left_at > LEAVE_S:
-                self.exits.wrong.append(f"{slot.name}: still there {LEAVE_S:g} s after SIGTERM")
+                self.exits.wrong.append(f"{slot.name}: still running {LEAVE_S:g} s after SIGTERM")
                 self.kill(slot)
         elif not slot.restart_at:
             self._note_exit(slot)
@@ -265,7 +265,7 @@ class ChaosCluster:
         if code == -signal.SIGTERM and slot.left_at and not slot.was_up():
             return
         if not slot.left_at:
-            self.exits.own.append(f"{slot.name}: ended by itself with code {code}")
+            self.exits.unasked.append(f"{slot.name}: ended by itself with code {code}")
         elif code == 0:
             self.exits.polite += 1
         else:

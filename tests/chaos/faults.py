@@ -1,4 +1,4 @@
-"""What is done to the cluster. Each fault puts back what it changed before it returns."""
+"""The faults. Each restores what it changed before it returns."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ PATIENCE_S = 60.0
 
 @dataclass
 class Attack:
-    """The cluster, this fault's own chance, and what it did, in words."""
+    """The cluster, this fault's random choices, and notes on them for the report."""
 
     cluster: ChaosCluster
     chance: random.Random
     end: threading.Event
     notes: list[str] = field(default_factory=list)
 
-    def last(self, least_s: float, most_s: float) -> None:
-        """Let it be so for a while; shorter when the run ends."""
-        self.end.wait(self.chance.uniform(least_s, most_s))
+    def last(self, min_s: float, max_s: float) -> None:
+        """Let the fault last for a random time; shorter if the run ends."""
+        self.end.wait(self.chance.uniform(min_s, max_s))
 
     def choose(self, slots: list[Slot]) -> Slot:
         return self.chance.choice(slots)
 
     def patiently(self, work: Callable[[redis.Redis], T]) -> T:
-        """What `work` gives, tried again while Redis does not answer: another fault's doing."""
+        """The result of `work`, tried again while another fault keeps Redis from answering."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -65,7 +65,7 @@ def kill_many(attack: Attack) -> None:
 
 
 def kill_orchestrator(attack: Attack) -> None:
-    """SIGKILL one orchestrator; it may be the one that leads."""
+    """SIGKILL one orchestrator, possibly the leader."""
     _kill(attack, [attack.choose(attack.cluster.orchestrator_slots)])
 
 
@@ -80,7 +80,7 @@ def kill_all(attack: Attack) -> None:
 
 
 def pause(attack: Attack) -> None:
-    """SIGSTOP one process for 1 to 10 s: it does not know that time went by."""
+    """SIGSTOP one process for 1 to 10 s."""
     slot = attack.choose(list(attack.cluster.slots))
     attack.notes.append(slot.name)
     attack.cluster.pause(slot)
@@ -89,14 +89,14 @@ def pause(attack: Attack) -> None:
 
 
 def leave(attack: Attack) -> None:
-    """SIGTERM one process: its place is handed over, and it ends with code 0."""
+    """SIGTERM one process: it hands over its place and ends with code 0."""
     slot = attack.choose(list(attack.cluster.slots))
     attack.notes.append(slot.name)
     attack.cluster.ask_to_leave(slot)
 
 
 def join(attack: Attack) -> None:
-    """One more worker for some seconds, which leaves politely."""
+    """Start one more worker, and SIGTERM it after some seconds."""
     slot = attack.cluster.add_slot(f"extra-{attack.chance.randrange(10**6)}", "")
     attack.notes.append(slot.name)
     attack.last(5, 12)
@@ -113,14 +113,14 @@ def _kill(attack: Attack, slots: list[Slot]) -> None:
 
 
 def restart_redis(attack: Attack) -> None:
-    """Redis ends, and comes back with the same append-only file."""
+    """Restart Redis with the same append-only file."""
     down_s = attack.chance.uniform(0, 2)
     attack.notes.append(f"down for {down_s:.1f} s")
     attack.cluster.restart_redis(down_s)
 
 
 def cut_clients(attack: Attack) -> None:
-    """Redis closes every connection but our own."""
+    """Redis closes every connection but the harness's."""
 
     def cut(client: redis.Redis) -> int:
         kinds = ("normal", "pubsub")
@@ -130,12 +130,12 @@ def cut_clients(attack: Attack) -> None:
 
 
 def cut_proxied(attack: Attack) -> None:
-    """The network resets every connection of half of the processes."""
+    """The proxy resets every connection of half of the processes."""
     attack.notes.append(f"{attack.cluster.proxy.cut()} connections")
 
 
 def cut_in_message(attack: Attack) -> None:
-    """The network resets connections in the middle of a message, some times, either way."""
+    """The proxy resets some connections in the middle of a message, in either direction."""
     proxy = attack.cluster.proxy
     before = proxy.num_cut_in_message
     for _ in range(attack.chance.randint(1, 5)):
@@ -145,7 +145,7 @@ def cut_in_message(attack: Attack) -> None:
 
 
 def delay(attack: Attack) -> None:
-    """The network is slow for half of the processes, for some seconds."""
+    """The proxy delays half of the processes for some seconds."""
     seconds = attack.chance.uniform(0.001, 0.05)
     attack.notes.append(f"{seconds * 1000:.0f} ms")
     attack.cluster.proxy.delay(seconds)
@@ -154,7 +154,7 @@ def delay(attack: Attack) -> None:
 
 
 def partition(attack: Attack) -> None:
-    """Half of the processes hear nothing from Redis, or it nothing from them, for some seconds."""
+    """The proxy holds one direction or both of half of the processes for some seconds."""
     directions = attack.chance.choice(([], [Direction.UP], [Direction.DOWN]))
     attack.notes += [direction.value for direction in directions] or ["both ways"]
     attack.cluster.proxy.hold(*directions)
@@ -166,7 +166,7 @@ def partition(attack: Attack) -> None:
 
 
 def mix_messages(attack: Attack) -> None:
-    """For some seconds take messages out of the queues, and put them back twice or swapped."""
+    """For some seconds, take messages from the queues and put them back twice or swapped."""
     twice = swapped = 0
     queues = _queues(attack)
     with attack.cluster.connect() as client:
@@ -180,16 +180,16 @@ def mix_messages(attack: Attack) -> None:
                     client.lpush(taken[0], taken[1], taken[1])
                     twice += 1
                     continue
-                other = _take(client, [taken[0].decode()], 0.05)
-                client.lpush(taken[0], *([other[1]] if other else []), taken[1])
-                swapped += other is not None
+                second = _take(client, [taken[0].decode()], 0.05)
+                client.lpush(taken[0], *([second[1]] if second else []), taken[1])
+                swapped += second is not None
         except (redis.ConnectionError, redis.TimeoutError):
             attack.notes.append("cut off, a message may be lost")
     attack.notes.append(f"{twice} twice, {swapped} swapped")
 
 
 def lose_messages(attack: Attack) -> None:
-    """Take some messages out of the queues for good: hops are at most once."""
+    """Drop some messages from the queues: delivery is at most once."""
     queues = _queues(attack)
     wanted = attack.chance.randint(1, 3)
     lost = 0
@@ -214,7 +214,7 @@ def _take(client: redis.Redis, queues: list[str], seconds: float) -> tuple[bytes
 
 
 def corrupt_tile(attack: Attack) -> None:
-    """Wrong bytes in a staged tile while somebody must load it; then the right ones again."""
+    """Corrupt a staged tile, kill a worker so that a load meets it, and restore the tile."""
     redis_keys = attack.patiently(lambda client: sorted(client.scan_iter("skynet:model:*:tile:*")))
     key = attack.chance.choice(redis_keys)
     right = attack.patiently(lambda client: cast(bytes, client.get(key)))
@@ -231,8 +231,8 @@ def corrupt_tile(attack: Attack) -> None:
 
 Fault = Callable[[Attack], None]
 FAULTS: dict[str, Fault] = {
-    found.__name__: found
-    for found in cast(
+    fault.__name__: fault
+    for fault in cast(
         Any,
         (
             kill_shard,

@@ -1,4 +1,4 @@
-"""What a cluster holds, and whether it came back to that after the attack."""
+"""Resources that a cluster uses, and whether they return to their level after the attack."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from skynet.wire import keys as redis_keys
 from tests.chaos.cluster import ChaosCluster
 
 SETTLE_S = 150.0  # keys of steps have a time to live
-MEMORY_SHARE, MEMORY_BYTES = 0.1, 4 * 2**20  # Redis may grow by so much: script cache, event log
-# A worker may: oneDNN keeps kernels for each number of rows that it has met. A tiny model's grew by
-# 180 MiB over 2000 steps of mixed lengths, and then no more; memray found nothing of ours.
+MEMORY_SHARE, MEMORY_BYTES = 0.1, 4 * 2**20  # allowed growth of Redis: script cache, event log
+# Of a worker: oneDNN caches kernels for each number of rows. A tiny model's worker grew by 180 MiB
+# over 2000 steps of mixed lengths, and then no more; memray showed no allocation of SkyNet's.
 RSS_SHARE, RSS_BYTES = 0.2, 192 * 2**20
 MORE_CLIENTS = 4  # connections that are opened when first needed
 UNIQUE = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27,}|[0-9a-f]{32,}")
 TRANSIENT = ("celery-task-meta-", "skynet:request:", "skynet:requests:open", "skynet:plan:next")
-# Counters, logs and bindings that exist from their first use on, one of each whatever happens.
+# Counters, logs and bindings, of which one exists from the first use on.
 ONCE = ("skynet:rebalance", "_kombu.binding.")
 
 
 @dataclass(frozen=True)
 class Level:
-    """What there is. Keys are counted by kind: names without what is unique in them."""
+    """Resources in use. Keys are counted by kind, their names without unique ids."""
 
     keys: Counter[str]
     used_bytes: int
@@ -35,16 +35,16 @@ class Level:
     files: dict[str, int]
 
     def __str__(self) -> str:
-        most = max(self.resident.values(), default=0)
+        largest = max(self.resident.values(), default=0)
         return (
             f"{self.keys.total()} keys, Redis {self.used_bytes / 2**20:.1f} MiB, "
-            f"{self.clients} clients, largest worker {most / 2**20:.0f} MiB, "
+            f"{self.clients} clients, largest worker {largest / 2**20:.0f} MiB, "
             f"most open files {max(self.files.values(), default=0)}"
         )
 
 
 def measure(cluster: ChaosCluster, client: redis.Redis) -> Level:
-    """What the cluster holds now, without records of requests."""
+    """The current level, without records of requests."""
     info = client.info()
     sizes = cluster.sizes()
     return Level(
@@ -57,9 +57,9 @@ def measure(cluster: ChaosCluster, client: redis.Redis) -> Level:
 
 
 def forget_requests(client: redis.Redis) -> None:
-    """Delete records and results, which expire by themselves only after a day.
+    """Delete records and results, which expire after a day.
 
-    And reports of tiles that the harness itself has corrupted and put right, kept for an hour.
+    Also reports of tiles that the harness corrupted and restored, which expire after an hour.
     """
     for pattern in (
         "celery-task-meta-*",
@@ -72,7 +72,7 @@ def forget_requests(client: redis.Redis) -> None:
 
 
 def settled(cluster: ChaosCluster, client: redis.Redis, before: Level) -> tuple[Level, list[str]]:
-    """The level at rest, waiting for it to come back to `before`, and what is too much."""
+    """Wait for the level to return to `before`; the level, and leaks if it does not."""
     deadline = time.monotonic() + SETTLE_S
     while True:
         now = measure(cluster, client)
@@ -83,7 +83,7 @@ def settled(cluster: ChaosCluster, client: redis.Redis, before: Level) -> tuple[
 
 
 def compare(before: Level, now: Level) -> list[str]:
-    """What has grown more than it may."""
+    """Leaks: growth beyond the limits."""
     leaks = []
     for kind in sorted(before.keys.keys() | now.keys.keys()):
         if before.keys[kind] != now.keys[kind]:
@@ -92,22 +92,22 @@ def compare(before: Level, now: Level) -> list[str]:
         leaks.append(f"Redis: {before.used_bytes} bytes before, {now.used_bytes} after")
     if now.clients > before.clients + MORE_CLIENTS:
         leaks.append(f"Redis: {before.clients} clients before, {now.clients} after")
-    most = max(before.files.values(), default=0)
+    maximum = max(before.files.values(), default=0)
     for name, number in now.files.items():
-        if number > most + MORE_CLIENTS:
-            leaks.append(f"{name}: {number} open files, the most were {most} before")
-    # A spare that has taken a place holds what the one before it held: the largest is compared.
-    most = max(before.resident.values(), default=0)
+        if number > maximum + MORE_CLIENTS:
+            leaks.append(f"{name}: {number} open files, maximum {maximum} before")
+    # A spare that takes a place grows to its predecessor's size, so compare with the largest.
+    maximum = max(before.resident.values(), default=0)
     for name, size in now.resident.items():
-        if size > most * (1 + RSS_SHARE) + RSS_BYTES:
-            leaks.append(f"{name}: {size >> 20} MiB resident, the largest was {most >> 20} before")
+        if size > maximum * (1 + RSS_SHARE) + RSS_BYTES:
+            leaks.append(f"{name}: {size >> 20} MiB resident, maximum {maximum >> 20} before")
     return leaks
 
 
 def _kinds(client: redis.Redis) -> Counter[str]:
-    names_found = (key.decode(errors="replace") for key in client.scan_iter(count=1000))
+    names = (key.decode(errors="replace") for key in client.scan_iter(count=1000))
     kinds = Counter[str]()
-    for name in names_found:
+    for name in names:
         if not name.startswith((*TRANSIENT, *ONCE)):
             kinds[UNIQUE.sub("<id>", _without_numbers(name))] += 1
     return kinds

@@ -1,4 +1,4 @@
-"""The load: client threads that ask, read, come back, cancel, and write down what they saw."""
+"""The load: client threads that submit, read, reconnect, cancel, and record the results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNREACHABLE = (
     ConnectionError,
 )
 MODES = {"read": 4, "wait": 2, "come back": 3, "cancel": 1}
-GRACE_S = 20.0  # beyond a request's deadline, a client that still waits hangs
+GRACE_S = 20.0  # a client that waits this long after a request's deadline hangs
 RETRY_S = 0.2
 
 
@@ -52,10 +52,10 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What one client saw of one request.
+    """One request as one client saw it.
 
-    reads: for each time it took hold of the stream, the index it asked from and what came.
-    answer: the tokens of the result, where the client waited for that.
+    reads: for each connection to the stream, its start index and the (index, token) pairs read.
+    answer: the tokens of the result, if the client waited for it.
     """
 
     id: str
@@ -69,7 +69,7 @@ class Outcome:
 
 
 class Load:
-    """`num_clients` threads, each with one request under way at any time."""
+    """`num_clients` threads, each with one request at a time."""
 
     def __init__(
         self,
@@ -80,9 +80,9 @@ class Load:
         request_timeout_s: float,
     ) -> None:
         self.outcomes: list[Outcome] = []
-        self.problems: list[str] = []  # of clients, before they had a request
-        self.last_token = 0.0  # when a client last saw one, monotonic
-        self.num_retries = 0  # submissions that were tried again: Redis did not answer
+        self.problems: list[str] = []  # of submissions
+        self.last_token = 0.0  # time of the last token read, monotonic
+        self.num_retries = 0  # repeated submissions, because Redis did not answer
         self._cases = cases
         self._timeout_s = request_timeout_s
         self._end = threading.Event()
@@ -97,12 +97,12 @@ class Load:
             thread.start()
 
     def finish(self) -> list[str]:
-        """Ask nothing new, wait for what runs; clients that hang are told."""
+        """Submit no more, wait for running requests; returns problems, hanging clients included."""
         self._end.set()
         deadline = time.monotonic() + self._timeout_s + 2 * GRACE_S
         for thread in self._threads:
             thread.join(max(0.1, deadline - time.monotonic()))
-        kombu.pools.reset()  # our own connections, so that those of the cluster can be counted
+        kombu.pools.reset()  # so that only the cluster's connections are counted
         gc.collect()
         late = sum(thread.is_alive() for thread in self._threads)
         return self.problems + ([f"{late} clients hang"] if late else [])
@@ -111,10 +111,10 @@ class Load:
         while not self._end.is_set():
             client = Client(url)
             try:
-                for _ in range(10):  # then as a new process would, with new connections
+                for _ in range(10):  # then with new connections, like a new process
                     if not self._end.is_set():
                         self._one(client, chance)
-            except Exception as error:  # a refusal, say: it is wrong, and the report tells
+            except Exception as error:  # any is wrong, and goes to the report
                 self.problems.append(f"submission: {type(error).__name__}: {error}")
                 self._end.wait(RETRY_S)
             finally:
@@ -135,7 +135,7 @@ class Load:
             watcher.wait() if mode == "wait" else watcher.read()
         except RequestCancelled:
             outcome.cancelled = True
-        except Exception as error:  # whatever it is, it is wrong, and the report tells
+        except Exception as error:  # any is wrong, and goes to the report
             outcome.problem = f"{type(error).__name__}: {error}"
         outcome.seconds = time.monotonic() - started
 
@@ -171,7 +171,7 @@ class _Watcher:
         self.until_cancel = chance.randrange(0, 100) if outcome.mode == "cancel" else -1
 
     def wait(self) -> None:
-        """For the whole answer, as a caller of `get` does."""
+        """Wait for the whole answer, like a caller of `get`."""
 
         def get() -> list[int]:
             left = max(1.0, self.deadline - time.monotonic())
@@ -180,18 +180,18 @@ class _Watcher:
         self.outcome.answer = self._patiently(get)
 
     def read(self) -> None:
-        """The stream, taking hold of it again when asked to or when the connection went away."""
+        """Read the stream, reconnecting by chance and when the connection is lost."""
         while not self._patiently(self._read_on):
             pass
 
     def _read_on(self) -> bool:
-        """Read from where the last time ended, or a little before; True at the end."""
+        """Continue after the last read token, or a little before it; True at the end."""
         last = self.outcome.reads[-1] if self.outcome.reads else (0, [])
         start = max(0, last[0] + len(last[1]) - self.chance.choice((0, 0, 3)))
         seen: list[tuple[int, int]] = []
         self.outcome.reads.append((start, seen))
         for token in Generation(self.outcome.id, self.client).tokens(start):
-            if token.index < 0:  # text that was held back
+            if token.index < 0:  # text without a token, at the end
                 continue
             seen.append((token.index, token.id))
             self.note_token()
@@ -203,7 +203,7 @@ class _Watcher:
         return True
 
     def _patiently(self, work: Callable[[], T]) -> T:
-        """What `work` gives, tried again while Redis does not answer, until the deadline."""
+        """The result of `work`, tried again while Redis does not answer, until the deadline."""
         while True:
             try:
                 return work()

@@ -1,7 +1,6 @@
-"""What must be true of every request, whatever was done to the cluster, and of what is left after.
+"""Checks of every request after the attack, against the answers of the undisturbed cluster.
 
-The truth of an answer is the undisturbed one. Both sides are checked: what Redis holds, and what
-each client saw.
+Both the records in Redis and the clients' outcomes are checked.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ SHOWN = 12  # tokens shown around the first wrong one
 
 @dataclass
 class Verdict:
-    """What was found.
+    """The result of the checks.
 
-    token_times: when each token was appended, by Redis's clock, unix seconds.
+    token_times: time at which each token was appended, by Redis's clock, unix seconds.
     """
 
     wrong: list[str] = field(default_factory=list)
@@ -37,7 +36,7 @@ class Verdict:
 def judge(
     client: redis.Redis, outcomes: list[Outcome], answers: Mapping[Case, list[int]]
 ) -> Verdict:
-    """Every record in Redis, and every client's account."""
+    """Check every record in Redis and every client's outcome."""
     verdict = Verdict()
     known = set()
     for record in _records(client):
@@ -48,7 +47,7 @@ def judge(
     for outcome in outcomes:
         problems = list(_outcome_problems(outcome, answers[outcome.case]))
         if outcome.id not in known:
-            problems.append("accepted, and its record is lost")
+            problems.append("accepted, but its record is lost")
         verdict.wrong += [f"client of {outcome.id} ({outcome.mode}): {p}" for p in problems]
     still_open = client.zcard(keys.OPEN_REQUESTS_KEY)
     if still_open:
@@ -58,7 +57,7 @@ def judge(
 
 
 def case_of(record: Record) -> Case:
-    """The case that a record asks for."""
+    """The case of a record's prompt and options."""
     options = record.options
     return Case(
         record.prompt,
@@ -73,17 +72,17 @@ def case_of(record: Record) -> Case:
     )
 
 
-def difference(found: list[int], expected: list[int], *, whole: bool = True) -> str:
-    """Where two answers differ; "" if they don't. `whole`: a part of it is wrong, too."""
-    for index, (one, other) in enumerate(zip(found, expected, strict=False)):
-        if one != other:
+def difference(actual: list[int], expected: list[int], *, whole: bool = True) -> str:
+    """The first difference of two answers, or "". `whole`: a prefix is a difference too."""
+    for index, (token, right) in enumerate(zip(actual, expected, strict=False)):
+        if token != right:
             stop = index + SHOWN
             return (
-                f"token {index} of {len(expected)} is {one}, expected {other}: got "
-                f"...{found[index:stop]}, expected ...{expected[index:stop]}"
+                f"token {index} of {len(expected)} is {token}, expected {right}: got "
+                f"...{actual[index:stop]}, expected ...{expected[index:stop]}"
             )
-    if len(found) > len(expected) or (whole and len(found) < len(expected)):
-        return f"{len(found)} tokens, expected {len(expected)}"
+    if len(actual) > len(expected) or (whole and len(actual) < len(expected)):
+        return f"{len(actual)} tokens, expected {len(expected)}"
     return ""
 
 
@@ -120,7 +119,7 @@ def _record_problems(
         yield f"ended with {error}: {ends[0]['message']}"
     expected = answers.get(case_of(record))
     if expected is None:
-        yield f"nobody asked this: {record.prompt} {record.options}"
+        yield f"not submitted: {record.prompt} {record.options}"
     else:
         ids = [token for _, token in tokens]
         yield from filter(None, [difference(ids, expected, whole=not error)])
@@ -145,4 +144,4 @@ def _outcome_problems(outcome: Outcome, expected: list[int]) -> Iterator[str]:
     if not ended and furthest != len(expected):
         yield f"saw {furthest} tokens, expected {len(expected)}"
     if outcome.cancelled and outcome.mode != "cancel":
-        yield "cancelled, and nobody had asked"
+        yield "cancelled without a request"

@@ -1,4 +1,4 @@
-"""What happened, as tables; and everything about what went wrong."""
+"""Tables of a run, and details of failures."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from tests.chaos.oracle import Verdict
 
 SHOWN_PROBLEMS = 20
 TAIL_LINES = 30
-QUIET_S = 60.0  # a pause is looked for so long after a kill, and as far as it then goes
+QUIET_S = 60.0  # a pause counts if it begins at most this long after a fault
 
 
 @dataclass
 class Done:
-    """One fault that was injected. Times are unix seconds."""
+    """One injected fault. Times are unix seconds."""
 
     kind: str
     at: float
     until: float = 0.0
     notes: list[str] = field(default_factory=list)
-    error: str = ""  # of the harness itself: the fault could not be done
+    error: str = ""  # of the harness: the fault could not be injected
 
 
 @dataclass
 class Report:
-    """Everything that a run found."""
+    """All results of a run."""
 
     seed: int
     command: str
@@ -53,7 +53,7 @@ class Report:
     def show(self, console: Console) -> None:
         console.print(self._requests())
         console.print(self._faults())
-        ends = self.exits.own
+        ends = self.exits.unasked
         if ends:
             shown = "; ".join(f"{n} x {text}" for text, n in Counter(ends).most_common(8))
             console.print(f"ended by themselves (restarted, not counted as wrong): {shown}")
@@ -75,13 +75,13 @@ class Report:
         for mode, number in sorted(modes.items()):
             table.add_row(f"  clients that {mode}", str(number))
         reads = sum(max(0, len(outcome.reads) - 1) for outcome in self.outcomes)
-        table.add_row("streams taken hold of again", str(reads))
-        table.add_row("submissions tried again", str(self.num_retries))
+        table.add_row("reconnections to streams", str(reads))
+        table.add_row("repeated submissions", str(self.num_retries))
         table.add_row("cancelled", str(self.verdict.num_cancelled))
         table.add_row("tokens", str(len(self.verdict.token_times)))
         worst = max((outcome.seconds for outcome in self.outcomes), default=0.0)
         table.add_row("longest request", f"{worst:.1f} s")
-        table.add_row("polite leaves with code 0", str(self.exits.polite))
+        table.add_row("exits with code 0 after SIGTERM", str(self.exits.polite))
         return table
 
     def _faults(self) -> Table:
@@ -102,24 +102,24 @@ class Report:
 
 
 def _next_waits(faults: Sequence[float], times: Sequence[float]) -> list[float]:
-    """From each fault to the next token of any request; those after the last token have none."""
-    found = []
+    """Seconds from each fault to the next token of any request, if there is one."""
+    waits = []
     for at in faults:
         index = bisect_right(times, at)
         if index < len(times):
-            found.append(times[index] - at)
-    return found
+            waits.append(times[index] - at)
+    return waits
 
 
 def _pauses(
     faults: Sequence[float], all_faults: Sequence[float], times: Sequence[float]
 ) -> list[float]:
-    """After each fault the longest time without any token, begun within `QUIET_S` or less.
+    """After each fault, the longest time without any token.
 
-    Tokens that were on their way come at once, so that the next token alone says too little. The
-    pause of a fault begins before the next fault of any kind; it may last beyond that.
+    Tokens on their way still arrive, so the time to the next token alone says too little. A pause
+    belongs to a fault if it begins within `QUIET_S` and before the next fault; it may last longer.
     """
-    found = []
+    pauses = []
     for at in faults:
         following = bisect_right(all_faults, at)
         until = min([at + QUIET_S, *all_faults[following : following + 1]])
@@ -128,8 +128,8 @@ def _pauses(
         points = [at, *times[first : last + 1]]
         gaps = [after - before for before, after in pairwise(points)]
         if gaps:
-            found.append(max(gaps))
-    return found
+            pauses.append(max(gaps))
+    return pauses
 
 
 def show_logs(console: Console, directory: Path) -> None:

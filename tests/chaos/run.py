@@ -1,4 +1,4 @@
-"""One run: start, learn the undisturbed answers, attack under load, judge."""
+"""One run: start, record the undisturbed answers, attack under load, check."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from tests.chaos.undisturbed import READY_S, Say, undisturbed_answers
 from tests.cluster.processes import wait_for
 
 RECOVER_S = 120.0
-PATIENT_SHARE = 0.75  # of faults that wait for the cluster to work again; others hit recovery
+PATIENT_SHARE = 0.75  # of faults that wait for recovery from the last one; others hit it
 PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is asked to do.
+    """Options of a run.
 
-    gap_s: between one fault and the next, at most; overlap: so many faults at a time, at most.
-    most_tokens: of the longest answer.
+    gap_s: maximum time between two faults. overlap: maximum number of concurrent faults.
+    max_tokens: of the longest answer.
     """
 
     seed: int
@@ -56,7 +56,7 @@ class Plan:
 
 
 class Run:
-    """One run in `directory`, which keeps its logs."""
+    """One run, with its logs in `directory`."""
 
     def __init__(self, plan: Plan, directory: Path, say: Say) -> None:
         self.plan = plan
@@ -76,7 +76,7 @@ class Run:
         self._end = threading.Event()
 
     def __call__(self) -> Report:
-        """Do it all.
+        """Run it.
 
         Raises:
             WarmupFailed: before the first fault.
@@ -92,7 +92,7 @@ class Run:
             self.cluster.stop()
 
     def _warm_up(self) -> dict[Case, list[int]]:
-        """Split the model, and the answers of the undisturbed cluster."""
+        """Split the model; the answers of the undisturbed cluster."""
         plan = self.plan
         skysplit(
             plan.model,
@@ -129,14 +129,14 @@ class Run:
         load.start()
         self._inject(started + plan.seconds, load)
         seconds = time.monotonic() - started
-        self.say("no more faults: waiting for what runs")
+        self.say("no more faults: waiting for running requests")
         wrong = load.finish()
         wrong += self._drain(client)
         verdict = oracle.judge(client, load.outcomes, answers)
         wrong += verdict.wrong + self._recover()
         leaks.forget_requests(client)
-        after, found = leaks.settled(self.cluster, client, before)
-        wrong += [f"leak: {leak}" for leak in found] + self.cluster.exits.wrong
+        after, leaked = leaks.settled(self.cluster, client, before)
+        wrong += [f"leak: {leak}" for leak in leaked] + self.cluster.exits.wrong
         wrong += [f"fault {done.kind} failed: {done.error}" for done in self.faults if done.error]
         return Report(
             plan.seed,
@@ -153,7 +153,7 @@ class Run:
         )
 
     def _inject(self, until: float, load: Load) -> None:
-        """Faults, one after the other and sometimes at the same time, until then."""
+        """Inject faults, some of them concurrently, until this time."""
         slots = threading.Semaphore(self.plan.overlap)
         with ThreadPoolExecutor(self.plan.overlap) as pool:
             for number in range(10**9):
@@ -174,12 +174,12 @@ class Run:
             self._end.set()
 
     def _wait(self, until: float, seconds: float) -> bool:
-        """Let time go by; True when the run is over."""
+        """Wait; True if the run is over."""
         time.sleep(max(0.0, min(seconds, until - time.monotonic())))
         return time.monotonic() >= until
 
     def _wait_for_tokens(self, load: Load, until: float) -> None:
-        """Until answers go on, so that the next fault has something to hit."""
+        """Wait for tokens, so that the next fault hits running requests."""
         since = time.monotonic()
         deadline = min(until, since + PATIENCE_S)
         while load.last_token < since and time.monotonic() < deadline:
@@ -191,7 +191,7 @@ class Run:
         self.faults.append(done)
         try:
             FAULTS[kind](attack)
-        except Exception as error:  # told in the report, and counted as wrong
+        except Exception as error:  # goes to the report as a failure
             done.error = f"{type(error).__name__}: {error}"
         finally:
             done.until = time.time()
@@ -201,7 +201,7 @@ class Run:
     # -- after ---------------------------------------------------------------------------------
 
     def _drain(self, client: redis.Redis) -> list[str]:
-        """Requests end whose submission was cut off half-way, so that no client waits for them."""
+        """Wait for requests without a client, because their submission was cut off."""
         try:
             wait_for(
                 "every request to end",
@@ -213,7 +213,7 @@ class Run:
         return []
 
     def _recover(self) -> list[str]:
-        """All workers are there again."""
+        """Wait until all workers run."""
         try:
             wait_for("every worker to run, nobody leaving", self.cluster.all_alive, RECOVER_S)
         except AssertionError as error:
@@ -221,7 +221,7 @@ class Run:
         return []
 
     def _level(self, client: redis.Redis) -> leaks.Level:
-        """At rest: two equal counts of keys, one lease apart."""
+        """The level at rest: two equal counts of keys, more than a lease apart."""
         leaks.forget_requests(client)
         last = leaks.measure(self.cluster, client)
 
@@ -229,8 +229,8 @@ class Run:
             nonlocal last
             time.sleep(3)
             last, previous = leaks.measure(self.cluster, client), last
-            calm = not any(kind.startswith(("x:", "skynet:step")) for kind in last.keys)
-            return calm and last.keys == previous.keys
+            idle = not any(kind.startswith(("x:", "skynet:step")) for kind in last.keys)
+            return idle and last.keys == previous.keys
 
         wait_for("the cluster to be at rest", steady, leaks.SETTLE_S)
         return last

@@ -1,4 +1,4 @@
-"""A Redis that keeps its data in an append-only file, so that it can be restarted."""
+"""A Redis with an append-only file, so that it can be restarted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PersistentServer:
         return self._process.pid if self._process else 0
 
     def start(self) -> None:
-        """Start it, with the data it had, and wait until it answers."""
+        """Start it with its data, and wait until it answers."""
         self._process = subprocess.Popen(
             [server_binary(), str(self._config)],
             stdin=subprocess.DEVNULL,
@@ -55,7 +55,7 @@ class PersistentServer:
         wait_for("Redis to answer", self._answers, 30)
 
     def stop(self) -> None:
-        """SIGTERM: it writes its file to the end and goes."""
+        """SIGTERM, so that it completes its file."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -66,7 +66,7 @@ class PersistentServer:
             self._process = None
 
     def restart(self, down_s: float) -> None:
-        """Gone for `down_s` seconds, then back with its data."""
+        """Stop it for `down_s` seconds; it keeps its data."""
         self.stop()
         time.sleep(down_s)
         self.start()
@@ -75,5 +75,5 @@ class PersistentServer:
         with redis.Redis(unix_socket_path=str(self.socket), socket_timeout=2) as client:
             try:
                 return bool(client.ping())
-            except redis.RedisError:  # not yet, or still loading its data
+            except redis.RedisError:  # not listening yet, or loading its data
                 return False

@@ -1,4 +1,4 @@
-"""The answers that an attacked cluster must give: its own before the attack, checked."""
+"""The expected answers: the cluster's before the attack, checked."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ Say = Callable[[str], None]
 
 
 class WarmupFailed(Exception):
-    """The undisturbed cluster already answers wrongly, so an attack would prove nothing."""
+    """The undisturbed cluster answers wrongly, so an attack would prove nothing."""
 
 
 def undisturbed_answers(
     client: Client, checkpoint: Checkpoint, chance: random.Random, max_tokens: int, say: Say
 ) -> dict[Case, list[int]]:
-    """Each case's tokens: Transformers' where greedy, and the same each time they are asked for.
+    """Each case's tokens.
 
     Raises:
-        WarmupFailed: they are not.
+        WarmupFailed: greedy answers differ from Transformers', or answers differ when repeated.
     """
     cases = make_cases(chance, int(checkpoint.config["vocab_size"]), max_tokens)
-    found = _ask(client, cases, say)
-    say("Transformers' own answers")
+    answers = _ask(client, cases, say)
+    say("Transformers' answers")
     for case, expected in greedy_answers(checkpoint.path, cases).items():
-        wrong = difference(found[case][0], expected)
+        wrong = difference(answers[case][0], expected)
         if wrong:
-            raise WarmupFailed(f"{case} is not what Transformers answers: {wrong}")
-    found.update(_ask(client, stopped_cases(chance, found), say))
+            raise WarmupFailed(f"{case}: Transformers answers otherwise: {wrong}")
+    answers.update(_ask(client, stopped_cases(chance, answers), say))
     for _ in range(ROUNDS):
-        _ask_again(client, found, chance, say)
-    return {case: ids for case, (ids, _) in found.items()}
+        _ask_again(client, answers, chance, say)
+    return {case: ids for case, (ids, _) in answers.items()}
 
 
 def _ask(client: Client, cases: Sequence[Case], say: Say) -> Answers:
     say(f"{len(cases)} undisturbed answers")
-    asked = [(c, client.submit_prompt(c.prompt, timeout=READY_S, **c.options)) for c in cases]
-    ends = [(case, generation.get()) for case, generation in asked]
+    generations = [(c, client.submit_prompt(c.prompt, timeout=READY_S, **c.options)) for c in cases]
+    ends = [(case, generation.get()) for case, generation in generations]
     return {case: (end.token_ids, end.text) for case, end in ends}
 
 
 def _ask_again(client: Client, answers: Answers, chance: random.Random, say: Say) -> None:
-    """In other company the same; and workers come to hold what they hold under load."""
+    """Check the answers in other batches; workers also reach their size under load."""
     again = list(answers)
     chance.shuffle(again)
-    for case, (found, _) in _ask(client, again, say).items():
-        wrong = difference(found, answers[case][0])
+    for case, (tokens, _) in _ask(client, again, say).items():
+        wrong = difference(tokens, answers[case][0])
         if wrong:
-            raise WarmupFailed(f"{case} has another answer when asked again: {wrong}")
+            raise WarmupFailed(f"{case}: another answer when repeated: {wrong}")

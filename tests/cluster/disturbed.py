@@ -1,4 +1,4 @@
-"""Requests under way while something happens to the cluster, and what must be true afterwards."""
+"""Running requests while the cluster is disturbed, and checks of their answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 11}
 
 @dataclass
 class Answers:
-    """Requests, their undisturbed answers, and what readers of their streams saw."""
+    """Requests, their undisturbed answers, and the tokens that readers of their streams saw."""
 
     cluster: LocalCluster
     generations: list[Generation]
@@ -33,7 +33,7 @@ class Answers:
     readers: list[threading.Thread] = field(default_factory=list)
 
     def read(self) -> None:
-        """Follow every stream in a thread of its own."""
+        """Follow every stream in a thread each."""
 
         def follow(generation: Generation) -> None:
             seen = self.streamed[generation.id] = []
@@ -46,7 +46,7 @@ class Answers:
             self.readers.append(reader)
 
     def check(self) -> None:
-        """Every answer is that of an undisturbed run; readers saw each token once, in order."""
+        """Every answer is the undisturbed one; readers saw each token once, in order."""
         for generation, expected in zip(self.generations, self.expected, strict=True):
             assert generation.get(timeout=90).token_ids == expected
         for reader in self.readers:
@@ -64,20 +64,20 @@ def one_end(cluster: LocalCluster, generation: Generation) -> bool:
 
 
 class Undisturbed:
-    """Long answers to some prompts, greedy and sampled, as they are when nothing happens."""
+    """Long answers to some prompts, greedy and sampled, of the undisturbed cluster."""
 
     def __init__(self, cluster: LocalCluster, prompts: list[list[int]]) -> None:
         self.cluster = cluster
-        self.asked = [(prompt, {}) for prompt in prompts] + [(prompts[0], SAMPLED)]
-        found = [cluster.submit_prompt(p, max_tokens=LONG, **o) for p, o in self.asked]
-        self.answers = [generation.get(timeout=90).token_ids for generation in found]
+        self.requests = [(prompt, {}) for prompt in prompts] + [(prompts[0], SAMPLED)]
+        generations = [cluster.submit_prompt(p, max_tokens=LONG, **o) for p, o in self.requests]
+        self.answers = [generation.get(timeout=90).token_ids for generation in generations]
 
     def ask(self, times: int = 1) -> Answers:
-        """All of them, again, with a reader each; the first ones are in mid-answer on return."""
+        """Submit all again, with a reader each; the first ones have tokens on return."""
         generations = [
             self.cluster.submit_prompt(prompt, max_tokens=LONG, **options)
             for _ in range(times)
-            for prompt, options in self.asked
+            for prompt, options in self.requests
         ]
         answers = Answers(self.cluster, generations, self.answers * times)
         answers.read()
@@ -88,7 +88,7 @@ class Undisturbed:
 
 
 def engine_state(cluster: LocalCluster) -> dict[str, object]:
-    """What the leading orchestrator last said of itself."""
+    """The state that the leading orchestrator last wrote."""
     text = cluster.client.redis.get("skynet:engine")
     return dict(json.loads(text)) if isinstance(text, bytes) else {}
 
@@ -108,20 +108,20 @@ def name_of(cluster: LocalCluster, pid: int) -> str:
 
 
 def worker_with_a_place(cluster: LocalCluster) -> str:
-    """The name of a worker that computes."""
+    """The name of a worker with a place in the plan."""
     placed = sorted((m.address, m.pid) for m in members(cluster) if m.address.startswith("stage"))
     return name_of(cluster, placed[-1][1])
 
 
 def kill(cluster: LocalCluster, name: str) -> None:
-    """SIGKILL, and wait until the process is gone."""
-    os.kill(cluster.pid_of(name), signal.SIGKILL)
-    wait_for(f"{name} to die", lambda: name in cluster.failed_workers())
+    """SIGKILL, and wait until the process has ended."""
+    os.kill(cluster.processes.pid_of(name), signal.SIGKILL)
+    wait_for(f"{name} to die", lambda: name in cluster.processes.failed())
 
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """The process stands still, and goes on afterwards."""
+    """SIGSTOP during the block, SIGCONT afterwards."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -130,22 +130,22 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 def heal(cluster: LocalCluster) -> None:
-    """Start what has died, and wait until all is as it was."""
-    for name in cluster.failed_workers():
-        cluster.restart_worker(name)
+    """Restart workers that ended, and wait until the cluster is whole."""
+    for name in cluster.processes.failed():
+        cluster.processes.restart(name)
     whole(cluster)
 
 
 def whole(cluster: LocalCluster) -> None:
-    """Wait until every process is up and the shape is the one asked for."""
+    """Wait until every process is a member and the plan has the requested shape."""
     shape = cluster.plan.shape if cluster.plan else (1, 1)
 
     def is_whole() -> bool:
-        found = members(cluster)
-        placed = {m.address for m in found if m.state == "ready"}
+        present = members(cluster)
+        placed = {m.address for m in present if m.state == "ready"}
         return (
-            {m.pid for m in found} == {worker.pid for worker in cluster.workers}
-            and all(m.speed for m in found if m.address != "orchestrator")
+            {m.pid for m in present} == {worker.pid for worker in cluster.workers}
+            and all(m.speed for m in present if m.address != "orchestrator")
             and len(placed) == shape[0] * shape[1]
             and engine_state(cluster).get("state") == "ready"
         )
@@ -154,7 +154,7 @@ def whole(cluster: LocalCluster) -> None:
 
 
 def events_since(cluster: LocalCluster, count: int) -> list[Event]:
-    """What the leaders have told since there were `count` events."""
+    """Events after the first `count`."""
     return Events(cluster.client.redis).latest(400)[count:]
 
 
@@ -163,7 +163,7 @@ def num_events(cluster: LocalCluster) -> int:
 
 
 def longest_pause(generation: Generation, disturb: Callable[[], object]) -> float:
-    """Seconds between two tokens of a stream, at most, while `disturb` is done."""
+    """The longest time between two tokens of a stream while `disturb` runs."""
     last, longest = time.monotonic(), 0.0
     done = threading.Thread(target=disturb, daemon=True)
     done.start()

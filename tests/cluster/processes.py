@@ -1,4 +1,4 @@
-"""Real processes: start them, wait for what they do, and see that they are gone."""
+"""Helpers for real processes: start them, wait for conditions, check that they ended."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ T = TypeVar("T")
 WAIT_S = 60.0
 
 
-def wait_for(what: str, condition: Callable[[], T], timeout_s: float = WAIT_S) -> T:
+def wait_for(name: str, condition: Callable[[], T], timeout_s: float = WAIT_S) -> T:
     """The first true value of `condition`; an error after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
+    while not (value := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"after {timeout_s:g} s still not: {what}")
+            raise AssertionError(f"after {timeout_s:g} s still not: {name}")
         time.sleep(0.05)
-    return found
+    return value
 
 
 def is_gone(pid: int) -> bool:
-    """Has the process ended? One that nobody has reaped yet has."""
+    """Has the process ended? A zombie has."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -39,7 +39,7 @@ def is_gone(pid: int) -> bool:
 def command(
     *words: str, environment: Mapping[str, str], log: Path, cwd: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of this Python's `-m WORDS`, ended with the block; it writes into `log`."""
+    """A process `python -m WORDS`, stopped at the end of the block; its output goes to `log`."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *words],

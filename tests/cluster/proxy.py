@@ -1,7 +1,7 @@
-"""A TCP proxy that can be a bad network: slow, silent, cut off, cut in the middle of a message.
+"""A TCP proxy in front of Redis that simulates network faults: delays, silence, resets.
 
-Sits between processes and a Redis. Runs in a thread of its own; its methods are for any other
-thread. What it does by chance comes from the `random.Random` it is given.
+Runs in a separate thread; its methods are for any other thread. Random choices are made by the
+given `random.Random`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 
 T = TypeVar("T")
 CHUNK = 64 * 1024
-ANSWER_S = 10.0  # how long the proxy's own thread may take to do what it is told
+ANSWER_S = 10.0  # limit for a call to the proxy's thread
 
 
 class Direction(Enum):
-    """Which way bytes go."""
+    """Direction of bytes."""
 
     UP = "to the server"
     DOWN = "to the client"
@@ -35,13 +35,13 @@ BOTH = (Direction.UP, Direction.DOWN)
 
 @dataclass(eq=False)
 class _Link:
-    """One client's connection and the one made for it to the server."""
+    """A client's connection, and its connection to the server."""
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
 
     def abort(self) -> None:
-        """Close both without a goodbye: whoever reads gets a reset."""
+        """Reset both connections."""
         for writer in (self.client, self.server):
             plug = writer.get_extra_info("socket")
             if plug is not None and plug.family != socket.AF_UNIX:
@@ -74,12 +74,12 @@ class Proxy:
     # -- life ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Listen from now on."""
+        """Start to listen."""
         self._thread.start()
         self._do(self._listen())
 
     def stop(self) -> None:
-        """Cut all connections and listen no more."""
+        """Reset all connections and stop listening."""
         self._do(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(ANSWER_S)
@@ -95,14 +95,14 @@ class Proxy:
     # -- faults --------------------------------------------------------------------------------
 
     def delay(self, seconds: float, *directions: Direction) -> None:
-        """From now on each chunk takes so much longer; 0 ends that. Both directions by default."""
+        """Delay each chunk from now on; 0 for no delay. Both directions by default."""
         for direction in directions or BOTH:
             self._delay_s[direction] = seconds
 
     def hold(self, *directions: Direction) -> None:
         """Forward nothing until `release`; connections stay open, and new ones are accepted.
 
-        As when a cable is out: no byte is lost, ends are not told either, all comes later.
+        Like an unplugged cable: bytes and closed connections are forwarded later, none is lost.
         """
         self._call(lambda: self._close_ways(directions or BOTH))
 
@@ -111,17 +111,17 @@ class Proxy:
         self._call(lambda: self._open_ways(directions or BOTH))
 
     def cut(self) -> int:
-        """Reset all connections now; how many there were."""
+        """Reset all connections; returns their number."""
         return self._call(self._abort_all)
 
     def cut_in_message(self, *directions: Direction) -> None:
-        """Forward a random part of the next chunk, then reset its connection. Once a direction."""
+        """Reset a connection after a random part of the next chunk, once per direction."""
         self._call(lambda: self._cutting.update(directions or BOTH))
 
     def num_connections(self) -> int:
         return self._call(lambda: len(self._links))
 
-    # -- in the proxy's own thread -------------------------------------------------------------
+    # -- in the proxy's thread -----------------------------------------------------------------
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -200,7 +200,7 @@ class Proxy:
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction
     ) -> None:
-        """Forward until an end goes away, or this connection is chosen to be cut."""
+        """Forward until one side closes, or this connection is chosen to be cut."""
         try:
             while chunk := await reader.read(CHUNK):
                 await self._open[direction].wait()
@@ -211,7 +211,7 @@ class Proxy:
                     return
                 writer.write(chunk)
                 await writer.drain()
-            await self._open[direction].wait()  # an end is not told while nothing goes through
+            await self._open[direction].wait()  # a close is held back too
         except OSError:
             return
 

@@ -29,7 +29,7 @@ def test_tokens_are_those_of_transformers(cluster: LocalCluster, tiny: Tiny) -> 
     # Given prompts of different lengths / When one after the other is asked
     for prompt, expected in zip(tiny.prompts, tiny.tokens, strict=True):
         completion = cluster.submit_prompt(prompt, max_tokens=NEW).get(timeout=60)
-        # Then tokens and text are right, and all is told
+        # Then tokens and text are right, and the record is complete
         assert completion.token_ids == expected
         assert completion.text == letters(expected)
         assert completion.prompt_tokens == len(prompt)
@@ -45,9 +45,9 @@ def test_many_requests_at_once_share_steps(cluster: LocalCluster, tiny: Tiny) ->
     prompts = tiny.prompts * 8
     # When all are asked at once
     generations = cluster.submit_prompts(prompts, max_tokens=NEW)
-    found = [generation.get(timeout=120).token_ids for generation in generations]
-    # Then each has its own answer
-    assert found == tiny.tokens * 8
+    answers = [generation.get(timeout=120).token_ids for generation in generations]
+    # Then each has its answer
+    assert answers == tiny.tokens * 8
 
     # And the steps were fewer than if each had run alone
     def steps() -> int:
@@ -101,8 +101,10 @@ def test_a_seed_fixes_the_answer(cluster: LocalCluster, tiny: Tiny) -> None:
     # Given options that sample
     options: dict[str, Any] = {"max_tokens": NEW, "temperature": 1.2, "top_k": 30, "top_p": 0.95}
     # When seeds are asked for twice, side by side
-    found = [cluster.submit_prompt(tiny.prompts[0], seed=seed, **options) for seed in (1, 2, 1, 2)]
-    tokens = [generation.get(timeout=60).token_ids for generation in found]
+    generations = [
+        cluster.submit_prompt(tiny.prompts[0], seed=seed, **options) for seed in (1, 2, 1, 2)
+    ]
+    tokens = [generation.get(timeout=60).token_ids for generation in generations]
     # Then the same seed gives the same tokens, another one others
     assert tokens[:2] == tokens[2:]
     assert tokens[0] != tokens[1]
@@ -119,9 +121,9 @@ def test_many_can_be_awaited_at_once(cluster: LocalCluster, tiny: Tiny) -> None:
         return await asyncio.gather(*map(wait, generations))
 
     # When all are awaited together
-    found = asyncio.run(asyncio.wait_for(ask(), 90))
-    # Then each is its own answer
-    assert [completion.token_ids for completion in found] == tiny.tokens * 4
+    completions = asyncio.run(asyncio.wait_for(ask(), 90))
+    # Then each has its answer
+    assert [completion.token_ids for completion in completions] == tiny.tokens * 4
 
 
 def test_another_process_takes_hold_of_a_request_by_its_id(
@@ -135,7 +137,7 @@ def test_another_process_takes_hold_of_a_request_by_its_id(
         "print(g.get(timeout=60).token_ids == [t.id for t in g.tokens()], g.status,"
         " g.completion.token_ids)"
     )
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script, generation.id],
         env={**os.environ, "SKYNET_REDIS_URL": cluster.url},
         capture_output=True,
@@ -144,7 +146,7 @@ def test_another_process_takes_hold_of_a_request_by_its_id(
         check=False,
     )
     # Then it reads the answer, in both ways
-    assert found.stdout.strip() == f"True SUCCESS {tiny.tokens[1]}", found.stderr
+    assert result.stdout.strip() == f"True SUCCESS {tiny.tokens[1]}", result.stderr
 
 
 def test_a_cancelled_request_ends_and_leaves_the_others_alone(
@@ -182,7 +184,7 @@ def test_a_request_whose_time_is_over_ends_with_an_error(cluster: LocalCluster, 
 
 
 @pytest.mark.parametrize(
-    ("prompt", "options", "told"),
+    ("prompt", "options", "message"),
     [
         ("", {}, "prompt: it is empty"),
         (" \n", {}, "prompt: it is empty"),
@@ -206,41 +208,41 @@ def test_a_request_whose_time_is_over_ends_with_an_error(cluster: LocalCluster, 
     ids=lambda value: str(value)[:30],
 )
 def test_bad_input_is_refused_at_submit(
-    cluster: LocalCluster, prompt: Any, options: dict[str, Any], told: str
+    cluster: LocalCluster, prompt: Any, options: dict[str, Any], message: str
 ) -> None:
     # Given what can never be answered
     before = cluster.client.requests.num_open()
     # When it is submitted / Then the error names it, and nothing was written
     with pytest.raises(BadRequest) as raised:
         cluster.submit_prompt(prompt, **options)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert cluster.client.requests.num_open() == before
 
 
 def test_status_tells_plan_members_and_queues(cluster: LocalCluster) -> None:
     # Given a cluster that has answered
     def settled() -> dict[str, Any] | None:
-        found = cluster_status(connect(cluster.url), cluster.url)
-        idle = found["engine"] and not found["engine"]["running"]
-        return found if idle and not any(found["queues"].values()) else None
+        status = cluster_status(connect(cluster.url), cluster.url)
+        idle = status["engine"] and not status["engine"]["running"]
+        return status if idle and not any(status["queues"].values()) else None
 
     # When its status is read
-    found = wait_for("an idle cluster", settled)
-    # Then every worker is there, with its own slice, and nothing is left over
+    status = wait_for("an idle cluster", settled)
+    # Then every worker has its slice, and nothing is left over
     addresses = {worker.address for worker in cluster.workers}
-    assert {member["address"] for member in found["members"]} == addresses
-    assert len({member["node"] for member in found["members"]}) == 7
-    assert set(found["queues"]) == addresses
-    assert (found["missing"], found["requests"]["open"]) == ([], 0)
-    assert {member["state"] for member in found["members"]} == {"ready", "leading"}
-    shards = [shard for stage in found["plan"]["stages"] for shard in stage["shards"]]
+    assert {member["address"] for member in status["members"]} == addresses
+    assert len({member["node"] for member in status["members"]}) == 7
+    assert set(status["queues"]) == addresses
+    assert (status["missing"], status["requests"]["open"]) == ([], 0)
+    assert {member["state"] for member in status["members"]} == {"ready", "leading"}
+    shards = [shard for stage in status["plan"]["stages"] for shard in stage["shards"]]
     assert [shard["heads"] for shard in shards[:3]] == [[0, 2], [2, 4], [4, 6]]
 
 
 def test_steps_leave_nothing_in_redis(cluster: LocalCluster, tiny: Tiny) -> None:
     # Given a cluster that has just answered
     cluster.submit_prompt(tiny.prompts[0], max_tokens=NEW).get(timeout=60)
-    # Then each key of its steps has an end
+    # Then each key of its steps has a time to live
     redis = cluster.client.redis
     for pattern in ("skynet:step:*", "skynet:hidden:*", "skynet:chord:*", "x:*"):
         for key in redis.scan_iter(pattern, count=1000):
@@ -268,16 +270,16 @@ def test_options_log_probabilities_and_samples(cluster: LocalCluster, tiny: Tiny
     completion = cluster.submit_prompt(prompt, logprobs=3, **options).get(timeout=60)
     # Then tokens and log-probabilities are the same
     assert completion.token_ids == output.sequences[0, len(prompt) :].tolist()
-    for number, told in enumerate(completion.logprobs):
+    for number, entry in enumerate(completion.logprobs):
         token = completion.token_ids[number]
-        assert told["logprob"] == pytest.approx(float(expected[number, token]), abs=1e-4)
+        assert entry["logprob"] == pytest.approx(float(expected[number, token]), abs=1e-4)
         top = expected[number].topk(3)
-        assert [other for other, _ in told["top"]] == top.indices.tolist()
-        assert [value for _, value in told["top"]] == pytest.approx(top.values.tolist(), abs=1e-4)
+        assert [other for other, _ in entry["top"]] == top.indices.tolist()
+        assert [value for _, value in entry["top"]] == pytest.approx(top.values.tolist(), abs=1e-4)
     # And samples that share their prompt are those of each seed alone
     sampled: dict[str, Any] = {**options, "temperature": 1.3}
     together = cluster.client.submit_prompt(prompt, n=5, seed=7, **sampled)
     alone = [cluster.submit_prompt(prompt, seed=7 + number, **sampled) for number in range(5)]
-    found = [generation.get(timeout=60).token_ids for generation in together]
-    assert found == [generation.get(timeout=60).token_ids for generation in alone]
-    assert len({tuple(tokens) for tokens in found}) == 5
+    samples = [generation.get(timeout=60).token_ids for generation in together]
+    assert samples == [generation.get(timeout=60).token_ids for generation in alone]
+    assert len({tuple(tokens) for tokens in samples}) == 5

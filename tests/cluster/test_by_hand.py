@@ -1,4 +1,4 @@
-"""The bare Celery commands, each a process of its own, against a Redis that was there before."""
+"""The bare Celery commands, each in a process, against a running Redis."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def run(server: EmbeddedServer, *words: str) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def user(server: EmbeddedServer) -> Iterator[Client]:
-    found = Client(server.url)
-    yield found
-    found.close()
+    client = Client(server.url)
+    yield client
+    client.close()
 
 
 def members(client: redis.Redis) -> dict[str, Member]:
@@ -79,12 +79,12 @@ def test_a_cluster_by_hand(
         assert generation.get(timeout=60).token_ids == tiny.tokens[0]
         wait_for("two that are ready", lambda: states() == ["leading", "ready", "ready"])
         # And so do the commands of the command line
-        found = run(
+        result = run(
             server,
             *("skynet.cli", "generate", "--raw", "--json"),
             *("--max-tokens", str(NEW), letters(tiny.prompts[1])),
         )
-        answer: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+        answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
         assert answer["token_ids"] == tiny.tokens[1]
         status = json.loads(run(server, "skynet.cli", "status", "--json").stdout)
         assert (status["plan"]["epoch"], status["missing"]) == (1, [])
@@ -98,7 +98,7 @@ def test_a_cluster_by_hand(
         generations = user.submit_prompts(tiny.prompts, max_tokens=NEW)
         assert [g.get(timeout=60).token_ids for g in generations] == tiny.tokens
         wait_for("one that stands by", lambda: states() == ["leading", "ready", "spare"])
-    # And whoever is told to end gives its lease back
+    # And a worker that gets SIGTERM returns its lease
     assert members(client) == {}
     assert client.exists(keys.ENGINE_KEY) == 0
 
@@ -132,7 +132,7 @@ def test_workers_without_a_place_are_given_one(
     server: EmbeddedServer, user: Client, client: redis.Redis, tiny: Tiny, tmp_path: Path
 ) -> None:
     with ExitStack() as stack:
-        # Given workers that take any place, one of them by our own command, and an orchestrator
+        # Given workers that take any place, one of them by `skynet worker`, and an orchestrator
         words = ("celery", "-A", "skynet", "worker")
         for number, one in enumerate(
             (words, ("skynet.cli", "worker"), (*words, "-Q", "orchestrator"))
@@ -142,21 +142,21 @@ def test_workers_without_a_place_are_given_one(
             stack.enter_context(command(*one, environment=environment, log=log, cwd=tmp_path))
         # When a model is split / Then they compute it, each at an address and its queue
         skysplit(str(tiny.path), 1, 2, dtype="float32", url=server.url)
-        found = user.submit_prompts(tiny.prompts, max_tokens=NEW)
-        assert [g.get(timeout=60).token_ids for g in found] == tiny.tokens
+        generations = user.submit_prompts(tiny.prompts, max_tokens=NEW)
+        assert [g.get(timeout=60).token_ids for g in generations] == tiny.tokens
         placed = {m.address: m.queue for m in Members(client, 6).all() if m.state == "ready"}
         assert placed == {"stage0.shard0": "stage0.shard0", "stage0.shard1": "stage0.shard1"}
-        # And our command has shown what it runs with, and no password
+        # And `skynet worker` has shown its settings, and no password
         shown = (tmp_path / "1.log").read_text()
         assert "celery -A skynet worker" in shown
         assert "any place" in shown
-        # And they can be told to find the best shape
-        told = run(server, "skynet.cli", "rebalance")
-        assert told.returncode == 0, told.stderr
+        # And a rebalance can be requested
+        result = run(server, "skynet.cli", "rebalance")
+        assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(
-    ("queues", "told"),
+    ("queues", "message"),
     [
         (["-Q", "nonsense"], "'nonsense' is not a queue of SkyNet: use -Q stage0.shard1"),
         (["-Q", "stage0.shard01"], "'stage0.shard01' is not a queue"),
@@ -165,11 +165,11 @@ def test_workers_without_a_place_are_given_one(
     ids=str,
 )
 def test_a_worker_for_a_place_that_is_none_is_refused(
-    server: EmbeddedServer, queues: list[str], told: str
+    server: EmbeddedServer, queues: list[str], message: str
 ) -> None:
     # Given queues that are no place / When a worker is started
-    found = run(server, "celery", "-A", "skynet", "worker", *queues)
+    result = run(server, "celery", "-A", "skynet", "worker", *queues)
     # Then it ends with a line that says what to do
-    assert found.returncode != 0
-    assert told in found.stderr
-    assert "Traceback" not in found.stderr
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr

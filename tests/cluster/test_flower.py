@@ -117,5 +117,5 @@ def test_traced_shard_tasks_are_shown(tiny: Tiny, tmp_path: Path) -> None:
             ]
             assert all(any(f"layers [{n}, {n + 1})" in args for args in layers) for n in range(4))
             # And traced answers are right
-            found = traced.submit_prompt(tiny.prompts[0], max_tokens=24).get(timeout=60)
-            assert found.token_ids == tiny.tokens[0]
+            completion = traced.submit_prompt(tiny.prompts[0], max_tokens=24).get(timeout=60)
+            assert completion.token_ids == tiny.tokens[0]

@@ -55,12 +55,12 @@ def parent(*command: str) -> Iterator[tuple[subprocess.Popen[str], list[int], Pa
 
 
 def leftovers(pids: list[int], directory: Path) -> list[object]:
-    found: list[object] = [pid for pid in pids if not is_gone(pid)]
-    return [*found, directory] if directory.exists() else found
+    left: list[object] = [pid for pid in pids if not is_gone(pid)]
+    return [*left, directory] if directory.exists() else left
 
 
 def test_a_killed_parent_leaves_nothing(tiny: Tiny) -> None:
-    # Given a process with a cluster: two shards, orchestrator, server, guardian
+    # Given a process with a cluster: two shards, orchestrator, server, reaper
     with parent("-c", PARENT, str(tiny.path)) as (process, below, directory):
         assert len(below) == 5
         assert directory.is_dir()
@@ -78,7 +78,7 @@ def test_skynet_up_ends_cleanly(tiny: Tiny, number: signal.Signals) -> None:
     command = ("-m", "skynet.cli", "up", "--model", str(tiny.path), "--stages", "1")
     with parent(*command, "--shards", "2", "--dtype", "float32") as (process, below, directory):
         assert len(below) == 5
-        # When it is told to end
+        # When it gets a signal to end
         process.send_signal(number)
         # Then it does, with a good code, and nothing is left
         assert process.wait(timeout=30) == 0
@@ -98,8 +98,8 @@ def test_a_cluster_that_is_stopped_leaves_nothing_and_can_start_again(tiny: Tiny
         with cluster:
             assert cluster.url.startswith("redis://127.0.0.1:")
             directory = cluster.workers[0].log.parent
-            found = cluster.submit_prompt(tiny.prompts[0], max_tokens=24).get(timeout=60)
-            assert found.token_ids == tiny.tokens[0]
+            completion = cluster.submit_prompt(tiny.prompts[0], max_tokens=24).get(timeout=60)
+            assert completion.token_ids == tiny.tokens[0]
         # Then nothing is left, and it says that it does not run
         assert children() <= before
         assert not directory.exists()

@@ -35,12 +35,12 @@ def reference(checkpoint: Checkpoint, texts: list[str]) -> np.ndarray:
     """(texts, 384): Transformers, each text alone, the mean of its tokens, length 1."""
     text = Text(checkpoint.text_files())
     model = transformers.AutoModel.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
-    found = []
+    vectors = []
     with torch.inference_mode():
         for each in texts:
             states = model(torch.tensor([text.encode(each)])).last_hidden_state[0]
-            found.append(torch.nn.functional.normalize(states.mean(dim=0), dim=0).numpy())
-    return np.stack(found)
+            vectors.append(torch.nn.functional.normalize(states.mean(dim=0), dim=0).numpy())
+    return np.stack(vectors)
 
 
 def test_vectors_and_search(minilm_checkpoint: Checkpoint) -> None:
@@ -51,18 +51,18 @@ def test_vectors_and_search(minilm_checkpoint: Checkpoint) -> None:
     # When a cluster of 2 stages x 2 shards embeds all at once
     with LocalCluster("minilm", 2, 2, "float32", num_slots=64) as running:
         asked = running.client.submit_prompts(texts, task="embed")
-        found = np.array([request.get(timeout=200).embedding for request in asked], np.float32)
+        vectors = np.array([request.get(timeout=200).embedding for request in asked], np.float32)
     # Then all vectors are those of Transformers
-    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(vectors, expected, atol=TOLERANCE, rtol=0)
     # And every query finds the sentences in the same order, but for those as near as rounding
     count = len(SENTENCES)
-    for own, query in zip(found[count:], expected[count:], strict=True):
-        order = np.argsort(-(found[:count] @ own), kind="stable")
+    for vector, query in zip(vectors[count:], expected[count:], strict=True):
+        order = np.argsort(-(vectors[:count] @ vector), kind="stable")
         nearness = expected[:count] @ query
         assert order[0] == np.argmax(nearness)
         assert (np.diff(nearness[order]) < TOLERANCE).all()
     # And a search makes sense
-    best = [SENTENCES[int(np.argmax(found[:count] @ own))] for own in found[count:]]
+    best = [SENTENCES[int(np.argmax(vectors[:count] @ vector))] for vector in vectors[count:]]
     assert "ferry" in best[0]
     assert "cat sleeps" in best[1]
     assert "fees" in best[2]

@@ -73,7 +73,7 @@ def test_a_spare_takes_over_a_killed_shard(spared: LocalCluster, undisturbed: Un
     answers = undisturbed.ask(2)
     # When a shard's worker is killed
     kill(spared, worker_with_a_place(spared))
-    # Then all answers are those of the undisturbed run, and what happened is told
+    # Then all answers are those of the undisturbed run, and the events tell it
     answers.check()
     kinds = [event.kind for event in events_since(spared, before)]
     assert {"lost", "plan", "ready", "replay"} <= set(kinds)
@@ -143,7 +143,7 @@ def test_a_worker_that_stands_still_for_a_while_does_no_harm(
     answers = undisturbed.ask(2)
     name = worker_with_a_place(spared)
     # When a shard's worker stands still, for less or for longer than its lease, and goes on
-    pid, over = spared.pid_of(name), threading.Event()
+    pid, over = spared.processes.pid_of(name), threading.Event()
     with stopped(pid):
         over.wait(seconds)
     # Then the answers are right
@@ -160,14 +160,14 @@ def test_a_worker_that_is_told_to_end_hands_over(
     answers = undisturbed.ask(2)
     name = worker_with_a_place(spared)
     # When a shard's worker gets SIGTERM
-    code = spared.remove_worker(name)
+    code = spared.processes.remove(name)
     # Then it ends well, the answers are right, and nothing was lost on the way
     assert code == 0
     answers.check()
-    told = events_since(spared, before)
-    assert "left" in [event.kind for event in told]
-    assert not [event.text for event in told if event.kind == "lost" or "failed" in event.text]
-    spared.add_worker(name)
+    events = events_since(spared, before)
+    assert "left" in [event.kind for event in events]
+    assert not [event.text for event in events if event.kind == "lost" or "failed" in event.text]
+    spared.processes.add(name)
     whole(spared)
 
 
@@ -178,11 +178,11 @@ def test_an_orchestrator_that_is_told_to_end_hands_over(
     answers = undisturbed.ask(2)
     leader = name_of(spared, leader_pid(spared))
     # When the leader gets SIGTERM
-    code = spared.remove_worker(leader)
+    code = spared.processes.remove(leader)
     # Then it ends well, and the other one goes on
     assert code == 0
     answers.check()
-    spared.add_worker(leader)
+    spared.processes.add(leader)
     whole(spared)
 
 
@@ -197,7 +197,7 @@ def test_a_redis_that_restarts_with_its_file_loses_nothing(
     # Then all go on by themselves
     answers.check()
     assert {worker.pid for worker in spared.workers} == pids
-    assert spared.failed_workers() == []
+    assert spared.processes.failed() == []
     heal(spared)
 
 
@@ -227,7 +227,7 @@ def test_all_processes_are_killed_at_once(spared: LocalCluster, undisturbed: Und
 
 def test_a_client_that_dies_loses_nothing(spared: LocalCluster, undisturbed: Undisturbed) -> None:
     # Given a request of a client that is gone
-    prompt, options = undisturbed.asked[0]
+    prompt, options = undisturbed.requests[0]
     gone = Client(spared.url)
     asked = gone.submit_prompt(prompt, max_tokens=len(undisturbed.answers[0]), **options)
     next(asked.tokens(timeout=60))
@@ -310,9 +310,9 @@ def test_a_second_worker_for_a_taken_place_stands_by_for_it(
 ) -> None:
     # Given a second worker bound to a place that is taken
     first = {m.pid for m in members(bound) if m.address == "stage0.shard1"}
-    bound._processes["twin"] = bound._processes["stage0.shard1"]  # the name is taken: make room
-    del bound._processes["stage0.shard1"]
-    bound.add_worker("stage0.shard1")
+    by_name = bound.processes.by_name
+    by_name["twin"] = by_name.pop("stage0.shard1")  # so that the name is free
+    bound.processes.add("stage0.shard1")
     whole(bound)
     assert {m.pid for m in members(bound) if m.address == "stage0.shard1"} == first
     # When the first is killed in mid-answer
@@ -321,14 +321,14 @@ def test_a_second_worker_for_a_taken_place_stands_by_for_it(
     kill(bound, "twin")
     # Then the second has its place
     answers.check()
-    del bound._processes["twin"]
+    del by_name["twin"]
     whole(bound)
 
 
 def test_a_living_worker_is_not_replaced(bound: LocalCluster) -> None:
     # Given a worker that runs / When another is started in its place / Then it is refused
     with pytest.raises(SkynetError, match="still running"):
-        bound.restart_worker("stage0.shard0")
+        bound.processes.restart("stage0.shard0")
     assert not any(is_gone(worker.pid) for worker in bound.workers)
 
 
@@ -347,14 +347,14 @@ def test_a_redis_that_restarts_empty_ends_what_ran_and_serves_what_comes(tiny: T
         # And weights are staged again, and requests answered, by the same processes
         def answered() -> bool:
             try:
-                found = cluster.submit_prompt(tiny.prompts[0], max_tokens=24)
-                return found.get(timeout=60).token_ids == tiny.tokens[0]
+                generation = cluster.submit_prompt(tiny.prompts[0], max_tokens=24)
+                return generation.get(timeout=60).token_ids == tiny.tokens[0]
             except SkynetError:
                 return False
 
         wait_for("an answer", answered)
         assert {worker.pid for worker in cluster.workers} == pids
-        assert cluster.failed_workers() == []
+        assert cluster.processes.failed() == []
 
 
 def test_a_shape_for_whoever_is_there_follows_them(tiny: Tiny) -> None:
@@ -372,7 +372,7 @@ def test_a_shape_for_whoever_is_there_follows_them(tiny: Tiny) -> None:
         wait_for("the plan", lambda: engine_state(cluster).get("state") == "ready")
         answers = undisturbed.ask()
         # When one joins in mid-answer
-        cluster.add_worker()
+        cluster.processes.add()
         wait_for("its lease", lambda: sum(bool(m.speed) for m in members(cluster)) == 3)
         # Then status says why the shape changes or does not, and answers are right
         reason = wait_for("a reason", lambda: reason_of(cluster))
@@ -389,7 +389,7 @@ def reason_of(cluster: LocalCluster) -> str:
 def test_sigterm_to_all_at_once_ends_all_soon(tiny: Tiny) -> None:
     # Given an idle cluster
     with LocalCluster(tiny.path, 1, 2, "float32", num_slots=4) as cluster:
-        processes = dict(cluster._processes)
+        processes = dict(cluster.processes.by_name)
         # When every process gets SIGTERM at the same moment
         started = time.monotonic()
         for process in processes.values():

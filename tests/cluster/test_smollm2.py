@@ -33,14 +33,14 @@ def expected(demo_checkpoint: Checkpoint) -> list[list[int]]:
     """What Transformers generates, in float32, greedily."""
     text = Text(demo_checkpoint.text_files())
     model = AutoModelForCausalLM.from_pretrained(demo_checkpoint.path, dtype=torch.float32).eval()
-    found = []
+    answers = []
     with torch.inference_mode():
         for prompt in PROMPTS:
             ids = torch.tensor([text.encode(prompt)])
             mask = torch.ones_like(ids)
             answer = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
-            found.append(answer[0, ids.shape[1] :].tolist())
-    return found
+            answers.append(answer[0, ids.shape[1] :].tolist())
+    return answers
 
 
 @pytest.fixture(scope="module", params=[(2, 2), (1, 3)], ids=["2x2", "1x3"])
@@ -54,11 +54,11 @@ def test_five_prompts_have_the_text_of_transformers(
 ) -> None:
     # Given prompts of five lengths / When all are asked at once
     generations = smollm2.submit_prompts(PROMPTS, max_tokens=NEW)
-    found = [generation.get(timeout=120) for generation in generations]
+    completions = [generation.get(timeout=120) for generation in generations]
     # Then tokens and text are those of Transformers
     text = Text(demo_checkpoint.text_files())
-    assert len({completion.prompt_tokens for completion in found}) == 5
-    for completion, tokens in zip(found, expected, strict=True):
+    assert len({completion.prompt_tokens for completion in completions}) == 5
+    for completion, tokens in zip(completions, expected, strict=True):
         assert completion.token_ids == tokens
         assert completion.text == text.decode(tokens)
 

@@ -106,5 +106,5 @@ def test_a_cluster_runs_text_tasks(tmp_path: Path) -> None:
         f"{float(s):.4f}  {letters([int(t)])}" for s, t in zip(*(x[:, 0] for x in top), strict=True)
     ]
     assert lines == ["mask 1:", best[0], "mask 2:", best[1]]
-    # And Celery's own result is the same
+    # And Celery's result is the same
     assert result["predictions"] == filled.predictions

@@ -27,9 +27,9 @@ BEAMS = {"num_beams": 3, "length_penalty": 1.5}
 @pytest.fixture(scope="module")
 def bart(tmp_path_factory: pytest.TempPathFactory) -> Translator:
     directory = tmp_path_factory.mktemp("bart")
-    found = make_translator("bart", {"max_position_embeddings": 1024}, directory)
+    model = make_translator("bart", {"max_position_embeddings": 1024}, directory)
     save_tokenizer(directory)
-    return found
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +60,16 @@ def test_answers_are_those_of_transformers(running: LocalCluster, bart: Translat
     options = [VARIED, VARIED | BEAMS]
     # When all are asked for at once
     asked = [
-        (text, own, running.submit_prompt(text, max_tokens=20, **own))
+        (text, fields, running.submit_prompt(text, max_tokens=20, **fields))
         for text in TEXTS
-        for own in options
+        for fields in options
     ]
     # Then they are those of Transformers
-    for text, own, generation in asked:
+    for text, fields, generation in asked:
         completion = generation.get(timeout=60)
-        assert completion.token_ids == bart.answer(text, max_new_tokens=20, **own)
+        assert completion.token_ids == bart.answer(text, max_new_tokens=20, **fields)
         assert completion.prompt_tokens == len(text)
-        assert len(completion.beams) == own.get("num_beams", 0)
+        assert len(completion.beams) == fields.get("num_beams", 0)
         # And a stream that is read afterwards has the same tokens
         assert [token.id for token in generation.tokens(timeout=10)] == completion.token_ids
 
@@ -95,11 +95,11 @@ def test_the_orchestrator_dies_in_the_middle_of_a_search(
     next(generations[0].tokens(timeout=60))
     # When the leading orchestrator is killed
     kill(running, name_of(running, leader_pid(running)))
-    # Then the other one finds what it would have found, each token once
+    # Then the search continues on the other one, each token once
     assert [generation.get(timeout=90).token_ids for generation in generations] == undisturbed
     for generation, expected in zip(generations, undisturbed, strict=True):
-        found = list(generation.tokens(timeout=10))
-        assert [token.id for token in found if token.index >= 0] == expected
+        tokens = list(generation.tokens(timeout=10))
+        assert [token.id for token in tokens if token.index >= 0] == expected
     heal(running)
 
 
@@ -121,13 +121,13 @@ def test_languages_are_named_by_their_codes(tmp_path: Path) -> None:
     # Given an mBART with a tokenizer of languages, and what Transformers answers in one of them
     files = Path(__file__).parents[1] / "tokenizers" / "mbart50"
     size = Tokenizer.from_buffer(text_files(files)["tokenizer.json"]).get_vocab_size()
-    found = make_translator("mbart", {"vocab_size": size}, tmp_path)
+    model = make_translator("mbart", {"vocab_size": size}, tmp_path)
     for name in ("sentencepiece.bpe.model", "tokenizer_config.json"):
         shutil.copy(files / name, tmp_path / name)
     text = Text(text_files(tmp_path))
     german, english = text.languages.id_of("de_DE"), text.languages.id_of("en_XX")
     ids = [english, *text.encode("the cat and the fox")[1:]]
-    expected = found.answer(ids, max_new_tokens=9, forced_bos_token_id=german, **VARIED)
+    expected = model.answer(ids, max_new_tokens=9, forced_bos_token_id=german, **VARIED)
     # When a text is asked for with their codes
     with LocalCluster(tmp_path, 1, 2, "float32") as cluster:
         completion = cluster.submit_prompt(

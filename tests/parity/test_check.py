@@ -1,4 +1,4 @@
-"""`skynet check`: equal where all is right, and the right layer and shard where it is not."""
+"""`skynet check`: equal for correct weights, and the damaged layer and shard otherwise."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from model_families import FAMILIES
 from references import save_random_model
 
 from skynet.check import check_model
-from skynet.check.compare import difference
-from skynet.check.skynet_shards import CheckpointFetch
 from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.checkpoint.fetch import CheckpointFetch
 from skynet.cli import main
 from skynet.errors import BadRequest, PlanError, UnsupportedModel
 from skynet.planning.ranges import Range
+from skynet.reference.difference import difference
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_a_family_is_equal(tmp_path: Path, family: str) -> None:
     assert report.peak_bytes > 0
 
 
-def test_swapped_heads_are_found_in_their_layer_and_shard(llama: Path) -> None:
+def test_swapped_heads_are_reported_in_their_layer_and_shard(llama: Path) -> None:
     # Given layer 2 lies in stage 1, and heads 4 and 5 in its second shard
     def swap(name: str, region: Range, raw: torch.Tensor) -> torch.Tensor:
         if name == "model.layers.2.self_attn.q_proj.weight" and region.start == 32:
@@ -62,7 +62,7 @@ def test_swapped_heads_are_found_in_their_layer_and_shard(llama: Path) -> None:
     assert any("stage1.shard1" in line for line in report.lines())
 
 
-def test_damaged_columns_are_found_in_the_mlp_of_their_shard(llama: Path) -> None:
+def test_damaged_columns_are_reported_in_the_mlp_of_their_shard(llama: Path) -> None:
     # Given one number of the first shard's columns
     def damage(name: str, region: Range, raw: torch.Tensor) -> torch.Tensor:
         if name == "model.layers.1.mlp.down_proj.weight" and region.start == 0:
@@ -73,10 +73,10 @@ def test_damaged_columns_are_found_in_the_mlp_of_their_shard(llama: Path) -> Non
     report = check_damaged(llama, damage)
     # Then the number of the hidden states is named too
     assert first(report) == ("layer 1", "MLP", ["stage0.shard0"])
-    assert report.differing[0].beyond(report.limit)[0].found.index == 5
+    assert report.differing[0].beyond(report.limit)[0].difference.index == 5
 
 
-def test_what_every_shard_computes_otherwise_is_named_as_such(llama: Path) -> None:
+def test_a_difference_in_every_shard_is_reported_as_such(llama: Path) -> None:
     # Given
     def damage(name: str, region: Range, raw: torch.Tensor) -> torch.Tensor:
         return raw * 1.1 if name == "model.layers.3.input_layernorm.weight" else raw
@@ -88,7 +88,7 @@ def test_what_every_shard_computes_otherwise_is_named_as_such(llama: Path) -> No
     assert any("Every shard differs" in line for line in report.lines())
 
 
-def test_the_ends_are_checked(llama: Path) -> None:
+def test_embedding_and_head_are_checked(llama: Path) -> None:
     # Given a row of the embedding in the first shard's vocabulary, and one of the head's in the
     # second's
     def damage(name: str, region: Range, raw: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_the_ends_are_checked(llama: Path) -> None:
     assert [head.address(one) for one in head.beyond(report.limit)] == ["stage1.shard1"]
 
 
-def test_an_expert_is_found(tmp_path: Path) -> None:
+def test_a_damaged_expert_is_reported(tmp_path: Path) -> None:
     # Given every expert of a shard damaged: one of them is chosen
     save_random_model("mixtral", {}, tmp_path)
 
@@ -122,7 +122,7 @@ def test_an_expert_is_found(tmp_path: Path) -> None:
     assert first(report) == ("layer 1", "MLP", ["stage0.shard1"])
 
 
-def test_the_command_says_what_it_found(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_reports_the_damage(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given
     words = ["check", str(llama), "--stages", "1", "--shards", "3"]
     # When
@@ -137,16 +137,16 @@ def test_the_command_says_what_it_found(llama: Path, monkeypatch: pytest.MonkeyP
     differs = CliRunner().invoke(main, words)
     # Then
     assert equal.exit_code == 0
-    found = json.loads(equal.stdout)
-    assert found["equal"]
-    assert len(found["places"]) == 6
-    assert found["differing"] == []
+    report = json.loads(equal.stdout)
+    assert report["equal"]
+    assert len(report["places"]) == 6
+    assert report["differing"] == []
     assert differs.exit_code == 1
     assert "DIFFERS first in layer 0, MLP" in differs.stdout
     assert "stage0.shard2" in differs.stdout
 
 
-def test_bfloat16_has_its_own_limit(llama: Path) -> None:
+def test_bfloat16_has_a_wider_limit(llama: Path) -> None:
     # When
     report = check_model(str(llama), 1, 2, dtype="bfloat16")
     # Then
@@ -154,7 +154,7 @@ def test_bfloat16_has_its_own_limit(llama: Path) -> None:
     assert report.limit > 1e-2
 
 
-def test_a_window_that_the_prompt_does_not_reach_is_told(tmp_path: Path) -> None:
+def test_a_window_that_the_prompt_does_not_reach_is_noted(tmp_path: Path) -> None:
     # Given
     save_random_model("mistral", {}, tmp_path)
     # When
@@ -163,7 +163,7 @@ def test_a_window_that_the_prompt_does_not_reach_is_told(tmp_path: Path) -> None
     assert any("windows of 64 tokens" in note for note in report.notes)
 
 
-def test_what_cannot_be_compared_is_refused_by_name(llama: Path, tmp_path: Path) -> None:
+def test_unsupported_models_and_shapes_are_refused_by_name(llama: Path, tmp_path: Path) -> None:
     # Given
     save_random_model("llama", {}, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -177,15 +177,15 @@ def test_what_cannot_be_compared_is_refused_by_name(llama: Path, tmp_path: Path)
         check_model(str(llama), prompt="hello")
 
 
-def test_differences_are_measured_by_the_row() -> None:
+def test_differences_are_relative_to_their_row() -> None:
     # Given
-    theirs = torch.tensor([[1000.0, 1.0], [2.0, 1.0]])
+    reference = torch.tensor([[1000.0, 1.0], [2.0, 1.0]])
     # When
-    found = difference(theirs + torch.tensor([[0.5, 0.0], [0.0, 0.1]]), theirs)
-    # Then the second row's is smaller, but not beside the row
-    assert (found.token, found.index) == (1, 1)
-    assert found.relative == pytest.approx(0.05)
-    assert difference(theirs * float("nan"), theirs).relative == float("inf")
+    apart = difference(reference + torch.tensor([[0.5, 0.0], [0.0, 0.1]]), reference)
+    # Then the second row's is smaller, but not relative to its row
+    assert (apart.token, apart.index) == (1, 1)
+    assert apart.relative == pytest.approx(0.05)
+    assert difference(reference * float("nan"), reference).relative == float("inf")
 
 
 def test_the_demo_model_is_equal(demo_checkpoint: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""`skynet check` of encoders with damaged weights on our side: it names the layer and shard."""
+"""`skynet check` of encoders with damaged weights in SkyNet: it names the layer and shard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from checking import check_damaged, first, larger
 from click.testing import CliRunner
 from references import save_random_encoder
 
-from skynet.check.skynet_shards import CheckpointFetch
+from skynet.checkpoint.fetch import CheckpointFetch
 from skynet.cli import main
 
 MASKED, CLASSIFIER = "ForMaskedLM", "ForSequenceClassification"
@@ -105,7 +105,7 @@ SECOND, BOTH = ["stage1.shard1"], ["stage1.shard0", "stage1.shard1"]
         ),
     ],
 )
-def test_damage_is_found_where_it_is(
+def test_damage_is_reported_where_it_is(
     tmp_path: Path,
     family: str,
     head: str,
@@ -119,12 +119,12 @@ def test_damage_is_found_where_it_is(
     save_random_encoder(family, head, {}, tmp_path)
     # When
     report = check_damaged(tmp_path, larger(tensor, second))
-    # Then nothing else differs: what comes after it got the right input
+    # Then nothing else differs: the next layers got correct inputs
     assert first(report) == (place, what, shards)
     assert [place.name for place in report.differing] == [place]
 
 
-def test_a_tied_embedding_is_found_at_both_ends(tmp_path: Path) -> None:
+def test_a_tied_embedding_is_reported_twice(tmp_path: Path) -> None:
     # Given rows of the second shard's vocabulary
     save_random_encoder("bert", MASKED, {}, tmp_path)
     # When
@@ -136,7 +136,7 @@ def test_a_tied_embedding_is_found_at_both_ends(tmp_path: Path) -> None:
     assert [head.address(one) for one in head.beyond(report.limit)] == SECOND
 
 
-def test_the_command_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_reports_the_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given
     save_random_encoder("bert", CLASSIFIER, {}, tmp_path)
     words = ["check", str(tmp_path), "--shards", "3"]
@@ -151,11 +151,11 @@ def test_the_command_says_what_it_found(tmp_path: Path, monkeypatch: pytest.Monk
     differs = CliRunner().invoke(main, words)
     # Then
     assert equal.exit_code == 0
-    found = json.loads(equal.stdout)
-    assert found["equal"]
-    assert found["answer"]["what"] == "label"
-    assert found["answer"]["skynet"] == found["answer"]["transformers"]
-    assert found["answer"]["relative"] < found["limit"]
+    report = json.loads(equal.stdout)
+    assert report["equal"]
+    assert report["answer"]["what"] == "label"
+    assert report["answer"]["skynet"] == report["answer"]["transformers"]
+    assert report["answer"]["relative"] < report["limit"]
     assert differs.exit_code == 1
     assert "DIFFERS first in head, class logits" in differs.stdout
     assert "Every shard" not in differs.stdout

@@ -1,4 +1,4 @@
-"""`skynet check` of encoder-decoders with damaged weights on our side: place, sum and shard."""
+"""`skynet check` of encoder-decoders with damaged weights in SkyNet: place, sum and shard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from checking import check_damaged, first, larger
 from click.testing import CliRunner
 from seq2seq import make_translator
 
-from skynet.check.skynet_shards import CheckpointFetch
+from skynet.checkpoint.fetch import CheckpointFetch
 from skynet.cli import main
 from skynet.planning.ranges import Range
 
@@ -105,7 +105,7 @@ TIED = {"tie_word_embeddings": True}
         ("t5", "decoder.final_layer_norm.weight", None, "head", "logits", LAST),
     ],
 )
-def test_damage_is_found_where_it_is(
+def test_damage_is_reported_where_it_is(
     tmp_path: Path,
     family: str,
     tensor: str,
@@ -118,7 +118,7 @@ def test_damage_is_found_where_it_is(
     make_translator(family, {}, tmp_path)
     # When
     report = check_damaged(tmp_path, larger(tensor, second))
-    # Then nothing else differs: what comes after it got the right input
+    # Then nothing else differs: the next layers got correct inputs
     assert first(report) == (place, what, shards)
     assert [place.name for place in report.differing] == [place]
 
@@ -126,10 +126,10 @@ def test_damage_is_found_where_it_is(
 @pytest.mark.parametrize(
     ("side", "shards", "layers"), [("encoder", FIRST, 3), ("decoder", LAST, 2)]
 )
-def test_relative_positions_are_found_in_every_layer_of_their_stack(
+def test_relative_positions_are_reported_in_every_layer_of_their_stack(
     tmp_path: Path, side: str, shards: list[str], layers: int
 ) -> None:
-    # Given the first heads' column of the table, which every shard reads whole
+    # Given the first heads' column of the table, which every shard has whole
     make_translator("t5", {}, tmp_path)
     table = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
@@ -156,7 +156,7 @@ def test_relative_positions_are_found_in_every_layer_of_their_stack(
         ("marian", TIED, "model.shared.weight", [*EMBEDDINGS, "head"]),
     ],
 )
-def test_a_shared_embedding_is_found_wherever_it_is_used(
+def test_a_shared_embedding_is_reported_wherever_it_is_used(
     tmp_path: Path, family: str, fields: dict[str, Any], tensor: str, places: list[str]
 ) -> None:
     # Given rows of the second shard's vocabulary
@@ -170,7 +170,7 @@ def test_a_shared_embedding_is_found_wherever_it_is_used(
         assert [place.address(one) for one in place.beyond(report.limit)] == LAST[1:]
 
 
-def test_the_command_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_reports_the_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given
     make_translator("bart", {}, tmp_path)
     name = "model.decoder.layers.1.encoder_attn.v_proj.weight"
@@ -181,8 +181,8 @@ def test_the_command_says_what_it_found(tmp_path: Path, monkeypatch: pytest.Monk
         lambda self, name, region: damage(name, region, right(self, name, region)),
     )
     # When
-    found = CliRunner().invoke(main, ["check", str(tmp_path)])
+    result = CliRunner().invoke(main, ["check", str(tmp_path)])
     # Then
-    assert found.exit_code == 1
-    assert f"DIFFERS first in decoder layer 1, {CROSS}" in found.stdout
-    assert "stage1.shard1" in found.stdout
+    assert result.exit_code == 1
+    assert f"DIFFERS first in decoder layer 1, {CROSS}" in result.stdout
+    assert "stage1.shard1" in result.stdout

@@ -1,4 +1,4 @@
-"""`skynet check` of encoder-decoders: both stacks, what one leaves to the other, and the head."""
+"""`skynet check` of encoder-decoders: both stacks, the encoder output, and the head."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from seq2seq import VARIANTS, make_translator
 
 from skynet.check import check_model
-from skynet.check.reference_weights import ReferenceWeights
 from skynet.cli import main
 from skynet.errors import PlanError
+from skynet.reference.weights import ReferenceWeights
 
 PLACES = [
     "encoder embedding",
@@ -34,7 +34,7 @@ EVERY_LAYER_A_STAGE = (5, 1)
 def test_a_family_is_equal(
     family: str, shape: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a look at what of their model has weights, whenever it is given some
+    # Given a record of the reference's modules with weights, at every fill
     held: list[str] = []
     fill = ReferenceWeights.fill
 
@@ -47,7 +47,7 @@ def test_a_family_is_equal(
     make_translator(family, {}, tmp_path)
     # When
     report = check_model(str(tmp_path), *shape)
-    # Then all is equal, and they were never held beside others
+    # Then all is equal, and no two layers had weights at the same time
     assert report.equal, "\n".join(report.lines())
     assert [place.name for place in report.places] == PLACES
     assert report.answer
@@ -59,7 +59,7 @@ def test_a_family_is_equal(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_is_equal(variant: str, tmp_path: Path) -> None:
-    # Given a model with a feature that few have
+    # Given a model with a rare feature
     family, fields = VARIANTS[variant]
     made = make_translator(family, fields, tmp_path)
     # When
@@ -70,7 +70,7 @@ def test_a_variant_is_equal(variant: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["bart", "marian", "t5"])
-def test_bfloat16_has_its_own_limit(family: str, tmp_path: Path) -> None:
+def test_bfloat16_has_a_wider_limit(family: str, tmp_path: Path) -> None:
     # Given
     make_translator(family, {}, tmp_path)
     # When
@@ -101,10 +101,10 @@ def test_places_are_in_the_stages_of_the_plan(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("family", ["bart", "marian"])
-def test_a_tied_table_has_any_of_its_names(
+def test_a_tied_table_may_have_any_of_its_names(
     family: str, names: tuple[str, ...], tmp_path: Path
 ) -> None:
-    # Given a file that has the table under other names than today's
+    # Given a file with the table under names of older versions
     make_translator(family, {"tie_word_embeddings": True}, tmp_path)
     file = tmp_path / "model.safetensors"
     tensors = load_file(file)
@@ -119,34 +119,34 @@ def test_a_tied_table_has_any_of_its_names(
 
 def test_the_next_token_is_that_of_a_decoder_that_repeats_the_prompt(tmp_path: Path) -> None:
     # Given a tokenizer
-    found = make_translator("mbart", {}, tmp_path)
+    model = make_translator("mbart", {}, tmp_path)
     save_tokenizer(tmp_path)
     ids = [5, 9, 44, 7, 120, 8]
     # When
     report = check_model(str(tmp_path), 2, 2, prompt=letters(ids))
     # Then
-    best = int(found.logits(ids, [found.start, *ids[:-1]])[-1].argmax())
+    best = int(model.logits(ids, [model.start, *ids[:-1]])[-1].argmax())
     assert report.answer
     assert (report.answer.skynet, report.answer.text) == (best, letters([best]))
     assert report.num_tokens == len(ids)
 
 
-def test_a_decoder_reads_ids_of_its_own_vocabulary(tmp_path: Path) -> None:
-    # Given one that is smaller than the encoder's
+def test_ids_beyond_the_decoders_vocabulary_are_wrapped(tmp_path: Path) -> None:
+    # Given a decoder with a smaller vocabulary than the encoder's
     family, fields = VARIANTS["marian-two-vocabularies"]
-    found = make_translator(family, fields, tmp_path)
+    model = make_translator(family, fields, tmp_path)
     save_tokenizer(tmp_path)
     # When
     report = check_model(str(tmp_path), 2, 2, prompt=letters([130, 120, 5, 6]))
     # Then
-    best = int(found.logits([130, 120, 5, 6], [found.start, 21, 11, 5])[-1].argmax())
+    best = int(model.logits([130, 120, 5, 6], [model.start, 21, 11, 5])[-1].argmax())
     assert report.equal, "\n".join(report.lines())
     assert report.answer
     assert report.answer.skynet == best
 
 
 def test_a_prompt_may_have_tokens_without_a_position(tmp_path: Path) -> None:
-    # Given one with padding, which only the encoder reads
+    # Given a prompt with padding, which only the encoder gets
     make_translator("m2m_100", {}, tmp_path)
     save_tokenizer(tmp_path)
     # When
@@ -155,8 +155,8 @@ def test_a_prompt_may_have_tokens_without_a_position(tmp_path: Path) -> None:
     assert report.equal, "\n".join(report.lines())
 
 
-def test_distances_that_the_prompt_does_not_have_are_told(tmp_path: Path) -> None:
-    # Given a prompt of 16 tokens, and all that is as far as 12 in one bucket, or as 16
+def test_distances_that_the_prompt_does_not_reach_are_noted(tmp_path: Path) -> None:
+    # Given a prompt of 16 tokens, and a maximum distance below it or not
     make_translator("t5", {"relative_attention_max_distance": 15}, tmp_path / "near")
     make_translator("t5", {"relative_attention_max_distance": 16}, tmp_path / "far")
     # When
@@ -175,7 +175,7 @@ def test_a_prompt_that_is_too_long_is_refused(tmp_path: Path) -> None:
         check_model(str(tmp_path), prompt=letters([5, 6, 7, 8, 9]))
 
 
-def test_the_command_says_what_it_compared(tmp_path: Path) -> None:
+def test_the_command_lists_the_places(tmp_path: Path) -> None:
     # Given
     make_translator("pegasus", {}, tmp_path)
     # When

@@ -1,4 +1,4 @@
-"""`skynet check` of encoders: whatever their head, and whatever their files call its weights."""
+"""`skynet check` of encoders, with any head and any published names of weights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from references import Encoder, save_random_encoder
 from safetensors.torch import load_file, save_file
 
 from skynet.check import check_model
-from skynet.check.compare import Difference
-from skynet.check.reference_weights import ReferenceWeights
 from skynet.check.report import Answer
 from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.reference.difference import Difference
+from skynet.reference.weights import ReferenceWeights
 
 MASKED, CLASSIFIER = "ForMaskedLM", "ForSequenceClassification"
 MASK = 4
@@ -34,7 +34,7 @@ def save(family: str, head: str, directory: Path, **fields: Any) -> Encoder:
 def test_an_encoder_is_equal(
     family: str, head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a look at what of their model has weights, whenever it is given some
+    # Given a record of the reference's modules with weights, at every fill
     held: list[str] = []
     fill = ReferenceWeights.fill
 
@@ -47,7 +47,7 @@ def test_an_encoder_is_equal(
     save(family, head, tmp_path)
     # When
     report = check_model(str(tmp_path), 2, 2)
-    # Then all is equal, and they were never held beside others
+    # Then all is equal, and no two layers had weights at the same time
     assert report.equal, "\n".join(report.lines())
     layers = [f"layer {layer}" for layer in range(4)]
     assert [place.name for place in report.places] == ["embedding", *layers, ENDS[head]]
@@ -60,12 +60,12 @@ def test_an_encoder_is_equal(
 
 @pytest.mark.parametrize("prompt", [None, letters([5, 9, MASK, 7, MASK, 8])])
 def test_the_token_for_a_mask_is_compared(tmp_path: Path, prompt: str | None) -> None:
-    # Given a tokenizer that has a mask, and a text with one or without a text
+    # Given a tokenizer with a mask, and a prompt with masks or none
     model = save("modernbert", MASKED, tmp_path)
     save_tokenizer(tmp_path, mask_token=letters([MASK]))
     # When
     report = check_model(str(tmp_path), 2, 3, prompt=prompt)
-    # Then it is what Transformers puts in the first mask's place
+    # Then it is Transformers' token for the first mask
     unknown = "Paris is the ? of France, and Rome that of Italy."
     ids = [5, 9, MASK, 7, MASK, 8] if prompt else [MASK if c == "?" else 0 for c in unknown][:48]
     best = int(model.outputs(ids).logits[0, ids.index(MASK)].argmax())
@@ -86,7 +86,7 @@ def test_the_label_is_named(tmp_path: Path) -> None:
 
 
 def test_a_score_is_compared_as_a_number(tmp_path: Path) -> None:
-    # Given a model that has one number to say: there is nothing to choose
+    # Given a model with one output
     save("distilbert", CLASSIFIER, tmp_path, num_labels=1, problem_type="regression")
     # When
     report = check_model(str(tmp_path))
@@ -96,12 +96,12 @@ def test_a_score_is_compared_as_a_number(tmp_path: Path) -> None:
     assert (report.answer.what, report.answer.skynet) == ("score", None)
 
 
-def test_numbers_that_drift_apart_over_all_layers_are_not_equal(tmp_path: Path) -> None:
+def test_drift_over_all_layers_is_a_difference(tmp_path: Path) -> None:
     # Given a report without a place that differs
     save("bert", "Model", tmp_path)
     report = check_model(str(tmp_path))
     assert report.equal
-    # When what all layers come to is far off
+    # When the answer is far off
     report.answer = Answer("embedding (mean)", Difference(0.1, 0.1, 0, 0))
     # Then
     assert not report.equal
@@ -109,7 +109,7 @@ def test_numbers_that_drift_apart_over_all_layers_are_not_equal(tmp_path: Path) 
 
 
 def rename(directory: Path, *replacements: tuple[str, str]) -> None:
-    """The checkpoint's tensors under other names."""
+    """Rename the checkpoint's tensors."""
     tensors = load_file(directory / "model.safetensors")
     for old, new in replacements:
         tensors = {name.replace(old, new): value for name, value in tensors.items()}
@@ -117,7 +117,7 @@ def rename(directory: Path, *replacements: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("head", ENCODER_HEADS)
-def test_names_of_old_files_are_known(tmp_path: Path, head: str) -> None:
+def test_old_names_of_weights_are_supported(tmp_path: Path, head: str) -> None:
     # Given a file without the base model's prefix, its norms named as in 2018
     save("bert", head, tmp_path)
     rename(
@@ -134,8 +134,8 @@ def test_names_of_old_files_are_known(tmp_path: Path, head: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "end"), [("ForPreTraining", "head"), ("ForTokenClassification", "last hidden states")]
 )
-def test_what_skynet_reads_of_a_checkpoint_is_compared(tmp_path: Path, kind: str, end: str) -> None:
-    # Given a file with more than that, under the prefix of models with a head
+def test_weights_that_skynet_does_not_use_are_ignored(tmp_path: Path, kind: str, end: str) -> None:
+    # Given a file with other heads, under the prefix of models with a head
     name, config_class, sizes = ENCODERS["bert"]
     torch.manual_seed(0)
     getattr(transformers, name + kind)(config_class(**sizes)).save_pretrained(tmp_path)
@@ -147,10 +147,10 @@ def test_what_skynet_reads_of_a_checkpoint_is_compared(tmp_path: Path, kind: str
 
 
 @pytest.mark.parametrize(("tokens", "reached"), [(28, True), (30, False)])
-def test_a_window_that_the_text_does_not_reach_is_told(
+def test_a_window_that_the_prompt_does_not_reach_is_noted(
     tmp_path: Path, tokens: int, reached: bool
 ) -> None:
-    # Given windows of so many tokens around each, and a text of 16
+    # Given windows of this size, and a prompt of 16 tokens
     save("modernbert", "Model", tmp_path, local_attention=tokens)
     # When
     report = check_model(str(tmp_path), 1, 1)
@@ -159,7 +159,7 @@ def test_a_window_that_the_text_does_not_reach_is_told(
     assert any("windows" in note for note in report.notes) != reached
 
 
-def test_bfloat16_has_its_own_limit(tmp_path: Path) -> None:
+def test_bfloat16_has_a_wider_limit(tmp_path: Path) -> None:
     # Given
     save("electra", MASKED, tmp_path)
     # When

@@ -1,4 +1,4 @@
-"""`skynet check` of families without a file, and the test that each passes when it is split."""
+"""`skynet check` on the Transformers backend, and the self-test before a model is staged."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from transformers.models.arcee.modeling_arcee import ArceeMLP, ArceeModel
 
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.check import check_model
-from skynet.check.self_test import self_test
-from skynet.check.skynet_shards import CheckpointFetch
+from skynet.check.check import compare, open_checked
+from skynet.checkpoint.fetch import CheckpointFetch
 from skynet.cli import main
 from skynet.errors import UnsupportedModel
 from skynet.models.registry import load_architecture
 from skynet.planning.ranges import Range
-from skynet.staging.split import draft_plan, skysplit
+from skynet.staging.split import PlanOptions, draft_plan, skysplit
 from skynet.transformers_backend.opening import describe, open_model
+from skynet.transformers_backend.self_test import self_test
 
 EQUAL = ["apertus", "glm", "hunyuan_v1_dense", "nanochat", "olmo3", "vaultgemma"]
 EQUAL += ["exaone_moe", "minimax_m2", "qwen2_moe"]  # mixtures of experts
@@ -52,7 +53,7 @@ def test_a_model_type_is_equal(tmp_path: Path, model_type: str) -> None:
 
 
 @pytest.mark.parametrize("rope", [DYNAMIC, LONGROPE])
-def test_a_rope_that_would_move_is_equal(tmp_path: Path, rope: dict[str, Any]) -> None:
+def test_a_rope_that_depends_on_the_length_is_equal(tmp_path: Path, rope: dict[str, Any]) -> None:
     # Given
     save_random_model("arcee", {"rope_parameters": rope}, tmp_path)
     # When
@@ -61,15 +62,15 @@ def test_a_rope_that_would_move_is_equal(tmp_path: Path, rope: dict[str, Any]) -
     assert report.equal, "\n".join(report.lines())
 
 
-def test_a_family_with_a_file_would_pass_too(tmp_path: Path) -> None:
-    # Given a family with a file, described all the same
+def test_a_supported_family_passes_on_the_backend_too(tmp_path: Path) -> None:
+    # Given a family with a file, described for the backend
     save_random_model("qwen3", {}, tmp_path)
     checkpoint = open_model(str(tmp_path), tmp_path)
     # When / Then nothing is raised
     self_test(checkpoint, describe(checkpoint), 4)
 
 
-def test_a_damaged_shard_is_found_in_its_layer(arcee: Path) -> None:
+def test_a_damaged_shard_is_reported_in_its_layer(arcee: Path) -> None:
     # Given one number of the second shard's columns of layer 2
     checkpoint = open_model(str(arcee), arcee)
     right = CheckpointFetch(checkpoint, load_architecture(checkpoint.config))
@@ -81,13 +82,13 @@ def test_a_damaged_shard_is_found_in_its_layer(arcee: Path) -> None:
         return raw
 
     # When
-    report = check_model(str(arcee), 2, 2, fetch=damaged)
+    report = compare(open_checked(str(arcee), 2, 2), fetch=damaged)
     # Then the layer is named, and the number; by the sum, every shard has it
     assert [place.name for place in report.differing] == ["layer 2"]
-    found = report.to_json()["first"]
-    assert found is not None
-    assert [shard["address"] for shard in found["shards"]] == ["stage1.shard0", "stage1.shard1"]
-    assert found["shards"][0]["index"] == 5
+    place = report.to_json()["first"]
+    assert place is not None
+    assert [shard["address"] for shard in place["shards"]] == ["stage1.shard0", "stage1.shard1"]
+    assert place["shards"][0]["index"] == 5
 
 
 def test_the_command_says_what_it_compares(arcee: Path) -> None:
@@ -97,18 +98,18 @@ def test_the_command_says_what_it_compares(arcee: Path) -> None:
     assert "'arcee' has no file" in result.stdout
 
 
-def test_a_split_says_that_it_is_slower(arcee: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_split_warns_that_it_is_slower(arcee: Path, caplog: pytest.LogCaptureFixture) -> None:
     # Given
-    told: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     checkpoint = open_model(str(arcee), arcee)
     # When
     with caplog.at_level(logging.WARNING):
-        plan = draft_plan(checkpoint, 2, 3, progress=lambda *now: told.append(now))
-    # Then it is tried first, layer 0 and both ends, and progress tells of that
+        plan = draft_plan(checkpoint, PlanOptions(2, 3), lambda *now: calls.append(now))
+    # Then layer 0, embedding and head are tested first, with progress
     assert plan.shape == (2, 3)
     assert "slower" in caplog.text
-    assert [what for what, _, _ in told] == ["checking"] * 3
-    assert told[-1][1] == told[-1][2]
+    assert [what for what, _, _ in calls] == ["checking"] * 3
+    assert calls[-1][1] == calls[-1][2]
 
 
 # What the plan does not know of: the middle of an MLP is cut, and here is not computed by column.
@@ -138,10 +139,13 @@ def _with_the_token_before(self: Any, x: torch.Tensor) -> torch.Tensor:
             _of_a_fixed_width,
             "layer 0, cut over 2 shards by Transformers' plan, fails: RuntimeError",
         ),
-        (_with_the_token_before, "layer 0.*beside another row.*by another way than attention"),
+        (
+            _with_the_token_before,
+            "layer 0.*for a sequence beside.*another way than attention",
+        ),
     ],
 )
-def test_what_a_plan_gets_wrong_is_refused_before_anything_is_written(
+def test_a_wrong_plan_is_refused_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch, arcee: Path, forward: Any, message: str
 ) -> None:
     # Given layers that are not what their plan cuts
@@ -151,7 +155,7 @@ def test_what_a_plan_gets_wrong_is_refused_before_anything_is_written(
         skysplit(str(arcee), 1, 2, url="redis://127.0.0.1:1/0")
 
 
-def test_what_looks_back_at_the_embedding_is_refused(
+def test_a_layer_that_uses_the_embedding_is_refused(
     monkeypatch: pytest.MonkeyPatch, arcee: Path
 ) -> None:
     # Given a model whose layers get the tokens' embeddings too: a later stage has none
@@ -165,7 +169,7 @@ def test_what_looks_back_at_the_embedding_is_refused(
 
 
 def _looking_back(forward: Any) -> Any:
-    """Adds the embedding to what goes into the first layer, wherever that comes from."""
+    """Adds the embedding to the first layer's input."""
 
     def changed(self: Any, **given: Any) -> Any:
         layer, embedded = self.layers[0], []

@@ -21,7 +21,7 @@ from skynet import __version__, cli
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.cli import terminal
 from skynet.cli.options import chosen, interruptible
-from skynet.local.cluster import LocalCluster
+from skynet.local.processes import WorkerProcesses
 from skynet.local.server import EmbeddedServer
 from skynet.request.completion import Completion
 from skynet.request.option_table import ARGUMENTS, OPTIONS
@@ -56,7 +56,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(EmbeddedServer, "start", refuse)
-    monkeypatch.setattr(LocalCluster, "_start_worker", refuse)
+    monkeypatch.setattr(WorkerProcesses, "start", refuse)
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_split_needs_slots_for_the_beams_that_the_model_searches_with(tmp_path: 
     (path / "generation_config.json").write_text(json.dumps({"num_beams": 5}))
     # When / Then
     result = skynet("split", str(path), "--slots", "4")
-    refused(result, "PlanError", "generation_config.json searches with num_beams 5")
+    refused(result, "PlanError", "generation_config.json sets num_beams 5")
 
 
 @pytest.mark.parametrize(("url", "shown"), UNREACHABLE)

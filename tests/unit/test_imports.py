@@ -26,6 +26,7 @@ FLOOR_PLAN = (
     "request",
     "checkpoint",
     "layers",
+    "reference",
     "transformers_backend",
     "engine",
     "store",
@@ -50,6 +51,7 @@ FORBIDDEN = {
     "skynet.request": {"torch", "redis", "celery", "kombu", "transformers"},
     "skynet.checkpoint": {"redis", "celery", "kombu"},
     "skynet.layers": {"redis", "celery", "kombu", "transformers"},
+    "skynet.reference": {"redis", "celery", "kombu"},
     "skynet.transformers_backend": {"redis", "celery", "kombu"},
     "skynet.engine": {"torch", "redis", "celery", "kombu", "transformers", "skynet.store"},
     "skynet.store": {"torch", "celery", "kombu", "transformers"},
@@ -57,6 +59,7 @@ FORBIDDEN = {
     "skynet.worker": {"transformers"},
     "skynet.orchestrator": {"torch", "transformers"},
     "skynet.check": {"redis", "celery", "kombu"},
+    "skynet.staging": {"torch", "transformers", "celery", "kombu", "skynet.check"},
 }
 
 

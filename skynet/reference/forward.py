@@ -1,8 +1,8 @@
-"""Their side: Transformers' own model and forward pass, with one layer's weights in memory.
+"""Transformers' own model and forward pass, with one layer's weights in memory.
 
-The model is built without weights. Hooks read those of a layer, or of an end, just before it runs,
-with the safetensors library, and let go of them after it. So everything else, masks, ropes and what
-differs between layers, is what the model itself makes of it. Knows nothing of our layers.
+The model is built without weights. Hooks load those of a layer, an embedding or a head just before
+it runs, with the safetensors library, and free them after it. Everything else, masks, ropes and
+differences between layers, is the model's code. Knows nothing of SkyNet's layers.
 """
 
 from __future__ import annotations
@@ -14,49 +14,53 @@ import torch
 import torch.nn.functional as F
 
 from skynet.architecture.architecture import Architecture
-from skynet.check.reference_layer import Cuts, DenseLayer, ReferenceLayer, path_of_layers, weight_of
-from skynet.check.reference_model import ReferenceModel, build, without_prefix
-from skynet.check.reference_weights import ReferenceWeights
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import UnsupportedModel
+from skynet.reference.layer import Cuts, DenseLayer, ReferenceLayer, path_of_layers, weight_of
+from skynet.reference.model import build, reference_model, without_prefix
+from skynet.reference.weights import ReferenceWeights
+
+
+def _no_cuts(layer: int) -> Cuts:
+    return {}
 
 
 class Visitor(Protocol):
-    """Is told what Transformers computes, in order, when the weights for it are free again."""
+    """Receives Transformers' results in order, each after its weights were freed."""
 
     def embedding(self, rows: torch.Tensor) -> None:
-        """`rows` (tokens, embedding) of a stack's table, as they lie there; its layers follow."""
+        """`rows` (tokens, embedding) of a stack's embedding table; its layers follow."""
         ...
 
     def layer(self, layer: int, x: torch.Tensor, out: torch.Tensor, dense: DenseLayer) -> None:
-        """A layer's input and output, (tokens, hidden), and what is known of its inside.
+        """A layer's input and output, (tokens, hidden), and its products.
 
-        Layers have their numbers in the model. Of the inside of a family without a file nothing is
-        known: its modules have no roles.
+        layer: counted over all stacks.
+        dense: empty on the Transformers backend, whose modules have no roles.
         """
         ...
 
     def encoder_output(self, states: torch.Tensor) -> None:
-        """What an encoder leaves to the decoder, (tokens, hidden)."""
+        """The encoder's output, (tokens, hidden)."""
         ...
 
-    def end(self, result: torch.Tensor) -> None:
-        """What the model ends in, (rows, width); see `ReferenceModel.result`."""
+    def output(self, result: torch.Tensor) -> None:
+        """The model's output, (rows, width); see `ReferenceModel.result`."""
         ...
 
 
 class Reference:
-    """One checkpoint as Transformers computes it."""
+    """Transformers' model of one checkpoint."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         arch: Architecture,
-        kind: ReferenceModel,
         dtype: torch.dtype,
-        cuts: Callable[[int], Cuts],
+        cuts: Callable[[int], Cuts] = _no_cuts,
     ) -> None:
-        """cuts: of a layer, by its number in the model."""
+        """cuts: of a layer's products, by its number in the model."""
+        kind = reference_model(arch)
         self._arch = arch = without_prefix(arch) if kind.bare else arch
         self._kind, self._cuts = kind, cuts
         self._model, config = build(checkpoint, kind, dtype)
@@ -65,7 +69,7 @@ class Reference:
             count = len(self._model.get_submodule(path_of_layers(stack)))
             if count != stack.num_layers:
                 raise UnsupportedModel(
-                    f"Transformers makes {count} layers of {checkpoint.path}, SkyNet "
+                    f"{checkpoint.path}: Transformers' model has {count} layers, SkyNet's "
                     f"{stack.num_layers}"
                 )
             self._layers += [ReferenceLayer(self._model, stack, number) for number in range(count)]
@@ -73,34 +77,33 @@ class Reference:
 
     @torch.inference_mode()
     def run(
-        self, reads: Sequence[list[int]], visitor: Visitor, only: Collection[int] | None = None
+        self, inputs: Sequence[list[int]], visitor: Visitor, only: Collection[int] | None = None
     ) -> None:
-        """One forward pass over what each stack reads; `visitor` is called on the way.
+        """One forward pass over each stack's token ids; `visitor` receives the results.
 
-        only: layers that are run, all by default; others let the hidden states through.
+        only: layers that run, all by default; the others pass the hidden states on.
         """
-        self._hook_ends(visitor)
+        self._hook_outside_layers(visitor)
         for number, layer in enumerate(self._layers):
             if only is None or number in only:
                 self._hook_layer(number, layer, visitor)
             else:
-                layer.module.forward = _let_through
+                layer.module.forward = _identity
         if self._arch.encoder is not None:
-            self._hook_memory(visitor)
-        ids = zip(self._kind.inputs, reads, strict=True)
-        inputs = {name: torch.tensor([own]) for name, own in ids}
-        found = self._model(**inputs, **self._kind.options)
-        result = getattr(found, self._kind.result)
-        visitor.end(result.reshape(-1, result.shape[-1]))
+            self._hook_encoder_output(visitor)
+        names = zip(self._kind.inputs, inputs, strict=True)
+        arguments = {name: torch.tensor([ids]) for name, ids in names}
+        result = getattr(self._model(**arguments, **self._kind.options), self._kind.result)
+        visitor.output(result.reshape(-1, result.shape[-1]))
 
-    def _hook_ends(self, visitor: Visitor) -> None:
+    def _hook_outside_layers(self, visitor: Visitor) -> None:
         tables = self._tables()
-        filled = {id(inner) for layer in self._layers for inner in layer.module.modules()}
+        hooked = {id(inner) for layer in self._layers for inner in layer.module.modules()}
         for path, module in self._model.named_modules():
-            if id(module) in filled or not module._parameters:
+            if id(module) in hooked or not module._parameters:
                 continue
-            # With all within, which must not be filled a second time.
-            filled |= {id(inner) for inner in module.modules()}
+            # With its submodules, which must not be loaded a second time.
+            hooked |= {id(inner) for inner in module.modules()}
 
             def fill(module: torch.nn.Module, _: Any, path: str = path) -> None:
                 self._weights.fill(module, path)
@@ -117,7 +120,7 @@ class Reference:
             module.register_forward_hook(free)
 
     def _tables(self) -> set[int]:
-        """The modules that have a row for each token: stacks may share one, or its weights."""
+        """Ids of the token embeddings; stacks may share the module, or its weights."""
         embeds = [weight_of(stack, "embed") for stack in self._arch.stacks]
         names = {name for embed in embeds for name in (embed.name, *embed.others)}
         named = self._model.named_modules(remove_duplicate=False)
@@ -142,7 +145,7 @@ class Reference:
         layer.module.register_forward_hook(after)
         layer.record()
 
-    def _hook_memory(self, visitor: Visitor) -> None:
+    def _hook_encoder_output(self, visitor: Visitor) -> None:
         def before(_: torch.nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
             visitor.encoder_output(kwargs["encoder_hidden_states"][0])
 
@@ -150,5 +153,5 @@ class Reference:
         decoder.register_forward_pre_hook(before, with_kwargs=True)
 
 
-def _let_through(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+def _identity(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return hidden_states

@@ -1,4 +1,4 @@
-"""One layer of Transformers' model, and what of its products each shard would make."""
+"""One layer of Transformers' model, and each shard's partial of its products."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ import torch
 
 from skynet.architecture.architecture import Architecture, Weight
 from skynet.architecture.transformers_model import TransformersArchitecture
-from skynet.check.reference_weights import parameter
 from skynet.errors import UnsupportedModel
+from skynet.reference.weights import parameter
 
-# Row-parallel products in the order of their sums, and what reports call these.
+# Row-parallel products in the order of their sums, with their names in reports.
 PRODUCTS = {"o": "attention", "cross_o": "attention to the encoder", "down": "MLP"}
 RECORDED = (*PRODUCTS, "q_norm", "k_norm")
 
-Cuts = dict[str, list[slice]]  # of each product, each shard's numbers of its inputs
+Cuts = dict[str, list[slice]]  # role of a product -> the inputs of each shard
 
 
 @dataclass(frozen=True)
 class DenseLayer:
-    """Partials of a layer, by a product with the other shards' inputs left out.
+    """A layer's uncut products, divided into the shards' partials by their inputs.
 
-    partials: of each product, by its role and in the order of `PRODUCTS`, each shard's (tokens,
-        hidden).
-    norm_inputs: queries and keys (tokens, all heads), where all heads are normed together.
+    partials: role of a product, in the order of `PRODUCTS` -> each shard's (tokens, hidden).
+    norm_inputs: queries and keys (tokens, all heads), if one norm spans all heads.
     """
 
     partials: dict[str, list[torch.Tensor]]
@@ -33,66 +32,66 @@ class DenseLayer:
 
 
 class ReferenceLayer:
-    """Keeps what goes into a layer's products while it runs."""
+    """Records the inputs of a layer's products while it runs."""
 
     def __init__(self, model: Any, arch: Architecture, number: int) -> None:
-        """arch: of the layer's stack; number: in that stack."""
+        """arch: the stack's; number: the layer's in that stack."""
         self._arch, self._number = arch, number
         self.path = f"{path_of_layers(arch)}.{number}"
         self.module: torch.nn.Module = model.get_submodule(self.path)
-        found = {role: self._find(model, role) for role in RECORDED}
-        self._inner = {role: module for role, module in found.items() if module is not None}
-        self._seen: dict[str, tuple[Any, dict[str, Any]]] = {}
+        modules = {role: self._module(model, role) for role in RECORDED}
+        self._modules = {role: module for role, module in modules.items() if module is not None}
+        self._inputs: dict[str, tuple[Any, dict[str, Any]]] = {}
 
     def record(self) -> None:
-        """Keep inputs from now on, until they are forgotten."""
-        for role, module in self._inner.items():
+        """Record inputs from now on, until `forget`."""
+        for role, module in self._modules.items():
 
-            def keep(
+            def record(
                 _: torch.nn.Module, args: Any, kwargs: dict[str, Any], role: str = role
             ) -> None:
-                # The first time only: experts are run again below, for partials.
-                self._seen.setdefault(role, (args, kwargs))
+                # The first call only: `_expert_products` calls experts again.
+                self._inputs.setdefault(role, (args, kwargs))
 
-            module.register_forward_pre_hook(keep, with_kwargs=True)
+            module.register_forward_pre_hook(record, with_kwargs=True)
 
     def forget(self) -> None:
-        self._seen = {}
+        self._inputs = {}
 
     def dense(self, cuts: Cuts) -> DenseLayer:
-        """What shards with these cuts would have made of what was kept."""
+        """The partials of shards with these cuts, from the recorded inputs."""
         roles = [role for role in PRODUCTS if self._arch.weight(role) is not None]
         partials = {role: self._partials(role, cuts[role]) for role in roles}
         if self._arch.qk_norm != "all":
             return DenseLayer(partials)
-        queries, keys = (self._seen[role][0][0][0].float() for role in ("q_norm", "k_norm"))
+        queries, keys = (self._inputs[role][0][0][0].float() for role in ("q_norm", "k_norm"))
         return DenseLayer(partials, (queries, keys))
 
-    def _find(self, model: Any, role: str) -> torch.nn.Module | None:
-        """The module whose inputs are those of a role; None of a role that there isn't."""
+    def _module(self, model: Any, role: str) -> torch.nn.Module | None:
+        """The module whose inputs a role's product has; None if the layer lacks the role."""
         weight = self._arch.weight(role)
         if weight is None:
             return None
         if not weight.in_pieces:
-            found: torch.nn.Module = model.get_submodule(weight.name.format(layer=self._number))
-            return found
+            module: torch.nn.Module = model.get_submodule(weight.name.format(layer=self._number))
+            return module
         return _experts(self.module) if role == "down" else None
 
     def _partials(self, role: str, cuts: list[slice]) -> list[torch.Tensor]:
-        inner = self._inner.get(role)
-        if inner is None:
+        module = self._modules.get(role)
+        if module is None:
             raise UnsupportedModel(f"{self._arch.model_type} has no product {role!r} to check")
-        args, kwargs = self._seen[role]
+        args, kwargs = self._inputs[role]
         if role == "down" and self._arch.num_experts:
-            return _expert_products(inner, args, kwargs, cuts)
+            return _expert_products(module, args, kwargs, cuts)
         x = args[0].reshape(-1, args[0].shape[-1]).float()
-        matrix = inner.get_parameter("weight").float()
+        matrix = module.get_parameter("weight").float()
         matrix = matrix if weight_of(self._arch, role).transposed else matrix.t()  # (in, out)
         return [x[:, cut] @ matrix[cut] for cut in cuts]
 
 
 def weight_of(arch: Architecture, role: str) -> Weight:
-    """The weight of a role that every model has."""
+    """The weight of this role, which every supported model has."""
     weight = arch.weight(role)
     if weight is None:
         raise UnsupportedModel(f"{arch.model_type} has no weight {role!r}")
@@ -100,7 +99,7 @@ def weight_of(arch: Architecture, role: str) -> Weight:
 
 
 def path_of_layers(arch: Architecture) -> str:
-    """Where Transformers' model has the layers of a stack."""
+    """Path of the module list of a stack's layers in Transformers' model."""
     if isinstance(arch, TransformersArchitecture):
         return arch.path
     return weight_of(arch, "o").name.partition(".{layer}")[0]
@@ -117,13 +116,13 @@ def _experts(module: torch.nn.Module) -> torch.nn.Module | None:
 def _expert_products(
     experts: torch.nn.Module, args: Any, kwargs: dict[str, Any], cuts: list[slice]
 ) -> list[torch.Tensor]:
-    """The experts with all columns but a shard's at zero."""
-    whole, found = experts._parameters["down_proj"], []
+    """Each shard's partial: the experts' output with the other shards' columns set to zero."""
+    whole, partials = experts._parameters["down_proj"], []
     for cut in cuts:
         masked = torch.zeros_like(whole)  # type: ignore[arg-type]
         masked[:, :, cut] = whole[:, :, cut]  # type: ignore[index]
         experts._parameters["down_proj"] = parameter(masked)
-        made = experts(*args, **kwargs)
-        found.append(made.reshape(-1, made.shape[-1]))
+        output = experts(*args, **kwargs)
+        partials.append(output.reshape(-1, output.shape[-1]))
     experts._parameters["down_proj"] = whole
-    return found
+    return partials

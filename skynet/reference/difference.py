@@ -1,4 +1,4 @@
-"""How far two results are apart, and how far they may be."""
+"""The difference between two results, and its limits."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from dataclasses import dataclass
 
 import torch
 
-# Of a row's largest number. float32 sums in another order differ by 1e-6 to 1e-5 of it. bfloat16
-# has 8 bits, and what both sides round to it between the products of a layer is not the same: tiny
-# random models come to 8e-2.
+# Relative to the row's largest number. float32 sums in another order differ by 1e-6 to 1e-5 of it.
+# bfloat16 has 8 bits, and the two sides round to it at different points between a layer's products:
+# tiny random models reach 8e-2.
 LIMITS = {"float32": 1e-4, "bfloat16": 1e-1}
-# A row that is next to nothing beside the others is compared with this share of the largest: what
-# is left of large numbers that cancel is rounding.
+# A row much smaller than the others is measured by this share of the largest row: what remains of
+# large numbers that cancel is rounding.
 FLOOR = 1e-3
+DRIFT = 10  # the limit for all layers together, in limits of one layer
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The worst place of two results of shape (tokens, width)."""
+    """The largest difference between two results of shape (tokens, width)."""
 
     absolute: float
     relative: float  # to the largest number of the token's row
@@ -32,7 +33,7 @@ class Difference:
 
 
 def row_scale(*reference: torch.Tensor) -> torch.Tensor:
-    """(tokens,) what differences of these (tokens, width) are measured by."""
+    """(tokens,) the scale of relative differences between tensors like these (tokens, width)."""
     scale = torch.stack([part.float().abs().amax(-1) for part in reference if part.shape[-1]]).amax(
         0
     )
