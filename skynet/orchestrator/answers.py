@@ -43,25 +43,23 @@ class Answers:
     def finished(self, sequence: Sequence) -> None:
         end = sequence.end()
         result = {
-            "text": sequence.text,
-            "token_ids": sequence.generated,
+            "text": sequence.output.text,
+            "token_ids": sequence.output.tokens,
             "prompt_tokens": len(sequence.record.prompt),
             "finish_reason": end.finish_reason,
             "timings": end.timings,
-            **sequence.answer,
+            **sequence.output.answer,
         }
         if sequence.record.options.logprobs is not None:
-            result["logprobs"] = [item.as_dict() for item in sequence.logprobs]
-        if not self._end(sequence.id, end, result, "SUCCESS", sequence.pending):
+            result["logprobs"] = [item.as_dict() for item in sequence.output.logprobs]
+        if not self._end(sequence.id, end, result, "SUCCESS", sequence.output.pending):
             return
-        done = f"{len(sequence.generated)} tokens, {end.finish_reason}"
-        if sequence.reading is not None:
-            done = sequence.reading.text_task.task
-        self._event("task-succeeded", sequence, result=done, runtime=end.timings["total_s"])
+        summary, runtime_s = sequence.mode.summary, end.timings["total_s"]
+        self._event("task-succeeded", sequence, result=summary, runtime=runtime_s)
         logger.info(
             "request %s: %d tokens (%s), first after %.3f s, then %.1f tokens/s",
             sequence.id,
-            len(sequence.generated),
+            len(sequence.output.tokens),
             end.finish_reason,
             end.timings["first_token_s"],
             end.timings["decode_tokens_per_s"],
@@ -69,7 +67,11 @@ class Answers:
 
     def failed(self, sequence: Sequence, error: SkynetError) -> None:
         name = type(error).__name__
-        end = End(error=name, message=str(error), timings=sequence.timings())
+        end = End(
+            error=name,
+            message=str(error),
+            timings=sequence.timings.report(len(sequence.output.tokens)),
+        )
         cancelled = isinstance(error, errors.RequestCancelled)
         if not self._end(sequence.id, end, error, "REVOKED" if cancelled else "FAILURE"):
             return

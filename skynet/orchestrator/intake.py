@@ -12,8 +12,8 @@ import redis
 
 from skynet.architecture.architecture import Architecture
 from skynet.engine.engine import Engine
+from skynet.engine.output import ModelInfo
 from skynet.engine.sequence import Sequence
-from skynet.engine.text_answers import TextAnswer
 from skynet.errors import BadRequest, RequestCancelled, RequestTimeout, StepFailed
 from skynet.models.registry import load_architecture
 from skynet.orchestrator.answers import Answers
@@ -21,8 +21,7 @@ from skynet.request.record import Record
 from skynet.store.plans import Target
 from skynet.store.requests import Requests
 from skynet.store.weights import WeightStore
-from skynet.tokenizer.text import StopStrings, Text
-from skynet.wire.step import TextTask
+from skynet.tokenizer.text import Text
 
 logger = logging.getLogger(__name__)
 
@@ -106,35 +105,23 @@ class Intake:
 
     def _sequence_of(self, record: Record) -> Sequence:
         """With the tokens that were written before."""
-        text, read = self.served.text, record.options.read
-        reading = (
-            None if read is None else TextAnswer(TextTask.of(read), self.served.arch, text.spell)
-        )
-        sequence = Sequence(
-            record,
-            text.detokenizer(),
-            StopStrings(record.options.stop),
-            self.served.end_ids,
-            self.target.slot_tokens,
-            self.served.arch.rope_switch,
-            clock=self.requests.now,
-            reading=reading,
-            decode=text.decode if text.has_tokenizer else lambda _: "",
-        )
+        served = self.served
+        model = ModelInfo(served.arch, served.text, served.end_ids, self.target.slot_tokens)
+        sequence = Sequence.of(record, model, self.requests.now)
         if record.emitted:
             emitted = self.requests.emitted(record.id)
             logprobs = [token.logprobs for token in emitted if token.logprobs is not None]
-            sequence.restore([token.id for token in emitted], logprobs)
+            sequence.output.restore([token.id for token in emitted], logprobs)
         return sequence
 
 
 def _misfit(sequence: Sequence, target: Target) -> str:
     """Why a request does not fit a plan that was made after it was submitted; "" if it does."""
     prompt, room = len(sequence.record.prompt), target.slot_tokens
-    if prompt > room or len(sequence.prefix) + (sequence.reading is None) > room:
+    if prompt > room or sequence.mode.min_length > room:
         return f"the prompt has {prompt} tokens, a slot of the new plan has {room}"
-    if sequence.num_slots > target.num_slots:
-        return f"{sequence.num_slots} beams, the new plan has {target.num_slots} slots"
+    if sequence.mode.num_slots > target.num_slots:
+        return f"{sequence.mode.num_slots} beams, the new plan has {target.num_slots} slots"
     return ""
 
 

@@ -19,7 +19,7 @@ import redis
 
 from skynet import errors
 from skynet.chords.messenger import next_span
-from skynet.engine.engine import Engine
+from skynet.engine.engine import Engine, EngineOptions
 from skynet.engine.sequence import Sequence
 from skynet.errors import ClusterUnreachable, Fenced, SkynetError, StepFailed
 from skynet.orchestrator.answers import Answers
@@ -259,9 +259,9 @@ class OrchestratorRuntime:
             layout_of(served.arch, target, 1, 1),
             self,
             self.answers,
-            max_batch_tokens=settings().max_batch_tokens,
-            step_timeout_s=settings().step_timeout_s,
-            chord_share=settings().chord_share,
+            EngineOptions(
+                settings().max_batch_tokens, settings().step_timeout_s, settings().chord_share
+            ),
             clock=self.requests.now,
         )
         plan_controller = PlanController(
@@ -312,7 +312,7 @@ class OrchestratorRuntime:
             "steps_in_flight": len(engine.in_flight),
             "steps": engine.num_steps,
             "tokens": engine.num_tokens,
-            "chord_ms": round(engine.spans.chord_s * 1000, 3),
+            "chord_ms": round(engine.timing.spans.chord_s * 1000, 3),
             "layers_per_chord": engine.layers_per_chord,
         }
 

@@ -4,39 +4,45 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from skynet.engine.engine import Engine
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.positions import Rope
+from skynet.engine.engine import Engine, EngineOptions
+from skynet.engine.output import ModelInfo
 from skynet.engine.sequence import Sequence
 from skynet.errors import SkynetError
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
 from skynet.request.record import Options, Record, Token
-from skynet.tokenizer.text import StopStrings, Text
+from skynet.tokenizer.text import Text
 from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step
 
 VOCAB = 1000
 FEW = 40
 
 
+TINY = load_architecture(
+    {
+        "model_type": "llama",
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 512,
+    }
+)
+
+
 def tiny_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
-    arch = load_architecture(
-        {
-            "model_type": "llama",
-            "hidden_size": 48,
-            "intermediate_size": 80,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 3,
-            "vocab_size": VOCAB,
-            "max_position_embeddings": 512,
-        }
-    )
-    return make_plan(arch, model="digest", name="tiny", stages=stages, shards=shards, **options)
+    return make_plan(TINY, model="digest", name="tiny", stages=stages, shards=shards, **options)
 
 
 def seq2seq_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
@@ -68,17 +74,23 @@ def new_sequence(
     text: Text | None = None,
     sample_group: str = "",
     rope_switch: int = 0,
+    arch: Architecture = TINY,
     **options: Any,
 ) -> Sequence:
     checked = Options(**{"max_tokens": 4, **options})
-    return Sequence(
+    if rope_switch:
+        longrope = Rope(8, "longrope", original_positions=rope_switch, long_divisors=(1.0,) * 4)
+        arch = replace(arch, ropes=(longrope,) * arch.num_layers)
+    return Sequence.of(
         Record(name, tuple(prompt), checked, 0.0, deadline, sample_group=sample_group),
-        (text or Text({})).detokenizer(),
-        StopStrings(checked.stop),
-        frozenset(end_ids),
-        max_length,
-        rope_switch,
+        ModelInfo(arch, text or Text({}), frozenset(end_ids), max_length),
     )
+
+
+def append(sequence: Sequence, token: int) -> Token:
+    """A token comes, without a step."""
+    sequence.timings.note_token()
+    return sequence.output.append(token)
 
 
 def next_token(known: Items[int]) -> int:
@@ -220,9 +232,9 @@ class Notes:
         return self.cancel_asked & {sequence.id for sequence, _ in tokens}, set()
 
     def finished(self, sequence: Sequence) -> None:
-        if sequence.pending:
-            self.tokens([(sequence, token) for token in sequence.pending])
-            self.beams[sequence.id] = sequence.answer["beams"]
+        if sequence.output.pending:
+            self.tokens([(sequence, token) for token in sequence.output.pending])
+            self.beams[sequence.id] = sequence.output.answer["beams"]
         self._end(sequence, sequence.finish_reason)
 
     def failed(self, sequence: Sequence, error: SkynetError) -> None:
@@ -242,7 +254,9 @@ class Bench:
         self.plan = plan or tiny_plan()
         self.shards = FakeShards(self.plan.num_shards, self.plan.encoder_layers)
         self.notes = Notes()
-        self.engine = Engine(self.plan, self.shards, self.notes, clock=lambda: self.now, **options)
+        self.engine = Engine(
+            self.plan, self.shards, self.notes, EngineOptions(**options), lambda: self.now
+        )
         self.engine.ready = True
 
     def finish_oldest(self) -> int:

@@ -63,7 +63,7 @@ def test_a_search_waits_until_there_are_slots_for_all_beams() -> None:
     order = list(bench.notes.ended)
     assert order == ["first", "search", "last"]
     assert bench.notes.written["last"] == answer([2], 1)
-    assert sorted(bench.engine.scheduler._free_slots) == [0, 1, 2]
+    assert sorted(bench.engine.scheduler.slots.free) == [0, 1, 2]
 
 
 def test_the_prompt_is_computed_once_in_chunks() -> None:
@@ -108,7 +108,7 @@ def test_searches_can_be_cancelled_and_time_out() -> None:
     assert isinstance(bench.notes.ended["a"], RequestCancelled)
     assert isinstance(bench.notes.ended["b"], RequestTimeout)
     assert bench.notes.written == {}
-    assert sorted(bench.engine.scheduler._free_slots) == [0, 1, 2, 3]
+    assert sorted(bench.engine.scheduler.slots.free) == [0, 1, 2, 3]
 
 
 def test_a_search_that_may_choose_nothing_ends_with_an_error() -> None:
@@ -224,7 +224,7 @@ def test_whatever_happens_a_search_finds_what_it_finds_alone(
     for number, (tokens, beams) in enumerate(alone):
         assert bench.notes.written[str(number)] == tokens
         assert bench.notes.beams[str(number)] == beams
-    assert sorted(bench.engine.scheduler._free_slots) == list(range(5))
+    assert sorted(bench.engine.scheduler.slots.free) == list(range(5))
 
 
 def test_the_first_of_the_hypotheses_is_what_greedy_finds_with_one_beam_s_luck() -> None:

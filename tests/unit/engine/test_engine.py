@@ -373,7 +373,7 @@ def test_lost_shards_are_replayed_in_order_under_another_shape() -> None:
     bench.finish_oldest()
     bench.finish_oldest()
     running = [sequence.id for sequence in bench.engine.scheduler.running]
-    known = sum(sequence.length for sequence in bench.engine.scheduler.running)
+    known = sum(sequence.mode.num_tokens for sequence in bench.engine.scheduler.running)
     # When the shards are lost, and a plan of another shape follows
     bench.recover(tiny_plan(stages=2, shards=3, num_slots=3))
     # Then who ran still runs, all is replayed once, and every answer is that of a run alone
@@ -443,7 +443,7 @@ def test_a_token_that_was_not_written_is_made_again(monkeypatch: pytest.MonkeyPa
     # When the request is taken up again from what was written
     assert "a" not in bench.engine.sequences
     again = new_sequence("a", [1, 2, 3], max_tokens=4)
-    again.restore(written)
+    again.output.restore(written)
     bench.notes.running.discard("a")  # it starts a second time
     bench.engine.accept(again)
     # Then nothing is missing, and nothing is there twice

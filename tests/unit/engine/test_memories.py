@@ -98,7 +98,7 @@ def test_a_place_is_free_when_the_last_of_its_users_has_ended() -> None:
         "c": expected((1, 2), 2),
         "d": expected((3, 4), 2),
     }
-    assert bench.engine.scheduler._free_encoder_kvs == [0, 1]
+    assert bench.engine.scheduler.slots.free_encoder_kv == [0, 1]
 
 
 def test_a_request_that_is_cancelled_while_it_is_read_leaves_its_place() -> None:
@@ -112,8 +112,8 @@ def test_a_request_that_is_cancelled_while_it_is_read_leaves_its_place() -> None
     # Then the other goes on with what was read
     assert bench.notes.written == {"b": expected(PROMPT, 4)}
     assert sum(step.start == 0 for step in bench.shards.sent) == 1
-    assert sorted(bench.engine.scheduler._free_slots) == [0, 1]
-    assert bench.engine.scheduler._free_encoder_kvs == [0, 1]
+    assert sorted(bench.engine.scheduler.slots.free) == [0, 1]
+    assert bench.engine.scheduler.slots.free_encoder_kv == [0, 1]
 
 
 def test_a_text_that_breaks_the_encoder_ends_alone() -> None:
@@ -163,4 +163,4 @@ def test_whatever_happens_each_answer_is_that_of_a_run_alone(
         for n, length in enumerate(lengths)
         for sample in range(2)
     }
-    assert sorted(bench.engine.scheduler._free_encoder_kvs) == [0, 1, 2]
+    assert sorted(bench.engine.scheduler.slots.free_encoder_kv) == [0, 1, 2]

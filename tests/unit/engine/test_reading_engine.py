@@ -8,10 +8,9 @@ from engine_fakes import Bench, FakeShards, answer, new_sequence
 from model_families import encoder_config
 
 from skynet.engine.sequence import Sequence
-from skynet.engine.text_answers import TextAnswer
 from skynet.errors import PeerLost, RequestCancelled, RequestTimeout, StepFailed
 from skynet.models.registry import load_architecture
-from skynet.wire.step import Step, TextTask
+from skynet.wire.step import Step
 
 ARCH = load_architecture(encoder_config("bert", "Model"))
 OVERFLOW = 999  # a text that begins with it breaks the model
@@ -29,9 +28,7 @@ class ReadingShards(FakeShards):
 
 
 def text(name: str, tokens: list[int], **options: float) -> Sequence:
-    sequence = new_sequence(name, tokens, **options)
-    sequence.reading = TextAnswer(TextTask("embed"), ARCH, str)
-    return sequence
+    return new_sequence(name, tokens, arch=ARCH, read={"task": "embed", "positions": []}, **options)
 
 
 @pytest.fixture
@@ -52,7 +49,7 @@ def test_texts_share_steps_and_are_never_cut(bench: Bench) -> None:
     bench.run()
     # Then each is answered, in one step each, of which some are shared
     for name, size in sizes.items():
-        assert texts[name].answer == {"embedding": [size, size]}
+        assert texts[name].output.answer == {"embedding": [size, size]}
         assert bench.notes.ended[name] == "stop"
     assert bench.notes.written == {"first": answer([1, 2], 3)}
     rows = [[row for row in step.rows if row.text_task] for step in bench.shards.sent]
@@ -73,7 +70,7 @@ def test_a_lost_step_is_read_again(bench: Bench) -> None:
     bench.recover()
     bench.run()
     # Then it has its answer
-    assert sequence.answer == {"embedding": [3, 6]}
+    assert sequence.output.answer == {"embedding": [3, 6]}
     assert bench.notes.ended == {"a": "stop"}
 
 

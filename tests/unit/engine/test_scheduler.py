@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from engine_fakes import new_sequence
+import numpy as np
+from engine_fakes import TINY, new_sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skynet.engine.modes.mode import RowResult
+from skynet.engine.output import ModelInfo
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
 from skynet.request.record import Options, Record
-from skynet.tokenizer.text import StopStrings, Text
-from skynet.wire.step import Row
+from skynet.tokenizer.text import Text
+from skynet.wire.step import Candidates, Row
 
 Batch = list[tuple[Sequence, Row]]
+TOKEN_1 = Candidates(np.array([1], np.int32), np.array([1.0], np.float32), 1.0, 1.0)
 
 
 def finish(batch: Batch) -> None:
     """The step is done: what was computed counts, and each row that wanted a token gets one."""
     for sequence, row in batch:
         sequence.in_flight = False
-        sequence.computed = row.stop
-        if row.logits_request is not None:
-            sequence.append(1)
+        sequence.take([RowResult(row, [TOKEN_1])])
 
 
 def filled(num_slots: int, num_batches: int, budget: int, *lengths: int) -> Scheduler:
@@ -94,7 +96,7 @@ def asked(name: str, priority: int, arrival: int, *, state: str = "waiting") -> 
     record = Record(
         name, (1, 2), Options(), 0.0, 1e12, state=state, arrival=arrival, priority=priority
     )
-    return Sequence(record, Text({}).detokenizer(), StopStrings(()), frozenset(), 512)
+    return Sequence.of(record, ModelInfo(TINY, Text({}), frozenset(), 512))
 
 
 def test_who_waits_with_a_higher_priority_goes_first_and_equals_by_arrival() -> None:
@@ -153,7 +155,7 @@ def test_a_reset_keeps_the_order_and_gives_slots_anew() -> None:
     # When all slots are lost
     scheduler.reset(2)
     # Then who ran has a slot again, in order, and who waited waits
-    assert [(s.id, s.slot, s.computed) for s in scheduler] == [
+    assert [(s.id, s.slot, s.mode.computed) for s in scheduler] == [
         ("1", 0, 0),
         ("2", 1, 0),
         ("later", 2, 0),
