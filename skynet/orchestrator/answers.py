@@ -26,6 +26,7 @@ class Answers:
     def __init__(self, app: SkynetCelery, requests: Requests) -> None:
         self.app = app
         self.requests = requests
+        self.consumer: Any = None  # Celery's, once it runs
 
     def started(self, sequences: Items[Sequence]) -> None:
         self.requests.start([sequence.id for sequence in sequences])
@@ -120,9 +121,7 @@ class Answers:
 
     def _event(self, kind: str, sequence: Sequence, **fields: Any) -> None:
         """Tell Flower how the request's task ended: Celery let go of it when it was accepted."""
-        runtime = self.app.runtime
-        consumer = getattr(runtime, "_consumer", None)
-        dispatcher = getattr(consumer, "event_dispatcher", None)
+        dispatcher = getattr(self.consumer, "event_dispatcher", None)
         if dispatcher is not None and dispatcher.enabled:
             dispatcher.send(kind, uuid=sequence.id, retry=False, **fields)
 

@@ -8,8 +8,8 @@ import pytest
 import redis
 from chord_cases import make_app
 from orchestrator_cases import Consumer, MakeRuntime, Shards, ask, beat, stage_model
-from skynet.chords.app import SkynetCelery
 
+from skynet.chords.app import SkynetCelery
 from skynet.local.server import EmbeddedServer
 from skynet.orchestrator.runtime import OrchestratorRuntime
 from skynet.settings import settings
@@ -44,10 +44,10 @@ def make_runtime(
     yield make
     for runtime in made:
         runtime.stop()
-        runtime.client.close()
+        runtime.context.client.close()
         runtime.leadership.client.close()
-        runtime.app.messenger.connection.close()
-        runtime.app.close()
+        runtime.context.app.messenger.connection.close()
+        runtime.context.app.close()
     settings.cache_clear()
 
 

@@ -119,14 +119,14 @@ def submit(
 
 def beat(runtime: OrchestratorRuntime) -> None:
     """One renewal, as the lease's thread makes them."""
-    runtime._keep_leadership(runtime.client)
+    runtime.election.renew(runtime.context.client)
 
 
 def watch(runtime: OrchestratorRuntime) -> None:
     """A tick at which everything is due."""
-    runtime._due.clear()
-    if runtime.plan_controller is not None:
-        runtime.plan_controller._looked = 0.0
+    runtime.intervals.clear()
+    if runtime.leader.service is not None:
+        runtime.leader.service.plan_controller._looked = 0.0
     runtime.tick()
 
 
@@ -137,14 +137,16 @@ def bring_up(runtime: OrchestratorRuntime, shards: Shards) -> Plan:
         watch(runtime)
         shards.follow()
         watch(runtime)
-        engine, plan_controller = runtime.engine, runtime.plan_controller
-        if engine is None or plan_controller is None:
+        service = runtime.leader.service
+        if service is None:
             return False
-        return engine.ready and plan_controller.next is None and not plan_controller.broken
+        switch = service.plan_controller.switch
+        return service.engine.ready and switch.next is None and not switch.broken
 
     wait_for("the engine is ready", is_ready)
     plan = Plans(shards.client).current()
-    if plan is None or runtime.engine is None or runtime.engine.plan.epoch != plan.epoch:
+    service = runtime.leader.service
+    if plan is None or service is None or service.engine.plan.epoch != plan.epoch:
         raise AssertionError(f"the engine runs another plan than {plan}")
     return plan
 

@@ -22,7 +22,8 @@ from orchestrator_cases import (
 from waiting import wait_for
 
 from skynet.errors import Fenced, RequestLost
-from skynet.orchestrator.runtime import LEADING, STANDBY, OrchestratorRuntime
+from skynet.orchestrator.leader import LEADING, STANDBY
+from skynet.orchestrator.runtime import OrchestratorRuntime
 from skynet.request.record import Token
 from skynet.store.leader import leader_of
 from skynet.store.members import Members
@@ -44,9 +45,9 @@ def test_one_leads_and_the_other_stands_by(
     watch(standby)
     # Then it consumes nothing, and would make nothing of a message
     assert (runtime.member.state, standby.member.state) == (LEADING, STANDBY)
-    assert runtime._consumer.queues == {keys.ORCHESTRATOR_QUEUE}
-    assert standby._consumer.queues == set()
-    assert standby.engine is None
+    assert runtime.leader.consumer.queues == {keys.ORCHESTRATOR_QUEUE}
+    assert standby.leader.consumer.queues == set()
+    assert standby.leader.service is None
 
 
 def test_a_standby_goes_on_where_the_leader_stopped(
@@ -70,14 +71,14 @@ def test_a_standby_goes_on_where_the_leader_stopped(
     beat(standby)
     new = bring_up(standby, shards)
     # Then the last is answered, the cancelled one ended, and the other goes on
-    assert standby.app.AsyncResult("last").result["token_ids"] == [11, 12, 13]
-    assert standby.app.AsyncResult("cancel").state == "REVOKED"
+    assert standby.context.app.AsyncResult("last").result["token_ids"] == [11, 12, 13]
+    assert standby.context.app.AsyncResult("cancel").state == "REVOKED"
     assert requests.open_ids() == ["middle"]
     # And under an epoch of its own, so that what the other sent is stale
     assert new.epoch > old.epoch
     ((epoch, step),) = sent_steps(client)
     assert epoch == new.epoch
-    standby.finish_step(parts(12), epoch, step, 0.0)
+    standby.messages.finish_step(parts(12), epoch, step, 0.0)
     assert requests.emitted_tokens("middle") == [11, 12]
 
 
@@ -96,7 +97,7 @@ def test_who_has_lost_the_lead_without_knowing_writes_nothing(
     plan_before = client.get(keys.PLAN_KEY)
     # When it wakes up, with the result of its step and work to do
     with suppress(Fenced):
-        runtime.finish_step(parts(11), epoch, step, 0.0)
+        runtime.messages.finish_step(parts(11), epoch, step, 0.0)
     watch(runtime)
     watch(runtime)
     # Then it has written no token, sent no step and made no plan, and knows that it does not lead
@@ -105,9 +106,9 @@ def test_who_has_lost_the_lead_without_knowing_writes_nothing(
     assert client.get(keys.PLAN_KEY) == plan_before
     beat(runtime)
     watch(runtime)
-    assert runtime.engine is None
+    assert runtime.leader.service is None
     assert runtime.member.state == STANDBY
-    assert runtime._consumer.queues == set()
+    assert runtime.leader.consumer.queues == set()
 
 
 def test_who_has_lost_the_lead_does_not_fail_a_request_it_is_sent(
@@ -138,7 +139,7 @@ def test_a_redis_that_is_away_does_not_fail_a_request_that_comes(
         raise redis.ConnectionError("connection refused")
 
     with monkeypatch.context() as broken:
-        broken.setattr(runtime.requests, "read", away)
+        broken.setattr(runtime.context.requests, "read", away)
         # When it is accepted / Then no error leaves the task
         runtime.on_message("accept", "r1")
     # And the sweep finds the record, under a new epoch
@@ -164,17 +165,17 @@ def test_a_message_of_the_next_leaders_plan_is_given_back(
     assert new.epoch > old.epoch
     # When it wakes up with a message for the other in its hands
     if task == keys.FINISH_STEP_TASK:
-        runtime.finish_step([b"part"], new.epoch, 0, 0.5)
+        runtime.messages.finish_step([b"part"], new.epoch, 0, 0.5)
         expected = [task, [[b"part"], new.epoch, 0, 0, 0.5]]
     else:
-        runtime.fail_step(new.epoch, 0, "PeerLost", "late")
+        runtime.messages.fail_step(new.epoch, 0, "PeerLost", "late")
         expected = [task, [new.epoch, 0, "PeerLost", "late"]]
     # Then it is back in the queue, and this one steps down
     assert in_queue(client) == [expected]
-    assert runtime.engine is None
+    assert runtime.leader.service is None
     # And the other makes of it what it is
-    assert other.plan_controller is not None
-    assert not other.plan_controller.broken
+    assert other.leader.service is not None
+    assert not other.leader.service.plan_controller.switch.broken
 
 
 def test_a_message_of_an_old_leaders_plan_changes_nothing(
@@ -184,12 +185,12 @@ def test_a_message_of_an_old_leaders_plan_changes_nothing(
     plan = bring_up(runtime, shards)
     # When results of plans that are over, or of none, come
     for epoch in (plan.epoch - 1, plan.epoch + 5):
-        runtime.finish_step(parts(11), epoch, 0, 0.0)
-        runtime.fail_step(epoch, 0, "PeerLost", "late")
+        runtime.messages.finish_step(parts(11), epoch, 0, 0.0)
+        runtime.messages.fail_step(epoch, 0, "PeerLost", "late")
     # Then it leads on, with the same plan, and gives nothing back
     watch(runtime)
-    assert runtime.engine is not None
-    assert runtime.engine.ready
+    assert runtime.leader.service is not None
+    assert runtime.leader.service.engine.ready
     assert in_queue(client) == []
 
 
@@ -206,7 +207,7 @@ def test_a_redis_without_its_memory_buries_what_was_running(
     beat(runtime)
     watch(runtime)
     # Then whoever waits for the request is told
-    result = runtime.app.AsyncResult("r1")
+    result = runtime.context.app.AsyncResult("r1")
     assert result.state == "FAILURE"
     assert isinstance(result.result, RequestLost)
     assert "submit it again" in str(result.result)
@@ -239,7 +240,7 @@ def test_who_leaves_ends_its_step_first(
     def has_left() -> bool:
         nonlocal steps, num_tokens
         for epoch, step in steps:
-            runtime.finish_step(parts(11), epoch, step, 0.0)
+            runtime.messages.finish_step(parts(11), epoch, step, 0.0)
             num_tokens += 1
         steps = sent_steps(client)
         runtime.tick()
@@ -247,8 +248,8 @@ def test_who_leaves_ends_its_step_first(
 
     wait_for("the leader has left", has_left)
     # Then it was at a step boundary, with all tokens written, and lets another lead
-    assert runtime.engine is not None
-    assert not runtime.engine.in_flight
+    assert runtime.leader.service is not None
+    assert not runtime.leader.service.engine.in_flight
     assert sent_steps(client) == []
     assert Requests(client, 1000).emitted_tokens("r1") == [11] * num_tokens
     beat(runtime)
@@ -288,12 +289,12 @@ def test_a_redis_that_breaks_off_at_a_new_target_is_asked_again(
         raise redis.ConnectionError("connection reset")
 
     with monkeypatch.context() as broken:
-        broken.setattr(runtime.plans, "current", away)
+        broken.setattr(runtime.context.plans, "current", away)
         watch(runtime)
-        assert (runtime.engine, runtime.plan_controller) == (None, None)
+        assert runtime.leader.service is None
     # When it is back / Then the target is followed
     bring_up(runtime, shards)
-    assert runtime.intake is not None
+    assert runtime.leader.service is not None
 
 
 def test_deadlines_hold_where_there_is_no_model_to_run(

@@ -10,9 +10,9 @@ import pytest
 from skynet.engine.engine import Engine
 from skynet.errors import Fenced
 from skynet.models.registry import load_architecture
-from skynet.orchestrator import plan_controller as module
 from skynet.orchestrator.membership import Membership
 from skynet.orchestrator.plan_controller import CALM_S, PlanController
+from skynet.orchestrator.target_plans import TargetPlans
 from skynet.planning.plan import Plan
 from skynet.store.members import READY, SPARE, Member, Members
 from skynet.store.plans import Plans, Target
@@ -119,8 +119,7 @@ class Stand:
             cast(Plans, self.plans),
             self.membership,
             cast(Engine, self.engine),
-            ARCH,
-            target,
+            TargetPlans(ARCH, target),
             lambda: "1:me",
             lambda kind, text, seconds: self.told.append((kind, text)),
         )
@@ -178,7 +177,7 @@ class Stand:
             self.tick()
             if self.engine.ready and self.plans.plan == self.engine.resumed[-1]:
                 return self.engine.resumed[-1]
-        raise AssertionError(f"no plan: {self.conductor.status()}")
+        raise AssertionError(f"no plan: {self.plan_controller.status()}")
 
     @property
     def written(self) -> list[tuple[str, int]]:
@@ -190,12 +189,11 @@ class Stand:
 
 
 @pytest.fixture
-def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
+def stand() -> Stand:
     """For 1x2, which is fixed, with two workers."""
-    found = Stand()
-    monkeypatch.setattr(module, "time", found)
-    found.join("a", "b")
-    return found
+    stand = Stand()
+    stand.join("a", "b")
+    return stand
 
 
 def test_a_plan_is_put_in_force_and_runs_when_all_have_taken_it(stand: Stand) -> None:
@@ -286,7 +284,7 @@ def test_a_boundary_that_is_not_needed_any_more_is_given_up(stand: Stand) -> Non
     # Then the plan in force goes on
     assert not stand.engine.draining
     assert stand.engine.ready
-    assert stand.plan_controller.next is None
+    assert stand.plan_controller.switch.next is None
     assert stand.written == before
 
 
@@ -347,14 +345,12 @@ def test_losing_step_after_step_waits_longer_each_time(stand: Stand) -> None:
     assert stand.plans.epoch == epoch + 1
 
 
-def test_a_new_leader_takes_a_new_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_leader_takes_a_new_epoch() -> None:
     # Given a plan that another leader has put in force, with its workers
     first = Stand()
-    monkeypatch.setattr(module, "time", first)
     first.join("a", "b")
     old = first.up()
     second = Stand(plans=first.plans)
-    monkeypatch.setattr(module, "time", second)
     second.leases = first.leases
     # When this one begins to lead
     new = second.up()
