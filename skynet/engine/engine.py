@@ -16,11 +16,10 @@ from typing import Protocol
 from skynet.engine.blame import blame_failure, blame_loss, clear
 from skynet.engine.flight import Batch, InFlight, Replay, sequences_of
 from skynet.engine.live_requests import Journal, LiveRequests, cancellation
-from skynet.engine.modes.mode import RowResult
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
 from skynet.engine.step_timing import StepTiming
-from skynet.errors import ShardFailed, ShardLost, SkynetError, StepFailed
+from skynet.errors import ShardFailed, ShardLost, SkynetError
 from skynet.planning.plan import Plan
 from skynet.request.record import Token
 from skynet.wire.step import Part, Step
@@ -250,20 +249,12 @@ class Engine:
             if not self.requests.has(sequence):
                 self.scheduler.release(sequence)  # failed during the step: its deadline passed
             elif not ran_encoder:
-                tokens += [(sequence, token) for token in self._take(sequence, results)]
+                if results[0].is_progress:
+                    clear(sequence)
+                    self._note_replayed(sequence)
+                taken = self.requests.take(sequence, results)
+                tokens += [(sequence, token) for token in taken]
         return tokens
-
-    def _take(self, sequence: Sequence, results: list[RowResult]) -> list[Token]:
-        if results[0].is_progress:
-            clear(sequence)
-            self._note_replayed(sequence)
-        try:
-            return sequence.take(results)
-        except StepFailed as error:
-            self.requests.fail(sequence, error)
-        except (ValueError, IndexError, FloatingPointError) as error:
-            self.requests.fail(sequence, StepFailed(f"no token can be sampled: {error}"))
-        return []
 
     def _note_replayed(self, sequence: Sequence) -> None:
         replay = self._replay

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from typing import Protocol
 
+from skynet.engine.modes.mode import RowResult
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
-from skynet.errors import RequestCancelled, RequestTimeout, SkynetError
+from skynet.errors import RequestCancelled, RequestTimeout, SkynetError, StepFailed
 from skynet.request.record import Token
 
 
@@ -71,6 +72,16 @@ class LiveRequests:
         for sequence in [*finished, *cancelled]:
             self.drop(sequence)
         return finished, cancelled
+
+    def take(self, sequence: Sequence, results: list[RowResult]) -> list[Token]:
+        """Use the results of a step; a sequence that cannot is failed."""
+        try:
+            return sequence.take(results)
+        except StepFailed as error:
+            self.fail(sequence, error)
+        except (ValueError, IndexError, FloatingPointError) as error:
+            self.fail(sequence, StepFailed(f"no token can be sampled: {error}"))
+        return []
 
     def expire(self, now: float) -> None:
         """Fail requests whose deadline has passed."""

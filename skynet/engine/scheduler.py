@@ -66,8 +66,8 @@ class Scheduler:
     def next_batch(self) -> list[tuple[Sequence, Row]]:
         """The rows of the next step, or none. Decodes first, then prompts in chunks.
 
-        Encoder inputs have steps of their own, which alternate with the others: the sequences
-        of such a step need the encoder (`Sequence.needs_encoder`).
+        A batch is either of encoder inputs (`Sequence.needs_encoder`) or of all others; the two
+        kinds alternate.
 
         Marks the sequences as in flight.
         """

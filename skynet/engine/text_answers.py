@@ -50,7 +50,7 @@ def predictions(candidates: Sequence[Candidates], count: int) -> list[tuple[int,
 
 
 def scores(logits: Vector, kind: str) -> npt.NDArray[np.float64]:
-    """A classifier's logits, (labels,), as scores: `softmax`, `sigmoid`, or as they are."""
+    """A classifier's logits, (labels,), as scores: `softmax`, `sigmoid` or, for `none`, raw."""
     full = logits.astype(np.float64)
     if kind == "softmax":
         powers = np.exp(full - full.max())

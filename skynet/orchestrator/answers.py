@@ -1,4 +1,4 @@
-"""Where answers are written down: records, streams and Celery's results, and events for Flower."""
+"""Writes answers: records, streams, Celery's results, and events for Flower."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Answers:
         except redis.RedisError as error:
             logger.warning("tokens could not be written: %s", error)
             replies = [0] * len(ids)
-        told = list(zip(ids, replies, strict=True))
-        return {i for i, reply in told if reply < 0}, {i for i, reply in told if reply == 0}
+        by_id = list(zip(ids, replies, strict=True))
+        return {i for i, reply in by_id if reply < 0}, {i for i, reply in by_id if reply == 0}
 
     def finished(self, sequence: Sequence) -> None:
         end = sequence.end()
@@ -89,14 +89,14 @@ class Answers:
         )
 
     def refuse(self, request_id: str, error: SkynetError) -> None:
-        """End a request of which no more than the id is known."""
+        """End a request that has no sequence."""
         end = End(error=type(error).__name__, message=str(error))
         cancelled = isinstance(error, errors.RequestCancelled)
         if self._end(request_id, end, error, "REVOKED" if cancelled else "FAILURE"):
             logger.error("request %s: %s: %s", request_id, end.error, error)
 
     def bury(self, sequence: Sequence) -> None:
-        """End a request whose record went with Redis's memory: whoever waits is told."""
+        """End a request whose record was lost with Redis's data, so that its client is told."""
         if self.requests.read(sequence.id) is None:
             self.requests.create(sequence.record, limit=2**31)
             self.failed(
@@ -110,17 +110,17 @@ class Answers:
     def _end(
         self, request_id: str, end: End, result: Any, state: str, tokens: Items[Token] = ()
     ) -> bool:
-        """The end of the record, of the stream and of Celery's result, in one; see `finish`."""
+        """Write the end of record, stream and Celery's result in one script; False: not written."""
         backend = self.app.backend
         stored = result if state == "SUCCESS" else backend.prepare_exception(result)
         meta = backend._get_result_meta(stored, state, None, None)
         meta["task_id"] = request_id
         key = backend.get_key_for_task(request_id)
-        told = key.decode() if isinstance(key, bytes) else key
-        return self.requests.finish(request_id, end, (told, _bytes(backend.encode(meta))), tokens)
+        name = key.decode() if isinstance(key, bytes) else key
+        return self.requests.finish(request_id, end, (name, _bytes(backend.encode(meta))), tokens)
 
     def _event(self, kind: str, sequence: Sequence, **fields: Any) -> None:
-        """Tell Flower how the request's task ended: Celery let go of it when it was accepted."""
+        """The task's end for Flower; for Celery it ended when the request was accepted."""
         dispatcher = getattr(self.consumer, "event_dispatcher", None)
         if dispatcher is not None and dispatcher.enabled:
             dispatcher.send(kind, uuid=sequence.id, retry=False, **fields)
