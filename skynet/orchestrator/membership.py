@@ -142,11 +142,11 @@ class Membership:
             if member is None:
                 waits.append(f"{name} (lost)")
             elif member.epoch != plan.epoch or member.state != READY:
-                share = member.loaded_bytes / member.weight_bytes if member.weight_bytes else 0
-                progress = (
-                    f"{member.state} {share:.0%}" if member.state == "loading" else member.state
-                )
-                waits.append(f"{name} ({member.problem or progress})")
+                state = member.state
+                if state == "loading":
+                    share = member.loaded_bytes / member.weight_bytes if member.weight_bytes else 0
+                    state += f" {share:.0%}"
+                waits.append(f"{name} ({member.problem or state})")
         names_of = {_name(address): worker for worker, address in plan.placed().items()}
         waits += [
             f"{member.queue} (still consumed by {member.id})"

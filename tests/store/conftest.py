@@ -1,4 +1,4 @@
-"""The tests' own app, orchestrators and shards on the tests' own server."""
+"""App, orchestrators and shards on the tests' server."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from skynet.settings import settings
 
 @pytest.fixture
 def app(server: EmbeddedServer, client: redis.Redis) -> Iterator[SkynetCelery]:
-    found = make_app(server.url)
-    yield found
-    found.messenger.connection.close()
-    found.close()
+    app = make_app(server.url)
+    yield app
+    app.messenger.connection.close()
+    app.close()
 
 
 @pytest.fixture
@@ -54,16 +54,16 @@ def make_runtime(
 @pytest.fixture
 def runtime(make_runtime: MakeRuntime) -> OrchestratorRuntime:
     """One that leads."""
-    found = make_runtime()
-    beat(found)
-    return found
+    runtime = make_runtime()
+    beat(runtime)
+    return runtime
 
 
 @pytest.fixture
 def shards(server: EmbeddedServer, client: redis.Redis) -> Iterator[Shards]:
     """Workers for 2 stages x 2 shards, which is what is asked for."""
-    found = Shards(server.url)
-    found.join_all()
+    shards = Shards(server.url)
+    shards.join_all()
     ask(client)
-    yield found
-    found.close()
+    yield shards
+    shards.close()

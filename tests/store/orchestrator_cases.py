@@ -86,9 +86,9 @@ class Shards:
         force, following = (text and Plan.from_json(text) for text in self.plans.texts())
         for member in self.live.values():
             if force:
-                own = force.placed().get(member.id)
-                member.address = member.queue = str(Address(*own)) if own else ""
-                member.epoch, member.state = force.epoch, READY if own else SPARE
+                place = force.placed().get(member.id)
+                member.address = member.queue = str(Address(*place)) if place else ""
+                member.epoch, member.state = force.epoch, READY if place else SPARE
             if following:
                 member.prepared = following.epoch
             self.members.renew(member)
@@ -160,8 +160,8 @@ def parts(token: int, num_shards: int = 2) -> list[bytes]:
     """The shards' candidates for one row: the token, and nothing of the others."""
     best = Candidates(np.array([token], np.int32), np.array([1.0], np.float32), 1.0, 1.0)
     none = Candidates(np.empty(0, np.int32), np.empty(0, np.float32), 0.0, 0.0)
-    offers = [best] + [none] * (num_shards - 1)
-    return [Part(candidates=[offer], compute_s=0.001).encode() for offer in offers]
+    candidates = [best] + [none] * (num_shards - 1)
+    return [Part(candidates=[shard], compute_s=0.001).encode() for shard in candidates]
 
 
 def in_queue(client: redis.Redis, queue: str = keys.ORCHESTRATOR_QUEUE) -> list[list[Any]]:

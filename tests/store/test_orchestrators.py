@@ -74,7 +74,7 @@ def test_a_standby_goes_on_where_the_leader_stopped(
     assert standby.context.app.AsyncResult("last").result["token_ids"] == [11, 12, 13]
     assert standby.context.app.AsyncResult("cancel").state == "REVOKED"
     assert requests.open_ids() == ["middle"]
-    # And under an epoch of its own, so that what the other sent is stale
+    # And under a new epoch, so that what the other sent is stale
     assert new.epoch > old.epoch
     ((epoch, step),) = sent_steps(client)
     assert epoch == new.epoch

@@ -131,15 +131,15 @@ class FakeShards:
 
     def send(self, step: Step) -> None:
         self.sent.append(step)
-        offers = []
+        shard_candidates = []
         if step.start < self.encoder_layers:
             self.encoder_kvs |= {row.slot: list(row.tokens) for row in step.rows}
         else:
             self._copy(step)
-            offers = [self._run(row) for row in step.rows]
-            offers = [offer for offer in offers if offer]
+            shard_candidates = [self._run(row) for row in step.rows]
+            shard_candidates = [candidates for candidates in shard_candidates if candidates]
         self._parts[step.number] = [
-            Part(candidates=[offer[shard] for offer in offers], compute_s=0.01)
+            Part(candidates=[candidates[shard] for candidates in shard_candidates], compute_s=0.01)
             for shard in range(self.num_shards)
         ]
 
@@ -171,18 +171,18 @@ class FakeShards:
         return self._offer_many([*read, *slot], row.logits_request)
 
     def _offer_many(self, known: Items[int], logits_request: LogitsRequest) -> list[Candidates]:
-        """So many tokens as are wanted, each shard its own."""
-        offers = []
+        """Logits of all tokens that the model knows, each shard with its part of them."""
+        shard_candidates = []
         for shard in range(self.num_shards):
             ids = np.arange(shard, FEW, self.num_shards, dtype=np.int32)
             logits = likings(known)[ids]
             total = float(np.log(np.exp(logits.astype(np.float64)).sum()))
             best = Best(ids[:0], logits[:0], total)
-            offers.append(Candidates(ids, logits, float(logits.max()), 1.0, best))
-        return offers
+            shard_candidates.append(Candidates(ids, logits, float(logits.max()), 1.0, best))
+        return shard_candidates
 
     def _offer(self, token: int) -> list[Candidates]:
-        """One shard has the best token, each other one a worse token of its own."""
+        """One shard has the best token, each of the others a different, worse one."""
         owner = token % self.num_shards
         return [
             Candidates(

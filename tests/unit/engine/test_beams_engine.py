@@ -27,15 +27,15 @@ def greedy_score(prompt: tuple[int, ...], tokens: list[int]) -> float:
 
 def every_answer(prompt: tuple[int, ...], count: int) -> list[tuple[float, tuple[int, ...]]]:
     """All answers of so many tokens by their score, best first."""
-    found: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    hypotheses: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for _ in range(count):
         longer = []
-        for score, tokens in found:
+        for score, tokens in hypotheses:
             logits = likings([*prompt, *tokens]).astype(np.float64)
             logprobs = logits - np.log(np.exp(logits).sum())
             longer += [(score + float(logprobs[t]), (*tokens, t)) for t in range(FEW)]
-        found = sorted(longer, reverse=True)[: FEW**2]
-    return found
+        hypotheses = sorted(longer, reverse=True)[: FEW**2]
+    return hypotheses
 
 
 def test_as_many_beams_as_tokens_find_the_best_answer_there_is() -> None:
@@ -45,9 +45,9 @@ def test_as_many_beams_as_tokens_find_the_best_answer_there_is() -> None:
     bench.run()
     # Then it finds the best, and says their scores by token
     best = every_answer(PROMPT, 2)[:5]
-    found = bench.notes.beams["a"]
-    assert [tuple(beam["token_ids"]) for beam in found[:5]] == [tokens for _, tokens in best]
-    assert [beam["score"] for beam in found[:5]] == pytest.approx([s / 2 for s, _ in best])
+    beams = bench.notes.beams["a"]
+    assert [tuple(beam["token_ids"]) for beam in beams[:5]] == [tokens for _, tokens in best]
+    assert [beam["score"] for beam in beams[:5]] == pytest.approx([s / 2 for s, _ in best])
     assert bench.notes.written["a"] == list(best[0][1])
     assert bench.notes.ended["a"] == "length"
 
@@ -180,7 +180,7 @@ def test_a_search_counts_as_one_where_a_request_is_run_alone() -> None:
     for sequence, _ in batch:
         sequence.in_flight = False
     batch[0][0].suspect = True
-    # Then it has a batch of its own, with all its rows
+    # Then it has a batch alone, with all its rows
     assert {sequence.id for sequence, _ in scheduler.next_batch()} == {"a"}
 
 

@@ -1,4 +1,4 @@
-"""The engine: whatever happens on the way, each request ends once, with its own tokens."""
+"""The engine: whatever happens, each request ends once, with the tokens of a run alone."""
 
 from __future__ import annotations
 

@@ -20,11 +20,11 @@ class Leases:
     """What `Members` says of a Redis."""
 
     def __init__(self) -> None:
-        self.found: dict[str, Member] = {}
+        self.members: dict[str, Member] = {}
         self.closed: set[int] = set()
 
     def all(self) -> list[Member]:
-        return list(self.found.values())
+        return list(self.members.values())
 
     def broken(self, members: list[Member]) -> set[str]:
         return {member.id for member in members if member.connection in self.closed}
@@ -48,9 +48,9 @@ class Room:
 
     def join(self, name: str, **fields: Any) -> Member:
         made: dict[str, Any] = {"address": "", "speed": 5e9, "state": SPARE, "host": "here"}
-        made |= {"connection": len(self.leases.found) + 1} | fields
+        made |= {"connection": len(self.leases.members) + 1} | fields
         member = Member(name, f"{name}@here", made.pop("address"), made.pop("host"), 7, **made)
-        self.leases.found[name] = member
+        self.leases.members[name] = member
         return member
 
     def look(self, after_s: float = 0.0) -> list[tuple[str, str]]:
@@ -75,7 +75,7 @@ def test_who_comes_and_goes_is_told_once(room: Room) -> None:
     assert room.look() == []
     assert set(room.membership.live) == {"a"}
     # And when its lease has run out, too
-    del room.leases.found["a"]
+    del room.leases.members["a"]
     assert room.look() == [("lost", "stage0.shard0 (a)")]
     assert room.look() == []
 
@@ -88,7 +88,7 @@ def test_one_that_leaves_is_not_lost(room: Room) -> None:
     assert room.look() == [("leaving", "stage1.shard0 (a)")]
     assert room.look() == []
     # When it is gone / Then it has left
-    del room.leases.found[member.id]
+    del room.leases.members[member.id]
     assert room.look() == [("left", "stage1.shard0 (a)")]
 
 
@@ -151,7 +151,7 @@ def test_nobody_has_come_or_gone_for(room: Room) -> None:
     room.look(3)
     assert room.membership.settled_for_s == 3
     # And not when it goes
-    room.leases.found.clear()
+    room.leases.members.clear()
     room.look(1)
     assert room.membership.settled_for_s == 0
 
@@ -164,13 +164,13 @@ def test_candidates_are_those_that_are_up(room: Room) -> None:
     room.join("d", host="there", speed=0.0, free_bytes=500 * MIB)
     room.look()
     # When they are candidates
-    found = {candidate.id: candidate for candidate in room.membership.candidates()}
+    candidates = {candidate.id: candidate for candidate in room.membership.candidates()}
     # Then what their processes and weights take is theirs to fill, host by host
-    assert set(found) == {"a", "b", "c"}
+    assert set(candidates) == {"a", "b", "c"}
     here = 900 * MIB + 300 * MIB + 2 * WORKER_BYTES
-    assert [found[name].free_bytes for name in "ab"] == [here, here]
-    assert found["c"].free_bytes == 500 * MIB + 2 * WORKER_BYTES
-    assert (found["a"].pinned, found["c"].leaving) == ("stage0.shard0", True)
+    assert [candidates[name].free_bytes for name in "ab"] == [here, here]
+    assert candidates["c"].free_bytes == 500 * MIB + 2 * WORKER_BYTES
+    assert (candidates["a"].pinned, candidates["c"].leaving) == ("stage0.shard0", True)
 
 
 def test_a_plan_waits_for_these_words(room: Room) -> None:

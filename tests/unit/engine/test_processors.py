@@ -75,8 +75,8 @@ def processed_by_transformers(
     config._eos_token_tensor = torch.tensor(END_IDS)
     processors = Mixin()._get_logits_processor(config, len(prompt), device="cpu")
     scores = processors(torch.tensor([prompt + generated]), torch.tensor([logits]))
-    found: np.ndarray = scores[0].numpy()
-    return found
+    processed: np.ndarray = scores[0].numpy()
+    return processed
 
 
 def _words(options: Options) -> list[list[int]]:
@@ -104,9 +104,9 @@ def test_the_logits_are_those_of_transformers(
     if rules is not None:
         ids, values = rules.apply(ids, values)
     # Then each is the same, to the last bit
-    found = np.full(VOCAB, -np.inf, np.float32)
-    found[ids] = values
-    np.testing.assert_array_equal(found, expected)
+    full = np.full(VOCAB, -np.inf, np.float32)
+    full[ids] = values
+    np.testing.assert_array_equal(full, expected)
 
 
 @given(
@@ -205,14 +205,14 @@ def test_log_probabilities_are_of_the_models_own_distribution(
     except ValueError:
         return
     # When they are told of the token that is chosen
-    found = logprobs_of(offered, token, count)
+    logprobs = logprobs_of(offered, token, count)
     # Then they are the log-softmax of the raw logits, best first
     expected = torch.tensor(logits, dtype=torch.float64).log_softmax(dim=0).numpy()
-    assert found.logprob == pytest.approx(expected[token], abs=1e-4)
-    assert len(found.top) == count
+    assert logprobs.logprob == pytest.approx(expected[token], abs=1e-4)
+    assert len(logprobs.top) == count
     ranked = sorted(range(VOCAB), key=lambda at: (-np.float32(logits[at]), at))[:count]
-    assert [other for other, _ in found.top] == ranked
-    assert [value for _, value in found.top] == pytest.approx(expected[ranked], abs=1e-4)
+    assert [other for other, _ in logprobs.top] == ranked
+    assert [value for _, value in logprobs.top] == pytest.approx(expected[ranked], abs=1e-4)
 
 
 def test_without_options_there_are_no_rules_and_nothing_more_is_asked() -> None:

@@ -43,7 +43,7 @@ def test_a_sample_that_comes_late_takes_the_prompt_of_one_that_runs_on() -> None
     bench.engine.accept(new_sequence("c", PROMPT, sample_group="a", max_tokens=3))
     # When all have run
     bench.run()
-    # Then each has its own length, and the prompt was computed once
+    # Then each has its length, and the prompt was computed once
     assert {name: len(tokens) for name, tokens in bench.notes.written.items()} == {
         "a": 2,
         "b": 9,
@@ -62,7 +62,7 @@ def test_a_sample_that_has_outgrown_its_rope_gives_no_prompt_away() -> None:
         bench.engine.accept(sequence)
     # When all have run
     bench.run()
-    # Then their answers are their own
+    # Then their answers are those of runs alone
     assert bench.notes.written["b"] == answer(PROMPT, 9)
     assert bench.notes.written["c"] == answer(PROMPT, 2)
     # And each row says that it is long where it is: the first sample computes all of it again, the
@@ -122,7 +122,7 @@ def test_a_suspect_neither_gives_nor_takes() -> None:
     sent = len(bench.shards.sent)
     bench.recover()
     bench.run()
-    # Then each was found innocent alone, by its own tokens
+    # Then each was cleared alone, by its tokens
     assert bench.notes.written == dict.fromkeys("ab", answer(PROMPT, 4))
     assert bench.shards.sent[sent].rows[0].source is None
     assert len(bench.shards.sent[sent].rows) == 1

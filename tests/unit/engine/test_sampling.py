@@ -54,8 +54,8 @@ def test_greedy_takes_the_largest_logit_and_of_equals_the_smallest_id(
     # Given ties / When the vocabulary is cut anywhere, also into empty parts
     cuts = [min(cut, len(logits)) for cut in cuts]
     # Then the token is the first of the largest
-    found = sample(offers(logits, cuts, Options()), Options(), 0)
-    assert found == int(np.argmax(logits))
+    token = sample(offers(logits, cuts, Options()), Options(), 0)
+    assert token == int(np.argmax(logits))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_noise_belongs_to_seed_index_and_token() -> None:
     # Given the noise of some tokens
     ids = np.array([3, 1, 70_000], np.int32)
     noise = gumbel_noise(7, 4, ids)
-    # Then each token's own does not depend on the others, on anything else it does
+    # Then the noise of a token does not depend on the other tokens, but on all else
     assert noise[1] == gumbel_noise(7, 4, ids[1:2])[0]
     assert len({noise[0], noise[1], gumbel_noise(8, 4, ids)[0], gumbel_noise(7, 5, ids)[0]}) == 4
     many = gumbel_noise(1, 0, np.arange(100_000, dtype=np.int32))

@@ -201,7 +201,7 @@ def test_suspects_alone_leave_no_batch_empty() -> None:
     scheduler.reset(2)
     for sequence in (*scheduler.running, *scheduler.waiting):
         sequence.suspect = True
-    # Then each has a batch of its own, and there is no third
+    # Then each has a batch alone, and there is no third
     assert [[s.id for s, _ in scheduler.next_batch()] for _ in range(3)] == [["0"], ["1"], []]
 
 

@@ -18,10 +18,10 @@ def chooser(mode: str, stages: int = 1, share: float = 0.1) -> SpanChooser:
 
 def learned(share: float, chord_s: float, layer_s: float) -> SpanChooser:
     """One that has seen many steps of a model with these costs: 6 layers, 1 chord."""
-    found = chooser("auto", share=share)
+    spans = chooser("auto", share=share)
     for _ in range(60):
-        found.learn(1, 1, 6 * layer_s, 6 * layer_s + chord_s)
-    return found
+        spans.learn(1, 1, 6 * layer_s, 6 * layer_s + chord_s)
+    return spans
 
 
 def test_layer_and_stage_are_as_told() -> None:
@@ -47,9 +47,9 @@ def test_auto_keeps_chords_to_their_share_with_the_shortest_span(
     share: float, chord_s: float, layer_s: float
 ) -> None:
     # Given measured costs
-    found = learned(share, chord_s, layer_s)
+    spans = learned(share, chord_s, layer_s)
     # When a span is chosen
-    layers = found.layers_per_chord(1)
+    layers = spans.layers_per_chord(1)
     # Then a chord costs at most its share of it, unless the stage is too short for that
     assert 1 <= layers <= 6
     slack = 1 + 1e-3
@@ -63,21 +63,21 @@ def test_auto_keeps_chords_to_their_share_with_the_shortest_span(
 
 def test_big_and_small_steps_are_learned_apart() -> None:
     # Given that one token is quick and a long prefill slow
-    found = chooser("auto")
+    spans = chooser("auto")
     for _ in range(60):
-        found.learn(1, 1, 0.006, 0.008)
-        found.learn(512, 1, 0.6, 0.602)
-    # Then each size has its own expectation; one that was not seen takes the nearest's
-    assert found.layer_s(1) == pytest.approx(0.001)
-    assert found.layer_s(512) == pytest.approx(0.1)
-    assert found.layer_s(400) == pytest.approx(0.1)
-    assert found.layers_per_chord(512) < found.layers_per_chord(1)
+        spans.learn(1, 1, 0.006, 0.008)
+        spans.learn(512, 1, 0.6, 0.602)
+    # Then each size has an expectation; a size without steps takes the nearest one's
+    assert spans.layer_s(1) == pytest.approx(0.001)
+    assert spans.layer_s(512) == pytest.approx(0.1)
+    assert spans.layer_s(400) == pytest.approx(0.1)
+    assert spans.layers_per_chord(512) < spans.layers_per_chord(1)
 
 
 def test_a_stutter_does_not_count_as_a_chord() -> None:
     # Given steps that the machine held up for seconds
-    found = chooser("auto")
+    spans = chooser("auto")
     for _ in range(60):
-        found.learn(1, 1, 0.006, 5.0)
+        spans.learn(1, 1, 0.006, 5.0)
     # Then the cost of a chord stays believable
-    assert found.chord_s <= 0.05
+    assert spans.chord_s <= 0.05

@@ -107,7 +107,7 @@ class FakeEngine:
 
 
 class Stand:
-    """A conductor on fakes, with a clock that stands still until `tick`."""
+    """A plan controller on fakes, with a clock that stands still until `tick`."""
 
     def __init__(self, target: Target = TARGET, plans: FakePlans | None = None) -> None:
         self.now = 100.0
@@ -258,7 +258,7 @@ def test_a_loss_in_mid_preparation_does_not_wait_for_it(stand: Stand) -> None:
     # When a worker of the plan in force dies
     del stand.leases["a"]
     stand.tick()
-    # Then another plan is in force at once, though steps are in flight, under a number of its own
+    # Then another plan is in force at once, though steps are in flight, under a new epoch
     assert stand.written[-1] == ("publish", 3)
     assert stand.plans.plan is not None
     assert set(stand.plans.plan.workers) == {"c", "d"}
@@ -447,7 +447,7 @@ def test_a_replay_is_told_with_its_size(stand: Stand) -> None:
 
 
 def test_one_that_does_not_lead_any_more_cannot_go_on(stand: Stand) -> None:
-    # Given a conductor whose lease has passed to another
+    # Given a plan controller whose lease has passed to another
     stand.plans.leader = "2:other"
     # When it would put a plan in force / Then it is told, and has written nothing
     with pytest.raises(Fenced):

@@ -1,4 +1,4 @@
-"""Encoder-decoders in the engine: prompts are read once, in steps of their own, and remembered."""
+"""Encoder-decoders in the engine: each prompt is encoded once, in encoder steps."""
 
 from __future__ import annotations
 
