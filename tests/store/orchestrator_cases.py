@@ -1,6 +1,4 @@
-"""An orchestrator's runtime with a Celery consumer that only notes, and shards that only hold
-leases.
-"""
+"""An orchestrator's runtime with a fake Celery consumer, and shards that only hold leases."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ TARGET = Target("d", "tiny", "float32", "auto", 8, 64, 2, 2, fixed=True)
 
 
 class Consumer:
-    """What the runtime needs of Celery's: which queues are consumed."""
+    """A fake of Celery's consumer with its queues."""
 
     event_dispatcher = None
 
@@ -82,7 +80,7 @@ class Shards:
         self.members.leave(name)
 
     def follow(self) -> None:
-        """All take their place in the plan in force, and have loaded what the next one needs."""
+        """All take their place in the plan in force, and have loaded the next plan."""
         force, following = (text and Plan.from_json(text) for text in self.plans.texts())
         for member in self.live.values():
             if force:
@@ -157,7 +155,7 @@ def sent_steps(client: redis.Redis) -> list[tuple[int, int]]:
 
 
 def parts(token: int, num_shards: int = 2) -> list[bytes]:
-    """The shards' candidates for one row: the token, and nothing of the others."""
+    """The shards' candidates for one row: the token from the first shard only."""
     best = Candidates(np.array([token], np.int32), np.array([1.0], np.float32), 1.0, 1.0)
     none = Candidates(np.empty(0, np.int32), np.empty(0, np.float32), 0.0, 0.0)
     candidates = [best] + [none] * (num_shards - 1)

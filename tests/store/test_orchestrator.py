@@ -51,7 +51,7 @@ def test_a_target_becomes_a_plan_when_there_are_workers_for_it(
     assert {"leader", "joined", "plan", "ready"} <= told
 
 
-def test_a_request_without_a_message_is_found_and_answered(
+def test_a_request_without_a_message_is_swept_and_answered(
     runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a plan in force, and a record whose message was lost
@@ -181,7 +181,7 @@ def test_a_lost_shard_is_waited_for_and_its_successor_replays(
     shards.die("stage1.shard1")
     submit(client, "r2")
     watch(runtime)
-    # Then nobody's answer ends; both wait for the place, which the status names
+    # Then no request ends; both wait for the place, which the status names
     assert Requests(client, 1000).open_ids() == ["r1", "r2"]
     assert runtime.status()["state"] == "waiting for stage1.shard1"
     assert sent_steps(client) == []

@@ -82,7 +82,7 @@ def test_a_standby_goes_on_where_the_leader_stopped(
     assert requests.emitted_tokens("middle") == [11, 12]
 
 
-def test_who_has_lost_the_lead_without_knowing_writes_nothing(
+def test_a_deposed_leader_writes_nothing(
     runtime: OrchestratorRuntime, make_runtime: MakeRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a leader that was stopped with a step in flight, while another took the lead
@@ -111,7 +111,7 @@ def test_who_has_lost_the_lead_without_knowing_writes_nothing(
     assert runtime.leader.consumer.queues == set()
 
 
-def test_who_has_lost_the_lead_does_not_fail_a_request_it_is_sent(
+def test_a_deposed_leader_does_not_fail_a_request_it_is_sent(
     runtime: OrchestratorRuntime, make_runtime: MakeRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a leader that was stopped, while another took the lead
@@ -173,7 +173,7 @@ def test_a_message_of_the_next_leaders_plan_is_given_back(
     # Then it is back in the queue, and this one steps down
     assert in_queue(client) == [expected]
     assert runtime.leader.service is None
-    # And the other makes of it what it is
+    # And the other drops it, since no such step is in flight
     assert other.leader.service is not None
     assert not other.leader.service.plan_controller.switch.broken
 
@@ -194,7 +194,7 @@ def test_a_message_of_an_old_leaders_plan_changes_nothing(
     assert in_queue(client) == []
 
 
-def test_a_redis_without_its_memory_buries_what_was_running(
+def test_a_redis_without_its_data_fails_running_requests(
     runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a request in flight
@@ -206,7 +206,7 @@ def test_a_redis_without_its_memory_buries_what_was_running(
     client.flushall()
     beat(runtime)
     watch(runtime)
-    # Then whoever waits for the request is told
+    # Then the client of the request is told
     result = runtime.context.app.AsyncResult("r1")
     assert result.state == "FAILURE"
     assert isinstance(result.result, RequestLost)
@@ -222,7 +222,7 @@ def test_a_redis_without_its_memory_buries_what_was_running(
 # -- leaving ---------------------------------------------------------------------------------------
 
 
-def test_who_leaves_ends_its_step_first(
+def test_a_leaving_leader_finishes_its_step_first(
     runtime: OrchestratorRuntime, make_runtime: MakeRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a step in flight
@@ -260,7 +260,7 @@ def test_who_leaves_ends_its_step_first(
     assert len(sent_steps(client)) == 1
 
 
-def test_who_stops_gives_its_leases_back(
+def test_a_stopped_orchestrator_gives_its_leases_back(
     runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a leader that keeps its lease
@@ -311,7 +311,7 @@ def test_deadlines_hold_where_there_is_no_model_to_run(
     # When the orchestrator looks
     watch(runtime)
     watch(runtime)
-    # Then what is over ends, with the reason, and the rest waits
+    # Then overdue and cancelled requests end with the reason, and the rest waits
     assert requests.open_ids() == ["early"]
     end = requests.wait_end("late", 1)
     assert (end.error, "not staged" in end.message) == ("RequestTimeout", True)

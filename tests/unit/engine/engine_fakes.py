@@ -1,4 +1,4 @@
-"""The engine without Redis or Celery: shards that only remember, and a journal in lists."""
+"""The engine without Redis or Celery: shards that store tokens, and a journal in lists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
 from skynet.request.record import Options, Record, Token
 from skynet.tokenizer.text import Text
-from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step
+from skynet.wire.step import Best, Candidates, Part, Row, Step
 
 VOCAB = 1000
 FEW = 40
@@ -46,7 +46,7 @@ def tiny_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
 
 
 def seq2seq_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
-    """Of an encoder of two layers and a decoder of three."""
+    """Two encoder layers and three decoder layers."""
     arch = load_architecture(
         {
             "model_type": "bart",
@@ -94,12 +94,12 @@ def append(sequence: Sequence, token: int) -> Token:
 
 
 def next_token(known: Items[int]) -> int:
-    """What the fake model says after these tokens: all of them count, and their order."""
+    """The fake model's next token, a hash of all tokens in their order."""
     return zlib.crc32(str(list(known)).encode()) % VOCAB
 
 
-def likings(known: Items[int]) -> npt.NDArray[np.float32]:
-    """Logits of the only tokens that the fake model knows when hypotheses are searched."""
+def few_logits(known: Items[int]) -> npt.NDArray[np.float32]:
+    """Logits of the tokens 0 to FEW, the fake model's vocabulary for beam search."""
     seed = zlib.crc32(str(list(known)).encode())
     return np.random.default_rng(seed).normal(size=FEW).astype(np.float32)
 
@@ -113,9 +113,9 @@ def answer(prompt: Items[int], count: int) -> list[int]:
 
 
 class FakeShards:
-    """A carrier whose shards remember each slot's tokens and refuse what leaves a gap.
+    """A carrier whose shards store each slot's tokens and refuse rows that leave a gap.
 
-    encoder_layers: steps that start before them are of texts, which are remembered by place.
+    encoder_layers: steps that start before them are encoder steps, stored by place.
     """
 
     def __init__(self, num_shards: int = 2, encoder_layers: int = 0) -> None:
@@ -144,7 +144,7 @@ class FakeShards:
         ]
 
     def _copy(self, step: Step) -> None:
-        """All at once: what is copied from is not copied into."""
+        """Copy all slots at once: none is both source and target."""
         targets = {row.slot for row in step.rows if row.source is not None}
         for row in step.rows:
             if row.source is None:
@@ -155,33 +155,33 @@ class FakeShards:
             self.slots[row.slot] = known[: row.start]
 
     def _run(self, row: Row) -> list[Candidates]:
-        slot, read = self.slots.setdefault(row.slot, []), []
+        slot, encoded = self.slots.setdefault(row.slot, []), []
         if row.start > len(slot):
             raise AssertionError(f"{row} leaves a gap after {len(slot)} tokens")
         slot[row.start :] = row.tokens
         if self.encoder_layers:
             place, length = row.encoder_kv or (-1, 0)
-            read = self.encoder_kvs[place]
-            if len(read) != length:
-                raise AssertionError(f"{row} remembers what has {len(read)} tokens")
+            encoded = self.encoder_kvs[place]
+            if len(encoded) != length:
+                raise AssertionError(f"{row}: the encoder KV has {len(encoded)} tokens")
         if row.logits_request is None:
             return []
         if row.logits_request.logprobs is None:
-            return self._offer(next_token([*read, *slot]))
-        return self._offer_many([*read, *slot], row.logits_request)
+            return self._candidates(next_token([*encoded, *slot]))
+        return self._candidates_of_few([*encoded, *slot])
 
-    def _offer_many(self, known: Items[int], logits_request: LogitsRequest) -> list[Candidates]:
-        """Logits of all tokens that the model knows, each shard with its part of them."""
+    def _candidates_of_few(self, known: Items[int]) -> list[Candidates]:
+        """Logits of the tokens 0 to FEW, by shard."""
         shard_candidates = []
         for shard in range(self.num_shards):
             ids = np.arange(shard, FEW, self.num_shards, dtype=np.int32)
-            logits = likings(known)[ids]
+            logits = few_logits(known)[ids]
             total = float(np.log(np.exp(logits.astype(np.float64)).sum()))
             best = Best(ids[:0], logits[:0], total)
             shard_candidates.append(Candidates(ids, logits, float(logits.max()), 1.0, best))
         return shard_candidates
 
-    def _offer(self, token: int) -> list[Candidates]:
+    def _candidates(self, token: int) -> list[Candidates]:
         """One shard has the best token, each of the others a different, worse one."""
         owner = token % self.num_shards
         return [
@@ -208,7 +208,7 @@ class FakeShards:
 
 
 class Notes:
-    """A journal in lists. Refuses tokens out of order and whatever comes after an end."""
+    """A journal in lists. Refuses tokens out of order and anything after an end."""
 
     def __init__(self) -> None:
         self.written: dict[str, list[int]] = {}
@@ -260,13 +260,13 @@ class Bench:
         self.engine.ready = True
 
     def finish_oldest(self) -> int:
-        """The step that was sent first comes back: its number."""
+        """Finish the oldest step; its number."""
         number = min(self.engine.in_flight)
         self.engine.finish_step(self.plan.epoch, number, self.shards.parts(number))
         return number
 
     def recover(self, plan: Plan | None = None) -> None:
-        """Another plan, or a new epoch of this one, whose shards know nothing."""
+        """Resume with another plan, or a new epoch of this one, whose shards are empty."""
         self.engine.suspend()
         self.shards.slots.clear()
         self.shards.encoder_kvs.clear()
@@ -275,7 +275,7 @@ class Bench:
         self.engine.resume(self.plan)
 
     def live_through(self, events: Items[str], waiting: list[Sequence]) -> None:
-        """Sequences come, steps are done and shards lose everything; then all are answered."""
+        """Accept sequences, finish steps and lose shards by these events; then answer all."""
         for event in events:
             if event == "lose":
                 self.recover()
@@ -288,9 +288,9 @@ class Bench:
         self.run()
 
     def run(self) -> None:
-        """Until nothing is under way any more."""
+        """Finish steps until none is in flight."""
         for _ in range(10_000):
             if not self.engine.in_flight:
                 return
             self.finish_oldest()
-        raise AssertionError("the engine does not come to an end")
+        raise AssertionError("the engine does not finish")

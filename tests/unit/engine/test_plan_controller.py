@@ -217,7 +217,7 @@ def test_a_plan_is_put_in_force_and_runs_when_all_have_taken_it(stand: Stand) ->
     assert stand.written == [("publish", 1)]
 
 
-def test_who_leaves_hands_over_at_a_step_boundary(stand: Stand) -> None:
+def test_a_leaving_worker_hands_over_at_a_step_boundary(stand: Stand) -> None:
     # Given a plan that runs, with a spare
     stand.join("c")
     stand.up()
@@ -248,7 +248,7 @@ def test_who_leaves_hands_over_at_a_step_boundary(stand: Stand) -> None:
 
 
 def test_a_loss_in_mid_preparation_does_not_wait_for_it(stand: Stand) -> None:
-    # Given a plan to come that nobody has loaded yet
+    # Given a plan in preparation that no worker has loaded
     stand.join("c", "d")
     stand.up()
     stand.leases["b"].leaving = True
@@ -291,7 +291,7 @@ def test_a_boundary_that_is_not_needed_any_more_is_given_up(stand: Stand) -> Non
 def test_a_lost_place_is_waited_for_under_its_name(stand: Stand) -> None:
     # Given a plan that runs
     stand.up()
-    # When a worker is gone, and nobody can take its place
+    # When a worker is gone, without a replacement
     del stand.leases["b"]
     stand.tick()
     # Then no step is sent, and the status says what is missing
@@ -308,7 +308,7 @@ def test_a_lost_place_is_waited_for_under_its_name(stand: Stand) -> None:
 def test_a_lost_step_is_a_new_epoch_of_the_same_plan(stand: Stand) -> None:
     # Given a plan that runs
     old = stand.up()
-    # When the engine has lost a step, and with it what the shards knew
+    # When the engine has lost a step, and with it the shards' slots
     stand.engine.suspend()
     stand.plan_controller.step_failed("step 7 was not done within 3.0 s")
     new = stand.up()
@@ -354,7 +354,7 @@ def test_a_new_leader_takes_a_new_epoch() -> None:
     second.leases = first.leases
     # When this one begins to lead
     new = second.up()
-    # Then the same workers go on, under a number that makes all that was on its way stale
+    # Then the same workers go on, under an epoch that makes all messages on their way stale
     assert (new.workers, new.stages) == (old.workers, old.stages)
     assert new.epoch > old.epoch
     assert "a new leader" in second.told[0][1]
@@ -426,30 +426,30 @@ def test_a_large_gain_is_taken_at_once(stand: Stand) -> None:
     assert "1x2 would take" in stand.plan_controller.status()["reason"]
 
 
-def test_who_connects_again_makes_the_engine_hurry(stand: Stand) -> None:
+def test_a_worker_that_connects_again_makes_the_engine_hurry(stand: Stand) -> None:
     # Given a plan that runs
     stand.up()
     assert stand.engine.hurried == 0
     # When a worker comes back over another connection
     stand.leases["a"] = replace(stand.leases["a"], connection=9)
     stand.tick()
-    # Then what was on its way may be lost, and is not waited for long; once
+    # Then the deadlines of steps in flight are shortened, once
     assert stand.engine.hurried == 1
     stand.tick(3)
     assert stand.engine.hurried == 1
 
 
 def test_a_replay_is_told_with_its_size(stand: Stand) -> None:
-    # When the engine is where it was
+    # When all sequences are computed again
     stand.plan_controller.replayed(3, 120, 0.25)
-    # Then it is told, with how much that was
+    # Then that is told, with the number of requests and tokens
     assert stand.told == [("replay", "3 requests, 120 tokens in 0.25 s; since it was noticed")]
 
 
-def test_one_that_does_not_lead_any_more_cannot_go_on(stand: Stand) -> None:
+def test_a_deposed_leader_cannot_put_a_plan_in_force(stand: Stand) -> None:
     # Given a plan controller whose lease has passed to another
     stand.plans.leader = "2:other"
-    # When it would put a plan in force / Then it is told, and has written nothing
+    # When it would put a plan in force / Then it is refused, and has written nothing
     with pytest.raises(Fenced):
         stand.tick()
     assert stand.written == []

@@ -1,4 +1,4 @@
-"""A sequence: how it ends, what goes out as text, and that a replay is the undisturbed run."""
+"""A sequence: its end, its text, and its replay."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def letter_text() -> Text:
 
 
 def feed(sequence: Sequence, text: str) -> str:
-    """Append one token a letter until the sequence has ended; the text that went out."""
+    """Append one token per letter until the sequence ends; the text that was released."""
     out = ""
     for letter in text:
         out += append(sequence, LETTERS.index(letter)).text
@@ -39,7 +39,7 @@ def feed(sequence: Sequence, text: str) -> str:
     return out
 
 
-def test_it_ends_at_its_longest_length(letters: Text) -> None:
+def test_it_ends_at_max_tokens(letters: Text) -> None:
     # Given room for 3 tokens / When 4 would come
     sequence = new_sequence("a", [1], max_tokens=3, text=letters)
     # Then it ends at the third
@@ -68,18 +68,18 @@ def test_it_ends_at_an_end_id_unless_told_otherwise(ignore_eos: bool, reason: st
     assert sequence.output.tokens == [4, 6]
 
 
-def test_a_stop_text_is_found_across_tokens_and_never_goes_out(letters: Text) -> None:
-    # Given a stop text of three tokens
+def test_a_stop_string_across_tokens_is_matched_and_not_released(letters: Text) -> None:
+    # Given a stop string of three tokens
     sequence = new_sequence("a", [1], max_tokens=50, stop=("cde",), text=letters)
     # When it comes after a false start
     out = feed(sequence, "abcdcdefgh")
-    # Then what is before it has gone out, and nothing of it
+    # Then the text before it was released, and nothing of it
     assert out + sequence.end().text == "abcd"
     assert (sequence.output.text, sequence.finish_reason) == ("abcd", "stop")
 
 
-def test_what_was_held_back_for_a_stop_text_goes_out_at_the_end(letters: Text) -> None:
-    # Given an answer that ends in the beginning of a stop text
+def test_text_held_back_for_a_stop_string_is_released_at_the_end(letters: Text) -> None:
+    # Given an answer that ends in the beginning of a stop string
     sequence = new_sequence("a", [1], max_tokens=4, stop=("cdef",), text=letters)
     # When its length ends it
     out = feed(sequence, "abcd")
@@ -94,7 +94,7 @@ def test_what_was_held_back_for_a_stop_text_goes_out_at_the_end(letters: Text) -
     stop=st.text(LETTERS, max_size=3),
     at=st.integers(0, 20),
 )
-def test_a_restored_sequence_goes_on_as_if_nothing_had_been(
+def test_a_restored_sequence_continues_like_an_undisturbed_one(
     answer: str, stop: str, at: int
 ) -> None:
     # Given an undisturbed run
