@@ -88,7 +88,7 @@ def run(
 
 
 def record_of(name: str, prompt: Sequence[int], options: Options, family: str = "") -> Record:
-    return Record(name, tuple(prompt), options, 0.0, 1e12, family=family)
+    return Record(name, tuple(prompt), options, 0.0, 1e12, sample_group=family)
 
 
 @lru_cache(maxsize=1)

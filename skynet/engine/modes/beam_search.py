@@ -21,7 +21,7 @@ from skynet.wire.step import Candidates, LogitsRequest, Row
 class BeamSearch(Mode):
     """One row per beam and step. The best hypothesis is written with the request's end.
 
-    Every beam is computed from the record, so nothing but the record is needed to search again.
+    The record determines the search: a replay needs nothing else.
     """
 
     def __init__(self, output: Output, text: Text) -> None:

@@ -123,7 +123,7 @@ def test_candidates_are_enough_for_the_best_token(
     expected = processed_by_transformers(options, prompt, generated, logits)
     rules = rules_of(options, prompt, generated, END_IDS)
     candidates = shard_candidates(logits, cuts, logits_request_of(options, rules))
-    # When the vocabulary is cut anywhere / Then the choice is the same, or an error if all is banned
+    # When the vocabulary is cut anywhere / Then the choice is the same, or an error if it is empty
     if expected.max() == -np.inf:
         with pytest.raises(ValueError, match="every token is forbidden"):
             sample(candidates, options, 0, rules)
