@@ -14,19 +14,19 @@ from skynet.errors import SkynetError
 from skynet.settings import settings
 from skynet.wire.keys import ORCHESTRATOR_QUEUE
 
-LEFT_S = 0.05
+LEFT_S = 0.05  # between checks whether the runtime has handed over
 
 
 @signals.setup_logging.connect
 def _setup_logging(loglevel: Any = None, **_: Any) -> None:
     asked = loglevel if isinstance(loglevel, int) else logging.WARNING
-    own = logging.getLevelNamesMapping()[settings().log_level]
-    configure_logging(min(asked, own))
+    configured = logging.getLevelNamesMapping()[settings().log_level]
+    configure_logging(min(asked, configured))
 
 
 @signals.celeryd_after_setup.connect
 def _start(sender: str, instance: Any, **_: Any) -> None:
-    """Start what the place asks for, beside Celery's own start."""
+    """Start the runtime that belongs to the worker's queue."""
     try:
         if instance.place == ORCHESTRATOR_QUEUE:
             from skynet.orchestrator.runtime import OrchestratorRuntime
@@ -49,13 +49,13 @@ def _ready(sender: Any, **_: Any) -> None:
 
 
 def _leave_politely(consumer: Any, number: signal.Signals) -> None:
-    """The first signal hands the place over before Celery's warm shutdown; another one does not."""
+    """Hand the place over before Celery's warm shutdown; a second signal skips the handover."""
     shut_down: Any = signal.getsignal(number)
     asked = ended = False
 
     def leave(*args: Any) -> None:
         nonlocal asked
-        # While it waits for Redis, no timer of Celery's runs, and there is nobody to hand over to.
+        # Without a connection to Redis Celery's timers do not run, and no handover is possible.
         if asked or consumer.connection is None:
             shut_down(*args)
             return

@@ -1,4 +1,4 @@
-"""What the orchestrator is asked to do. `skynet.generate` is the task people see in Flower."""
+"""Tasks of the orchestrator. `skynet.generate` is the one that Flower shows for a request."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from skynet.wire import keys
 
 @app.task(name=keys.GENERATE_TASK, bind=True)
 def generate(self: Any) -> None:
-    """Accept the request whose record has this task's id; its result is stored when it ends."""
+    """Accept the request with this task's id; its result is stored when it ends."""
     app.runtime.on_message("accept", self.request.id)
-    raise Ignore  # started; the engine reports success or failure under this id
+    raise Ignore  # the state stays STARTED until the answer ends
 
 
 @app.task(name=keys.CANCEL_TASK, ignore_result=True, send_events=False)
 def cancel(request_id: str) -> None:
-    """End a request at the next step."""
+    """Cancel a request, at the end of its step."""
     app.runtime.on_message("cancel", request_id)
 
 

@@ -1,4 +1,4 @@
-"""What a shard worker is asked to do. One event each in Flower with SKYNET_TRACE=1."""
+"""Tasks of a shard worker. With SKYNET_TRACE=1 Flower shows each of them."""
 
 from typing import Any
 
@@ -34,5 +34,5 @@ def run_span(
     name=keys.ADVANCE_TASK, ignore_result=True, throws=(StepFailed,), send_events=settings().trace
 )
 def advance(parts: list[bytes], epoch: int, step: int, layer: int, spent_s: float = 0.0) -> None:
-    """Sum the parts and send the chord of the span that starts at `layer`: an inner body."""
+    """Sum the parts and send the chord of the span that starts at `layer`: a chord's body."""
     app.runtime.spans.advance(parts, epoch, step, layer, spent_s)

@@ -1,20 +1,23 @@
-"""A step on its way, what it brings back, and what of it has to be computed again."""
+"""Steps in flight, their results by sequence, and the progress of a replay."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Collection
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
+from skynet.engine.modes.mode import RowResult
 from skynet.engine.sequence import Sequence
-from skynet.engine.text_answers import ShardLogits, Vector
-from skynet.wire.step import Candidates, Part, Row, Step
+from skynet.engine.text_answers import ShardOutputs
+from skynet.wire.step import Part, Row, Step
 
 Batch = list[tuple[Sequence, Row]]
 
 
 @dataclass
 class InFlight:
-    """A step on its way. A sequence that searches with beams has several rows."""
+    """A step that was sent and is not finished. A beam search has several of its rows."""
 
     step: Step
     batch: Batch
@@ -25,37 +28,37 @@ class InFlight:
     def sequences(self) -> list[Sequence]:
         return sequences_of(self.batch)
 
+    def results(self, parts: Items[Part]) -> dict[Sequence, list[RowResult]]:
+        """The shards' outputs by sequence, in the order of the rows."""
+        outputs = ShardOutputs(parts)
+        results: dict[Sequence, list[RowResult]] = {sequence: [] for sequence in self.sequences}
+        for sequence, row in self.batch:
+            candidates = outputs.next_candidates() if row.logits_request else []
+            text_output = outputs.next_text_output(row.text_task) if row.text_task else None
+            results[sequence].append(RowResult(row, candidates, text_output))
+        return results
+
 
 def sequences_of(batch: Batch) -> list[Sequence]:
     """Each once."""
     return list(dict.fromkeys(sequence for sequence, _ in batch))
 
 
-@dataclass(frozen=True)
-class Found:
-    """What the shards returned for one row: offers of each for its next token, or a reading."""
-
-    row: Row
-    offers: list[Candidates]
-    reading: Vector | list[list[Candidates]] | None
-
-
-@dataclass
 class Replay:
-    """What has to be computed again after a change of plan."""
+    """Sequences that are computed again after a change of plan, until each has a new result."""
 
-    ids: set[str]
-    num_sequences: int
-    num_tokens: int
-    started: float
+    def __init__(self, sequences: Items[Sequence]) -> None:
+        self.num_sequences = len(sequences)
+        self.num_tokens = sum(sequence.mode.num_tokens for sequence in sequences)
+        self._missing = {sequence.id for sequence in sequences}
+        self._started = time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
 
-def sort_out(flight: InFlight, parts: Items[Part]) -> dict[Sequence, list[Found]]:
-    """What a step brought, by sequence, in the order of their rows."""
-    returned = ShardLogits(parts)
-    found: dict[Sequence, list[Found]] = {sequence: [] for sequence in flight.sequences}
-    for sequence, row in flight.batch:
-        offers = returned.token() if row.logits_request else []
-        reading = returned.reading(row.text_task) if row.text_task else None
-        found[sequence].append(Found(row, offers, reading))
-    return found
+    def note_progress(self, request_id: str, live_ids: Collection[str]) -> bool:
+        """A sequence has a new result; True if no live one is still missing."""
+        self._missing.discard(request_id)
+        self._missing = {missing for missing in self._missing if missing in live_ids}
+        return not self._missing

@@ -1,8 +1,8 @@
-"""What a request forbids, forces or makes less likely, before its next token is chosen.
+"""Tokens that a request forbids, forces or penalizes, before its next token is chosen.
 
 Hugging Face's logits processors, in their order (`GenerationMixin._get_logits_processor`), over
-the few logits that they touch rather than over a whole vocabulary. All follows from the record
-and the tokens so far: a replay decides as the first run did.
+the few logits that they touch rather than over a whole vocabulary. They depend on the record and
+the tokens so far only, so that a replay makes the same choices.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ NOTHING: Ids = np.empty(0, np.int32)
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds for one token.
+    """The rules for one token.
 
     seen: tokens whose logits `penalty` makes smaller (Keskar et al. 2019,
         https://arxiv.org/abs/1909.05858), each once.
-    banned: tokens that may not be chosen.
-    forced: the only ones that may be, each as likely as the others; None: no such rule.
+    banned: tokens that must not be chosen.
+    forced: the only tokens that may be chosen, with equal probabilities; None: any.
     """
 
     seen: Ids
@@ -39,12 +39,12 @@ class Rules:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Tokens whose logits are needed whatever they are: the choice among the rest is plain."""
+        """Tokens whose logits are needed in any case; no rule touches the others."""
         touched = (self.seen, self.banned) if self.forced is None else (self.forced,)
         return tuple(np.unique(np.concatenate(touched)).tolist())
 
     def apply(self, ids: Ids, logits: Floats) -> tuple[Ids, Floats]:
-        """Tokens that may be chosen, of these, and their logits as they are now; (k,) each."""
+        """The allowed ones of these tokens, and their logits under the rules; (k,) each."""
         if self.forced is not None:
             ids = ids[np.isin(ids, self.forced) & ~np.isin(ids, self.banned)]
             return ids, np.zeros(len(ids), np.float32)
@@ -55,21 +55,21 @@ class Rules:
         return ids, np.where(self.was_seen(ids), penalised, logits)
 
     def was_seen(self, ids: Ids) -> npt.NDArray[np.bool_]:
-        """Which of these have a logit that is not the model's."""
-        found: npt.NDArray[np.bool_] = np.isin(ids, self.seen)
-        return found
+        """Which of these are penalized."""
+        mask: npt.NDArray[np.bool_] = np.isin(ids, self.seen)
+        return mask
 
 
 def rules_of(
     options: Options, prompt: Sequence[int], generated: Sequence[int], end_ids: Collection[int]
 ) -> Rules | None:
-    """The rules for the token after `generated`, or None where there are none."""
+    """The rules for the token after `generated`, or None if there are none."""
     if not has_rules(options):
         return None
     tokens = np.asarray([*prompt, *generated], dtype=np.int32)
     suppressed = _suppressed(options, len(prompt), len(generated))
     forced = _forced(options, len(prompt), len(generated))
-    if forced:  # what was forbidden before does not count, what is suppressed after does
+    if forced:  # in Hugging Face's order bans come before, suppressed tokens after
         return Rules(NOTHING, 1.0, suppressed, _array(forced))
     banned = _repeated_ngrams(tokens, options.no_repeat_ngram_size)
     banned |= _bad_words(tokens.tolist(), options.bad_words_ids, end_ids)
@@ -81,7 +81,7 @@ def rules_of(
 
 
 def has_rules(options: Options) -> bool:
-    """Can anything but the model's own logits decide?"""
+    """Whether a rule may change or forbid any token."""
     return bool(
         options.repetition_penalty != 1
         or options.no_repeat_ngram_size
@@ -99,32 +99,32 @@ def _array(ids: Collection[int]) -> Ids:
 
 
 def _repeated_ngrams(tokens: Ids, size: int) -> set[int]:
-    """Tokens that would end an n-gram which was there before."""
+    """Tokens that would repeat an n-gram of `tokens`."""
     if not size or len(tokens) < size:
         return set()
     ngrams = np.lib.stride_tricks.sliding_window_view(tokens, size)
-    begun = tokens[len(tokens) + 1 - size :]  # (size - 1,)
-    same = (ngrams[:, :-1] == begun).all(axis=1)
+    prefix = tokens[len(tokens) + 1 - size :]  # (size - 1,)
+    same = (ngrams[:, :-1] == prefix).all(axis=1)
     return set(ngrams[same, -1].tolist())
 
 
 def _bad_words(
     tokens: Sequence[int], words: Sequence[Sequence[int]], end_ids: Collection[int]
 ) -> set[int]:
-    """Tokens that would complete a bad word; an end token is never one."""
+    """Tokens that would complete a bad word; a bad word of one end token is ignored."""
     banned = set()
     for word in words:
-        *begun, last = word
-        if not begun:
+        *prefix, last = word
+        if not prefix:
             if last not in end_ids:
                 banned.add(last)
-        elif begun[-1] == tokens[-1] and list(tokens[-len(begun) :]) == begun:
+        elif prefix[-1] == tokens[-1] and list(tokens[-len(prefix) :]) == prefix:
             banned.add(last)
     return banned
 
 
 def _forced(options: Options, prompt_length: int, count: int) -> set[int]:
-    """The last token of the longest answer, and the first of one whose prompt is a single token."""
+    """The last token of an answer of maximum length, and the first after a prompt of one token."""
     if options.forced_eos_token_id and count == options.max_tokens - 1:
         return set(options.forced_eos_token_id)
     if options.forced_bos_token_id is not None and prompt_length + count == 1:

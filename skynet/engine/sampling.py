@@ -1,7 +1,7 @@
 """From the shards' candidates to one token: rules, then greedy or temperature, top-k, top-p, min-p.
 
-The same seed gives the same token whatever the shape of the cluster: noise belongs to a token id,
-not to a place in a list, so the order in which shards report does not matter.
+The same seed gives the same token whatever the shape of the cluster: noise depends on the token
+id, not on the order in which shards report.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from skynet.engine.processors import Rules
 from skynet.request.record import Logprobs, Options
 from skynet.wire.step import Candidates, LogitsRequest
 
-MAX_VOCAB_SIZE = 2**20  # of any vocabulary
+MAX_VOCAB_SIZE = 2**20  # of any model
 
 
 def logits_request_of(options: Options, rules: Rules | None = None) -> LogitsRequest:
-    """What each vocabulary shard must offer so that the choice among its offers is exact."""
+    """The candidates that each vocabulary shard must return for an exact choice."""
     ids = () if rules is None else rules.ids
     if options.temperature == 0 or (rules is not None and rules.forced is not None):
         return LogitsRequest(top=1, ids=ids, logprobs=options.logprobs)
@@ -33,9 +33,9 @@ def logits_request_of(options: Options, rules: Rules | None = None) -> LogitsReq
 
 
 def sample(
-    offers: Sequence[Candidates], options: Options, index: int, rules: Rules | None = None
+    candidates: Sequence[Candidates], options: Options, index: int, rules: Rules | None = None
 ) -> int:
-    """The next token id, from the offers of all vocabulary shards.
+    """The next token id, from the candidates of all vocabulary shards.
 
     Order as in Hugging Face: rules, temperature, top-k, top-p, min-p. The draw is Gumbel-max
     (Maddison et al. 2014, https://arxiv.org/abs/1411.0030): argmax of logit / temperature plus
@@ -46,8 +46,8 @@ def sample(
     Raises:
         ValueError: the rules leave no token.
     """
-    ids = np.concatenate([offer.ids for offer in offers])
-    raw = np.concatenate([offer.logits for offer in offers])
+    ids = np.concatenate([part.ids for part in candidates])
+    raw = np.concatenate([part.logits for part in candidates])
     if rules is not None:
         ids, raw = rules.apply(ids, raw)
         if not len(ids):
@@ -64,8 +64,8 @@ def sample(
         if options.top_k or (rules is not None and rules.forced is not None):
             total = float(weights.sum())
         else:
-            total = _total_mass(offers, options, scaled[0])
-            if rules is not None:  # shards leave out of the mass what rules may change
+            total = _total_mass(candidates, options, scaled[0])
+            if rules is not None:  # the shards' masses do not include tokens that rules may change
                 total += float(weights[rules.was_seen(ids)].sum())
         before = np.concatenate(([0.0], np.cumsum(weights)[:-1])) / total
         keep = before < options.top_p
@@ -77,28 +77,28 @@ def sample(
     return int(ids[int(np.argmax(scaled + noise))])
 
 
-def logprobs_of(offers: Sequence[Candidates], token: int, count: int) -> Logprobs:
+def logprobs_of(candidates: Sequence[Candidates], token: int, count: int) -> Logprobs:
     """Log-softmax over the whole vocabulary, of the raw logits: for `token` and the `count` best.
 
     Raises:
-        ValueError: the shards did not offer what is needed.
+        ValueError: the candidates lack log-probabilities, or the token.
     """
-    best = [offer.best for offer in offers if offer.best is not None]
-    own = [float(offer.logits[offer.ids == token][0]) for offer in offers if token in offer.ids]
-    if len(best) != len(offers) or not own:
-        raise ValueError(f"the shards told no log-probability of token {token}")
+    best = [part.best for part in candidates if part.best is not None]
+    chosen = [float(p.logits[p.ids == token][0]) for p in candidates if token in p.ids]
+    if len(best) != len(candidates) or not chosen:
+        raise ValueError(f"the shards returned no log-probability of token {token}")
     total = float(np.logaddexp.reduce([part.total for part in best]))
     ids = np.concatenate([part.ids for part in best])
     logits = np.concatenate([part.logits for part in best]).astype(np.float64)
     order = np.lexsort((ids, -logits))[:count]
     top = tuple((int(ids[at]), round(float(logits[at]) - total, 6)) for at in order)
-    return Logprobs(round(own[0] - total, 6), top)
+    return Logprobs(round(chosen[0] - total, 6), top)
 
 
-def _total_mass(offers: Sequence[Candidates], options: Options, peak: float) -> float:
+def _total_mass(candidates: Sequence[Candidates], options: Options, peak: float) -> float:
     """Softmax denominator over the whole vocabulary, relative to `peak` (scaled)."""
     return sum(
-        offer.mass * float(np.exp(offer.peak / options.temperature - peak)) for offer in offers
+        part.mass * float(np.exp(part.peak / options.temperature - peak)) for part in candidates
     )
 
 
@@ -106,7 +106,7 @@ def gumbel_noise(seed: int, index: int, ids: npt.NDArray[np.int32]) -> npt.NDArr
     """Standard Gumbel noise for (seed, index, token id), (k,) float64.
 
     The uniform bits come from SplitMix64's finaliser (Steele, Lea, Flood 2014) over a counter, so
-    each id's noise can be made alone.
+    that the noise of each id is independent of the other ids.
     """
     with np.errstate(over="ignore"):
         key = _mix(np.uint64(seed & (2**64 - 1)) + _GAMMA)

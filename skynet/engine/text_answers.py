@@ -1,4 +1,4 @@
-"""From what shards read of a text to its answer: an embedding, predictions for masks, or labels."""
+"""Answers of text tasks, made from the outputs of all shards."""
 
 from __future__ import annotations
 
@@ -13,40 +13,44 @@ from skynet.errors import StepFailed
 from skynet.wire.step import Candidates, Part, TextTask
 
 Vector = npt.NDArray[np.float32]
+TextOutput = Vector | list[list[Candidates]]  # a pooled vector, or candidates for each mask
 
 
-class ShardLogits:
-    """What the shards return for a step's rows, taken row by row, in their order."""
+class ShardOutputs:
+    """The outputs of all shards for a step's rows, taken row by row in their order."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
-        self._candidates = self._vectors = 0
+        self._num_candidates = self._num_vectors = 0
 
-    def token(self) -> list[Candidates]:
-        """Candidates of each shard for the next row with a logits request, or the next mask."""
-        self._candidates += 1
-        return [part.candidates[self._candidates - 1] for part in self._parts]
+    def next_candidates(self) -> list[Candidates]:
+        """Each shard's candidates for the next row with a logits request, or the next mask."""
+        self._num_candidates += 1
+        return [part.candidates[self._num_candidates - 1] for part in self._parts]
 
-    def reading(self, text_task: TextTask) -> Vector | list[list[Candidates]]:
-        """Of the next row that is a whole text: its vector, or candidates for each mask."""
+    def next_text_output(self, text_task: TextTask) -> TextOutput:
+        """The output of the next row with a text task."""
         if not text_task.is_vector:
-            return [self.token() for _ in text_task.positions]
-        self._vectors += 1
-        return self._parts[0].vectors[self._vectors - 1]
+            return [self.next_candidates() for _ in text_task.positions]
+        self._num_vectors += 1
+        return self._parts[0].vectors[self._num_vectors - 1]
 
 
-def predictions(offers: Sequence[Candidates], count: int) -> list[tuple[int, float]]:
-    """The `count` likeliest tokens for a mask and their share of the whole softmax, best first."""
-    ids = np.concatenate([offer.ids for offer in offers])
-    logits = np.concatenate([offer.logits for offer in offers]).astype(np.float64)
-    peak = max(offer.peak for offer in offers)
-    mass = sum(offer.mass * float(np.exp(offer.peak - peak)) for offer in offers)
+def predictions(candidates: Sequence[Candidates], count: int) -> list[tuple[int, float]]:
+    """The `count` likeliest tokens for a mask and their probabilities, best first.
+
+    candidates: of each vocabulary shard.
+    """
+    ids = np.concatenate([part.ids for part in candidates])
+    logits = np.concatenate([part.logits for part in candidates]).astype(np.float64)
+    peak = max(part.peak for part in candidates)
+    mass = sum(part.mass * float(np.exp(part.peak - peak)) for part in candidates)
     order = np.lexsort((ids, -logits))[:count]
     return [(int(ids[at]), float(np.exp(logits[at] - peak)) / mass) for at in order]
 
 
 def scores(logits: Vector, kind: str) -> npt.NDArray[np.float64]:
-    """A classifier's logits, (labels,), as scores: `softmax`, `sigmoid`, or as they are."""
+    """A classifier's logits, (labels,), as scores: `softmax`, `sigmoid` or, for `none`, raw."""
     full = logits.astype(np.float64)
     if kind == "softmax":
         powers = np.exp(full - full.max())
@@ -55,7 +59,7 @@ def scores(logits: Vector, kind: str) -> npt.NDArray[np.float64]:
 
 
 class TextAnswer:
-    """Makes one request's answer, which can be written as JSON."""
+    """Makes the answer of one request, as values for JSON."""
 
     def __init__(
         self, text_task: TextTask, arch: Architecture, spell: Callable[[int], str]
@@ -64,21 +68,22 @@ class TextAnswer:
         self.text_task = text_task
         self._arch, self._spell = arch, spell
 
-    def answer(self, found: Vector | list[list[Candidates]]) -> dict[str, Any]:
+    def answer(self, output: TextOutput) -> dict[str, Any]:
         """`embedding`, `predictions` of each mask, or `labels`, as `skynet.Completion` has them.
 
         Raises:
             StepFailed: the model has overflowed.
         """
-        if isinstance(found, list):
-            best = [predictions(offers, self.text_task.top) for offers in found]
+        task = self.text_task
+        if isinstance(output, list):
+            best = [predictions(candidates, task.top) for candidates in output]
             return {"predictions": [[self._prediction(*item) for item in mask] for mask in best]}
-        if not np.isfinite(found).all():
-            raise StepFailed(f"{self.text_task.task}: the model computed infinities, not numbers")
-        if self.text_task.task == "embed":
+        if not np.isfinite(output).all():
+            raise StepFailed(f"{task.task}: the model computed infinities, not numbers")
+        if task.task == "embed":
             # The shortest decimals that give the same float32 again.
-            return {"embedding": [float(str(number)) for number in found]}
-        by_label = zip(self._arch.labels, scores(found, self._arch.label_score), strict=True)
+            return {"embedding": [float(str(number)) for number in output]}
+        by_label = zip(self._arch.labels, scores(output, self._arch.label_score), strict=True)
         ordered = sorted(by_label, key=lambda item: -item[1])
         return {"labels": [{"label": name, "score": round(float(s), 8)} for name, s in ordered]}
 

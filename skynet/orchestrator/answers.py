@@ -1,4 +1,4 @@
-"""Where answers are written down: records, streams and Celery's results, and events for Flower."""
+"""Writes answers: records, streams, Celery's results, and events for Flower."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Answers:
     def __init__(self, app: SkynetCelery, requests: Requests) -> None:
         self.app = app
         self.requests = requests
+        self.consumer: Any = None  # Celery's, once it runs
 
     def started(self, sequences: Items[Sequence]) -> None:
         self.requests.writer.start([sequence.id for sequence in sequences])
@@ -37,31 +38,29 @@ class Answers:
         except redis.RedisError as error:
             logger.warning("tokens could not be written: %s", error)
             replies = [0] * len(ids)
-        told = list(zip(ids, replies, strict=True))
-        return {i for i, reply in told if reply < 0}, {i for i, reply in told if reply == 0}
+        by_id = list(zip(ids, replies, strict=True))
+        return {i for i, reply in by_id if reply < 0}, {i for i, reply in by_id if reply == 0}
 
     def finished(self, sequence: Sequence) -> None:
         end = sequence.end()
         result = {
-            "text": sequence.text,
-            "token_ids": sequence.generated,
+            "text": sequence.output.text,
+            "token_ids": sequence.output.tokens,
             "prompt_tokens": len(sequence.record.prompt),
             "finish_reason": end.finish_reason,
             "timings": end.timings,
-            **sequence.answer,
+            **sequence.output.answer,
         }
         if sequence.record.options.logprobs is not None:
-            result["logprobs"] = [item.as_dict() for item in sequence.logprobs]
-        if not self._end(sequence.id, end, result, "SUCCESS", sequence.pending):
+            result["logprobs"] = [item.as_dict() for item in sequence.output.logprobs]
+        if not self._end(sequence.id, end, result, "SUCCESS", sequence.output.pending):
             return
-        done = f"{len(sequence.generated)} tokens, {end.finish_reason}"
-        if sequence.reading is not None:
-            done = sequence.reading.text_task.task
-        self._event("task-succeeded", sequence, result=done, runtime=end.timings["total_s"])
+        summary, runtime_s = sequence.mode.summary, end.timings["total_s"]
+        self._event("task-succeeded", sequence, result=summary, runtime=runtime_s)
         logger.info(
             "request %s: %d tokens (%s), first after %.3f s, then %.1f tokens/s",
             sequence.id,
-            len(sequence.generated),
+            len(sequence.output.tokens),
             end.finish_reason,
             end.timings["first_token_s"],
             end.timings["decode_tokens_per_s"],
@@ -69,7 +68,11 @@ class Answers:
 
     def failed(self, sequence: Sequence, error: SkynetError) -> None:
         name = type(error).__name__
-        end = End(error=name, message=str(error), timings=sequence.timings())
+        end = End(
+            error=name,
+            message=str(error),
+            timings=sequence.timings.report(len(sequence.output.tokens)),
+        )
         cancelled = isinstance(error, errors.RequestCancelled)
         if not self._end(sequence.id, end, error, "REVOKED" if cancelled else "FAILURE"):
             return
@@ -86,14 +89,14 @@ class Answers:
         )
 
     def refuse(self, request_id: str, error: SkynetError) -> None:
-        """End a request of which no more than the id is known."""
+        """End a request that has no sequence."""
         end = End(error=type(error).__name__, message=str(error))
         cancelled = isinstance(error, errors.RequestCancelled)
         if self._end(request_id, end, error, "REVOKED" if cancelled else "FAILURE"):
             logger.error("request %s: %s: %s", request_id, end.error, error)
 
     def bury(self, sequence: Sequence) -> None:
-        """End a request whose record went with Redis's memory: whoever waits is told."""
+        """End a request whose record was lost with Redis's data, so that its client is told."""
         if self.requests.read(sequence.id) is None:
             self.requests.create(sequence.record, limit=2**31)
             self.failed(
@@ -107,21 +110,20 @@ class Answers:
     def _end(
         self, request_id: str, end: End, result: Any, state: str, tokens: Items[Token] = ()
     ) -> bool:
-        """The end of the record, of the stream and of Celery's result, in one; see `finish`."""
+        """Write the end of record, stream and Celery's result in one script; False: not written."""
         backend = self.app.backend
         stored = result if state == "SUCCESS" else backend.prepare_exception(result)
         meta = backend._get_result_meta(stored, state, None, None)
         meta["task_id"] = request_id
         key = backend.get_key_for_task(request_id)
-        told = key.decode() if isinstance(key, bytes) else key
-        stored_meta = (told, _bytes(backend.encode(meta)))
-        return self.requests.writer.finish(request_id, end, stored_meta, tokens)
+        name = key.decode() if isinstance(key, bytes) else key
+        return self.requests.writer.finish(
+            request_id, end, (name, _bytes(backend.encode(meta))), tokens
+        )
 
     def _event(self, kind: str, sequence: Sequence, **fields: Any) -> None:
-        """Tell Flower how the request's task ended: Celery let go of it when it was accepted."""
-        runtime = self.app.runtime
-        consumer = getattr(runtime, "_consumer", None)
-        dispatcher = getattr(consumer, "event_dispatcher", None)
+        """The task's end for Flower; for Celery it ended when the request was accepted."""
+        dispatcher = getattr(self.consumer, "event_dispatcher", None)
         if dispatcher is not None and dispatcher.enabled:
             dispatcher.send(kind, uuid=sequence.id, retry=False, **fields)
 

@@ -1,4 +1,4 @@
-"""Taking requests in: from their records, whether their message came or was lost."""
+"""Accepting requests from their records, whether their message came or was lost."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import redis
 
 from skynet.architecture.architecture import Architecture
 from skynet.engine.engine import Engine
+from skynet.engine.output import ModelInfo
 from skynet.engine.sequence import Sequence
-from skynet.engine.text_answers import TextAnswer
 from skynet.errors import BadRequest, RequestCancelled, RequestTimeout, StepFailed
 from skynet.models.registry import load_architecture
 from skynet.orchestrator.answers import Answers
@@ -21,16 +21,14 @@ from skynet.request.record import Record
 from skynet.store.requests import Requests
 from skynet.store.targets import Target
 from skynet.store.weights import WeightStore
-from skynet.tokenizer.stop_strings import StopStrings
 from skynet.tokenizer.text import Text
-from skynet.wire.step import TextTask
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Served:
-    """The model that requests are answered with."""
+    """The model that answers requests."""
 
     digest: str
     arch: Architecture
@@ -39,21 +37,21 @@ class Served:
 
     @classmethod
     def staged(cls, client: redis.Redis, target: Target) -> tuple[Served | None, str]:
-        """From what is staged; without a model, why there is none."""
+        """The staged model, or None and the reason."""
         store = WeightStore(client)
         manifest = store.manifest(target.model)
         if manifest is None:
             return None, f"{target.name} is asked for, and not staged"
         files = store.read_files(manifest)
-        lacking = sorted(set(manifest.files) - files.keys())
-        if lacking:
-            return None, f"{target.name}: {', '.join(lacking)} is not in Redis any more"
+        missing = sorted(set(manifest.files) - files.keys())
+        if missing:
+            return None, f"{target.name}: {', '.join(missing)} is not in Redis any more"
         arch = load_architecture(manifest.config)
         return cls(target.model, arch, Text(files), end_ids(manifest.config, files)), ""
 
 
 class Intake:
-    """Makes sequences of records, for one engine after another."""
+    """Makes sequences of records."""
 
     def __init__(
         self, served: Served, target: Target, requests: Requests, answers: Answers
@@ -64,13 +62,13 @@ class Intake:
         self.answers = answers
 
     def sweep(self, engine: Engine) -> None:
-        """Adopt requests whose message was lost, or that another orchestrator left behind."""
+        """Accept requests whose message was lost, or that another orchestrator left."""
         for request_id in self.requests.open_ids():
             if request_id not in engine.sequences:
                 self.accept(engine, request_id)
 
     def accept(self, engine: Engine, request_id: str) -> None:
-        """Take one in; a record that this version cannot read ends with an error."""
+        """Accept one; a record that this version cannot decode ends with an error."""
         try:
             record = self.requests.read(request_id)
             if record is None:
@@ -79,8 +77,8 @@ class Intake:
                 self._adopt(engine, record)
         except (ValueError, TypeError, KeyError) as error:
             logger.exception("request %s cannot be read", request_id)
-            told = f"request {request_id} cannot be read: {type(error).__name__}: {error}"
-            self.answers.refuse(request_id, BadRequest(told))
+            message = f"request {request_id} cannot be read: {type(error).__name__}: {error}"
+            self.answers.refuse(request_id, BadRequest(message))
 
     def _adopt(self, engine: Engine, record: Record) -> None:
         sequence = self._sequence_of(record)
@@ -91,12 +89,12 @@ class Intake:
             record.options.max_tokens,
         )
         if record.model not in ("", self.target.model):
-            told = (
+            message = (
                 "the cluster was given another model after this request was submitted: submit it "
                 "again"
             )
-            self.answers.failed(sequence, StepFailed(told))
-        elif sequence.finish_reason:  # its last token was written, its end was not
+            self.answers.failed(sequence, StepFailed(message))
+        elif sequence.finish_reason:  # the last token is written, the end is not
             self.answers.finished(sequence)
         elif problem := _misfit(sequence, self.target):
             self.answers.failed(sequence, BadRequest(problem))
@@ -106,57 +104,45 @@ class Intake:
                 engine.cancel(record.id)
 
     def _sequence_of(self, record: Record) -> Sequence:
-        """With the tokens that were written before."""
-        text, read = self.served.text, record.options.read
-        reading = (
-            None if read is None else TextAnswer(TextTask.of(read), self.served.arch, text.spell)
-        )
-        sequence = Sequence(
-            record,
-            text.detokenizer(),
-            StopStrings(record.options.stop),
-            self.served.end_ids,
-            self.target.slot_tokens,
-            self.served.arch.rope_switch,
-            clock=self.requests.now,
-            reading=reading,
-            decode=text.decode if text.has_tokenizer else lambda _: "",
-        )
+        """A sequence with the tokens that are already written."""
+        served = self.served
+        model = ModelInfo(served.arch, served.text, served.end_ids, self.target.slot_tokens)
+        sequence = Sequence.of(record, model, self.requests.now)
         if record.emitted:
             emitted = self.requests.emitted(record.id)
             logprobs = [token.logprobs for token in emitted if token.logprobs is not None]
-            sequence.restore([token.id for token in emitted], logprobs)
+            sequence.output.restore([token.id for token in emitted], logprobs)
         return sequence
 
 
 def _misfit(sequence: Sequence, target: Target) -> str:
-    """Why a request does not fit a plan that was made after it was submitted; "" if it does."""
+    """Why a request does not fit a plan that is newer than the request, or ""."""
     prompt, room = len(sequence.record.prompt), target.slot_tokens
-    if prompt > room or len(sequence.prefix) + (sequence.reading is None) > room:
+    if prompt > room or sequence.mode.min_length > room:
         return f"the prompt has {prompt} tokens, a slot of the new plan has {room}"
-    if sequence.num_slots > target.num_slots:
-        return f"{sequence.num_slots} beams, the new plan has {target.num_slots} slots"
+    if sequence.mode.num_slots > target.num_slots:
+        return f"{sequence.mode.num_slots} beams, the new plan has {target.num_slots} slots"
     return ""
 
 
 def expire(requests: Requests, answers: Answers, problem: str) -> None:
-    """With no model to run, because of `problem`, deadlines hold all the same."""
+    """End cancelled and overdue requests while no model is served, because of `problem`."""
     now = requests.now()
     for request_id in requests.open_ids():
         record = requests.read(request_id)
         if record is None:
             requests.forget(request_id)
         elif record.cancelled:
-            told = f"request {request_id} was cancelled"
-            answers.refuse(request_id, RequestCancelled(told))
+            message = f"request {request_id} was cancelled"
+            answers.refuse(request_id, RequestCancelled(message))
         elif now > record.deadline:
-            told = f"request {request_id} was not begun by its deadline: {problem}"
-            answers.refuse(request_id, RequestTimeout(told))
+            message = f"request {request_id} was not begun by its deadline: {problem}"
+            answers.refuse(request_id, RequestTimeout(message))
 
 
 def end_ids(config: Mapping[str, Any], files: Mapping[str, bytes]) -> frozenset[int]:
     """End-of-sequence ids: the generation config's, or else the model config's."""
     generation = json.loads(files.get("generation_config.json", b"{}") or b"{}")
-    found = generation.get("eos_token_id", config.get("eos_token_id"))
-    ids = found if isinstance(found, list) else [found]
+    eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    ids = eos if isinstance(eos, list) else [eos]
     return frozenset(int(item) for item in ids if item is not None)

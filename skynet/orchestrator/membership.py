@@ -1,7 +1,7 @@
-"""The members as the leading orchestrator sees them: who lives, who came, who is gone.
+"""The live members as the leading orchestrator sees them: joins, losses, failures.
 
-A member is dead when its lease has run out, or when Redis has seen its connection close and it has
-not opened another within a moment.
+A member is dead when its lease has expired, or when Redis has closed its connection and it has
+opened no other within `BROKEN_S`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from skynet.store.members import FAILED, READY, Member, Members
 from skynet.wire import keys
 
 BROKEN_S = 0.625  # a live process has opened a new connection by then
-FAILED_S, COOL_S = 10.0, 60.0  # who cannot load for so long is left out, for so long
-STARTING_S = 15.0  # who is not up by then is not waited for
+FAILED_S, COOL_S = 10.0, 60.0  # a member that fails to load for so long is left out for so long
+STARTING_S = 15.0  # for a new member to measure its speed; plans do not wait longer for it
 
 
 class Membership:
     """Shard workers, from one look to the next.
 
     tell: called with ("joined", "lost", "left" or "leaving", text) for every change.
+    changed: time of the last join or loss.
+    reconnected: a member has opened a new connection; the caller resets it.
     """
 
     def __init__(
@@ -36,16 +38,16 @@ class Membership:
         self.tell = tell
         self.clock = clock
         self.live: dict[str, Member] = {}
-        self.changed = clock()  # when somebody came or went
-        self._broken: dict[str, tuple[int, float]] = {}  # id -> connection, since when
-        self._failing: dict[str, tuple[float, float]] = {}  # id -> since when, last seen so
-        self.reconnected = False  # since it was last set to False, somebody has
+        self.changed = clock()
+        self.reconnected = False
+        self._broken: dict[str, tuple[int, float]] = {}  # id -> connection, closed since
+        self._failing: dict[str, tuple[float, float]] = {}  # id -> failing since, last failure
 
     def look(self) -> None:
-        """Read the leases anew, and tell what has changed."""
-        found = [m for m in self.members.all() if m.address != keys.ORCHESTRATOR_QUEUE]
-        dead = self._dead(found) | self._useless(found)
-        live = {member.id: member for member in found if member.id not in dead}
+        """Read the leases again, and tell the changes."""
+        workers = [m for m in self.members.all() if m.address != keys.ORCHESTRATOR_QUEUE]
+        dead = self._dead(workers) | self._failing_for_long(workers)
+        live = {member.id: member for member in workers if member.id not in dead}
         for member in live.values():
             before = self.live.get(member.id)
             if before is None:
@@ -61,10 +63,10 @@ class Membership:
             self.changed = self.clock()
         self.live = live
 
-    def _dead(self, found: list[Member]) -> set[str]:
+    def _dead(self, workers: list[Member]) -> set[str]:
         now = self.clock()
-        broken = self.members.broken(found)
-        connections = {member.id: member.connection for member in found}
+        broken = self.members.broken(workers)
+        connections = {member.id: member.connection for member in workers}
         self._broken = {
             member_id: self._broken[member_id]
             if self._broken.get(member_id, (0, 0))[0] == connections[member_id]
@@ -73,14 +75,14 @@ class Membership:
         }
         return {i for i, (_, since) in self._broken.items() if now - since >= BROKEN_S}
 
-    def _useless(self, found: list[Member]) -> set[str]:
-        """Who lives, and has not been able to take its place for long: spares may, others wait."""
+    def _failing_for_long(self, workers: list[Member]) -> set[str]:
+        """Members that keep failing to load their slice: another one may take their place."""
         now = self.clock()
-        for member in found:
+        for member in workers:
             since, last = self._failing.get(member.id, (now, now))
             if member.state == FAILED:
                 self._failing[member.id] = (now if now - last > COOL_S else since, now)
-        ids = {member.id for member in found}
+        ids = {member.id for member in workers}
         self._failing = {
             i: (since, last)
             for i, (since, last) in self._failing.items()
@@ -90,17 +92,17 @@ class Membership:
 
     @property
     def last_epoch(self) -> int:
-        """The latest that any member knows of."""
+        """The latest epoch that a member has seen."""
         return max((max(m.epoch, m.prepared) for m in self.live.values()), default=0)
 
     @property
     def settled_for_s(self) -> float:
-        """Since when nobody has come or gone."""
+        """Seconds since the last join or loss."""
         return self.clock() - self.changed
 
     @property
     def coming(self) -> bool:
-        """Is somebody starting?"""
+        """Whether a member is starting."""
         now = max((member.renewed for member in self.live.values()), default=0.0)
         return any(
             not member.speed and not member.leaving and now - member.joined < STARTING_S
@@ -108,12 +110,12 @@ class Membership:
         )
 
     def candidates(self) -> list[Candidate]:
-        """The members as plans see them."""
+        """The members that a plan may use."""
         free: dict[str, int] = {}
         held: Counter[str] = Counter()
         for member in self.live.values():
-            least = free.get(member.host, member.free_bytes)
-            free[member.host] = min(least, member.free_bytes)
+            other_free = free.get(member.host, member.free_bytes)
+            free[member.host] = min(other_free, member.free_bytes)
             held[member.host] += member.weight_bytes + WORKER_BYTES
         return [
             Candidate(
@@ -129,20 +131,22 @@ class Membership:
                 member.joined,
             )
             for member in self.live.values()
-            if member.speed  # it is up
+            if member.speed  # else it is starting
         ]
 
     def not_ready(self, plan: Plan) -> list[str]:
-        """What a plan in force still waits for, in words; none: it can run."""
+        """Shards that a plan in force waits for, with reasons; none: it can run."""
         waits = []
         for worker, address in plan.placed().items():
             member, name = self.live.get(worker), _name(address)
             if member is None:
                 waits.append(f"{name} (lost)")
             elif member.epoch != plan.epoch or member.state != READY:
-                share = member.loaded_bytes / member.weight_bytes if member.weight_bytes else 0
-                told = f"{member.state} {share:.0%}" if member.state == "loading" else member.state
-                waits.append(f"{name} ({member.problem or told})")
+                state = member.state
+                if state == "loading":
+                    share = member.loaded_bytes / member.weight_bytes if member.weight_bytes else 0
+                    state += f" {share:.0%}"
+                waits.append(f"{name} ({member.problem or state})")
         names_of = {_name(address): worker for worker, address in plan.placed().items()}
         waits += [
             f"{member.queue} (still consumed by {member.id})"
@@ -156,7 +160,7 @@ class Membership:
         ]
 
     def not_prepared(self, plan: Plan) -> list[str]:
-        """Who has not yet loaded what a plan to come needs."""
+        """Shards that have not loaded the tiles of a plan in preparation."""
         waits = []
         for worker, address in plan.placed().items():
             member = self.live.get(worker)
@@ -166,9 +170,9 @@ class Membership:
         return waits
 
     def load_rate(self) -> float:
-        """Bytes a second of the fastest that has loaded something; 0 if nobody has.
+        """Bytes per second of the fastest loader so far; 0: unknown.
 
-        The others shared their disks, cores and network with more neighbours.
+        The slower ones shared disk, cores and network with others.
         """
         rates = [
             (member.weight_bytes - member.kept_bytes) / member.load_s
@@ -179,7 +183,7 @@ class Membership:
 
 
 def describe(member: Member) -> str:
-    """How a member is called in logs and status."""
+    """The name of a member in logs and status."""
     return f"{member.address or member.pinned or 'spare'} ({member.id})"
 
 

@@ -16,10 +16,10 @@ from references import OUTGROWN, PROMPTS, Reference
 from seq2seq import TEXTS, VARIED, Translator, make_translator
 from test_engine_parity import InProcess
 
-from skynet.engine.engine import Engine
+from skynet.engine.engine import Engine, EngineOptions
+from skynet.engine.output import ModelInfo
 from skynet.engine.sequence import Sequence as Generated
 from skynet.request.record import Options, Record
-from skynet.tokenizer.stop_strings import StopStrings
 from skynet.tokenizer.text import Text
 
 NEW = 14
@@ -56,8 +56,10 @@ class Beams(InProcess):
 
     def finished(self, sequence: Generated) -> None:
         super().finished(sequence)
-        self.answers.setdefault(sequence.id, []).extend(token.id for token in sequence.pending)
-        self.found[sequence.id] = sequence.answer.get("beams", [])
+        self.answers.setdefault(sequence.id, []).extend(
+            token.id for token in sequence.output.pending
+        )
+        self.found[sequence.id] = sequence.output.answer.get("beams", [])
 
     def deliver(self, engine: Engine) -> None:
         self.copies += sum(row.source is not None for row in self.sent[0].rows)
@@ -69,11 +71,10 @@ def run(
 ) -> Beams:
     """All records at once; before step `disturb_at` the shards forget everything."""
     carrier, number = Beams(cluster), 0
-    engine = Engine(cluster.plan, carrier, carrier, max_batch_tokens=9)
+    engine = Engine(cluster.plan, carrier, carrier, EngineOptions(max_batch_tokens=9))
     for record in records:
-        text = Text({}).detokenizer()
-        switch = cluster.arch.rope_switch
-        engine.accept(Generated(record, text, StopStrings(()), frozenset(end_ids), 60, switch))
+        model = ModelInfo(cluster.arch, Text({}), frozenset(end_ids), 60)
+        engine.accept(Generated.of(record, model))
     engine.ready = True
     engine.pump()
     while engine.in_flight:

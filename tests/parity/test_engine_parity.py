@@ -9,11 +9,11 @@ import pytest
 from harness import Cluster, cluster_of
 from references import NEW_TOKENS, OUTGROWN, PROMPTS, Reference
 
-from skynet.engine.engine import Engine
+from skynet.engine.engine import Engine, EngineOptions
+from skynet.engine.output import ModelInfo
 from skynet.engine.sequence import Sequence
 from skynet.errors import SkynetError
 from skynet.request.record import Options, Record, Token
-from skynet.tokenizer.stop_strings import StopStrings
 from skynet.tokenizer.text import Text
 from skynet.wire.step import Part, Step
 
@@ -76,15 +76,14 @@ def answers(
     """One request for each of the options, joining one step after the other."""
     cluster = cluster_of(found.checkpoint, stages, shards, chord_span=span, num_slots=4)
     carrier = InProcess(cluster)
-    engine = Engine(cluster.plan, carrier, carrier, max_batch_tokens=budget)
+    engine = Engine(cluster.plan, carrier, carrier, EngineOptions(max_batch_tokens=budget))
     engine.ready = True
     try:
         for number, chosen in enumerate(options):
             prompt = tuple(PROMPTS[number % len(PROMPTS)])
             record = Record(str(number), prompt, chosen, 0.0, 1e12)
-            text = Text({}).detokenizer()
-            switch = found.checkpoint.arch.rope_switch
-            engine.accept(Sequence(record, text, StopStrings(()), frozenset(), 128, switch))
+            model = ModelInfo(found.checkpoint.arch, Text({}), frozenset(), 128)
+            engine.accept(Sequence.of(record, model))
             carrier.deliver(engine)
         while engine.in_flight:
             carrier.deliver(engine)

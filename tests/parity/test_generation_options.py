@@ -15,10 +15,10 @@ from harness import Cluster, cluster_of
 from references import PROMPTS, Reference
 from test_engine_parity import InProcess
 
-from skynet.engine.engine import Engine
+from skynet.engine.engine import Engine, EngineOptions
+from skynet.engine.output import ModelInfo
 from skynet.engine.sequence import Sequence as Generated
 from skynet.request.record import Logprobs, Options, Record, Token
-from skynet.tokenizer.stop_strings import StopStrings
 from skynet.tokenizer.text import Text
 
 NEW = 20
@@ -71,11 +71,11 @@ def run(
     """All records at once, their prompts in chunks."""
     cluster = cluster_of(found.checkpoint, *shape, num_slots=4)
     carrier = Recorder(cluster)
-    engine = Engine(cluster.plan, carrier, carrier, max_batch_tokens=9)
+    engine = Engine(cluster.plan, carrier, carrier, EngineOptions(max_batch_tokens=9))
     try:
         for record in records:
-            text = Text({}).detokenizer()
-            engine.accept(Generated(record, text, StopStrings(()), frozenset(end_ids), 128))
+            model = ModelInfo(cluster.arch, Text({}), frozenset(end_ids), 128)
+            engine.accept(Generated.of(record, model))
         engine.ready = True
         engine.pump()
         while engine.in_flight:

@@ -1,4 +1,4 @@
-"""An app, orchestrators and shards on the embedded server of the tests."""
+"""App, orchestrators and shards on the tests' server."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def make_runtime(
     yield make
     for runtime in made:
         runtime.stop()
-        runtime.client.close()
+        runtime.context.client.close()
         runtime.leadership.client.close()
-        runtime.app.messenger.connection.close()
-        runtime.app.close()
+        runtime.context.app.messenger.connection.close()
+        runtime.context.app.close()
     settings.cache_clear()
 
 

@@ -1,6 +1,4 @@
-"""An orchestrator's runtime with a Celery consumer that only notes, and shards that only hold
-leases.
-"""
+"""An orchestrator's runtime with a fake Celery consumer, and shards that only hold leases."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ TARGET = Target("d", "tiny", "float32", "auto", 8, 64, 2, 2, fixed=True)
 
 
 class Consumer:
-    """What the runtime needs of Celery's: which queues are consumed."""
+    """A fake of Celery's consumer with its queues."""
 
     event_dispatcher = None
 
@@ -84,13 +82,13 @@ class Shards:
         self.members.leave(name)
 
     def follow(self) -> None:
-        """All take their place in the plan in force, and have loaded what the next one needs."""
+        """All take their place in the plan in force, and have loaded the next plan."""
         force, following = (text and Plan.from_json(text) for text in self.plans.texts())
         for member in self.live.values():
             if force:
-                placed = force.placed().get(member.id)
-                member.address = member.queue = str(Address(*placed)) if placed else ""
-                member.epoch, member.state = force.epoch, READY if placed else SPARE
+                place = force.placed().get(member.id)
+                member.address = member.queue = str(Address(*place)) if place else ""
+                member.epoch, member.state = force.epoch, READY if place else SPARE
             if following:
                 member.prepared = following.epoch
             self.members.renew(member)
@@ -121,14 +119,14 @@ def submit(
 
 def beat(runtime: OrchestratorRuntime) -> None:
     """One renewal, as the lease's thread makes them."""
-    runtime._keep_leadership(runtime.client)
+    runtime.election.renew(runtime.context.client)
 
 
 def watch(runtime: OrchestratorRuntime) -> None:
     """A tick at which everything is due."""
-    runtime._due.clear()
-    if runtime.plan_controller is not None:
-        runtime.plan_controller._looked = 0.0
+    runtime.intervals.clear()
+    if runtime.leader.service is not None:
+        runtime.leader.service.plan_controller._looked = 0.0
     runtime.tick()
 
 
@@ -139,14 +137,16 @@ def bring_up(runtime: OrchestratorRuntime, shards: Shards) -> Plan:
         watch(runtime)
         shards.follow()
         watch(runtime)
-        engine, plan_controller = runtime.engine, runtime.plan_controller
-        if engine is None or plan_controller is None:
+        service = runtime.leader.service
+        if service is None:
             return False
-        return engine.ready and plan_controller.next is None and not plan_controller.broken
+        switch = service.plan_controller.switch
+        return service.engine.ready and switch.next is None and not switch.broken
 
     wait_for("the engine is ready", is_ready)
     plan = Plans(shards.client).current()
-    if plan is None or runtime.engine is None or runtime.engine.plan.epoch != plan.epoch:
+    service = runtime.leader.service
+    if plan is None or service is None or service.engine.plan.epoch != plan.epoch:
         raise AssertionError(f"the engine runs another plan than {plan}")
     return plan
 
@@ -157,11 +157,11 @@ def sent_steps(client: redis.Redis) -> list[tuple[int, int]]:
 
 
 def parts(token: int, num_shards: int = 2) -> list[bytes]:
-    """The shards' candidates for one row: the token, and nothing of the others."""
+    """The shards' candidates for one row: the token from the first shard only."""
     best = Candidates(np.array([token], np.int32), np.array([1.0], np.float32), 1.0, 1.0)
     none = Candidates(np.empty(0, np.int32), np.empty(0, np.float32), 0.0, 0.0)
-    offers = [best] + [none] * (num_shards - 1)
-    return [Part(candidates=[offer], compute_s=0.001).encode() for offer in offers]
+    candidates = [best] + [none] * (num_shards - 1)
+    return [Part(candidates=[shard], compute_s=0.001).encode() for shard in candidates]
 
 
 def in_queue(client: redis.Redis, queue: str = keys.ORCHESTRATOR_QUEUE) -> list[list[Any]]:

@@ -51,7 +51,7 @@ def test_a_target_becomes_a_plan_when_there_are_workers_for_it(
     assert {"leader", "joined", "plan", "ready"} <= told
 
 
-def test_a_request_without_a_message_is_found_and_answered(
+def test_a_request_without_a_message_is_swept_and_answered(
     runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a plan in force, and a record whose message was lost
@@ -62,12 +62,12 @@ def test_a_request_without_a_message_is_found_and_answered(
     for token in (11, 12, 13):
         ((epoch, step),) = sent_steps(client)
         assert epoch == plan.epoch
-        runtime.finish_step(parts(token), epoch, step, 0.0)
+        runtime.messages.finish_step(parts(token), epoch, step, 0.0)
     # Then the request is over, in the record, in the stream and as Celery's result
     requests = Requests(client, 1000)
     assert [token.id for token in requests.emitted("r1")] == [11, 12, 13]
     assert requests.open_ids() == []
-    result = runtime.app.AsyncResult("r1")
+    result = runtime.context.app.AsyncResult("r1")
     assert result.state == "SUCCESS"
     assert result.result["token_ids"] == [11, 12, 13]
     assert (result.result["prompt_tokens"], result.result["finish_reason"]) == (3, "length")
@@ -82,9 +82,9 @@ def test_the_end_id_of_the_config_ends_an_answer(
     watch(runtime)
     # When that one comes
     ((epoch, step),) = sent_steps(client)
-    runtime.finish_step(parts(2), epoch, step, 0.0)
+    runtime.messages.finish_step(parts(2), epoch, step, 0.0)
     # Then it is over
-    assert runtime.app.AsyncResult("r1").result["finish_reason"] == "stop"
+    assert runtime.context.app.AsyncResult("r1").result["finish_reason"] == "stop"
     assert sent_steps(client) == []
 
 
@@ -97,7 +97,7 @@ def test_a_request_for_another_model_is_refused(
     bring_up(runtime, shards)
     # Then it ends with an error, and no step was sent for it
     assert Requests(client, 1000).open_ids() == []
-    assert "another model" in str(runtime.app.AsyncResult("old").result)
+    assert "another model" in str(runtime.context.app.AsyncResult("old").result)
     assert sent_steps(client) == []
 
 
@@ -108,7 +108,7 @@ def test_a_message_whose_record_is_gone_is_forgotten(
     bring_up(runtime, shards)
     client.zadd(keys.OPEN_REQUESTS_KEY, {"ghost": 1})
     # When its message comes
-    runtime.accept("ghost")
+    runtime.messages.accept("ghost")
     # Then nothing runs and nothing is open
     assert sent_steps(client) == []
     assert Requests(client, 1000).open_ids() == []
@@ -125,25 +125,25 @@ def test_a_failed_step_is_replayed_under_a_new_epoch(
     submit(client, "r1")
     watch(runtime)
     ((epoch, step),) = sent_steps(client)
-    runtime.finish_step(parts(11), epoch, step, 0.0)
+    runtime.messages.finish_step(parts(11), epoch, step, 0.0)
     ((epoch, step),) = sent_steps(client)
     # When a shard fails, and the result of the lost step comes all the same
-    runtime.fail_step(epoch, step, "PeerLost", "stage0.shard1 was too late")
+    runtime.messages.fail_step(epoch, step, "PeerLost", "stage0.shard1 was too late")
     new = bring_up(runtime, shards)
-    runtime.finish_step(parts(99), epoch, step, 0.0)
+    runtime.messages.finish_step(parts(99), epoch, step, 0.0)
     # Then the same plan goes on as another, prompt and answer so far as one prefill
     assert new.epoch > old.epoch
     assert (new.stages, new.workers) == (old.stages, old.workers)
     ((epoch, step),) = sent_steps(client)
     assert epoch == new.epoch
-    assert runtime.engine is not None
-    (row,) = runtime.engine.in_flight[step].step.rows
+    assert runtime.leader.service is not None
+    (row,) = runtime.leader.service.engine.in_flight[step].step.rows
     assert (row.start, row.tokens) == (0, (1, 5, 7, 11))
     # And the request ends as if nothing had happened
-    runtime.finish_step(parts(12), epoch, step, 0.0)
+    runtime.messages.finish_step(parts(12), epoch, step, 0.0)
     ((epoch, step),) = sent_steps(client)
-    runtime.finish_step(parts(13), epoch, step, 0.0)
-    assert runtime.app.AsyncResult("r1").result["token_ids"] == [11, 12, 13]
+    runtime.messages.finish_step(parts(13), epoch, step, 0.0)
+    assert runtime.context.app.AsyncResult("r1").result["token_ids"] == [11, 12, 13]
     told = [event.text for event in Events(client).latest(20) if event.kind == "plan"]
     assert "stage0.shard1 was too late" in told[-1]
 
@@ -158,9 +158,9 @@ def test_a_request_that_makes_shards_fail_by_itself_ends_with_their_error(
     # When it has been tried three times, alone
     for _ in range(3):
         ((epoch, step),) = sent_steps(client)
-        runtime.fail_step(epoch, step, "ShardFailed", "stage0.shard1: no such number")
+        runtime.messages.fail_step(epoch, step, "ShardFailed", "stage0.shard1: no such number")
         bring_up(runtime, shards)
-    # Then the request fails
+    # Then it ends with the shard's error
     record = Requests(client, 1000).read("bad")
     assert record is not None
     assert record.end is not None
@@ -181,7 +181,7 @@ def test_a_lost_shard_is_waited_for_and_its_successor_replays(
     shards.die("stage1.shard1")
     submit(client, "r2")
     watch(runtime)
-    # Then nobody's answer ends; both wait for the place, which the status names
+    # Then no request ends; both wait for the place, which the status names
     assert Requests(client, 1000).open_ids() == ["r1", "r2"]
     assert runtime.status()["state"] == "waiting for stage1.shard1"
     assert sent_steps(client) == []
@@ -190,8 +190,10 @@ def test_a_lost_shard_is_waited_for_and_its_successor_replays(
     new = bring_up(runtime, shards)
     assert new.epoch > plan.epoch
     assert new.workers[3] == "spare"
-    assert runtime.engine is not None
-    steps = [runtime.engine.in_flight[number].step for _, number in sent_steps(client)]
+    assert runtime.leader.service is not None
+    steps = [
+        runtime.leader.service.engine.in_flight[number].step for _, number in sent_steps(client)
+    ]
     rows = [row for step in steps for row in step.rows]
     assert [(row.start, row.tokens) for row in rows] == [(0, (1, 5, 7)), (0, (1, 5, 7))]
 
@@ -230,16 +232,16 @@ def test_another_shape_of_the_same_model_keeps_the_requests(
     ask(client, stages=1, shards=2)
     watch(runtime)
     # Then the step in flight ends first
-    assert runtime.engine is not None
-    assert runtime.engine.ready
-    runtime.finish_step(parts(11), epoch, step, 0.0)
+    assert runtime.leader.service is not None
+    assert runtime.leader.service.engine.ready
+    runtime.messages.finish_step(parts(11), epoch, step, 0.0)
     assert sent_steps(client) == []
     new = bring_up(runtime, shards)
     # And the request goes on in the new one
     assert new.shape == (1, 2)
     ((epoch, step),) = sent_steps(client)
     assert epoch == new.epoch
-    (row,) = runtime.engine.in_flight[step].step.rows
+    (row,) = runtime.leader.service.engine.in_flight[step].step.rows
     assert (row.start, row.tokens) == (0, (1, 5, 7, 11))
 
 
@@ -260,7 +262,7 @@ def test_a_redis_that_was_away_means_a_new_epoch(
 
     # When Redis does not answer for some ticks
     with monkeypatch.context() as broken:
-        broken.setattr(runtime.targets, "current", away)
+        broken.setattr(runtime.context.targets, "current", away)
         watch(runtime)
         watch(runtime)
     # Then what was on its way is sent again under another epoch

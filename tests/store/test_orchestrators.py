@@ -22,7 +22,8 @@ from orchestrator_cases import (
 from waiting import wait_for
 
 from skynet.errors import Fenced, RequestLost
-from skynet.orchestrator.runtime import LEADING, STANDBY, OrchestratorRuntime
+from skynet.orchestrator.leader import LEADING, STANDBY
+from skynet.orchestrator.runtime import OrchestratorRuntime
 from skynet.request.record import Token
 from skynet.store.leader import leader_of
 from skynet.store.members import Members
@@ -44,9 +45,9 @@ def test_one_leads_and_the_other_stands_by(
     watch(standby)
     # Then it consumes nothing, and would make nothing of a message
     assert (runtime.member.state, standby.member.state) == (LEADING, STANDBY)
-    assert runtime._consumer.queues == {keys.ORCHESTRATOR_QUEUE}
-    assert standby._consumer.queues == set()
-    assert standby.engine is None
+    assert runtime.leader.consumer.queues == {keys.ORCHESTRATOR_QUEUE}
+    assert standby.leader.consumer.queues == set()
+    assert standby.leader.service is None
 
 
 def test_a_standby_goes_on_where_the_leader_stopped(
@@ -70,18 +71,18 @@ def test_a_standby_goes_on_where_the_leader_stopped(
     beat(standby)
     new = bring_up(standby, shards)
     # Then the last is answered, the cancelled one ended, and the other goes on
-    assert standby.app.AsyncResult("last").result["token_ids"] == [11, 12, 13]
-    assert standby.app.AsyncResult("cancel").state == "REVOKED"
+    assert standby.context.app.AsyncResult("last").result["token_ids"] == [11, 12, 13]
+    assert standby.context.app.AsyncResult("cancel").state == "REVOKED"
     assert requests.open_ids() == ["middle"]
-    # And under another epoch, so that the other's messages are stale
+    # And under a new epoch, so that what the other sent is stale
     assert new.epoch > old.epoch
     ((epoch, step),) = sent_steps(client)
     assert epoch == new.epoch
-    standby.finish_step(parts(12), epoch, step, 0.0)
+    standby.messages.finish_step(parts(12), epoch, step, 0.0)
     assert [token.id for token in requests.emitted("middle")] == [11, 12]
 
 
-def test_who_has_lost_the_lead_without_knowing_writes_nothing(
+def test_a_deposed_leader_writes_nothing(
     runtime: OrchestratorRuntime, make_runtime: MakeRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a leader that was stopped with a step in flight, while another took the lead
@@ -96,7 +97,7 @@ def test_who_has_lost_the_lead_without_knowing_writes_nothing(
     plan_before = client.get(keys.PLAN_KEY)
     # When it wakes up, with the result of its step and work to do
     with suppress(Fenced):
-        runtime.finish_step(parts(11), epoch, step, 0.0)
+        runtime.messages.finish_step(parts(11), epoch, step, 0.0)
     watch(runtime)
     watch(runtime)
     # Then it has written no token, sent no step and made no plan, and knows that it does not lead
@@ -105,12 +106,12 @@ def test_who_has_lost_the_lead_without_knowing_writes_nothing(
     assert client.get(keys.PLAN_KEY) == plan_before
     beat(runtime)
     watch(runtime)
-    assert runtime.engine is None
+    assert runtime.leader.service is None
     assert runtime.member.state == STANDBY
-    assert runtime._consumer.queues == set()
+    assert runtime.leader.consumer.queues == set()
 
 
-def test_who_has_lost_the_lead_does_not_fail_a_request_it_is_sent(
+def test_a_deposed_leader_does_not_fail_a_request_it_is_sent(
     runtime: OrchestratorRuntime, make_runtime: MakeRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a leader that was stopped, while another took the lead
@@ -138,7 +139,7 @@ def test_a_redis_that_is_away_does_not_fail_a_request_that_comes(
         raise redis.ConnectionError("connection refused")
 
     with monkeypatch.context() as broken:
-        broken.setattr(runtime.requests, "read", away)
+        broken.setattr(runtime.context.requests, "read", away)
         # When it is accepted / Then no error leaves the task
         runtime.on_message("accept", "r1")
     # And the sweep finds the record, under a new epoch
@@ -164,17 +165,17 @@ def test_a_message_of_the_next_leaders_plan_is_given_back(
     assert new.epoch > old.epoch
     # When it wakes up with a message for the other in its hands
     if task == keys.FINISH_STEP_TASK:
-        runtime.finish_step([b"part"], new.epoch, 0, 0.5)
+        runtime.messages.finish_step([b"part"], new.epoch, 0, 0.5)
         expected = [task, [[b"part"], new.epoch, 0, 0, 0.5]]
     else:
-        runtime.fail_step(new.epoch, 0, "PeerLost", "late")
+        runtime.messages.fail_step(new.epoch, 0, "PeerLost", "late")
         expected = [task, [new.epoch, 0, "PeerLost", "late"]]
     # Then it is back in the queue, and this one steps down
     assert in_queue(client) == [expected]
-    assert runtime.engine is None
-    # And the other makes of it what it is
-    assert other.plan_controller is not None
-    assert not other.plan_controller.broken
+    assert runtime.leader.service is None
+    # And the other drops it, since no such step is in flight
+    assert other.leader.service is not None
+    assert not other.leader.service.plan_controller.switch.broken
 
 
 def test_a_message_of_an_old_leaders_plan_changes_nothing(
@@ -184,16 +185,16 @@ def test_a_message_of_an_old_leaders_plan_changes_nothing(
     plan = bring_up(runtime, shards)
     # When results of plans that are over, or of none, come
     for epoch in (plan.epoch - 1, plan.epoch + 5):
-        runtime.finish_step(parts(11), epoch, 0, 0.0)
-        runtime.fail_step(epoch, 0, "PeerLost", "late")
+        runtime.messages.finish_step(parts(11), epoch, 0, 0.0)
+        runtime.messages.fail_step(epoch, 0, "PeerLost", "late")
     # Then it leads on, with the same plan, and gives nothing back
     watch(runtime)
-    assert runtime.engine is not None
-    assert runtime.engine.ready
+    assert runtime.leader.service is not None
+    assert runtime.leader.service.engine.ready
     assert in_queue(client) == []
 
 
-def test_a_redis_without_its_memory_buries_what_was_running(
+def test_a_redis_without_its_data_fails_running_requests(
     runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a request in flight
@@ -205,8 +206,8 @@ def test_a_redis_without_its_memory_buries_what_was_running(
     client.flushall()
     beat(runtime)
     watch(runtime)
-    # Then whoever waits for the request is told
-    result = runtime.app.AsyncResult("r1")
+    # Then the client of the request is told
+    result = runtime.context.app.AsyncResult("r1")
     assert result.state == "FAILURE"
     assert isinstance(result.result, RequestLost)
     assert "submit it again" in str(result.result)
@@ -221,7 +222,7 @@ def test_a_redis_without_its_memory_buries_what_was_running(
 # -- leaving ---------------------------------------------------------------------------------------
 
 
-def test_who_leaves_ends_its_step_first(
+def test_a_leaving_leader_finishes_its_step_first(
     runtime: OrchestratorRuntime, make_runtime: MakeRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a step in flight
@@ -239,7 +240,7 @@ def test_who_leaves_ends_its_step_first(
     def has_left() -> bool:
         nonlocal steps, num_tokens
         for epoch, step in steps:
-            runtime.finish_step(parts(11), epoch, step, 0.0)
+            runtime.messages.finish_step(parts(11), epoch, step, 0.0)
             num_tokens += 1
         steps = sent_steps(client)
         runtime.tick()
@@ -247,8 +248,8 @@ def test_who_leaves_ends_its_step_first(
 
     wait_for("the leader has left", has_left)
     # Then it was at a step boundary, with all tokens written, and lets another lead
-    assert runtime.engine is not None
-    assert not runtime.engine.in_flight
+    assert runtime.leader.service is not None
+    assert not runtime.leader.service.engine.in_flight
     assert sent_steps(client) == []
     assert [token.id for token in Requests(client, 1000).emitted("r1")] == [11] * num_tokens
     beat(runtime)
@@ -259,7 +260,7 @@ def test_who_leaves_ends_its_step_first(
     assert len(sent_steps(client)) == 1
 
 
-def test_who_stops_gives_its_leases_back(
+def test_a_stopped_orchestrator_gives_its_leases_back(
     runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
 ) -> None:
     # Given a leader that keeps its lease
@@ -288,12 +289,12 @@ def test_a_redis_that_breaks_off_at_a_new_target_is_asked_again(
         raise redis.ConnectionError("connection reset")
 
     with monkeypatch.context() as broken:
-        broken.setattr(runtime.plans, "current", away)
+        broken.setattr(runtime.context.plans, "current", away)
         watch(runtime)
-        assert (runtime.engine, runtime.plan_controller) == (None, None)
+        assert runtime.leader.service is None
     # When it is back / Then the target is followed
     bring_up(runtime, shards)
-    assert runtime.intake is not None
+    assert runtime.leader.service is not None
 
 
 def test_deadlines_hold_where_there_is_no_model_to_run(
@@ -310,7 +311,7 @@ def test_deadlines_hold_where_there_is_no_model_to_run(
     # When the orchestrator looks
     watch(runtime)
     watch(runtime)
-    # Then what is over ends, with the reason, and the rest waits
+    # Then overdue and cancelled requests end with the reason, and the rest waits
     assert requests.open_ids() == ["early"]
     end = requests.wait_end("late", 1)
     assert (end.error, "not staged" in end.message) == ("RequestTimeout", True)

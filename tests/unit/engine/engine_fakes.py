@@ -1,47 +1,52 @@
-"""The engine without Redis or Celery: shards that only remember, and a journal in lists."""
+"""The engine without Redis or Celery: shards that store tokens, and a journal in lists."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from skynet.engine.engine import Engine
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.positions import Rope
+from skynet.engine.engine import Engine, EngineOptions
+from skynet.engine.output import ModelInfo
 from skynet.engine.sequence import Sequence
 from skynet.errors import SkynetError
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
 from skynet.planning.split import make_plan
 from skynet.request.record import Options, Record, Token
-from skynet.tokenizer.stop_strings import StopStrings
 from skynet.tokenizer.text import Text
-from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step
+from skynet.wire.step import Best, Candidates, Part, Row, Step
 
 VOCAB = 1000
 FEW = 40
 
 
+TINY = load_architecture(
+    {
+        "model_type": "llama",
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 512,
+    }
+)
+
+
 def tiny_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
-    arch = load_architecture(
-        {
-            "model_type": "llama",
-            "hidden_size": 48,
-            "intermediate_size": 80,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 3,
-            "vocab_size": VOCAB,
-            "max_position_embeddings": 512,
-        }
-    )
-    return make_plan(arch, model="digest", name="tiny", stages=stages, shards=shards, **options)
+    return make_plan(TINY, model="digest", name="tiny", stages=stages, shards=shards, **options)
 
 
 def seq2seq_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
-    """Of an encoder of two layers and a decoder of three."""
+    """Two encoder layers and three decoder layers."""
     arch = load_architecture(
         {
             "model_type": "bart",
@@ -69,26 +74,32 @@ def new_sequence(
     text: Text | None = None,
     sample_group: str = "",
     rope_switch: int = 0,
+    arch: Architecture = TINY,
     **options: Any,
 ) -> Sequence:
     checked = Options(**{"max_tokens": 4, **options})
-    return Sequence(
+    if rope_switch:
+        longrope = Rope(8, "longrope", original_positions=rope_switch, long_divisors=(1.0,) * 4)
+        arch = replace(arch, ropes=(longrope,) * arch.num_layers)
+    return Sequence.of(
         Record(name, tuple(prompt), checked, 0.0, deadline, sample_group=sample_group),
-        (text or Text({})).detokenizer(),
-        StopStrings(checked.stop),
-        frozenset(end_ids),
-        max_length,
-        rope_switch,
+        ModelInfo(arch, text or Text({}), frozenset(end_ids), max_length),
     )
 
 
+def append(sequence: Sequence, token: int) -> Token:
+    """A token comes, without a step."""
+    sequence.timings.note_token()
+    return sequence.output.append(token)
+
+
 def next_token(known: Items[int]) -> int:
-    """What the fake model says after these tokens: all of them count, and their order."""
+    """The fake model's next token, a hash of all tokens in their order."""
     return zlib.crc32(str(list(known)).encode()) % VOCAB
 
 
-def likings(known: Items[int]) -> npt.NDArray[np.float32]:
-    """Logits of the only tokens that the fake model knows when hypotheses are searched."""
+def few_logits(known: Items[int]) -> npt.NDArray[np.float32]:
+    """Logits of the tokens 0 to FEW, the fake model's vocabulary for beam search."""
     seed = zlib.crc32(str(list(known)).encode())
     return np.random.default_rng(seed).normal(size=FEW).astype(np.float32)
 
@@ -102,9 +113,9 @@ def answer(prompt: Items[int], count: int) -> list[int]:
 
 
 class FakeShards:
-    """A carrier whose shards remember each slot's tokens and refuse what leaves a gap.
+    """A carrier whose shards store each slot's tokens and refuse rows that leave a gap.
 
-    encoder_layers: steps that start before them are of texts, which are remembered by place.
+    encoder_layers: steps that start before them are encoder steps, stored by place.
     """
 
     def __init__(self, num_shards: int = 2, encoder_layers: int = 0) -> None:
@@ -120,20 +131,20 @@ class FakeShards:
 
     def send(self, step: Step) -> None:
         self.sent.append(step)
-        offers = []
+        shard_candidates = []
         if step.start < self.encoder_layers:
             self.encoder_kvs |= {row.slot: list(row.tokens) for row in step.rows}
         else:
             self._copy(step)
-            offers = [self._run(row) for row in step.rows]
-            offers = [offer for offer in offers if offer]
+            shard_candidates = [self._run(row) for row in step.rows]
+            shard_candidates = [candidates for candidates in shard_candidates if candidates]
         self._parts[step.number] = [
-            Part(candidates=[offer[shard] for offer in offers], compute_s=0.01)
+            Part(candidates=[candidates[shard] for candidates in shard_candidates], compute_s=0.01)
             for shard in range(self.num_shards)
         ]
 
     def _copy(self, step: Step) -> None:
-        """All at once: what is copied from is not copied into."""
+        """Copy all slots at once: none is both source and target."""
         targets = {row.slot for row in step.rows if row.source is not None}
         for row in step.rows:
             if row.source is None:
@@ -144,34 +155,34 @@ class FakeShards:
             self.slots[row.slot] = known[: row.start]
 
     def _run(self, row: Row) -> list[Candidates]:
-        slot, read = self.slots.setdefault(row.slot, []), []
+        slot, encoded = self.slots.setdefault(row.slot, []), []
         if row.start > len(slot):
             raise AssertionError(f"{row} leaves a gap after {len(slot)} tokens")
         slot[row.start :] = row.tokens
         if self.encoder_layers:
             place, length = row.encoder_kv or (-1, 0)
-            read = self.encoder_kvs[place]
-            if len(read) != length:
-                raise AssertionError(f"{row} remembers what has {len(read)} tokens")
+            encoded = self.encoder_kvs[place]
+            if len(encoded) != length:
+                raise AssertionError(f"{row}: the encoder KV has {len(encoded)} tokens")
         if row.logits_request is None:
             return []
         if row.logits_request.logprobs is None:
-            return self._offer(next_token([*read, *slot]))
-        return self._offer_many([*read, *slot], row.logits_request)
+            return self._candidates(next_token([*encoded, *slot]))
+        return self._candidates_of_few([*encoded, *slot])
 
-    def _offer_many(self, known: Items[int], logits_request: LogitsRequest) -> list[Candidates]:
-        """So many tokens as are wanted, each shard its own."""
-        offers = []
+    def _candidates_of_few(self, known: Items[int]) -> list[Candidates]:
+        """Logits of the tokens 0 to FEW, by shard."""
+        shard_candidates = []
         for shard in range(self.num_shards):
             ids = np.arange(shard, FEW, self.num_shards, dtype=np.int32)
-            logits = likings(known)[ids]
+            logits = few_logits(known)[ids]
             total = float(np.log(np.exp(logits.astype(np.float64)).sum()))
             best = Best(ids[:0], logits[:0], total)
-            offers.append(Candidates(ids, logits, float(logits.max()), 1.0, best))
-        return offers
+            shard_candidates.append(Candidates(ids, logits, float(logits.max()), 1.0, best))
+        return shard_candidates
 
-    def _offer(self, token: int) -> list[Candidates]:
-        """One shard has the best token, each other one a worse token of its own."""
+    def _candidates(self, token: int) -> list[Candidates]:
+        """One shard has the best token, each of the others a different, worse one."""
         owner = token % self.num_shards
         return [
             Candidates(
@@ -197,7 +208,7 @@ class FakeShards:
 
 
 class Notes:
-    """A journal in lists. Refuses tokens out of order and whatever comes after an end."""
+    """A journal in lists. Refuses tokens out of order and anything after an end."""
 
     def __init__(self) -> None:
         self.written: dict[str, list[int]] = {}
@@ -221,9 +232,9 @@ class Notes:
         return self.cancel_asked & {sequence.id for sequence, _ in tokens}, set()
 
     def finished(self, sequence: Sequence) -> None:
-        if sequence.pending:
-            self.tokens([(sequence, token) for token in sequence.pending])
-            self.beams[sequence.id] = sequence.answer["beams"]
+        if sequence.output.pending:
+            self.tokens([(sequence, token) for token in sequence.output.pending])
+            self.beams[sequence.id] = sequence.output.answer["beams"]
         self._end(sequence, sequence.finish_reason)
 
     def failed(self, sequence: Sequence, error: SkynetError) -> None:
@@ -243,17 +254,19 @@ class Bench:
         self.plan = plan or tiny_plan()
         self.shards = FakeShards(self.plan.num_shards, self.plan.encoder_layers)
         self.notes = Notes()
-        self.engine = Engine(self.plan, self.shards, self.notes, clock=lambda: self.now, **options)
+        self.engine = Engine(
+            self.plan, self.shards, self.notes, EngineOptions(**options), lambda: self.now
+        )
         self.engine.ready = True
 
     def finish_oldest(self) -> int:
-        """The step that was sent first comes back: its number."""
+        """Finish the oldest step; its number."""
         number = min(self.engine.in_flight)
         self.engine.finish_step(self.plan.epoch, number, self.shards.parts(number))
         return number
 
     def recover(self, plan: Plan | None = None) -> None:
-        """Another plan, or a new epoch of this one, whose shards know nothing."""
+        """Resume with another plan, or a new epoch of this one, whose shards are empty."""
         self.engine.suspend()
         self.shards.slots.clear()
         self.shards.encoder_kvs.clear()
@@ -262,7 +275,7 @@ class Bench:
         self.engine.resume(self.plan)
 
     def live_through(self, events: Items[str], waiting: list[Sequence]) -> None:
-        """Sequences come, steps are done and shards lose everything; then all are answered."""
+        """Accept sequences, finish steps and lose shards by these events; then answer all."""
         for event in events:
             if event == "lose":
                 self.recover()
@@ -275,9 +288,9 @@ class Bench:
         self.run()
 
     def run(self) -> None:
-        """Until nothing is under way any more."""
+        """Finish steps until none is in flight."""
         for _ in range(10_000):
             if not self.engine.in_flight:
                 return
             self.finish_oldest()
-        raise AssertionError("the engine does not come to an end")
+        raise AssertionError("the engine does not finish")

@@ -1,4 +1,4 @@
-"""Beam search in the engine: slots for all beams, few copies, and the same whatever happens."""
+"""Beam search in the engine: slots for all beams, few copies, the same result after a loss."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_fakes import FEW, Bench, answer, likings, new_sequence, seq2seq_plan, tiny_plan
+from engine_fakes import FEW, Bench, answer, few_logits, new_sequence, seq2seq_plan, tiny_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,34 +20,34 @@ def greedy_score(prompt: tuple[int, ...], tokens: list[int]) -> float:
     """The sum of log-probabilities of an answer."""
     total = 0.0
     for count, token in enumerate(tokens):
-        logits = likings([*prompt, *tokens[:count]]).astype(np.float64)
+        logits = few_logits([*prompt, *tokens[:count]]).astype(np.float64)
         total += float(logits[token] - np.log(np.exp(logits).sum()))
     return total
 
 
 def every_answer(prompt: tuple[int, ...], count: int) -> list[tuple[float, tuple[int, ...]]]:
-    """All answers of so many tokens by their score, best first."""
-    found: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    """All answers of this many tokens by their score, best first."""
+    hypotheses: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for _ in range(count):
         longer = []
-        for score, tokens in found:
-            logits = likings([*prompt, *tokens]).astype(np.float64)
+        for score, tokens in hypotheses:
+            logits = few_logits([*prompt, *tokens]).astype(np.float64)
             logprobs = logits - np.log(np.exp(logits).sum())
             longer += [(score + float(logprobs[t]), (*tokens, t)) for t in range(FEW)]
-        found = sorted(longer, reverse=True)[: FEW**2]
-    return found
+        hypotheses = sorted(longer, reverse=True)[: FEW**2]
+    return hypotheses
 
 
-def test_as_many_beams_as_tokens_find_the_best_answer_there_is() -> None:
-    # Given a search that looks at every token of two, of whom the model knows all answers
+def test_as_many_beams_as_tokens_give_the_best_of_all_answers() -> None:
+    # Given an exhaustive search for answers of two tokens
     bench = Bench(tiny_plan(num_slots=FEW))
     bench.engine.accept(new_sequence("a", PROMPT, num_beams=FEW, max_tokens=2))
     bench.run()
-    # Then it finds the best, and says their scores by token
+    # Then its hypotheses are the best answers, scored per token
     best = every_answer(PROMPT, 2)[:5]
-    found = bench.notes.beams["a"]
-    assert [tuple(beam["token_ids"]) for beam in found[:5]] == [tokens for _, tokens in best]
-    assert [beam["score"] for beam in found[:5]] == pytest.approx([s / 2 for s, _ in best])
+    beams = bench.notes.beams["a"]
+    assert [tuple(beam["token_ids"]) for beam in beams[:5]] == [tokens for _, tokens in best]
+    assert [beam["score"] for beam in beams[:5]] == pytest.approx([s / 2 for s, _ in best])
     assert bench.notes.written["a"] == list(best[0][1])
     assert bench.notes.ended["a"] == "length"
 
@@ -58,12 +58,12 @@ def test_a_search_waits_until_there_are_slots_for_all_beams() -> None:
     bench.engine.accept(new_sequence("first", [1], max_tokens=2))
     bench.engine.accept(new_sequence("search", PROMPT, num_beams=3, max_tokens=3))
     bench.engine.accept(new_sequence("last", [2], max_tokens=1))
-    # When they run / Then nobody overtakes the one that waits
+    # When they run / Then no request overtakes the search
     bench.run()
     order = list(bench.notes.ended)
     assert order == ["first", "search", "last"]
     assert bench.notes.written["last"] == answer([2], 1)
-    assert sorted(bench.engine.scheduler._free_slots) == [0, 1, 2]
+    assert sorted(bench.engine.scheduler.slots.free) == [0, 1, 2]
 
 
 def test_the_prompt_is_computed_once_in_chunks() -> None:
@@ -78,12 +78,12 @@ def test_the_prompt_is_computed_once_in_chunks() -> None:
     assert all(length == 1 for step in rows[3:] for _, _, length in step)
 
 
-def test_most_hypotheses_go_on_in_their_parents_slot() -> None:
+def test_one_child_of_a_beam_stays_in_its_slot() -> None:
     # Given a search
     bench = Bench(tiny_plan(num_slots=4))
     bench.engine.accept(new_sequence("a", PROMPT, num_beams=4, max_tokens=30))
     bench.run()
-    # Then a copy is made for each that has a sibling, and no more
+    # Then only its siblings are copied
     for step in bench.shards.sent[2:]:
         copied = [row for row in step.rows if row.source is not None]
         kept = {row.slot for row in step.rows if row.source is None}
@@ -108,10 +108,10 @@ def test_searches_can_be_cancelled_and_time_out() -> None:
     assert isinstance(bench.notes.ended["a"], RequestCancelled)
     assert isinstance(bench.notes.ended["b"], RequestTimeout)
     assert bench.notes.written == {}
-    assert sorted(bench.engine.scheduler._free_slots) == [0, 1, 2, 3]
+    assert sorted(bench.engine.scheduler.slots.free) == [0, 1, 2, 3]
 
 
-def test_a_search_that_may_choose_nothing_ends_with_an_error() -> None:
+def test_a_search_without_allowed_tokens_ends_with_an_error() -> None:
     # Given a search in which every token that the model knows is forbidden
     bench = Bench()
     forbidden = tuple(range(FEW))
@@ -123,7 +123,7 @@ def test_a_search_that_may_choose_nothing_ends_with_an_error() -> None:
     assert "every token is forbidden" in str(error)
 
 
-def test_a_search_that_can_go_on_no_more_answers_with_what_has_ended() -> None:
+def test_a_search_without_continuations_answers_with_its_finished_hypotheses() -> None:
     # Given a search that may say 2 or 3 once each, of which 3 ends an answer
     bench = Bench()
     forbidden = tuple(token for token in range(FEW) if token not in (2, 3))
@@ -135,14 +135,14 @@ def test_a_search_that_can_go_on_no_more_answers_with_what_has_ended() -> None:
     assert bench.notes.ended["a"] == "stop"
 
 
-def test_ends_that_are_ignored_are_ends_to_the_rules_all_the_same() -> None:
-    # Given searches for which no token is the last, and of whom some may not come at first
+def test_ignored_end_tokens_are_still_banned_by_min_new_tokens() -> None:
+    # Given a search that ignores end tokens, with a minimum number of tokens
     bench = Bench(tiny_plan(num_slots=2))
     ends = list(range(FEW // 2))
     options = {"num_beams": 2, "max_tokens": 6, "min_new_tokens": 4, "end_ids": ends}
     bench.engine.accept(new_sequence("a", PROMPT, ignore_eos=True, **options))
     bench.run()
-    # Then they do not
+    # Then no end token comes before that
     answer = bench.notes.written["a"]
     assert len(answer) == 6
     assert not set(answer[:4]) & set(ends)
@@ -150,7 +150,7 @@ def test_ends_that_are_ignored_are_ends_to_the_rules_all_the_same() -> None:
 
 
 def test_a_replay_is_cut_into_steps_like_a_prompt() -> None:
-    # Given two searches that have come far, and shards that lost everything
+    # Given two searches with many tokens, and shards that lost everything
     bench = Bench(tiny_plan(num_slots=8), max_batch_tokens=6)
     for name in "ab":
         bench.engine.accept(new_sequence(name, PROMPT, num_beams=4, max_tokens=30))
@@ -162,7 +162,7 @@ def test_a_replay_is_cut_into_steps_like_a_prompt() -> None:
     bench.run()
     steps = bench.shards.sent[before:]
     replayed = [step for step in steps if all(row.logits_request is None for row in step.rows)]
-    # Then no step has more than it may, and none is computed twice
+    # Then no step is over the budget, and no token is computed twice
     assert max(step.num_tokens for step in steps if step in replayed) <= 6
     assert max(step.num_tokens for step in steps) <= 8
     assert len(replayed) > 10
@@ -180,7 +180,7 @@ def test_a_search_counts_as_one_where_a_request_is_run_alone() -> None:
     for sequence, _ in batch:
         sequence.in_flight = False
     batch[0][0].suspect = True
-    # Then it has a batch of its own, with all its rows
+    # Then it has a batch alone, with all its rows
     assert {sequence.id for sequence, _ in scheduler.next_batch()} == {"a"}
 
 
@@ -200,10 +200,10 @@ SEARCHES: list[dict[str, Any]] = [
     stages=st.integers(1, 3),
     budget=st.integers(1, 20),
 )
-def test_whatever_happens_a_search_finds_what_it_finds_alone(
+def test_a_search_has_the_same_result_alone_and_among_others_with_losses(
     chosen: list[dict[str, Any]], events: list[str], has_encoder: bool, stages: int, budget: int
 ) -> None:
-    # Given searches of all kinds, with and without an encoder, and what each finds alone
+    # Given searches of all kinds, with and without an encoder, and the result of each alone
     plan = seq2seq_plan(stages, num_slots=5) if has_encoder else tiny_plan(stages, num_slots=5)
     start = {"decoder_start_token_id": 3} if has_encoder else {}
     prompts = [tuple(range(n, n + 4)) for n in range(len(chosen))]
@@ -220,19 +220,19 @@ def test_whatever_happens_a_search_finds_what_it_finds_alone(
         for n, (prompt, options) in enumerate(zip(prompts, chosen, strict=True))
     ]
     bench.live_through(events, waiting)
-    # Then each finds the same
+    # Then each result is the same
     for number, (tokens, beams) in enumerate(alone):
         assert bench.notes.written[str(number)] == tokens
         assert bench.notes.beams[str(number)] == beams
-    assert sorted(bench.engine.scheduler._free_slots) == list(range(5))
+    assert sorted(bench.engine.scheduler.slots.free) == list(range(5))
 
 
-def test_the_first_of_the_hypotheses_is_what_greedy_finds_with_one_beam_s_luck() -> None:
+def test_the_best_hypothesis_of_one_token_is_the_greedy_one() -> None:
     # Given a search of one token
     bench = Bench(tiny_plan(num_slots=2))
     bench.engine.accept(new_sequence("a", PROMPT, num_beams=2, max_tokens=1))
     bench.run()
     # Then it is the likeliest token, and its score the log-probability
-    best = int(likings(PROMPT).argmax())
+    best = int(few_logits(PROMPT).argmax())
     assert bench.notes.written["a"] == [best]
     assert bench.notes.beams["a"][0]["score"] == pytest.approx(greedy_score(PROMPT, [best]))

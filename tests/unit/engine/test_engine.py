@@ -1,4 +1,4 @@
-"""The engine: whatever happens on the way, each request ends once, with its own tokens."""
+"""The engine: whatever happens, each request ends once, with the tokens of a run alone."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_after_a_failed_step_all_go_on_as_if_nothing_had_been() -> None:
     late = bench.plan.epoch, first, bench.shards.parts(first)
     # When one of them fails
     bench.engine.fail_step(bench.plan.epoch, first, PeerLost("stage0.shard1 was too late"))
-    # Then nobody waits for either, nothing is sent, and whoever makes plans is told the cause
+    # Then both are given up, nothing is sent, and the carrier is told the cause
     assert bench.shards.given_up == [first, second]
     assert "stage0.shard1" in str(bench.shards.failures[0])
     assert not bench.engine.ready
@@ -141,7 +141,7 @@ def test_after_a_failed_step_all_go_on_as_if_nothing_had_been() -> None:
     assert bench.notes.written == {"a": answer([1], 4), "b": answer([2], 4), "c": answer([3], 4)}
 
 
-def test_a_request_that_shards_cannot_compute_is_found_and_ends_alone() -> None:
+def test_a_request_with_which_shards_raise_is_isolated_and_ends_alone() -> None:
     # Given three requests in one step, of which one makes shards raise
     bench = Bench()
     bench.engine.ready = False
@@ -167,7 +167,7 @@ def test_a_request_that_shards_cannot_compute_is_found_and_ends_alone() -> None:
     assert bench.notes.written == {"a": answer([1], 8), "c": answer([3], 8)}
 
 
-def test_a_request_that_kills_whoever_takes_it_is_found_and_ends_alone() -> None:
+def test_a_request_that_kills_shards_is_isolated_and_ends_alone() -> None:
     # Given three requests in one step, of which one ends the process of a shard
     bench = Bench()
     bench.engine.ready = False
@@ -191,7 +191,7 @@ def test_a_request_that_kills_whoever_takes_it_is_found_and_ends_alone() -> None
     assert bench.notes.written == {"a": answer([1], 8), "c": answer([3], 8)}
 
 
-def test_lost_messages_are_nobodys_fault() -> None:
+def test_lost_messages_fail_no_request() -> None:
     # Given a request whose steps are lost again and again
     bench = Bench()
     bench.engine.accept(new_sequence("a", [1]))
@@ -223,8 +223,8 @@ def test_cancel_takes_effect_at_the_next_step() -> None:
     assert (bench.engine.sequences, bench.engine.in_flight) == ({}, {})
 
 
-def test_a_note_to_cancel_that_the_journal_finds_is_obeyed() -> None:
-    # Given two requests, and a note of which no message came
+def test_a_cancellation_that_the_journal_reports_takes_effect() -> None:
+    # Given two requests, and a cancellation whose message was lost
     bench = Bench()
     bench.engine.accept(new_sequence("a", [1], max_tokens=50))
     bench.engine.accept(new_sequence("b", [2]))
@@ -244,7 +244,7 @@ def test_a_request_that_ends_by_itself_as_it_is_cancelled_is_answered() -> None:
     # When it is cancelled
     bench.engine.cancel("a")
     bench.run()
-    # Then it ends once, as what it is
+    # Then it ends once, with its finish reason
     assert bench.notes.ended == {"a": "length"}
 
 
@@ -267,7 +267,7 @@ def test_a_deadline_ends_waiting_and_running_requests() -> None:
 
 
 @pytest.mark.parametrize("late", ["a", "b", "c"])
-def test_a_deadline_in_mid_step_leaves_the_neighbours_their_own_tokens(late: str) -> None:
+def test_a_deadline_in_mid_step_does_not_change_other_tokens(late: str) -> None:
     # Given three requests in one step
     bench = Bench()
     bench.engine.ready = False
@@ -282,7 +282,7 @@ def test_a_deadline_in_mid_step_leaves_the_neighbours_their_own_tokens(late: str
     bench.now = 102.5
     bench.engine.tick()
     bench.run()
-    # Then the other two get what is theirs
+    # Then the other two are answered
     assert isinstance(bench.notes.ended[late], RequestTimeout)
     assert bench.notes.written == {
         name: answer(prompt, 4) for name, prompt in prompts.items() if name != late
@@ -373,10 +373,10 @@ def test_lost_shards_are_replayed_in_order_under_another_shape() -> None:
     bench.finish_oldest()
     bench.finish_oldest()
     running = [sequence.id for sequence in bench.engine.scheduler.running]
-    known = sum(sequence.length for sequence in bench.engine.scheduler.running)
+    known = sum(sequence.mode.num_tokens for sequence in bench.engine.scheduler.running)
     # When the shards are lost, and a plan of another shape follows
     bench.recover(tiny_plan(stages=2, shards=3, num_slots=3))
-    # Then who ran still runs, all is replayed once, and every answer is that of a run alone
+    # Then the same sequences run, each is replayed once, and every answer is that of a run alone
     assert [sequence.id for sequence in bench.engine.scheduler.running] == running
     bench.run()
     assert bench.notes.written == {name: answer([ord(name)], 6) for name in "abcd"}
@@ -443,7 +443,7 @@ def test_a_token_that_was_not_written_is_made_again(monkeypatch: pytest.MonkeyPa
     # When the request is taken up again from what was written
     assert "a" not in bench.engine.sequences
     again = new_sequence("a", [1, 2, 3], max_tokens=4)
-    again.restore(written)
+    again.output.restore(written)
     bench.notes.running.discard("a")  # it starts a second time
     bench.engine.accept(again)
     # Then nothing is missing, and nothing is there twice

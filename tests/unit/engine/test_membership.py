@@ -1,4 +1,4 @@
-"""Who lives, who came and who is gone, told once."""
+"""Live members; joins and losses, each told once."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ MIB = 2**20
 
 
 class Leases:
-    """What `Members` says of a Redis."""
+    """A fake of `Members`."""
 
     def __init__(self) -> None:
-        self.found: dict[str, Member] = {}
+        self.members: dict[str, Member] = {}
         self.closed: set[int] = set()
 
     def all(self) -> list[Member]:
-        return list(self.found.values())
+        return list(self.members.values())
 
     def broken(self, members: list[Member]) -> set[str]:
         return {member.id for member in members if member.connection in self.closed}
 
 
 class Room:
-    """A membership over such leases, with a clock that stands still."""
+    """A membership over these leases, with a clock that stands still."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -48,13 +48,13 @@ class Room:
 
     def join(self, name: str, **fields: Any) -> Member:
         made: dict[str, Any] = {"address": "", "speed": 5e9, "state": SPARE, "host": "here"}
-        made |= {"connection": len(self.leases.found) + 1} | fields
+        made |= {"connection": len(self.leases.members) + 1} | fields
         member = Member(name, f"{name}@here", made.pop("address"), made.pop("host"), 7, **made)
-        self.leases.found[name] = member
+        self.leases.members[name] = member
         return member
 
     def look(self, after_s: float = 0.0) -> list[tuple[str, str]]:
-        """What one more look tells."""
+        """The events of one more look."""
         self.now += after_s
         before = len(self.told)
         self.membership.look()
@@ -66,16 +66,16 @@ def room() -> Room:
     return Room()
 
 
-def test_who_comes_and_goes_is_told_once(room: Room) -> None:
-    # Given a member, and an orchestrator, which is none of the shards
+def test_joins_and_losses_are_told_once(room: Room) -> None:
+    # Given a member, and an orchestrator, which is not a shard
     room.join("a", address="stage0.shard0")
     room.join("o", address=ORCHESTRATOR_QUEUE)
-    # When somebody looks / Then it is told, once
+    # When members are looked at / Then the join is told, once
     assert room.look() == [("joined", "stage0.shard0 (a), pid 7 on here")]
     assert room.look() == []
     assert set(room.membership.live) == {"a"}
     # And when its lease has run out, too
-    del room.leases.found["a"]
+    del room.leases.members["a"]
     assert room.look() == [("lost", "stage0.shard0 (a)")]
     assert room.look() == []
 
@@ -88,7 +88,7 @@ def test_one_that_leaves_is_not_lost(room: Room) -> None:
     assert room.look() == [("leaving", "stage1.shard0 (a)")]
     assert room.look() == []
     # When it is gone / Then it has left
-    del room.leases.found[member.id]
+    del room.leases.members[member.id]
     assert room.look() == [("left", "stage1.shard0 (a)")]
 
 
@@ -141,7 +141,7 @@ def test_each_broken_connection_has_its_own_time(room: Room) -> None:
     assert room.look(BROKEN_S) == [("lost", "spare (a)")]
 
 
-def test_nobody_has_come_or_gone_for(room: Room) -> None:
+def test_settled_for_is_the_time_since_the_last_join_or_loss(room: Room) -> None:
     # Given a member that came
     room.join("a")
     room.look(5)
@@ -151,7 +151,7 @@ def test_nobody_has_come_or_gone_for(room: Room) -> None:
     room.look(3)
     assert room.membership.settled_for_s == 3
     # And not when it goes
-    room.leases.found.clear()
+    room.leases.members.clear()
     room.look(1)
     assert room.membership.settled_for_s == 0
 
@@ -164,16 +164,16 @@ def test_candidates_are_those_that_are_up(room: Room) -> None:
     room.join("d", host="there", speed=0.0, free_bytes=500 * MIB)
     room.look()
     # When they are candidates
-    found = {candidate.id: candidate for candidate in room.membership.candidates()}
-    # Then what their processes and weights take is theirs to fill, host by host
-    assert set(found) == {"a", "b", "c"}
+    candidates = {candidate.id: candidate for candidate in room.membership.candidates()}
+    # Then memory that they occupy counts as free, by host
+    assert set(candidates) == {"a", "b", "c"}
     here = 900 * MIB + 300 * MIB + 2 * WORKER_BYTES
-    assert [found[name].free_bytes for name in "ab"] == [here, here]
-    assert found["c"].free_bytes == 500 * MIB + 2 * WORKER_BYTES
-    assert (found["a"].pinned, found["c"].leaving) == ("stage0.shard0", True)
+    assert [candidates[name].free_bytes for name in "ab"] == [here, here]
+    assert candidates["c"].free_bytes == 500 * MIB + 2 * WORKER_BYTES
+    assert (candidates["a"].pinned, candidates["c"].leaving) == ("stage0.shard0", True)
 
 
-def test_a_plan_waits_for_these_words(room: Room) -> None:
+def test_shards_that_a_plan_waits_for_are_named_with_reasons(room: Room) -> None:
     # Given a plan of five places: one ready, one loading, one that could not load, one lost, one
     # empty
     plan = tiny_plan(1, 5).with_epoch(3)
@@ -207,7 +207,7 @@ def test_a_queue_that_another_still_consumes_is_waited_for(room: Room) -> None:
     assert room.membership.not_ready(plan) == []
 
 
-def test_who_has_not_loaded_the_next_plan(room: Room) -> None:
+def test_shards_that_have_not_loaded_the_next_plan(room: Room) -> None:
     # Given a plan to come: one has loaded, one could not, one is gone
     plan = tiny_plan(1, 3).with_epoch(4)
     plan = replace(plan, workers=("a", "b", "gone"))
@@ -218,7 +218,7 @@ def test_who_has_not_loaded_the_next_plan(room: Room) -> None:
     assert room.membership.not_prepared(plan) == ["stage0.shard1: TileMissing: x", "stage0.shard2"]
 
 
-def test_the_fastest_load_is_what_is_reckoned_with(room: Room) -> None:
+def test_the_load_rate_is_that_of_the_fastest_member(room: Room) -> None:
     # Given members of which one has never loaded, one had it all, and two were measured
     room.join("a")
     room.join("b", weight_bytes=1000, kept_bytes=1000, load_s=1.0)
@@ -230,7 +230,7 @@ def test_the_fastest_load_is_what_is_reckoned_with(room: Room) -> None:
     assert room.membership.load_rate() == 1000.0
 
 
-def test_who_cannot_take_its_place_is_left_out_for_a_while(room: Room) -> None:
+def test_a_member_that_keeps_failing_is_left_out_for_a_while(room: Room) -> None:
     # Given a member that lives, and cannot load what it should
     room.join("a", state=FAILED, problem="OutOfMemoryError: no")
     room.look()
@@ -243,7 +243,7 @@ def test_who_cannot_take_its_place_is_left_out_for_a_while(room: Room) -> None:
     assert [kind for kind, _ in room.look(COOL_S)] == ["joined"]
 
 
-def test_who_never_comes_up_is_not_waited_for(room: Room) -> None:
+def test_a_member_that_never_comes_up_is_not_waited_for(room: Room) -> None:
     # Given a member that starts
     room.join("a", speed=0.0, joined=50.0, renewed=51.0)
     room.look()
@@ -251,11 +251,11 @@ def test_who_never_comes_up_is_not_waited_for(room: Room) -> None:
     # When it still does after long
     room.join("a", speed=0.0, joined=50.0, renewed=51.0 + STARTING_S)
     room.look()
-    # Then nobody waits for it
+    # Then plans do not wait for it
     assert not room.membership.coming
 
 
-def test_the_latest_epoch_that_anybody_knows(room: Room) -> None:
+def test_the_latest_epoch_of_any_member(room: Room) -> None:
     # Given members of different plans
     assert room.membership.last_epoch == 0
     room.join("a", epoch=7)

@@ -49,7 +49,7 @@ def all_options(draw: st.DrawFn) -> Options:
 
 
 class Mixin(GenerationMixin):  # type: ignore[misc]
-    """What knows the processors' order, without a model."""
+    """Transformers' mixin that orders the processors, without a model."""
 
     config: Any = SimpleNamespace(is_encoder_decoder=False)
 
@@ -57,7 +57,7 @@ class Mixin(GenerationMixin):  # type: ignore[misc]
 def processed_by_transformers(
     options: Options, prompt: list[int], generated: list[int], logits: list[float]
 ) -> np.ndarray:
-    """(vocab,) float32, -inf for what may not be chosen."""
+    """(vocab,) float32, -inf for tokens that must not be chosen."""
     fields: dict[str, Any] = {
         "max_length": len(prompt) + options.max_tokens,
         "repetition_penalty": options.repetition_penalty,
@@ -75,18 +75,18 @@ def processed_by_transformers(
     config._eos_token_tensor = torch.tensor(END_IDS)
     processors = Mixin()._get_logits_processor(config, len(prompt), device="cpu")
     scores = processors(torch.tensor([prompt + generated]), torch.tensor([logits]))
-    found: np.ndarray = scores[0].numpy()
-    return found
+    processed: np.ndarray = scores[0].numpy()
+    return processed
 
 
 def _words(options: Options) -> list[list[int]]:
-    """A list of nothing but end tokens is an error there."""
+    """Transformers refuses a list of end tokens only."""
     words = [list(word) for word in options.bad_words_ids]
     return words if any(word not in ([3], [7]) for word in words) else []
 
 
-def offers(logits: list[float], cuts: list[int], logits_request: Any) -> list[Candidates]:
-    """What vocabulary shards [0, cuts[0]), [cuts[0], cuts[1]), ... offer."""
+def shard_candidates(logits: list[float], cuts: list[int], logits_request: Any) -> list[Candidates]:
+    """Candidates of the vocabulary shards [0, cuts[0]), [cuts[0], cuts[1]), ..."""
     edges = [0, *sorted(cuts), VOCAB]
     row = torch.tensor([logits], dtype=torch.float32)
     return [pick(row[:, start:stop], [logits_request], start)[0] for start, stop in pairwise(edges)]
@@ -104,9 +104,9 @@ def test_the_logits_are_those_of_transformers(
     if rules is not None:
         ids, values = rules.apply(ids, values)
     # Then each is the same, to the last bit
-    found = np.full(VOCAB, -np.inf, np.float32)
-    found[ids] = values
-    np.testing.assert_array_equal(found, expected)
+    full = np.full(VOCAB, -np.inf, np.float32)
+    full[ids] = values
+    np.testing.assert_array_equal(full, expected)
 
 
 @given(
@@ -116,19 +116,19 @@ def test_the_logits_are_those_of_transformers(
     logits=LOGITS,
     cuts=st.lists(st.integers(0, VOCAB), max_size=3),
 )
-def test_what_shards_offer_is_enough_for_the_best_token(
+def test_candidates_are_enough_for_the_best_token(
     options: Options, prompt: list[int], generated: list[int], logits: list[float], cuts: list[int]
 ) -> None:
-    # Given what Transformers would choose
+    # Given Transformers' processed logits
     expected = processed_by_transformers(options, prompt, generated, logits)
     rules = rules_of(options, prompt, generated, END_IDS)
-    offered = offers(logits, cuts, logits_request_of(options, rules))
-    # When the vocabulary is cut anywhere / Then it is chosen; nothing is where nothing may be
+    candidates = shard_candidates(logits, cuts, logits_request_of(options, rules))
+    # When the vocabulary is cut anywhere / Then the choice is the same, or an error if it is empty
     if expected.max() == -np.inf:
         with pytest.raises(ValueError, match="every token is forbidden"):
-            sample(offered, options, 0, rules)
+            sample(candidates, options, 0, rules)
     else:
-        assert sample(offered, options, 0, rules) == int(np.argmax(expected))
+        assert sample(candidates, options, 0, rules) == int(np.argmax(expected))
 
 
 @pytest.mark.parametrize(
@@ -165,11 +165,11 @@ def test_draws_follow_the_processed_distribution(fields: dict[str, Any], cuts: l
     expected = warped.softmax(dim=-1)[0].numpy()
     # When many tokens are drawn, each with its seed
     rules = rules_of(options, prompt, generated, END_IDS)
-    offered = offers(logits, cuts, logits_request_of(options, rules))
+    candidates = shard_candidates(logits, cuts, logits_request_of(options, rules))
     counts = np.zeros(VOCAB)
     for seed in range(1500):
-        counts[sample(offered, _seeded(options, seed), seed % 5, rules)] += 1
-    # Then nothing comes that Transformers would not draw, and all else as often as it should
+        counts[sample(candidates, _seeded(options, seed), seed % 5, rules)] += 1
+    # Then the frequencies are the probabilities of Transformers
     assert set(np.flatnonzero(counts)) <= set(np.flatnonzero(expected))
     deviation = np.sqrt(1500 * expected * (1 - expected))
     assert (np.abs(counts - 1500 * expected) <= 4.5 * deviation + 1e-6).all()
@@ -187,7 +187,7 @@ def _seeded(options: Options, seed: int) -> Options:
     count=st.integers(0, VOCAB),
     temperature=st.sampled_from([0.0, 0.7]),
 )
-def test_log_probabilities_are_of_the_models_own_distribution(
+def test_log_probabilities_are_those_of_the_raw_logits(
     options: Options,
     prompt: list[int],
     logits: list[float],
@@ -195,33 +195,33 @@ def test_log_probabilities_are_of_the_models_own_distribution(
     count: int,
     temperature: float,
 ) -> None:
-    # Given rules, which must not show in them
+    # Given rules, which must not change them
     asked = {**options.__dict__, "logprobs": count, "temperature": temperature, "seed": 1}
     options = Options(**asked)
     rules = rules_of(options, prompt, [], END_IDS)
-    offered = offers(logits, cuts, logits_request_of(options, rules))
+    candidates = shard_candidates(logits, cuts, logits_request_of(options, rules))
     try:
-        token = sample(offered, options, 0, rules)
+        token = sample(candidates, options, 0, rules)
     except ValueError:
         return
-    # When they are told of the token that is chosen
-    found = logprobs_of(offered, token, count)
+    # When they are computed for the chosen token
+    logprobs = logprobs_of(candidates, token, count)
     # Then they are the log-softmax of the raw logits, best first
     expected = torch.tensor(logits, dtype=torch.float64).log_softmax(dim=0).numpy()
-    assert found.logprob == pytest.approx(expected[token], abs=1e-4)
-    assert len(found.top) == count
+    assert logprobs.logprob == pytest.approx(expected[token], abs=1e-4)
+    assert len(logprobs.top) == count
     ranked = sorted(range(VOCAB), key=lambda at: (-np.float32(logits[at]), at))[:count]
-    assert [other for other, _ in found.top] == ranked
-    assert [value for _, value in found.top] == pytest.approx(expected[ranked], abs=1e-4)
+    assert [other for other, _ in logprobs.top] == ranked
+    assert [value for _, value in logprobs.top] == pytest.approx(expected[ranked], abs=1e-4)
 
 
-def test_without_options_there_are_no_rules_and_nothing_more_is_asked() -> None:
+def test_without_options_there_are_no_rules_and_the_request_is_short() -> None:
     # Given plain options / Then shards are asked for one candidate, in the short form
     assert rules_of(Options(), [1, 2], [3], END_IDS) is None
     assert logits_request_of(Options(), None).pack() == [1, 0.0, 1.0]
 
 
-def test_a_long_answers_ngrams_are_found() -> None:
+def test_n_grams_of_a_long_answer_are_banned() -> None:
     # Given an n-gram at the very beginning of a long text, begun again
     options = Options(no_repeat_ngram_size=4)
     prompt = [1, 2, 3, 9, *range(10, 4000), 1, 2]

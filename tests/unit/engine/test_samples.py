@@ -14,13 +14,13 @@ PROMPT = (5, 6, 7, 8, 9)
 
 
 def num_prefilled(bench: Bench, from_step: int = 0) -> int:
-    """Tokens of rows that begin at the beginning."""
+    """Tokens computed in rows of the prompt."""
     rows = [row for step in bench.shards.sent[from_step:] for row in step.rows]
     return sum(len(row.tokens) for row in rows if row.stop <= len(PROMPT))
 
 
-def test_who_comes_after_the_first_takes_its_prompt() -> None:
-    # Given three samples and a stranger on four slots
+def test_later_samples_copy_the_prompt_of_the_first() -> None:
+    # Given three samples and another request on four slots
     bench = Bench(tiny_plan(num_slots=4))
     for name in ("a", "b", "c"):
         bench.engine.accept(new_sequence(name, PROMPT, sample_group="a"))
@@ -35,7 +35,7 @@ def test_who_comes_after_the_first_takes_its_prompt() -> None:
     assert (2, 0, 4) in sources
 
 
-def test_a_sample_that_comes_late_takes_the_prompt_of_one_that_runs_on() -> None:
+def test_a_late_sample_copies_the_prompt_of_a_running_one() -> None:
     # Given two samples on two slots, of which the first ends first, and a third that waits
     bench = Bench(tiny_plan(num_slots=2))
     bench.engine.accept(new_sequence("a", PROMPT, sample_group="a", max_tokens=2))
@@ -43,7 +43,7 @@ def test_a_sample_that_comes_late_takes_the_prompt_of_one_that_runs_on() -> None
     bench.engine.accept(new_sequence("c", PROMPT, sample_group="a", max_tokens=3))
     # When all have run
     bench.run()
-    # Then each has its own length, and the prompt was computed once
+    # Then each has its length, and the prompt was computed once
     assert {name: len(tokens) for name, tokens in bench.notes.written.items()} == {
         "a": 2,
         "b": 9,
@@ -52,8 +52,8 @@ def test_a_sample_that_comes_late_takes_the_prompt_of_one_that_runs_on() -> None
     assert num_prefilled(bench) == len(PROMPT) + 2
 
 
-def test_a_sample_that_has_outgrown_its_rope_gives_no_prompt_away() -> None:
-    # Given two samples of whom one goes on beyond seven tokens, and a third that waits
+def test_a_sample_past_the_rope_switch_shares_no_prompt_with_one_before_it() -> None:
+    # Given two samples, both of which pass the switch at seven tokens, and a third that waits
     bench, rope_switch = Bench(tiny_plan(num_slots=2)), 7
     for name, count in (("a", 5), ("b", 9), ("c", 2)):
         sequence = new_sequence(
@@ -62,11 +62,11 @@ def test_a_sample_that_has_outgrown_its_rope_gives_no_prompt_away() -> None:
         bench.engine.accept(sequence)
     # When all have run
     bench.run()
-    # Then their answers are their own
+    # Then their answers are those of runs alone
     assert bench.notes.written["b"] == answer(PROMPT, 9)
     assert bench.notes.written["c"] == answer(PROMPT, 2)
-    # And each row says that it is long where it is: the first sample computes all of it again, the
-    # second takes the prompt from it
+    # And rows past the switch carry their length: the first sample is computed again, the second
+    # copies its prompt
     rows = [row for step in bench.shards.sent for row in step.rows]
     long = [row for row in rows if row.prompt_length > rope_switch]
     assert [(row.slot, row.start, row.source) for row in long[:3]] == [
@@ -110,7 +110,7 @@ def test_when_the_first_is_cancelled_the_next_computes_the_prompt() -> None:
     assert bench.notes.written == {"b": answer(PROMPT, 4)}
 
 
-def test_a_suspect_neither_gives_nor_takes() -> None:
+def test_a_suspect_neither_shares_nor_receives_a_prompt() -> None:
     # Given two samples in a step that the shards cannot compute
     bench = Bench(tiny_plan(num_slots=2))
     bench.engine.accept(new_sequence("a", PROMPT, sample_group="a"))
@@ -122,7 +122,7 @@ def test_a_suspect_neither_gives_nor_takes() -> None:
     sent = len(bench.shards.sent)
     bench.recover()
     bench.run()
-    # Then each was found innocent alone, by its own tokens
+    # Then each was cleared alone, by its tokens
     assert bench.notes.written == dict.fromkeys("ab", answer(PROMPT, 4))
     assert bench.shards.sent[sent].rows[0].source is None
     assert len(bench.shards.sent[sent].rows) == 1
@@ -130,7 +130,7 @@ def test_a_suspect_neither_gives_nor_takes() -> None:
 
 @pytest.mark.parametrize("length", [1, 2])
 def test_short_prompts(length: int) -> None:
-    # Given samples of a prompt of one token, where there is nothing to take, and of two
+    # Given samples of a prompt of one token, of which nothing is copied, and of two
     bench = Bench(tiny_plan(num_slots=2))
     for name in ("a", "b"):
         bench.engine.accept(new_sequence(name, PROMPT[:length], sample_group="a"))
@@ -140,20 +140,20 @@ def test_short_prompts(length: int) -> None:
 
 
 @given(
-    families=st.lists(st.integers(0, 2), min_size=1, max_size=9),
+    groups=st.lists(st.integers(0, 2), min_size=1, max_size=9),
     stages=st.integers(1, 3),
     num_slots=st.integers(1, 5),
     budget=st.integers(1, 9),
     data=st.data(),
 )
 def test_whatever_happens_each_has_the_answer_of_a_run_alone(
-    families: list[int], stages: int, num_slots: int, budget: int, data: st.DataObject
+    groups: list[int], stages: int, num_slots: int, budget: int, data: st.DataObject
 ) -> None:
     # Given samples of up to three prompts
     bench = Bench(tiny_plan(stages, num_slots=num_slots), max_batch_tokens=budget)
     prompts = [(1, 2, 3), (4, 5, 6, 7, 8, 9, 10), (11,)]
-    lengths = [data.draw(st.integers(1, 5)) for _ in families]
-    for number, (sample_group, length) in enumerate(zip(families, lengths, strict=True)):
+    lengths = [data.draw(st.integers(1, 5)) for _ in groups]
+    for number, (sample_group, length) in enumerate(zip(groups, lengths, strict=True)):
         name = f"{sample_group}.{number}"
         sequence = new_sequence(
             name, prompts[sample_group], sample_group=f"{sample_group}", max_tokens=length
@@ -167,14 +167,14 @@ def test_whatever_happens_each_has_the_answer_of_a_run_alone(
             bench.recover()
     bench.run()
     # Then nothing was missing in any slot (the shards raise if it is), and all is answered
-    for number, (sample_group, length) in enumerate(zip(families, lengths, strict=True)):
+    for number, (sample_group, length) in enumerate(zip(groups, lengths, strict=True)):
         assert bench.notes.written[f"{sample_group}.{number}"] == answer(
             prompts[sample_group], length
         )
 
 
-def test_who_has_no_samples_beside_it_is_not_looked_at() -> None:
-    # Given sequences without a family / Then none waits for another
+def test_requests_without_a_sample_group_do_not_wait() -> None:
+    # Given equal prompts without a sample group / Then none waits for another
     scheduler = Scheduler(4, 1, 100)
     for name in ("a", "b"):
         scheduler.add(new_sequence(name, PROMPT))

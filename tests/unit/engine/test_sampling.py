@@ -20,8 +20,8 @@ DRAWS = 4000
 LOGITS = [2.0, -1.0, 0.5, 3.0, 3.0, -4.0, 1.0, 0.0, 2.5, -0.5, 1.5, -2.0]
 
 
-def offers(logits: list[float], cuts: list[int], options: Options) -> list[Candidates]:
-    """What vocabulary shards [0, cuts[0]), [cuts[0], cuts[1]), ... offer."""
+def shard_candidates(logits: list[float], cuts: list[int], options: Options) -> list[Candidates]:
+    """Candidates of the vocabulary shards [0, cuts[0]), [cuts[0], cuts[1]), ..."""
     edges = [0, *sorted(cuts), len(logits)]
     return [
         pick(torch.tensor([logits[start:stop]]), [logits_request_of(options)], start)[0]
@@ -54,8 +54,8 @@ def test_greedy_takes_the_largest_logit_and_of_equals_the_smallest_id(
     # Given ties / When the vocabulary is cut anywhere, also into empty parts
     cuts = [min(cut, len(logits)) for cut in cuts]
     # Then the token is the first of the largest
-    found = sample(offers(logits, cuts, Options()), Options(), 0)
-    assert found == int(np.argmax(logits))
+    token = sample(shard_candidates(logits, cuts, Options()), Options(), 0)
+    assert token == int(np.argmax(logits))
 
 
 @pytest.mark.parametrize(
@@ -78,10 +78,10 @@ def test_draws_follow_the_distribution(fields: dict[str, float], cuts: list[int]
     expected = expected_probabilities(LOGITS, Options(**fields))
     # When many tokens are drawn, each with its seed
     counts = np.zeros(len(LOGITS))
-    offered = offers(LOGITS, cuts, Options(**fields))
+    candidates = shard_candidates(LOGITS, cuts, Options(**fields))
     for seed in range(DRAWS):
-        counts[sample(offered, Options(**fields, seed=seed), seed % 7)] += 1
-    # Then none comes that is filtered out, and the others come as often as they should
+        counts[sample(candidates, Options(**fields, seed=seed), seed % 7)] += 1
+    # Then the frequencies are the probabilities, 0 for filtered tokens
     assert set(np.flatnonzero(counts)) <= set(np.flatnonzero(expected))
     chi_square = ((counts - DRAWS * expected) ** 2)[expected > 0] / (DRAWS * expected[expected > 0])
     assert chi_square.sum() < 35  # 11 degrees of freedom: 1 in 5,000; the seeds are fixed
@@ -109,8 +109,8 @@ def test_the_same_seed_gives_the_same_token_however_the_vocabulary_is_cut(
     cuts = [min(cut, len(logits)) for cut in cuts]
     assume(_clear_of_the_edge(logits, options))
     # Given one vocabulary, whole and cut, its parts in any order
-    whole = sample(offers(logits, [], options), options, index)
-    parts = offers(logits, cuts, options)
+    whole = sample(shard_candidates(logits, [], options), options, index)
+    parts = shard_candidates(logits, cuts, options)
     # Then the token is the same, and one that the filters leave
     assert sample(parts, options, index) == whole
     assert sample(parts[::-1], options, index) == whole
@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_token_however_the_vocabulary_is_cut(
 
 
 def _clear_of_the_edge(logits: list[float], options: Options) -> bool:
-    """Is no cumulated share so near to top_p that rounding decides?"""
+    """Whether no cumulated probability is so near to top_p that rounding decides."""
     scaled = np.array(logits, np.float64) / options.temperature
     weights = np.sort(np.exp(scaled - scaled.max()))[::-1]
     weights = weights[: options.top_k] if options.top_k else weights
@@ -138,25 +138,25 @@ def test_the_floor_never_loses_a_token_of_the_nucleus(
     # Given a nucleus
     options = Options(temperature=temperature, top_p=top_p, seed=1)
     nucleus = set(np.flatnonzero(expected_probabilities(logits, options)))
-    # When shards offer only what is above the floor
-    parts = offers(logits, [min(cut, len(logits)) for cut in cuts], options)
-    # Then all of it is offered
+    # When shards return only tokens above the floor
+    parts = shard_candidates(logits, [min(cut, len(logits)) for cut in cuts], options)
+    # Then all of the nucleus is among them
     assert nucleus <= {int(token) for part in parts for token in part.ids}
 
 
 def test_the_floor_saves_most_of_a_peaked_vocabulary() -> None:
     # Given one token far above 9,999 others
     options = Options(temperature=0.5, top_p=0.9, seed=1)
-    (offer,) = offers([20.0, *[0.0] * 9999], [], options)
-    # Then only that one travels
-    assert offer.ids.tolist() == [0]
+    (candidates,) = shard_candidates([20.0, *[0.0] * 9999], [], options)
+    # Then only that one is sent
+    assert candidates.ids.tolist() == [0]
 
 
 def test_noise_belongs_to_seed_index_and_token() -> None:
     # Given the noise of some tokens
     ids = np.array([3, 1, 70_000], np.int32)
     noise = gumbel_noise(7, 4, ids)
-    # Then each token's own does not depend on the others, on anything else it does
+    # Then the noise of a token does not depend on the other tokens, but on all else
     assert noise[1] == gumbel_noise(7, 4, ids[1:2])[0]
     assert len({noise[0], noise[1], gumbel_noise(8, 4, ids)[0], gumbel_noise(7, 5, ids)[0]}) == 4
     many = gumbel_noise(1, 0, np.arange(100_000, dtype=np.int32))

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from engine_fakes import new_sequence
+import numpy as np
+from engine_fakes import TINY, new_sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skynet.engine.modes.mode import RowResult
+from skynet.engine.output import ModelInfo
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
 from skynet.request.record import Options, Record
-from skynet.tokenizer.stop_strings import StopStrings
 from skynet.tokenizer.text import Text
-from skynet.wire.step import Row
+from skynet.wire.step import Candidates, Row
 
 Batch = list[tuple[Sequence, Row]]
+TOKEN_1 = Candidates(np.array([1], np.int32), np.array([1.0], np.float32), 1.0, 1.0)
 
 
 def finish(batch: Batch) -> None:
-    """The step is done: what was computed counts, and each row that wanted a token gets one."""
+    """Finish the step; each row with a logits request gets token 1."""
     for sequence, row in batch:
         sequence.in_flight = False
-        sequence.computed = row.stop
-        if row.logits_request is not None:
-            sequence.append(1)
+        sequence.take([RowResult(row, [TOKEN_1])])
 
 
 def filled(num_slots: int, num_batches: int, budget: int, *lengths: int) -> Scheduler:
@@ -32,7 +33,7 @@ def filled(num_slots: int, num_batches: int, budget: int, *lengths: int) -> Sche
     return scheduler
 
 
-def test_a_long_prompt_comes_in_chunks_and_only_the_last_wants_a_token() -> None:
+def test_a_long_prompt_comes_in_chunks_and_only_the_last_requests_logits() -> None:
     # Given a prompt of 10 and steps of 4
     scheduler = filled(1, 1, 4, 10)
     # When it is prefilled
@@ -41,7 +42,7 @@ def test_a_long_prompt_comes_in_chunks_and_only_the_last_wants_a_token() -> None
         batch = scheduler.next_batch()
         rows += [row for _, row in batch]
         finish(batch)
-    # Then each token comes once, in order, and then the answer's
+    # Then each token is computed once, in order, and then the answer's
     assert [(row.start, row.tokens) for row in rows] == [
         (0, (0, 1, 2, 3)),
         (4, (4, 5, 6, 7)),
@@ -65,7 +66,7 @@ def test_decodes_go_before_prompts() -> None:
     assert len(batch["0"].tokens) == 3
 
 
-def test_who_is_in_flight_is_in_no_other_batch() -> None:
+def test_a_sequence_in_flight_is_in_no_other_batch() -> None:
     # Given 4 sequences and 2 batches in flight
     scheduler = filled(4, 2, 100, 3, 3, 3, 3)
     # When batches are made while none is done
@@ -91,14 +92,14 @@ def test_slots_are_given_first_come_first_served() -> None:
 
 
 def asked(name: str, priority: int, arrival: int, *, state: str = "waiting") -> Sequence:
-    """A sequence of a record that says all this."""
+    """A sequence of a record with these fields."""
     record = Record(
         name, (1, 2), Options(), 0.0, 1e12, state=state, arrival=arrival, priority=priority
     )
-    return Sequence(record, Text({}).detokenizer(), StopStrings(()), frozenset(), 512)
+    return Sequence.of(record, ModelInfo(TINY, Text({}), frozenset(), 512))
 
 
-def test_who_waits_with_a_higher_priority_goes_first_and_equals_by_arrival() -> None:
+def test_waiting_sequences_are_ordered_by_priority_then_arrival() -> None:
     # Given a sequence that runs, and others that come in another order than their records did
     scheduler = filled(1, 1, 100, 3)
     running = scheduler.next_batch()
@@ -116,7 +117,7 @@ def test_who_waits_with_a_higher_priority_goes_first_and_equals_by_arrival() -> 
     assert [sequence.id for sequence, _ in scheduler.next_batch()] == ["0"]
 
 
-def test_who_ran_under_another_orchestrator_goes_before_all_that_wait() -> None:
+def test_a_sequence_that_ran_under_another_orchestrator_goes_before_waiting_ones() -> None:
     # Given one that waits with the highest priority
     scheduler = Scheduler(1, 1, 100)
     scheduler.add(asked("urgent", 9, 1))
@@ -153,8 +154,8 @@ def test_a_reset_keeps_the_order_and_gives_slots_anew() -> None:
     assert [s.slot for s in scheduler.running] == [1, 2, 0]
     # When all slots are lost
     scheduler.reset(2)
-    # Then who ran has a slot again, in order, and who waited waits
-    assert [(s.id, s.slot, s.computed) for s in scheduler] == [
+    # Then running sequences have slots again, in order, and waiting ones wait
+    assert [(s.id, s.slot, s.mode.computed) for s in scheduler] == [
         ("1", 0, 0),
         ("2", 1, 0),
         ("later", 2, 0),
@@ -177,7 +178,7 @@ def test_a_reset_to_fewer_slots_lets_the_rest_wait_in_front() -> None:
     assert [s.id for s in scheduler.waiting] == ["1", "2", "urgent", "3"]
 
 
-def test_a_suspect_is_batched_alone_and_holds_nobody_up() -> None:
+def test_a_suspect_is_batched_alone_and_delays_no_other() -> None:
     # Given four that run, two of them suspect
     scheduler = filled(4, 1, 100, 2, 2, 2, 2)
     finish(scheduler.next_batch())
@@ -200,7 +201,7 @@ def test_suspects_alone_leave_no_batch_empty() -> None:
     scheduler.reset(2)
     for sequence in (*scheduler.running, *scheduler.waiting):
         sequence.suspect = True
-    # Then each has a batch of its own, and there is no third
+    # Then each has a batch alone, and there is no third
     assert [[s.id for s, _ in scheduler.next_batch()] for _ in range(3)] == [["0"], ["1"], []]
 
 

@@ -1,19 +1,20 @@
-"""A sequence: how it ends, what goes out as text, and that a replay is the undisturbed run."""
+"""A sequence: its end, its text, and its replay."""
 
 from __future__ import annotations
 
 import pytest
-from engine_fakes import new_sequence
+from engine_fakes import TINY, append, new_sequence
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
+from skynet.engine.output import ModelInfo
 from skynet.engine.sequence import Sequence
 from skynet.request.record import Options, Record
-from skynet.tokenizer.stop_strings import StopStrings
 from skynet.tokenizer.text import Text
 
 LETTERS = "abcdefgh "
+MODEL = ModelInfo(TINY, Text({}), frozenset(), 512)
 
 
 @pytest.fixture(scope="module")
@@ -29,30 +30,30 @@ def letter_text() -> Text:
 
 
 def feed(sequence: Sequence, text: str) -> str:
-    """Append one token a letter until the sequence has ended; the text that went out."""
+    """Append one token per letter until the sequence ends; the text that was released."""
     out = ""
     for letter in text:
-        out += sequence.append(LETTERS.index(letter)).text
+        out += append(sequence, LETTERS.index(letter)).text
         if sequence.finish_reason:
             break
     return out
 
 
-def test_it_ends_at_its_longest_length(letters: Text) -> None:
+def test_it_ends_at_max_tokens(letters: Text) -> None:
     # Given room for 3 tokens / When 4 would come
     sequence = new_sequence("a", [1], max_tokens=3, text=letters)
     # Then it ends at the third
     assert feed(sequence, "abcd") == "abc"
-    assert (sequence.finish_reason, sequence.generated) == ("length", [0, 1, 2])
+    assert (sequence.finish_reason, sequence.output.tokens) == ("length", [0, 1, 2])
 
 
 def test_it_ends_where_its_slot_is_full() -> None:
     # Given a slot of 5 tokens and a prompt of 3
     sequence = new_sequence("a", [1, 2, 3], max_tokens=100, max_length=5)
     # When tokens come / Then two fit
-    assert sequence.append(7).index == 0
+    assert append(sequence, 7).index == 0
     assert sequence.finish_reason == ""
-    assert sequence.append(8).index == 1
+    assert append(sequence, 8).index == 1
     assert sequence.finish_reason == "length"
 
 
@@ -60,32 +61,32 @@ def test_it_ends_where_its_slot_is_full() -> None:
 def test_it_ends_at_an_end_id_unless_told_otherwise(ignore_eos: bool, reason: str) -> None:
     # Given a model with two ends / When one of them comes
     sequence = new_sequence("a", [1], end_ids=[5, 6], max_tokens=9, ignore_eos=ignore_eos)
-    sequence.append(4)
-    sequence.append(6)
+    append(sequence, 4)
+    append(sequence, 6)
     # Then
     assert sequence.finish_reason == reason
-    assert sequence.generated == [4, 6]
+    assert sequence.output.tokens == [4, 6]
 
 
-def test_a_stop_text_is_found_across_tokens_and_never_goes_out(letters: Text) -> None:
-    # Given a stop text of three tokens
+def test_a_stop_string_across_tokens_is_matched_and_not_released(letters: Text) -> None:
+    # Given a stop string of three tokens
     sequence = new_sequence("a", [1], max_tokens=50, stop=("cde",), text=letters)
     # When it comes after a false start
     out = feed(sequence, "abcdcdefgh")
-    # Then what is before it has gone out, and nothing of it
+    # Then the text before it was released, and nothing of it
     assert out + sequence.end().text == "abcd"
-    assert (sequence.text, sequence.finish_reason) == ("abcd", "stop")
+    assert (sequence.output.text, sequence.finish_reason) == ("abcd", "stop")
 
 
-def test_what_was_held_back_for_a_stop_text_goes_out_at_the_end(letters: Text) -> None:
-    # Given an answer that ends in the beginning of a stop text
+def test_text_held_back_for_a_stop_string_is_released_at_the_end(letters: Text) -> None:
+    # Given an answer that ends in the beginning of a stop string
     sequence = new_sequence("a", [1], max_tokens=4, stop=("cdef",), text=letters)
     # When its length ends it
     out = feed(sequence, "abcd")
     # Then the held text is in the end
     end = sequence.end()
     assert (out, end.text, end.finish_reason) == ("ab", "cd", "length")
-    assert sequence.text == "abcd"
+    assert sequence.output.text == "abcd"
 
 
 @given(
@@ -93,7 +94,7 @@ def test_what_was_held_back_for_a_stop_text_goes_out_at_the_end(letters: Text) -
     stop=st.text(LETTERS, max_size=3),
     at=st.integers(0, 20),
 )
-def test_a_restored_sequence_goes_on_as_if_nothing_had_been(
+def test_a_restored_sequence_continues_like_an_undisturbed_one(
     answer: str, stop: str, at: int
 ) -> None:
     # Given an undisturbed run
@@ -102,24 +103,24 @@ def test_a_restored_sequence_goes_on_as_if_nothing_had_been(
     pieces = feed(whole, answer)
     rest = whole.end().text
     # When one is restored in the middle of it and goes on
-    kept = whole.generated[:at]
+    kept = whole.output.tokens[:at]
     before = new_sequence("a", [1, 2], max_tokens=12, stop=stops, text=text)
     emitted = feed(before, "".join(LETTERS[token] for token in kept))
     restored = new_sequence("a", [1, 2], max_tokens=12, stop=stops, text=text)
-    restored.restore(kept)
+    restored.output.restore(kept)
     row = None
     if not restored.finish_reason:
-        restored.slots = [0]
-        row = restored.next_row(1000)
+        restored.take_place([0], None)
+        (row,) = restored.rows(1000)
         emitted += feed(restored, answer[len(kept) :])
     # Then it ends with the same tokens, text and reason, no text twice
-    assert restored.generated == whole.generated
+    assert restored.output.tokens == whole.output.tokens
     assert (restored.finish_reason, emitted, restored.end().text) == (
         whole.finish_reason,
         pieces,
         rest,
     )
-    assert restored.text == whole.text
+    assert restored.output.text == whole.output.text
     # And its replay is one prefill of prompt and answer
     if row is not None:
         assert (row.start, row.tokens) == (0, (1, 2, *kept))
@@ -128,17 +129,18 @@ def test_a_restored_sequence_goes_on_as_if_nothing_had_been(
 def test_a_row_needs_a_slot() -> None:
     # Given a sequence that waits / Then it has no row
     with pytest.raises(ValueError, match="has no slot"):
-        new_sequence("a", [1]).next_row(5)
+        new_sequence("a", [1]).rows(5)
 
 
 def test_timings_count_from_submission() -> None:
     # Given a sequence with three tokens at known times
     sequence = new_sequence("a", [1], max_tokens=9)
     for token in (1, 2, 3):
-        sequence.append(token)
-    sequence.started_at, sequence.first_token_at, sequence.last_token_at = 1.0, 2.0, 4.0
+        append(sequence, token)
+    times = sequence.timings
+    times.started_at, times.first_token_at, times.last_token_at = 1.0, 2.0, 4.0
     # Then (it was submitted at 0) the first came after 2 s, the two others in 2 s
-    timings = sequence.timings()
+    timings = sequence.end().timings
     assert timings["queued_s"] == 1.0
     assert timings["first_token_s"] == 2.0
     assert timings["decode_tokens_per_s"] == 1.0
@@ -159,17 +161,10 @@ def test_a_replay_keeps_the_times_that_were_written_down() -> None:
         last_token_at=103.0,
     )
     now = 106.0
-    sequence = Sequence(
-        record,
-        Text({}).detokenizer(),
-        StopStrings(()),
-        frozenset(),
-        512,
-        clock=lambda: now,
-    )
-    sequence.restore([4, 5])
+    sequence = Sequence.of(record, MODEL, lambda: now)
+    sequence.output.restore([4, 5])
     # When its last token comes
-    sequence.append(6)
+    append(sequence, 6)
     # Then its times count from the submission, through the pause
     assert sequence.end().timings == {
         "queued_s": 1.0,
@@ -193,10 +188,10 @@ def test_a_replay_without_a_new_token_has_its_times_too() -> None:
         first_token_at=102.0,
         last_token_at=104.0,
     )
-    sequence = Sequence(record, Text({}).detokenizer(), StopStrings(()), frozenset(), 512)
+    sequence = Sequence.of(record, MODEL)
     # When it is taken up
-    sequence.restore([4, 5, 6])
+    sequence.output.restore([4, 5, 6])
     # Then
     assert sequence.finish_reason == "length"
-    assert sequence.timings()["decode_tokens_per_s"] == 1.0
-    assert sequence.timings()["first_token_s"] == 2.0
+    assert sequence.end().timings["decode_tokens_per_s"] == 1.0
+    assert sequence.end().timings["first_token_s"] == 2.0

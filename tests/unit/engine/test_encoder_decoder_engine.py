@@ -1,4 +1,4 @@
-"""Encoder-decoders in the engine: prompts are read once, in steps of their own, and remembered."""
+"""Encoder-decoders in the engine: each prompt is encoded once, in encoder steps."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def translation(name: str, prompt: tuple[int, ...] = PROMPT, **options: object) 
 
 
 def expected(prompt: tuple[int, ...], count: int) -> list[int]:
-    """What the fake model says: it looks at all that was read, and then at the decoder's tokens."""
+    """The fake model's answer: it depends on the encoder's input and the decoder's tokens."""
     return answer((*prompt, START), count)
 
 
-def test_a_prompt_is_read_in_a_step_through_all_layers_and_tokens_start_at_the_decoder() -> None:
+def test_encoder_steps_start_at_layer_0_and_decoder_steps_at_the_decoder() -> None:
     # Given a plan of two encoder layers and three of a decoder, in two stages
     bench = Bench(seq2seq_plan(2))
     # When a request runs
     bench.engine.accept(translation("a", max_tokens=3))
     bench.run()
-    # Then its prompt is read whole, and each token is a step of the decoder's layers
+    # Then its prompt is one encoder row, and each token one step of the decoder's layers
     assert bench.notes.written == {"a": expected(PROMPT, 3)}
     assert [(step.start, [r.tokens for r in step.rows]) for step in bench.shards.sent] == [
         (0, [PROMPT]),
@@ -40,7 +40,7 @@ def test_a_prompt_is_read_in_a_step_through_all_layers_and_tokens_start_at_the_d
     ]
 
 
-def test_what_is_read_takes_turns_with_what_is_written() -> None:
+def test_encoder_steps_alternate_with_decoder_steps() -> None:
     # Given a request that is being answered, and others that come one after the other
     bench = Bench(seq2seq_plan(num_slots=8))
     bench.engine.accept(translation("0", max_tokens=9))
@@ -49,34 +49,34 @@ def test_what_is_read_takes_turns_with_what_is_written() -> None:
         bench.engine.accept(translation(name, (*PROMPT, int(name)), max_tokens=2))
         bench.finish_oldest()
     bench.run()
-    # Then no two steps of texts follow each other, and none waits for more than one step
+    # Then no two encoder steps follow each other, and none waits for more than one step
     starts = [step.start for step in bench.shards.sent]
     assert (0, 0) not in pairwise(starts)
     assert starts.count(0) < 4 + 1
     assert bench.notes.written["2"] == expected((*PROMPT, 2), 2)
 
 
-def test_long_texts_are_never_cut() -> None:
-    # Given texts that are longer than a step, and steps of 7 tokens
+def test_encoder_rows_are_never_cut() -> None:
+    # Given a prompt longer than a step of 7 tokens, and shorter ones
     bench = Bench(seq2seq_plan(num_slots=4), max_batch_tokens=7)
     prompts = {"a": tuple(range(20)), "b": (1, 2, 3), "c": (4, 5, 6), "d": (7, 8, 9)}
     for name, prompt in prompts.items():
         bench.engine.accept(translation(name, prompt))
-    # When they run / Then each is read in one row, shortest first within a step
+    # When they run / Then each is one encoder row, the shortest first within a step
     bench.run()
     assert bench.notes.written == {name: expected(p, 4) for name, p in prompts.items()}
-    read = [[r.tokens for r in step.rows] for step in bench.shards.sent if step.start == 0]
-    assert read == [[prompts["a"]], [prompts["b"], prompts["c"]], [prompts["d"]]]
+    encoded = [[r.tokens for r in step.rows] for step in bench.shards.sent if step.start == 0]
+    assert encoded == [[prompts["a"]], [prompts["b"], prompts["c"]], [prompts["d"]]]
 
 
-def test_samples_of_a_prompt_share_what_was_read() -> None:
+def test_samples_of_a_prompt_share_encoder_kv() -> None:
     # Given three samples on two slots
     bench = Bench(seq2seq_plan(num_slots=2))
     for name, count in (("a", 2), ("b", 6), ("c", 3)):
         bench.engine.accept(translation(name, sample_group="a", max_tokens=count))
     # When they run
     bench.run()
-    # Then the prompt was read once, for one place
+    # Then the encoder ran once, for one place
     assert bench.notes.written["c"] == expected(PROMPT, 3)
     rows = [row for step in bench.shards.sent for row in step.rows]
     assert [row.tokens for row in rows if row.encoder_kv is None] == [PROMPT]
@@ -90,7 +90,7 @@ def test_a_place_is_free_when_the_last_of_its_users_has_ended() -> None:
     bench.engine.accept(translation("b", sample_group="a", max_tokens=8))
     bench.engine.accept(translation("c", (1, 2), max_tokens=2))
     bench.engine.accept(translation("d", (3, 4), max_tokens=2))
-    # When all have run / Then nobody's memory was another's (the fakes refuse it)
+    # When all have run / Then none attended to another's encoder KV (the fakes check)
     bench.run()
     assert bench.notes.written == {
         "a": expected(PROMPT, 1),
@@ -98,26 +98,26 @@ def test_a_place_is_free_when_the_last_of_its_users_has_ended() -> None:
         "c": expected((1, 2), 2),
         "d": expected((3, 4), 2),
     }
-    assert bench.engine.scheduler._free_encoder_kvs == [0, 1]
+    assert bench.engine.scheduler.slots.free_encoder_kv == [0, 1]
 
 
-def test_a_request_that_is_cancelled_while_it_is_read_leaves_its_place() -> None:
-    # Given a request whose prompt is being read, and a sample of it that has a slot already
+def test_a_request_cancelled_during_its_encoder_step_leaves_its_place() -> None:
+    # Given a request in an encoder step, and another sample that has a slot already
     bench = Bench(seq2seq_plan(2, num_slots=2))
     bench.engine.accept(translation("a", sample_group="a"))
     bench.engine.accept(translation("b", sample_group="a"))
     bench.engine.cancel("a")
     # When the step is done
     bench.run()
-    # Then the other goes on with what was read
+    # Then the other sample uses the encoder KV
     assert bench.notes.written == {"b": expected(PROMPT, 4)}
     assert sum(step.start == 0 for step in bench.shards.sent) == 1
-    assert sorted(bench.engine.scheduler._free_slots) == [0, 1]
-    assert bench.engine.scheduler._free_encoder_kvs == [0, 1]
+    assert sorted(bench.engine.scheduler.slots.free) == [0, 1]
+    assert bench.engine.scheduler.slots.free_encoder_kv == [0, 1]
 
 
 def test_a_text_that_breaks_the_encoder_ends_alone() -> None:
-    # Given a prompt that makes shards raise whenever it is read, beside another
+    # Given a prompt with which the encoder always raises, and another prompt
     bench = Bench(seq2seq_plan(num_slots=2))
     bench.engine.accept(translation("bad", (13, 13)))
     bench.engine.accept(translation("good"))
@@ -163,4 +163,4 @@ def test_whatever_happens_each_answer_is_that_of_a_run_alone(
         for n, length in enumerate(lengths)
         for sample in range(2)
     }
-    assert sorted(bench.engine.scheduler._free_encoder_kvs) == [0, 1, 2]
+    assert sorted(bench.engine.scheduler.slots.free_encoder_kv) == [0, 1, 2]

@@ -10,9 +10,9 @@ import pytest
 from skynet.engine.engine import Engine
 from skynet.errors import Fenced
 from skynet.models.registry import load_architecture
-from skynet.orchestrator import plan_controller as module
 from skynet.orchestrator.membership import Membership
 from skynet.orchestrator.plan_controller import CALM_S, PlanController
+from skynet.orchestrator.target_plans import TargetPlans
 from skynet.planning.plan import Plan
 from skynet.store.members import READY, SPARE, Member, Members
 from skynet.store.plans import Plans
@@ -108,7 +108,7 @@ class FakeEngine:
 
 
 class Stand:
-    """A conductor on fakes, with a clock that stands still until `tick`."""
+    """A plan controller on fakes, with a clock that stands still until `tick`."""
 
     def __init__(self, target: Target = TARGET, plans: FakePlans | None = None) -> None:
         self.now = 100.0
@@ -120,8 +120,7 @@ class Stand:
             cast(Plans, self.plans),
             self.membership,
             cast(Engine, self.engine),
-            ARCH,
-            target,
+            TargetPlans(ARCH, target),
             lambda: "1:me",
             lambda kind, text, seconds: self.told.append((kind, text)),
         )
@@ -179,7 +178,7 @@ class Stand:
             self.tick()
             if self.engine.ready and self.plans.plan == self.engine.resumed[-1]:
                 return self.engine.resumed[-1]
-        raise AssertionError(f"no plan: {self.conductor.status()}")
+        raise AssertionError(f"no plan: {self.plan_controller.status()}")
 
     @property
     def written(self) -> list[tuple[str, int]]:
@@ -191,12 +190,11 @@ class Stand:
 
 
 @pytest.fixture
-def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
+def stand() -> Stand:
     """For 1x2, which is fixed, with two workers."""
-    found = Stand()
-    monkeypatch.setattr(module, "time", found)
-    found.join("a", "b")
-    return found
+    stand = Stand()
+    stand.join("a", "b")
+    return stand
 
 
 def test_a_plan_is_put_in_force_and_runs_when_all_have_taken_it(stand: Stand) -> None:
@@ -220,7 +218,7 @@ def test_a_plan_is_put_in_force_and_runs_when_all_have_taken_it(stand: Stand) ->
     assert stand.written == [("publish", 1)]
 
 
-def test_who_leaves_hands_over_at_a_step_boundary(stand: Stand) -> None:
+def test_a_leaving_worker_hands_over_at_a_step_boundary(stand: Stand) -> None:
     # Given a plan that runs, with a spare
     stand.join("c")
     stand.up()
@@ -251,7 +249,7 @@ def test_who_leaves_hands_over_at_a_step_boundary(stand: Stand) -> None:
 
 
 def test_a_loss_in_mid_preparation_does_not_wait_for_it(stand: Stand) -> None:
-    # Given a plan to come that nobody has loaded yet
+    # Given a plan in preparation that no worker has loaded
     stand.join("c", "d")
     stand.up()
     stand.leases["b"].leaving = True
@@ -261,7 +259,7 @@ def test_a_loss_in_mid_preparation_does_not_wait_for_it(stand: Stand) -> None:
     # When a worker of the plan in force dies
     del stand.leases["a"]
     stand.tick()
-    # Then another plan is in force at once, though steps are in flight, under a number of its own
+    # Then another plan is in force at once, though steps are in flight, under a new epoch
     assert stand.written[-1] == ("publish", 3)
     assert stand.plans.plan is not None
     assert set(stand.plans.plan.workers) == {"c", "d"}
@@ -287,14 +285,14 @@ def test_a_boundary_that_is_not_needed_any_more_is_given_up(stand: Stand) -> Non
     # Then the plan in force goes on
     assert not stand.engine.draining
     assert stand.engine.ready
-    assert stand.plan_controller.next is None
+    assert stand.plan_controller.switch.next is None
     assert stand.written == before
 
 
 def test_a_lost_place_is_waited_for_under_its_name(stand: Stand) -> None:
     # Given a plan that runs
     stand.up()
-    # When a worker is gone, and nobody can take its place
+    # When a worker is gone, without a replacement
     del stand.leases["b"]
     stand.tick()
     # Then no step is sent, and the status says what is missing
@@ -311,7 +309,7 @@ def test_a_lost_place_is_waited_for_under_its_name(stand: Stand) -> None:
 def test_a_lost_step_is_a_new_epoch_of_the_same_plan(stand: Stand) -> None:
     # Given a plan that runs
     old = stand.up()
-    # When the engine has lost a step, and with it what the shards knew
+    # When the engine has lost a step, and with it the shards' slots
     stand.engine.suspend()
     stand.plan_controller.step_failed("step 7 was not done within 3.0 s")
     new = stand.up()
@@ -348,18 +346,16 @@ def test_losing_step_after_step_waits_longer_each_time(stand: Stand) -> None:
     assert stand.plans.epoch == epoch + 1
 
 
-def test_a_new_leader_takes_a_new_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_leader_takes_a_new_epoch() -> None:
     # Given a plan that another leader has put in force, with its workers
     first = Stand()
-    monkeypatch.setattr(module, "time", first)
     first.join("a", "b")
     old = first.up()
     second = Stand(plans=first.plans)
-    monkeypatch.setattr(module, "time", second)
     second.leases = first.leases
     # When this one begins to lead
     new = second.up()
-    # Then the same workers go on, under a number that makes all that was on its way stale
+    # Then the same workers go on, under an epoch that makes all messages on their way stale
     assert (new.workers, new.stages) == (old.workers, old.stages)
     assert new.epoch > old.epoch
     assert "a new leader" in second.told[0][1]
@@ -431,30 +427,30 @@ def test_a_large_gain_is_taken_at_once(stand: Stand) -> None:
     assert "1x2 would take" in stand.plan_controller.status()["reason"]
 
 
-def test_who_connects_again_makes_the_engine_hurry(stand: Stand) -> None:
+def test_a_worker_that_connects_again_makes_the_engine_hurry(stand: Stand) -> None:
     # Given a plan that runs
     stand.up()
     assert stand.engine.hurried == 0
     # When a worker comes back over another connection
     stand.leases["a"] = replace(stand.leases["a"], connection=9)
     stand.tick()
-    # Then what was on its way may be lost, and is not waited for long; once
+    # Then the deadlines of steps in flight are shortened, once
     assert stand.engine.hurried == 1
     stand.tick(3)
     assert stand.engine.hurried == 1
 
 
 def test_a_replay_is_told_with_its_size(stand: Stand) -> None:
-    # When the engine is where it was
+    # When all sequences are computed again
     stand.plan_controller.replayed(3, 120, 0.25)
-    # Then it is told, with how much that was
+    # Then that is told, with the number of requests and tokens
     assert stand.told == [("replay", "3 requests, 120 tokens in 0.25 s; since it was noticed")]
 
 
-def test_one_that_does_not_lead_any_more_cannot_go_on(stand: Stand) -> None:
-    # Given a conductor whose lease has passed to another
+def test_a_deposed_leader_cannot_put_a_plan_in_force(stand: Stand) -> None:
+    # Given a plan controller whose lease has passed to another
     stand.plans.leader = "2:other"
-    # When it would put a plan in force / Then it is told, and has written nothing
+    # When it would put a plan in force / Then it is refused, and has written nothing
     with pytest.raises(Fenced):
         stand.tick()
     assert stand.written == []

@@ -1,4 +1,4 @@
-"""Texts that are read: one step each, whole, shared, and again after whatever goes wrong."""
+"""Text tasks in the engine: one step each, uncut, batched, and repeated after a loss."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from engine_fakes import Bench, FakeShards, answer, new_sequence
 from model_families import encoder_config
 
 from skynet.engine.sequence import Sequence
-from skynet.engine.text_answers import TextAnswer
 from skynet.errors import PeerLost, RequestCancelled, RequestTimeout, StepFailed
 from skynet.models.registry import load_architecture
-from skynet.wire.step import Step, TextTask
+from skynet.wire.step import Step
 
 ARCH = load_architecture(encoder_config("bert", "Model"))
 OVERFLOW = 999  # a text that begins with it breaks the model
 
 
-class ReadingShards(FakeShards):
-    """Shards of which the first one's vector is the text's length and the sum of its tokens."""
+class PoolingShards(FakeShards):
+    """The first shard returns the vector (number of tokens, sum of tokens)."""
 
     def send(self, step: Step) -> None:
         super().send(step)
@@ -29,20 +28,18 @@ class ReadingShards(FakeShards):
 
 
 def text(name: str, tokens: list[int], **options: float) -> Sequence:
-    sequence = new_sequence(name, tokens, **options)
-    sequence.reading = TextAnswer(TextTask("embed"), ARCH, str)
-    return sequence
+    return new_sequence(name, tokens, arch=ARCH, read={"task": "embed", "positions": []}, **options)
 
 
 @pytest.fixture
 def bench() -> Bench:
     made = Bench(max_batch_tokens=8)
-    made.shards = made.engine.carrier = ReadingShards()
+    made.shards = made.engine.carrier = PoolingShards()
     return made
 
 
 def test_texts_share_steps_and_are_never_cut(bench: Bench) -> None:
-    # Given a busy engine, texts longer than a batch and shorter, and one that is generated from
+    # Given a busy engine, texts longer and shorter than a batch, and a generation
     sizes = {"a": 3, "b": 20, "c": 2, "d": 3, "e": 5}
     texts = {name: text(name, [1] * size) for name, size in sizes.items()}
     bench.engine.accept(new_sequence("first", [1, 2], max_tokens=3))
@@ -52,7 +49,7 @@ def test_texts_share_steps_and_are_never_cut(bench: Bench) -> None:
     bench.run()
     # Then each is answered, in one step each, of which some are shared
     for name, size in sizes.items():
-        assert texts[name].answer == {"embedding": [size, size]}
+        assert texts[name].output.answer == {"embedding": [size, size]}
         assert bench.notes.ended[name] == "stop"
     assert bench.notes.written == {"first": answer([1, 2], 3)}
     rows = [[row for row in step.rows if row.text_task] for step in bench.shards.sent]
@@ -64,7 +61,7 @@ def test_texts_share_steps_and_are_never_cut(bench: Bench) -> None:
     )
 
 
-def test_a_lost_step_is_read_again(bench: Bench) -> None:
+def test_a_lost_step_is_repeated(bench: Bench) -> None:
     # Given a text whose step is lost
     sequence = text("a", [1, 2, 3])
     bench.engine.accept(sequence)
@@ -73,7 +70,7 @@ def test_a_lost_step_is_read_again(bench: Bench) -> None:
     bench.recover()
     bench.run()
     # Then it has its answer
-    assert sequence.answer == {"embedding": [3, 6]}
+    assert sequence.output.answer == {"embedding": [3, 6]}
     assert bench.notes.ended == {"a": "stop"}
 
 

@@ -1,0 +1,109 @@
+"""A request's answer as it grows: tokens, their text, and the reason for its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from skynet.architecture.architecture import Architecture
+from skynet.request.record import Logprobs, Options, Record, Token
+from skynet.tokenizer.detokenizer import Detokenizer
+from skynet.tokenizer.stop_strings import StopStrings
+from skynet.tokenizer.text import Text
+
+STOP, LENGTH = "stop", "length"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model that answers requests.
+
+    end_ids: end-of-sequence tokens.
+    max_length: tokens of prompt and answer together, as many as a slot holds.
+    """
+
+    arch: Architecture
+    text: Text
+    end_ids: frozenset[int]
+    max_length: int
+
+
+@dataclass
+class Output:
+    """The answer to one request, and the limits on it.
+
+    prefix: tokens before the answer: the prompt, or a decoder's start token.
+    rope_switch: length beyond which RoPE rotates all tokens differently (LongRoPE); 0: none.
+    logprobs: one entry per token, if requested.
+    pending: tokens to be written together with the end of the request.
+    answer: beams, an embedding, predictions or labels; see `skynet.Completion`.
+    """
+
+    options: Options
+    prefix: tuple[int, ...]
+    end_ids: frozenset[int]
+    max_length: int
+    rope_switch: int
+    detokenizer: Detokenizer
+    stop_strings: StopStrings
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[Logprobs] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str = ""
+    pending: list[Token] = field(default_factory=list)
+    answer: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: Record, model: ModelInfo) -> Output:
+        options = record.options
+        start = options.decoder_start_token_id
+        return cls(
+            options,
+            record.prompt if start is None else (start,),
+            model.end_ids,
+            model.max_length,
+            model.arch.rope_switch,
+            model.text.detokenizer(),
+            StopStrings(options.stop),
+        )
+
+    @property
+    def length(self) -> int:
+        return len(self.prefix) + len(self.tokens)
+
+    @property
+    def is_past_rope_switch(self) -> bool:
+        return 0 < self.rope_switch < self.length
+
+    def rope_length(self, length: int) -> int:
+        """`Row.prompt_length` of a row in a sequence of `length` tokens."""
+        return length if 0 < self.rope_switch < length else len(self.prefix)
+
+    def append(self, token: int, logprobs: Logprobs | None = None) -> Token:
+        """Add a token; sets `finish_reason` if it is the last one."""
+        options = self.options
+        self.tokens.append(token)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        text, stopped = self.stop_strings.push(self.detokenizer.push(token))
+        self.text += text
+        if stopped or (token in self.end_ids and not options.ignore_eos):
+            self.finish_reason = STOP
+        elif len(self.tokens) >= options.max_tokens or self.length >= self.max_length:
+            self.finish_reason = LENGTH
+        return Token(len(self.tokens) - 1, token, text, logprobs)
+
+    def restore(self, tokens: Iterable[int], logprobs: Iterable[Logprobs] = ()) -> None:
+        """Continue after tokens that were written before: they are replayed, not written again."""
+        for token in tokens:
+            self.append(token)
+        self.logprobs += logprobs
+
+    def flush(self) -> str:
+        """The rest of the text, held back so far as the possible start of a stop string."""
+        rest, stopped = self.stop_strings.push(self.detokenizer.flush())
+        if not stopped:
+            rest += self.stop_strings.flush()
+        self.text += rest
+        return rest

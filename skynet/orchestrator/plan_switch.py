@@ -1,0 +1,127 @@
+"""From one plan to the next: numbered, prepared beside the one in force, published, running."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from skynet.engine.engine import Engine
+from skynet.orchestrator.membership import Membership
+from skynet.planning.plan import Plan
+from skynet.store.plans import Plans
+
+
+class PlanSwitch:
+    """The plan in force, and the one that follows it.
+
+    plan: in force, possibly by an earlier leader.
+    next: in preparation, because of `next_reason`.
+    switching: the plan in force is published, and not all of its shards are ready.
+    broken: why the plan in force needs a new epoch, or "".
+    fence: of the leader; every write carries it.
+    tell: called with (kind, text, seconds) for every event.
+    """
+
+    def __init__(
+        self,
+        plans: Plans,
+        membership: Membership,
+        engine: Engine,
+        fence: Callable[[], str],
+        tell: Callable[[str, str, float], None],
+    ) -> None:
+        self.plans = plans
+        self.membership = membership
+        self.engine = engine
+        self.fence = fence
+        self.tell = tell
+        self.plan = plans.current()
+        self.next: Plan | None = None
+        self.next_reason = ""
+        self.switching = False
+        self.broken = "a new leader" if self.plan is not None else ""
+        self._began = membership.clock()  # of the preparation or the switch
+        self._noticed = membership.clock()  # of the loss or failure, or of a planned switch
+
+    @property
+    def epoch(self) -> int:
+        """Of the plan in force; 0: none."""
+        return self.plan.epoch if self.plan is not None else 0
+
+    def note_loss(self) -> None:
+        """A worker of the plan in force is lost."""
+        self._noticed = self.membership.clock()
+
+    def step_failed(self, cause: str) -> None:
+        """The plan in force has lost a step or its shards' slots: it needs a new epoch."""
+        if not self.broken:
+            self.broken = cause
+            self._noticed = self.membership.clock()
+
+    def prepare(self, plan: Plan, reason: str) -> None:
+        """Have the workers load the plan's tiles beside those of the plan in force."""
+        self.next = self._number(plan)
+        self._began, self.next_reason = self.membership.clock(), reason
+        self.plans.prepare(self.next, self.fence())
+        self.tell("prepare", f"plan {self.next.epoch}: {reason}", 0.0)
+
+    def forget_next(self) -> None:
+        """Stop the preparation, if there is one."""
+        if self.next is not None:
+            self.next = None
+            self.plans.forget_next(self.fence())
+
+    def finish_preparation(self, plan: Plan, reason: str, is_lost: bool) -> None:
+        """Put the prepared plan in force once it is loaded and the engine is at a step boundary."""
+        if self.membership.not_prepared(plan) or not self.engine.drain():
+            return
+        seconds = self.membership.clock() - self._began
+        self.tell("prepared", f"plan {plan.epoch}, step boundary reached", seconds)
+        self._noticed = self.membership.clock()
+        self._publish(plan, reason, is_lost)
+
+    def switch(self, plan: Plan, reason: str, is_lost: bool) -> None:
+        """Put a plan in force that was not prepared. `is_lost`: a worker died in the last one."""
+        if not self.broken:
+            self._noticed = self.membership.clock()
+        self._publish(plan, reason, is_lost, numbered=False)
+
+    def _publish(self, plan: Plan, reason: str, is_lost: bool, *, numbered: bool = True) -> None:
+        self.engine.suspend()
+        if is_lost:
+            self.engine.blame_loss()
+        if not numbered:
+            plan = self._number(plan)
+        self._began = self.membership.clock()
+        self.plans.publish(plan, self.fence(), self.plan)
+        self.plan, self.next, self.switching = plan, None, True
+        cause = f"{self.broken}: {reason}" if self.broken and self.broken != reason else reason
+        self.broken = ""
+        stages, shards = plan.shape
+        self.tell("plan", f"{plan.epoch}, {plan.name}, {stages}x{shards}: {cause}", 0.0)
+
+    def _number(self, plan: Plan) -> Plan:
+        return self.plans.number(plan, self.fence(), max(self.epoch, self.membership.last_epoch))
+
+    def finish(self) -> None:
+        """Resume the engine once all shards of the published plan are ready."""
+        plan = self.plan
+        if plan is None or not self.switching or self.broken or self.membership.not_ready(plan):
+            return
+        self.switching = False
+        seconds = self.membership.clock() - self._began
+        self.tell("ready", f"plan {plan.epoch}: all shards", seconds)
+        self.engine.resume(plan)
+
+    def replayed(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
+        """All sequences are computed again: report the whole interruption."""
+        text = (
+            f"{num_sequences} requests, {num_tokens} tokens in {seconds:.2f} s; "
+            "since it was noticed"
+        )
+        self.tell("replay", text, self.membership.clock() - self._noticed)
+
+    def waits(self) -> list[str]:
+        """Shards that the preparation or the switch waits for."""
+        if self.next is not None:
+            return [f"preparing {name}" for name in self.membership.not_prepared(self.next)]
+        return self.membership.not_ready(self.plan) if self.switching and self.plan else []

@@ -1,0 +1,52 @@
+"""Plans for the model and shape that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from skynet.architecture.architecture import Architecture
+from skynet.planning.placement import Planner, Wish
+from skynet.planning.plan import Plan
+from skynet.planning.split import make_plan
+from skynet.store.targets import Target
+
+
+@dataclass(frozen=True)
+class TargetPlans:
+    """Lays out plans for one target."""
+
+    arch: Architecture
+    target: Target
+
+    def layout(
+        self, stages: int, shards: int, weights: Sequence[Sequence[float]] | None = None
+    ) -> Plan:
+        """The target in this shape, without workers."""
+        target = self.target
+        plan = make_plan(
+            self.arch,
+            model=target.model,
+            name=target.name,
+            stages=stages,
+            shards=shards,
+            dtype=target.dtype,
+            chord_span=target.chord_span,
+            num_slots=target.num_slots,
+            slot_tokens=target.slot_tokens,
+            epoch=0,
+            weights=weights,
+        )
+        return replace(plan, revision=target.revision)
+
+    def planner(self) -> Planner:
+        target = self.target
+        shape = None
+        if target.stages is not None and target.shards is not None:
+            shape = (target.stages, target.shards)
+        return Planner(self.arch, self.layout, Wish(shape, target.fixed, target.revision))
+
+    def can_run(self, plan: Plan) -> bool:
+        """Whether the engine can run a plan, even of another shape than the target's."""
+        same = ("model", "dtype", "num_slots", "slot_tokens")
+        return all(getattr(plan, name) == getattr(self.target, name) for name in same)
