@@ -38,8 +38,8 @@ refused, as is whatever of it is not understood. Workers need the same version o
 the machine that split the model.
 
 Tried with Transformers {TRANSFORMERS}, on tiny random checkpoints; those that run are compared with
-Transformers in several shapes by `tests/parity/test_derived.py`, and that the others are refused
-is tested too.
+Transformers in several shapes by `tests/parity/test_transformers_backend.py`, and that the others
+are refused is tested too.
 
 | model type | runs |
 | --- | --- |

@@ -84,9 +84,10 @@ class TransformersArchitecture(Architecture):
             said += ". The plan does not cut attention: every shard has all its weights"
         return said
 
-    def weights_of(self, layer: int) -> tuple[Weight, ...]:
-        """Those that a layer has."""
-        return tuple(weight for weight in self.weights if weight.per_layer and weight.is_in(layer))
+    def weights_of(self, layer: int) -> tuple[TransformersWeight, ...]:
+        """The weights that a layer has."""
+        weights = cast(tuple[TransformersWeight, ...], self.weights)
+        return tuple(weight for weight in weights if weight.per_layer and weight.is_in(layer))
 
     def module_names(self) -> dict[str, str]:
         """Transformers' name of each parameter in a layer -> the canonical one; not experts'."""

@@ -24,11 +24,11 @@ from skynet.check.skynet_shards import CheckpointFetch
 from skynet.check.stacks import stacks_of
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.tensor_plans import model_files
+from skynet.layers.regions import Fetch
 from skynet.layers.shard_model import DTYPES
-from skynet.layers.weights import Fetch
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
-from skynet.planning.split import make_plan
+from skynet.planning.split import PlanOptions, make_plan
 from skynet.settings import settings
 from skynet.transformers_backend.opening import open_model
 
@@ -76,16 +76,14 @@ def plan_of(
     dtype: str,
 ) -> Plan:
     """A plan for one prompt alone; `reads` are the token ids that each stack reads."""
-    return make_plan(
-        arch,
+    options = PlanOptions(
         model=checkpoint.name,
         name=checkpoint.name,
-        stages=stages,
-        shards=shards,
         dtype=dtype,
         num_slots=1,
         slot_tokens=max(len(ids) for ids in reads),
     )
+    return make_plan(arch, options, stages=stages, shards=shards)
 
 
 def compare(

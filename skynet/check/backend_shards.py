@@ -17,10 +17,12 @@ from skynet.check.compare import LIMITS, difference
 from skynet.check.skynet_shards import CPU, LayerRun, LayerShards, Piece, SkynetShards, in_rounds
 from skynet.check.stacks import CheckedStack
 from skynet.errors import SkynetError, UnsupportedModel
-from skynet.layers.context import StepContext, make_context
+from skynet.layers.cache import KVLayout
+from skynet.layers.context import StepContext, StepLayout, make_context
 from skynet.layers.norm import AllReduce
-from skynet.layers.weights import Fetch
+from skynet.layers.regions import Fetch
 from skynet.planning.plan import Plan, ShardPlan
+from skynet.planning.ranges import Range
 from skynet.transformers_backend.body import Body
 from skynet.transformers_backend.loader import TransformersLoader
 from skynet.wire.step import Row, Step
@@ -84,7 +86,7 @@ class BackendShards(SkynetShards):
         """`x` (tokens of all rows, hidden) through a layer that is loaded, by shard."""
 
         def run(body: Body, context: StepContext, all_reduce: AllReduce) -> torch.Tensor:
-            return body.run(context, layer, layer + 1, x, all_reduce)
+            return body.run(context, Range(layer, layer + 1), x, all_reduce)
 
         bodies = [self._bodies[part] for part in parts]
         return self._together(f"layer {layer}", bodies, parts, rows, run)
@@ -132,22 +134,15 @@ class BackendShards(SkynetShards):
             ) from error
 
     def _body(self, part: ShardPlan) -> Body:
-        return Body(self._arch, self._plan, part, self._dtype, CPU)
+        return Body(self._transformers_loader(part), KVLayout.of(self._plan))
 
     def _transformers_loader(self, part: ShardPlan) -> TransformersLoader:
         return TransformersLoader(self._arch, part, self._fetch, self._dtype, CPU)
 
     def _laid_out(self, part: ShardPlan, rows: tuple[Row, ...]) -> StepContext:
-        return make_context(
-            Step(self._plan.epoch, 1, rows, 1),
-            self._plan,
-            self._arch.vocab_size,
-            [],
-            set(self._arch.windows),
-            2 * part.kv_heads.size * self._arch.head_dim * self._dtype.itemsize,
-            self._dtype,
-            CPU,
-        )
+        load, kv = self._transformers_loader(part), KVLayout.of(self._plan)
+        layout = StepLayout.of(load, kv, self._arch.windows)
+        return make_context(Step(self._plan.epoch, 1, rows, 1), layout)
 
 
 class BackendLayerShards(LayerShards):
@@ -177,4 +172,4 @@ class BackendLayerShards(LayerShards):
 
 
 def _tokens(body: Body, context: StepContext, all_reduce: AllReduce) -> torch.Tensor:
-    return body.run(context, 0, 0, None, all_reduce)
+    return body.run(context, Range(0, 0), None, all_reduce)

@@ -19,7 +19,7 @@ from skynet.check.report import Answer, Finding, Place, Report
 from skynet.check.skynet_shards import LayerRun, SkynetShards, add_up
 from skynet.check.stacks import CheckedStack
 from skynet.errors import PlanError
-from skynet.layers.weights import Fetch
+from skynet.layers.regions import Fetch
 from skynet.planning.plan import Plan, ShardPlan
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all

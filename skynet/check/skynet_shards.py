@@ -16,6 +16,7 @@ from skynet.architecture.architecture import Architecture
 from skynet.check.stacks import CheckedStack
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.tensor_plans import tensor_plans
+from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.embedding import load_embedding
 from skynet.layers.encoder import Encoder
@@ -23,9 +24,10 @@ from skynet.layers.head import load_head
 from skynet.layers.layer import Layer
 from skynet.layers.norm import AllReduce, load_norm
 from skynet.layers.pooler import load_pooler
+from skynet.layers.regions import Fetch
 from skynet.layers.shard_model import DTYPES
 from skynet.layers.stack import Stack
-from skynet.layers.weights import Fetch, Loader
+from skynet.layers.weights import Loader
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.request.task_names import CLASSIFY
@@ -93,10 +95,7 @@ class SkynetShards:
     def embed(self, stack: CheckedStack) -> LayerRun:
         """A stack's embedding: partials (tokens, embedding), and what its first layer reads."""
         parts = self.parts(self._plan.stage_of(stack.layers.start))
-        shards = [
-            load_embedding(stack.arch, self._loader(part, stack), stack.part(part).vocab)
-            for part in parts
-        ]
+        shards = [load_embedding(self._loader(part, stack)) for part in parts]
         ids = torch.tensor(stack.ids)
         partials = [shard.partial(ids) for shard in shards]
         total, positions = add_up(partials), torch.arange(len(ids))
@@ -112,17 +111,16 @@ class SkynetShards:
         stack, layer = self._stacks[0], self._arch.encoder_layers
         step, span, outputs = self._step(stack), Range(layer, layer + 1), []
         for part in self.parts(self._plan.stage_of(layer)):
-            load, own = self._loader(part, stack), stack.part(part)
-            encoder = Encoder(stack.arch, self._plan, own, span, load, self._dtype, CPU)
+            encoder = Encoder(self._loader(part, stack), KVLayout.of(self._plan), span)
             context = encoder.stack.prepare(step)
-            outputs.append(encoder.run(step, context, span, x, True, _known([]))[0])
+            outputs.append(encoder.run(context, span, x, True, _known([]))[0])
         return LayerRun([], outputs)
 
     def logits(self, hidden: list[torch.Tensor]) -> list[list[Piece]]:
         """Of each `hidden` (rows, hidden), the logits of each shard's part of the vocabulary."""
         logits: list[list[Piece]] = [[] for _ in hidden]
         for shard, part in enumerate(self._last_parts):
-            head = load_head(self._arch, self._loader(part, self._last), self._dtype)
+            head = load_head(self._loader(part, self._last))
             for found, x in zip(logits, hidden, strict=True):
                 values = head(x) if part.vocab.size else torch.empty(len(x), 0)
                 found.append(Piece(shard, part.vocab.start, values))
@@ -131,14 +129,14 @@ class SkynetShards:
     def states(self, hidden: list[torch.Tensor]) -> list[list[Piece]]:
         """Of each `hidden` (rows, hidden), the same after the last norm, if there is one."""
         load = self._loader(self._last_parts[0], self._last)
-        norm = load_norm(self._arch, load, "final_norm", None, self._dtype)
+        norm = load_norm(load, "final_norm")
         return [[Piece(None, 0, norm(x).float())] for x in hidden]
 
     def classes(self, hidden: list[torch.Tensor]) -> list[list[Piece]]:
         """Of each `hidden` (tokens, hidden), a whole text, the logits of its labels, one row."""
         load = self._loader(self._last_parts[0], self._last)
-        norm = load_norm(self._arch, load, "final_norm", None, self._dtype)
-        reader = load_pooler(self._arch, load, norm, self._dtype)
+        norm = load_norm(load, "final_norm")
+        reader = load_pooler(load, norm)
         rows = [replace(self._last.row, text_task=TextTask(CLASSIFY))]
         found = [torch.from_numpy(vector) for x in hidden for vector in reader(rows, x)]
         return [[Piece(None, 0, logits[None])] for logits in found]
@@ -171,8 +169,7 @@ class SkynetShards:
 
     def _load(self, part: ShardPlan, stack: CheckedStack, layers: Range) -> Stack:
         """One shard's layers of a stack; none where they are all another's."""
-        load, own = self._loader(part, stack), stack.part(part)
-        return Stack(stack.arch, self._plan, own, layers, load, self._dtype, CPU)
+        return Stack(self._loader(part, stack), KVLayout.of(self._plan), layers)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from skynet.errors import PlanError
 from skynet.orchestrator.membership import Membership
 from skynet.planning.placement import Decision, Planner, Wish
 from skynet.planning.plan import Plan
-from skynet.planning.split import make_plan
+from skynet.planning.split import PlanOptions, make_plan
 from skynet.store.plans import Plans, Target
 
 logger = logging.getLogger(__name__)
@@ -273,19 +273,15 @@ def layout_of(
     weights: Sequence[Sequence[float]] | None = None,
 ) -> Plan:
     """The target in this shape, with no workers."""
-    plan = make_plan(
-        arch,
+    options = PlanOptions(
         model=target.model,
         name=target.name,
-        stages=stages,
-        shards=shards,
         dtype=target.dtype,
         chord_span=target.chord_span,
         num_slots=target.num_slots,
         slot_tokens=target.slot_tokens,
-        epoch=0,
-        weights=weights,
     )
+    plan = make_plan(arch, options, stages=stages, shards=shards, epoch=0, weights=weights)
     return replace(plan, revision=target.revision)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 from skynet.architecture.architecture import Architecture
@@ -25,43 +26,53 @@ DEFAULT_SLOT_TOKENS = 4096
 COLUMN_UNIT, VOCAB_UNIT, WIDE = 32, 16, 256
 
 
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a plan says besides its shape; see the fields of `Plan`.
+
+    slot_tokens: None: the model's positions, at most `DEFAULT_SLOT_TOKENS`.
+    """
+
+    model: str
+    name: str
+    dtype: str = "float32"
+    chord_span: str = "auto"
+    num_slots: int = 16
+    slot_tokens: int | None = None
+
+
 def make_plan(
     arch: Architecture,
+    options: PlanOptions,
     *,
-    model: str,
-    name: str,
     stages: int,
     shards: int,
-    dtype: str = "float32",
-    chord_span: str = "auto",
-    num_slots: int = 16,
-    slot_tokens: int | None = None,
     epoch: int = 1,
     weights: Sequence[Sequence[float]] | None = None,
 ) -> Plan:
     """Cut a model into `stages` x `shards`.
 
-    weights: of each stage, what its shards can take in proportion to each other; all the same by
-        default.
+    weights: for each stage, the relative capacity of its shards; equal by default.
 
     Raises:
-        PlanError: the model cannot be cut so; the message has the numbers.
+        PlanError: the model cannot be cut into this shape; the message has the numbers.
     """
-    _check_request(arch, stages, shards, dtype, chord_span, num_slots)
+    _check_shape(arch, stages, shards)
+    _check_options(options)
     weights = weights or [[1.0] * shards] * stages
     layers = split_by_cost(_layer_costs(arch), [sum(stage) for stage in weights])
     check_tiling(layers, arch.total_layers, "layers")
     return Plan(
         epoch=epoch,
-        model=model,
-        name=name,
-        dtype=dtype,
-        chord_span=chord_span,
-        num_slots=num_slots,
-        slot_tokens=_slot_tokens(arch, slot_tokens),
+        model=options.model,
+        name=options.name,
+        dtype=options.dtype,
+        chord_span=options.chord_span,
+        num_slots=options.num_slots,
+        slot_tokens=_slot_tokens(arch, options.slot_tokens),
         stages=tuple(
-            StagePlan(layers=run, shards=shard_plans(arch, shards, own))
-            for run, own in zip(layers, weights, strict=True)
+            StagePlan(layers=run, shards=shard_plans(arch, shards, stage_weights))
+            for run, stage_weights in zip(layers, weights, strict=True)
         ),
         encoder_layers=arch.encoder_layers,
     )
@@ -80,21 +91,22 @@ def _layer_costs(arch: Architecture) -> list[float]:
     return costs
 
 
-def _check_request(
-    arch: Architecture, stages: int, shards: int, dtype: str, chord_span: str, num_slots: int
-) -> None:
+def _check_shape(arch: Architecture, stages: int, shards: int) -> None:
     if not 1 <= stages <= arch.total_layers:
         raise PlanError(f"{stages} stages for {arch.total_layers} layers: need 1 to that many")
     if not 1 <= shards <= arch.max_shards:
         raise PlanError(f"{shards} shards for {arch.max_shards} query heads: need 1 to that many")
     if arch.vocab_size < shards:
         raise PlanError(f"{shards} shards for a vocabulary of {arch.vocab_size}")
-    if dtype not in DTYPE_BYTES:
-        raise PlanError(f"dtype {dtype!r} is not computed; known: {list(DTYPE_BYTES)}")
-    if chord_span not in CHORD_SPANS:
-        raise PlanError(f"chord_span {chord_span!r} is none of {list(CHORD_SPANS)}")
-    if num_slots < 1:
-        raise PlanError(f"num_slots={num_slots}: a shard needs 1 or more")
+
+
+def _check_options(options: PlanOptions) -> None:
+    if options.dtype not in DTYPE_BYTES:
+        raise PlanError(f"dtype {options.dtype!r} is not supported; known: {list(DTYPE_BYTES)}")
+    if options.chord_span not in CHORD_SPANS:
+        raise PlanError(f"chord_span {options.chord_span!r} is none of {list(CHORD_SPANS)}")
+    if options.num_slots < 1:
+        raise PlanError(f"num_slots={options.num_slots}: a shard needs 1 or more")
 
 
 def _slot_tokens(arch: Architecture, slot_tokens: int | None) -> int:

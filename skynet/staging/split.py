@@ -11,7 +11,7 @@ from skynet.checkpoint.tensor_plans import model_files, tensor_plans
 from skynet.errors import PlanError
 from skynet.models.registry import checkpoint_dtype, load_architecture
 from skynet.planning.plan import Plan
-from skynet.planning.split import DTYPE_BYTES, make_plan
+from skynet.planning.split import DTYPE_BYTES, PlanOptions, make_plan
 from skynet.request.generation_config import FILE, generation_defaults
 from skynet.settings import settings
 from skynet.staging.stager import Progress, Stager, stage_checkpoint
@@ -101,17 +101,15 @@ def draft_plan(
         logger.warning("%s", arch.notice)
         self_test(checkpoint, arch, shards, progress)
     _check_beams(checkpoint, num_slots)
-    return make_plan(
-        arch,
+    options = PlanOptions(
         model=checkpoint.digest(),
         name=checkpoint.name,
-        stages=stages,
-        shards=shards,
         dtype=dtype,
         chord_span=chord_span,
         num_slots=num_slots,
         slot_tokens=slot_tokens,
     )
+    return make_plan(arch, options, stages=stages, shards=shards)
 
 
 def _check_beams(checkpoint: Checkpoint, num_slots: int) -> None:

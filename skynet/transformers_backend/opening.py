@@ -39,7 +39,7 @@ def describe(checkpoint: Checkpoint) -> TransformersArchitecture:
         ConfigurationError: Transformers is not installed.
     """
     try:
-        from skynet.transformers_backend.derive import derive
+        from skynet.transformers_backend.description import describe_model
         from skynet.transformers_backend.tensors import check_tensors
     except ImportError as error:
         raise ConfigurationError(
@@ -47,7 +47,7 @@ def describe(checkpoint: Checkpoint) -> TransformersArchitecture:
             f"Transformers, whose layers could be run instead, is not here ({error}); install it: "
             "pip install transformers accelerate"
         ) from error
-    checkpoint.describe(derive(checkpoint.config))
+    checkpoint.describe(describe_model(checkpoint.config))
     arch = cast("TransformersArchitecture", load_architecture(checkpoint.config))
     check_tensors(checkpoint, arch)
     return arch

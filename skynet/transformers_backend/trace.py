@@ -35,7 +35,7 @@ IGNORED = {
 HONOURED = {"scaling", "softcap"}
 
 
-def not_computed(given: Mapping[str, Any]) -> list[str]:
+def unsupported_arguments(given: Mapping[str, Any]) -> list[str]:
     """Arguments that a module gives the attention function, and that ours does not take."""
     return [
         name
@@ -85,7 +85,7 @@ class Trace:
     ) -> torch.Tensor:
         """Write a call down; raises UnsupportedModel if it asks for what is not computed."""
         path = self.paths[id(module)]
-        unknown = not_computed(given)
+        unknown = unsupported_arguments(given)
         if unknown:
             raise self.refusal(path, f"gives the attention function {unknown}, not computed here")
         self.calls.append(

@@ -213,6 +213,7 @@ class PlanFollower:
         """
         import torch
 
+        from skynet.layers.shard_model import PreviousSlice
         from skynet.worker.slice import load_slice
 
         member, started = self.member, time.monotonic()
@@ -223,8 +224,9 @@ class PlanFollower:
         def progress(num_bytes: int) -> None:
             self.lease.update(quietly=True, loaded_bytes=member.loaded_bytes + num_bytes)
 
+        previous = None if kept is None else PreviousSlice(kept, consume)
         model, fetched = load_slice(
-            self.client, plan, address, settings().device, progress, kept, consume
+            self.client, plan, address, settings().device, progress, previous
         )
         seconds = round(time.monotonic() - started, 3)
         had = max(0, model.weight_bytes - fetched)

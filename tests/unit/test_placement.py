@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import plan_for
 
 from skynet.models.registry import load_architecture
 from skynet.planning.cost import WORKER_BYTES, Candidate, load_s, overfull, shard_weights, token_s
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.placement import Decision, Planner, Wish, assign
 from skynet.planning.plan import Plan
-from skynet.planning.split import make_plan
 from skynet.wire.keys import Address
 
 ARCH = load_architecture(
@@ -33,9 +33,7 @@ ARCH = load_architecture(
 
 
 def layout(stages: int, shards: int, weights: Sequence[Sequence[float]] | None = None) -> Plan:
-    return make_plan(
-        ARCH, model="digest", name="test", stages=stages, shards=shards, weights=weights
-    )
+    return plan_for(ARCH, stages, shards, weights=weights)
 
 
 def planner(shape: tuple[int, int] | None = (2, 2), fixed: bool = False) -> Planner:
@@ -212,7 +210,7 @@ def test_a_join_is_not_worth_a_pause_that_is_too_long() -> None:
 
 def test_what_does_not_fit_is_not_chosen() -> None:
     # Given members that cannot hold the model alone
-    slots = make_plan(ARCH, model="d", name="n", stages=1, shards=1)
+    slots = plan_for(ARCH, 1, 1)
     small = elastic("a", "b", free_bytes=420 * 2**20)
     assert "MiB" in overfull(ARCH, slots, small[:1])
     # When two of three are left

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import plan_for
 
 from skynet.architecture.architecture import Architecture
 from skynet.errors import PlanError
@@ -14,7 +15,7 @@ from skynet.models.registry import load_architecture
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range, check_tiling
-from skynet.planning.split import layer_params, make_plan, shard_plans
+from skynet.planning.split import layer_params, shard_plans
 
 
 def architecture(**fields: Any) -> Architecture:
@@ -35,7 +36,7 @@ def architecture(**fields: Any) -> Architecture:
 
 
 def plan_of(arch: Architecture, stages: int = 1, shards: int = 1, **options: Any) -> Plan:
-    return make_plan(arch, model="digest", name="tiny", stages=stages, shards=shards, **options)
+    return plan_for(arch, stages, shards, **options)
 
 
 @st.composite

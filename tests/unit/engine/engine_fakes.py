@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from plans import plan_for
 
 from skynet.engine.engine import Engine
 from skynet.engine.sequence import Sequence
 from skynet.errors import SkynetError
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
-from skynet.planning.split import make_plan
 from skynet.request.record import Options, Record, Token
 from skynet.tokenizer.text import StopStrings, Text
 from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step
@@ -36,7 +36,7 @@ def tiny_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
             "max_position_embeddings": 512,
         }
     )
-    return make_plan(arch, model="digest", name="tiny", stages=stages, shards=shards, **options)
+    return plan_for(arch, stages, shards, **options)
 
 
 def seq2seq_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
@@ -55,7 +55,7 @@ def seq2seq_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
             "max_position_embeddings": 512,
         }
     )
-    return make_plan(arch, model="digest", name="tiny", stages=stages, shards=shards, **options)
+    return plan_for(arch, stages, shards, **options)
 
 
 def new_sequence(

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from derived_families import DYNAMIC, LONGROPE
 from references import save_random_model
 from torch import nn
 from transformers.models.arcee.modeling_arcee import ArceeMLP, ArceeModel
+from transformers_families import DYNAMIC, LONGROPE
 
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.check import check_model

@@ -26,7 +26,7 @@ from skynet.transformers_backend.whole import check_known
 LAYER = re.compile(r"(?P<path>.+)\.(?P<layer>\d+)\.(?P<inside>.+)")
 
 
-def derive(config: Config) -> dict[str, Any]:
+def describe_model(config: Config) -> dict[str, Any]:
     """What skynet/architecture/transformers_model.py reads, of a config.json.
 
     Raises:

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from derived_families import DYNAMIC, LONGROPE, derived_config, refused_config
 from harness import Checkpoint, cluster_of, last_logits
 from references import PROMPTS, Reference
 from test_parity import LAYER, STAGE, check
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers_families import DYNAMIC, LONGROPE, refused_config, transformers_config
 
 from skynet.architecture.transformers_model import KEY
 from skynet.errors import UnsupportedModel
 from skynet.models.registry import FAMILIES
-from skynet.transformers_backend.derive import derive
+from skynet.transformers_backend.description import describe_model
 from skynet.wire.step import Row, TextTask
 from tests.transformers_types import REFUSED, RUN, TRANSFORMERS
 
@@ -89,7 +89,12 @@ def test_a_family_with_a_file_can_do_without(
     # Given a family that has a file
     found = reference(family)
     # When it runs without it / Then nothing changes
-    check(replace(found, checkpoint=Checkpoint(found.path, derived=True)), stages, shards, span)
+    check(
+        replace(found, checkpoint=Checkpoint(found.path, transformers_backend=True)),
+        stages,
+        shards,
+        span,
+    )
 
 
 @pytest.mark.parametrize("model_type", ["afmoe", "ernie4_5_moe", "glm4_moe", "minimax_m2"])
@@ -100,7 +105,7 @@ def test_a_mixture_in_bfloat16_chooses_experts_as_transformers_does(
     # other experts if it were the other way round
     torch.manual_seed(0)
     eager: dict[str, Any] = {"experts_implementation": "eager"}
-    model = AutoModelForCausalLM.from_config(derived_config(model_type), **eager).bfloat16()
+    model = AutoModelForCausalLM.from_config(transformers_config(model_type), **eager).bfloat16()
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if name.endswith("gate.weight"):
             value.data = 1 + 0.01 * torch.randn(value.shape)
@@ -143,7 +148,7 @@ def test_a_model_type_that_is_refused_says_why(model_type: str) -> None:
     config = refused_config(model_type)
     # When / Then the message names the model and what of it
     with pytest.raises(UnsupportedModel, match=f"'{model_type}'") as refusal:
-        derive(config)
+        describe_model(config)
     assert REASONS[model_type] in str(refusal.value)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skynet.architecture.positions import Relative
-from skynet.layers.encoder_attention import QUERY_BLOCK, attend_text_batches, text_batches
+from skynet.layers.encoder_attention import QUERY_CHUNK, attend_text_batches, text_batches
 from skynet.layers.relative import RelativeBias
 from skynet.planning.ranges import Range
 from skynet.wire.step import Row
@@ -27,7 +27,7 @@ def relative_bias() -> RelativeBias:
 @pytest.mark.parametrize("biased", [False, True])
 def test_each_token_sees_its_text_alone(biased: bool, window: int | None) -> None:
     # Given two short texts of one length, and one that is longer than a block of queries
-    lengths = (7, 7, QUERY_BLOCK + 90, 1)
+    lengths = (7, 7, QUERY_CHUNK + 90, 1)
     generator = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(sum(lengths), HEADS, HEAD_DIM, generator=generator) for _ in range(3))
     bias = relative_bias() if biased else None
