@@ -98,7 +98,9 @@ REFUSED = (
         "kimi_linear lara_mini lfm2 lfm2_moe lfm3 nemotron_h olmo_hybrid qwen3_5_moe_text "
         "qwen3_5_text qwen3_next",
     ),
-    Refused("styles that are in few plans", "which is not run", "inkling_text qwen4_exp_text"),
+    Refused(
+        "styles that are in few plans", "which is not supported", "inkling_text qwen4_exp_text"
+    ),
     Refused("Q, K and V fused, in blocks of its own", "is cut by the plan, but", "codegen"),
     Refused("heads that differ from layer to layer", "has heads", "gemma4_unified_text"),
     Refused("more than a text model", "is made of several models", "llama4 phi4_multimodal"),

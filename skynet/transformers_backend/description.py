@@ -1,13 +1,12 @@
 """From a config to the description of its model: Transformers' modules, cut by Transformers' plan.
 
-Everything that is not understood is refused by name; nothing is left out or guessed. That what is
-understood is also computed right is shown by running it: skynet/check/self_test.py.
+Whatever is not understood is refused by name; nothing is left out or guessed. That the rest is
+computed correctly is tested by running it: skynet/check/self_test.py.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from skynet.architecture.config import Config, refuse_quantized
 from skynet.architecture.transformers_model import describe
 from skynet.errors import UnsupportedModel
 from skynet.transformers_backend.kinds import sample_layers
+from skynet.transformers_backend.layer_weights import AttentionPlace
 from skynet.transformers_backend.parameters import Parameters
 from skynet.transformers_backend.ropes import hold_ropes, max_positions
 from skynet.transformers_backend.skeleton import config_class, transformers_version
@@ -27,122 +27,113 @@ LAYER = re.compile(r"(?P<path>.+)\.(?P<layer>\d+)\.(?P<inside>.+)")
 
 
 def describe_model(config: Config) -> dict[str, Any]:
-    """What skynet/architecture/transformers_model.py reads, of a config.json.
+    """The description of a config.json's model, for skynet/architecture/transformers_model.py.
 
     Raises:
-        UnsupportedModel: the model cannot be run so; names what of it.
+        UnsupportedModel: the model cannot run on the Transformers backend; names the reason.
     """
     refuse_quantized(config)
-    model_type, kind = str(config.get("model_type")), config_class(config)
-    if getattr(kind, "sub_configs", None):
+    model_type, config_type = str(config.get("model_type")), config_class(config)
+    if getattr(config_type, "sub_configs", None):
         raise UnsupportedModel(
-            f"model_type {model_type!r} is made of several models ({', '.join(kind.sub_configs)}), "
-            "not computed: a text model alone is"
+            f"model_type {model_type!r} is made of several models "
+            f"({', '.join(config_type.sub_configs)}), not supported: only text models are"
         )
-    plan = plan_of(kind, model_type)
+    plan = plan_of(config_type, model_type)
     Styles(model_type, plan, "")  # refused before anything is built
-    found = prepare(config)
-    styles = Styles(model_type, plan, _prefix(found.model))
-    check_known(found, styles)
-    hold_ropes(found)
-    for path, _ in found.model.named_modules():
+    trace = prepare(config)
+    styles = Styles(model_type, plan, _prefix(trace.model))
+    check_known(trace, styles)
+    hold_ropes(trace)
+    for path, _ in trace.model.named_modules():
         if styles.of(path) == "experts":
-            found.stand_in(path)
-    found.run()
-    return _described(found, styles)
+            trace.stand_in(path)
+    trace.run()
+    return _described(trace, styles)
 
 
-def _described(found: Trace, styles: Styles) -> dict[str, Any]:
-    attention = _Attention.of(found)
-    _check_layers(found, attention)
-    parameters = Parameters(found, styles, attention.path, attention.inside, attention.first)
-    embedding = found.model.get_input_embeddings()
+def _described(trace: Trace, styles: Styles) -> dict[str, Any]:
+    attention = _attention_place(trace)
+    _check_layers(trace, attention)
+    parameters = Parameters(trace, styles, attention)
+    embedding = trace.model.get_input_embeddings()
     vocab_size, hidden_size = embedding.weight.shape
-    prefix = _prefix(found.model)
+    prefix = _prefix(trace.model)
     return describe(
         parameters.weights,
         hidden_size=hidden_size,
-        num_layers=len(found.calls),
-        num_heads=attention.first.num_heads,
-        num_kv_heads=attention.first.num_kv_heads,
-        head_dim=attention.first.head_dim,
+        num_layers=len(trace.calls),
+        num_heads=attention.call.num_heads,
+        num_kv_heads=attention.call.num_kv_heads,
+        head_dim=attention.call.head_dim,
         intermediate_size=parameters.columns,
         vocab_size=vocab_size,
-        max_positions=max_positions(found),
+        max_positions=max_positions(trace),
         gated=parameters.gated,
-        windows=[call.window for call in found.calls],
+        windows=[call.window for call in trace.calls],
         prefixes=[prefix, ""] if prefix else [""],
         transformers=transformers_version(),
         path=attention.path,
         attention=attention.inside,
         heads_of=parameters.heads_of,
         sums=parameters.sums,
-        samples=sample_layers(found, attention.path),
+        samples=sample_layers(trace, attention.path),
         num_experts=parameters.num_experts,
     )
 
 
-@dataclass(frozen=True)
-class _Attention:
-    """Where attention is: in each layer of the list at `path`, the module `inside`."""
-
-    path: str
-    inside: str
-    first: AttentionCall
-
-    @classmethod
-    def of(cls, found: Trace) -> _Attention:
-        """Raises UnsupportedModel unless each layer has one attention, all alike."""
-        places = [LAYER.fullmatch(call.path) for call in found.calls]
-        if not places or None in places:
-            raise UnsupportedModel(
-                f"model_type {found.model_type!r}: no layer's attention goes through "
-                "Transformers' attention interface, so its keys and values cannot be kept"
+def _attention_place(trace: Trace) -> AttentionPlace:
+    """Raises UnsupportedModel unless each layer has one attention, all of the same shape."""
+    matches = [LAYER.fullmatch(call.path) for call in trace.calls]
+    if not matches or None in matches:
+        raise UnsupportedModel(
+            f"model_type {trace.model_type!r}: no layer's attention goes through "
+            "Transformers' attention interface, so its keys and values cannot be cached"
+        )
+    first, call = matches[0], trace.calls[0]
+    if first is None:
+        raise UnsupportedModel(f"{call.path} is in no list of layers")
+    for number, (match, other) in enumerate(zip(matches, trace.calls, strict=True)):
+        expected = f"{first['path']}.{number}.{first['inside']}"
+        if match is None or other.path != expected:
+            raise trace.refusal(
+                other.path, f"attends where {expected} was expected: one attention a layer"
             )
-        first, call = places[0], found.calls[0]
-        if first is None:
-            raise UnsupportedModel(f"{call.path} is in no list of layers")
-        for number, (place, other) in enumerate(zip(places, found.calls, strict=True)):
-            expected = f"{first['path']}.{number}.{first['inside']}"
-            if place is None or other.path != expected:
-                raise found.refusal(
-                    other.path, f"attends where {expected} was expected: one attention a layer"
-                )
-            if _heads(other) != _heads(call):
-                raise found.refusal(
-                    other.path, f"has heads {_heads(other)}, those of layer 0 are {_heads(call)}"
-                )
-        if call.value_dim != call.head_dim:
-            raise found.refusal(
-                call.path,
-                f"has keys of {call.head_dim} numbers a head and values of {call.value_dim}",
+        if _heads(other) != _heads(call):
+            raise trace.refusal(
+                other.path, f"has heads {_heads(other)}, those of layer 0 are {_heads(call)}"
             )
-        if call.num_heads % call.num_kv_heads:
-            raise found.refusal(
-                call.path,
-                f"has {call.num_heads} query heads, which do not share {call.num_kv_heads} KV "
-                "heads evenly",
-            )
-        return cls(first["path"], first["inside"], call)
+    if call.value_dim != call.head_dim:
+        raise trace.refusal(
+            call.path,
+            f"has keys of {call.head_dim} numbers a head and values of {call.value_dim}",
+        )
+    if call.num_heads % call.num_kv_heads:
+        raise trace.refusal(
+            call.path,
+            f"has {call.num_heads} query heads, which do not share {call.num_kv_heads} KV "
+            "heads evenly",
+        )
+    return AttentionPlace(first["path"], first["inside"], call)
 
 
 def _heads(call: AttentionCall) -> tuple[int, int, int]:
     return call.num_heads, call.num_kv_heads, call.head_dim
 
 
-def _check_layers(found: Trace, attention: _Attention) -> None:
-    """Each layer once, in order, from hidden states to hidden states."""
-    layers = found.model.get_submodule(attention.path)
+def _check_layers(trace: Trace, attention: AttentionPlace) -> None:
+    """Each layer must run once, in order, from hidden states to hidden states."""
+    layers = trace.model.get_submodule(attention.path)
     paths = [f"{attention.path}.{layer}" for layer in range(len(layers))]
-    for path in paths[len(found.calls) :]:
-        raise found.refusal(path, "has no attention that goes through Transformers' interface")
-    if [path for path in found.called if path in set(paths)] != paths:
+    for path in paths[len(trace.calls) :]:
+        raise trace.refusal(path, "has no attention that goes through Transformers' interface")
+    if [path for path in trace.called if path in set(paths)] != paths:
         raise UnsupportedModel(
-            f"model_type {found.model_type!r} does not call its layers one after the other"
+            f"model_type {trace.model_type!r} does not call its layers one after the other"
         )
     for path in paths:
-        if found.outputs[path] != torch.Tensor.__name__:
-            raise found.refusal(path, f"returns a {found.outputs[path]}, not hidden states alone")
+        if trace.outputs[path] != torch.Tensor.__name__:
+            raise trace.refusal(path, f"returns a {trace.outputs[path]}, not hidden states alone")
 
 
 def _prefix(model: Any) -> str:

@@ -258,8 +258,8 @@ def test_what_is_not_understood_is_refused_by_name(fields: dict[str, Any], messa
             {"layers.*.mlp.up_proj": "colwise", "layers.*.mlp.down_proj": "colwise"},
             r"mlp\.up_proj .Linear. makes 83 columns, of which .* take in none",
         ),
-        ({"layers.*.self_attn.q_proj": "colwise"}, "cut in a way that is not computed"),
-        ({"layers.*.self_attn.o_proj": "rowwise"}, "cut in a way that is not computed"),
+        ({"layers.*.self_attn.q_proj": "colwise"}, "cut in a way that is not supported"),
+        ({"layers.*.self_attn.o_proj": "rowwise"}, "cut in a way that is not supported"),
         ({"layers.*.mlp.up_proj": "embedding_rowwise"}, r"cuts a table, .*mlp\.up_proj"),
     ],
 )
