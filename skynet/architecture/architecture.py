@@ -285,26 +285,6 @@ class Architecture:
         inputs = self.inputs(weight)
         return (self.outputs(weight),) if inputs is None else (self.outputs(weight), inputs)
 
-    def stored_shape(self, weight: Weight) -> tuple[int, ...]:
-        """Of the tensor in the checkpoint, all fused parts together; of one of its pieces."""
-        shape = (self._stored_outputs(weight), *self.shape(weight)[1:])
-        if weight.role in HEAD_NORMS and weight.in_pieces:
-            return (self.head_dim,)
-        if weight.by_head:
-            return (shape[0] // self.head_dim, self.head_dim)
-        if weight.as_row:
-            return (1, *shape)
-        return shape[::-1] if weight.transposed else shape
-
-    def stored_axis(self, weight: Weight) -> int:
-        """The axis that the tensor in the checkpoint is cut along."""
-        is_row = weight.cut == "row"
-        return int(weight.as_row or is_row != weight.transposed)
-
-    def stored_bias(self, weight: Weight) -> int:
-        """The size of the bias in the checkpoint, all fused parts together."""
-        return self._stored_outputs(weight) if weight.fused else self.bias_size(weight)
-
     def pieces(self, weight: Weight) -> int:
         """How many tensors of the checkpoint make up this weight of one layer."""
         if not weight.in_pieces:
@@ -315,21 +295,3 @@ class Architecture:
     def bias_size(self, weight: Weight) -> int:
         """A row-parallel product's bias is added after the sum, so it has all outputs."""
         return self.hidden_size if weight.cut == "row" else self.size(weight.unit)
-
-    def offset(self, weight: Weight) -> int:
-        """Where this weight's outputs start in its tensor, fused end to end or not at all."""
-        if weight.unit == "positions":
-            return self.position_offset
-        before = weight.fused[: weight.fused.index(weight.role)] if weight.fused else ()
-        return sum(self._fused_size(role) for role in before)
-
-    def _stored_outputs(self, weight: Weight) -> int:
-        if weight.fused:
-            return sum(self._fused_size(role) for role in weight.fused)
-        return self.shape(weight)[0] + (self.offset(weight) if weight.unit == "positions" else 0)
-
-    def _fused_size(self, role: str) -> int:
-        part = self.weight(role)
-        if part is None:
-            raise KeyError(f"{self.model_type} has no {role!r} to fuse")
-        return self.size(part.unit)

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.stored import offset
 from skynet.errors import CheckpointError
 from skynet.layers.heads import GroupedHeads, interleave
 from skynet.planning.plan import ShardPlan
@@ -73,8 +74,8 @@ class ShardRegions:
             if units == self.units(weight):
                 return self._grouped.all_of(weight, name, fetch)
             return self._grouped.some_of(weight, units, fetch)
-        offset = self.arch.offset(weight)
-        return self.fetch(name, Range(units.start + offset, units.stop + offset))
+        start = offset(self.arch, weight)
+        return self.fetch(name, Range(units.start + start, units.stop + start))
 
     def copy(self, weight: Weight, raw: torch.Tensor, out: torch.Tensor, layer: int | None) -> None:
         """Copy `raw` to `out`, the rows of rotary roles so that rotated pairs are adjacent.

@@ -26,9 +26,8 @@ class FileNames:
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
         self._model_type = model_type
-        self._renamed: list[
-            tuple[str, str]
-        ] = []  # (Transformers' name, the file's); the last one is applied first
+        # (Transformers' name, the file's); the last one is applied first.
+        self._renamed: list[tuple[str, str]] = []
         self._merged: list[tuple[str, tuple[str, ...]]] = []
         self.left_out: list[str] = []  # tensors of files that need another conversion
         for conversion in get_checkpoint_conversion_mapping(model_type) or ():

@@ -52,11 +52,9 @@ class LayerWeights:
         Raises:
             UnsupportedModel: a module that is cut in a way that is not supported; names it.
         """
-        weights = []
-        for role, module in self._trace.model.get_submodule(
-            f"{self._path}.{layer}"
-        ).named_modules():
-            path = f"{self._path}.{layer}.{role}".removesuffix(".")
+        weights, prefix = [], f"{self._path}.{layer}"
+        for role, module in self._trace.model.get_submodule(prefix).named_modules():
+            path = f"{prefix}.{role}".removesuffix(".")
             style = self._styles.of(path)
             if style == "experts":
                 weights += self._experts(path, role, module)
@@ -136,16 +134,14 @@ class LayerWeights:
         call = self._attention.call
         units: dict[int, Unit] = {call.num_heads * call.head_dim: "heads"}
         size = module.in_features
-        if (
-            style == "column"
-        ):  # several shards may compute one KV head, but none may be summed twice
+        if style == "column":  # a KV head may be computed by several shards, but not summed twice
             units.setdefault(call.num_kv_heads * call.head_dim, "kv_heads")
             size = module.out_features
         if size not in units:
             raise self._trace.refusal(
                 path,
-                f"is cut by the plan, but its size {size} is neither that of {call.num_heads} heads "
-                f"nor that of {call.num_kv_heads} KV heads of {call.head_dim} numbers",
+                f"is cut by the plan, but {size} is neither {call.num_heads} heads nor "
+                f"{call.num_kv_heads} KV heads of {call.head_dim} numbers",
             )
         return units[size]
 

@@ -1,4 +1,4 @@
-"""Ropes whose frequencies depend on the longest sequence of a batch, so that rows affect each other.
+"""Ropes whose frequencies depend on the longest sequence of a batch: rows would affect each other.
 
 Up to some position the frequencies are constant: sequences are limited to that length.
 """
@@ -44,8 +44,8 @@ def max_positions(trace: Trace) -> int:
         for value in values:
             if not isinstance(value, int) or value < 1:
                 raise UnsupportedModel(
-                    f"model_type {trace.model_type!r}: {name} is {value!r}, expected the length of the "
-                    "longest sequence"
+                    f"model_type {trace.model_type!r}: {name} is {value!r}, expected the "
+                    "length of the longest sequence"
                 )
             known.append(value)
     return min(known)

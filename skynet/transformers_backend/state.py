@@ -35,7 +35,7 @@ class Running:
         return self._context
 
     def sum(self, partial: torch.Tensor) -> torch.Tensor:
-        """The sum over the stage's shards of `partial` (tokens, width), in the dtype of `partial`."""
+        """The sum over the stage's shards of `partial` (tokens, width), in the same dtype."""
         return self.total(partial).to(partial.dtype)
 
     def total(self, partial: torch.Tensor) -> torch.Tensor:
