@@ -145,8 +145,8 @@ def _divisors(given: Mapping[str, Any], field: str, dims: int) -> tuple[float, .
     divisors = given.get(field)
     if not isinstance(divisors, list) or len(divisors) != dims // 2:
         raise CheckpointError(
-            f"config.json: rope 'longrope' has {field}={divisors!r}, expected a list of {dims // 2} "
-            "numbers"
+            f"config.json: rope 'longrope' has {field}={divisors!r}, expected a list of "
+            f"{dims // 2} numbers"
         )
     return tuple(float(divisor) for divisor in divisors)
 

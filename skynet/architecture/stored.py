@@ -1,4 +1,4 @@
-"""How weights are stored in the checkpoint's tensors: fused, transposed, in pieces, with an offset."""
+"""How weights are stored in a checkpoint: fused, transposed, in pieces, with an offset."""
 
 from __future__ import annotations
 
