@@ -208,7 +208,7 @@ class Architecture:
 
     @property
     def rope_switch(self) -> int:
-        """The length beyond which the ropes of all tokens of a sequence change; 0: they never do."""
+        """The length beyond which all ropes of a sequence change; 0: they never do."""
         return max((r.original_positions for r in self.rope_kinds if r.long_divisors), default=0)
 
     @property
@@ -294,5 +294,5 @@ class Architecture:
         return counts.get(weight.role, self.num_experts)
 
     def bias_size(self, weight: Weight) -> int:
-        """The size of the bias; it is whole for a row-parallel product, where it follows the sum."""
+        """The size of the bias: whole for a row-parallel product, where it follows the sum."""
         return self.hidden_size if weight.cut == "row" else self.size(weight.unit)

@@ -76,7 +76,7 @@ class TransformersArchitecture(Architecture):
     def notice(self) -> str:
         """The warning when the model is split, loaded or checked."""
         text = (
-            f"model_type {self.model_type!r} has no file: running Transformers' own layers, cut by "
+            f"model_type {self.model_type!r} has no file: running Transformers' layers, cut by "
             "its tensor-parallel plan; slower"
         )
         if self.heads_of == "whole":
@@ -89,7 +89,7 @@ class TransformersArchitecture(Architecture):
         return tuple(weight for weight in weights if weight.per_layer and weight.is_in(layer))
 
     def module_names(self) -> dict[str, str]:
-        """Transformers' name of each parameter in a layer -> the canonical name; without experts."""
+        """Transformers' name of a parameter in a layer -> its canonical name; without experts."""
         names = {}
         for weight in cast(tuple[TransformersWeight, ...], self.weights):
             if weight.per_layer and not weight.in_pieces:

@@ -48,7 +48,7 @@ def test_a_model_type_is_equal(tmp_path: Path, model_type: str) -> None:
     assert [place.name for place in report.places] == PLACES
     assert report.answer
     assert report.answer.same
-    assert any("Transformers' own layers" in note for note in report.notes)
+    assert any("Transformers' layers" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("rope", [DYNAMIC, LONGROPE])

@@ -1,4 +1,4 @@
-"""Configs as Transformers writes them, old and new, and the refusal of what is not computed."""
+"""Configs as Transformers writes them, old and new, and the refusal of what is not supported."""
 
 from __future__ import annotations
 
@@ -226,14 +226,14 @@ def test_copies_of_a_table_are_staged_once() -> None:
     [
         ("m2m_100", {"pad_token_id": 0}, "m2m_100 with pad_token_id=0"),
         ("marian", {"d_model": 45, "encoder_attention_heads": 3}, "d_model=45 with sinusoidal"),
-        ("t5", {"feed_forward_proj": "gated-selu"}, "feed_forward_proj='selu' is not computed"),
+        ("t5", {"feed_forward_proj": "gated-selu"}, "feed_forward_proj='selu' is not supported"),
         ("t5", {"feed_forward_proj": "wide-relu"}, "feed_forward_proj='wide-relu'"),
         ("t5", {"is_encoder_decoder": False}, "t5 with is_encoder_decoder=False"),
         ("bart", {"is_decoder": True}, "bart with is_decoder=True"),
         ("bart", {"encoder_attention_heads": 5}, "d_model=48 is not a multiple"),
     ],
 )
-def test_what_is_not_computed_of_encoder_decoders_is_refused(
+def test_what_is_not_supported_of_encoder_decoders_is_refused(
     family: str, fields: dict[str, Any], told: str
 ) -> None:
     # Given a config that asks for it / When / Then it is refused by name
@@ -350,8 +350,8 @@ def test_missing_tensors_are_named() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"model_type": "mamba"}, "'mamba' is not computed; known: .*gpt2"),
-        ({}, "None is not computed"),
+        ({"model_type": "mamba"}, "'mamba' is not supported; known: .*gpt2"),
+        ({}, "None is not supported"),
         (config("llama", hidden_act="relu6"), "hidden_act='relu6'"),
         (config("llama", partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
         (config("llama", quantization_config={"quant_method": "gptq"}), "gptq"),
@@ -398,7 +398,7 @@ def test_missing_tensors_are_named() -> None:
         ),
     ],
 )
-def test_what_is_not_computed_is_refused_by_name(given: dict[str, Any], message: str) -> None:
+def test_what_is_not_supported_is_refused_by_name(given: dict[str, Any], message: str) -> None:
     # When / Then
     with pytest.raises(UnsupportedModel, match=message):
         load_architecture(given)
