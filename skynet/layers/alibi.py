@@ -24,7 +24,7 @@ def _series(count: int, power: int) -> float:
     return float(2 ** (-(2 ** -(math.log2(count) - 3)) * power))
 
 
-class PositionBias:
+class AlibiBias:
     """The score bias of one shard's heads."""
 
     def __init__(self, arch: Architecture, alibi: Alibi, part: ShardPlan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from skynet.layers.alibi import PositionBias
+from skynet.layers.alibi import AlibiBias
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext, StepLayout, make_context
 from skynet.layers.encoder_attention import Bias
@@ -29,7 +29,7 @@ class Stack:
         ]
         bias: Bias | None = None
         if arch.alibi:
-            bias = PositionBias(arch, arch.alibi, load.part)
+            bias = AlibiBias(arch, arch.alibi, load.part)
         elif arch.relative and self._layers:
             bias = load_relative_bias(load, arch.relative)
         rotaries = [Rotary(rope, load.device) for rope in arch.rope_kinds]

@@ -357,7 +357,7 @@ def test_missing_tensors_are_named() -> None:
         (config("llama", quantization_config={"quant_method": "gptq"}), "gptq"),
         (config("llama", rope_scaling={"type": "longrope"}), "'longrope'"),
         (config("llama", rope_scaling={"rope_type": "default", "mrope_section": [1]}), "mrope"),
-        (config("llama", num_key_value_heads=4), "6 query heads do not share 4"),
+        (config("llama", num_key_value_heads=4), "6 query heads cannot share 4"),
         (config("llama", head_dim=7), "rope on 7 numbers"),
         (config("gpt2", scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse"),
         (config("gpt2", reorder_and_upcast_attn=True), "reorder_and_upcast_attn"),
