@@ -84,10 +84,10 @@ def test_a_damaged_shard_is_found_in_its_layer(arcee: Path) -> None:
     report = check_model(str(arcee), 2, 2, fetch=damaged)
     # Then the layer is named, and the number; by the sum, every shard has it
     assert [place.name for place in report.differing] == ["layer 2"]
-    found = report.to_json()["first"]
-    assert found is not None
-    assert [shard["address"] for shard in found["shards"]] == ["stage1.shard0", "stage1.shard1"]
-    assert found["shards"][0]["index"] == 5
+    first = report.to_json()["first"]
+    assert first is not None
+    assert [shard["address"] for shard in first["shards"]] == ["stage1.shard0", "stage1.shard1"]
+    assert first["shards"][0]["index"] == 5
 
 
 def test_the_command_says_what_it_compares(arcee: Path) -> None:

@@ -1,4 +1,4 @@
-"""Descriptions of families without a file: what they say, who reads them, and what is refused."""
+"""Descriptions of models on the Transformers backend: contents, readers, and refusals."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def opened(path: Path) -> Checkpoint:
 
 
 def rewrite(path: Path, changed: dict[str, torch.Tensor]) -> None:
-    """Put these tensors into a checkpoint, beside or instead of its own."""
+    """Put these tensors into a checkpoint, beside or instead of those in it."""
     tensors = load_file(path / "model.safetensors")
     save_file(tensors | changed, path / "model.safetensors", metadata={"format": "pt"})
 
@@ -128,15 +128,15 @@ def test_experts_are_in_the_layers_that_have_them() -> None:
     assert isinstance(arch, TransformersArchitecture)
     assert (arch.num_experts, arch.intermediate_size, arch.samples) == (6, 21, (0, 1))
     assert (arch.sums, arch.sums_per_layer) == ((2, 3, 3), 3)
-    found = {weight.role: weight for weight in arch.weights}
-    gate = found["mlp.experts.gate_up_proj:0"]
+    weights = {weight.role: weight for weight in arch.weights}
+    gate = weights["mlp.experts.gate_up_proj:0"]
     assert (gate.cut, gate.unit, arch.shape(gate)) == ("column", "columns", (21, 48))
     assert gate.tensor(2, piece=4) == "model.layers.2.mlp.experts.4.gate_proj.weight"
     assert [gate.is_in(layer) for layer in range(3)] == [False, True, True]
-    assert arch.shape(found["mlp.gate_proj"]) == (83, 48)
-    assert [found["mlp.gate_proj"].is_in(layer) for layer in range(3)] == [True, False, False]
-    assert arch.shape(found["mlp.shared_experts.down_proj"]) == (48, 42)
-    bias = found["mlp.gate.e_score_correction_bias"]
+    assert arch.shape(weights["mlp.gate_proj"]) == (83, 48)
+    assert [weights["mlp.gate_proj"].is_in(layer) for layer in range(3)] == [True, False, False]
+    assert arch.shape(weights["mlp.shared_experts.down_proj"]) == (48, 42)
+    bias = weights["mlp.gate.e_score_correction_bias"]
     assert (bias.cut, bias.tensor(1)) == ("replicated", "model.layers.1.mlp." + bias.role[4:])
 
 

@@ -94,8 +94,8 @@ def test_tensors_of_encoders_are_the_checkpoints(family: str, head: str, tmp_pat
     written = json.loads((tmp_path / "config.json").read_text())
     arch = load_architecture(settled(written, present, differ))
     # Then all tensors are needed, in their shapes, but for the pooler of a model without a head
-    found = resolve_names(arch, present)
-    needed = {found[tensor.name]: tensor.shape for tensor in staged_tensors(arch)}
+    names_in_file = resolve_names(arch, present)
+    needed = {names_in_file[tensor.name]: tensor.shape for tensor in staged_tensors(arch)}
     unused = {"pooler.dense.weight", "pooler.dense.bias"} if head == "Model" else set()
     assert needed == {name: shape for name, shape in present.items() if name not in unused}
 
@@ -118,11 +118,11 @@ def test_tensors_of_encoder_decoders_are_the_checkpoints(
     written = json.loads((tmp_path / "config.json").read_text())
     arch = load_architecture(settled(written, present, differ))
     # Then all tensors are needed, each once, in their shapes
-    found = resolve_names(arch, present)
-    needed = {found[tensor.name]: tensor.shape for tensor in staged_tensors(arch)}
+    names_in_file = resolve_names(arch, present)
+    needed = {names_in_file[tensor.name]: tensor.shape for tensor in staged_tensors(arch)}
     unused = set() if tied or family in ("t5", "mt5") else {"model.shared.weight"}
     assert needed == {name: shape for name, shape in present.items() if name not in unused}
-    assert len(found) == len(needed)
+    assert len(names_in_file) == len(needed)
     assert arch.tied == tied
 
 
@@ -187,13 +187,13 @@ def test_a_tied_head_of_an_encoder_may_have_any_of_its_names(family: str, tmp_pa
     # When the file has what is tied under the other names, or both
     for present in (both - set(model.all_tied_weights_keys.values()), both):
         copied = load_architecture(settled(written, present, lambda one, other: True))
-        # Then all of it is found, once
+        # Then every tensor is resolved, once
         assert copied.tied
         assert set(resolve_names(copied, present)) == {t.name for t in staged_tensors(copied)}
     # And of both the head's are used, which may differ
     arch = load_architecture(settled(written, both, differ))
-    found = set(resolve_names(arch, both).values())
-    assert found >= model.all_tied_weights_keys.keys()
+    names_in_file = set(resolve_names(arch, both).values())
+    assert names_in_file >= model.all_tied_weights_keys.keys()
     assert not arch.tied
 
 
@@ -209,8 +209,8 @@ def test_copies_of_a_table_are_staged_once() -> None:
         # When they are all alike
         arch = load_architecture(settled(config, present, lambda one, other: True))
         # Then one of them is staged, whether that is the shared one or not
-        found = resolve_names(arch, present)
-        assert len(tables & set(found.values())) == 1
+        names_in_file = resolve_names(arch, present)
+        assert len(tables & set(names_in_file.values())) == 1
         assert arch.tied
     # When the decoder's differs, and the head is a copy of the shared one
     arch = load_architecture(
@@ -279,9 +279,9 @@ def test_norms_may_have_the_names_of_2018() -> None:
     for new, older in old.items():
         names = [name.replace(new, older) for name in names]
     # When / Then
-    found = resolve_names(arch, names)
-    assert found["bert.embeddings.LayerNorm.weight"] == "bert.embeddings.LayerNorm.gamma"
-    assert found["bert.encoder.layer.0.output.LayerNorm.bias"].endswith("LayerNorm.beta")
+    names_in_file = resolve_names(arch, names)
+    assert names_in_file["bert.embeddings.LayerNorm.weight"] == "bert.embeddings.LayerNorm.gamma"
+    assert names_in_file["bert.encoder.layer.0.output.LayerNorm.bias"].endswith("LayerNorm.beta")
 
 
 @pytest.mark.parametrize(
@@ -522,8 +522,8 @@ def test_a_stretched_rope_allows_longer_sequences(
 ) -> None:
     # When / Then the positions are the stretched ones where the config's, 64, are not
     arch = load_architecture(config("llama", rope_scaling=rope))
-    (found,) = arch.rope_kinds
-    assert (arch.max_positions, found.original_positions) == (positions, original)
+    (rope,) = arch.rope_kinds
+    assert (arch.max_positions, rope.original_positions) == (positions, original)
 
 
 def test_the_positions_of_gemma_3_are_stretched_ones() -> None:

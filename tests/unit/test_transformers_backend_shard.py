@@ -77,8 +77,8 @@ def outputs(arch: TransformersArchitecture, model: ShardModel) -> list[torch.Ten
         hidden = torch.rand(4, arch.hidden_size, generator=torch.Generator().manual_seed(5))
     step = Step(1, 1, rows, arch.num_layers)
     partial, candidates, _ = model.run(step, model.layers, hidden, alone)
-    found = [] if partial is None else [partial]
-    return found + [torch.from_numpy(item.logits) for item in candidates]
+    results = [] if partial is None else [partial]
+    return results + [torch.from_numpy(item.logits) for item in candidates]
 
 
 @pytest.mark.parametrize(("dtype", "tied"), [("float32", True), ("bfloat16", False)])
@@ -96,7 +96,7 @@ def test_bytes_are_what_the_plan_says(model_type: str, tied: bool, dtype: str) -
         assert 0 < model.fetched_bytes <= model.weight_bytes
 
 
-def test_only_the_own_slice_is_fetched() -> None:
+def test_only_the_slice_is_fetched() -> None:
     # Given the second of three shards, in the last of two stages
     arch = architecture("arcee", attention_bias=True)
     weights, plan = Weights(arch), plan_of(arch, 2, 3)
@@ -128,11 +128,13 @@ def test_what_is_gathered_is_made_by_one_shard_each(model_type: str) -> None:
     for shard in range(4):
         weights = Weights(arch)
         shard_class(arch)(arch, plan_of(arch, 1, 4), (0, shard), weights)
-        asked = [own for asked, own in weights.asked if asked == f"model.layers.0.{name}.weight"]
+        asked = [
+            region for asked, region in weights.asked if asked == f"model.layers.0.{name}.weight"
+        ]
         regions += asked
     # Then their parts are the whole, and no part is another's
     total = arch.shape(next(weight for weight in arch.weights if weight.role == name))[0]
-    assert sorted(place for own in regions for place in range(own.start, own.stop)) == list(
+    assert sorted(row for region in regions for row in range(region.start, region.stop)) == list(
         range(total)
     )
 
@@ -158,8 +160,8 @@ def test_what_is_here_of_a_slice_is_not_fetched_again(model_type: str, consume: 
     again = [
         name
         for name, region in weights.asked
-        for other, own in had
-        if name == other and region.overlap(own).size and weights.tensors[name].ndim > 1
+        for other, fetched in had
+        if name == other and region.overlap(fetched).size and weights.tensors[name].ndim > 1
     ]
     assert set(again) <= {"model.embed_tokens.weight"}  # tied: laid out in two ways
 
@@ -216,9 +218,9 @@ def test_a_copied_slot_goes_on_as_the_first_does() -> None:
         Row(0, 10, (11,), 10, LogitsRequest(top=0)),
         Row(3, 10, (11,), 10, LogitsRequest(top=0), source=0),
     )
-    _, found, _ = model.run(Step(1, 2, rows, 9), span, None, alone)
+    _, candidates, _ = model.run(Step(1, 2, rows, 9), span, None, alone)
     # Then both say the same
-    torch.testing.assert_close(torch.from_numpy(found[0].logits), torch.from_numpy(found[1].logits))
+    torch.testing.assert_close(*(torch.from_numpy(each.logits) for each in candidates))
 
 
 def test_hidden_states_given_are_not_written_to() -> None:

@@ -33,7 +33,7 @@ def test_each_token_sees_its_text_alone(biased: bool, window: int | None) -> Non
     bias = relative_bias() if biased else None
     # When
     calls = text_batches(rows(*lengths), window, torch.float32, torch.device("cpu"), bias)
-    found = attend_text_batches(q, k, v, calls, SCALE)
+    mixed_all = attend_text_batches(q, k, v, calls, SCALE)
     # Then it is what whole matrices of scores give
     assert [call.count for call in calls] == [2, 1, 1]
     start = 0
@@ -45,7 +45,7 @@ def test_each_token_sees_its_text_alone(biased: bool, window: int | None) -> Non
         if window is not None:
             scores.masked_fill_((place[:, None] - place).abs() > window, float("-inf"))
         mixed = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[start : start + length])
-        torch.testing.assert_close(found[start : start + length], mixed.flatten(1))
+        torch.testing.assert_close(mixed_all[start : start + length], mixed.flatten(1))
         start += length
 
 

@@ -95,7 +95,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "ffn_dim": 41,
         "word_embed_proj_dim": 12,
     },
-    "bart, an encoder of its own width, a shared embedding": {
+    "bart, an encoder of another width, a shared embedding": {
         "model_type": "bart",
         "d_model": HIDDEN,
         "encoder_layers": 1,
@@ -111,7 +111,7 @@ MODELS: dict[str, dict[str, Any]] = {
             "model.decoder.embed_tokens.weight",
         ],
     },
-    "t5, a table of distances, gated, a head of its own": {
+    "t5, a table of distances, gated, a separate head": {
         "model_type": "t5",
         "d_model": HIDDEN,
         "d_kv": 6,
@@ -153,8 +153,8 @@ WEIGHTS = {name: Weights(arch) for name, arch in ARCHITECTURES.items()}
 def places(draw: st.DrawFn, arch: Architecture, dtype: str) -> tuple[Plan, Place]:
     """A plan of any shape and weights, and one of its addresses."""
     stages, shards = draw(st.integers(1, LAYERS)), draw(st.integers(1, HEADS))
-    own = st.lists(st.sampled_from([0.25, 0.5, 1.0]), min_size=shards, max_size=shards)
-    weights = draw(st.none() | st.lists(own, min_size=stages, max_size=stages))
+    of_stage = st.lists(st.sampled_from([0.25, 0.5, 1.0]), min_size=shards, max_size=shards)
+    weights = draw(st.none() | st.lists(of_stage, min_size=stages, max_size=stages))
     plan = plan_for(arch, stages, shards, dtype=dtype, weights=weights)
     return plan, draw(st.sampled_from(list(plan.addresses())))
 
@@ -199,15 +199,15 @@ def fetched_again(
 
 def outputs(arch: Architecture, model: ShardModel) -> list[torch.Tensor]:
     """What the shard makes of one step through all its layers, alone, after one of texts."""
-    found: list[torch.Tensor] = []
+    results: list[torch.Tensor] = []
     encoder_kv = (1, 1) if arch.encoder else None
     rows = (Row(0, 0, (1, 5, 70), 3), Row(1, 0, (9,), 1))
     if arch.encoder:
-        found += outputs_of(model, Step(1, 1, rows, arch.total_layers))
+        results += outputs_of(model, Step(1, 1, rows, arch.total_layers))
     wanting = tuple(
         replace(row, logits_request=LogitsRequest(top=0), encoder_kv=encoder_kv) for row in rows
     )
-    return found + outputs_of(model, Step(1, 2, wanting, arch.total_layers, arch.encoder_layers))
+    return results + outputs_of(model, Step(1, 2, wanting, arch.total_layers, arch.encoder_layers))
 
 
 def outputs_of(model: ShardModel, step: Step) -> list[torch.Tensor]:
@@ -218,8 +218,8 @@ def outputs_of(model: ShardModel, step: Step) -> list[torch.Tensor]:
     if span.start > step.start:
         hidden = torch.rand(4, HIDDEN, generator=torch.Generator().manual_seed(5))
     partial, candidates, _ = model.run(step, span, hidden, lambda part: part.float())
-    found = [] if partial is None else [partial]
-    return found + [torch.from_numpy(item.logits) for item in candidates]
+    results = [] if partial is None else [partial]
+    return results + [torch.from_numpy(item.logits) for item in candidates]
 
 
 @settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -255,7 +255,7 @@ def test_a_slice_made_from_another_is_the_one_loaded_from_scratch(
         assert made.fetched_bytes < scratch.fetched_bytes
     if plan.same_slice(place, old_plan, old_place):
         assert made.fetched_bytes == 0
-    # And the first computes on, unless it was to be taken apart
+    # And the first one still runs, unless it was consumed
     if not consume:
         assert all(map(torch.equal, outputs(arch, old), old_outputs))
 
@@ -291,7 +291,7 @@ def test_a_chain_of_slices_is_still_right() -> None:
 
 
 @pytest.mark.parametrize("change", [{"model": "another"}, {"dtype": "bfloat16"}])
-def test_nothing_is_kept_of_another_model_or_dtype(change: dict[str, Any]) -> None:
+def test_nothing_is_reused_of_another_model_or_dtype(change: dict[str, Any]) -> None:
     # Given a shard, and a plan for another model, or another dtype
     name = "llama, grouped queries, tied"
     arch, weights = ARCHITECTURES[name], WEIGHTS[name]
@@ -304,7 +304,7 @@ def test_nothing_is_kept_of_another_model_or_dtype(change: dict[str, Any]) -> No
     assert made.fetched_bytes == ShardModel(arch, plan, (0, 0), weights).fetched_bytes > 0
 
 
-def test_one_that_was_taken_apart_has_nothing_left() -> None:
+def test_a_consumed_slice_has_no_weights() -> None:
     # Given a shard whose weights another has taken over
     name = "qwen3, norms on queries and keys"
     arch, weights = ARCHITECTURES[name], WEIGHTS[name]
@@ -316,26 +316,26 @@ def test_one_that_was_taken_apart_has_nothing_left() -> None:
     assert (old._embedding, old._head, old._stack) == (None, None, None)
 
 
-def test_pieces_are_found_by_the_units_they_have() -> None:
+def test_weights_are_looked_up_by_their_units() -> None:
     # Given rows [4, 8) and [2, 3) of two roles, one above the other
-    pieces = LoadedWeights()
+    loaded = LoadedWeights()
     matrix = torch.arange(10.0).reshape(5, 2)
-    pieces.add(("q", 0), matrix, (Range(4, 8), Range(2, 3)))
-    # When parts of them are looked for / Then they are found where they lie
-    assert pieces.get(("q", 0), (Range(4, 8), Range(2, 3))) is matrix
-    assert pieces.get(("q", 0), (Range(4, 7), Range(2, 3))) is None
-    found = pieces.overlap(("q", 0), 0, Range(6, 20), 0)
-    assert found is not None
-    assert found[0] == Range(6, 8)
-    assert torch.equal(found[1], matrix[2:4])
-    below = pieces.overlap(("q", 0), 1, Range(0, 9), 0)
+    loaded.add(("q", 0), matrix, (Range(4, 8), Range(2, 3)))
+    # When parts of them are looked up / Then they are rows of the matrix
+    assert loaded.get(("q", 0), (Range(4, 8), Range(2, 3))) is matrix
+    assert loaded.get(("q", 0), (Range(4, 7), Range(2, 3))) is None
+    above = loaded.overlap(("q", 0), 0, Range(6, 20), 0)
+    assert above is not None
+    assert above[0] == Range(6, 8)
+    assert torch.equal(above[1], matrix[2:4])
+    below = loaded.overlap(("q", 0), 1, Range(0, 9), 0)
     assert below is not None
     assert torch.equal(below[1], matrix[4:5])
     # And what is not there is not
-    assert pieces.overlap(("q", 0), 0, Range(8, 9), 0) is None
-    assert pieces.overlap(("q", 1), 0, Range(4, 8), 0) is None
-    pieces.forget(("q", 0))
-    assert pieces.get(("q", 0), (Range(4, 8), Range(2, 3))) is None
+    assert loaded.overlap(("q", 0), 0, Range(8, 9), 0) is None
+    assert loaded.overlap(("q", 1), 0, Range(4, 8), 0) is None
+    loaded.forget(("q", 0))
+    assert loaded.get(("q", 0), (Range(4, 8), Range(2, 3))) is None
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ def test_rows_without_a_want_get_no_candidates(middle: ShardModel) -> None:
     )
     # Then there are no hidden states, and candidates for those that want some
     assert hidden is None
-    assert [len(found.ids) for found in candidates] == [2, 131]
+    assert [len(row_candidates.ids) for row_candidates in candidates] == [2, 131]
 
 
 def test_hidden_states_given_are_not_written_to(middle: ShardModel) -> None:
