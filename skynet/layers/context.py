@@ -43,7 +43,7 @@ class StepContext:
 
 @dataclass(frozen=True)
 class StepLayout:
-    """What the steps of one stack are laid out by: the same for all of them.
+    """The parameters that all steps of one stack are laid out with.
 
     token_bytes: of the K and V of one token in one layer of this shard.
     """
@@ -148,7 +148,7 @@ def _check(step: Step, layout: StepLayout) -> None:
 
 @dataclass(frozen=True)
 class _Masks:
-    """Makes what is added to the scores: the bias, and minus infinity for hidden keys."""
+    """Makes the masks added to the scores: the bias, and minus infinity for hidden keys."""
 
     dtype: torch.dtype
     device: torch.device

@@ -68,7 +68,7 @@ class Projection:
 
 
 class Embedding:
-    """Token embeddings, and all that is done to them before the first layer."""
+    """Token embeddings, and the operations on them before the first layer."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ QUERY_CHUNK = 512  # queries per kernel call under a mask
 
 
 class Bias(Protocol):
-    """What a shard's heads add to their scores by the positions of query and key."""
+    """The bias that a shard's heads add to their scores, by the positions of query and key."""
 
     def of(self, positions: torch.Tensor, keys: Range) -> torch.Tensor:
         """(kv_heads, group, tokens, keys) float32 for tokens at `positions` (tokens,)."""

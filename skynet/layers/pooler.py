@@ -51,7 +51,7 @@ class Pooler:
         self._pooling, self._dtype = pooling, dtype
 
     def __call__(self, rows: Sequence[Row], x: torch.Tensor) -> list[Vector]:
-        """`x` (tokens, hidden) float32 to the vectors of the rows with such a task, in order."""
+        """`x` (tokens, hidden) float32 to the vectors of the rows with a vector task, in order."""
         vectors, start = [], 0
         for row in rows:
             stop = start + len(row.tokens)

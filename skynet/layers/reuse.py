@@ -1,4 +1,4 @@
-"""Reuse of weights: what a shard's new slice takes from its previous one instead of fetching it."""
+"""Reuse of weights: a shard's new slice takes weights from its previous one instead of fetching."""
 
 from __future__ import annotations
 

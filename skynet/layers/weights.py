@@ -118,7 +118,7 @@ class Loader:
         return reused
 
     def _bias(self, weights: list[Weight], layer: int | None) -> torch.Tensor | None:
-        """The biases of column-parallel weights, end to end, in the plan's dtype; None if none."""
+        """The biases of column-parallel weights, end to end, in the plan's dtype; or None."""
         if not weights[0].bias:
             return None
         ranges = [self.regions.units(weight) for weight in weights]

@@ -146,7 +146,7 @@ class LayerWeights:
         return units[size]
 
     def _check_called(self, path: str) -> None:
-        """Its output is summed once a step, so it must be called once."""
+        """The output is summed once per step, so the module must be called once."""
         if self._counts[path] != 1:
             raise self._trace.refusal(path, f"is called {self._counts[path]} times in a step")
 

@@ -16,7 +16,7 @@ from skynet.transformers_backend.state import Running
 
 
 class Placement:
-    """Modules and parameters of a model that were replaced, by layer, so that it can be undone."""
+    """Replaces modules and parameters of a model, and can restore those of its layers."""
 
     def __init__(self, model: Any, arch: TransformersArchitecture, running: Running) -> None:
         self._model, self._arch, self._running = model, arch, running
@@ -52,7 +52,7 @@ class Placement:
         return num_bytes
 
     def undo(self) -> list[int]:
-        """Take the weights of all layers out; returns the layers that had any."""
+        """Restore all layers; returns the layers that had weights."""
         undone, self._undo = self._undo, {}
         for undos in undone.values():
             for undo in undos:

@@ -151,7 +151,7 @@ def prepare(config: Config) -> Trace:
         UnsupportedModel: Transformers cannot build the model.
     """
     _register()
-    # In bfloat16, so that parameters which stay float32 all the same can be told.
+    # In bfloat16, which shows the parameters that stay float32 all the same.
     model = build(config, ATTENTION, torch.bfloat16, buffers=False)
     paths = {id(module): path for path, module in model.named_modules()}
     trace = Trace(model, str(config.get("model_type")), paths)
