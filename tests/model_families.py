@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import transformers
-from derived_families import derived_config
+from transformers_families import transformers_config
 
 # 6 query heads in 3 KV groups: 2 shards are uneven (4 + 2), 4 share a KV head, 6 share all.
 LLAMA: dict[str, Any] = {
@@ -165,7 +165,7 @@ def tiny_config(family: str, **fields: Any) -> Any:
     A family without a file is called by its model_type.
     """
     if family not in FAMILIES:
-        return derived_config(family, **fields)
+        return transformers_config(family, **fields)
     kind, sizes = FAMILIES[family]
     return kind(**(copy.deepcopy(sizes) | copy.deepcopy(fields)))
 

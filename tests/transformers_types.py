@@ -1,15 +1,15 @@
-"""Model types without a file that were tried: which run, and why others do not. For docs/models.md.
+"""Model types tested on the Transformers backend, supported and refused. For docs/models.md.
 
-Nothing is decided by these names: whatever comes is tried where its checkpoint is. Tests hold them.
+No code decides by these names: each model is checked when it is split. Tests keep them true.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-TRANSFORMERS = "5.24"  # the version they were tried with
+TRANSFORMERS = "5.24"  # the version they were tested with
 
-# What runs, and what is to be known about it.
+# Supported model types, with notes.
 RUN: dict[str, str] = {
     "afmoe": "a mixture of experts",
     "apertus": "",
@@ -23,12 +23,12 @@ RUN: dict[str, str] = {
     "ernie4_5_moe": "a mixture of experts",
     "exaone4": "",
     "exaone_moe": "a mixture of experts",
-    "flex_olmo": "a mixture of experts; five sums a layer",
-    "glm": "three sums a layer",
-    "glm4": "three sums a layer",
+    "flex_olmo": "a mixture of experts; five sums per layer",
+    "glm": "three sums per layer",
+    "glm4": "three sums per layer",
     "glm4_moe": "a mixture of experts",
     "helium": "",
-    "hunyuan_v1_dense": "its plan cuts no layer: every shard holds all of them",
+    "hunyuan_v1_dense": "its plan cuts no layer: every shard has all of them",
     "hunyuan_v1_moe": "a mixture of experts",
     "hy_v3": "a mixture of experts",
     "hyperclovax": "",
@@ -37,14 +37,14 @@ RUN: dict[str, str] = {
     "jais2": "",
     "kolibri1": "a mixture of experts",
     "mellum": "a mixture of experts",
-    "minimax_m2": "a mixture of experts; five sums a layer",
+    "minimax_m2": "a mixture of experts; five sums per layer",
     "ministral": "",
     "ministral3": "",
     "nanochat": "",
     "nemotron": "",
     "olmo": "",
-    "olmo3": "five sums a layer",
-    "olmoe": "a mixture of experts; five sums a layer",
+    "olmo3": "five sums per layer",
+    "olmoe": "a mixture of experts; five sums per layer",
     "phimoe": "a mixture of experts",
     "qwen2_moe": "a mixture of experts",
     "seed_oss": "",
@@ -56,7 +56,7 @@ RUN: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Refused:
-    """Model types that are refused for one reason; `says` is in the message."""
+    """Model types that are refused for one reason; `says` is part of the message."""
 
     why: str
     says: str
@@ -65,12 +65,12 @@ class Refused:
 
 REFUSED = (
     Refused(
-        "experts whose parameters lie transposed, or are not in files expert by expert",
+        "experts with transposed parameters, or not stored expert by expert",
         "'packed_rowwise'",
         "aria_text llama4_text",
     ),
     Refused(
-        "experts whose parameters lie transposed, or are not in files expert by expert",
+        "experts with transposed parameters, or not stored expert by expert",
         "not have expert by expert",
         "granitemoe granitemoeshared minimax_m3_vl_text",
     ),
@@ -84,11 +84,11 @@ REFUSED = (
     Refused("keys wider than values (MLA)", "cannot be run on shapes", "axk1 deepseek_v3"),
     Refused("linear attention", "cannot be run on shapes", "minimax"),
     Refused(
-        "parameters of a head each (sinks, gates)",
+        "parameters per head (sinks, gates)",
         "'local_params'",
         "beam granite_swa granitemoe_swa mimo_v2_flash",
     ),
-    Refused("parameters of a head each (sinks, gates)", "is cut by the plan, but", "laguna"),
+    Refused("parameters per head (sinks, gates)", "is cut by the plan, but", "laguna"),
     Refused(
         "parameters that are neither cut nor known to be the same on every shard: state spaces, "
         "linear attention, convolutions, sinks, scales",
@@ -98,11 +98,9 @@ REFUSED = (
         "kimi_linear lara_mini lfm2 lfm2_moe lfm3 nemotron_h olmo_hybrid qwen3_5_moe_text "
         "qwen3_5_text qwen3_next",
     ),
-    Refused("styles that are in few plans", "which is not run", "inkling_text qwen4_exp_text"),
-    Refused("Q, K and V fused, in blocks of its own", "is cut by the plan, but", "codegen"),
+    Refused("rare styles of the plan", "which is not supported", "inkling_text qwen4_exp_text"),
+    Refused("Q, K and V fused in groups", "is cut by the plan, but", "codegen"),
     Refused("heads that differ from layer to layer", "has heads", "gemma4_unified_text"),
-    Refused("more than a text model", "is made of several models", "llama4 phi4_multimodal"),
-    Refused(
-        "tensors that are called otherwise in files", "have to be converted", "exaone sarvam_moe"
-    ),
+    Refused("several models in one", "is made of several models", "llama4 phi4_multimodal"),
+    Refused("other tensor names in files", "have to be converted", "exaone sarvam_moe"),
 )

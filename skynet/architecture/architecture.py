@@ -1,6 +1,6 @@
-"""What a model is, as data: its sizes, its variants, and how each of its weights is cut.
+"""A model as data: its sizes, its variants, and how each of its weights is cut.
 
-A family (llama.py, gpt2.py, ...) makes one `Architecture` from a config; staging, planning and
+A family (llama.py, gpt2.py, ...) makes an `Architecture` from a config; staging, planning and
 layers read it and know no family by name.
 """
 
@@ -28,17 +28,17 @@ Unit = Literal[
     "buckets",
 ]
 HEAD_NORMS = ("q_norm", "k_norm")
-# Replicated, and matrices where others of their unit are vectors; all take the hidden size.
+# Replicated matrices, with the hidden size as inputs; other replicated weights are vectors.
 MATRICES = ("project_out", "head_dense", "label_dense")
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One logical matrix or vector and where it lies in the checkpoint.
+    """One logical matrix or vector, and its tensors in the checkpoint.
 
-    `name` is the checkpoint's, without `.weight` or `.bias`; `{layer}` stands for the number, and
-    `{piece}` for that of an expert, or of the head, where each has a tensor of its own.
-    `unit` is what the cut dimension counts (for a replicated vector: what its length is).
+    `name` is the checkpoint's, without `.weight` or `.bias`; `{layer}` stands for the layer's
+    number, `{piece}` for that of an expert or a head, where each is a separate tensor.
+    `unit` is what the cut dimension counts, or the length of a replicated vector.
     """
 
     role: str
@@ -51,11 +51,11 @@ class Weight:
     # The fused tensor has the query heads of a KV head, then its key, then its value, and so on
     # for each KV head: not all queries before all keys.
     by_group: bool = False
-    by_head: bool = False  # a vector for each head, stored (heads, head_dim), not end to end
+    by_head: bool = False  # a vector for each head, stored as (heads, head_dim)
     bias_only: bool = False  # the tensor is a `.bias` that has no `.weight` beside it
     as_row: bool = False  # a vector stored as (1, size), under `name` as it is
-    first_layer: int = 0  # layers before it have none
-    others: tuple[str, ...] = ()  # names that a tied tensor may have instead in a file
+    first_layer: int = 0  # earlier layers do not have the weight
+    others: tuple[str, ...] = ()  # other names that a tied tensor may have in a file
     optional: bool = False  # a file may lack it: see `Architecture.lacking`
 
     @property
@@ -69,7 +69,7 @@ class Weight:
     def tensor(
         self, layer: int | None = None, kind: str = "weight", piece: int | None = None
     ) -> str:
-        """The checkpoint's name of this weight or bias: `model.layers.3.mlp.up_proj.weight`."""
+        """The checkpoint's name of the weight or bias: `model.layers.3.mlp.up_proj.weight`."""
         if self.as_row:
             return self.name
         kind = "bias" if self.bias_only else kind
@@ -77,25 +77,25 @@ class Weight:
 
     @property
     def other_tensors(self) -> tuple[str, ...]:
-        """What the checkpoint may call the tensor of a tied weight instead."""
+        """The other names that the tensor of a tied weight may have."""
         return tuple(replace(self, name=other).tensor() for other in self.others)
 
     def is_in(self, layer: int | None) -> bool:
-        """Does this layer have it?"""
+        """Whether this layer has the weight."""
         return layer is None or layer >= self.first_layer
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything a shard needs to know to compute its part of a decoder or an encoder.
+    """Everything that a shard needs to compute its part of a decoder or an encoder.
 
-    Which norms a layer has is told by the weights it has: `attn_norm` and `mlp_norm` come before
-    attention and MLP, `attn_post_norm` and `mlp_post_norm` after, before their result is added to
-    the hidden states, `attn_sum_norm` and `mlp_sum_norm` are of the hidden states after that; the
-    same for `cross`, the attention to what an encoder has read.
+    The norms of a layer follow from its weights: `attn_norm` and `mlp_norm` come before attention
+    and MLP; `attn_post_norm` and `mlp_post_norm` after them, before the result is added to the
+    hidden states; `attn_sum_norm` and `mlp_sum_norm` after that sum. The same holds for `cross`,
+    the cross-attention.
 
-    An encoder-decoder is its decoder, with an `encoder` inside. The layers of both are numbered
-    through, the encoder's first.
+    An encoder-decoder is its decoder, with an `encoder` inside. Their layers are numbered
+    together, the encoder's first.
     """
 
     model_type: str
@@ -113,22 +113,22 @@ class Architecture:
     gated: bool
     ropes: tuple[Rope | None, ...]  # per layer
     learned_positions: bool
-    # Per layer: how many last positions a token sees; where `bidirectional`, how far in either
+    # Per layer: how many last positions a token sees; if `bidirectional`, how far in either
     # direction. None: all.
     windows: tuple[int | None, ...]
     attention_scale: float
     weights: tuple[Weight, ...]
-    prefixes: tuple[str, ...]  # of the base model's tensors: ours, then others that files use
-    # Of queries and keys: each head for itself, or all heads of all shards together.
+    prefixes: tuple[str, ...]  # of the base model's tensors: the canonical one, then others
+    # Norms of queries and keys: of each head, or of all heads of all shards together.
     qk_norm: Literal["head", "all"] | None = None
     norm_offset: float = 0.0  # added to the weights of RMS norms
-    # Attention and MLP both read the layer's input, through one norm if there is no `mlp_norm`.
+    # Attention and MLP both take the layer's input, through one norm if there is no `mlp_norm`.
     parallel: bool = False
     embed_size: int | None = None  # of an embedding that is projected to the hidden size
     embed_scale: float = 1.0
-    position_offset: int = 0  # rows of the position table before the first that is used
-    # A token that has no position, but the first row of the table for itself; in whole texts the
-    # others are counted without it. Where positions are computed, that row is zeros.
+    position_offset: int = 0  # unused rows at the start of the position table
+    # A token without a position: it takes the first row of the table, and in whole texts the other
+    # tokens are counted without it. Where positions are computed, that row is zeros.
     unplaced_token: int | None = None
     residual_scale: float = 1.0  # of what attention and MLP add to the hidden states
     logit_scale: float = 1.0
@@ -138,94 +138,95 @@ class Architecture:
     num_experts: int = 0
     experts_per_token: int = 0
     expert_weights_sum_to_one: bool = True
-    token_types: int = 0  # rows of a table of which the first is added to every embedding
-    bidirectional: bool = False  # an encoder: tokens see those after them too, nothing is generated
+    token_types: int = 0  # rows of a table; the first is added to every embedding
+    bidirectional: bool = False  # an encoder: tokens also see later ones; nothing is generated
     project_after_norm: bool = False  # the embedding is projected after positions and norm
     head_activation: str = "gelu"  # after `head_dense`, before the product with the vocabulary
     labels: tuple[str, ...] = ()  # of a classifier
     label_activation: str = "tanh"  # after `label_dense`
-    label_pooling: Literal["cls", "mean"] = "cls"  # what of a text the classifier reads
+    label_pooling: Literal["cls", "mean"] = "cls"  # of the classifier
     label_score: Literal["softmax", "sigmoid", "none"] = "softmax"
     relative: Relative | None = None
-    sinusoids: Sinusoids | None = None  # positions, where the file has no table of them
+    sinusoids: Sinusoids | None = None  # the positions, if the file has no table of them
     encoder: Architecture | None = None
 
     @property
     def encoder_layers(self) -> int:
-        """Layers before the decoder's first."""
+        """The number of encoder layers, which come before the decoder's."""
         return 0 if self.encoder is None else self.encoder.num_layers
 
     @property
     def total_layers(self) -> int:
-        """Of encoder and decoder together."""
+        """Layers of encoder and decoder together."""
         return self.encoder_layers + self.num_layers
 
     @property
     def stacks(self) -> tuple[Architecture, ...]:
-        """The encoder if there is one, and the rest, in the order of their layers."""
+        """The encoder, if there is one, and the decoder, in the order of their layers."""
         return (self,) if self.encoder is None else (self.encoder, self)
 
     @property
     def max_shards(self) -> int:
-        """Every shard has a query head of each stack."""
+        """Every shard has at least one query head of each stack."""
         return min(stack.num_heads for stack in self.stacks)
 
     def lacking(self, tensors: Collection[str]) -> Self:
         """The same model from a file without these optional tensors.
 
-        Of several weights of one role the first that is there counts. A head that the file lacks is
-        the embedding.
+        Of several weights of one role, the first present one counts. The embedding takes the place
+        of an absent head.
         """
-        there: dict[str, Weight] = {}
+        present: dict[str, Weight] = {}
         for weight in self.weights:
             if weight.tensor(0) not in tensors:
-                there.setdefault(weight.role, weight)
+                present.setdefault(weight.role, weight)
         encoder = None if self.encoder is None else self.encoder.lacking(tensors)
-        return replace(self, weights=tuple(there.values()), encoder=encoder)
+        return replace(self, weights=tuple(present.values()), encoder=encoder)
 
     @property
     def group(self) -> int:
-        """Query heads for each KV head."""
+        """Query heads per KV head."""
         return self.num_heads // self.num_kv_heads
 
     @property
     def tied(self) -> bool:
-        """Is the head the embedding?"""
+        """Whether the embedding serves as the head."""
         return self.weight("head") is None
 
     @property
     def has_head(self) -> bool:
-        """Does it know which token a place may hold?"""
+        """Whether the model has a vocabulary head."""
         return not self.bidirectional or self.weight("head_dense") is not None
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What can be asked of it, the files beside the weights left aside."""
+        """The tasks that the weights support; other files of the checkpoint may limit them."""
         if not self.bidirectional:
             return ("generate",)
-        found = {"fill-mask": self.has_head, "classify": bool(self.labels)}
-        return ("embed", *(task for task, there in found.items() if there))
+        supported = {"fill-mask": self.has_head, "classify": bool(self.labels)}
+        return ("embed", *(task for task, is_supported in supported.items() if is_supported))
 
     @property
     def rope_switch(self) -> int:
-        """Tokens beyond which a sequence turns otherwise, from its first on; 0: it never does."""
+        """The length beyond which all ropes of a sequence change; 0: they never do."""
         return max((r.original_positions for r in self.rope_kinds if r.long_divisors), default=0)
 
     @property
     def rope_kinds(self) -> tuple[Rope, ...]:
-        """The different ropes, each once, in the order of the layers that use them first."""
+        """The distinct ropes, in the order of the layers that use them first."""
         return tuple(dict.fromkeys(rope for rope in self.ropes if rope is not None))
 
     @property
     def sums_per_layer(self) -> int:
-        """How often the shards of a stage exchange partials in a layer."""
-        own = (1 if self.parallel else 2) + (self.qk_norm == "all")
-        return own + (self.weight("cross_o") is not None)
+        """All-reduces in one layer."""
+        sums = (1 if self.parallel else 2) + (self.qk_norm == "all")
+        return sums + (self.weight("cross_o") is not None)
 
     def first_sum(self, layer: int) -> int:
-        """The number of the first sum of a span that starts at `layer`, counted over a step.
+        """The number of the first all-reduce of a span that starts at `layer`, within a step.
 
-        Number 0 is the embedding's, so layer 0 starts with that; the decoder's first with its own.
+        Number 0 is of the embedding, with which layer 0 starts. The decoder's first layer starts
+        with that of the decoder's embedding.
         """
         before = self.encoder_layers
         if self.encoder is not None and layer < before:
@@ -234,14 +235,14 @@ class Architecture:
         return start + self.sums_per_layer * (layer - before) + (layer > before)
 
     def weight(self, role: str) -> Weight | None:
-        """The weight of this role, None if this model has none (`head` of a tied one)."""
+        """The weight of this role; None if the model has none, as a tied model has no `head`."""
         for weight in self.weights:
             if weight.role == role:
                 return weight
         return None
 
     def size(self, unit: Unit) -> int:
-        """Elements along a dimension that counts `unit`."""
+        """The elements of a dimension that counts `unit`."""
         sizes: dict[Unit, int] = {
             "heads": self.num_heads * self.head_dim,
             "kv_heads": self.num_kv_heads * self.head_dim,
@@ -259,7 +260,7 @@ class Architecture:
         return sizes[unit]
 
     def inputs(self, weight: Weight) -> int | None:
-        """Inputs of a weight that is not cut along them, None of a vector."""
+        """The inputs of a weight that is not cut along them; None for a vector."""
         if weight.role in ("embed", "head", "project_in"):
             return self.embed_size or self.hidden_size
         if weight.role in HEAD_NORMS or weight.bias_only or weight.as_row:
@@ -273,63 +274,25 @@ class Architecture:
         return self.hidden_size if is_matrix else None
 
     def outputs(self, weight: Weight) -> int:
-        """Outputs of a weight that is not cut along its inputs; the length of a vector."""
+        """The outputs of a weight that is not cut along its inputs; the length of a vector."""
         if weight.role == "project_out":
             return self.embed_size or self.hidden_size
         return self.size(weight.unit)
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
-        """Of the logical weight, uncut: `(out, in)`, or `(size,)` of a vector."""
+        """The shape of the logical weight, uncut: `(out, in)`, or `(size,)` for a vector."""
         if weight.cut == "row":
             return (self.hidden_size, self.size(weight.unit))
         inputs = self.inputs(weight)
         return (self.outputs(weight),) if inputs is None else (self.outputs(weight), inputs)
 
-    def stored_shape(self, weight: Weight) -> tuple[int, ...]:
-        """Of the tensor in the checkpoint, all fused parts together; of one of its pieces."""
-        shape = (self._stored_outputs(weight), *self.shape(weight)[1:])
-        if weight.role in HEAD_NORMS and weight.in_pieces:
-            return (self.head_dim,)
-        if weight.by_head:
-            return (shape[0] // self.head_dim, self.head_dim)
-        if weight.as_row:
-            return (1, *shape)
-        return shape[::-1] if weight.transposed else shape
-
-    def stored_axis(self, weight: Weight) -> int:
-        """The axis that the tensor in the checkpoint is cut along."""
-        is_row = weight.cut == "row"
-        return int(weight.as_row or is_row != weight.transposed)
-
-    def stored_bias(self, weight: Weight) -> int:
-        """The size of the bias in the checkpoint, all fused parts together."""
-        return self._stored_outputs(weight) if weight.fused else self.bias_size(weight)
-
     def pieces(self, weight: Weight) -> int:
-        """How many tensors of the checkpoint make up this weight of one layer."""
+        """The number of tensors in the checkpoint that make up this weight of one layer."""
         if not weight.in_pieces:
             return 1
         counts = {"q_norm": self.num_heads, "k_norm": self.num_kv_heads}
         return counts.get(weight.role, self.num_experts)
 
     def bias_size(self, weight: Weight) -> int:
-        """A row-parallel product's bias is added after the sum, so it has all outputs."""
+        """The size of the bias: whole for a row-parallel product, where it follows the sum."""
         return self.hidden_size if weight.cut == "row" else self.size(weight.unit)
-
-    def offset(self, weight: Weight) -> int:
-        """Where this weight's outputs start in its tensor, fused end to end or not at all."""
-        if weight.unit == "positions":
-            return self.position_offset
-        before = weight.fused[: weight.fused.index(weight.role)] if weight.fused else ()
-        return sum(self._fused_size(role) for role in before)
-
-    def _stored_outputs(self, weight: Weight) -> int:
-        if weight.fused:
-            return sum(self._fused_size(role) for role in weight.fused)
-        return self.shape(weight)[0] + (self.offset(weight) if weight.unit == "positions" else 0)
-
-    def _fused_size(self, role: str) -> int:
-        part = self.weight(role)
-        if part is None:
-            raise KeyError(f"{self.model_type} has no {role!r} to fuse")
-        return self.size(part.unit)

@@ -1,6 +1,6 @@
-"""Reads a parsed config.json: sizes, activation and windows, refusing what we don't compute.
+"""Reads a parsed config.json: sizes, activation and windows; refuses what is not supported.
 
-The meaning of each field is that of Transformers 5, older spellings included.
+Fields have the meaning that they have in Transformers 5, older names included.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, cast
 from skynet.errors import CheckpointError, UnsupportedModel
 
 Config = Mapping[str, Any]
-ABSENT = "skynet_absent"  # in a settled config: optional tensors that the file lacks
+ABSENT = "skynet_absent"  # in a settled config: the optional tensors that the file lacks
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -28,7 +28,7 @@ def size(config: Config, field: str) -> int:
     """A positive integer of the config.
 
     Raises:
-        CheckpointError: it is missing or no positive integer.
+        CheckpointError: it is missing, or is not a positive integer.
     """
     value = config.get(field)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -40,10 +40,10 @@ def size(config: Config, field: str) -> int:
 
 
 def head_dim(config: Config, hidden: str, heads: str) -> int:
-    """The size of a head in a family whose heads make up the hidden states exactly.
+    """The size of a head in a family whose heads divide the hidden size evenly.
 
     Raises:
-        UnsupportedModel: they don't.
+        UnsupportedModel: they do not.
     """
     total, count = size(config, hidden), size(config, heads)
     if total % count:
@@ -55,7 +55,7 @@ def activation(config: Config, field: str) -> str:
     """The activation's name, one of `ACTIVATIONS`' values."""
     name = config[field]
     if name not in ACTIVATIONS:
-        raise UnsupportedModel(f"{field}={name!r} is not computed; known: {sorted(ACTIVATIONS)}")
+        raise UnsupportedModel(f"{field}={name!r} is not supported; known: {sorted(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
@@ -69,15 +69,15 @@ def cap(config: Config, field: str) -> float | None:
     if value is None:
         return None
     if not isinstance(value, int | float) or value <= 0:
-        raise UnsupportedModel(f"{field}={value!r} is not computed: expected more than 0")
+        raise UnsupportedModel(f"{field}={value!r} is not supported: expected more than 0")
     return float(value)
 
 
 def experts(config: Config, field: str, sum_to_one: bool = True) -> dict[str, Any]:
-    """The fields of an Architecture that has a mixture of experts, their number named `field`.
+    """The fields of an Architecture with a mixture of experts; `field` has the number of experts.
 
     Raises:
-        CheckpointError: a token cannot have so many of them.
+        CheckpointError: there are fewer experts than a token chooses.
     """
     count, chosen = size(config, field), size(config, "num_experts_per_tok")
     if chosen > count:
@@ -94,7 +94,7 @@ def refuse(config: Config, **plain: Any) -> None:
     for field, value in plain.items():
         if config.get(field) not in (None, value):
             raise UnsupportedModel(
-                f"{config.get('model_type')} with {field}={config[field]!r} is not computed, only "
+                f"{config.get('model_type')} with {field}={config[field]!r} is not supported, only "
                 f"{field}={value!r}"
             )
 
@@ -105,7 +105,7 @@ def refuse_quantized(config: Config) -> None:
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
         raise UnsupportedModel(
-            f"quantization_config (quant_method={method!r}) is not computed; use the checkpoint "
+            f"quantization_config (quant_method={method!r}) is not supported; use the checkpoint "
             "in bfloat16 or float32"
         )
 
@@ -114,7 +114,7 @@ def window(config: Config) -> int:
     """The size of the sliding window where one is used."""
     value = config.get("sliding_window")
     if not isinstance(value, int) or value < 1:
-        raise UnsupportedModel(f"sliding_window={value!r} is not computed: expected 1 or more")
+        raise UnsupportedModel(f"sliding_window={value!r} is not supported: expected 1 or more")
     return value
 
 
@@ -133,7 +133,7 @@ def windows_by_layer_type(config: Config) -> tuple[int | None, ...]:
 
 
 def windows_by_pattern(config: Config) -> tuple[int | None, ...]:
-    """Windows of a family that has them in all layers but each `sliding_window_pattern`-th."""
+    """Windows of a family that has them in all but every `sliding_window_pattern`-th layer."""
     types, pattern = config.get("layer_types"), size(config, "sliding_window_pattern")
     if types is None:
         types = [
@@ -147,7 +147,7 @@ def _windows(config: Config, types: Sequence[str]) -> tuple[int | None, ...]:
     count = size(config, "num_hidden_layers")
     unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
     if unknown:
-        raise UnsupportedModel(f"layer_types {unknown} are not computed")
+        raise UnsupportedModel(f"layer_types {unknown} are not supported")
     if len(types) != count:
         raise CheckpointError(f"config.json: {len(types)} layer_types for {count} layers")
     return tuple(window(config) if kind == "sliding_attention" else None for kind in types)

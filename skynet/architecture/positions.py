@@ -1,4 +1,4 @@
-"""How a model tells where tokens are, as data: ropes, biases of the scores, sines."""
+"""Position encodings, as data: ropes, biases of the attention scores, sines."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding (Su et al., 2021, arXiv:2104.09864) and how it is stretched."""
+    """Rotary position embedding (Su et al., 2021, arXiv:2104.09864) and how it is scaled."""
 
-    dims: int  # of each head, from its first, that are turned
+    dims: int  # rotated dimensions of each head, from its first
     kind: Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"] = "default"
     theta: float = 10_000.0
-    adjacent: bool = False  # checkpoints have the two numbers that turn together side by side
+    adjacent: bool = False  # the two dimensions of a rotated pair are neighbours in checkpoints
     factor: float = 1.0
-    original_positions: int = 0  # of the pretraining, where a rope is stretched beyond them
+    original_positions: int = 0  # of the pretraining, where a rope is scaled beyond them
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn
-    attention_factor: float = 1.0  # yarn, longrope: cosines and sines are multiplied by it
-    divisors: tuple[float, ...] = ()  # longrope: of each frequency
-    # longrope: the same in sequences of more than `original_positions`.
+    attention_factor: float = 1.0  # yarn, longrope: multiplies cosines and sines
+    divisors: tuple[float, ...] = ()  # longrope: one for each frequency
+    # longrope: those for sequences of more than `original_positions`.
     long_divisors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Alibi:
-    """Attention scores that fall with distance, by a slope a head (Press et al., 2021,
+    """Attention scores that fall with distance, by a slope per head (Press et al., 2021,
     arXiv:2108.12409)."""
 
-    scale: float = 1.0  # the scores' bias is multiplied by it
-    bfloat16: bool = False  # slopes and biases are rounded as Falcon was trained with
+    scale: float = 1.0  # multiplies the bias
+    bfloat16: bool = False  # round slopes and biases, as in Falcon's training
 
 
 @dataclass(frozen=True)
 class Relative:
-    """A learned bias of the scores by how far a key is from a query, in buckets that widen with
-    the distance (Raffel et al., 2020, arXiv:1910.10683, section 2.1). One table for all layers."""
+    """A learned bias of the scores by the distance from query to key, in buckets that widen with it
+    (Raffel et al., 2020, arXiv:1910.10683, section 2.1). One table for all layers."""
 
     buckets: int
-    max_distance: int  # all that is farther is in the last bucket
+    max_distance: int  # larger distances are in the last bucket
 
 
 @dataclass(frozen=True)
@@ -53,4 +53,4 @@ class Sinusoids:
     """
 
     divisor: int
-    single: bool = False  # made in float32 from the first: angles far out are off, as in training
+    single: bool = False  # all in float32: large angles are inexact, as in training

@@ -1,4 +1,4 @@
-"""Reads the rotary embedding of a config.json, refusing kinds and options that are not computed."""
+"""Reads the rotary embedding of a config.json; refuses kinds and options that are not supported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LONGROPE_FIELDS = FIELDS | {"short_factor", "long_factor"}
 
 
 def parameters(config: Config) -> Mapping[str, Any]:
-    """The config's rope fields, under their old name or their new one."""
+    """The config's rope fields, under their old or their new name."""
     return config.get("rope_scaling") or config.get("rope_parameters") or {}
 
 
@@ -43,21 +43,21 @@ def read_rope(
     adjacent: bool = False,
     given: Mapping[str, Any] | None = None,
 ) -> Rope:
-    """The rotary embedding a config asks for.
+    """The rotary embedding of a config.
 
     Args:
-        dims: of a head that are turned; see `partial_dims` for families that turn but a part.
-        adjacent: whether the family turns neighbours, not numbers half of the turned part apart.
-        given: its parameters, where the config has several ropes.
+        dims: rotated dimensions of a head; see `partial_dims` for families that rotate a part.
+        adjacent: whether a rotated pair is two neighbours, not two numbers `dims` / 2 apart.
+        given: the rope's parameters, where the config has several ropes.
 
     Raises:
-        UnsupportedModel: a kind or an option of it that is not computed.
+        UnsupportedModel: a kind or an option that is not supported.
         CheckpointError: a kind without the numbers it needs.
     """
     given = parameters(config) if given is None else given
     kind = kind_of(given)
     if kind not in KINDS:
-        raise UnsupportedModel(f"rope type {kind!r} is not computed; known: {list(KINDS)}")
+        raise UnsupportedModel(f"rope type {kind!r} is not supported; known: {list(KINDS)}")
     _check_fields(given, FIELDS, dims)
     rope: dict[str, Any] = {
         "dims": dims,
@@ -90,16 +90,16 @@ def read_rope(
 def read_longrope(config: Config, dims: int, given: Mapping[str, Any]) -> Rope:
     """LongRoPE (Ding et al., 2024, arXiv:2402.13753).
 
-    A sequence longer than the positions of the pretraining has other frequencies, for all of its
-    tokens: one that grows longer is computed again, from its first token on.
+    A sequence longer than the positions of the pretraining has other frequencies for all of its
+    tokens: when it grows beyond them, it is recomputed from its first token.
     """
     _check_fields(given, LONGROPE_FIELDS, dims)
     original = _original_positions(config, given)
     factor = given.get("factor") or config["max_position_embeddings"] / original
     attention_factor = given.get("attention_factor")
     if attention_factor is None:
-        stretch = math.log(max(factor, 1.0)) / math.log(original)
-        attention_factor = math.sqrt(1 + stretch)
+        growth = math.log(max(factor, 1.0)) / math.log(original)
+        attention_factor = math.sqrt(1 + growth)
     return Rope(
         dims=dims,
         kind="longrope",
@@ -113,10 +113,10 @@ def read_longrope(config: Config, dims: int, given: Mapping[str, Any]) -> Rope:
 
 
 def max_positions(rope: Rope, positions: int) -> int:
-    """How many positions a rope is good for, in a model whose config says `positions`.
+    """The positions that a rope supports, in a model whose config says `positions`.
 
-    Dynamic ropes and YaRN are added to a config that goes on to say the positions of the
-    pretraining. Models that were trained with one of the others say the stretched ones.
+    With dynamic ropes and YaRN, configs have the positions of the pretraining; with other kinds,
+    those after scaling.
     """
     if rope.kind in ("dynamic", "yarn"):
         return max(positions, int(rope.original_positions * rope.factor))
@@ -124,31 +124,31 @@ def max_positions(rope: Rope, positions: int) -> int:
 
 
 def partial_dims(config: Config, head_dim: int, field: str = "partial_rotary_factor") -> int:
-    """How many numbers of a head are turned, in families that turn but a part of each head."""
+    """The rotated dimensions of a head, in families that rotate a part of each head."""
     factor = parameters(config).get("partial_rotary_factor", config.get(field))
     return int(head_dim * (1.0 if factor is None else factor))
 
 
 def whole_head(config: Config, head_dim: int) -> int:
-    """`head_dim`, of a family that turns all of it and of a config that asks for nothing else."""
+    """`head_dim`, of a family that rotates whole heads; refuses configs with a partial rope."""
     for where in (config, parameters(config)):
         refuse({"model_type": config.get("model_type"), **where}, partial_rotary_factor=1.0)
     return head_dim
 
 
 def kind_of(given: Mapping[str, Any]) -> str:
-    """The kind of rope that parameters ask for."""
+    """The kind of rope in these parameters."""
     return str(given.get("rope_type", given.get("type", "default")))
 
 
 def _divisors(given: Mapping[str, Any], field: str, dims: int) -> tuple[float, ...]:
-    found = given.get(field)
-    if not isinstance(found, list) or len(found) != dims // 2:
+    divisors = given.get(field)
+    if not isinstance(divisors, list) or len(divisors) != dims // 2:
         raise CheckpointError(
-            f"config.json: rope 'longrope' has {field}={found!r}, expected a list of {dims // 2} "
-            "numbers"
+            f"config.json: rope 'longrope' has {field}={divisors!r}, expected a list of "
+            f"{dims // 2} numbers"
         )
-    return tuple(float(divisor) for divisor in found)
+    return tuple(float(divisor) for divisor in divisors)
 
 
 def _theta(config: Config, given: Mapping[str, Any]) -> float:
@@ -163,14 +163,18 @@ def _original_positions(config: Config, given: Mapping[str, Any]) -> int:
 def _check_fields(given: Mapping[str, Any], known: set[str], dims: int) -> None:
     unknown = sorted(set(given) - known)
     if unknown:
-        raise UnsupportedModel(f"rope parameters {unknown} are not computed")
+        raise UnsupportedModel(f"rope parameters {unknown} are not supported")
     if dims % 2 or dims < 2:
-        raise UnsupportedModel(f"rope on {dims} numbers of a head is not computed: it turns pairs")
+        raise UnsupportedModel(
+            f"rope on {dims} dimensions of a head is not supported: it rotates pairs"
+        )
 
 
 def _number(kind: str, field: str, value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-        raise CheckpointError(f"config.json: rope {kind!r} has {field}={value!r}, no factor")
+        raise CheckpointError(
+            f"config.json: rope {kind!r} has {field}={value!r}, expected a number above 0"
+        )
     return float(value)
 
 

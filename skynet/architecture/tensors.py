@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint a model needs, in the shapes and by the names the file has them."""
+"""The tensors that a model needs of a checkpoint, with the shapes and names that files have."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.stored import stored_axis, stored_bias, stored_shape
 from skynet.errors import CheckpointError
 
-Same = Callable[[str, str], bool]  # are two tensors of a file equal, byte for byte?
+Same = Callable[[str, str], bool]  # whether two tensors of a file are equal, byte for byte
 
 
 @dataclass(frozen=True)
@@ -22,112 +23,114 @@ class StagedTensor:
 
 def staged_tensors(arch: Architecture) -> list[StagedTensor]:
     """Every tensor the model needs, each once, in the order in which the layers use them."""
-    found: dict[str, StagedTensor] = {}
+    tensors: dict[str, StagedTensor] = {}
     for stack in arch.stacks:
         for weight, layer in _weights_in_order(stack):
             for tensor in _tensors(stack, weight, layer):
-                found.setdefault(tensor.name, tensor)
-    return list(found.values())
+                tensors.setdefault(tensor.name, tensor)
+    return list(tensors.values())
 
 
 def _weights_in_order(arch: Architecture) -> Iterator[tuple[Weight, int | None]]:
-    ends = {"final_norm", "head", "head_dense", "head_dense_norm", "head_bias"}
-    ends |= {"label_dense", "label_norm", "label_out"}
+    last = {"final_norm", "head", "head_dense", "head_dense_norm", "head_bias"}
+    last |= {"label_dense", "label_norm", "label_out"}
     for weight in arch.weights:
-        if not weight.per_layer and weight.role not in ends:
+        if not weight.per_layer and weight.role not in last:
             yield weight, None
     for layer in range(arch.num_layers):
         for weight in arch.weights:
             if weight.per_layer and weight.is_in(layer):
                 yield weight, layer
     for weight in arch.weights:
-        if weight.role in ends:
+        if weight.role in last:
             yield weight, None
 
 
 def _tensors(arch: Architecture, weight: Weight, layer: int | None) -> Iterator[StagedTensor]:
-    shape, axis = arch.stored_shape(weight), arch.stored_axis(weight)
+    shape, axis = stored_shape(arch, weight), stored_axis(weight)
     for piece in range(arch.pieces(weight)):
         yield StagedTensor(weight.tensor(layer, piece=piece), shape, axis)
         if weight.bias:
-            yield StagedTensor(weight.tensor(layer, "bias", piece), (arch.stored_bias(weight),), 0)
+            name = weight.tensor(layer, "bias", piece)
+            yield StagedTensor(name, (stored_bias(arch, weight),), 0)
 
 
 def resolve_names(arch: Architecture, available: Iterable[str]) -> dict[str, str]:
     """Canonical name of each needed tensor -> its name in the file.
 
-    Files differ in the prefix of the base model's tensors: GPT-2's on the hub have none. Of tied
-    tensors a file has one, under any of their names.
+    Files differ in the prefix of the base model's tensors: those of GPT-2 on the hub have none. A
+    file has one of several tied tensors, under any of their names.
 
     Raises:
         CheckpointError: tensors are missing; names them.
     """
-    names, present = [tensor.name for tensor in staged_tensors(arch)], _spelled_anew(available)
-    others = _other_names(arch)
+    names, present = [tensor.name for tensor in staged_tensors(arch)], _current_names(available)
+    tied_names = _tied_names(arch)
     best: dict[str, str] = {}
     missing: list[str] = names
     for prefix in arch.prefixes:
         candidate = {name: _with_prefix(arch, name, prefix) for name in names}
-        for name, instead in others.items():
-            spelled = [candidate[name], *(_with_prefix(arch, other, prefix) for other in instead)]
-            candidate[name] = next((each for each in spelled if each in present), candidate[name])
+        for name, others in tied_names.items():
+            names_in_file = [candidate[name]]
+            names_in_file += [_with_prefix(arch, other, prefix) for other in others]
+            present_names = (each for each in names_in_file if each in present)
+            candidate[name] = next(present_names, candidate[name])
         lacking = [name for name in names if candidate[name] not in present]
         if not lacking:
-            return {name: present[theirs] for name, theirs in candidate.items()}
+            return {name: present[in_file] for name, in_file in candidate.items()}
         if not best or len(lacking) < len(missing):
             best, missing = candidate, lacking
     shown = ", ".join(best[name] for name in missing[:5]) + (", ..." if len(missing) > 5 else "")
     raise CheckpointError(
         f"the checkpoint lacks {len(missing)} of the {len(names)} tensors of this "
-        f"{arch.model_type} model: {shown}; is a shard of it missing, or is it another model's?"
+        f"{arch.model_type} model: {shown}; is a file of it missing, or is it another model?"
     )
 
 
 def absent_tensors(arch: Architecture, available: Iterable[str], same: Same) -> list[str]:
     """The optional tensors that a file lacks, by their canonical names.
 
-    One that the file has as a copy of what would be used instead is none: it is staged once.
+    A copy of the tensor that would be used instead counts as absent, so that it is staged once.
     """
-    present, absent = _spelled_anew(available), list[str]()
+    present, absent = _current_names(available), list[str]()
     for stack in arch.stacks:
         for weight in (weight for weight in stack.weights if weight.optional):
-            own = _in_file(arch, weight, present)
-            instead = _instead(stack.lacking([*absent, weight.tensor()]), weight.role)
-            other = None if instead is None else _in_file(arch, instead, present)
-            copied = own is not None and other is not None and (own == other or same(own, other))
-            if own is None or copied:
+            name = _in_file(arch, weight, present)
+            substitute = _substitute(stack.lacking([*absent, weight.tensor()]), weight.role)
+            other = None if substitute is None else _in_file(arch, substitute, present)
+            if name is None or (other is not None and (name == other or same(name, other))):
                 absent.append(weight.tensor())
     return absent
 
 
-def _instead(arch: Architecture, role: str) -> Weight | None:
-    """What is used for a weight of this role that is absent."""
+def _substitute(arch: Architecture, role: str) -> Weight | None:
+    """The weight that is used when the one of this role is absent."""
     return arch.weight(role) or (arch.weight("embed") if role == "head" else None)
 
 
 def _in_file(arch: Architecture, weight: Weight, present: Mapping[str, str]) -> str | None:
-    """The file's name of a weight, which may be tied; None if there is none."""
+    """The name in the file of a weight, which may be tied; None if the file has no such tensor."""
     names = (weight.tensor(), *weight.other_tensors)
-    spelled = (_with_prefix(arch, name, prefix) for name in names for prefix in arch.prefixes)
-    return next((present[name] for name in spelled if name in present), None)
+    candidates = (_with_prefix(arch, name, prefix) for name in names for prefix in arch.prefixes)
+    return next((present[name] for name in candidates if name in present), None)
 
 
-def _other_names(arch: Architecture) -> dict[str, tuple[str, ...]]:
-    """What tied tensors may be called instead, by their canonical names."""
+def _tied_names(arch: Architecture) -> dict[str, tuple[str, ...]]:
+    """The other names that tied tensors may have, by their canonical names."""
     weights = (weight for stack in arch.stacks for weight in stack.weights)
     return {weight.tensor(): weight.other_tensors for weight in weights if weight.others}
 
 
-def _spelled_anew(available: Iterable[str]) -> dict[str, str]:
-    """Each name as it is spelled today -> as the file has it: norms of 2018 have gamma and beta."""
-    anew = {".gamma": ".weight", ".beta": ".bias"}
-    found = {}
+def _current_names(available: Iterable[str]) -> dict[str, str]:
+    """Current name -> the file's name: norms in files of 2018 have gamma and beta."""
+    current = {".gamma": ".weight", ".beta": ".bias"}
+    names = {}
     for name in available:
         stem, dot, kind = name.rpartition(".")
-        found[stem + anew.get(dot + kind, dot + kind)] = name
-    return found
+        names[stem + current.get(dot + kind, dot + kind)] = name
+    return names
 
 
 def _with_prefix(arch: Architecture, name: str, prefix: str) -> str:
-    ours = arch.prefixes[0]
-    return prefix + name.removeprefix(ours) if name.startswith(ours) else name
+    canonical = arch.prefixes[0]
+    return prefix + name.removeprefix(canonical) if name.startswith(canonical) else name

@@ -1,8 +1,7 @@
-"""A family without a file, as data: what Transformers' tensor-parallel plan says of its weights.
+"""A model on the Transformers backend, as data: its weights, cut by Transformers' plan.
 
-The description is made where the checkpoint is (skynet/transformers_backend/), lies under `KEY` in
-the config that is staged, and is read here by processes that have no Transformers: clients,
-orchestrator, planning.
+The description is made where the checkpoint is (skynet/transformers_backend/) and staged in the
+config, under `KEY`. Processes without Transformers read it here: clients, orchestrator, planning.
 """
 
 from __future__ import annotations
@@ -17,30 +16,30 @@ from skynet.errors import CheckpointError
 
 KEY = "skynet_derived"
 
-# What becomes of a module's product. column: stays this shard's; row: is summed; gather: the
-# shards' outputs are put together; split: the shard takes its part of inputs that all have, and the
-# products are summed; whole: every shard has all of it; experts: a part of a parameter of several
-# experts, whose sum over the shards is that of what they give together.
+# How a module is computed. column: the outputs stay on the shard; row: the products are summed;
+# gather: the shards' outputs are concatenated; split: each shard takes its part of the inputs, and
+# the products are summed; whole: every shard computes all of it; experts: a shard has columns of
+# every expert, and the outputs of the experts are summed over the shards.
 Style = Literal["column", "row", "gather", "split", "whole", "experts"]
-# The heads that come to the attention function, and those that leave it. local: the shard's, both.
-# gathered: all come, the shard's leave. whole: all come, and all leave after a sum.
+# The heads that the attention function is given, and those that it returns. local: the shard's,
+# and the same. gathered: all, and the shard's. whole: all, and all after a sum.
 HeadsOf = Literal["local", "gathered", "whole"]
 
 
 @dataclass(frozen=True)
 class TransformersWeight(Weight):
-    """A parameter of Transformers' model; `role` is its module's path inside of a layer.
+    """A parameter of Transformers' model; `role` is the path of its module in a layer.
 
-    `columns` that are as many as the MLP has are cut as the MLP is; more or fewer, in proportion.
+    The unit `columns` is cut in proportion to the plan's columns.
     """
 
-    sizes: tuple[int, ...] = ()  # of the whole tensor, as it lies in the checkpoint
+    sizes: tuple[int, ...] = ()  # of the whole tensor in the checkpoint
     style: Style = "whole"
-    bare: bool = False  # the parameter has a name of its own, neither weight nor bias
-    buffer: bool = False  # Transformers has it as a buffer
-    float32: bool = False  # whatever the plan computes in
-    parameter: str = ""  # of experts: its path inside of a layer; several weights lie in it
-    layers: tuple[int, ...] = ()  # that have it, where not all have
+    bare: bool = False  # the parameter is named neither weight nor bias
+    buffer: bool = False  # a buffer of its module, not a parameter
+    float32: bool = False  # in float32, whatever the plan's dtype
+    parameter: str = ""  # of experts: its path in a layer; several weights are parts of it
+    layers: tuple[int, ...] = ()  # the layers that have it; (): all
 
     def is_in(self, layer: int | None) -> bool:
         return layer is None or not self.layers or layer in self.layers
@@ -55,19 +54,19 @@ class TransformersWeight(Weight):
 
 @dataclass(frozen=True)
 class TransformersArchitecture(Architecture):
-    """An architecture whose layers are Transformers' own."""
+    """An architecture whose layers are Transformers' modules."""
 
-    config: str = "{}"  # config.json, which Transformers makes the modules of
-    transformers: str = ""  # the version whose modules were described
+    config: str = "{}"  # config.json, from which Transformers builds the modules
+    transformers: str = ""  # the version that was described
     path: str = ""  # of the module that lists the layers
-    attention: str = ""  # where attention is in a layer
+    attention: str = ""  # path of attention in a layer
     heads_of: HeadsOf = "local"
-    sums: tuple[int, ...] = ()  # of each layer
-    samples: tuple[int, ...] = ()  # a layer of each kind there is
+    sums: tuple[int, ...] = ()  # all-reduces of each layer
+    samples: tuple[int, ...] = ()  # one layer of each kind
 
     @property
     def sums_per_layer(self) -> int:
-        """The most that there are in a layer."""
+        """The maximum over the layers."""
         return max(self.sums)
 
     def first_sum(self, layer: int) -> int:
@@ -75,38 +74,39 @@ class TransformersArchitecture(Architecture):
 
     @property
     def notice(self) -> str:
-        """What people are told when such a model is split, loaded or checked."""
-        said = (
-            f"model_type {self.model_type!r} has no file: running Transformers' own layers, cut by "
+        """The warning when the model is split, loaded or checked."""
+        text = (
+            f"model_type {self.model_type!r} has no file: running Transformers' layers, cut by "
             "its tensor-parallel plan; slower"
         )
         if self.heads_of == "whole":
-            said += ". The plan does not cut attention: every shard has all its weights"
-        return said
+            text += ". The plan does not cut attention: every shard has all its weights"
+        return text
 
-    def weights_of(self, layer: int) -> tuple[Weight, ...]:
-        """Those that a layer has."""
-        return tuple(weight for weight in self.weights if weight.per_layer and weight.is_in(layer))
+    def weights_of(self, layer: int) -> tuple[TransformersWeight, ...]:
+        """The weights that a layer has."""
+        weights = cast(tuple[TransformersWeight, ...], self.weights)
+        return tuple(weight for weight in weights if weight.per_layer and weight.is_in(layer))
 
     def module_names(self) -> dict[str, str]:
-        """Transformers' name of each parameter in a layer -> the canonical one; not experts'."""
-        found = {}
+        """Transformers' name of a parameter in a layer -> its canonical name; without experts."""
+        names = {}
         for weight in cast(tuple[TransformersWeight, ...], self.weights):
             if weight.per_layer and not weight.in_pieces:
                 for layer in filter(weight.is_in, range(self.num_layers)):
                     for kind in ("weight", "bias") if weight.bias else ("weight",):
-                        own = weight.role if weight.bare else f"{weight.role}.{kind}"
-                        found[f"{self.path}.{layer}.{own}"] = weight.tensor(layer, kind)
-        return found
+                        inside = weight.role if weight.bare else f"{weight.role}.{kind}"
+                        names[f"{self.path}.{layer}.{inside}"] = weight.tensor(layer, kind)
+        return names
 
     def experts_of(self, name: str) -> list[list[str]]:
-        """Of Transformers' name of a parameter of experts, the canonical names by expert.
+        """The canonical names of each expert's matrices in a parameter of experts, from the top.
 
-        Each expert's matrices lie one above the other. Empty of other parameters.
+        name: Transformers' name of the parameter. Empty for a parameter that is not of experts.
         """
-        layer, _, own = name.removeprefix(f"{self.path}.").partition(".")
+        layer, _, inside = name.removeprefix(f"{self.path}.").partition(".")
         weights = cast(tuple[TransformersWeight, ...], self.weights)
-        parts = [weight for weight in weights if own and weight.parameter == own]
+        parts = [weight for weight in weights if inside and weight.parameter == inside]
         return [
             [weight.tensor(int(layer), piece=expert) for weight in parts]
             for expert in range(self.num_experts if parts else 0)
@@ -126,7 +126,7 @@ class TransformersArchitecture(Architecture):
         return self.shape(weight)[0]
 
 
-# Fields of `Derived` that lie in the description; others are the same for all.
+# Fields of `TransformersArchitecture` in the description; others are the same for all models.
 _DESCRIBED = (
     "hidden_size",
     "num_layers",
@@ -166,20 +166,20 @@ _WEIGHT = (
 
 
 def describe(weights: tuple[TransformersWeight, ...], **described: Any) -> dict[str, Any]:
-    """The description, as JSON has it; `described` are the fields of `_DESCRIBED`, all of them."""
-    lacking = set(_DESCRIBED) ^ described.keys()
-    if lacking:
-        raise KeyError(f"a description has {sorted(_DESCRIBED)}; lacking or unknown: {lacking}")
+    """The description, as JSON; `described` are all the fields of `_DESCRIBED`."""
+    wrong = set(_DESCRIBED) ^ described.keys()
+    if wrong:
+        raise KeyError(f"a description has {sorted(_DESCRIBED)}; missing or unknown: {wrong}")
     plain = [{name: asdict(weight)[name] for name in _WEIGHT} for weight in weights]
-    found: dict[str, Any] = json.loads(json.dumps({**described, "weights": plain}))
-    return found
+    description: dict[str, Any] = json.loads(json.dumps({**described, "weights": plain}))
+    return description
 
 
 def read(config: Config) -> TransformersArchitecture:
-    """The architecture that a config with a description under `KEY` describes.
+    """The architecture of a config with a description under `KEY`.
 
     Raises:
-        CheckpointError: the description is not one of this version.
+        CheckpointError: the description is of another version of SkyNet.
     """
     described: dict[str, Any] = config[KEY]
     try:
@@ -190,9 +190,9 @@ def read(config: Config) -> TransformersArchitecture:
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"config: {KEY} is no description of this version ({error!r}); split the model again"
+            f"config: {KEY} is of another version of SkyNet ({error!r}); split the model again"
         ) from error
-    own = {name: value for name, value in config.items() if name not in (KEY, ABSENT)}
+    of_checkpoint = {name: value for name, value in config.items() if name not in (KEY, ABSENT)}
     return TransformersArchitecture(
         model_type=str(config.get("model_type")),
         norm="rms",
@@ -202,7 +202,7 @@ def read(config: Config) -> TransformersArchitecture:
         learned_positions=False,
         attention_scale=1.0,
         weights=weights,
-        config=json.dumps(own),
+        config=json.dumps(of_checkpoint),
         **given,
     )
 

@@ -22,7 +22,7 @@ from skynet.layers.shard_model import DTYPES
 from skynet.layers.weights import Fetch
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
-from skynet.planning.split import make_plan
+from skynet.planning.split import PlanOptions, make_plan
 from skynet.reference.difference import LIMITS
 from skynet.reference.forward import Reference
 from skynet.reference.prompt import stack_inputs
@@ -71,16 +71,14 @@ def open_checked(
     checkpoint = open_model(model, settings().cache_dir)
     arch = load_architecture(checkpoint.config)
     inputs = stack_inputs(arch, model_files(checkpoint), prompt, checkpoint.name)
-    plan = make_plan(
-        arch,
-        model=checkpoint.name,
-        name=checkpoint.name,
-        stages=stages,
-        shards=shards,
-        dtype=dtype,
+    options = PlanOptions(
+        checkpoint.name,
+        checkpoint.name,
+        dtype,
         num_slots=1,
         slot_tokens=max(len(ids) for ids in inputs),
     )
+    plan = make_plan(arch, options, stages=stages, shards=shards)
     return CheckedModel(checkpoint, arch, plan, inputs)
 
 

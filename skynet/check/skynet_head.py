@@ -12,8 +12,9 @@ from skynet.check.stacks import CheckedStack
 from skynet.layers.head import load_head
 from skynet.layers.norm import load_norm
 from skynet.layers.pooler import load_pooler
+from skynet.layers.regions import Fetch
 from skynet.layers.shard_model import DTYPES
-from skynet.layers.weights import Fetch, Loader
+from skynet.layers.weights import Loader
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.request.task_names import CLASSIFY
 from skynet.wire.step import TextTask
@@ -48,7 +49,7 @@ class SkynetHead:
         """Of (rows, hidden): logits of each shard's part of the vocabulary."""
         logits: list[list[ShardResult]] = [[] for _ in hidden]
         for shard, part in enumerate(self._parts):
-            head = load_head(self._arch, self._loader(part), self._dtype)
+            head = load_head(self._loader(part))
             for results, x in zip(logits, hidden, strict=True):
                 values = head(x) if part.vocab.size else torch.empty(len(x), 0)
                 results.append(ShardResult(shard, part.vocab.start, values))
@@ -56,14 +57,14 @@ class SkynetHead:
 
     def states(self, hidden: Sequence[torch.Tensor]) -> list[list[ShardResult]]:
         """Of (rows, hidden): hidden states after the last norm, if there is one."""
-        norm = load_norm(self._arch, self._loader(self._parts[0]), "final_norm", None, self._dtype)
+        norm = load_norm(self._loader(self._parts[0]), "final_norm")
         return [[ShardResult(None, 0, norm(x).float())] for x in hidden]
 
     def classes(self, hidden: Sequence[torch.Tensor]) -> list[list[ShardResult]]:
         """Of (tokens, hidden), a whole text: one row of class logits."""
         load = self._loader(self._parts[0])
-        norm = load_norm(self._arch, load, "final_norm", None, self._dtype)
-        pooler = load_pooler(self._arch, load, norm, self._dtype)
+        norm = load_norm(load, "final_norm")
+        pooler = load_pooler(load, norm)
         rows = [replace(self._stack.row, text_task=TextTask(CLASSIFY))]
         logits = [torch.from_numpy(vector) for x in hidden for vector in pooler(rows, x)]
         return [[ShardResult(None, 0, each[None])] for each in logits]

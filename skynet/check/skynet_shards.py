@@ -16,15 +16,17 @@ import torch
 from skynet.architecture.architecture import Architecture
 from skynet.check.skynet_head import CPU, SkynetHead
 from skynet.check.stacks import CheckedStack
+from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.embedding import load_embedding
 from skynet.layers.encoder import Encoder
 from skynet.layers.layer import Layer
 from skynet.layers.lockstep import ShardOutputs, run_in_lockstep, sum_partials
 from skynet.layers.norm import AllReduce
+from skynet.layers.regions import Fetch
 from skynet.layers.shard_model import DTYPES
 from skynet.layers.stack import Stack
-from skynet.layers.weights import Fetch, Loader
+from skynet.layers.weights import Loader
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.wire.step import Step
@@ -55,8 +57,7 @@ class SkynetShards:
     def embed(self, stack: CheckedStack) -> ShardOutputs:
         """A stack's embedding: partials (tokens, embedding), outputs the first layer's input."""
         shards = [
-            load_embedding(stack.arch, self._loader(part, stack), stack.part(part).vocab)
-            for part in self.parts(stack.layers.start)
+            load_embedding(self._loader(part, stack)) for part in self.parts(stack.layers.start)
         ]
         ids = torch.tensor(stack.ids)
         partials = [shard.partial(ids) for shard in shards]
@@ -76,8 +77,7 @@ class SkynetShards:
         stack, layer = self.stacks[0], self.arch.encoder_layers
         step, span, runs = self._step(stack), Range(layer, layer + 1), []
         for part in self.parts(layer):
-            load, encoder_part = self._loader(part, stack), stack.part(part)
-            encoder = Encoder(stack.arch, self.plan, encoder_part, span, load, self._dtype, CPU)
+            encoder = Encoder(self._loader(part, stack), KVLayout.of(self.plan), span)
             runs.append(partial(_run_encoder, encoder, step, span, x))
         return run_in_lockstep(runs)
 
@@ -98,15 +98,14 @@ class SkynetShards:
 
     def _load(self, part: ShardPlan, stack: CheckedStack, layers: Range) -> Stack:
         """A shard's layers of a stack; none if they all belong to the other stack."""
-        load = self._loader(part, stack)
-        return Stack(stack.arch, self.plan, stack.part(part), layers, load, self._dtype, CPU)
+        return Stack(self._loader(part, stack), KVLayout.of(self.plan), layers)
 
 
 def _run_encoder(
     encoder: Encoder, step: Step, span: Range, x: torch.Tensor, all_reduce: AllReduce
 ) -> torch.Tensor:
     context = encoder.stack.prepare(step)
-    return encoder.run(step, context, span, x, True, all_reduce)[0]
+    return encoder.run(context, span, x, True, all_reduce)[0]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Activations by Transformers' names, and the two kinds of MLP middle."""
+"""Activations by Transformers' names, and the gated product of an MLP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ALiBi (Press et al., 2021, arXiv:2108.12409): scores fall with distance, by a slope a head."""
+"""ALiBi (Press et al., 2021, arXiv:2108.12409): scores fall with distance, by a slope per head."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from skynet.planning.ranges import Range
 
 
 def slopes(num_heads: int) -> torch.Tensor:
-    """(heads,) float32: a falling geometric series, then every second of one twice as dense."""
+    """(heads,) float32: a geometric series, then every second number of one twice as dense."""
     whole = 2 ** math.floor(math.log2(num_heads))
-    found = [_series(whole, power) for power in range(1, whole + 1)]
-    found += [_series(2 * whole, power) for power in range(1, 2 * (num_heads - whole), 2)]
-    return torch.tensor(found)
+    series = [_series(whole, power) for power in range(1, whole + 1)]
+    series += [_series(2 * whole, power) for power in range(1, 2 * (num_heads - whole), 2)]
+    return torch.tensor(series)
 
 
 def _series(count: int, power: int) -> float:
     return float(2 ** (-(2 ** -(math.log2(count) - 3)) * power))
 
 
-class PositionBias:
-    """What one shard's heads add to their scores."""
+class AlibiBias:
+    """The score bias of one shard's heads."""
 
     def __init__(self, arch: Architecture, alibi: Alibi, part: ShardPlan) -> None:
-        own = slopes(arch.num_heads)[part.heads.start : part.heads.stop]
+        of_shard = slopes(arch.num_heads)[part.heads.start : part.heads.stop]
         self._alibi, self._kv_heads = alibi, part.kv_heads.size
-        self._slopes = (own.bfloat16() if alibi.bfloat16 else own)[:, None]
+        self._slopes = (of_shard.bfloat16() if alibi.bfloat16 else of_shard)[:, None]
 
     def of(self, positions: torch.Tensor, keys: Range) -> torch.Tensor:
         """(kv_heads, group, tokens, keys) float32 for tokens at `positions` (tokens,).
 
-        Relative to the token's own place: softmax is the same, and small numbers round less.
+        Relative to the position of the token: softmax is the same, and small numbers round less.
         """
-        there = self._at(torch.arange(keys.start, keys.stop))[:, None, :]
-        bias = there - self._at(positions)[:, :, None]  # (heads, tokens, keys)
+        at_keys = self._at(torch.arange(keys.start, keys.stop))[:, None, :]
+        bias = at_keys - self._at(positions)[:, :, None]  # (heads, tokens, keys)
         return (bias * self._alibi.scale).unflatten(0, (self._kv_heads, -1))
 
     def _at(self, positions: torch.Tensor) -> torch.Tensor:

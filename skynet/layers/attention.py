@@ -1,4 +1,4 @@
-"""Attention of one shard's heads over its KV slots. Knows no weights."""
+"""Attention of one shard's heads over its KV slots, without weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from skynet.layers.encoder_kv import Attend
 
 
 class Kernel(Protocol):
-    """`scaled_dot_product_attention`, or what stands in for it."""
+    """The signature of `scaled_dot_product_attention`."""
 
     def __call__(
         self,
@@ -27,9 +27,9 @@ class Kernel(Protocol):
 
 
 def store(cache: torch.Tensor, new: torch.Tensor, context: StepContext) -> None:
-    """Put the keys and values `new` (tokens, K and V heads, head_dim) into their slots."""
-    if context.only is not None:
-        slot, position = context.only
+    """Write the keys and values `new` (tokens, K and V heads, head_dim) to their slots."""
+    if context.single_token is not None:
+        slot, position = context.single_token
         cache[slot, :, position].copy_(new[0])
     else:
         cache[context.slots, :, context.positions] = new
@@ -77,16 +77,16 @@ def _one_call(
     queries: torch.Tensor, cache: torch.Tensor, call: Attend, scale: float, kernel: Kernel
 ) -> torch.Tensor:
     kv_heads = cache.shape[1] // 2
-    seen = cache[call.slots.start : call.slots.stop, :, call.keys.start : call.keys.stop]
-    keys, values = seen[:, :kv_heads], seen[:, kv_heads:]
+    visible = cache[call.slots.start : call.slots.stop, :, call.keys.start : call.keys.stop]
+    keys, values = visible[:, :kv_heads], visible[:, kv_heads:]
     grouped = queries.unflatten(1, (kv_heads, -1))  # (tokens, kv_heads, group, head_dim)
     if call.tokens.size == call.slots.size:
-        # One token a slot: the queries of a group stand where the kernel expects a sequence's
-        # tokens, so that it reads each key once for all of them.
+        # One token per slot: the queries of a group take the place of a sequence's tokens, so that
+        # the kernel reads each key once for the whole group.
         mixed = kernel(grouped, keys, values, attn_mask=call.mask, scale=scale)
         return mixed.reshape(queries.shape[0], -1)
-    # One slot, many tokens: KV heads stand where the kernel expects a batch, and a group shares
-    # its keys by a stride of zero.
+    # One slot, many tokens: KV heads take the place of the batch, and a group shares its keys by a
+    # stride of zero.
     group = grouped.shape[2]
     mixed = kernel(
         grouped.permute(1, 2, 0, 3),

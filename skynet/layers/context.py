@@ -1,7 +1,7 @@
-"""What all layers of a step share, made once: positions, rope factors, who attends to which keys.
+"""The layout of a step, shared by all layers: positions, rope factors, calls of attention.
 
-Rows are ragged: chunks of prompts next to single tokens. Single tokens whose slots are neighbours
-are attended to in one call when their lengths are similar; all else row by row.
+Rows are ragged: chunks of prompts next to single tokens. Single tokens in adjacent slots share a
+call of the attention kernel when their lengths are similar; other rows have a call each.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 import torch
 
 from skynet.errors import StepFailed
+from skynet.layers.cache import KVLayout
 from skynet.layers.encoder_attention import Bias, TextBatch, text_batches
 from skynet.layers.encoder_kv import Attend, encoder_kv_attends
 from skynet.layers.rope import Rotary
-from skynet.planning.plan import Plan
+from skynet.layers.weights import Loader
 from skynet.planning.ranges import Range
 from skynet.wire.step import Row, Step
 
-# A call of the attention kernel costs as much as it costs to read so many bytes of keys and values
-# in vain; rows are batched as long as padding costs less.
+# A call of the attention kernel costs as much as reading this many bytes of keys and values: rows
+# are batched while their padding is smaller.
 CALL_BYTES = 64 * 1024
 
 
@@ -34,31 +35,62 @@ class StepContext:
     slots: torch.Tensor  # (tokens,) int64
     ropes: tuple[torch.Tensor, ...]  # of each rope of the model (tokens, 1, dims / 2) complex64
     attends: dict[int | None, list[Attend]]  # by window
-    only: tuple[int, int] | None  # (slot, position) of the only token, if there is but one
-    text_batches: dict[int | None, list[TextBatch]] = field(
-        default_factory=dict
-    )  # of an encoder, by window
-    encoder_kvs: list[Attend] = field(default_factory=list)  # slots are places of what it has read
+    single_token: tuple[int, int] | None  # (slot, position), if the step has only one token
+    # Of an encoder, by window:
+    text_batches: dict[int | None, list[TextBatch]] = field(default_factory=dict)
+    encoder_kvs: list[Attend] = field(default_factory=list)  # `slots` are those of encoder KV
 
 
-def make_context(
-    step: Step,
-    plan: Plan,
-    vocab_size: int,
-    rotaries: Sequence[Rotary],
-    windows: Iterable[int | None],
-    token_bytes: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    bias: Bias | None = None,
-    bidirectional: bool = False,
-) -> StepContext:
-    """Lay a step out; `token_bytes` is what one token's K and V take in one layer of this shard.
+@dataclass(frozen=True)
+class StepLayout:
+    """The parameters that all steps of one stack are laid out with.
+
+    token_bytes: of the K and V of one token in one layer of this shard.
+    """
+
+    kv: KVLayout
+    vocab_size: int
+    windows: frozenset[int | None]
+    token_bytes: int
+    dtype: torch.dtype
+    device: torch.device
+    rotaries: Sequence[Rotary] = ()
+    bias: Bias | None = None
+    bidirectional: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        load: Loader,
+        kv: KVLayout,
+        windows: Iterable[int | None],
+        rotaries: Sequence[Rotary] = (),
+        bias: Bias | None = None,
+    ) -> StepLayout:
+        """The layout of the shard and stack that `load` loads."""
+        arch, dtype = load.arch, load.dtype
+        token_bytes = 2 * load.part.kv_heads.size * arch.head_dim * dtype.itemsize
+        return cls(
+            kv=kv,
+            vocab_size=arch.vocab_size,
+            windows=frozenset(windows),
+            token_bytes=token_bytes,
+            dtype=dtype,
+            device=load.device,
+            rotaries=rotaries,
+            bias=bias,
+            bidirectional=arch.bidirectional,
+        )
+
+
+def make_context(step: Step, layout: StepLayout) -> StepContext:
+    """Lay a step out.
 
     Raises:
         StepFailed: a row that does not fit the plan; names the slot and the limit.
     """
-    _check(step, plan, vocab_size)
+    _check(step, layout)
+    dtype, device, bias = layout.dtype, layout.device, layout.bias
     counts = [len(row.tokens) for row in step.rows]
     flat = [
         [token for row in step.rows for token in row.tokens],
@@ -67,66 +99,70 @@ def make_context(
         [row.prompt_length for row, n in zip(step.rows, counts, strict=True) for _ in range(n)],
     ]
     ids, positions, slots, prompt_lengths = torch.tensor(flat, device=device).unbind()
-    masks = _Masks(dtype, device, bias)
-    slack = max(1, CALL_BYTES // max(1, token_bytes))
-    different = set(windows)
+    slack = max(1, CALL_BYTES // max(1, layout.token_bytes))
+    attends: dict[int | None, list[Attend]] = {}
+    batches: dict[int | None, list[TextBatch]] = {}
+    if layout.bidirectional:
+        for window in layout.windows:
+            batches[window] = text_batches(step.rows, window, dtype, device, bias)
+    else:
+        masks = _Masks(dtype, device, bias)
+        for window in layout.windows:
+            attends[window] = _attends(step.rows, window, slack, masks)
     return StepContext(
         step=step,
         ids=ids,
         positions=positions,
         slots=slots,
-        ropes=tuple(rotary.factors(positions, prompt_lengths) for rotary in rotaries),
-        attends={}
-        if bidirectional
-        else {window: _attends(step.rows, window, slack, masks) for window in different},
-        only=(step.rows[0].slot, step.rows[0].start) if len(ids) == 1 else None,
-        text_batches={
-            window: text_batches(step.rows, window, dtype, device, bias) for window in different
-        }
-        if bidirectional
-        else {},
+        ropes=tuple(rotary.factors(positions, prompt_lengths) for rotary in layout.rotaries),
+        attends=attends,
+        single_token=(step.rows[0].slot, step.rows[0].start) if len(ids) == 1 else None,
+        text_batches=batches,
         encoder_kvs=encoder_kv_attends(step.rows, slack, dtype, device),
     )
 
 
-def _check(step: Step, plan: Plan, vocab_size: int) -> None:
+def _check(step: Step, layout: StepLayout) -> None:
+    num_slots, slot_tokens = layout.kv.num_slots, layout.kv.slot_tokens
     if not step.rows:
         raise StepFailed(f"step {step.number} has no rows")
     for row in step.rows:
-        if not 0 <= row.slot < plan.num_slots:
-            raise StepFailed(f"slot {row.slot} is none of the plan's {plan.num_slots}")
-        if row.source is not None and not 0 <= row.source < plan.num_slots:
-            raise StepFailed(f"source slot {row.source} is none of the plan's {plan.num_slots}")
-        if not row.tokens or row.start < 0 or row.stop > plan.slot_tokens:
+        if not 0 <= row.slot < num_slots:
+            raise StepFailed(f"slot {row.slot} is none of the plan's {num_slots}")
+        if row.source is not None and not 0 <= row.source < num_slots:
+            raise StepFailed(f"source slot {row.source} is none of the plan's {num_slots}")
+        if not row.tokens or row.start < 0 or row.stop > slot_tokens:
             raise StepFailed(
                 f"slot {row.slot}: tokens [{row.start}, {row.stop}) are none or do not fit its "
-                f"{plan.slot_tokens}"
+                f"{slot_tokens}"
             )
         if row.encoder_kv is not None and not (
-            0 <= row.encoder_kv[0] < plan.num_slots and 1 <= row.encoder_kv[1] <= plan.slot_tokens
+            0 <= row.encoder_kv[0] < num_slots and 1 <= row.encoder_kv[1] <= slot_tokens
         ):
             raise StepFailed(f"slot {row.slot}: there is no encoder KV {row.encoder_kv}")
-        if min(row.tokens) < 0 or max(row.tokens) >= vocab_size:
-            raise StepFailed(f"slot {row.slot}: a token id is outside the vocabulary {vocab_size}")
+        if min(row.tokens) < 0 or max(row.tokens) >= layout.vocab_size:
+            raise StepFailed(
+                f"slot {row.slot}: a token id is outside the vocabulary {layout.vocab_size}"
+            )
 
 
 @dataclass(frozen=True)
 class _Masks:
-    """Makes what is added to the scores: minus infinity where nothing may be seen, and a bias."""
+    """Makes the masks added to the scores: the bias, and minus infinity for hidden keys."""
 
     dtype: torch.dtype
     device: torch.device
     bias: Bias | None
 
     def single_tokens(
-        self, rows: Sequence[Row], seen: Sequence[Range], keys: Range
+        self, rows: Sequence[Row], visible_keys: Sequence[Range], keys: Range
     ) -> torch.Tensor | None:
-        """Broadcasts to (slots, kv_heads, group, keys) for one token of each of some rows."""
+        """The mask of one token of each row; broadcasts to (slots, kv_heads, group, keys)."""
         visible = None
-        if any(own != keys for own in seen):
+        if any(row_keys != keys for row_keys in visible_keys):
             index = torch.arange(keys.start, keys.stop)
-            starts = torch.tensor([own.start for own in seen])[:, None]
-            stops = torch.tensor([own.stop for own in seen])[:, None]
+            starts = torch.tensor([row_keys.start for row_keys in visible_keys])[:, None]
+            stops = torch.tensor([row_keys.stop for row_keys in visible_keys])[:, None]
             visible = ((index >= starts) & (index < stops))[:, None, None]
         bias = None
         if self.bias is not None:
@@ -137,7 +173,7 @@ class _Masks:
     def one_row(
         self, row: Row, keys: Range, window: int | None, causal: bool
     ) -> torch.Tensor | None:
-        """Broadcasts to (kv_heads, group, tokens, keys) for the tokens of one row."""
+        """The mask of the tokens of one row; broadcasts to (kv_heads, group, tokens, keys)."""
         position = torch.arange(row.start, row.stop)
         visible = None
         if len(row.tokens) > 1 and not causal:
@@ -147,7 +183,7 @@ class _Masks:
                 visible &= index > position[:, None] - window
         bias = None if self.bias is None else self.bias.of(position, keys)
         if bias is not None and len(row.tokens) == 1:
-            bias = bias.permute(2, 0, 1, 3)  # one token of one slot is computed as of many slots
+            bias = bias.permute(2, 0, 1, 3)  # one token is computed as one token per slot
         return self._additive(visible, bias)
 
     def _additive(
@@ -174,45 +210,43 @@ def _attends(rows: Sequence[Row], window: int | None, slack: int, masks: _Masks)
     return calls
 
 
-def _seen(row: Row, window: int | None) -> Range:
-    """Keys that any token of this row sees."""
+def _visible_keys(row: Row, window: int | None) -> Range:
+    """The keys that any token of this row sees."""
     return Range(0 if window is None else max(0, row.start + 1 - window), row.stop)
 
 
 def _neighbours(rows: Sequence[Row], window: int | None, slack: int) -> int:
-    """How many of the first rows are one call: single tokens, slots in a run, little padding."""
-    seen = _seen(rows[0], window)
-    useful = seen.size
+    """How many rows from the first share a call: single tokens, adjacent slots, little padding."""
+    keys = _visible_keys(rows[0], window)
+    useful = keys.size
     for count, row in enumerate(rows[1:], start=1):
-        own = _seen(row, window)
-        seen, useful = (
-            Range(min(seen.start, own.start), max(seen.stop, own.stop)),
-            useful + own.size,
-        )
-        padding = seen.size * (count + 1) - useful
-        alike = len(rows[0].tokens) == len(row.tokens) == 1
-        if not alike or row.slot != rows[0].slot + count or padding > slack * count:
+        row_keys = _visible_keys(row, window)
+        keys = Range(min(keys.start, row_keys.start), max(keys.stop, row_keys.stop))
+        useful += row_keys.size
+        padding = keys.size * (count + 1) - useful
+        single = len(rows[0].tokens) == len(row.tokens) == 1
+        if not single or row.slot != rows[0].slot + count or padding > slack * count:
             return count
     return len(rows)
 
 
 def _single_tokens(rows: Sequence[Row], first: int, window: int | None, masks: _Masks) -> Attend:
-    seen = [_seen(row, window) for row in rows]
-    keys = Range(min(own.start for own in seen), max(own.stop for own in seen))
+    visible = [_visible_keys(row, window) for row in rows]
+    keys = Range(min(each.start for each in visible), max(each.stop for each in visible))
     return Attend(
         tokens=Range(first, first + len(rows)),
         slots=Range(rows[0].slot, rows[0].slot + len(rows)),
         keys=keys,
-        mask=masks.single_tokens(rows, seen, keys),
+        mask=masks.single_tokens(rows, visible, keys),
         causal=False,
     )
 
 
 def _one_row(row: Row, first: int, window: int | None, masks: _Masks) -> Attend:
-    keys, count = _seen(row, window), len(row.tokens)
-    plain = keys.start == 0 and (window is None or row.stop <= window)
-    # A kernel that knows of causality takes no mask besides.
-    causal = count > 1 and plain and row.start == 0 and masks.bias is None
+    keys, count = _visible_keys(row, window), len(row.tokens)
+    windowless = keys.start == 0 and (window is None or row.stop <= window)
+    # The kernel takes either `is_causal` or a mask.
+    causal = count > 1 and windowless and row.start == 0 and masks.bias is None
     return Attend(
         tokens=Range(first, first + count),
         slots=Range(row.slot, row.slot + 1),

@@ -1,10 +1,9 @@
-"""A product, an activation and perhaps a norm: what stands before the heads of encoders."""
+"""A product, an activation and an optional norm: the dense layer before an encoder's heads."""
 
 from __future__ import annotations
 
 import torch
 
-from skynet.architecture.architecture import Architecture
 from skynet.layers.activation import ACTIVATIONS, Activation
 from skynet.layers.linear import Linear
 from skynet.layers.norm import Norm, load_norm
@@ -23,7 +22,7 @@ class Dense:
         return self._norm(self._activation(self._product(x)).float()).to(x.dtype)
 
 
-def load_dense(arch: Architecture, load: Loader, role: str, norm: str, activation: str) -> Dense:
-    """The product `role` and what follows it."""
-    after = load_norm(arch, load, norm, None, torch.float32)
-    return Dense(load.linear(role), ACTIVATIONS[activation], after)
+def load_dense(load: Loader, role: str, norm_role: str, activation: str) -> Dense:
+    """The product `role`, its activation and its norm."""
+    norm = load_norm(load, norm_role, dtype=torch.float32)
+    return Dense(load.linear(role), ACTIVATIONS[activation], norm)

@@ -1,6 +1,6 @@
-"""Attention of an encoder: every token of a text sees the others, whole texts at a time, no cache.
+"""Attention of an encoder: every token of a text sees all others; whole texts, no KV cache.
 
-Rows are ragged: texts of one length that follow each other are computed in one call, none padded.
+Rows are ragged: consecutive texts of the same length are computed in one call, without padding.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from skynet.errors import StepFailed
 from skynet.planning.ranges import Range
 from skynet.wire.step import Row
 
-QUERY_BLOCK = 512  # queries that have a mask
+QUERY_CHUNK = 512  # queries per kernel call under a mask
 
 
 class Bias(Protocol):
-    """What a shard's heads add to their scores by the places of query and key."""
+    """The bias that a shard's heads add to their scores, by the positions of query and key."""
 
     def of(self, positions: torch.Tensor, keys: Range) -> torch.Tensor:
         """(kv_heads, group, tokens, keys) float32 for tokens at `positions` (tokens,)."""
@@ -29,10 +29,10 @@ class Bias(Protocol):
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Some texts of one length, one after the other.
+    """Consecutive texts of the same length.
 
-    mask: what is added to the scores, (1, heads or 1, length, length), for the last query first: so
-        it is a view of one number for each distance, and long texts take no memory for it.
+    mask: added to the scores, (1, heads or 1, length, length), the last query first. In that order
+        it is a view of one number per distance, and needs no memory for each pair of tokens.
     """
 
     tokens: Range
@@ -47,42 +47,42 @@ def text_batches(
     device: torch.device,
     bias: Bias | None = None,
 ) -> list[TextBatch]:
-    """One call of the kernel for each run of texts that are equally long.
+    """One batch for each run of consecutive texts of the same length.
 
-    window: a token sees those that are no more than so far away, in either direction.
+    window: how many tokens away a token sees, in either direction.
 
     Raises:
         StepFailed: a row that is not a whole text.
     """
-    found: list[TextBatch] = []
+    batches: list[TextBatch] = []
     for row in rows:
         if row.start:
             raise StepFailed(f"slot {row.slot}: a text starts at token 0, not at {row.start}")
-        length, last = len(row.tokens), found[-1] if found else None
+        length, last = len(row.tokens), batches[-1] if batches else None
         if last is not None and last.tokens.size == length * last.count:
             tokens = Range(last.tokens.start, last.tokens.stop + length)
-            found[-1] = TextBatch(tokens, last.count + 1, last.mask)
+            batches[-1] = TextBatch(tokens, last.count + 1, last.mask)
         else:
             start = last.tokens.stop if last else 0
             mask = _mask(length, window, dtype, device, bias)
-            found.append(TextBatch(Range(start, start + length), 1, mask))
-    return found
+            batches.append(TextBatch(Range(start, start + length), 1, mask))
+    return batches
 
 
 def _mask(
     length: int, window: int | None, dtype: torch.dtype, device: torch.device, bias: Bias | None
 ) -> torch.Tensor | None:
-    """See `TextBatch.mask`. All depends on the distance alone, so that a row of them is enough."""
+    """See `TextBatch.mask`. It depends on the distance alone, so one row of distances is enough."""
     if window is not None and window >= length - 1:
-        window = None  # it reaches over all of the text
+        window = None  # it covers the whole text
     if bias is None and window is None:
         return None
-    middle, places = length - 1, Range(0, 2 * length - 1)
-    by_distance = torch.zeros(1, places.size)
+    middle, distances = length - 1, Range(0, 2 * length - 1)
+    by_distance = torch.zeros(1, distances.size)
     if bias is not None:
-        by_distance = bias.of(torch.tensor([middle]), places).flatten(0, 2)
+        by_distance = bias.of(torch.tensor([middle]), distances).flatten(0, 2)
     if window is not None:
-        far = (torch.arange(places.size) - middle).abs() > window
+        far = (torch.arange(distances.size) - middle).abs() > window
         by_distance = by_distance.masked_fill(far, float("-inf"))
     return by_distance.to(device, dtype).unfold(1, length, 1)[None]
 
@@ -91,17 +91,17 @@ def attend_text_batches(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    calls: Sequence[TextBatch],
+    batches: Sequence[TextBatch],
     scale: float,
 ) -> torch.Tensor:
     """Queries, keys and values (tokens, heads, head_dim) to (tokens, heads x head_dim)."""
     out = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
-    for call in calls:
-        part = slice(call.tokens.start, call.tokens.stop)
-        split = [x[part].unflatten(0, (call.count, -1)) for x in (queries, keys, values)]
+    for batch in batches:
+        part = slice(batch.tokens.start, batch.tokens.stop)
+        split = [x[part].unflatten(0, (batch.count, -1)) for x in (queries, keys, values)]
         query, key, value = (x.transpose(1, 2) for x in split)
-        mixed = _attend(query, key, value, call.mask, scale)
-        out[part] = mixed.transpose(1, 2).reshape(call.tokens.size, -1)
+        mixed = _attend(query, key, value, batch.mask, scale)
+        out[part] = mixed.transpose(1, 2).reshape(batch.tokens.size, -1)
     return out
 
 
@@ -112,13 +112,13 @@ def _attend(
     mask: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    """(texts, heads, length, head_dim) each, the mask as of `TextBatch`, to the same."""
+    """All (texts, heads, length, head_dim), the result too; the mask is as in `TextBatch`."""
     if mask is None:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
-    # The kernel lays the mask out: some queries at a time.
-    blocks = zip(query.flip(2).split(QUERY_BLOCK, 2), mask.split(QUERY_BLOCK, 2), strict=True)
+    # The kernel copies the mask into memory, so only some queries are computed at a time.
+    chunks = zip(query.flip(2).split(QUERY_CHUNK, 2), mask.split(QUERY_CHUNK, 2), strict=True)
     mixed = [
-        F.scaled_dot_product_attention(some, key, value, attn_mask=own, scale=scale)
-        for some, own in blocks
+        F.scaled_dot_product_attention(queries, key, value, attn_mask=mask_rows, scale=scale)
+        for queries, mask_rows in chunks
     ]
     return torch.cat(mixed, 2).flip(2)

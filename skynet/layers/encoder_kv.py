@@ -1,5 +1,5 @@
-"""Which tokens look at which keys: one call of the attention kernel, and those over what an encoder
-has read, whose texts lie at places of their own."""
+"""Which tokens attend to which keys: a call of the attention kernel, and the calls over encoder KV,
+which lies in slots numbered apart from the decoder's."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from skynet.wire.step import Row
 
 @dataclass(frozen=True)
 class Attend:
-    """One call of the attention kernel: which tokens look at which keys of which slots.
+    """One call of the attention kernel: which tokens attend to which keys of which slots.
 
-    Several slots: one token each. One slot: any number of tokens.
+    Either several slots with one token each, or one slot with any number of tokens.
     """
 
     tokens: Range
     slots: Range
     keys: Range
     mask: torch.Tensor | None  # added to the scores; broadcasts to (slots, heads, tokens, keys)
-    causal: bool  # the tokens are the keys, and see only what comes before
+    causal: bool  # the tokens are the keys, and see themselves and those before
 
 
 def encoder_kv_attends(
     rows: Sequence[Row], slack: int, dtype: torch.dtype, device: torch.device
 ) -> list[Attend]:
-    """The calls for rows with a memory, every token of which sees all of it.
+    """The calls for rows with encoder KV, every token of which sees all of it.
 
-    slack: so many keys may be read in vain for each row, rather than make a call for it.
+    slack: padding keys that are cheaper per row than another call.
     """
     calls: list[Attend] = []
     runs = _runs([(row, row.encoder_kv) for row in rows if row.encoder_kv is not None], slack)
     first = 0
     for run in runs:
         count = sum(len(row.tokens) for row, _ in run)
-        places = [place for _, (place, _) in run]
+        slots = [slot for _, (slot, _) in run]
         lengths = [length for _, (_, length) in run]
         calls.append(
             Attend(
                 tokens=Range(first, first + count),
-                slots=Range(places[0], places[-1] + 1),
+                slots=Range(slots[0], slots[-1] + 1),
                 keys=Range(0, max(lengths)),
-                mask=_padding(lengths, dtype, device) if places[0] != places[-1] else None,
+                mask=_padding(lengths, dtype, device) if slots[0] != slots[-1] else None,
                 causal=False,
             )
         )
@@ -53,12 +53,12 @@ def encoder_kv_attends(
     return calls
 
 
-Remembering = tuple[Row, tuple[int, int]]
+RowWithEncoderKV = tuple[Row, tuple[int, int]]  # (slot, length) of its encoder KV
 
 
-def _runs(rows: Sequence[Remembering], slack: int) -> list[list[Remembering]]:
-    """Rows of one call: of one memory, or single tokens of neighbours of about one length."""
-    runs: list[list[Remembering]] = []
+def _runs(rows: Sequence[RowWithEncoderKV], slack: int) -> list[list[RowWithEncoderKV]]:
+    """Rows of each call: rows of one slot, or single tokens of adjacent slots of similar length."""
+    runs: list[list[RowWithEncoderKV]] = []
     for row, encoder_kv in rows:
         if runs and _joins(runs[-1], row, encoder_kv, slack):
             runs[-1].append((row, encoder_kv))
@@ -67,22 +67,22 @@ def _runs(rows: Sequence[Remembering], slack: int) -> list[list[Remembering]]:
     return runs
 
 
-def _joins(run: list[Remembering], row: Row, encoder_kv: tuple[int, int], slack: int) -> bool:
-    places = {place for _, (place, _) in run}
-    if len(places) == 1 and encoder_kv[0] in places:
+def _joins(run: list[RowWithEncoderKV], row: Row, encoder_kv: tuple[int, int], slack: int) -> bool:
+    slots = {slot for _, (slot, _) in run}
+    if len(slots) == 1 and encoder_kv[0] in slots:
         return True
-    if len(places) < len(run) or encoder_kv[0] != run[-1][1][0] + 1:
+    if len(slots) < len(run) or encoder_kv[0] != run[-1][1][0] + 1:
         return False
     lengths = [length for _, (_, length) in run] + [encoder_kv[1]]
     padding = max(lengths) * len(lengths) - sum(lengths)
-    alike = all(len(other.tokens) == 1 for other in [row, *(each for each, _ in run)])
-    return alike and padding <= slack * len(run)
+    single = all(len(other.tokens) == 1 for other in [row, *(each for each, _ in run)])
+    return single and padding <= slack * len(run)
 
 
 def _padding(
     lengths: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor | None:
-    """(rows, 1, 1, keys): what lies beyond a row's own memory is not seen."""
+    """(rows, 1, 1, keys): hides the keys past the end of a row's encoder KV."""
     longest = max(lengths)
     if min(lengths) == longest:
         return None

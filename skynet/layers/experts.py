@@ -1,9 +1,9 @@
 """A mixture of experts (Shazeer et al., 2017, arXiv:1701.06538): a router, and an MLP cut by its
 columns for each expert.
 
-Every shard has its columns of all experts and the whole router, so that all shards choose the same
-experts without asking: from the same hidden states, bit by bit. Machines whose kernels round
-differently could disagree where two experts are liked equally up to that rounding.
+Every shard has the whole router and its columns of all experts, so all shards choose the same
+experts from the same hidden states without communication. Machines whose kernels round differently
+could disagree where two experts have router weights that are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from skynet.architecture.architecture import Architecture
 from skynet.layers.activation import ACTIVATIONS, gated
 from skynet.layers.linear import Linear
 from skynet.layers.weights import Loader
 
 
 class Experts:
-    """Computes for each token the experts that its router likes best, weighted."""
+    """The weighted sum of the experts that the router gives each token the largest weights for."""
 
-    def __init__(self, arch: Architecture, layer: int, load: Loader) -> None:
+    def __init__(self, load: Loader, layer: int) -> None:
+        arch = load.arch
         self._activation = ACTIVATIONS[arch.activation]
         self._count, self._sum_to_one = arch.experts_per_token, arch.expert_weights_sum_to_one
-        self._router = load.float_matrix("router", layer)
+        self._router = load.float32.matrix("router", layer)
         self._in: list[Linear] = []
         self._out: list[Linear] = []
         for expert in range(arch.num_experts):
@@ -42,12 +42,12 @@ class Experts:
             return total.to(x.dtype)
         for expert in chosen.unique().tolist():
             tokens, places = (chosen == expert).nonzero(as_tuple=True)
-            made = self._expert(expert, x[tokens]).float()
-            total.index_add_(0, tokens, made * weights[tokens, places, None])
+            output = self._expert(expert, x[tokens]).float()
+            total.index_add_(0, tokens, output * weights[tokens, places, None])
         return total.to(x.dtype)
 
     def _route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(tokens, experts per token): weights, float32, and numbers of the experts."""
+        """(tokens, experts per token) each: weights in float32, and the experts' numbers."""
         shares = F.linear(x.float(), self._router).softmax(-1)
         weights, chosen = shares.topk(self._count, dim=-1)
         if self._sum_to_one:

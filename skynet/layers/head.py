@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from skynet.architecture.architecture import Architecture
 from skynet.layers.dense import Dense, load_dense
 from skynet.layers.linear import Linear
 from skynet.layers.norm import Norm, load_norm
@@ -23,7 +22,7 @@ class Head:
         cap: float | None = None,
         bias: torch.Tensor | None = None,
     ) -> None:
-        """projection: what comes between; bias: float32, one number for each token."""
+        """projection: between norm and product; bias: (vocabulary of this shard,) float32."""
         parts = (norm, projection, product, bias)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
         self.norm, self._projection, self._product = norm, projection, product
@@ -44,14 +43,14 @@ class Head:
         return logits
 
 
-def load_head(arch: Architecture, load: Loader, dtype: torch.dtype) -> Head:
-    """The last stage's end of one shard."""
-    norm = load_norm(arch, load, "final_norm", None, dtype)
+def load_head(load: Loader) -> Head:
+    """The vocabulary head of one shard of the last stage."""
+    arch, norm = load.arch, load_norm(load, "final_norm")
     projection: Linear | Dense | None = None
     if load.has("head_dense"):
-        projection = load_dense(arch, load, "head_dense", "head_dense_norm", arch.head_activation)
+        projection = load_dense(load, "head_dense", "head_dense_norm", arch.head_activation)
     elif load.has("project_out"):
         projection = load.linear("project_out")
     product = load.linear("embed" if arch.tied else "head")
-    bias = load.vocab_vector("head_bias") if load.has("head_bias") else None
+    bias = load.float32.vocab_vector("head_bias") if load.has("head_bias") else None
     return Head(norm, projection, product, arch.logit_scale, arch.logit_cap, bias)

@@ -1,4 +1,4 @@
-"""One decoder layer of one shard: norms, attention and MLP, and the sums between them."""
+"""One layer of one shard: norms, attention and MLP, and the sums between them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Protocol
 
 import torch
 
-from skynet.architecture.architecture import Architecture
 from skynet.errors import StepFailed
+from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.cross_attention import CrossAttention
 from skynet.layers.experts import Experts
@@ -16,7 +16,6 @@ from skynet.layers.norm import AllReduce, load_norm
 from skynet.layers.residual import load_residual
 from skynet.layers.self_attention import Attention
 from skynet.layers.weights import Loader
-from skynet.planning.plan import Plan, ShardPlan
 
 
 class Layer(Protocol):
@@ -28,13 +27,13 @@ class Layer(Protocol):
     def __call__(
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
     ) -> torch.Tensor:
-        """The hidden states after the layer, whole."""
+        """The whole hidden states after the layer."""
         ...
 
     def part(
         self, x: torch.Tensor, context: StepContext, first: bool, all_reduce: AllReduce
     ) -> torch.Tensor:
-        """This shard's part of them; see `Residual.part`."""
+        """This shard's part of the hidden states after the layer; see `Residual.part`."""
         ...
 
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
@@ -42,43 +41,42 @@ class Layer(Protocol):
         ...
 
     def store_encoder_kv(self, x: torch.Tensor, context: StepContext) -> None:
-        """See `CrossAttention.store_encoder_kv`; `x` is float32."""
+        """See `CrossAttention.store_encoder_kv`; `x` is float32.
+
+        Raises:
+            StepFailed: the layer has no cross-attention.
+        """
         ...
 
 
-def load_mlp(arch: Architecture, layer: int, load: Loader) -> MLP | Experts:
-    """What follows attention: one MLP, or many to choose of."""
-    return Experts(arch, layer, load) if arch.num_experts else MLP(arch, layer, load)
+def load_mlp(load: Loader, layer: int) -> MLP | Experts:
+    """The layer's MLP, or its mixture of experts."""
+    return Experts(load, layer) if load.arch.num_experts else MLP(load, layer)
+
+
+def _no_cross_attention() -> StepFailed:
+    return StepFailed("this layer has no cross-attention: it cannot store an encoder's output")
 
 
 class SequentialLayer:
-    """Attention, a sum, then the MLP of what came of it, and a sum.
+    """Attention, a sum, the MLP of the result, and a sum.
 
-    Between the two, in an encoder-decoder's decoder: attention to what was read, and a sum.
+    The decoder of an encoder-decoder has cross-attention and a sum between the two.
     """
 
-    def __init__(
-        self,
-        arch: Architecture,
-        plan: Plan,
-        part: ShardPlan,
-        layer: int,
-        load: Loader,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self._attention_norm = load_norm(arch, load, "attn_norm", layer, dtype)
-        self._attention = Attention(arch, plan, part, layer, load, dtype, device)
-        self._after_attention = load_residual(arch, load, "attn", ("o",), layer)
+    def __init__(self, load: Loader, kv: KVLayout, layer: int) -> None:
+        self._attention_norm = load_norm(load, "attn_norm", layer)
+        self._attention = Attention(load, kv, layer)
+        self._after_attention = load_residual(load, "attn", ("o",), layer)
         self._cross = self._cross_norm = self._after_cross = None
         if load.has("cross_o"):
-            self._cross_norm = load_norm(arch, load, "cross_norm", layer, dtype)
-            self._cross = CrossAttention(arch, plan, part, layer, load, dtype, device)
-            self._after_cross = load_residual(arch, load, "cross", ("cross_o",), layer)
-        self._mlp_norm = load_norm(arch, load, "mlp_norm", layer, dtype)
-        self._mlp = load_mlp(arch, layer, load)
-        self._after_mlp = load_residual(arch, load, "mlp", ("down",), layer)
-        self.window, self._dtype = self._attention.window, dtype
+            self._cross_norm = load_norm(load, "cross_norm", layer)
+            self._cross = CrossAttention(load, kv, layer)
+            self._after_cross = load_residual(load, "cross", ("cross_o",), layer)
+        self._mlp_norm = load_norm(load, "mlp_norm", layer)
+        self._mlp = load_mlp(load, layer)
+        self._after_mlp = load_residual(load, "mlp", ("down",), layer)
+        self.window, self._dtype = self._attention.window, load.dtype
         parts = (
             *(self._attention_norm, self._attention, self._after_attention),
             *(self._cross_norm, self._cross, self._after_cross),
@@ -91,7 +89,7 @@ class SequentialLayer:
 
     def store_encoder_kv(self, x: torch.Tensor, context: StepContext) -> None:
         if self._cross is None:
-            raise StepFailed("a layer that attends to no encoder was given what one has read")
+            raise _no_cross_attention()
         self._cross.store_encoder_kv(x.to(self._dtype), context)
 
     def __call__(
@@ -115,24 +113,15 @@ class SequentialLayer:
 
 
 class ParallelLayer:
-    """Attention and MLP of the same hidden states, and one sum for both."""
+    """Attention and MLP of the same hidden states, with one sum for both."""
 
-    def __init__(
-        self,
-        arch: Architecture,
-        plan: Plan,
-        part: ShardPlan,
-        layer: int,
-        load: Loader,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self._norm = load_norm(arch, load, "attn_norm", layer, dtype)
-        self._attention = Attention(arch, plan, part, layer, load, dtype, device)
-        own_norm = load.has("mlp_norm")
-        self._mlp_norm = load_norm(arch, load, "mlp_norm", layer, dtype) if own_norm else None
-        self._mlp = load_mlp(arch, layer, load)
-        self._after = load_residual(arch, load, "attn", ("o", "down"), layer)
+    def __init__(self, load: Loader, kv: KVLayout, layer: int) -> None:
+        self._norm = load_norm(load, "attn_norm", layer)
+        self._attention = Attention(load, kv, layer)
+        two_norms = load.has("mlp_norm")
+        self._mlp_norm = load_norm(load, "mlp_norm", layer) if two_norms else None
+        self._mlp = load_mlp(load, layer)
+        self._after = load_residual(load, "attn", ("o", "down"), layer)
         self.window = self._attention.window
         parts = (self._norm, self._attention, self._mlp_norm, self._mlp, self._after)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
@@ -141,7 +130,7 @@ class ParallelLayer:
         self._attention.copy_slot(source, target, tokens)
 
     def store_encoder_kv(self, x: torch.Tensor, context: StepContext) -> None:
-        raise StepFailed("a layer that attends to no encoder was given what one has read")
+        raise _no_cross_attention()
 
     def __call__(
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce

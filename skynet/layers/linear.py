@@ -1,4 +1,4 @@
-"""A product `y = x W^T + b` with the weight in the layout that the device computes fastest."""
+"""A product `y = x W^T + b`, with the weight in the fastest layout of the device."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 
 class Linear:
-    """Owns `weight` (out, in) and `bias` (out,), both of one dtype.
+    """The product with `weight` (out, in) and `bias` (out,), both of one dtype.
 
-    On a CPU the weight is packed once for oneDNN, which halves the time of a product of up to some
+    On a CPU the weight is packed once for oneDNN, which halves the time of products of up to some
     tens of rows; the plain layout is then freed.
     """
 
@@ -29,12 +29,12 @@ class Linear:
         return self._product(x, self._weight, self._bias, *self._extra)
 
     def dense(self) -> torch.Tensor:
-        """The weight in the plain layout, (out, in): a copy where it is packed."""
+        """The weight in the plain layout, (out, in); a copy if it is packed."""
         return self._weight.to_dense() if self.packed else self._weight
 
 
 def can_pack(weight: torch.Tensor) -> bool:
-    """Whether oneDNN is there and takes such a weight."""
+    """Whether oneDNN is available and supports this weight."""
     if not _OPS or weight.device.type != "cpu" or weight.numel() == 0:
         return False
     if weight.dtype == torch.bfloat16:
@@ -43,7 +43,7 @@ def can_pack(weight: torch.Tensor) -> bool:
 
 
 def _find_packing_ops() -> dict[str, Any]:
-    # Private names, made for PyTorch's own compiler: in today's builds, not promised in the next.
+    # Private operators of PyTorch's compiler: a later version may not have them.
     if not torch.backends.mkldnn.is_available():
         return {}
     try:

@@ -1,10 +1,9 @@
-"""The MLP of one shard: its columns, a partial as the result."""
+"""The MLP of one shard: its columns; the result is a partial."""
 
 from __future__ import annotations
 
 import torch
 
-from skynet.architecture.architecture import Architecture
 from skynet.layers.activation import ACTIVATIONS, gated
 from skynet.layers.weights import Loader
 
@@ -12,7 +11,8 @@ from skynet.layers.weights import Loader
 class MLP:
     """One or two column-parallel products, activation, and the row-parallel product."""
 
-    def __init__(self, arch: Architecture, layer: int, load: Loader) -> None:
+    def __init__(self, load: Loader, layer: int) -> None:
+        arch = load.arch
         self._activation, self._gated = ACTIVATIONS[arch.activation], arch.gated
         roles = ("gate", "up") if arch.gated else ("up",)
         self._in = load.linear(*roles, layer=layer)

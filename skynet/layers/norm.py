@@ -1,4 +1,4 @@
-"""Norms: the float32 hidden states in, the dtype of the products out."""
+"""Norms: they take float32 hidden states and return the dtype of the products."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import torch.nn.functional as F
 
 from skynet.architecture.architecture import Architecture
 from skynet.layers.weights import Loader
-from skynet.planning.plan import ShardPlan
 
 
 class AllReduce(Protocol):
-    """The sum of all shards' partials, in shard order, in float32, the shape kept.
+    """The sum of all shards' partials, in shard order, in float32 and of the same shape.
 
-    A partial comes as it was computed: float32 or bfloat16, (tokens, hidden), contiguous.
+    A partial is (tokens, hidden), contiguous, float32 or bfloat16 as it was computed.
     """
 
     def __call__(self, partial: torch.Tensor) -> torch.Tensor: ...
@@ -31,7 +30,7 @@ class Norm(Protocol):
 
 
 class NoNorm:
-    """Where a family has no norm: only the dtype of the products."""
+    """Stands where a family has no norm: converts to the dtype of the products."""
 
     nbytes = 0
 
@@ -79,23 +78,27 @@ class LayerNorm:
 
 
 def load_norm(
-    arch: Architecture, load: Loader, role: str, layer: int | None, dtype: torch.dtype
+    load: Loader, role: str, layer: int | None = None, dtype: torch.dtype | None = None
 ) -> Norm:
-    """The norm of this role, whole: norms are replicated. None of a role that there isn't."""
+    """The replicated norm of this role; `NoNorm` where the model has none.
+
+    dtype: of the result; that of the products by default.
+    """
+    dtype = load.dtype if dtype is None else dtype
     if not load.has(role, layer):
         return NoNorm(dtype)
-    bias = load.vector(role, "bias", layer) if load.has_bias(role) else None
-    return _make(arch, load.vector(role, layer=layer), bias, dtype)
+    bias = load.float32.vector(role, "bias", layer) if load.has_bias(role) else None
+    return _make(load.arch, load.float32.vector(role, layer=layer), bias, dtype)
 
 
-def load_head_norm(arch: Architecture, load: Loader, layer: int) -> Norm:
-    """Of a shard's query and key heads, float32: one weight a head, so that one call norms all."""
+def load_head_norm(load: Loader, layer: int) -> Norm:
+    """The norm of a shard's query and key heads in one call, float32: a row of weights per head."""
     roles = ("q_norm", "k_norm")
-    weight = torch.cat([load.head_vectors(role, "weight", layer) for role in roles])
+    weight = torch.cat([load.float32.head_vectors(role, "weight", layer) for role in roles])
     bias = None
     if load.has_bias("q_norm"):
-        bias = torch.cat([load.head_vectors(role, "bias", layer) for role in roles])
-    return _make(arch, weight, bias, torch.float32)
+        bias = torch.cat([load.float32.head_vectors(role, "bias", layer) for role in roles])
+    return _make(load.arch, weight, bias, torch.float32)
 
 
 def _make(
@@ -110,18 +113,21 @@ def _make(
 class AllHeadsNorm:
     """RMS norms of all query heads together, and of all key heads, over all shards.
 
-    The mean squares take a sum of two numbers a token, besides the sums of every layer.
+    The mean squares take one more all-reduce in each layer, of two numbers per token.
     """
 
-    def __init__(self, arch: Architecture, load: Loader, part: ShardPlan, layer: int) -> None:
-        weights = [load.head_vectors(role, "weight", layer) for role in ("q_norm", "k_norm")]
+    def __init__(self, load: Loader, layer: int) -> None:
+        arch, part = load.arch, load.part
+        weights = [
+            load.float32.head_vectors(role, "weight", layer) for role in ("q_norm", "k_norm")
+        ]
         self._weight = torch.cat(weights) + arch.norm_offset
         self.nbytes = self._weight.nbytes
         self._eps, self._heads = arch.norm_eps, part.heads.size
         sizes = [arch.size("heads"), arch.size("kv_heads")]
-        # Of shards that share a KV head the one with its first query head counts it.
-        own = [1.0, float(part.heads.start == part.kv_heads.start * arch.group)]
-        shares = [count / size for count, size in zip(own, sizes, strict=True)]
+        # A KV head that several shards share is counted by the shard with its first query head.
+        counts = [1.0, float(part.heads.start == part.kv_heads.start * arch.group)]
+        shares = [count / size for count, size in zip(counts, sizes, strict=True)]
         self._shares = torch.tensor(shares, device=self._weight.device)
 
     def __call__(self, x: torch.Tensor, all_reduce: AllReduce) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""What is read of whole texts at the end of the last layer: embeddings and classes.
+"""Pooling of whole texts after the last layer: embeddings and class logits.
 
-All shards have the same hidden states there, so one of them does this alone.
+All shards have the same hidden states there, so only the first one pools.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from skynet.architecture.architecture import Architecture
 from skynet.errors import StepFailed
 from skynet.layers.dense import Dense, load_dense
 from skynet.layers.linear import Linear
@@ -27,7 +26,7 @@ def pool(x: torch.Tensor, pooling: str) -> torch.Tensor:
     """The hidden states of a text, (tokens, hidden) float32, to one vector, (hidden,).
 
     Raises:
-        StepFailed: no such pooling.
+        StepFailed: the pooling is unknown.
     """
     if pooling == "mean":
         return x.mean(dim=0)
@@ -37,32 +36,32 @@ def pool(x: torch.Tensor, pooling: str) -> torch.Tensor:
         return x[-1]
     if pooling == "max":
         return x.amax(dim=0)
-    raise StepFailed(f"pooling {pooling!r} is not computed")
+    raise StepFailed(f"pooling {pooling!r} is not supported")
 
 
 class Pooler:
-    """Reads embeddings, and classes where the model has a classifier."""
+    """Computes embeddings, and class logits where the model has a classifier."""
 
     def __init__(
         self, norm: Norm, dense: Dense | None, out: Linear | None, pooling: str, dtype: torch.dtype
     ) -> None:
-        """norm: of the last hidden states, counted by who owns it; pooling: the classifier's."""
+        """norm: of the last hidden states, not in `nbytes`; pooling: of the classifier."""
         self.nbytes = sum(part.nbytes for part in (dense, out) if part is not None)
         self._norm, self._dense, self._out = norm, dense, out
         self._pooling, self._dtype = pooling, dtype
 
     def __call__(self, rows: Sequence[Row], x: torch.Tensor) -> list[Vector]:
-        """`x` (tokens, hidden) float32; of each row that asks for one a vector, in their order."""
-        found, start = [], 0
+        """`x` (tokens, hidden) float32 to the vectors of the rows with a vector task, in order."""
+        vectors, start = [], 0
         for row in rows:
             stop = start + len(row.tokens)
             if row.text_task is not None and row.text_task.is_vector:
                 states = self._norm(x[start:stop]).float()
-                found.append(self._read(row.text_task, states).cpu().numpy())
+                vectors.append(self._pooled(row.text_task, states).cpu().numpy())
             start = stop
-        return found
+        return vectors
 
-    def _read(self, text_task: TextTask, states: torch.Tensor) -> torch.Tensor:
+    def _pooled(self, text_task: TextTask, states: torch.Tensor) -> torch.Tensor:
         if text_task.task == "embed":
             vector = pool(states, text_task.pooling)
             return F.normalize(vector, dim=0) if text_task.normalize else vector
@@ -72,10 +71,11 @@ class Pooler:
         return self._out(self._dense(pooled))[0].float()
 
 
-def load_pooler(arch: Architecture, load: Loader, norm: Norm, dtype: torch.dtype) -> Pooler:
-    """The last stage's reader; `norm` is of the last hidden states."""
+def load_pooler(load: Loader, norm: Norm) -> Pooler:
+    """The pooler of the last stage; `norm` is of the last hidden states."""
+    arch = load.arch
     dense = out = None
     if load.has("label_out"):
-        dense = load_dense(arch, load, "label_dense", "label_norm", arch.label_activation)
+        dense = load_dense(load, "label_dense", "label_norm", arch.label_activation)
         out = load.linear("label_out")
-    return Pooler(norm, dense, out, arch.label_pooling, dtype)
+    return Pooler(norm, dense, out, arch.label_pooling, load.dtype)

@@ -1,4 +1,4 @@
-"""How what the shards computed together enters the hidden states: once, after the sum."""
+"""How the sum of the shards' partials is added to the hidden states: once, after the sum."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ from typing import Protocol
 
 import torch
 
-from skynet.architecture.architecture import Architecture
 from skynet.layers.norm import AllReduce, NoNorm, Norm, load_norm
 from skynet.layers.weights import Loader
 
 
 class Residual(Protocol):
-    """Adds a sum to the hidden states."""
+    """Adds the sum of all partials to the hidden states."""
 
     nbytes: int
 
     def __call__(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        """`x` and the sum of all partials, (tokens, hidden) float32, to the next `x`."""
+        """The next `x`; `x` and the sum of all partials, `total`, are (tokens, hidden) float32."""
         ...
 
     def part(
         self, x: torch.Tensor, partial: torch.Tensor, first: bool, all_reduce: AllReduce
     ) -> torch.Tensor:
-        """This shard's part of the next `x`, of which a plain sum over the shards is the value.
+        """This shard's part of the next `x`: the sum of the parts over the shards is the value.
 
-        `first` is true of one shard only: what must be in the sum once is in its part.
+        `first` is true for one shard, whose part has all that must be in the sum once.
         """
         ...
 
@@ -67,8 +66,8 @@ class Scaled:
 class Normed:
     """Norms the sum before it is added, or the hidden states after.
 
-    No sum of parts is a norm's value, so at the end of a span the shards make one more sum among
-    themselves, and one of them has all of the value as its part.
+    A norm is not a sum of parts: at the end of a span the shards make one more all-reduce, and the
+    part of the first shard is the whole value.
     """
 
     def __init__(self, bias: torch.Tensor | None, of_sum: Norm, of_hidden: Norm) -> None:
@@ -86,15 +85,13 @@ class Normed:
         return value if first else torch.zeros_like(value)
 
 
-def load_residual(
-    arch: Architecture, load: Loader, block: str, roles: tuple[str, ...], layer: int
-) -> Residual:
-    """What follows the row-parallel products `roles` of a block, "attn" or "mlp"."""
-    bias = load.row_bias(*roles, layer=layer)
-    of_sum = load_norm(arch, load, f"{block}_post_norm", layer, torch.float32)
-    of_hidden = load_norm(arch, load, f"{block}_sum_norm", layer, torch.float32)
+def load_residual(load: Loader, block: str, roles: tuple[str, ...], layer: int) -> Residual:
+    """The sum after the row-parallel products `roles` of a block: "attn", "cross" or "mlp"."""
+    bias = load.float32.row_bias(*roles, layer=layer)
+    of_sum = load_norm(load, f"{block}_post_norm", layer, torch.float32)
+    of_hidden = load_norm(load, f"{block}_sum_norm", layer, torch.float32)
     if not (isinstance(of_sum, NoNorm) and isinstance(of_hidden, NoNorm)):
         return Normed(bias, of_sum, of_hidden)
-    if arch.residual_scale != 1:
-        return Scaled(bias, arch.residual_scale)
+    if load.arch.residual_scale != 1:
+        return Scaled(bias, load.arch.residual_scale)
     return Plain(bias)

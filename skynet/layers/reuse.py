@@ -1,8 +1,4 @@
-"""What a shard has of its weights already, when a plan gives it another slice.
-
-Owns no tensors of its own: it finds them in the model that was loaded for the last plan, and can
-take that model apart on the way, so that there are never two slices in memory.
-"""
+"""Reuse of weights: a shard's new slice takes weights from its previous one instead of fetching."""
 
 from __future__ import annotations
 
@@ -15,48 +11,52 @@ from skynet.layers.linear import Linear
 from skynet.planning.ranges import Range
 
 Made = Linear | torch.Tensor
-Key = tuple[Any, ...]  # what it is, and its layer or None
+Key = tuple[Any, ...]  # kind, tensor names and roles; last the layer number, or None
 
 
 @dataclass
 class LoadedWeights:
-    """Weights as they were made, by name: the roles they hold and the layer.
+    """The products and tensors of a slice, each with its range of units of every role in it.
 
-    Each comes with the range of units, of the dimension it is cut in, that it has of each role.
+    A unit is an element of the dimension that the weight is cut in.
     """
 
-    made: dict[Key, tuple[Made, tuple[Range, ...]]] = field(default_factory=dict)
-    fetched_bytes: int = 0  # of what was made, what was not there before
-    _dense: tuple[Key, torch.Tensor] | None = None  # the last one that was unpacked
+    entries: dict[Key, tuple[Made, tuple[Range, ...]]] = field(default_factory=dict)
+    _dense: tuple[Key, torch.Tensor] | None = None  # the last product that was unpacked
 
     def add(self, key: Key, made: Made, units: tuple[Range, ...]) -> None:
-        self.made[key] = (made, units)
+        self.entries[key] = (made, units)
 
-    def same(self, key: Key, units: tuple[Range, ...]) -> Made | None:
-        """The very thing, if it has exactly these units."""
-        found = self.made.get(key)
-        return found[0] if found is not None and found[1] == units else None
+    def get(self, key: Key, units: tuple[Range, ...]) -> Made | None:
+        """The entry under `key`, if it has exactly these units."""
+        made, loaded_units = self.entries.get(key, (None, ()))
+        return made if loaded_units == units else None
 
     def overlap(
-        self, key: Key, at: int, units: Range, axis: int
+        self, key: Key, index: int, units: Range, axis: int
     ) -> tuple[Range, torch.Tensor] | None:
-        """Of the `at`-th role, the units that are here, and their rows (axis 0) or columns (1)."""
-        found = self.made.get(key)
-        if found is None:
+        """Of the role at `index`: the units loaded, and their rows (axis 0) or columns (axis 1)."""
+        if key not in self.entries:
             return None
-        made, ranges = found
-        both = units.overlap(ranges[at])
+        made, ranges = self.entries[key]
+        both = units.overlap(ranges[index])
         if both.size == 0:
             return None
-        before = sum(part.size for part in ranges[:at]) if axis == 0 else 0
-        start = before + both.start - ranges[at].start
+        before = sum(part.size for part in ranges[:index]) if axis == 0 else 0
+        start = before + both.start - ranges[index].start
         return both, self._unpacked(key, made).narrow(axis, start, both.size)
 
     def forget(self, key: Key) -> None:
-        """It has been used: free it."""
-        self.made.pop(key, None)
+        """Free an entry that is no longer needed."""
+        self.entries.pop(key, None)
         if self._dense is not None and self._dense[0] == key:
             self._dense = None
+
+    def forget_layers_outside(self, layers: Range) -> None:
+        """Free the entries of layers that are not in `layers`."""
+        for key in list(self.entries):
+            if key[-1] is not None and key[-1] not in layers:
+                self.forget(key)
 
     def _unpacked(self, key: Key, made: Made) -> torch.Tensor:
         if isinstance(made, torch.Tensor):
@@ -66,9 +66,29 @@ class LoadedWeights:
         return self._dense[1]
 
 
-def without(units: Range, have: Range | None) -> list[Range]:
-    """The parts of `units` that are not in `have`, which lies within it."""
-    if have is None:
+class SliceWeights:
+    """The weights of the slice that is being loaded, and the reusable ones of the previous slice.
+
+    Reusable weights are freed one by one as their successors are made.
+    """
+
+    def __init__(self, reusable: LoadedWeights | None = None) -> None:
+        self.loaded, self.reusable = LoadedWeights(), reusable or LoadedWeights()
+        self.fetched_bytes = 0  # of `loaded`, as it lies in memory
+
+    def get(self, key: Key, units: tuple[Range, ...]) -> Made | None:
+        """The weight with exactly these units, from this slice or from the previous one."""
+        made = self.loaded.get(key, units)
+        return self.reusable.get(key, units) if made is None else made
+
+    def add(self, key: Key, made: Made, units: tuple[Range, ...]) -> None:
+        self.reusable.forget(key)
+        self.loaded.add(key, made, units)
+
+
+def without(units: Range, loaded: Range | None) -> list[Range]:
+    """The parts of `units` that are not in `loaded`, which lies within it."""
+    if loaded is None:
         return [units] if units.size else []
-    parts = (Range(units.start, have.start), Range(have.stop, units.stop))
+    parts = (Range(units.start, loaded.start), Range(loaded.stop, units.stop))
     return [part for part in parts if part.size]

@@ -1,7 +1,7 @@
-"""Rotary position embedding as a complex product, its frequencies as in Transformers.
+"""Rotary position embedding as a complex product, with the frequencies of Transformers.
 
-The rotated pairs of a head lie next to each other here: the rows of Wq and Wk are interleaved when
-they are loaded (heads.py). Q and K are permuted alike, so no dot product changes.
+The numbers of a rotated pair are adjacent here: the rows of Wq and Wk are interleaved when they are
+loaded (heads.py). Q and K are permuted alike, so dot products do not change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from skynet.architecture.positions import Rope
 
 
 def inverse_frequencies(rope: Rope) -> torch.Tensor:
-    """(dims / 2,) float32; those of sequences that are not too long for them."""
+    """(dims / 2,) float32: the frequencies of sequences up to the original length."""
     powers = _powers(rope)
     plain = 1.0 / powers
     if rope.kind == "longrope":
@@ -29,16 +29,16 @@ def inverse_frequencies(rope: Rope) -> torch.Tensor:
 
 
 def _llama3(rope: Rope, plain: torch.Tensor) -> torch.Tensor:
-    """Long waves are stretched, short ones kept, those between blended."""
+    """Low frequencies are scaled, high ones are not, and those between are blended."""
     wavelength = 2 * math.pi / plain
     longest = rope.original_positions / rope.low_freq_factor
     shortest = rope.original_positions / rope.high_freq_factor
     spread = rope.high_freq_factor - rope.low_freq_factor
     smooth = (rope.original_positions / wavelength - rope.low_freq_factor) / spread
     blended = (1 - smooth) * plain / rope.factor + smooth * plain
-    stretched = torch.where(wavelength > longest, plain / rope.factor, plain)
+    scaled = torch.where(wavelength > longest, plain / rope.factor, plain)
     between = (wavelength >= shortest) & (wavelength <= longest)
-    return torch.where(between, blended, stretched)
+    return torch.where(between, blended, scaled)
 
 
 def _yarn(rope: Rope) -> torch.Tensor:
@@ -46,48 +46,48 @@ def _yarn(rope: Rope) -> torch.Tensor:
     powers = _powers(rope)
 
     def dimension(rotations: float) -> float:
-        turns = rope.original_positions / (rotations * 2 * math.pi)
-        return rope.dims * math.log(turns) / (2 * math.log(rope.theta))
+        period = rope.original_positions / (rotations * 2 * math.pi)
+        return rope.dims * math.log(period) / (2 * math.log(rope.theta))
 
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.dims - 1)
     if low == high:
-        high += 0.001  # the ramp is a step: any slope will do, but not a division by zero
+        high += 0.001  # the ramp is a step; this avoids a division by zero
     ramp = ((torch.arange(rope.dims // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    kept = 1 - ramp
-    return 1.0 / (rope.factor * powers) * (1 - kept) + 1.0 / powers * kept
+    unscaled = 1 - ramp
+    return 1.0 / (rope.factor * powers) * (1 - unscaled) + 1.0 / powers * unscaled
 
 
 def dynamic_frequencies(rope: Rope, lengths: torch.Tensor) -> torch.Tensor:
-    """Frequencies of tokens whose sequence had `lengths` (tokens,) int64 when they were computed.
+    """(tokens, dims / 2) float32: the frequencies of tokens by the length of their sequence.
 
-    Returns (tokens, rope.dims / 2) float32.
+    lengths: (tokens,) int64, when the token was computed.
     """
     limit = rope.original_positions
-    stretch = rope.factor * lengths.clamp(min=limit) / limit - (rope.factor - 1)
-    theta = rope.theta * stretch ** (rope.dims / (rope.dims - 2))
+    scale = rope.factor * lengths.clamp(min=limit) / limit - (rope.factor - 1)
+    theta = rope.theta * scale ** (rope.dims / (rope.dims - 2))
     exponents = torch.arange(0, rope.dims, 2, dtype=torch.float32) / rope.dims
-    stretched = 1.0 / theta[:, None] ** exponents.to(lengths.device)
+    scaled = 1.0 / theta[:, None] ** exponents.to(lengths.device)
     plain = inverse_frequencies(rope).to(lengths.device)
-    return torch.where((lengths > limit)[:, None], stretched, plain)
+    return torch.where((lengths > limit)[:, None], scaled, plain)
 
 
 def long_frequencies(rope: Rope) -> torch.Tensor:
-    """(dims / 2,) float32: those of `longrope` in sequences longer than `original_positions`."""
+    """(dims / 2,) float32: `longrope` in sequences longer than `original_positions`."""
     return 1.0 / (torch.tensor(rope.long_divisors) * _powers(rope))
 
 
 def _powers(rope: Rope) -> torch.Tensor:
-    """(dims / 2,) float32: what frequencies are 1 over, before they are stretched."""
+    """(dims / 2,) float32: the reciprocals of the unscaled frequencies."""
     exponents = torch.arange(0, rope.dims, 2, dtype=torch.float32) / rope.dims
     powers: torch.Tensor = rope.theta**exponents
     return powers
 
 
 class Rotary:
-    """Makes the factors by which a step's queries and keys are multiplied."""
+    """Computes the factors that multiply a step's queries and keys."""
 
     def __init__(self, rope: Rope, device: torch.device) -> None:
         self._rope = rope
@@ -95,10 +95,10 @@ class Rotary:
         self._long = long_frequencies(rope).to(device) if rope.long_divisors else None
 
     def factors(self, positions: torch.Tensor, prompt_lengths: torch.Tensor) -> torch.Tensor:
-        """For tokens at `positions` (tokens,), (tokens, 1, dims / 2) complex64.
+        """(tokens, 1, dims / 2) complex64 for tokens at `positions` (tokens,).
 
-        Some stretching looks at how long the sequence is when a token is computed: the prompt for
-        all of its tokens, however it is cut into chunks, and one more for each later token.
+        Some scaling depends on the length of the sequence when a token is computed. It is the
+        prompt's length for all of its tokens, in whatever chunks, and one more per later token.
         """
         frequencies, lengths = self._frequencies, torch.maximum(prompt_lengths, positions + 1)
         if self._rope.kind == "dynamic":

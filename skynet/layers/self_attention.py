@@ -1,4 +1,4 @@
-"""Self-attention of one shard: its heads over their KV slots, a partial as the result."""
+"""Self-attention of one shard: its heads over their KV slots; the result is a partial."""
 
 from __future__ import annotations
 
@@ -7,31 +7,21 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from skynet.architecture.architecture import Architecture
 from skynet.errors import StepFailed
 from skynet.layers.attention import Kernel, attend, capped_attention, store
-from skynet.layers.cache import allocate, copy_slot
+from skynet.layers.cache import KVLayout, allocate, copy_slot
 from skynet.layers.context import StepContext
 from skynet.layers.encoder_attention import attend_text_batches
 from skynet.layers.norm import AllHeadsNorm, AllReduce, Norm, load_head_norm
 from skynet.layers.rope import rotate
 from skynet.layers.weights import Loader
-from skynet.planning.plan import Plan, ShardPlan
 
 
 class Attention:
     """Fused Q K V product, norm and rope of heads, KV slots, and the O product."""
 
-    def __init__(
-        self,
-        arch: Architecture,
-        plan: Plan,
-        part: ShardPlan,
-        layer: int,
-        load: Loader,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, load: Loader, kv: KVLayout, layer: int) -> None:
+        arch, part = load.arch, load.part
         self.window = arch.windows[layer]
         self._scale, self._head_dim = arch.attention_scale, arch.head_dim
         self._heads, self._kv_heads = part.heads.size, part.kv_heads.size
@@ -39,9 +29,9 @@ class Attention:
         self._head_norm: Norm | None = None
         self._all_heads_norm: AllHeadsNorm | None = None
         if arch.qk_norm == "head":
-            self._head_norm = load_head_norm(arch, load, layer)
+            self._head_norm = load_head_norm(load, layer)
         elif arch.qk_norm == "all":
-            self._all_heads_norm = AllHeadsNorm(arch, load, part, layer)
+            self._all_heads_norm = AllHeadsNorm(load, layer)
         rope = arch.ropes[layer]
         self._rope = None if rope is None else arch.rope_kinds.index(rope)
         self._rotary_dims = None if rope is None or rope.dims == arch.head_dim else rope.dims
@@ -50,12 +40,10 @@ class Attention:
         if arch.attention_cap is not None:
             self._kernel = partial(capped_attention, cap=arch.attention_cap)
         self._out = load.linear("o", layer=layer, bias=False)
-        # What an encoder has read it never looks at again.
-        self._cache: torch.Tensor | None = None
+        self._cache: torch.Tensor | None = None  # an encoder needs none
         if not arch.bidirectional:
-            self._cache = allocate(
-                plan.num_slots, 2 * self._kv_heads, plan.slot_tokens, arch.head_dim, dtype, device
-            )
+            kv_heads = 2 * self._kv_heads
+            self._cache = allocate(kv, kv_heads, arch.head_dim, load.dtype, load.device)
         parts = (self._qkv, self._head_norm, self._all_heads_norm, self._out)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
@@ -77,9 +65,9 @@ class Attention:
         return self._out(attend(queries, self._cache, calls, self._scale, self._kernel))
 
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
-        """The keys and values of the first `tokens` tokens of slot `source`, for `target` too."""
+        """Copy the keys and values of the first `tokens` tokens of slot `source` to `target`."""
         if self._cache is None:
-            raise StepFailed(f"slot {source}: an encoder keeps nothing that could be copied")
+            raise StepFailed(f"slot {source}: an encoder has no KV cache to copy from")
         copy_slot(self._cache, source, target, tokens)
 
     def _change(self, heads: torch.Tensor, context: StepContext, all_reduce: AllReduce) -> None:

@@ -26,7 +26,7 @@ from skynet.local.server import EmbeddedServer, local_server
 from skynet.planning.plan import Plan
 from skynet.request.prompts import Prompt
 from skynet.settings import settings
-from skynet.staging.split import PlanOptions, draft_plan
+from skynet.staging.split import SplitOptions, draft_plan
 from skynet.staging.stager import Progress, Stager, stage_checkpoint
 from skynet.store.targets import Target, Targets
 from skynet.transformers_backend.opening import open_model
@@ -111,7 +111,7 @@ class LocalCluster:
         self.model = os.fspath(model)
         self.plan: Plan | None = None
         self._progress: Progress = progress or (lambda what, done, total: None)
-        self._plan_options = PlanOptions(stages, shards, dtype, chord_span, num_slots, slot_tokens)
+        self._plan_options = SplitOptions(stages, shards, dtype, chord_span, num_slots, slot_tokens)
         self._options = ClusterOptions(
             fixed=fixed,
             elastic=elastic,

@@ -1,1 +1,1 @@
-"""What a model is: one file per family, data only. Start at `registry.load_architecture`."""
+"""The model families: one file each, data only. Start at `registry.load_architecture`."""

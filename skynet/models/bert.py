@@ -1,5 +1,7 @@
-"""BERT: an encoder with learned positions, biases, layer norms of the sums; text pairs it was told
-apart by a token type are read as one text."""
+"""BERT: an encoder with learned positions, biases, layer norms after each sum.
+
+token types other than 0: a text pair is one text
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,9 @@ LABELS = (
 
 
 def base(prefix: str, width: str = "hidden") -> tuple[Weight, ...]:
-    """The weights of BERT's layers and embedding, which others have under another name.
+    """The weights of BERT's layers and embedding, which other families have under another prefix.
 
-    width: what the embedding's size is counted by, "hidden" or "embed".
+    width: the unit of the embedding's norm, "hidden" or "embed".
     """
     layer = prefix + "encoder.layer.{layer}."
     table = prefix + "embeddings."

@@ -1,6 +1,6 @@
-"""BLOOM: ALiBi instead of positions, a normed embedding, biases, Q K V fused by head.
+"""BLOOM: ALiBi instead of position embeddings, a normed embedding, biases, Q K V fused by head.
 
-`slow_but_exact` with `pretraining_tp` above 1, with which Transformers adds no biases
+`slow_but_exact` with `pretraining_tp` above 1, for which Transformers adds no biases
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MODEL_TYPE = "bloom"
 DEFAULTS: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5,
     "tie_word_embeddings": True,
-    "seq_length": 2048,  # of the training; ALiBi itself knows no limit
+    "seq_length": 2048,  # of the training; ALiBi has no limit
 }
 REFUSED: dict[str, Any] = {
     "apply_residual_connection_post_layernorm": False,

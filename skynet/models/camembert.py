@@ -1,4 +1,4 @@
-"""CamemBERT: RoBERTa with a vocabulary of French."""
+"""CamemBERT: RoBERTa with a French vocabulary."""
 
 from __future__ import annotations
 

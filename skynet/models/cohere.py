@@ -1,4 +1,4 @@
-"""Command R: layer norms without biases, rope of neighbours, one sum a layer, scaled logits."""
+"""Command R: layer norms without bias, rope of adjacent pairs, one sum per layer, scaled logits."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ HEAD_NORMS = (
 def architecture(config: read.Config) -> Architecture:
     """A `cohere` config as an Architecture."""
     config = DEFAULTS | dict(config)
-    made = decoder(config)
+    arch = decoder(config)
     if not config["use_qk_norm"]:
-        return made
-    return replace(made, qk_norm="head", weights=made.weights + HEAD_NORMS)
+        return arch
+    return replace(arch, qk_norm="head", weights=arch.weights + HEAD_NORMS)
 
 
 def decoder(config: read.Config) -> Architecture:
-    """What Command R and its successors share; `config` has every default filled in."""
+    """The architecture shared by Command R and its successors; `config` has all defaults."""
     head_dim = read.head_dim(config, "hidden_size", "num_attention_heads")
     config = {**config, "mlp_bias": False, "head_dim": head_dim}
     rope = read_rope(config, whole_head(config, head_dim), adjacent=True)

@@ -1,4 +1,4 @@
-"""Command R7B and Command A: Command R with windows, and rope in the layers that have them only."""
+"""Command R7B and Command A: Command R with windows; only layers with a window have rope."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ REFUSED: dict[str, Any] = {"use_qk_norm": False}
 def architecture(config: read.Config) -> Architecture:
     """A `cohere2` config as an Architecture."""
     config = DEFAULTS | dict(config)
-    made, windows = cohere.decoder(config), read.windows_by_pattern(config)
+    arch, windows = cohere.decoder(config), read.windows_by_pattern(config)
     ropes = tuple(
         rope if window is not None else None
-        for rope, window in zip(made.ropes, windows, strict=True)
+        for rope, window in zip(arch.ropes, windows, strict=True)
     )
-    return replace(made, windows=windows, ropes=ropes)
+    return replace(arch, windows=windows, ropes=ropes)

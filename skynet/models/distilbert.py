@@ -1,4 +1,4 @@
-"""DistilBERT: BERT without token types, under names of its own."""
+"""DistilBERT: BERT without token types, with other tensor names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = {
     "intermediate_size": "hidden_dim",
     "hidden_act": "activation",
 }
-NORM_EPS = 1e-12  # no field of the config
+NORM_EPS = 1e-12  # not a field of the config
 
 LAYER = "distilbert.transformer.layer.{layer}."
 TABLES = "distilbert.embeddings."

@@ -1,4 +1,4 @@
-"""ELECTRA: BERT whose embedding may be narrower, and is projected after its norm."""
+"""ELECTRA: BERT with an embedding that may be narrower, and is projected after its norm."""
 
 from __future__ import annotations
 

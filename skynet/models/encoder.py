@@ -1,4 +1,4 @@
-"""What the families of encoders share: heads by the config's `architectures`, labels, sizes."""
+"""Shared by the families of encoders: heads by the config's `architectures`, labels, sizes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ REFUSED: dict[str, Any] = {
     "is_decoder": False,
     "add_cross_attention": False,
 }
+NAMES = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "intermediate_size",
+    "hidden_act",
+)
 MASKED_LM, CLASSIFIER = "ForMaskedLM", "ForSequenceClassification"
 
 
 def head_of(config: read.Config, *masked_lm: str) -> str:
-    """What the checkpoint has after its last layer: `ForMaskedLM`, `ForSequenceClassification`, "".
+    """The head of the checkpoint: `ForMaskedLM`, `ForSequenceClassification`, or "".
 
-    masked_lm: other endings of classes that have a masked language model's head.
+    masked_lm: other endings of class names with a masked language model's head.
     """
     name = str((config.get("architectures") or [""])[0])
     if name.endswith((MASKED_LM, *masked_lm)):
@@ -30,7 +37,7 @@ def head_of(config: read.Config, *masked_lm: str) -> str:
 
 
 def labels(config: read.Config) -> tuple[str, ...]:
-    """A classifier's labels, by their number.
+    """A classifier's labels, in the order of their numbers.
 
     Raises:
         CheckpointError: they are not numbered from 0.
@@ -40,12 +47,14 @@ def labels(config: read.Config) -> tuple[str, ...]:
         return tuple(f"LABEL_{number}" for number in range(config.get("num_labels") or 2))
     by_number = {int(number): str(name) for number, name in named.items()}
     if sorted(by_number) != list(range(len(by_number))):
-        raise CheckpointError(f"config.json: id2label numbers {sorted(by_number)}, not 0 and on")
+        raise CheckpointError(
+            f"config.json: id2label numbers {sorted(by_number)}, expected 0, 1, ..."
+        )
     return tuple(by_number[number] for number in range(len(by_number)))
 
 
 def score(config: read.Config) -> Literal["softmax", "sigmoid", "none"]:
-    """How a classifier's logits become scores, as Transformers' pipelines do it."""
+    """How a classifier's logits become scores, as in Transformers' pipelines."""
     problem = config.get("problem_type")
     if problem == "regression":
         return "none"
@@ -61,15 +70,14 @@ def encoder(
     names: Mapping[str, str] | None = None,
     **fields: Any,
 ) -> Architecture:
-    """What BERT and its descendants share; `config` has every default filled in.
+    """The architecture shared by BERT and its descendants; `config` has all defaults.
 
-    names: of the config's fields, where the family has others than BERT.
-    fields: of the Architecture, where the family differs.
+    names: names of config fields that differ from BERT's.
+    fields: fields of the Architecture that differ.
     """
-    own = {name: name for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")}
-    own |= {"intermediate_size": "intermediate_size", "hidden_act": "hidden_act", **(names or {})}
-    heads, layers = own["num_attention_heads"], read.size(config, own["num_hidden_layers"])
-    head_dim = read.head_dim(config, own["hidden_size"], heads)
+    field = {name: name for name in NAMES} | dict(names or {})
+    heads, layers = field["num_attention_heads"], read.size(config, field["num_hidden_layers"])
+    head_dim = read.head_dim(config, field["hidden_size"], heads)
     is_classifier = head_of(config) == CLASSIFIER
     common: dict[str, Any] = {
         "norm": "layer",
@@ -83,14 +91,14 @@ def encoder(
     }
     return Architecture(
         model_type=config["model_type"],
-        hidden_size=read.size(config, own["hidden_size"]),
+        hidden_size=read.size(config, field["hidden_size"]),
         num_layers=layers,
         num_heads=read.size(config, heads),
         num_kv_heads=read.size(config, heads),
         head_dim=head_dim,
-        intermediate_size=read.size(config, own["intermediate_size"]),
+        intermediate_size=read.size(config, field["intermediate_size"]),
         vocab_size=read.size(config, "vocab_size"),
-        activation=read.activation(config, own["hidden_act"]),
+        activation=read.activation(config, field["hidden_act"]),
         attention_scale=head_dim**-0.5,
         weights=tie(weights, bool(config.get("tie_word_embeddings", True))),
         prefixes=(prefix, ""),

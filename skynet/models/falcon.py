@@ -1,4 +1,4 @@
-"""Falcon: one KV head or groups, Q K V fused by group, one sum a layer or two, rope or ALiBi."""
+"""Falcon: one KV head or groups, Q K V fused by group, one or two sums per layer, rope or ALiBi."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def architecture(config: read.Config) -> Architecture:
     head_dim = read.head_dim(config, "hidden_size", "num_attention_heads")
     kv_heads, heads = _kv_heads(config), read.size(config, "num_attention_heads")
     if heads % kv_heads:
-        raise UnsupportedModel(f"{heads} query heads do not share {kv_heads} KV heads evenly")
+        raise UnsupportedModel(f"{heads} query heads cannot share {kv_heads} KV heads evenly")
     positions = read.size(config, "max_position_embeddings")
     rope = None if config["alibi"] else read_rope(config, whole_head(config, head_dim))
     return Architecture(
@@ -62,7 +62,7 @@ def architecture(config: read.Config) -> Architecture:
         learned_positions=False,
         windows=(None,) * layers,
         attention_scale=head_dim**-0.5,
-        # Scores and bias are scaled together.
+        # The bias is scaled with the scores.
         alibi=Alibi(scale=head_dim**-0.5, bfloat16=True) if config["alibi"] else None,
         parallel=bool(config["parallel_attn"]),
         weights=tie(ENDS, bool(config["tie_word_embeddings"])) + _norms(config) + _products(config),
@@ -79,13 +79,13 @@ def _kv_heads(config: read.Config) -> int:
         return 1
     if given != heads:
         raise UnsupportedModel(
-            f"falcon with num_kv_heads={given} is computed with new_decoder_architecture only"
+            f"falcon with num_kv_heads={given} needs new_decoder_architecture=True"
         )
     return heads
 
 
 def _norms(config: read.Config) -> tuple[Weight, ...]:
-    """Two norms where attention and MLP come one after the other, or where each has its own."""
+    """Two norms where attention and MLP are sequential, or where each has one; else one norm."""
     new, parallel = config["new_decoder_architecture"], config["parallel_attn"]
     count = config.get("num_ln_in_parallel_attn") or (2 if new else 1)
     if new and not parallel:

@@ -25,11 +25,11 @@ REFUSED: dict[str, Any] = {"use_bidirectional_attention": False}
 def architecture(config: read.Config) -> Architecture:
     """A `gemma` config as an Architecture."""
     config = DEFAULTS | dict(config) | {"mlp_bias": False}
-    if config["hidden_act"] == "gelu":  # of old configs, which mean the approximation
+    if config["hidden_act"] == "gelu":  # old configs mean the approximation
         config["hidden_act"] = "gelu_pytorch_tanh"
     return scaled(llama.decoder(config))
 
 
 def scaled(decoder: Architecture) -> Architecture:
-    """What sets all Gemmas apart from Llama."""
+    """The differences of all Gemmas from Llama."""
     return replace(decoder, norm_offset=1.0, embed_scale=decoder.hidden_size**0.5)

@@ -1,4 +1,4 @@
-"""Gemma 2: Gemma with norms before and after, capped scores and logits, windows in turns."""
+"""Gemma 2: Gemma with norms before and after, capped scores and logits, alternating windows."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def architecture(config: read.Config) -> Architecture:
 
 
 def decoder(config: read.Config, weights: tuple[Weight, ...]) -> Architecture:
-    """What Gemma 2 and Gemma 3 share; `config` has every default filled in."""
+    """The architecture shared by Gemma 2 and Gemma 3; `config` has all defaults."""
     config = {**config, "mlp_bias": False, "hidden_act": config["hidden_activation"]}
-    made = gemma.scaled(llama.decoder(config, weights=weights))
+    arch = gemma.scaled(llama.decoder(config, weights=weights))
     return replace(
-        made,
+        arch,
         attention_scale=float(config["query_pre_attn_scalar"]) ** -0.5,
         windows=read.windows_by_pattern(config),
     )

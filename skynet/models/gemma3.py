@@ -1,4 +1,4 @@
-"""Gemma 3 (text): Gemma 2 without caps on scores, with normed heads and two ropes."""
+"""Gemma 3 (text): Gemma 2 without capped scores, with normed heads and two ropes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def architecture(config: read.Config) -> Architecture:
     config = DEFAULTS | dict(config)
     full, local = _ropes(config)
     plain = {**config, "rope_parameters": None, "rope_scaling": None}
-    decoder = gemma2.decoder(plain, WEIGHTS)  # its positions are stretched ones already
+    decoder = gemma2.decoder(plain, WEIGHTS)  # the config has the positions after scaling
     return replace(
         decoder,
         qk_norm="head",
@@ -46,7 +46,7 @@ def architecture(config: read.Config) -> Architecture:
 
 
 def _ropes(config: read.Config) -> tuple[Rope, Rope]:
-    """Of layers that see everything, and of those with a window."""
+    """The ropes of layers with full attention, and of layers with a window."""
     given: Mapping[str, Any] = config.get("rope_parameters") or {}
     full = {**(given.get("full_attention") or {}), **(config.get("rope_scaling") or {})}
     local = given.get("sliding_attention") or {}

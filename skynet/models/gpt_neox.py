@@ -1,4 +1,4 @@
-"""GPT-NeoX, Pythia: layer norm, biases, Q K V fused by head, a part of rope, one sum a layer."""
+"""GPT-NeoX, Pythia: layer norm, biases, Q K V fused by head, partial rope, one sum per layer."""
 
 from __future__ import annotations
 

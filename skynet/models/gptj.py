@@ -1,4 +1,4 @@
-"""GPT-J: layer norm, rope of neighbours on a part of each head, one sum a layer, a biased head."""
+"""GPT-J: layer norm, partial rope of adjacent pairs, one sum per layer, a biased head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Granite 3 (dense): Llama with multipliers of embedding, attention, residual and logits."""
+"""Granite 3 (dense): Llama with multipliers for embedding, attention, residual and logits."""
 
 from __future__ import annotations
 

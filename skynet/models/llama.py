@@ -50,16 +50,16 @@ def architecture(config: read.Config) -> Architecture:
 def decoder(
     config: read.Config, rope: Rope | None = None, weights: tuple[Weight, ...] = WEIGHTS
 ) -> Architecture:
-    """What Llama and its many descendants share; `config` has every default filled in.
+    """The architecture shared by Llama and its many descendants; `config` has all defaults.
 
-    `rope` is that of all layers, read from the config if the family has no say in it.
+    rope: of all layers; read from the config by default.
     """
     hidden, heads = read.size(config, "hidden_size"), read.size(config, "num_attention_heads")
     layers = read.size(config, "num_hidden_layers")
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or hidden // heads
     if heads % kv_heads:
-        raise UnsupportedModel(f"{heads} query heads do not share {kv_heads} KV heads evenly")
+        raise UnsupportedModel(f"{heads} query heads cannot share {kv_heads} KV heads evenly")
     rope = rope or read_rope(config, whole_head(config, head_dim))
     weights = tie(weights, bool(config["tie_word_embeddings"]))
     biased = (ATTENTION if config["attention_bias"] else ()) + (MLP if config["mlp_bias"] else ())
@@ -87,7 +87,7 @@ def decoder(
 
 
 def with_bias(weights: tuple[Weight, ...], *roles: str) -> tuple[Weight, ...]:
-    """The same weights, those of `roles` with a bias."""
+    """The same weights, with biases for `roles`."""
     return tuple(
         replace(weight, bias=True) if weight.role in roles else weight for weight in weights
     )

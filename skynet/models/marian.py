@@ -1,4 +1,4 @@
-"""Marian (OPUS-MT): BART with sinusoidal positions and no norm of the embedding."""
+"""Marian (OPUS-MT): BART with sinusoidal positions and without the embedding's norm."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from typing import Any
 from skynet.architecture import config as read
 from skynet.architecture.architecture import Architecture, Weight
 from skynet.architecture.positions import Sinusoids
-from skynet.models.seq2seq import DEFAULTS, REFUSED, encoder_decoder, even_width
+from skynet.models.seq2seq import DEFAULTS, REFUSED, Variant, encoder_decoder, even_width
 
 __all__ = ["MODEL_TYPE", "REFUSED", "architecture"]
 
 MODEL_TYPE = "marian"
-OWN: dict[str, Any] = {"share_encoder_decoder_embeddings": True}
+CHANGED_DEFAULTS: dict[str, Any] = {"share_encoder_decoder_embeddings": True}
 
 
 def architecture(config: read.Config) -> Architecture:
     """A `marian` config as an Architecture."""
-    config = DEFAULTS | OWN | dict(config)
-    made = encoder_decoder(config, norms_first=False, sinusoids=Sinusoids(even_width(config) // 2))
-    if config["share_encoder_decoder_embeddings"] or made.encoder is None:
-        return made
+    config = DEFAULTS | CHANGED_DEFAULTS | dict(config)
+    sinusoids = Sinusoids(even_width(config) // 2)
+    arch = encoder_decoder(config, Variant(norms_first=False, sinusoids=sinusoids))
+    if config["share_encoder_decoder_embeddings"] or arch.encoder is None:
+        return arch
     return replace(
-        _with_table(made, "decoder", config.get("decoder_vocab_size") or made.vocab_size),
-        encoder=_with_table(made.encoder, "encoder", made.vocab_size),
+        _with_table(arch, "decoder", config.get("decoder_vocab_size") or arch.vocab_size),
+        encoder=_with_table(arch.encoder, "encoder", arch.vocab_size),
     )
 
 
 def _with_table(arch: Architecture, side: str, vocab_size: int) -> Architecture:
-    """The same with an embedding of its own; the decoder's is the head too."""
+    """`arch` with a separate embedding for this side; the decoder's is also the head."""
     name = f"model.{side}.embed_tokens"
     others = ("lm_head",) if side == "decoder" else ()
     embed = Weight("embed", name, "vocab", "vocab", others=others)

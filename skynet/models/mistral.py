@@ -25,11 +25,11 @@ def architecture(config: read.Config) -> Architecture:
     config = DEFAULTS | dict(config) | {"attention_bias": False, "mlp_bias": False}
     decoder = llama.decoder(config)
     sliding = config["sliding_window"] is not None
-    # Transformers' Mistral computes all layers alike; a mixture is its Ministral.
+    # In Transformers all layers of Mistral are of one type; Ministral mixes them.
     expected = "sliding_attention" if sliding else "full_attention"
     if set(config.get("layer_types") or [expected]) != {expected}:
         raise UnsupportedModel(
-            f"mistral with layer_types={config['layer_types']!r} is not computed, only all "
+            f"mistral with layer_types={config['layer_types']!r} is not supported, only all "
             f"{expected!r} with sliding_window={config['sliding_window']!r}"
         )
     window = read.window(config) if sliding else None

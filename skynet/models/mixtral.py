@@ -1,4 +1,4 @@
-"""Mixtral: Mistral whose MLP is a mixture of experts."""
+"""Mixtral: Mistral with a mixture of experts as MLP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ModernBERT: an encoder with rope, a gated MLP, norms before, and windows in most layers."""
+"""ModernBERT: an encoder with rope, a gated MLP, norms first, and windows in most layers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def architecture(config: read.Config) -> Architecture:
     ropes = {kind: _rope(config, kind) for kind in set(types)}
     pooling = config["classifier_pooling"]
     if pooling not in ("cls", "mean"):
-        raise UnsupportedModel(f"classifier_pooling={pooling!r} is not computed: cls or mean")
+        raise UnsupportedModel(
+            f"classifier_pooling={pooling!r} is not supported: expected cls or mean"
+        )
     head = {MASKED_LM: HEAD, CLASSIFIER: LABELS, "": ()}[head_of(config)]
     if not config["decoder_bias"]:
         head = tuple(weight for weight in head if weight.role != "head_bias")
@@ -97,10 +99,10 @@ def architecture(config: read.Config) -> Architecture:
 
 
 def _biased(config: read.Config) -> tuple[str, ...]:
-    found: tuple[str, ...] = NORMS if config["norm_bias"] else ()
-    found += ("q", "k", "v", "o") if config["attention_bias"] else ()
-    found += ("gate", "up", "down") if config["mlp_bias"] else ()
-    return found + (("head_dense", "label_dense") if config["classifier_bias"] else ())
+    roles: tuple[str, ...] = NORMS if config["norm_bias"] else ()
+    roles += ("q", "k", "v", "o") if config["attention_bias"] else ()
+    roles += ("gate", "up", "down") if config["mlp_bias"] else ()
+    return roles + (("head_dense", "label_dense") if config["classifier_bias"] else ())
 
 
 def _layer_types(config: read.Config) -> list[str]:

@@ -1,6 +1,7 @@
-"""mT5: T5 1.1 with a vocabulary of many languages.
+"""mT5: T5 1.1 with a multilingual vocabulary.
 
-sequences have no end of their own: --slot-tokens says how long they may be"""
+sequences have no limit in the config: `--slot-tokens` sets one
+"""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ from skynet.models import t5
 MODEL_TYPE = "mt5"
 
 REFUSED = t5.REFUSED
-OWN: dict[str, Any] = {"feed_forward_proj": "gated-gelu"}
+CHANGED_DEFAULTS: dict[str, Any] = {"feed_forward_proj": "gated-gelu"}
 
 
 def architecture(config: read.Config) -> Architecture:
     """An `mt5` config as an Architecture."""
-    return t5.encoder_decoder(t5.DEFAULTS | OWN | dict(config) | {"scale_decoder_outputs": False})
+    return t5.encoder_decoder(
+        t5.DEFAULTS | CHANGED_DEFAULTS | dict(config) | {"scale_decoder_outputs": False}
+    )

@@ -1,4 +1,4 @@
-"""OLMo 2: Llama with norms after attention and MLP, and of all query and all key heads together."""
+"""OLMo 2: Llama with norms after attention and MLP, and norms over all query and all key heads."""
 
 from __future__ import annotations
 

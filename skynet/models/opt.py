@@ -1,4 +1,4 @@
-"""OPT: learned positions from row 2 on, biases, layer norms before or, in OPT-350m, after."""
+"""OPT: learned positions, biases, layer norms before or, in OPT-350m, after."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 REFUSED: dict[str, Any] = {"layer_norm_elementwise_affine": True}
-POSITION_OFFSET = 2  # rows of the position table that are never used
-NORM_EPS = 1e-5  # no field of the config
+POSITION_OFFSET = 2  # unused rows at the start of the position table
+NORM_EPS = 1e-5  # not a field of the config
 
 LAYER = "model.decoder.layers.{layer}."
 ENDS = (

@@ -1,4 +1,4 @@
-"""Phi-1, Phi-1.5 and Phi-2: layer norm, biases, a part of rope, one sum a layer, a biased head."""
+"""Phi-1, Phi-1.5 and Phi-2: layer norm, biases, partial rope, one sum per layer, a biased head."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def architecture(config: read.Config) -> Architecture:
     """A `phi` config as an Architecture."""
     config = DEFAULTS | dict(config) | {"attention_bias": False, "mlp_bias": False}
     head_dim = read.head_dim(config, "hidden_size", "num_attention_heads")
-    config["head_dim"] = None  # the family has no such field
+    config["head_dim"] = None  # not a field of this family
     decoder = llama.decoder(config, read_rope(config, partial_dims(config, head_dim)), WEIGHTS)
     return replace(
         decoder,

@@ -20,7 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "original_max_position_embeddings": 4096,
     "rms_norm_eps": 1e-5,
 }
-LONGROPE_NAMES = ("longrope", "su", "yarn")  # of old configs, all three of them LongRoPE
+LONGROPE_NAMES = ("longrope", "su", "yarn")  # names in old configs, all for LongRoPE
 
 QKV: dict[str, Any] = {"fused": ("q", "k", "v")}
 GATE_UP: dict[str, Any] = {"fused": ("gate", "up")}
@@ -51,6 +51,6 @@ def _rope(config: read.Config) -> Rope:
         return read_longrope(config, dims, given)
     if kind_of(given) != "default":
         raise UnsupportedModel(
-            f"phi3 with rope type {kind_of(given)!r} is not computed; known: default, longrope"
+            f"phi3 with rope type {kind_of(given)!r} is not supported; known: default, longrope"
         )
     return read_rope(config, dims)

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: Llama with biases on Q, K and V, and windows in the upper layers if asked."""
+"""Qwen2 and Qwen2.5: Llama with biases on Q, K and V, and optional windows in the upper layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen3 (mixture of experts): Qwen3 whose MLP is one, with experts in every layer."""
+"""Qwen3 (mixture of experts): Qwen3 with a mixture of experts in every layer."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The families, by `model_type`, and the architecture that a config.json describes.
 
-Every module of this package that has a `MODEL_TYPE` is a family: a new family is a new file.
+Every module of this package with a `MODEL_TYPE` is a family: a new family is a new file.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def family_of(config: Config) -> str:
     """The config's model_type, one of `KNOWN`.
 
     Raises:
-        UnsupportedModel: another one, or none.
+        UnsupportedModel: it is missing, or none of `KNOWN`.
     """
     name = config.get("model_type")
     if name not in FAMILIES:
-        raise UnsupportedModel(f"model_type {name!r} is not computed; known: {', '.join(KNOWN)}")
+        raise UnsupportedModel(f"model_type {name!r} is not supported; known: {', '.join(KNOWN)}")
     return str(name)
 
 
@@ -45,14 +45,14 @@ def load_architecture(config: Config) -> Architecture:
     """The architecture that a parsed config.json describes.
 
     Raises:
-        UnsupportedModel: a model_type or a feature that is not computed; names it.
-        CheckpointError: a field that every model has is missing or has no possible value.
+        UnsupportedModel: a model_type or a feature that is not supported; names it.
+        CheckpointError: a required field is missing or has an impossible value.
     """
     return _with_all_weights(config).lacking(config.get(ABSENT, ()))
 
 
 def _with_all_weights(config: Config) -> Architecture:
-    """Also those that a file may lack, of which several may have one role."""
+    """With all optional weights, several of which may have the same role."""
     if transformers_model.KEY in config:
         return transformers_model.read(config)
     family = FAMILIES[family_of(config)]
@@ -63,11 +63,11 @@ def _with_all_weights(config: Config) -> Architecture:
 
 
 def settled(config: Config, tensors: Iterable[str], same: Same) -> Config:
-    """The config with what it leaves to the file: which of the optional tensors are not there.
+    """The config, with the optional tensors that the file lacks under `ABSENT`.
 
-    One that is not computed stays as it is, for `load_architecture` to refuse.
+    A config that is not supported is returned as it is, for `load_architecture` to refuse.
 
-    same: whether two of the file's tensors are equal; a copy of what is used anyway is not there.
+    same: whether two of the file's tensors are equal; see `absent_tensors`.
     """
     try:
         arch = _with_all_weights(config)
@@ -78,6 +78,6 @@ def settled(config: Config, tensors: Iterable[str], same: Same) -> Config:
 
 
 def checkpoint_dtype(config: Config) -> str:
-    """The dtype a config names for its tensors: "float32", "bfloat16", ...; float32 if none."""
+    """The dtype of a config's tensors: "float32", "bfloat16", ...; float32 if it has none."""
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     return str(name).removeprefix("torch.")

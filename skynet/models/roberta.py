@@ -1,4 +1,4 @@
-"""RoBERTa: BERT whose positions begin after that of its padding."""
+"""RoBERTa: BERT with positions that begin after the padding token's id."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ LABELS = (
 
 
 def architecture(config: read.Config) -> Architecture:
-    """A `roberta` config as an Architecture; XLM-RoBERTa and CamemBERT differ by name alone."""
+    """A `roberta` config as an Architecture; XLM-RoBERTa and CamemBERT differ in name only."""
     config = DEFAULTS | dict(config)
     rows, padding = read.size(config, "max_position_embeddings"), _padding(config)
     if padding + 1 >= rows:
         raise CheckpointError(
-            f"config.json: {rows} positions, of which {padding + 1} are not for texts"
+            f"config.json: {rows} positions, the first {padding + 1} of which texts do not use"
         )
     return encoder(
         config,
@@ -50,10 +50,10 @@ def architecture(config: read.Config) -> Architecture:
 
 
 def _padding(config: read.Config) -> int:
-    """The number of the padding's token, which is that of its row of the position table too."""
+    """The id of the padding token, which is also its row of the position table."""
     value = config["pad_token_id"]
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise CheckpointError(
-            f"config.json: pad_token_id is {value!r}, expected a token: positions begin after it"
+            f"config.json: pad_token_id is {value!r}, expected a token id: positions begin after it"
         )
     return value

@@ -1,8 +1,8 @@
-"""What the families of encoder-decoders share: BART and its descendants, which differ by flags."""
+"""Shared by the families of encoder-decoders: BART and its descendants, which differ by flags."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skynet.architecture import config as read
@@ -17,47 +17,43 @@ DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 REFUSED: dict[str, Any] = {"is_decoder": False, "is_encoder_decoder": True}
-NORM_EPS = 1e-5  # no field of the config
+NORM_EPS = 1e-5  # not a field of the config
 TIED = ("lm_head", "model.encoder.embed_tokens", "model.decoder.embed_tokens")
 EMBED = Weight("embed", "model.shared", "vocab", "vocab", others=TIED)
-# What the config ties is in the file once, or else it differs and is not tied.
+# A head tied by the config is in the file once; a second one that differs is not tied.
 HEAD = Weight("head", "lm_head", "vocab", "vocab")
 HEAD_BIAS = Weight("head_bias", "final_logits_bias", "vocab", "vocab", as_row=True, optional=True)
 
 
-def encoder_decoder(
-    config: read.Config,
-    *,
-    norms_first: bool,
-    embed_norm: bool = False,
-    sinusoids: Sinusoids | None = None,
-    position_offset: int = 0,
-    head_bias: bool = True,
-    unplaced_token: int | None = None,
-) -> Architecture:
-    """An Architecture in the manner of BART; `config` has every default filled in.
+@dataclass(frozen=True)
+class Variant:
+    """The differences between BART and its descendants.
 
-    norms_first: before attention and MLP, with one more after the last layer; else of the sums.
-    sinusoids: where positions are not learned; a file may have them as a table.
+    norms_first: norms before attention and MLP, and one after the last layer; else after each sum.
+    sinusoids: the positions, if they are not learned; a file may have them as a table.
     """
-    options: dict[str, Any] = {
-        "norms_first": norms_first,
-        "embed_norm": embed_norm,
-        "sinusoids": sinusoids,
-        "position_offset": position_offset,
-        "unplaced_token": unplaced_token,
-    }
-    encoder, decoder = (_stack(config, side, options) for side in ("encoder", "decoder"))
+
+    norms_first: bool
+    embed_norm: bool = False
+    sinusoids: Sinusoids | None = None
+    position_offset: int = 0
+    head_bias: bool = True
+    unplaced_token: int | None = None
+
+
+def encoder_decoder(config: read.Config, variant: Variant) -> Architecture:
+    """A variant of BART; `config` has all defaults."""
+    encoder, decoder = (_stack(config, side, variant) for side in ("encoder", "decoder"))
     head = replace(HEAD, optional=bool(config["tie_word_embeddings"]))
     return replace(
         decoder,
         encoder=replace(encoder, bidirectional=True),
-        weights=(*decoder.weights, head, *((HEAD_BIAS,) if head_bias else ())),
+        weights=(*decoder.weights, head, *((HEAD_BIAS,) if variant.head_bias else ())),
     )
 
 
-def _stack(config: read.Config, side: str, options: dict[str, Any]) -> Architecture:
-    """The encoder or the decoder: their sizes are their own, but for the hidden states'."""
+def _stack(config: read.Config, side: str, variant: Variant) -> Architecture:
+    """The encoder or the decoder, which have only the hidden size in common."""
     hidden, heads = read.size(config, "d_model"), read.size(config, f"{side}_attention_heads")
     layers = read.size(config, f"{side}_layers")
     head_dim = read.head_dim(config, "d_model", f"{side}_attention_heads")
@@ -76,30 +72,30 @@ def _stack(config: read.Config, side: str, options: dict[str, Any]) -> Architect
         activation=read.activation(config, "activation_function"),
         gated=False,
         ropes=(None,) * layers,
-        learned_positions=options["sinusoids"] is None,
-        sinusoids=options["sinusoids"],
-        position_offset=options["position_offset"],
-        unplaced_token=options["unplaced_token"],
+        learned_positions=variant.sinusoids is None,
+        sinusoids=variant.sinusoids,
+        position_offset=variant.position_offset,
+        unplaced_token=variant.unplaced_token,
         windows=(None,) * layers,
         embed_scale=hidden**0.5 if config["scale_embedding"] else 1.0,
         attention_scale=head_dim**-0.5,
-        weights=(*_ends(side, options), *_layer(side, options["norms_first"])),
+        weights=(*_outer(side, variant), *_layer(side, variant.norms_first)),
         prefixes=("model.", ""),
     )
 
 
-def _ends(side: str, options: dict[str, Any]) -> tuple[Weight, ...]:
-    """Tables and norms that are not a layer's."""
-    path, computed = f"model.{side}.", options["sinusoids"] is not None
+def _outer(side: str, variant: Variant) -> tuple[Weight, ...]:
+    """The tables and norms outside of the layers."""
+    path, computed = f"model.{side}.", variant.sinusoids is not None
     weights = [
         Weight("embed", path + "embed_tokens", "vocab", "vocab", optional=True),
         EMBED,
         Weight("positions", path + "embed_positions", "replicated", "positions", optional=computed),
     ]
-    if options["embed_norm"]:
+    if variant.embed_norm:
         name = path + "layernorm_embedding"
         weights.append(Weight("embed_norm", name, "replicated", "hidden", bias=True))
-    if options["norms_first"]:
+    if variant.norms_first:
         weights.append(Weight("final_norm", path + "layer_norm", "replicated", "hidden", bias=True))
     return tuple(weights)
 
@@ -133,12 +129,12 @@ def _attention(block: str, path: str) -> tuple[Weight, ...]:
 
 
 def even_width(config: read.Config) -> int:
-    """The size of the hidden states, of a family whose positions are pairs of a sine and a cosine.
+    """The hidden size of a family with sinusoidal positions, which are pairs of sine and cosine.
 
     Raises:
         UnsupportedModel: it is odd.
     """
     hidden = read.size(config, "d_model")
     if hidden % 2:
-        raise UnsupportedModel(f"d_model={hidden} with sinusoidal positions is not computed: odd")
+        raise UnsupportedModel(f"d_model={hidden} with sinusoidal positions is not supported: odd")
     return hidden

@@ -1,4 +1,4 @@
-"""SmolLM3: Llama whose every fourth layer has no rope, and windows in those layers if asked."""
+"""SmolLM3: Llama without rope in every fourth layer, and with optional windows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def architecture(config: read.Config) -> Architecture:
 
 
 def _has_rope(config: read.Config, layers: int) -> list[bool]:
-    given = config.get("no_rope_layers")  # despite its name, 1 where there is rope
+    given = config.get("no_rope_layers")  # despite its name, 1 for layers with rope
     if given is None:
         interval = config["no_rope_layer_interval"]
         return [(layer + 1) % interval != 0 for layer in range(layers)]

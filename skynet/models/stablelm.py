@@ -1,4 +1,4 @@
-"""StableLM 2 and 3B: Llama with layer norms, a part of rope, and one sum a layer if asked."""
+"""StableLM 2 and 3B: Llama with layer norms, partial rope, and optionally one sum per layer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def architecture(config: read.Config) -> Architecture:
     """A `stablelm` config as an Architecture."""
     config = DEFAULTS | dict(config) | {"attention_bias": False, "mlp_bias": False}
     head_dim = read.head_dim(config, "hidden_size", "num_attention_heads")
-    config["head_dim"] = None  # the family has no such field
+    config["head_dim"] = None  # not a field of this family
     decoder = llama.decoder(config, read_rope(config, partial_dims(config, head_dim)))
     parallel = bool(config["use_parallel_residual"])
     weights = llama.with_bias(decoder.weights, *NORMS)

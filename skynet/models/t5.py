@@ -1,6 +1,7 @@
-"""T5, T5 1.1 and Flan-T5: an encoder-decoder with relative positions, RMS norms before, no biases.
+"""T5, T5 1.1 and Flan-T5: an encoder-decoder with relative positions, RMS norms, no biases.
 
-sequences have no end of their own: --slot-tokens says how long they may be"""
+sequences have no limit in the config: `--slot-tokens` sets one
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "feed_forward_proj": "relu",
 }
 REFUSED: dict[str, Any] = {"is_decoder": False, "is_encoder_decoder": True}
-MAX_POSITIONS = 2**15  # relative positions have no end
+MAX_POSITIONS = 2**15  # relative positions have no limit
 
 EMBED = Weight(
     "embed",
@@ -31,7 +32,7 @@ EMBED = Weight(
     "vocab",
     others=("lm_head", "encoder.embed_tokens", "decoder.embed_tokens"),
 )
-# T5 1.1 has a head of its own, whatever its config says of ties.
+# T5 1.1 has a separate head, even if its config ties it.
 HEAD = Weight("head", "lm_head", "vocab", "vocab", optional=True)
 
 
@@ -41,11 +42,11 @@ def architecture(config: read.Config) -> Architecture:
 
 
 def encoder_decoder(config: read.Config) -> Architecture:
-    """What T5 and mT5 share; `config` has every default filled in."""
+    """The architecture shared by T5 and mT5; `config` has all defaults."""
     layers = read.size(config, "num_layers")
     encoder = _stack(config, "encoder", layers)
     decoder = _stack(config, "decoder", config.get("num_decoder_layers") or layers)
-    # Only what says nothing of it goes by the tie: null is no scale.
+    # Only if the field is absent does the tie decide; null means no scale.
     tied = config.get("tie_word_embeddings") is not False
     scaled = config.get("scale_decoder_outputs", tied)
     return replace(
@@ -86,11 +87,11 @@ def _stack(config: read.Config, side: str, layers: int) -> Architecture:
 
 
 def _activation(config: read.Config) -> tuple[str, bool]:
-    """Its name, and whether the MLP is gated: of `relu`, `gated-gelu`, `gated-silu`, ..."""
+    """(activation, whether the MLP is gated) of `relu`, `gated-gelu`, `gated-silu`, ..."""
     given = str(config["feed_forward_proj"])
     kind, dash, name = given.rpartition("-")
     if dash and kind != "gated":
-        raise UnsupportedModel(f"feed_forward_proj={given!r} is not computed")
+        raise UnsupportedModel(f"feed_forward_proj={given!r} is not supported")
     name = config.get("dense_act_fn") or ("gelu_new" if given == "gated-gelu" else name)
     return read.activation({"feed_forward_proj": name}, "feed_forward_proj"), bool(dash)
 

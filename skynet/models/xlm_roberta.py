@@ -1,4 +1,4 @@
-"""XLM-RoBERTa: RoBERTa with a vocabulary of many languages."""
+"""XLM-RoBERTa: RoBERTa with a multilingual vocabulary."""
 
 from __future__ import annotations
 

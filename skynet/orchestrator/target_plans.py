@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from skynet.architecture.architecture import Architecture
 from skynet.planning.placement import Planner, Wish
 from skynet.planning.plan import Plan
-from skynet.planning.split import make_plan
+from skynet.planning.split import PlanOptions, make_plan
 from skynet.store.targets import Target
 
 
@@ -24,19 +24,15 @@ class TargetPlans:
     ) -> Plan:
         """The target in this shape, without workers."""
         target = self.target
-        plan = make_plan(
-            self.arch,
-            model=target.model,
-            name=target.name,
-            stages=stages,
-            shards=shards,
-            dtype=target.dtype,
-            chord_span=target.chord_span,
-            num_slots=target.num_slots,
-            slot_tokens=target.slot_tokens,
-            epoch=0,
-            weights=weights,
+        options = PlanOptions(
+            target.model,
+            target.name,
+            target.dtype,
+            target.chord_span,
+            target.num_slots,
+            target.slot_tokens,
         )
+        plan = make_plan(self.arch, options, stages=stages, shards=shards, epoch=0, weights=weights)
         return replace(plan, revision=target.revision)
 
     def planner(self) -> Planner:

@@ -1,6 +1,6 @@
-"""What a plan is predicted to cost: seconds a token, bytes a member, seconds to load. Pure.
+"""The predicted cost of a plan: seconds per token, bytes per member, seconds to load. Pure.
 
-A model of the first order, made to compare shapes for the members there are, not to foretell times.
+A first-order model that compares shapes for the present members; it does not predict exact times.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 
-PEER_S = 50e-6  # of a sum, for each peer: pushing, reading and adding its partial
+PEER_S = 50e-6  # per peer in an all-reduce: to push, read and add its partial
 CHORD_S = 0.002
 LOAD_BYTES_PER_S = 300e6
 DEFAULT_SPEED = 5e9
-WORKER_BYTES = 300 * 2**20  # torch, Celery, activations: besides weights and KV cache
+WORKER_BYTES = 300 * 2**20  # torch, Celery and activations, besides weights and KV cache
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A member as plans see it.
+    """A member, as a candidate for an address.
 
     pinned: the only address it takes, or "".
-    threads: what it was told to compute with; 0: its share of the host's cores.
-    free_bytes: memory of its host that it may fill, what its weights take now included.
-    speed: bytes of weights a second for one thread.
+    threads: its configured number of threads; 0: its share of the host's cores.
+    free_bytes: memory of its host that it may use, including its current weights.
+    speed: bytes of weights per second with one thread.
     """
 
     id: str
@@ -44,7 +44,7 @@ class Candidate:
 
 
 def shared_speeds(workers: Sequence[Candidate]) -> list[float]:
-    """Bytes of weights a second of each: workers of one host share its cores."""
+    """Bytes of weights per second of each worker; workers of one host share its cores."""
     neighbours = Counter(worker.host or worker.id for worker in workers)
 
     def cores_of(worker: Candidate) -> float:
@@ -55,29 +55,26 @@ def shared_speeds(workers: Sequence[Candidate]) -> list[float]:
 
 
 def shard_weights(workers: Sequence[Candidate]) -> list[float]:
-    """What each can take in proportion to the fastest, in quarters: small differences are noise."""
+    """Speeds relative to the fastest, rounded to quarters: small differences are noise."""
     speeds = shared_speeds(workers)
     fastest = max(speeds)
     return [max(0.25, round(4 * speed / fastest) / 4) for speed in speeds]
 
 
 def memory_weights(workers: Sequence[Candidate]) -> list[float]:
-    """What each can hold in proportion to the largest, in sixteenths.
-
-    Workers of one host share its memory.
-    """
+    """Memory relative to the largest, in sixteenths; workers of one host share its memory."""
     neighbours = Counter(worker.host or worker.id for worker in workers)
     room = [
         max(1.0, worker.free_bytes / neighbours[worker.host or worker.id] - WORKER_BYTES)
         for worker in workers
     ]
-    return [max(1, int(16 * own / max(room))) / 16 for own in room]
+    return [max(1, int(16 * num_bytes / max(room))) / 16 for num_bytes in room]
 
 
 def token_s(arch: Architecture, plan: Plan, workers: Sequence[Candidate]) -> float:
-    """Predicted seconds a token of one sequence, over workers in the order of the addresses."""
+    """Predicted seconds per token of one sequence; `workers` are in the order of the addresses."""
     speeds, total, at = shared_speeds(workers), 0.0, 0
-    decoder = Range(arch.encoder_layers, plan.num_layers)  # an encoder runs once a request
+    decoder = Range(arch.encoder_layers, plan.num_layers)  # an encoder runs once per request
     for stage, stage_plan in enumerate(plan.stages):
         shards, layers = len(stage_plan.shards), stage_plan.layers.overlap(decoder)
         if layers.size:
@@ -93,7 +90,7 @@ def token_s(arch: Architecture, plan: Plan, workers: Sequence[Candidate]) -> flo
 
 
 def overfull(arch: Architecture, plan: Plan, workers: Sequence[Candidate]) -> str:
-    """Which worker cannot hold its slice with full KV slots, with the numbers; "" if all can."""
+    """The host whose memory is too small for full KV slots, with the numbers; "" if none."""
     needs: Counter[str] = Counter()
     room: dict[str, int] = {}
     for (stage, shard), worker in zip(plan.addresses(), workers, strict=True):
@@ -108,22 +105,22 @@ def overfull(arch: Architecture, plan: Plan, workers: Sequence[Candidate]) -> st
 
 
 def load_s(arch: Architecture, plan: Plan, old: Plan | None, rate: float = 0.0) -> float:
-    """Predicted seconds until the slowest worker has what it lacks; it keeps what it has.
+    """Predicted seconds until the slowest worker has loaded its slice; it reuses its old one.
 
-    rate: bytes a second, as measured, or 0.
+    rate: measured bytes per second, or 0.
     """
     before = old.placed() if old else {}
     longest = 0.0
     for worker, (stage, shard) in plan.placed().items():
         missing = float(shard_weight_bytes(arch, plan, stage, shard))
         if old is not None and worker in before and old.model == plan.model:
-            missing *= 1 - _kept_share(old, before[worker], plan, (stage, shard))
+            missing *= 1 - _reused_share(old, before[worker], plan, (stage, shard))
         longest = max(longest, missing / (rate or LOAD_BYTES_PER_S))
     return longest
 
 
-def _kept_share(old: Plan, there: tuple[int, int], new: Plan, here: tuple[int, int]) -> float:
-    """About how much of a slice its worker has already."""
+def _reused_share(old: Plan, there: tuple[int, int], new: Plan, here: tuple[int, int]) -> float:
+    """The approximate share of a slice that its worker already has."""
     if (old.dtype, old.num_layers) != (new.dtype, new.num_layers):
         return 0.0
     layers, others = new.stages[here[0]].layers, old.stages[there[0]].layers

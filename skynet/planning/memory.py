@@ -1,4 +1,4 @@
-"""What a shard takes in memory: its weights, and its caches when they are full. Pure."""
+"""The memory of a shard: its weights, and its KV cache when full. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from skynet.planning.ranges import Range
 from skynet.planning.split import DTYPE_BYTES
 from skynet.planning.transformers_model import role_bytes
 
-NORM_BYTES = 4  # norms, and biases that are added after a sum, stay float32
+NORM_BYTES = 4  # norms, and biases added after a sum, stay float32
 FIRST_ROLES = ("embed", "project_in", "positions", "token_types", "embed_norm")
 HEAD_ROLES = (
     "head_dense",
@@ -27,24 +27,26 @@ LAST_ROLES = ("final_norm", "project_out", *HEAD_ROLES)
 def shard_weight_bytes(
     arch: Architecture, plan: Plan, stage: int, shard: int, since: int = 0
 ) -> int:
-    """What the weights of one shard take in memory, in `plan.dtype`.
+    """The memory of one shard's weights, in `plan.dtype`.
 
-    since: count layers from this one on.
+    since: the first layer to count.
 
-    A tied embedding counts twice where a stage is both first and last: the head is kept in the
-    layout that products are fastest in, which cannot be looked up by row.
+    A tied embedding counts twice where a stage is both first and last: the head is stored in the
+    fastest layout for products, in which rows cannot be looked up.
     """
     part, layers = plan.stages[stage].shards[shard], plan.stages[stage].layers
     layers = layers.overlap(Range(since, plan.num_layers))
     total, tables = 0, set()
     for stack in arch.stacks:
-        own = part if stack is arch else part.encoder or part
+        stack_part = part if stack is arch else part.encoder or part
         first = stack.encoder_layers
         run = layers.overlap(Range(first, first + stack.num_layers))
-        total += _layers_bytes(stack, plan, own, Range(run.start - first, run.stop - first))
+        total += _layers_bytes(stack, plan, stack_part, Range(run.start - first, run.stop - first))
         if first in layers:
             table = stack.weight("embed")
-            total += _first_bytes(stack, plan, own, table is None or table.name not in tables)
+            total += _first_bytes(
+                stack, plan, stack_part, table is None or table.name not in tables
+            )
             tables |= {table.name} if table else set()
     if arch.encoder is not None and arch.encoder_layers in layers:
         total += _roles_bytes(arch.encoder, plan, part.encoder or part, "final_norm")
@@ -56,7 +58,7 @@ def shard_weight_bytes(
 
 
 def _layers_bytes(arch: Architecture, plan: Plan, part: ShardPlan, layers: Range) -> int:
-    """Of some layers of one stack, and of what all of them share."""
+    """Bytes of some layers of one stack, and of the weights that all of them share."""
     total = 0
     for weight in arch.weights:
         if weight.per_layer:
@@ -65,9 +67,9 @@ def _layers_bytes(arch: Architecture, plan: Plan, part: ShardPlan, layers: Range
     return total + (_roles_bytes(arch, plan, part, "relative") if layers.size else 0)
 
 
-def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, own_table: bool) -> int:
-    """Of a stack's embedding. own_table: another stack has not loaded the same table."""
-    roles = FIRST_ROLES if own_table else FIRST_ROLES[1:]
+def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, new_table: bool) -> int:
+    """Bytes of a stack's embedding; new_table: no other stack has loaded the same table."""
+    roles = FIRST_ROLES if new_table else FIRST_ROLES[1:]
     total = _roles_bytes(arch, plan, part, *roles)
     if arch.sinusoids is not None and arch.weight("positions") is None:
         total += arch.size("positions") * arch.hidden_size * DTYPE_BYTES[plan.dtype]
@@ -82,7 +84,7 @@ def _role_bytes(arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight)
     size = DTYPE_BYTES[plan.dtype]
     if isinstance(arch, TransformersArchitecture) and isinstance(weight, TransformersWeight):
         return role_bytes(arch, part, weight, size)
-    if weight.role in HEAD_NORMS:  # a row for each head, whether heads share one or not
+    if weight.role in HEAD_NORMS:  # a row for each head, even if all heads share one weight
         heads = part.heads if weight.role == "q_norm" else part.kv_heads
         return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)
     if weight.cut == "replicated":
@@ -106,7 +108,7 @@ def _row_bias_bytes(arch: Architecture, weight: Weight) -> int:
 
 
 def unit_width(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
-    """Elements of a shard along the dimension a weight is cut in; 0 if it is not cut."""
+    """The shard's elements of the dimension that a weight is cut in; 0 if it is not cut."""
     widths = {
         "heads": part.heads.size * arch.head_dim,
         "kv_heads": part.kv_heads.size * arch.head_dim,
@@ -117,12 +119,12 @@ def unit_width(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
 
 
 def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
-    """What the KV cache of one shard takes when every slot is full; an encoder has none."""
+    """The memory of one shard's KV cache when every slot is full; an encoder has none."""
     if arch.bidirectional:
         return 0
     part, layers = plan.stages[stage].shards[shard], plan.stages[stage].layers
     decoding = layers.overlap(Range(arch.encoder_layers, plan.num_layers))
     per_token = 2 * part.kv_heads.size * arch.head_dim * DTYPE_BYTES[plan.dtype]
-    # What an encoder has read is kept beside what a decoder has written.
+    # An encoder-decoder has encoder KV besides the decoder's.
     caches = 1 if arch.encoder is None else 2
     return caches * decoding.size * plan.num_slots * plan.slot_tokens * per_token

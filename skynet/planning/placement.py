@@ -1,7 +1,7 @@
-"""Decides which plan should be in force for the members there are, and why. Pure.
+"""Decides which plan should be in force for the present members, and why. Pure.
 
-The answer to a join, a loss, a leave and a changed wish alike; what follows from it (loading,
-replay) is the same for all.
+The same decision answers a join, a loss, a leave and a changed target, and has the same
+consequences: loading and replay.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from skynet.planning.cost import Candidate, load_s, memory_weights, overfull, sh
 from skynet.planning.plan import Plan
 from skynet.wire.keys import Address
 
-MIN_GAIN = 0.1  # a join that brings less is not worth a pause
+MIN_GAIN = 0.1  # a faster plan must gain this much to be worth a pause
 QUICK_S = 2.0
 MAX_LAYOUTS = 256
-STARTING_S = 15.0  # a worker that has a lease and is not up yet is waited for
-HORIZON_S = 60.0  # a pause must be earned back within so long
+STARTING_S = 15.0  # how long to wait for a worker that is starting
+HORIZON_S = 60.0  # a pause must be earned back within this time
 
 Layout = Callable[[int, int, Sequence[Sequence[float]] | None], Plan]
-"""(stages, shards, weights) -> a plan of that shape with no workers; PlanError if it has none."""
+"""(stages, shards, weights) -> a plan of that shape without workers; may raise PlanError."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """The shape asked for; None: any. `fixed`: never another."""
+    """The requested shape; None: any. `fixed`: no other shape is used."""
 
     shape: tuple[int, int] | None
     fixed: bool = False
@@ -35,10 +35,10 @@ class Wish:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do now. `plan` None: nothing changes, or nothing can.
+    """The plan to put in force; None: no change, for the reason given.
 
-    missing: addresses that nobody can take, when that is why.
-    prepare: the plan in force works on meanwhile.
+    missing: the addresses that no member can take, if that is the reason.
+    prepare: the current plan keeps running while this one is loaded.
     """
 
     reason: str
@@ -51,7 +51,7 @@ class Decision:
 class Planner:
     """Makes decisions for one model.
 
-    load_rate: bytes a second at which members load, as measured; 0 if not yet.
+    load_rate: measured bytes per second at which members load; 0 before the first measurement.
     """
 
     arch: Architecture
@@ -70,11 +70,12 @@ class Planner:
         coming: bool = False,
         force: bool = False,
     ) -> Decision:
-        """What should be in force, given the plan that is and the members that live.
+        """The decision for the current plan and the live members.
 
-        lost_for_s: how long a place of the plan in force has been empty.
-        settled_for_s: how long nobody has come or gone.
-        coming: somebody is starting and will soon be a member.
+        lost_for_s: how long an address of the current plan has been empty.
+        settled_for_s: how long since a member joined or left.
+        coming: a worker is starting and will soon be a member.
+        force: take a faster plan even if the gain is small.
         """
         if current is None or current.revision != self.wish.revision:
             return self._first(current, members, settled_for_s)
@@ -141,10 +142,10 @@ class Planner:
         if smaller.plan is None:
             return self._empty(current, members, missing, smaller.reason)
         if lost:
-            # As in renting or buying skis: wait for as long as the way out costs, at most. What
-            # costs a moment only is not worth a wait.
-            way_out_s = load_s(self.arch, smaller.plan, current, self.load_rate)
-            patience = max(0.0, way_out_s - QUICK_S)
+            # Ski rental: wait at most as long as loading the smaller shape takes, and not at all if
+            # that is quick.
+            smaller_s = load_s(self.arch, smaller.plan, current, self.load_rate)
+            patience = max(0.0, smaller_s - QUICK_S)
             if lost_for_s < patience:
                 reason = f"{', '.join(missing)}: a replacement has {patience:.1f} s to come"
                 return Decision(reason, missing=missing)
@@ -153,7 +154,7 @@ class Planner:
     def _empty(
         self, current: Plan, members: Sequence[Candidate], missing: tuple[str, ...], why: str
     ) -> Decision:
-        """No plan: who leaves is let go, with an empty place left behind."""
+        """No plan fits: release members that are leaving, and leave their addresses empty."""
         leaving = {member.id for member in members if member.leaving}
         workers = tuple("" if worker in leaving else worker for worker in current.workers)
         reason = f"waiting for {', '.join(missing)}: {why}"
@@ -197,9 +198,9 @@ class Planner:
     ) -> Decision:
         """The fastest shape that the members can fill and hold.
 
-        broken: the plan that works no more; then what is soon there counts as well.
+        broken: the plan that no longer runs; then the loading time counts as well.
         """
-        found: list[tuple[float, float, int, Plan]] = []
+        candidates: list[tuple[float, float, int, Plan]] = []
         refused = ""
         for stages, shards in self._shapes(len(members)):
             draft = self._layout(stages, shards)
@@ -213,23 +214,23 @@ class Planner:
                 refused = f"{_shape(plan)} does not fit: {problem}"
                 continue
             pause_s = load_s(self.arch, plan, broken, self.load_rate) if broken else 0.0
-            found.append((token_s(self.arch, plan, chosen), pause_s, stages, plan))
-        if not found:
+            candidates.append((token_s(self.arch, plan, chosen), pause_s, stages, plan))
+        if not candidates:
             return Decision(f"{why}; {refused or 'no members for any plan'}")
-        fastest = min(found)[0]
-        best = min(found, key=lambda item: (item[0] / fastest + item[1] / HORIZON_S, item[2]))
+        fastest = min(candidates)[0]
+        best = min(candidates, key=lambda item: (item[0] / fastest + item[1] / HORIZON_S, item[2]))
         return Decision(why, best[3])
 
-    def _shapes(self, most: int) -> list[tuple[int, int]]:
-        """Every shape that so many members can fill, and the model has."""
+    def _shapes(self, num_members: int) -> list[tuple[int, int]]:
+        """All shapes that this many members can fill and the model can be cut into."""
         return [
             (stages, shards)
-            for stages in range(1, min(most, self.arch.total_layers) + 1)
-            for shards in range(1, min(most // stages, self.arch.max_shards) + 1)
+            for stages in range(1, min(num_members, self.arch.total_layers) + 1)
+            for shards in range(1, min(num_members // stages, self.arch.max_shards) + 1)
         ]
 
     def _fitting(self, stages: int, shards: int, workers: Sequence[Candidate]) -> tuple[Plan, str]:
-        """Weighted by speed if the workers can hold that, else by memory; and what is too much."""
+        """A plan weighted by speed, or by memory if that does not fit; and `overfull` of it."""
         tried: list[tuple[Plan, str]] = []
         for weigh in (shard_weights, memory_weights):
             weights = weigh(workers)
@@ -259,11 +260,12 @@ class Planner:
 def assign(
     layout: Plan, members: Sequence[Candidate], holders: Mapping[str, tuple[int, int]]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(member ids in the order of the addresses, addresses that nobody can take).
+    """(member ids in the order of the addresses, addresses that no member can take).
 
-    Who has an address keeps it; then who is pinned to it; then elastic members without a place;
-    then those whose place the layout has not. Pinned members take no other address. Only where
-    that leaves an address empty, an elastic holder makes room for one that is pinned.
+    An address goes to its holder, else to a member pinned to it, else to an elastic member without
+    an address, else to an elastic member whose address the layout does not have. Pinned members
+    take no other address. Only if that leaves an address empty do elastic holders give way to
+    pinned members.
     """
     keep = _assign(layout, members, holders, holders)
     if not keep[1]:
@@ -280,7 +282,7 @@ def _assign(
     staying: Mapping[str, tuple[int, int]],
     holders: Mapping[str, tuple[int, int]],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """`staying`: those of the holders whose address comes before everything."""
+    """staying: the holders that keep their address before all other rules."""
     names = {address: str(Address(*address)) for address in layout.addresses()}
     rules: list[Callable[[Candidate, tuple[int, int]], bool]] = [
         lambda m, a: staying.get(m.id) == a and m.pinned in ("", names[a]),

@@ -1,6 +1,6 @@
-"""The plan: which layers, heads, columns and vocabulary each shard has. Frozen, pure, JSON.
+"""The plan: the layers, heads, columns and vocabulary of each shard. Frozen, pure, JSON.
 
-Knows nothing of how a plan is found (split.py) nor of where it lies (store/).
+Knows neither how plans are made (split.py) nor where they are stored (store/).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from skynet.planning.ranges import Range
 class ShardPlan:
     """One tensor-parallel slice of one stage, in units of the model.
 
-    `vocab` cuts the embedding in the first stage and the head in the last one. `encoder` has the
-    same of an encoder-decoder's encoder, whose sizes are its own.
+    `vocab` cuts the embedding in the first stage and the head in the last one. `encoder` is the
+    slice of an encoder-decoder's encoder, whose sizes may differ.
     """
 
     heads: Range
@@ -29,8 +29,8 @@ class ShardPlan:
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> ShardPlan:
-        """From what `asdict` made of one."""
-        ranges = {name: Range(**own) for name, own in data.items() if name != "encoder"}
+        """From the output of `asdict`."""
+        ranges = {name: Range(**bounds) for name, bounds in data.items() if name != "encoder"}
         encoder = data.get("encoder")
         return cls(**ranges, encoder=None if encoder is None else cls.of(encoder))
 
@@ -47,21 +47,21 @@ class StagePlan:
 class Plan:
     """A model cut for a cluster. `epoch` numbers it; messages of another epoch are stale.
 
-    `workers` has the id of the member at each address, in the order of `addresses()`; "" where
-    nobody is. A plan that is only a layout has none.
+    `workers` has the id of the member at each address, in the order of `addresses()`; "" for an
+    empty address. A plan that is only a layout has no workers.
     """
 
     epoch: int
     model: str  # content digest of the staged checkpoint
-    name: str  # what people call it
+    name: str  # for people
     dtype: str  # "float32" or "bfloat16"
     chord_span: str  # "layer", "stage" or "auto"
     num_slots: int  # sequences a shard can hold at once
     slot_tokens: int  # tokens of one slot: prompt and answer together
     stages: tuple[StagePlan, ...]
     workers: tuple[str, ...] = ()
-    revision: int = 0  # of the target it was made for
-    encoder_layers: int = 0  # the first ones, of an encoder-decoder
+    revision: int = 0  # of the target that it was made for
+    encoder_layers: int = 0  # of an encoder-decoder; they come first
 
     @property
     def num_layers(self) -> int:
@@ -91,7 +91,7 @@ class Plan:
         return len(self.stages), self.num_shards
 
     def chords_of(self, start: int, layers_per_chord: int) -> int:
-        """Chords of a step that starts at layer `start`: none spans two stages."""
+        """The chords of a step that starts at layer `start`; no chord spans two stages."""
         spans = [stage.layers.overlap(Range(start, self.num_layers)) for stage in self.stages]
         return sum(-(-span.size // layers_per_chord) for span in spans)
 
@@ -99,18 +99,18 @@ class Plan:
         return replace(self, epoch=epoch)
 
     def placed(self) -> dict[str, tuple[int, int]]:
-        """Member id -> (stage, shard), of those that have a place."""
+        """Member id -> (stage, shard), for members with an address."""
         pairs = zip(self.workers, self.addresses(), strict=False)
         return {worker: address for worker, address in pairs if worker}
 
     def same_slice(self, address: tuple[int, int], other: Plan, there: tuple[int, int]) -> bool:
-        """Would a worker at `address` hold exactly what one at `there` of the other plan holds?"""
+        """Whether `address` has exactly the slice that `there` has in the other plan."""
         same = ("model", "dtype", "num_slots", "slot_tokens")
-        mine, theirs = self.stages[address[0]], other.stages[there[0]]
+        stage, other_stage = self.stages[address[0]], other.stages[there[0]]
         return (
             all(getattr(self, name) == getattr(other, name) for name in same)
-            and mine.layers == theirs.layers
-            and mine.shards[address[1]] == theirs.shards[there[1]]
+            and stage.layers == other_stage.layers
+            and stage.shards[address[1]] == other_stage.shards[there[1]]
             and self.num_layers == other.num_layers
         )
 
@@ -131,7 +131,7 @@ class Plan:
         return cls(**data)
 
     def summary(self) -> dict[str, Any]:
-        """The plan as people and `--json` read it: layers per stage, heads per shard."""
+        """The plan for people and `--json`: layers per stage, heads per shard."""
         return {
             "epoch": self.epoch,
             "model": self.name,

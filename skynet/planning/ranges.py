@@ -1,4 +1,4 @@
-"""Half-open ranges and the ways to tile one: by weight, by cost. Pure."""
+"""Half-open ranges, and ways to tile one: by weight, by cost. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Range:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.stop:
-            raise PlanError(f"[{self.start}, {self.stop}) is no range")
+            raise PlanError(f"[{self.start}, {self.stop}) is not a range")
 
     @property
     def size(self) -> int:
@@ -28,7 +28,7 @@ class Range:
         return self.start <= index < self.stop
 
     def overlap(self, other: Range) -> Range:
-        """What both cover; empty, at `self.start` or later, if nothing."""
+        """The intersection; empty, at `self.start` or later, if there is none."""
         start = max(self.start, other.start)
         return Range(start, max(start, min(self.stop, other.stop)))
 
@@ -47,8 +47,8 @@ def check_tiling(ranges: Sequence[Range], total: int, what: str) -> None:
 def split_by_weight(total: int, weights: Sequence[float], unit: int = 1) -> list[Range]:
     """Tile `[0, total)` in proportion to `weights`, cut at multiples of `unit`.
 
-    Each boundary is the multiple of `unit` nearest to its ideal place, so that no part is off by
-    more than a unit. Parts may be empty.
+    Each boundary is the multiple of `unit` nearest to its ideal position, so no part is off by more
+    than a unit. Parts may be empty.
     """
     if not weights or min(weights) < 0:
         raise PlanError(f"cannot split {total} by weights {list(weights)}")
@@ -73,14 +73,14 @@ def split_evenly(total: int, parts: int) -> list[Range]:
 
 
 def split_at_least(total: int, weights: Sequence[float]) -> list[Range]:
-    """Tile `[0, total)` in proportion to `weights`, at least one for each (largest remainders)."""
+    """Tile `[0, total)` in proportion to `weights`, with at least 1 each (largest remainders)."""
     parts = len(weights)
     if parts > total or min(weights) <= 0:
         raise PlanError(f"cannot split {total} into {parts} non-empty parts by {list(weights)}")
     free, mass = total - parts, sum(weights)
     ideal = [max(0.0, total * weight / mass - 1) for weight in weights]
     scale = free / sum(ideal) if sum(ideal) > 0 else 0.0
-    sizes = [1 + int(logits_request * scale) for logits_request in ideal]
+    sizes = [1 + int(size * scale) for size in ideal]
     by_rest = sorted(range(parts), key=lambda part: int(ideal[part] * scale) - ideal[part] * scale)
     for part in by_rest[: total - sum(sizes)]:
         sizes[part] += 1
@@ -91,10 +91,10 @@ def split_at_least(total: int, weights: Sequence[float]) -> list[Range]:
 
 
 def split_by_cost(costs: Sequence[float], speeds: Sequence[float]) -> list[Range]:
-    """Cut a row of items into a non-empty run for each of `speeds`, the slowest run fastest.
+    """Cut a row of items into a non-empty run for each of `speeds`, so that the slowest is fastest.
 
-    Dynamic programming over the prefix sums, O(parts x items^2): items are layers, hundreds at
-    most.
+    Dynamic programming over the prefix sums, O(parts x items^2); the items are at most some
+    hundred layers.
     """
     count, parts = len(costs), len(speeds)
     if not 1 <= parts <= count:
@@ -108,8 +108,8 @@ def split_by_cost(costs: Sequence[float], speeds: Sequence[float]) -> list[Range
     for part in range(1, parts + 1):
         for stop in range(part, count + 1):
             for start in range(part - 1, stop):
-                own = (prefix[stop] - prefix[start]) / speeds[part - 1]
-                worst = max(best[part - 1][start], own)
+                seconds = (prefix[stop] - prefix[start]) / speeds[part - 1]
+                worst = max(best[part - 1][start], seconds)
                 if worst < best[part][stop]:
                     best[part][stop], cut[part][stop] = worst, start
     bounds = [count]

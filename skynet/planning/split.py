@@ -1,8 +1,9 @@
-"""Finds a plan: layers to stages by cost; heads, columns and vocabulary to shards. Pure."""
+"""Makes a plan: layers to stages by cost; heads, columns and vocabulary to shards. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 from skynet.architecture.architecture import Architecture
@@ -21,80 +22,93 @@ from skynet.planning.ranges import (
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 CHORD_SPANS = ("layer", "stage", "auto")
 DEFAULT_SLOT_TOKENS = 4096
-# Products run fastest on widths that fill vector registers, but only wide parts can afford it.
+# Products are fastest on widths that fill vector registers; narrow parts are cut evenly instead.
 COLUMN_UNIT, VOCAB_UNIT, WIDE = 32, 16, 256
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The fields of a plan that do not follow from its shape; see `Plan`.
+
+    slot_tokens: by default the model's positions, at most `DEFAULT_SLOT_TOKENS`.
+    """
+
+    model: str
+    name: str
+    dtype: str = "float32"
+    chord_span: str = "auto"
+    num_slots: int = 16
+    slot_tokens: int | None = None
 
 
 def make_plan(
     arch: Architecture,
+    options: PlanOptions,
     *,
-    model: str,
-    name: str,
     stages: int,
     shards: int,
-    dtype: str = "float32",
-    chord_span: str = "auto",
-    num_slots: int = 16,
-    slot_tokens: int | None = None,
     epoch: int = 1,
     weights: Sequence[Sequence[float]] | None = None,
 ) -> Plan:
     """Cut a model into `stages` x `shards`.
 
-    weights: of each stage, what its shards can take in proportion to each other; all the same by
-        default.
+    weights: for each stage, the relative capacity of its shards; equal by default.
 
     Raises:
-        PlanError: the model cannot be cut so; the message has the numbers.
+        PlanError: the model cannot be cut into this shape; the message has the numbers.
     """
-    _check_request(arch, stages, shards, dtype, chord_span, num_slots)
+    _check_shape(arch, stages, shards)
+    _check_options(options)
     weights = weights or [[1.0] * shards] * stages
     layers = split_by_cost(_layer_costs(arch), [sum(stage) for stage in weights])
     check_tiling(layers, arch.total_layers, "layers")
     return Plan(
         epoch=epoch,
-        model=model,
-        name=name,
-        dtype=dtype,
-        chord_span=chord_span,
-        num_slots=num_slots,
-        slot_tokens=_slot_tokens(arch, slot_tokens),
+        model=options.model,
+        name=options.name,
+        dtype=options.dtype,
+        chord_span=options.chord_span,
+        num_slots=options.num_slots,
+        slot_tokens=_slot_tokens(arch, options.slot_tokens),
         stages=tuple(
-            StagePlan(layers=run, shards=shard_plans(arch, shards, own))
-            for run, own in zip(layers, weights, strict=True)
+            StagePlan(layers=run, shards=shard_plans(arch, shards, stage_weights))
+            for run, stage_weights in zip(layers, weights, strict=True)
         ),
         encoder_layers=arch.encoder_layers,
     )
 
 
 def _layer_costs(arch: Architecture) -> list[float]:
-    """What each layer weighs, of encoder and decoder, with the ends where they lie."""
+    """The parameters of each layer, with embeddings in the first and the head in the last."""
     costs = []
     for stack in arch.stacks:
-        own = [float(layer_params(stack, layer)) for layer in range(stack.num_layers)]
-        own[0] += stack.vocab_size * (stack.embed_size or stack.hidden_size)
+        of_stack = [float(layer_params(stack, layer)) for layer in range(stack.num_layers)]
+        of_stack[0] += stack.vocab_size * (stack.embed_size or stack.hidden_size)
         if stack.learned_positions:
-            own[0] += stack.max_positions * stack.hidden_size
-        costs += own
+            of_stack[0] += stack.max_positions * stack.hidden_size
+        costs += of_stack
     costs[-1] += arch.vocab_size * (arch.embed_size or arch.hidden_size)
     return costs
 
 
-def _check_request(
-    arch: Architecture, stages: int, shards: int, dtype: str, chord_span: str, num_slots: int
-) -> None:
+def _check_shape(arch: Architecture, stages: int, shards: int) -> None:
     if not 1 <= stages <= arch.total_layers:
         raise PlanError(f"{stages} stages for {arch.total_layers} layers: need 1 to that many")
     if not 1 <= shards <= arch.max_shards:
         raise PlanError(f"{shards} shards for {arch.max_shards} query heads: need 1 to that many")
     if arch.vocab_size < shards:
         raise PlanError(f"{shards} shards for a vocabulary of {arch.vocab_size}")
-    if dtype not in DTYPE_BYTES:
-        raise PlanError(f"dtype {dtype!r} is not computed; known: {list(DTYPE_BYTES)}")
-    if chord_span not in CHORD_SPANS:
-        raise PlanError(f"chord_span {chord_span!r} is none of {list(CHORD_SPANS)}")
-    if num_slots < 1:
-        raise PlanError(f"num_slots={num_slots}: a shard needs 1 or more")
+
+
+def _check_options(options: PlanOptions) -> None:
+    if options.dtype not in DTYPE_BYTES:
+        raise PlanError(f"dtype {options.dtype!r} is not supported; known: {list(DTYPE_BYTES)}")
+    if options.chord_span not in CHORD_SPANS:
+        raise PlanError(
+            f"chord_span {options.chord_span!r} is not supported; known: {list(CHORD_SPANS)}"
+        )
+    if options.num_slots < 1:
+        raise PlanError(f"num_slots={options.num_slots}: a shard needs 1 or more")
 
 
 def _slot_tokens(arch: Architecture, slot_tokens: int | None) -> int:
@@ -111,7 +125,7 @@ def _slot_tokens(arch: Architecture, slot_tokens: int | None) -> int:
 def shard_plans(
     arch: Architecture, shards: int, weights: Sequence[float] | None = None
 ) -> tuple[ShardPlan, ...]:
-    """How the shards of a stage divide heads, columns and vocabulary, by `weights`."""
+    """The slices of the shards of a stage: heads, columns and vocabulary divided by `weights`."""
     weights = weights or [1.0] * shards
     heads = _split_heads(arch, shards, weights)
     check_tiling([query for query, _ in heads], arch.num_heads, "heads")
@@ -128,17 +142,17 @@ def shard_plans(
     if arch.encoder is not None:
         encoders = shard_plans(arch.encoder, shards, weights)
     return tuple(
-        ShardPlan(heads=query, kv_heads=kv, columns=own, vocab=words, encoder=encoder)
-        for (query, kv), own, words, encoder in zip(heads, columns, vocab, encoders, strict=True)
+        ShardPlan(heads=query, kv_heads=kv, columns=mlp, vocab=tokens, encoder=encoder)
+        for (query, kv), mlp, tokens, encoder in zip(heads, columns, vocab, encoders, strict=True)
     )
 
 
 def _split_heads(
     arch: Architecture, shards: int, weights: Sequence[float]
 ) -> list[tuple[Range, Range]]:
-    """(query heads, KV heads) of each shard: any shard has whole groups, or a part of one.
+    """(query heads, KV heads) of each shard: whole groups, or a part of one group.
 
-    Where groups are shared, weights play no part: MLP columns make up for it.
+    Where shards share groups, `weights` are ignored: the MLP columns balance the shards.
     """
     group, kv_heads = arch.group, arch.num_kv_heads
     if shards <= kv_heads:
@@ -161,10 +175,10 @@ def _larger_first(total: int, parts: int) -> list[Range]:
 def _split_columns(
     arch: Architecture, attention: list[int], weights: Sequence[float]
 ) -> list[Range]:
-    """MLP columns such that attention and MLP together weigh in each shard what it can take."""
+    """MLP columns that make attention and MLP of each shard together proportional to `weights`."""
     shards, per_column = len(attention), _column_params(arch)
     room = [0.0] * shards
-    # A shard whose heads alone weigh more than its share gets no columns; the rest share them.
+    # A shard whose heads alone exceed its share gets no columns; the others divide them.
     sharing = sorted(range(shards), key=lambda shard: attention[shard] / weights[shard])
     while sharing:
         spread = per_column * arch.intermediate_size + sum(attention[shard] for shard in sharing)
@@ -179,19 +193,19 @@ def _split_columns(
 
 
 def _attention_params(arch: Architecture, heads: Range, kv_heads: Range) -> int:
-    """Of attention to the tokens before, and of that to what an encoder has read."""
-    one = 2 * (heads.size + kv_heads.size) * arch.head_dim * arch.hidden_size
-    return one if arch.encoder is None else 2 * one
+    """Parameters of self-attention and, in an encoder-decoder, cross-attention."""
+    params = 2 * (heads.size + kv_heads.size) * arch.head_dim * arch.hidden_size
+    return params if arch.encoder is None else 2 * params
 
 
 def _column_params(arch: Architecture) -> int:
-    """Parameters of one column of the MLP, or of that column of every expert."""
+    """Parameters of one column of the MLP, or of the same column of every expert."""
     return (3 if arch.gated else 2) * arch.hidden_size * max(1, arch.num_experts)
 
 
 def layer_params(arch: Architecture, layer: int) -> int:
-    """Parameters of one layer's products, what a layer costs to store and to compute."""
-    if isinstance(arch, TransformersArchitecture):  # not all layers need have experts
+    """Parameters of one layer's products: its cost in memory and time."""
+    if isinstance(arch, TransformersArchitecture):  # not every layer has experts
         return sum(prod(arch.shape(w)) * arch.pieces(w) for w in arch.weights_of(layer))
     attention = _attention_params(arch, Range(0, arch.num_heads), Range(0, arch.num_kv_heads))
     return attention + _column_params(arch) * arch.intermediate_size

@@ -1,4 +1,4 @@
-"""What a shard has of the weights of a family without a file: ranges, and bytes. Pure."""
+"""A shard's part of the weights of a model on the Transformers backend: ranges and bytes. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from skynet.architecture.transformers_model import TransformersArchitecture, Tra
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 
-FLOAT_BYTES = 4  # biases that are added after a sum stay float32, and what is told to
+FLOAT_BYTES = 4  # of biases added after a sum, and of parameters that stay float32
 
 
 def units(arch: TransformersArchitecture, part: ShardPlan, weight: Weight) -> Range:
-    """The shard's part of the dimension that a weight is cut in, all of one that is not cut."""
+    """The shard's part of the dimension that a weight is cut in; all of an uncut weight."""
     total = arch.shape(weight)[1 if weight.cut == "row" else 0]
     if weight.unit in ("heads", "kv_heads"):
         heads = part.heads if weight.unit == "heads" else part.kv_heads
         return Range(heads.start * arch.head_dim, heads.stop * arch.head_dim)
     if weight.unit == "columns":
-        # In proportion: a tensor may have more columns than the MLP, or fewer.
+        # In proportion: a tensor may have more or fewer columns than the MLP.
         columns = arch.intermediate_size
         return Range(part.columns.start * total // columns, part.columns.stop * total // columns)
     return part.vocab if weight.unit == "vocab" else Range(0, total)
@@ -28,7 +28,7 @@ def units(arch: TransformersArchitecture, part: ShardPlan, weight: Weight) -> Ra
 def role_bytes(
     arch: TransformersArchitecture, part: ShardPlan, weight: TransformersWeight, item_bytes: int
 ) -> int:
-    """What a weight and its bias take in memory on a shard; `item_bytes` for each number."""
+    """The memory of a weight and its bias on a shard, with `item_bytes` per number."""
     item_bytes = FLOAT_BYTES if weight.float32 else item_bytes
     shape, width = arch.shape(weight), units(arch, part, weight).size
     total = prod(shape) // max(1, shape[1 if weight.cut == "row" else 0]) * width * item_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.checkpoint import Checkpoint
@@ -12,7 +12,7 @@ from skynet.checkpoint.tensor_plans import model_files, tensor_plans
 from skynet.errors import PlanError
 from skynet.models.registry import checkpoint_dtype, load_architecture
 from skynet.planning.plan import Plan
-from skynet.planning.split import DTYPE_BYTES, make_plan
+from skynet.planning.split import DTYPE_BYTES, PlanOptions, make_plan
 from skynet.request.generation_config import FILE, generation_defaults
 from skynet.settings import settings
 from skynet.staging.stager import Progress, Stager, stage_checkpoint
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class PlanOptions:
+class SplitOptions:
     """Options of `skysplit` that decide the plan.
 
     dtype: None for the checkpoint's, or float32 if workers do not support that.
@@ -72,7 +72,7 @@ def skysplit(
     if (stages is None) != (shards is None):
         raise PlanError(f"stages={stages}, shards={shards}: give both, or neither")
     checkpoint = open_model(model, settings().cache_dir)
-    options = PlanOptions(stages or 1, shards or 1, dtype, chord_span, num_slots, slot_tokens)
+    options = SplitOptions(stages or 1, shards or 1, dtype, chord_span, num_slots, slot_tokens)
     draft = draft_plan(checkpoint, options, progress)
     ping(url)
     client = connect(url)
@@ -91,7 +91,7 @@ def stay_staged(model: str, stop: threading.Event, url: str | None = None) -> No
 
 
 def draft_plan(
-    checkpoint: Checkpoint, options: PlanOptions, progress: Progress | None = None
+    checkpoint: Checkpoint, options: SplitOptions, progress: Progress | None = None
 ) -> Plan:
     """The plan, after all checks of checkpoint and options; not yet in force.
 
@@ -109,8 +109,15 @@ def draft_plan(
         logger.warning("%s", arch.notice)
         self_test(checkpoint, arch, options.shards, progress)
     _check_beams(checkpoint, options.num_slots)
-    shape = asdict(options) | {"dtype": dtype}
-    return make_plan(arch, model=checkpoint.digest(), name=checkpoint.name, **shape)
+    named = PlanOptions(
+        checkpoint.digest(),
+        checkpoint.name,
+        dtype,
+        options.chord_span,
+        options.num_slots,
+        options.slot_tokens,
+    )
+    return make_plan(arch, named, stages=options.stages, shards=options.shards)
 
 
 def _check_beams(checkpoint: Checkpoint, num_slots: int) -> None:

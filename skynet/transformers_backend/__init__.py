@@ -1,5 +1,5 @@
-"""Families without a file: their layers are Transformers' own, cut by its tensor-parallel plan.
+"""The Transformers backend: models without a family file run Transformers' layers, cut by its plan.
 
-`derive.py` makes the description where the checkpoint is, `shard.py` runs it. Slower than a family
-that has a file in skynet/models/, and imported for nothing else: this is where Transformers is.
+`description.py` makes the description where the checkpoint is, `shard.py` runs it. Slower than a
+family with a file in skynet/models/. Only this package imports Transformers in a worker.
 """

@@ -1,7 +1,7 @@
-"""The attention function that Transformers' modules call here: ours, over the slots of a layer.
+"""The attention function that Transformers' modules call: attention over the KV slots of a layer.
 
-It is registered without a mask function, so that Transformers makes no masks: who sees which keys
-is told by the step.
+It is registered without a mask function, so Transformers makes no masks: the step's context says
+which keys a token sees.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.errors import StepFailed
 from skynet.layers.attention import Kernel, attend, capped_attention, store
-from skynet.layers.cache import allocate, copy_slot
-from skynet.planning.plan import Plan, ShardPlan
+from skynet.layers.cache import KVLayout, allocate, copy_slot
+from skynet.transformers_backend.loader import TransformersLoader
 from skynet.transformers_backend.state import Running
-from skynet.transformers_backend.trace import not_computed
+from skynet.transformers_backend.trace import unsupported_arguments
 
 ATTENTION = "skynet"
 
@@ -27,20 +26,12 @@ class Slots:
     """Keys and values of one layer of one shard, and attention over them."""
 
     def __init__(
-        self,
-        arch: TransformersArchitecture,
-        plan: Plan,
-        part: ShardPlan,
-        layer: int,
-        running: Running,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, load: TransformersLoader, kv: KVLayout, layer: int, running: Running
     ) -> None:
-        self.window = arch.windows[layer]
-        self._arch, self._part, self._running = arch, part, running
-        self._cache = allocate(
-            plan.num_slots, 2 * part.kv_heads.size, plan.slot_tokens, arch.head_dim, dtype, device
-        )
+        self._arch, self._part, self._running = load.arch, load.part, running
+        self.window = load.arch.windows[layer]
+        kv_heads = 2 * load.part.kv_heads.size
+        self._cache = allocate(kv, kv_heads, load.arch.head_dim, load.dtype, load.device)
 
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
         """See `skynet.layers.cache.copy_slot`."""
@@ -56,12 +47,12 @@ class Slots:
     ) -> torch.Tensor:
         """(1, heads, tokens, head_dim) each, to (1, tokens, heads, head_dim).
 
-        The heads that come and those that leave are as `Derived.heads_of` says.
+        Which heads are given and returned: see `TransformersArchitecture.heads_of`.
         """
         if self._arch.heads_of == "local":
-            return self._own(query, key, value, scale, cap)[None]
+            return self._of_shard(query, key, value, scale, cap)[None]
         heads, kv_heads = self._part.heads, self._part.kv_heads
-        mixed = self._own(
+        mixed = self._of_shard(
             query[:, heads.start : heads.stop],
             key[:, kv_heads.start : kv_heads.stop],
             value[:, kv_heads.start : kv_heads.stop],
@@ -73,7 +64,7 @@ class Slots:
             padded = self._running.sum(padded.flatten(1)).view_as(padded)
         return padded[None]
 
-    def _own(
+    def _of_shard(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -81,12 +72,12 @@ class Slots:
         scale: float | None,
         cap: float | None,
     ) -> torch.Tensor:
-        """The shard's heads to (tokens, heads, head_dim)."""
-        found = (query.shape[1], key.shape[1])
-        if found != (self._part.heads.size, self._part.kv_heads.size):
+        """Attention of the shard's heads: (tokens, heads, head_dim)."""
+        num_heads = (query.shape[1], key.shape[1])
+        if num_heads != (self._part.heads.size, self._part.kv_heads.size):
             raise StepFailed(
-                f"{found[0]} query heads and {found[1]} KV heads come to attention, the plan has "
-                f"{self._part.heads.size} and {self._part.kv_heads.size} for this shard"
+                f"attention was given {num_heads[0]} query heads and {num_heads[1]} KV heads, the "
+                f"plan has {self._part.heads.size} and {self._part.kv_heads.size} for this shard"
             )
         context, dtype = self._running.context, self._cache.dtype
         new = torch.cat([key[0], value[0]]).transpose(0, 1).to(dtype)
@@ -101,7 +92,7 @@ class Slots:
 
 
 def register_attention() -> str:
-    """Make Transformers know our attention function, and return its name."""
+    """Register the attention function with Transformers, and return its name."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, _attention)
@@ -116,10 +107,12 @@ def _attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
-    **given: Any,
+    **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
-    asked = not_computed({"attention_mask": attention_mask, **given})
-    if asked:
-        raise StepFailed(f"{type(module).__name__} gives {asked} to attention: not computed")
+    unsupported = unsupported_arguments({"attention_mask": attention_mask, **arguments})
+    if unsupported:
+        raise StepFailed(
+            f"{type(module).__name__} calls attention with {unsupported}: not supported"
+        )
     slots: Slots = module.skynet_slots  # type: ignore[assignment]
     return slots.attend(query, key, value, scaling, softcap), None

@@ -1,8 +1,8 @@
-"""What files call the parameters of Transformers' modules, where that is not what the modules do.
+"""The names of parameters in files, where they differ from the names in Transformers' modules.
 
-Transformers' own table of conversions says so. Of it plain renamings are understood, and that a
-parameter of all experts is put together of each expert's matrices. Other conversions are left out:
-a checkpoint that needs them lacks tensors by the names that are left, which is refused.
+They come from Transformers' table of conversions. Supported are plain renamings, and parameters of
+all experts that are merged from each expert's matrices. A checkpoint that needs another conversion
+lacks tensors by the names here, and is refused for it.
 """
 
 from __future__ import annotations
@@ -15,35 +15,36 @@ from skynet.errors import UnsupportedModel
 
 PIECE = ".*."  # in the patterns of files: the number of an expert
 LITERAL = re.compile(r"(\w|\\?\.)+")
-# What is done to make one parameter of each expert's matrices: they are stacked, then put together.
+# The operations that merge the experts' matrices: stack those of one kind, then concatenate.
 MERGED = [("MergeModulelist", 0), ("Concatenate", 1)]
 
 
 class FileNames:
-    """The names that files of one model type have."""
+    """The names of tensors in the files of one model type."""
 
     def __init__(self, model_type: str) -> None:
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
         self._model_type = model_type
-        self._renamed: list[tuple[str, str]] = []  # Transformers', the file's; the last comes first
+        # (Transformers' name, the file's); the last one is applied first.
+        self._renamed: list[tuple[str, str]] = []
         self._merged: list[tuple[str, tuple[str, ...]]] = []
-        self.left_out: list[str] = []  # what files have that would have to be converted
+        self.left_out: list[str] = []  # tensors of files that need another conversion
         for conversion in get_checkpoint_conversion_mapping(model_type) or ():
             self._add(conversion)
 
     def of(self, name: str) -> str:
-        """A parameter's name in files, of its name in Transformers' model."""
-        for ours, theirs in reversed(self._renamed):
-            name = name.replace(ours, theirs)
+        """The name in files of a parameter of Transformers' model."""
+        for in_model, in_file in reversed(self._renamed):
+            name = name.replace(in_model, in_file)
         return name
 
     def of_experts(self, path: str) -> tuple[str, ...]:
-        """Of a parameter of all experts, the names of the matrices that each expert's part is made
-        of, from its first row on, with "{piece}" for the number of the expert.
+        """The names of the matrices of one expert, in the order of their rows in a parameter of all
+        experts, with "{piece}" for the number of the expert.
 
         Raises:
-            UnsupportedModel: that is not known.
+            UnsupportedModel: the table has no such merge.
         """
         for target, sources in self._merged:
             if path.endswith(target):
@@ -51,8 +52,7 @@ class FileNames:
                 return tuple(self.of(base + source.replace("*", "{piece}")) for source in sources)
         raise UnsupportedModel(
             f"model_type {self._model_type!r}: {path.format(layer=0)} is a parameter of all "
-            "experts, that files do not have expert by expert; tensors would have to be converted, "
-            "which is not done here"
+            "experts, which files do not have expert by expert; converting tensors is not supported"
         )
 
     def _add(self, conversion: Any) -> None:
@@ -82,5 +82,5 @@ def _merge(steps: list[tuple[str, int | None]], sources: Sequence[str]) -> bool:
 
 
 def _listed(conversion: Any, side: str) -> Sequence[str]:
-    found = getattr(conversion, f"{side}_patterns", None) or ()
-    return [found] if isinstance(found, str) else list(found)
+    patterns = getattr(conversion, f"{side}_patterns", None) or ()
+    return [patterns] if isinstance(patterns, str) else list(patterns)

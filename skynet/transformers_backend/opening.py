@@ -1,7 +1,7 @@
-"""Opening a checkpoint of any family: one without a file is described, or refused by name.
+"""Opens a checkpoint of any model type; one without a family file is described, or refused by name.
 
-This is the only way in: whoever opens a model to stage or check it does so here. Imports nothing
-heavy until a family without a file comes.
+Staging and checks open models here. Transformers is imported only for a model without a family
+file.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def open_model(model: str, cache_dir: Path) -> Checkpoint:
-    """The checkpoint people mean by `model`; arguments as of `open_checkpoint`.
+    """The checkpoint that `model` names; arguments as in `open_checkpoint`.
 
     Raises:
-        CheckpointError: as of `open_checkpoint`.
-        UnsupportedModel: the family has no file, and cannot be run by Transformers' plan; says why.
+        CheckpointError: see `open_checkpoint`.
+        UnsupportedModel: the model has no family file, and the Transformers backend refuses it.
     """
     checkpoint = open_checkpoint(model, cache_dir)
     if checkpoint.config.get("model_type") not in FAMILIES:
@@ -31,23 +31,23 @@ def open_model(model: str, cache_dir: Path) -> Checkpoint:
 
 
 def describe(checkpoint: Checkpoint) -> TransformersArchitecture:
-    """Write what Transformers says of a checkpoint's model into its config, and return it.
+    """Describe a checkpoint's model in its config, and return the architecture.
 
     Raises:
-        UnsupportedModel: it cannot be run so.
-        CheckpointError: its tensors are not those of the config.
+        UnsupportedModel: the model cannot run on the Transformers backend.
+        CheckpointError: the checkpoint's tensors are not those of the config.
         ConfigurationError: Transformers is not installed.
     """
     try:
-        from skynet.transformers_backend.derive import derive
+        from skynet.transformers_backend.description import describe_model
         from skynet.transformers_backend.tensors import check_tensors
     except ImportError as error:
         raise ConfigurationError(
             f"model_type {checkpoint.config.get('model_type')!r} has no file in SkyNet, and "
-            f"Transformers, whose layers could be run instead, is not here ({error}); install it: "
+            f"Transformers, which could run it, is not installed ({error}); install it: "
             "pip install transformers accelerate"
         ) from error
-    checkpoint.describe(derive(checkpoint.config))
+    checkpoint.describe(describe_model(checkpoint.config))
     arch = cast("TransformersArchitecture", load_architecture(checkpoint.config))
     check_tensors(checkpoint, arch)
     return arch

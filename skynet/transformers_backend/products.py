@@ -1,6 +1,6 @@
-"""What stands in for the modules that Transformers' plan cuts: our products, and the sums.
+"""Replacements of the modules that Transformers' plan cuts: SkyNet's products, and the all-reduces.
 
-Each takes and gives what the module would, (1, tokens, ...), of which a shard has all or its part.
+Each has the inputs and outputs of its module, (1, tokens, ...), whole or this shard's part.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from skynet.transformers_backend.state import Running
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """(1, tokens, width) to (tokens, width), as products take it."""
+    """(1, tokens, width) to contiguous (tokens, width), as products need it."""
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 
 class Column(nn.Module):
-    """The shard's own outputs."""
+    """The outputs of this shard."""
 
     def __init__(self, product: Linear) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class Column(nn.Module):
 
 
 class Row(nn.Module):
-    """The sum of the products of all shards' inputs, and the bias once.
+    """The sum of all shards' products, plus the bias once.
 
-    part: the shard's inputs, where all come.
+    part: of the inputs, where the module is given all of them.
     """
 
     def __init__(
@@ -46,28 +46,28 @@ class Row(nn.Module):
         self._product, self._bias, self._running, self._part = product, bias, running, part
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        own = x if self._part is None else x[..., self._part.start : self._part.stop]
-        total = self._running.total(self._product(_rows(own)))
+        inputs = x if self._part is None else x[..., self._part.start : self._part.stop]
+        total = self._running.total(self._product(_rows(inputs)))
         if self._bias is not None:
             total = total + self._bias
         return total.to(x.dtype).unflatten(0, x.shape[:-1])
 
 
 class Gather(nn.Module):
-    """All outputs, each made by one shard: the sum of what is zero but for a shard's part."""
+    """All outputs, each computed by one shard: a sum of vectors that are zero outside its part."""
 
     def __init__(self, product: Linear, part: Range, width: int, running: Running) -> None:
         super().__init__()
         self._product, self._part, self._width, self._running = product, part, width, running
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        own = self._product(_rows(x))
-        padded = F.pad(own, (self._part.start, self._width - self._part.stop))
+        outputs = self._product(_rows(x))
+        padded = F.pad(outputs, (self._part.start, self._width - self._part.stop))
         return self._running.sum(padded).unflatten(0, x.shape[:-1])
 
 
 class Summed:
-    """The forward of experts that have a shard's columns: what all shards' give together."""
+    """The forward of experts with a shard's columns: the sum over all shards."""
 
     def __init__(self, forward: Callable[..., torch.Tensor], running: Running) -> None:
         self._forward, self._running = forward, running
@@ -77,10 +77,9 @@ class Summed:
 
 
 class Tokens:
-    """The forward of the tokens' table: the module's own on the shard's rows, then a sum.
+    """The forward of the token embedding: the module's forward on the shard's rows, then a sum.
 
-    A span that does not start with the tokens has no use for them, and gets numbers that would
-    spoil whatever is computed of them.
+    A span that does not start at the tokens does not use it, and gets NaN.
     """
 
     def __init__(self, module: nn.Module, vocab: Range, hidden_size: int, running: Running) -> None:
@@ -90,8 +89,8 @@ class Tokens:
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """`ids` (1, tokens) to (1, tokens, hidden)."""
         if self._running.given is not None:
-            nothing = self._running.given.new_full((1, 1, 1), float("nan"))
-            return nothing.expand(*ids.shape, self._hidden_size)
+            nan = self._running.given.new_full((1, 1, 1), float("nan"))
+            return nan.expand(*ids.shape, self._hidden_size)
         if self._vocab.size == 0:
             rows = torch.zeros(*ids.shape, self._hidden_size, device=ids.device)
         else:

@@ -1,6 +1,6 @@
-"""Ropes whose frequencies follow the longest sequence of a batch, so that rows disturb each other.
+"""Ropes whose frequencies depend on the longest sequence of a batch: rows would affect each other.
 
-They stay where they are up to some position, and no sequence gets longer than that.
+Up to some position the frequencies are constant: sequences are limited to that length.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any
 from skynet.errors import UnsupportedModel
 from skynet.transformers_backend.trace import Trace
 
-MOVING = ("dynamic", "longrope")  # the first beyond all positions, the second beyond the original
+# The first changes beyond all positions, the second beyond the original ones.
+CHANGING = ("dynamic", "longrope")
 ORIGINAL = "original_max_position_embeddings"
 
 
-def hold_ropes(found: Trace) -> None:
-    """Let no rope look at positions, to see whether it has to move: there are none in a trace."""
-    for module in found.model.modules():
+def hold_ropes(trace: Trace) -> None:
+    """Make all ropes constant: a changing one would read positions, which a trace does not have."""
+    for module in trace.model.modules():
         if "Rotary" in type(module).__name__ and hasattr(module, "config"):
             module.config = _held_config(module.config)
         kinds = getattr(module, "rope_type", None)
@@ -28,35 +29,35 @@ def hold_ropes(found: Trace) -> None:
             module.rope_type = {name: _held(kind) for name, kind in kinds.items()}
 
 
-def max_positions(found: Trace) -> int:
-    """How long a sequence may be, so that no rope moves.
+def max_positions(trace: Trace) -> int:
+    """The longest sequence for which all ropes are constant.
 
     Raises:
-        UnsupportedModel: nothing tells.
+        UnsupportedModel: the config does not say.
     """
-    config = found.model.config
+    config = trace.model.config
     ropes = list(_ropes(getattr(config, "rope_parameters", None)))
-    given = {"max_position_embeddings": [getattr(config, "max_position_embeddings", None)]}
-    given[ORIGINAL] = [one.get(ORIGINAL) for one in ropes if one.get("rope_type") == "longrope"]
+    limits = {"max_position_embeddings": [getattr(config, "max_position_embeddings", None)]}
+    limits[ORIGINAL] = [one.get(ORIGINAL) for one in ropes if one.get("rope_type") == "longrope"]
     known: list[int] = []
-    for name, values in given.items():
+    for name, values in limits.items():
         for value in values:
             if not isinstance(value, int) or value < 1:
                 raise UnsupportedModel(
-                    f"model_type {found.model_type!r}: {name} is {value!r}, and nothing else tells "
-                    "how long a sequence may be"
+                    f"model_type {trace.model_type!r}: {name} is {value!r}, expected the "
+                    "length of the longest sequence"
                 )
             known.append(value)
     return min(known)
 
 
 def _held(kind: Any) -> Any:
-    moves = isinstance(kind, str) and any(moving in kind for moving in MOVING)
-    return "default" if moves else kind
+    changes = isinstance(kind, str) and any(changing in kind for changing in CHANGING)
+    return "default" if changes else kind
 
 
 def _held_config(config: Any) -> Any:
-    """The same for a rope that asks its config, which others go on to see as it is."""
+    """A copy of a config with constant ropes; other modules keep the original."""
     held = copy.deepcopy(config)
     for one in _ropes(getattr(held, "rope_parameters", None)):
         one["rope_type"] = _held(one.get("rope_type"))
@@ -64,7 +65,7 @@ def _held_config(config: Any) -> Any:
 
 
 def _ropes(parameters: Any) -> Iterator[dict[str, Any]]:
-    """The parameters of each rope: there may be one for each type of layer."""
+    """The parameters of each rope; there may be one rope for each type of layer."""
     if not isinstance(parameters, dict):
         return
     if "rope_type" in parameters:

@@ -16,7 +16,7 @@ from skynet.checkpoint.fetch import CheckpointFetch
 from skynet.checkpoint.tensor_plans import model_files
 from skynet.errors import UnsupportedModel
 from skynet.layers.shard_model import DTYPES
-from skynet.planning.split import make_plan
+from skynet.planning.split import PlanOptions, make_plan
 from skynet.reference.difference import DRIFT, LIMITS, difference, row_scale
 from skynet.reference.forward import Reference
 from skynet.reference.layer import DenseLayer
@@ -43,16 +43,10 @@ def self_test(
     """
     (prompt,) = stack_inputs(arch, model_files(checkpoint), None, checkpoint.name)
     shards = min(max(2, shards), arch.num_heads)
-    plan = make_plan(
-        arch,
-        model=checkpoint.name,
-        name=checkpoint.name,
-        stages=1,
-        shards=shards,
-        dtype=DTYPE,
-        num_slots=1,
-        slot_tokens=len(prompt),
+    options = PlanOptions(
+        checkpoint.name, checkpoint.name, DTYPE, num_slots=1, slot_tokens=len(prompt)
     )
+    plan = make_plan(arch, options, stages=1, shards=shards)
     fetch = CheckpointFetch(checkpoint, arch)
     test = _SelfTest(ShardGroup(arch, plan, fetch, prompt), len(arch.samples) + 2, fetch, progress)
     Reference(checkpoint, arch, DTYPES[DTYPE]).run([prompt], test, only=arch.samples)

@@ -14,12 +14,14 @@ import torch
 
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.errors import SkynetError, UnsupportedModel
-from skynet.layers.context import StepContext, make_context
+from skynet.layers.cache import KVLayout
+from skynet.layers.context import StepContext, StepLayout, make_context
 from skynet.layers.lockstep import run_in_lockstep
 from skynet.layers.norm import AllReduce
+from skynet.layers.regions import Fetch
 from skynet.layers.shard_model import DTYPES
-from skynet.layers.weights import Fetch
 from skynet.planning.plan import Plan, ShardPlan
+from skynet.planning.ranges import Range
 from skynet.reference.difference import LIMITS, difference
 from skynet.transformers_backend.body import Body
 from skynet.transformers_backend.loader import TransformersLoader
@@ -51,7 +53,7 @@ class ShardGroup:
             body.load_tokens(self._loader(part))
 
         def run(body: Body, context: StepContext, all_reduce: AllReduce) -> torch.Tensor:
-            return body.run(context, 0, 0, None, all_reduce)
+            return body.run(context, Range(0, 0), None, all_reduce)
 
         row = Row(0, 0, self._prompt, len(self._prompt))
         return self._run_shards("the embedding", bodies, parts, (row,), run)
@@ -107,7 +109,7 @@ class ShardGroup:
         layer = self._layer
 
         def run(body: Body, context: StepContext, all_reduce: AllReduce) -> torch.Tensor:
-            return body.run(context, layer, layer + 1, x, all_reduce)
+            return body.run(context, Range(layer, layer + 1), x, all_reduce)
 
         bodies = [self._bodies[part] for part in self._parts]
         return self._run_shards(f"layer {layer}", bodies, self._parts, rows, run)
@@ -146,19 +148,12 @@ class ShardGroup:
             ) from error
 
     def _body(self, part: ShardPlan) -> Body:
-        return Body(self._arch, self._plan, part, self._dtype, CPU)
+        return Body(self._loader(part), KVLayout.of(self._plan))
 
     def _loader(self, part: ShardPlan) -> TransformersLoader:
         return TransformersLoader(self._arch, part, self._fetch, self._dtype, CPU)
 
     def _context(self, part: ShardPlan, rows: tuple[Row, ...]) -> StepContext:
-        return make_context(
-            Step(self._plan.epoch, 1, rows, 1),
-            self._plan,
-            self._arch.vocab_size,
-            [],
-            set(self._arch.windows),
-            2 * part.kv_heads.size * self._arch.head_dim * self._dtype.itemsize,
-            self._dtype,
-            CPU,
-        )
+        kv = KVLayout.of(self._plan)
+        layout = StepLayout.of(self._loader(part), kv, self._arch.windows)
+        return make_context(Step(self._plan.epoch, 1, rows, 1), layout)

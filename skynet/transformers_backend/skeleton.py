@@ -1,6 +1,6 @@
-"""Transformers' model of a config, its parameters without memory: the frame that weights go into.
+"""Transformers' model of a config, on the meta device: weights are placed into it later.
 
-Runs no code but that of the installed Transformers: no remote code, ever.
+Runs only code of the installed Transformers, never code that comes with a checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def transformers_version() -> str:
 
 
 def config_class(config: Config) -> Any:
-    """Transformers' class of the config's model_type.
+    """Transformers' config class of a model_type.
 
     Raises:
         UnsupportedModel: Transformers has none.
@@ -43,29 +43,29 @@ def build(config: Config, attention: str, dtype: torch.dtype, *, buffers: bool) 
     """The model with a language head, without weights, ready to be evaluated.
 
     attention: the name of an attention function registered with Transformers.
-    buffers: whether buffers, such as the frequencies of ropes, are made too.
+    buffers: whether buffers, such as rope frequencies, are computed.
 
     Raises:
-        UnsupportedModel: Transformers cannot make it; says why.
+        UnsupportedModel: Transformers cannot build the model; has its error.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    kind = config_class(config)
+    config_type = config_class(config)
     plain = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
-    # Not grouped: that kernel takes no sizes that are not multiples of 8.
+    # The grouped kernel takes only sizes that are multiples of 8.
     eager = {"experts_implementation": "eager"} if _has_experts(config) else {}
     empty = init_empty_weights(include_buffers=False) if buffers else torch.device("meta")
     try:
         with quiet(), empty:
             return AutoModelForCausalLM.from_config(
-                kind.from_dict({**config, **plain}),
+                config_type.from_dict({**config, **plain}),
                 dtype=dtype,
                 attn_implementation=attention,
                 trust_remote_code=False,
                 **eager,
             ).eval()
-    except Exception as error:  # each model has errors of its own
+    except Exception as error:  # models raise errors of any class
         raise UnsupportedModel(
             f"Transformers cannot make a {config.get('model_type')} model of config.json: {error}"
         ) from error

@@ -1,7 +1,7 @@
-"""What the modules of one shard's model share while a step runs: the step, the sum, where to stop.
+"""The state that the modules of one shard's model share in a step: context, all-reduce and span.
 
-One object a model, found through the modules and not through a global: several models may run in
-one process, each in its own thread.
+One object per model, which its modules refer to. It is not global: several models may run in one
+process, each in another thread.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from skynet.layers.norm import AllReduce
 
 
 class Running:
-    """The step that runs. Set before the model is called, read by its modules."""
+    """The running step. Set before the model is called, read by its modules."""
 
     def __init__(self) -> None:
-        self.start = self.stop = 0  # of the span; layers outside of it let hidden states through
+        self.start = self.stop = 0  # of the span
         self.given: torch.Tensor | None = None  # hidden states before `start`, (1, tokens, hidden)
         self._context: StepContext | None = None
-        self._all_sum: AllReduce | None = None
+        self._all_reduce: AllReduce | None = None
 
     def begin(self, context: StepContext | None, all_reduce: AllReduce | None) -> None:
-        self._context, self._all_sum = context, all_reduce
+        self._context, self._all_reduce = context, all_reduce
 
     def end(self) -> None:
-        self._context = self._all_sum = self.given = None
+        self._context = self._all_reduce = self.given = None
 
     @property
     def context(self) -> StepContext:
@@ -35,18 +35,18 @@ class Running:
         return self._context
 
     def sum(self, partial: torch.Tensor) -> torch.Tensor:
-        """The sum over the stage's shards of `partial` (tokens, width), in its own dtype."""
+        """The sum over the stage's shards of `partial` (tokens, width), in the same dtype."""
         return self.total(partial).to(partial.dtype)
 
     def total(self, partial: torch.Tensor) -> torch.Tensor:
-        """The same in float32."""
-        if self._all_sum is None:
+        """The same sum in float32."""
+        if self._all_reduce is None:
             raise StepFailed("a sum outside of a step")
-        return self._all_sum(partial.contiguous())
+        return self._all_reduce(partial.contiguous())
 
 
 class SpanEnd(Exception):
-    """The hidden states at the end of a span, (1, tokens, hidden)."""
+    """Stops the forward pass; has the hidden states at the end of a span, (1, tokens, hidden)."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         self.hidden = hidden

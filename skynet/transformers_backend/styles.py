@@ -1,7 +1,7 @@
-"""Transformers' tensor-parallel plan of a model: which module has which style, and what we do then.
+"""Transformers' tensor-parallel plan of a model: the style of each module.
 
-A plan is a pattern of paths to the name of a style, as `transformers.distributed` has them: "*"
-stands for the number of a layer. A style that is not known is refused, not guessed.
+A plan maps patterns of paths to the names of styles in `transformers.distributed`; "*" stands for
+the number of a layer. An unknown style is refused, not guessed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from skynet.architecture.transformers_model import Style
 from skynet.errors import UnsupportedModel
 from skynet.models.registry import KNOWN
 
-# Transformers' names, old spellings included, and what is done with such a module. The parameters
-# of "experts" are packed_colwise and rowwise.
+# Transformers' names, old spellings included, and SkyNet's. The parameters of "experts" are
+# packed_colwise and rowwise.
 STYLES: dict[str, Style | Literal["packed"]] = {
     "colwise": "column",
     "rowwise": "row",
@@ -27,8 +27,8 @@ STYLES: dict[str, Style | Literal["packed"]] = {
     "moe_tp_experts": "experts",
     "packed_colwise": "packed",
 }
-EXPERTS = ("gate_up_proj", "down_proj")  # what Transformers calls the parameters of experts
-EMBEDDING = "embedding_rowwise"  # of the tokens' table alone, which we cut in any case
+EXPERTS = ("gate_up_proj", "down_proj")  # Transformers' names of the parameters of experts
+EMBEDDING = "embedding_rowwise"  # only of the token embedding, which is always cut
 
 
 def known_styles() -> str:
@@ -36,10 +36,10 @@ def known_styles() -> str:
 
 
 class Styles:
-    """The plan of one model's base, `prefix` being the base's path in the whole model."""
+    """The plan of a base model, whose path in the whole model is `prefix`."""
 
     def __init__(self, model_type: str, plan: dict[str, str], prefix: str) -> None:
-        """Raises UnsupportedModel, by name, for a style that is not known."""
+        """Raises UnsupportedModel for an unknown style; names it."""
         self._patterns: list[tuple[re.Pattern[str], Style | Literal["packed"]]] = []
         self.tables: list[str] = []  # paths of embeddings that the plan cuts
         for pattern, name in plan.items():
@@ -51,16 +51,16 @@ class Styles:
             else:
                 raise UnsupportedModel(
                     f"model_type {model_type!r}: {pattern} is {name!r} in Transformers' "
-                    f"tensor-parallel plan, which is not run; known are {known_styles()}"
+                    f"tensor-parallel plan, which is not supported; known are {known_styles()}"
                 )
 
     def of(self, path: str) -> Style | None:
-        """The style of the module at `path`; None of one that the plan does not name."""
+        """The style of the module at `path`; None if the plan does not name it."""
         style = self._find(path)
         return None if style == "packed" else style
 
     def are_experts(self, path: str) -> bool:
-        """Are the parameters of the module at `path` those of experts, cut by their columns?"""
+        """Whether the module at `path` has parameters of experts that are cut by their columns."""
         packed, down = (self._find(f"{path}.{name}") for name in EXPERTS)
         return (self._find(path), packed, down) == ("experts", "packed", "row")
 
@@ -72,16 +72,16 @@ class Styles:
 
 
 def plan_of(config: Any, model_type: str) -> dict[str, str]:
-    """The `base_model_tp_plan` of a config of Transformers.
+    """The `base_model_tp_plan` of a Transformers config.
 
     Raises:
-        UnsupportedModel: there is none.
+        UnsupportedModel: it has none.
     """
     plan: dict[str, str] | None = getattr(config, "base_model_tp_plan", None)
     if not plan:
         raise UnsupportedModel(
             f"model_type {model_type!r} has no file in SkyNet, and Transformers has no "
-            "tensor-parallel plan (base_model_tp_plan) of it to cut it by; with a file: "
+            "tensor-parallel plan (base_model_tp_plan) for it; with a file: "
             f"{', '.join(KNOWN)}"
         )
     return plan

@@ -1,4 +1,4 @@
-"""Does a checkpoint hold what Transformers' model is made of, and nothing else?"""
+"""Checks that a checkpoint has the tensors of Transformers' model, and no others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN = 3
 
 
 def check_tensors(checkpoint: Checkpoint, arch: TransformersArchitecture) -> None:
-    """Raise UnsupportedModel, by name, if not; CheckpointError if tensors are missing."""
+    """Raise UnsupportedModel for other tensors, by name; CheckpointError for missing ones."""
     names = _names(checkpoint, arch)
     known = set(names.values())
     model = build(json.loads(arch.config), register_attention(), torch.float32, buffers=True)
@@ -41,7 +41,7 @@ def check_tensors(checkpoint: Checkpoint, arch: TransformersArchitecture) -> Non
 
 
 def _names(checkpoint: Checkpoint, arch: TransformersArchitecture) -> dict[str, str]:
-    """As of `resolve_names`; missing tensors may be some that Transformers would convert."""
+    """See `resolve_names`; missing tensors may be ones that Transformers would convert."""
     try:
         return resolve_names(arch, checkpoint.tensors)
     except CheckpointError as error:
@@ -49,13 +49,13 @@ def _names(checkpoint: Checkpoint, arch: TransformersArchitecture) -> dict[str, 
         if not left:
             raise
         raise UnsupportedModel(
-            f"{checkpoint.name}: of model_type {arch.model_type!r} files may have {left[0]} and "
-            f"{len(left) - 1} more that have to be converted, which is not done here; {error}"
+            f"{checkpoint.name}: files of model_type {arch.model_type!r} may have {left[0]} and "
+            f"{len(left) - 1} more that have to be converted, which is not supported; {error}"
         ) from error
 
 
 def _stored_buffers(model: Any) -> dict[str, torch.Tensor]:
-    """Buffers that checkpoints hold, by name, with the values that the model makes itself."""
+    """Buffers that checkpoints hold, by name, with the values that the model computes."""
     stored = model.state_dict().keys()
     return {name: value for name, value in model.named_buffers() if name in stored}
 
@@ -63,22 +63,22 @@ def _stored_buffers(model: Any) -> dict[str, torch.Tensor]:
 def _check_buffer(
     checkpoint: Checkpoint, arch: TransformersArchitecture, name: str, made: torch.Tensor
 ) -> None:
-    """A buffer is made by the model, not read: it must be what the checkpoint has."""
+    """A buffer is computed by the model, not loaded: the checkpoint must have the same values."""
     info = checkpoint.tensors[name]
     if tuple(info.shape) == tuple(made.shape):
         stop = info.shape[0] if info.shape else 1
         raw = torch.from_numpy(np.atleast_1d(checkpoint.read(name, 0, 0, stop)))
-        found = raw.view(torch.bfloat16) if info.dtype == "bfloat16" else raw
-        if torch.equal(found.float().flatten(), made.float().flatten()):
+        stored = raw.view(torch.bfloat16) if info.dtype == "bfloat16" else raw
+        if torch.equal(stored.float().flatten(), made.float().flatten()):
             return
     raise UnsupportedModel(
-        f"{checkpoint.name}: buffer {name} is not what Transformers makes of config.json for "
-        f"model_type {arch.model_type!r}; buffers of a checkpoint are not read"
+        f"{checkpoint.name}: buffer {name} differs from the one that Transformers computes for "
+        f"model_type {arch.model_type!r}; loading buffers of a checkpoint is not supported"
     )
 
 
 def _is_ignored(model: Any, arch: TransformersArchitecture, name: str) -> bool:
-    """Does Transformers leave this tensor alone too, without a word?"""
+    """Whether Transformers ignores this tensor too, without a warning."""
     patterns: Iterable[str] = model._keys_to_ignore_on_load_unexpected or ()
     if any(re.search(pattern, name) for pattern in patterns):
         return True

@@ -1,7 +1,7 @@
-"""What Transformers' model does, seen on a run without numbers: every tensor is only a shape.
+"""A trace of Transformers' model, run on meta tensors, which have a shape and no values.
 
-Which modules are called, in what order; which heads come to the attention function, and which keys
-the mask lets a token see. Knows nothing of plans.
+It has the modules that are called, in order; the heads that the attention function is given; and
+the keys that the mask lets a token see. Knows nothing of plans.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from skynet.transformers_backend.skeleton import build
 
 ATTENTION = "skynet_trace"
 NUM_TOKENS = 3
-# Arguments of the attention function that change nothing about the result, whatever they are.
+# Arguments of the attention function that do not change the result.
 IGNORED = {
     "position_ids",
     "use_cache",
     "output_attentions",
     "output_hidden_states",
     "output_router_logits",
-    "sliding_window",  # the mask tells
-    "dropout",  # nothing is dropped outside of training
+    "sliding_window",  # read from the mask
+    "dropout",  # only in training
     "layer_idx",
     "cache_position",
 }
-HONOURED = {"scaling", "softcap"}
+SUPPORTED = {"scaling", "softcap"}
 
 
-def not_computed(given: Mapping[str, Any]) -> list[str]:
-    """Arguments that a module gives the attention function, and that ours does not take."""
+def unsupported_arguments(arguments: Mapping[str, Any]) -> list[str]:
+    """Names of the attention function's arguments that SkyNet's attention does not support."""
     return [
         name
-        for name, value in given.items()
+        for name, value in arguments.items()
         if value is not None
-        and name not in IGNORED | HONOURED
+        and name not in IGNORED | SUPPORTED
         and not (name == "is_causal" and value is True)
     ]
 
@@ -61,15 +61,15 @@ class AttentionCall:
 
 @dataclass
 class Trace:
-    """A model, and what was seen of it. `called` has the paths of modules in order."""
+    """A model, and what its run recorded. `called` has the paths of modules in order."""
 
     model: Any
     model_type: str
     paths: dict[int, str]  # of modules, by identity
     calls: list[AttentionCall] = field(default_factory=list)
     called: list[str] = field(default_factory=list)
-    running: list[str] = field(default_factory=list)  # the way to the module that runs
-    outputs: dict[str, str] = field(default_factory=dict)  # the type of what a module returned
+    running: list[str] = field(default_factory=list)  # paths of the modules on the call stack
+    outputs: dict[str, str] = field(default_factory=dict)  # type of a module's output, by path
 
     @property
     def counts(self) -> Counter[str]:
@@ -82,13 +82,13 @@ class Trace:
         key: torch.Tensor,
         value: torch.Tensor,
         mask: torch.Tensor | None,
-        given: dict[str, Any],
+        arguments: dict[str, Any],
     ) -> torch.Tensor:
-        """Write a call down; raises UnsupportedModel if it asks for what is not computed."""
+        """Record a call; raises UnsupportedModel if an argument is not supported."""
         path = self.paths[id(module)]
-        unknown = not_computed(given)
-        if unknown:
-            raise self.refusal(path, f"gives the attention function {unknown}, not computed here")
+        unsupported = unsupported_arguments(arguments)
+        if unsupported:
+            raise self.refusal(path, f"calls attention with {unsupported}, not supported")
         self.calls.append(
             AttentionCall(
                 path=path,
@@ -104,22 +104,21 @@ class Trace:
     def _window(self, path: str, mask: torch.Tensor | None) -> int | None:
         sees: Callable[..., torch.Tensor] | None = getattr(mask, "skynet_sees", None)
         if mask is None or sees is None:
-            raise self.refusal(path, "makes an attention mask of its own, or none")
+            raise self.refusal(path, "makes its attention mask itself, or none")
         window: int | None = getattr(mask, "skynet_window", None)
         if not _is_window(sees, window):
             raise self.refusal(path, "has an attention mask that is neither causal nor a window")
         return window
 
     def stand_in(self, path: str) -> None:
-        """Let the experts at `path` give hidden states unseen: numbers choose them, and here are
-        none."""
+        """Skip the experts at `path`: the router's values choose them, and a trace has none."""
         self.model.get_submodule(path).forward = _shaped
 
     def run(self) -> None:
         """Run the model, once.
 
         Raises:
-            UnsupportedModel: it cannot be run on shapes, or its attention is none of ours.
+            UnsupportedModel: it cannot run on shapes, or its attention is not supported.
         """
         try:
             with torch.device("meta"), torch.no_grad(), quiet():
@@ -131,7 +130,7 @@ class Trace:
                 )
         except UnsupportedModel:
             raise
-        except Exception as error:  # each model has errors of its own
+        except Exception as error:  # models raise errors of any class
             reason = re.sub(r"\s+", " ", str(error))[:200]
             where = self.running[-1]
             raise self.refusal(where, f"cannot be run on shapes alone: {reason}") from error
@@ -140,7 +139,7 @@ class Trace:
             raise self.refusal("", f"gives logits of shape {shape} for {NUM_TOKENS} tokens")
 
     def refusal(self, path: str, why: str) -> UnsupportedModel:
-        """Names the model, the module at `path` and its class, and why it is not run."""
+        """The error that names the model, the module at `path`, its class and the reason."""
         kind = type(self.model.get_submodule(path)).__name__
         where = f"{path} ({kind})" if path else kind
         return UnsupportedModel(f"model_type {self.model_type!r}: {where} {why}")
@@ -150,36 +149,36 @@ def prepare(config: Config) -> Trace:
     """The trace of a model that has not run yet.
 
     Raises:
-        UnsupportedModel: Transformers cannot make it.
+        UnsupportedModel: Transformers cannot build the model.
     """
     _register()
-    # In bfloat16: what is float32 all the same stays so.
+    # In bfloat16, which shows the parameters that stay float32 all the same.
     model = build(config, ATTENTION, torch.bfloat16, buffers=False)
     paths = {id(module): path for path, module in model.named_modules()}
-    found = Trace(model, str(config.get("model_type")), paths)
+    trace = Trace(model, str(config.get("model_type")), paths)
     for path, module in model.named_modules():
-        module.skynet_trace = found
-        module.register_forward_pre_hook(_begin(found, path))
-        module.register_forward_hook(_end(found, path))
-    return found
+        module.skynet_trace = trace
+        module.register_forward_pre_hook(_begin(trace, path))
+        module.register_forward_hook(_end(trace, path))
+    return trace
 
 
 def _shaped(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return torch.empty_like(hidden_states)
 
 
-def _begin(found: Trace, path: str) -> Callable[..., None]:
+def _begin(trace: Trace, path: str) -> Callable[..., None]:
     def hook(module: torch.nn.Module, args: Any) -> None:
-        found.running.append(path)
+        trace.running.append(path)
 
     return hook
 
 
-def _end(found: Trace, path: str) -> Callable[..., None]:
+def _end(trace: Trace, path: str) -> Callable[..., None]:
     def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
-        found.running.pop()
-        found.called.append(path)
-        found.outputs[path] = type(output).__name__
+        trace.running.pop()
+        trace.called.append(path)
+        trace.outputs[path] = type(output).__name__
 
     return hook
 
@@ -197,22 +196,22 @@ def _attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    **given: Any,
+    **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
-    found: Trace = module.skynet_trace  # type: ignore[assignment]
-    return found.attention(module, query, key, value, attention_mask, given), None
+    trace: Trace = module.skynet_trace  # type: ignore[assignment]
+    return trace.attention(module, query, key, value, attention_mask, arguments), None
 
 
-def _mask(*_: Any, **given: Any) -> torch.Tensor:
-    """A mask that says what it is: only this very tensor does, none that is made of it."""
+def _mask(*_: Any, **arguments: Any) -> torch.Tensor:
+    """A mask with its function and window as attributes, which no tensor computed from it has."""
     mask = torch.ones((1, 1, NUM_TOKENS, NUM_TOKENS), dtype=torch.bool, device="meta")
-    mask.skynet_sees = given["mask_function"]  # type: ignore[attr-defined]
-    mask.skynet_window = given.get("local_size")  # type: ignore[attr-defined]
+    mask.skynet_sees = arguments["mask_function"]  # type: ignore[attr-defined]
+    mask.skynet_window = arguments.get("local_size")  # type: ignore[attr-defined]
     return mask
 
 
 def _is_window(sees: Callable[..., torch.Tensor], window: int | None) -> bool:
-    """Does a token see those up to itself, or the last `window` of them, and no others?"""
+    """Whether a token sees all tokens up to itself, or the last `window` of them, and no others."""
     with torch.device("cpu"):
         query = torch.tensor(1000 if window is None else 2 * window + 3)
         keys = torch.arange(int(query) + 3)
@@ -223,5 +222,5 @@ def _is_window(sees: Callable[..., torch.Tensor], window: int | None) -> bool:
         try:
             seen = sees(zero, zero, query, keys).expand(keys.shape)
             return bool((seen == expected).all())
-        except (RuntimeError, NotImplementedError):  # it needs more than positions
+        except (RuntimeError, NotImplementedError):  # the mask depends on more than positions
             return False

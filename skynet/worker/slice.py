@@ -9,7 +9,7 @@ import redis
 import torch
 
 from skynet.checkpoint.tensor_plans import ITEM_BYTES
-from skynet.layers.shard_model import ShardModel
+from skynet.layers.shard_model import PreviousSlice, ShardModel
 from skynet.models.registry import load_architecture
 from skynet.planning.memory import shard_weight_bytes
 from skynet.planning.plan import Plan
@@ -43,13 +43,12 @@ def load_slice(
     plan: Plan,
     address: Address,
     progress: Callable[[int], None],
-    kept: ShardModel | None = None,
-    consume: bool = False,
+    previous: PreviousSlice | None = None,
 ) -> tuple[ShardModel, int]:
-    """Fetch the tiles of this shard's slice that `kept` lacks, and build its layers.
+    """Fetch the tiles of this shard's slice that `previous` lacks, and build its layers.
 
     progress: called with the bytes of each region fetched.
-    kept, consume: an earlier slice, and whether it may be taken apart; see `ShardModel`.
+    previous: an earlier slice whose weights are reused; see `ShardModel`.
 
     Returns the model and the number of bytes fetched.
 
@@ -61,12 +60,10 @@ def load_slice(
     model = shard_class(arch)(
         arch,
         plan,
-        address.stage,
-        address.shard,
+        address,
         TensorFetcher(StagedWeights(client, manifest), plan.dtype, progress),
         device=settings().device,
-        kept=kept,
-        consume=consume,
+        previous=previous,
     )
     return model, model.fetched_bytes
 

@@ -41,6 +41,7 @@ class SliceLoader:
         """
         import torch
 
+        from skynet.layers.shard_model import PreviousSlice
         from skynet.worker.slice import load_slice
 
         member, started = self.lease.member, time.monotonic()
@@ -51,7 +52,8 @@ class SliceLoader:
         def progress(num_bytes: int) -> None:
             self.lease.update(quietly=True, loaded_bytes=member.loaded_bytes + num_bytes)
 
-        model, fetched = load_slice(self.client, plan, address, progress, kept, consume)
+        previous = None if kept is None else PreviousSlice(kept, consume)
+        model, fetched = load_slice(self.client, plan, address, progress, previous)
         load_s = round(time.monotonic() - started, 3)
         reused = max(0, model.weight_bytes - fetched)
         self.lease.update(quietly=True, load_s=load_s, kept_bytes=reused)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from plans import plan_for
 from safetensors import safe_open
 
 from skynet.architecture.architecture import Architecture
@@ -20,8 +21,7 @@ from skynet.architecture.transformers_model import KEY
 from skynet.models.registry import FAMILIES, load_architecture, settled
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.planning.split import make_plan
-from skynet.transformers_backend.derive import derive
+from skynet.transformers_backend.description import describe_model
 from skynet.wire.step import Candidates, LogitsRequest, Row, Step
 from skynet.worker.shard_class import shard_class
 
@@ -33,15 +33,15 @@ Result = tuple[torch.Tensor | None, list[Candidates], list[np.ndarray]]
 class Checkpoint:
     """A directory as `save_pretrained` leaves it, read by region.
 
-    derived: run Transformers' layers, even if the family has a file.
+    transformers_backend: run Transformers' layers, even if the family has a file.
     """
 
-    def __init__(self, directory: Path, *, derived: bool = False) -> None:
+    def __init__(self, directory: Path, *, transformers_backend: bool = False) -> None:
         with safe_open(directory / "model.safetensors", framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         config = json.loads((directory / "config.json").read_text())
-        if derived or config["model_type"] not in FAMILIES:
-            config[KEY] = derive(config)
+        if transformers_backend or config["model_type"] not in FAMILIES:
+            config[KEY] = describe_model(config)
 
         def same(one: str, other: str) -> bool:
             return torch.equal(tensors[one], tensors[other])
@@ -88,7 +88,9 @@ class Cluster:
         self.plan, self.arch = plan, checkpoint.arch
         self.models = [
             [
-                shard_class(checkpoint.arch)(checkpoint.arch, plan, stage, shard, checkpoint.fetch)
+                shard_class(checkpoint.arch)(
+                    checkpoint.arch, plan, (stage, shard), checkpoint.fetch
+                )
                 for shard in range(plan.num_shards)
             ]
             for stage in range(len(plan.stages))
@@ -227,7 +229,5 @@ def last_logits(cluster: Cluster, arch: Architecture, prompt: list[int], span: i
 
 
 def cluster_of(checkpoint: Checkpoint, stages: int, shards: int, **options: Any) -> Cluster:
-    plan = make_plan(
-        checkpoint.arch, model="tiny", name="tiny", stages=stages, shards=shards, **options
-    )
+    plan = plan_for(checkpoint.arch, stages, shards, **options)
     return Cluster(checkpoint, plan)

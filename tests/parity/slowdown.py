@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 import transformers
 from harness import Checkpoint, Cluster
+from plans import plan_for
 
-from skynet.planning.split import make_plan
 from skynet.wire.step import LogitsRequest, Row
 
 SIZES = {  # of SmolLM2-135M
@@ -43,10 +43,10 @@ def main() -> None:
     transformers.LlamaForCausalLM(config).save_pretrained(directory)
     for dtype in ("float32", "bfloat16"):
         clusters = []
-        for derived in (False, True):
-            found = Checkpoint(directory, derived=derived)
+        for backend in (False, True):
+            found = Checkpoint(directory, transformers_backend=backend)
             options = {"model": "m", "name": "m", "stages": 1, "shards": 1, "dtype": dtype}
-            clusters.append(Cluster(found, make_plan(found.arch, **options)))
+            clusters.append(Cluster(found, plan_for(found.arch, **options)))
             prompt = tuple(range(CONTEXT))
             for slot in range(max(BATCHES)):
                 clusters[-1].step([Row(slot, 0, prompt, CONTEXT)], layers_per_chord=99)

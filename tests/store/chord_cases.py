@@ -7,12 +7,12 @@ from base64 import b64decode
 from typing import Any
 
 import redis
+from plans import plan_for
 
 from skynet.chords.app import AddressAMQP, SkynetCelery
 from skynet.chords.messenger import Messenger
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
-from skynet.planning.split import make_plan
 from skynet.store.connection import backend_url, broker_url
 from skynet.store.resp import RespConnection
 from skynet.wire import codec
@@ -40,7 +40,7 @@ def tiny_plan(stages: int = 2, shards: int = 2) -> Plan:
             "vocab_size": 100,
         }
     )
-    return make_plan(arch, model="d", name="tiny", stages=stages, shards=shards, epoch=5)
+    return plan_for(arch, stages, shards, epoch=5)
 
 
 def queued(client: redis.Redis, queue: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Descriptions of families without a file: what they say, who reads them, and what is refused."""
+"""Descriptions of models on the Transformers backend: contents, readers, and refusals."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from derived_families import DYNAMIC, LONGROPE, derived_config
 from model_families import tiny_config
+from plans import plan_for
 from references import save_random_model
 from safetensors.torch import load_file, save_file
 from transformers.models.arcee.configuration_arcee import ArceeConfig
 from transformers.models.arcee.modeling_arcee import ArceeMLP
+from transformers_families import DYNAMIC, LONGROPE, transformers_config
 
 from skynet.architecture.tensors import staged_tensors
 from skynet.architecture.transformers_model import KEY, TransformersArchitecture, read
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import CheckpointError, ConfigurationError, UnsupportedModel
+from skynet.layers.cache import KVLayout
 from skynet.models.registry import load_architecture
-from skynet.planning.split import make_plan
+from skynet.planning.ranges import Range
 from skynet.transformers_backend.body import Body
-from skynet.transformers_backend.derive import derive
+from skynet.transformers_backend.description import describe_model
+from skynet.transformers_backend.loader import TransformersLoader
 from skynet.transformers_backend.opening import describe, open_model
 
 EMBED = "model.embed_tokens.weight"
@@ -34,8 +37,10 @@ ROOT = Path(__file__).parents[2]
 
 def described(model_type: str, **fields: Any) -> dict[str, Any]:
     """A config with its description, as it is staged."""
-    config: dict[str, Any] = json.loads(derived_config(model_type, **fields).to_json_string(False))
-    return config | {KEY: derive(config)}
+    config: dict[str, Any] = json.loads(
+        transformers_config(model_type, **fields).to_json_string(False)
+    )
+    return config | {KEY: describe_model(config)}
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ def opened(path: Path) -> Checkpoint:
 
 
 def rewrite(path: Path, changed: dict[str, torch.Tensor]) -> None:
-    """Put these tensors into a checkpoint, beside or instead of its own."""
+    """Put these tensors into a checkpoint, beside or instead of those in it."""
     tensors = load_file(path / "model.safetensors")
     save_file(tensors | changed, path / "model.safetensors", metadata={"format": "pt"})
 
@@ -123,15 +128,15 @@ def test_experts_are_in_the_layers_that_have_them() -> None:
     assert isinstance(arch, TransformersArchitecture)
     assert (arch.num_experts, arch.intermediate_size, arch.samples) == (6, 21, (0, 1))
     assert (arch.sums, arch.sums_per_layer) == ((2, 3, 3), 3)
-    found = {weight.role: weight for weight in arch.weights}
-    gate = found["mlp.experts.gate_up_proj:0"]
+    weights = {weight.role: weight for weight in arch.weights}
+    gate = weights["mlp.experts.gate_up_proj:0"]
     assert (gate.cut, gate.unit, arch.shape(gate)) == ("column", "columns", (21, 48))
     assert gate.tensor(2, piece=4) == "model.layers.2.mlp.experts.4.gate_proj.weight"
     assert [gate.is_in(layer) for layer in range(3)] == [False, True, True]
-    assert arch.shape(found["mlp.gate_proj"]) == (83, 48)
-    assert [found["mlp.gate_proj"].is_in(layer) for layer in range(3)] == [True, False, False]
-    assert arch.shape(found["mlp.shared_experts.down_proj"]) == (48, 42)
-    bias = found["mlp.gate.e_score_correction_bias"]
+    assert arch.shape(weights["mlp.gate_proj"]) == (83, 48)
+    assert [weights["mlp.gate_proj"].is_in(layer) for layer in range(3)] == [True, False, False]
+    assert arch.shape(weights["mlp.shared_experts.down_proj"]) == (48, 42)
+    bias = weights["mlp.gate.e_score_correction_bias"]
     assert (bias.cut, bias.tensor(1)) == ("replicated", "model.layers.1.mlp." + bias.role[4:])
 
 
@@ -199,15 +204,21 @@ def test_a_description_of_another_version_is_refused() -> None:
         load_architecture(config)
 
 
+def nothing(name: str, region: Range) -> torch.Tensor:
+    raise AssertionError(f"{name} is fetched")
+
+
 def test_a_worker_with_another_transformers_refuses() -> None:
     # Given a model that was split with another version
     config = described("arcee")
     config[KEY]["transformers"] = "99.0"
     arch = read(config)
-    plan = make_plan(arch, model="m", name="m", stages=1, shards=1)
+    plan = plan_for(arch, 1, 1)
+    part = plan.stages[0].shards[0]
+    load = TransformersLoader(arch, part, nothing, torch.float32, torch.device("cpu"))
     # When / Then both versions are named
     with pytest.raises(ConfigurationError, match=r"99\.0.*" + transformers.__version__):
-        Body(arch, plan, plan.stages[0].shards[0], torch.float32, torch.device("cpu"))
+        Body(load, KVLayout.of(plan))
 
 
 def test_the_notice_says_what_is_run() -> None:
@@ -232,10 +243,10 @@ def test_the_notice_says_what_is_run() -> None:
 )
 def test_what_is_not_understood_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
     # Given
-    config = derived_config("arcee").to_dict() | fields
+    config = transformers_config("arcee").to_dict() | fields
     # When / Then
     with pytest.raises(UnsupportedModel, match=message):
-        derive(config)
+        describe_model(config)
 
 
 @pytest.mark.parametrize(
@@ -247,8 +258,8 @@ def test_what_is_not_understood_is_refused_by_name(fields: dict[str, Any], messa
             {"layers.*.mlp.up_proj": "colwise", "layers.*.mlp.down_proj": "colwise"},
             r"mlp\.up_proj .Linear. makes 83 columns, of which .* take in none",
         ),
-        ({"layers.*.self_attn.q_proj": "colwise"}, "cut in a way that is not computed"),
-        ({"layers.*.self_attn.o_proj": "rowwise"}, "cut in a way that is not computed"),
+        ({"layers.*.self_attn.q_proj": "colwise"}, "cut in a way that is not supported"),
+        ({"layers.*.self_attn.o_proj": "rowwise"}, "cut in a way that is not supported"),
         ({"layers.*.mlp.up_proj": "embedding_rowwise"}, r"cuts a table, .*mlp\.up_proj"),
     ],
 )
@@ -257,10 +268,10 @@ def test_a_plan_that_does_not_fit_is_refused_by_name(
 ) -> None:
     # Given another plan than Transformers', or but a part of it
     monkeypatch.setattr(ArceeConfig, "base_model_tp_plan", plan)
-    config = derived_config("arcee").to_dict()
+    config = transformers_config("arcee").to_dict()
     # When / Then
     with pytest.raises(UnsupportedModel, match=f"'arcee'.*{message}"):
-        derive(config)
+        describe_model(config)
 
 
 def test_layers_with_other_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +288,7 @@ def test_layers_with_other_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ArceeMLP, "__init__", wider_first)
     # When / Then
     with pytest.raises(UnsupportedModel, match=r"layers\.0 .*has mlp\.up_proj unlike that of an"):
-        derive(derived_config("arcee").to_dict())
+        describe_model(transformers_config("arcee").to_dict())
 
 
 def test_tensors_that_transformers_does_not_have_are_refused(arcee: Path) -> None:
@@ -326,7 +337,7 @@ def test_missing_tensors_are_named(arcee: Path) -> None:
 
 def test_tensors_that_are_called_otherwise_in_files_are_refused(tmp_path: Path) -> None:
     # Given a model type whose files spell the names of another time
-    model = transformers.AutoModelForCausalLM.from_config(derived_config("exaone"))
+    model = transformers.AutoModelForCausalLM.from_config(transformers_config("exaone"))
     model.save_pretrained(tmp_path / "exaone")
     # When / Then
     with pytest.raises(UnsupportedModel, match=r"'exaone'.*transformer.*have to be converted"):

@@ -1,4 +1,4 @@
-"""Configs as Transformers writes them, old and new, and the refusal of what is not computed."""
+"""Configs as Transformers writes them, old and new, and the refusal of what is not supported."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def test_tensors_of_encoders_are_the_checkpoints(family: str, head: str, tmp_pat
     written = json.loads((tmp_path / "config.json").read_text())
     arch = load_architecture(settled(written, present, differ))
     # Then all tensors are needed, in their shapes, but for the pooler of a model without a head
-    found = resolve_names(arch, present)
-    needed = {found[tensor.name]: tensor.shape for tensor in staged_tensors(arch)}
+    names_in_file = resolve_names(arch, present)
+    needed = {names_in_file[tensor.name]: tensor.shape for tensor in staged_tensors(arch)}
     unused = {"pooler.dense.weight", "pooler.dense.bias"} if head == "Model" else set()
     assert needed == {name: shape for name, shape in present.items() if name not in unused}
 
@@ -118,11 +118,11 @@ def test_tensors_of_encoder_decoders_are_the_checkpoints(
     written = json.loads((tmp_path / "config.json").read_text())
     arch = load_architecture(settled(written, present, differ))
     # Then all tensors are needed, each once, in their shapes
-    found = resolve_names(arch, present)
-    needed = {found[tensor.name]: tensor.shape for tensor in staged_tensors(arch)}
+    names_in_file = resolve_names(arch, present)
+    needed = {names_in_file[tensor.name]: tensor.shape for tensor in staged_tensors(arch)}
     unused = set() if tied or family in ("t5", "mt5") else {"model.shared.weight"}
     assert needed == {name: shape for name, shape in present.items() if name not in unused}
-    assert len(found) == len(needed)
+    assert len(names_in_file) == len(needed)
     assert arch.tied == tied
 
 
@@ -187,13 +187,13 @@ def test_a_tied_head_of_an_encoder_may_have_any_of_its_names(family: str, tmp_pa
     # When the file has what is tied under the other names, or both
     for present in (both - set(model.all_tied_weights_keys.values()), both):
         copied = load_architecture(settled(written, present, lambda one, other: True))
-        # Then all of it is found, once
+        # Then every tensor is resolved, once
         assert copied.tied
         assert set(resolve_names(copied, present)) == {t.name for t in staged_tensors(copied)}
     # And of both the head's are used, which may differ
     arch = load_architecture(settled(written, both, differ))
-    found = set(resolve_names(arch, both).values())
-    assert found >= model.all_tied_weights_keys.keys()
+    names_in_file = set(resolve_names(arch, both).values())
+    assert names_in_file >= model.all_tied_weights_keys.keys()
     assert not arch.tied
 
 
@@ -209,8 +209,8 @@ def test_copies_of_a_table_are_staged_once() -> None:
         # When they are all alike
         arch = load_architecture(settled(config, present, lambda one, other: True))
         # Then one of them is staged, whether that is the shared one or not
-        found = resolve_names(arch, present)
-        assert len(tables & set(found.values())) == 1
+        names_in_file = resolve_names(arch, present)
+        assert len(tables & set(names_in_file.values())) == 1
         assert arch.tied
     # When the decoder's differs, and the head is a copy of the shared one
     arch = load_architecture(
@@ -226,14 +226,14 @@ def test_copies_of_a_table_are_staged_once() -> None:
     [
         ("m2m_100", {"pad_token_id": 0}, "m2m_100 with pad_token_id=0"),
         ("marian", {"d_model": 45, "encoder_attention_heads": 3}, "d_model=45 with sinusoidal"),
-        ("t5", {"feed_forward_proj": "gated-selu"}, "feed_forward_proj='selu' is not computed"),
+        ("t5", {"feed_forward_proj": "gated-selu"}, "feed_forward_proj='selu' is not supported"),
         ("t5", {"feed_forward_proj": "wide-relu"}, "feed_forward_proj='wide-relu'"),
         ("t5", {"is_encoder_decoder": False}, "t5 with is_encoder_decoder=False"),
         ("bart", {"is_decoder": True}, "bart with is_decoder=True"),
         ("bart", {"encoder_attention_heads": 5}, "d_model=48 is not a multiple"),
     ],
 )
-def test_what_is_not_computed_of_encoder_decoders_is_refused(
+def test_what_is_not_supported_of_encoder_decoders_is_refused(
     family: str, fields: dict[str, Any], told: str
 ) -> None:
     # Given a config that asks for it / When / Then it is refused by name
@@ -279,9 +279,9 @@ def test_norms_may_have_the_names_of_2018() -> None:
     for new, older in old.items():
         names = [name.replace(new, older) for name in names]
     # When / Then
-    found = resolve_names(arch, names)
-    assert found["bert.embeddings.LayerNorm.weight"] == "bert.embeddings.LayerNorm.gamma"
-    assert found["bert.encoder.layer.0.output.LayerNorm.bias"].endswith("LayerNorm.beta")
+    names_in_file = resolve_names(arch, names)
+    assert names_in_file["bert.embeddings.LayerNorm.weight"] == "bert.embeddings.LayerNorm.gamma"
+    assert names_in_file["bert.encoder.layer.0.output.LayerNorm.bias"].endswith("LayerNorm.beta")
 
 
 @pytest.mark.parametrize(
@@ -350,14 +350,14 @@ def test_missing_tensors_are_named() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"model_type": "mamba"}, "'mamba' is not computed; known: .*gpt2"),
-        ({}, "None is not computed"),
+        ({"model_type": "mamba"}, "'mamba' is not supported; known: .*gpt2"),
+        ({}, "None is not supported"),
         (config("llama", hidden_act="relu6"), "hidden_act='relu6'"),
         (config("llama", partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
         (config("llama", quantization_config={"quant_method": "gptq"}), "gptq"),
         (config("llama", rope_scaling={"type": "longrope"}), "'longrope'"),
         (config("llama", rope_scaling={"rope_type": "default", "mrope_section": [1]}), "mrope"),
-        (config("llama", num_key_value_heads=4), "6 query heads do not share 4"),
+        (config("llama", num_key_value_heads=4), "6 query heads cannot share 4"),
         (config("llama", head_dim=7), "rope on 7 numbers"),
         (config("gpt2", scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse"),
         (config("gpt2", reorder_and_upcast_attn=True), "reorder_and_upcast_attn"),
@@ -398,7 +398,7 @@ def test_missing_tensors_are_named() -> None:
         ),
     ],
 )
-def test_what_is_not_computed_is_refused_by_name(given: dict[str, Any], message: str) -> None:
+def test_what_is_not_supported_is_refused_by_name(given: dict[str, Any], message: str) -> None:
     # When / Then
     with pytest.raises(UnsupportedModel, match=message):
         load_architecture(given)
@@ -522,8 +522,8 @@ def test_a_stretched_rope_allows_longer_sequences(
 ) -> None:
     # When / Then the positions are the stretched ones where the config's, 64, are not
     arch = load_architecture(config("llama", rope_scaling=rope))
-    (found,) = arch.rope_kinds
-    assert (arch.max_positions, found.original_positions) == (positions, original)
+    (rope,) = arch.rope_kinds
+    assert (arch.max_positions, rope.original_positions) == (positions, original)
 
 
 def test_the_positions_of_gemma_3_are_stretched_ones() -> None:

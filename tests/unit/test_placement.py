@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import plan_for
 
 from skynet.models.registry import load_architecture
 from skynet.planning.cost import WORKER_BYTES, Candidate, load_s, overfull, shard_weights, token_s
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.placement import Decision, Planner, Wish, assign
 from skynet.planning.plan import Plan
-from skynet.planning.split import make_plan
 from skynet.wire.keys import Address
 
 ARCH = load_architecture(
@@ -33,9 +33,7 @@ ARCH = load_architecture(
 
 
 def layout(stages: int, shards: int, weights: Sequence[Sequence[float]] | None = None) -> Plan:
-    return make_plan(
-        ARCH, model="digest", name="test", stages=stages, shards=shards, weights=weights
-    )
+    return plan_for(ARCH, stages, shards, weights=weights)
 
 
 def planner(shape: tuple[int, int] | None = (2, 2), fixed: bool = False) -> Planner:
@@ -43,7 +41,7 @@ def planner(shape: tuple[int, int] | None = (2, 2), fixed: bool = False) -> Plan
 
 
 def elastic(*ids: str, **fields: Any) -> list[Candidate]:
-    """Members that take any place, each on a host of its own."""
+    """Members that take any place, each on another host."""
     return [Candidate(name, host=f"host-{name}", **fields) for name in ids]
 
 
@@ -59,8 +57,8 @@ def in_force(plan: Plan | None) -> Plan:
 
 def started(members: list[Candidate], **options: Any) -> tuple[Planner, Plan]:
     """A planner, and the first plan it makes for these members."""
-    own = planner(**options)
-    return own, in_force(own.decide(None, members, settled_for_s=10).plan)
+    decider = planner(**options)
+    return decider, in_force(decider.decide(None, members, settled_for_s=10).plan)
 
 
 def test_the_shape_asked_for_waits_for_its_members_and_says_which() -> None:
@@ -87,10 +85,10 @@ def test_pinned_members_have_their_place_and_others_fill_in() -> None:
 def test_a_spare_takes_the_place_of_a_lost_one_and_nobody_else_moves() -> None:
     # Given a plan, and a spare
     members = elastic("a", "b", "c", "d", "e")
-    own, plan = started(members)
+    decider, plan = started(members)
     assert "e" not in plan.workers
     # When one is lost
-    decision = own.decide(plan, [m for m in members if m.id != "b"])
+    decision = decider.decide(plan, [m for m in members if m.id != "b"])
     # Then the spare has its place, at once, and all others have theirs
     after = in_force(decision.plan)
     assert not decision.prepare
@@ -101,12 +99,12 @@ def test_a_spare_takes_the_place_of_a_lost_one_and_nobody_else_moves() -> None:
 def test_an_elastic_holder_makes_room_for_a_bound_one_where_it_is_needed() -> None:
     # Given an elastic member in a place to which another one, that came later, is bound
     early = [*elastic("a"), *pinned("stage0.shard1")]
-    own, plan = started(early, shape=(1, 2))
+    decider, plan = started(early, shape=(1, 2))
     assert plan.workers == ("a", "at-stage0.shard1")
     members = [*early, *pinned("stage0.shard0")]
-    assert own.decide(plan, members).plan is None
+    assert decider.decide(plan, members).plan is None
     # When the other place is lost, which the bound one cannot take
-    after = in_force(own.decide(plan, [members[0], members[2]]).plan)
+    after = in_force(decider.decide(plan, [members[0], members[2]]).plan)
     # Then the elastic one moves there
     assert after.workers == ("at-stage0.shard0", "a")
 
@@ -114,10 +112,10 @@ def test_an_elastic_holder_makes_room_for_a_bound_one_where_it_is_needed() -> No
 def test_who_leaves_is_replaced_while_the_plan_in_force_works_on() -> None:
     # Given a plan and a spare
     members = elastic("a", "b", "c", "d", "e")
-    own, plan = started(members)
+    decider, plan = started(members)
     # When one is leaving
     leaving = [replace(m, leaving=m.id == "c") for m in members]
-    decision = own.decide(plan, leaving)
+    decision = decider.decide(plan, leaving)
     # Then its successor is prepared first
     assert decision.prepare
     assert "c" not in in_force(decision.plan).workers
@@ -126,19 +124,19 @@ def test_who_leaves_is_replaced_while_the_plan_in_force_works_on() -> None:
 def test_without_a_spare_a_smaller_shape_follows_after_a_while() -> None:
     # Given a plan of four
     members = elastic("a", "b", "c", "d")
-    own, plan = started(members)
-    own.load_rate = 1e6
+    decider, plan = started(members)
+    decider.load_rate = 1e6
     three = members[:3]
     # When one is lost, at first its replacement is waited for
-    first = own.decide(plan, three, lost_for_s=0.0)
+    first = decider.decide(plan, three, lost_for_s=0.0)
     assert first.plan is None
     assert first.missing
     # Then, after as long as loading would take, a shape for three is chosen
-    then = in_force(own.decide(plan, three, lost_for_s=60.0).plan)
+    then = in_force(decider.decide(plan, three, lost_for_s=60.0).plan)
     assert len(then.workers) == 3
     assert sorted(then.workers) == ["a", "b", "c"]
     # And when a fourth is there, it is the shape asked for again, prepared first
-    back = own.decide(then, elastic("a", "b", "c", "x"))
+    back = decider.decide(then, elastic("a", "b", "c", "x"))
     assert back.prepare
     assert in_force(back.plan).shape == (2, 2)
 
@@ -146,18 +144,18 @@ def test_without_a_spare_a_smaller_shape_follows_after_a_while() -> None:
 def test_what_is_quickly_loaded_is_not_waited_for() -> None:
     # Given a plan of four that load fast
     members = elastic("a", "b", "c", "d")
-    own, plan = started(members)
-    own.load_rate = 1e9
+    decider, plan = started(members)
+    decider.load_rate = 1e9
     # When one is lost / Then the others go on at once
-    assert own.decide(plan, members[:3], lost_for_s=0.0).plan is not None
+    assert decider.decide(plan, members[:3], lost_for_s=0.0).plan is not None
 
 
 def test_a_fixed_shape_is_never_changed() -> None:
     # Given a plan of a fixed shape
     members = elastic("a", "b", "c", "d")
-    own, plan = started(members, fixed=True)
+    decider, plan = started(members, fixed=True)
     # When one is lost for however long
-    decision = own.decide(plan, members[:3], lost_for_s=1e6)
+    decision = decider.decide(plan, members[:3], lost_for_s=1e6)
     # Then nothing but waiting, with the reason
     assert decision.plan is None
     assert "fixed" in decision.reason
@@ -166,24 +164,24 @@ def test_a_fixed_shape_is_never_changed() -> None:
 def test_who_leaves_a_place_that_nobody_can_take_is_let_go() -> None:
     # Given a fixed plan without a spare
     members = elastic("a", "b", "c", "d")
-    own, plan = started(members, fixed=True)
+    decider, plan = started(members, fixed=True)
     # When one is leaving
     leaving = [replace(m, leaving=m.id == "c") for m in members]
-    after = in_force(own.decide(plan, leaving).plan)
+    after = in_force(decider.decide(plan, leaving).plan)
     # Then its place is empty, and filled when somebody comes
     assert after.workers.count("") == 1
     assert "c" not in after.workers
-    assert own.decide(after, [m for m in members if m.id != "c"]).plan is None
-    filled = in_force(own.decide(after, [*members[:2], members[3], *elastic("e")]).plan)
+    assert decider.decide(after, [m for m in members if m.id != "c"]).plan is None
+    filled = in_force(decider.decide(after, [*members[:2], members[3], *elastic("e")]).plan)
     assert sorted(filled.workers) == ["a", "b", "d", "e"]
 
 
 def test_a_join_that_does_not_pay_leaves_a_spare_and_says_why() -> None:
     # Given any shape, two members on one host of two cores, and a plan for them
     one_host = [Candidate(n, host="h", cores=2, speed=1e9) for n in ("a", "b")]
-    own, plan = started(one_host, shape=None)
+    decider, plan = started(one_host, shape=None)
     # When a third joins on the same host, which adds no core
-    decision = own.decide(plan, [*one_host, Candidate("c", host="h", cores=2, speed=1e9)])
+    decision = decider.decide(plan, [*one_host, Candidate("c", host="h", cores=2, speed=1e9)])
     # Then nothing changes, with the numbers
     assert decision.plan is None
     assert "spare" in decision.reason
@@ -191,10 +189,10 @@ def test_a_join_that_does_not_pay_leaves_a_spare_and_says_why() -> None:
 
 def test_a_join_that_pays_changes_the_shape_and_is_prepared() -> None:
     # Given any shape, and one slow member
-    own, plan = started(elastic("a", speed=1e8), shape=None)
+    decider, plan = started(elastic("a", speed=1e8), shape=None)
     assert plan.shape == (1, 1)
     # When another host joins
-    decision = own.decide(plan, elastic("a", "b", speed=1e8))
+    decision = decider.decide(plan, elastic("a", "b", speed=1e8))
     # Then both compute
     assert decision.prepare
     assert sorted(in_force(decision.plan).workers) == ["a", "b"]
@@ -202,22 +200,22 @@ def test_a_join_that_pays_changes_the_shape_and_is_prepared() -> None:
 
 def test_a_join_is_not_worth_a_pause_that_is_too_long() -> None:
     # Given the same, with members that load slowly
-    own, plan = started(elastic("a", speed=1e8), shape=None)
-    own.load_rate = 1e4
+    decider, plan = started(elastic("a", speed=1e8), shape=None)
+    decider.load_rate = 1e4
     members = elastic("a", "b", speed=1e8)
     # When another joins / Then it stays a spare, unless somebody insists
-    assert own.decide(plan, members).plan is None
-    assert own.decide(plan, members, force=True).plan is not None
+    assert decider.decide(plan, members).plan is None
+    assert decider.decide(plan, members, force=True).plan is not None
 
 
 def test_what_does_not_fit_is_not_chosen() -> None:
     # Given members that cannot hold the model alone
-    slots = make_plan(ARCH, model="d", name="n", stages=1, shards=1)
+    slots = plan_for(ARCH, 1, 1)
     small = elastic("a", "b", free_bytes=420 * 2**20)
     assert "MiB" in overfull(ARCH, slots, small[:1])
     # When two of three are left
-    own, plan = started(elastic("a", "b", "c", free_bytes=420 * 2**20), shape=(1, 3))
-    decision = own.decide(plan, small[:1], lost_for_s=1e6)
+    decider, plan = started(elastic("a", "b", "c", free_bytes=420 * 2**20), shape=(1, 3))
+    decision = decider.decide(plan, small[:1], lost_for_s=1e6)
     # Then there is no plan, and the numbers are told
     assert decision.plan is None
     assert "does not fit" in decision.reason
@@ -229,9 +227,9 @@ def test_who_has_more_memory_holds_more_where_it_has_to_be() -> None:
     need = shard_weight_bytes(ARCH, whole, 0, 0) + slot_bytes(ARCH, whole, 0, 0)
     small = Candidate("a", host="small", free_bytes=WORKER_BYTES + need // 4)
     large = Candidate("b", host="large", free_bytes=WORKER_BYTES + need)
-    own = planner((1, 2))
+    decider = planner((1, 2))
     # When a shape is chosen that needs both
-    plan, problem = own._fitting(1, 2, [small, large])
+    plan, problem = decider._fitting(1, 2, [small, large])
     # Then each holds what it can
     assert problem == ""
     assert not overfull(ARCH, plan, [small, large])
@@ -288,27 +286,27 @@ def test_places_are_given_once_to_who_may_have_them(
     shape: tuple[int, int], members: list[tuple[str, bool]], data: st.DataObject
 ) -> None:
     # Given members, some bound, some leaving, some with a place
-    found = [
+    candidates = [
         Candidate(f"m{at}", pinned=pin, leaving=leaving)
         for at, (pin, leaving) in enumerate(members)
     ]
     plan = layout(*shape)
     places = data.draw(st.permutations(list(plan.addresses())))
-    holders = dict(zip((m.id for m in found), places, strict=False))
+    holders = dict(zip((m.id for m in candidates), places, strict=False))
     # When places are given
-    workers, missing = assign(plan, found, holders)
+    workers, missing = assign(plan, candidates, holders)
     # Then each place has one worker or is missing, nobody has two, and nobody is where it may not
     names = [str(Address(*address)) for address in plan.addresses()]
     given_ = [worker for worker in workers if worker]
     assert len(given_) == len(set(given_))
     assert [n for n, w in zip(names, workers, strict=True) if not w] == list(missing)
-    by_id = {member.id: member for member in found}
+    by_id = {member.id: member for member in candidates}
     for name, worker in zip(names, workers, strict=True):
         if worker:
             assert not by_id[worker].leaving
             assert by_id[worker].pinned in ("", name)
     # And a place is missing only if nobody is left for it
-    idle = [m for m in found if m.id not in given_ and not m.leaving]
+    idle = [m for m in candidates if m.id not in given_ and not m.leaving]
     assert not (missing and any(not m.pinned for m in idle))
     assert not any(m.pinned in missing for m in idle)
 
@@ -317,6 +315,6 @@ def test_places_are_given_once_to_who_may_have_them(
 def test_losing_some_always_leaves_a_plan_for_the_others(lost: int) -> None:
     # Given a plan of four elastic members / When some are lost / Then the others go on
     members = elastic("a", "b", "c", "d")
-    own, plan = started(members)
-    decision: Decision = own.decide(plan, members[lost:], lost_for_s=1e6)
+    decider, plan = started(members)
+    decision: Decision = decider.decide(plan, members[lost:], lost_for_s=1e6)
     assert set(in_force(decision.plan).workers) <= {m.id for m in members[lost:]}

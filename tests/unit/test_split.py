@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import plan_for
 
 from skynet.architecture.architecture import Architecture
 from skynet.errors import PlanError
@@ -14,7 +15,7 @@ from skynet.models.registry import load_architecture
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range, check_tiling
-from skynet.planning.split import layer_params, make_plan, shard_plans
+from skynet.planning.split import layer_params, shard_plans
 
 
 def architecture(**fields: Any) -> Architecture:
@@ -35,7 +36,7 @@ def architecture(**fields: Any) -> Architecture:
 
 
 def plan_of(arch: Architecture, stages: int = 1, shards: int = 1, **options: Any) -> Plan:
-    return make_plan(arch, model="digest", name="tiny", stages=stages, shards=shards, **options)
+    return plan_for(arch, stages, shards, **options)
 
 
 @st.composite
@@ -85,8 +86,8 @@ def test_a_plan_by_weights_tiles_and_gives_each_what_it_can_take(
     stages = data.draw(st.integers(1, min(3, arch.num_layers)))
     shards = data.draw(st.integers(1, min(6, arch.num_heads)))
     quarters = st.integers(1, 4).map(lambda number: number / 4)
-    own = st.lists(quarters, min_size=shards, max_size=shards)
-    weights = data.draw(st.lists(own, min_size=stages, max_size=stages))
+    of_stage = st.lists(quarters, min_size=shards, max_size=shards)
+    weights = data.draw(st.lists(of_stage, min_size=stages, max_size=stages))
     # When it is cut
     plan = plan_of(arch, stages, shards, weights=weights)
     # Then everything is in exactly one place, and nobody has no heads
@@ -153,7 +154,7 @@ def test_nine_heads_in_three_groups_over_two_shards() -> None:
 
 
 def test_a_worker_of_half_the_speed_gets_half_the_work() -> None:
-    # Given 9 heads of their own, and a shard that can take half of what the other can
+    # Given 9 ungrouped heads, and a shard that can take half of what the other can
     arch = architecture(num_attention_heads=9, num_key_value_heads=9)
     # When the model is cut
     plan = plan_of(arch, 1, 2, weights=[[1.0, 0.5]])

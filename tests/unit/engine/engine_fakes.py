@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from plans import plan_for
 
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.positions import Rope
@@ -18,7 +19,6 @@ from skynet.engine.sequence import Sequence
 from skynet.errors import SkynetError
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
-from skynet.planning.split import make_plan
 from skynet.request.record import Options, Record, Token
 from skynet.tokenizer.text import Text
 from skynet.wire.step import Best, Candidates, Part, Row, Step
@@ -42,7 +42,7 @@ TINY = load_architecture(
 
 
 def tiny_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
-    return make_plan(TINY, model="digest", name="tiny", stages=stages, shards=shards, **options)
+    return plan_for(TINY, stages, shards, **options)
 
 
 def seq2seq_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
@@ -61,7 +61,7 @@ def seq2seq_plan(stages: int = 1, shards: int = 2, **options: Any) -> Plan:
             "max_position_embeddings": 512,
         }
     )
-    return make_plan(arch, model="digest", name="tiny", stages=stages, shards=shards, **options)
+    return plan_for(arch, stages, shards, **options)
 
 
 def new_sequence(

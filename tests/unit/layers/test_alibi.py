@@ -9,7 +9,7 @@ from transformers.models.falcon.modeling_falcon import build_alibi_tensor as fal
 
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.positions import Alibi
-from skynet.layers.alibi import PositionBias, slopes
+from skynet.layers.alibi import AlibiBias, slopes
 from skynet.planning.ranges import Range
 from skynet.planning.split import shard_plans
 
@@ -57,7 +57,7 @@ def test_biases_of_a_shard(rounded: bool) -> None:
     make = falcon_alibi if rounded else bloom_alibi
     whole = make(torch.ones(1, 1000, dtype=torch.long), 6, torch.float32)[3:, 0]  # (heads, keys)
     # When it makes their biases
-    bias = PositionBias(arch, alibi, part).of(positions, Range(100, 1000))
+    bias = AlibiBias(arch, alibi, part).of(positions, Range(100, 1000))
     # Then they differ from those of Transformers by a number a token, which softmax does not see
     assert bias.shape == (3, 1, 3, 900)
     expected = (whole[:, None, 100:] - whole[:, positions, None]) * alibi.scale

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import plan_for
 
 from skynet.layers.attention import attend, capped_attention, store
-from skynet.layers.cache import allocate
-from skynet.layers.context import StepContext, make_context
+from skynet.layers.cache import KVLayout, allocate
+from skynet.layers.context import StepContext, StepLayout, make_context
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
-from skynet.planning.split import make_plan
 from skynet.wire.step import Row, Step
 
 HEADS, KV_HEADS, HEAD_DIM, SLOTS, TOKENS = 6, 2, 8, 6, 40
@@ -31,12 +31,14 @@ def plan() -> Plan:
         "max_position_embeddings": TOKENS,
     }
     arch = load_architecture(config)
-    return make_plan(arch, model="", name="", stages=1, shards=1, num_slots=SLOTS)
+    return plan_for(arch, 1, 1, num_slots=SLOTS)
 
 
 def context_of(rows: list[Row], window: int | None, token_bytes: int = 256) -> StepContext:
     step = Step(1, 1, tuple(rows), 1)
-    return make_context(step, plan(), 10, [], {window}, token_bytes, torch.float32, CPU)
+    windows = frozenset({window})
+    layout = StepLayout(KVLayout.of(plan()), 10, windows, token_bytes, torch.float32, CPU)
+    return make_context(step, layout)
 
 
 def one_by_one(
@@ -70,7 +72,7 @@ def test_any_batch_is_the_textbook(data: st.DataObject, window: int | None) -> N
         start = data.draw(st.integers(0, TOKENS - count))
         rows.append(Row(slot, start, (1,) * count, start + count))
     torch.manual_seed(0)
-    cache = allocate(SLOTS, 2 * KV_HEADS, TOKENS, HEAD_DIM, torch.float32, CPU)
+    cache = allocate(KVLayout(SLOTS, TOKENS), 2 * KV_HEADS, HEAD_DIM, torch.float32, CPU)
     cache.copy_(torch.randn(cache.shape))
     context = context_of(rows, window, data.draw(st.sampled_from([256, 100_000])))
     tokens = sum(len(row.tokens) for row in rows)
@@ -105,7 +107,7 @@ def test_lengths_that_differ_much_are_separate_calls() -> None:
 def test_untouched_slots_are_zeros_in_either_dtype() -> None:
     # When / Then nothing in a new cache can be a NaN that passes a mask
     for dtype in (torch.float32, torch.bfloat16):
-        cache = allocate(2, 4, 16, 8, dtype, CPU)
+        cache = allocate(KVLayout(2, 16), 4, 8, dtype, CPU)
         assert cache.dtype == dtype
         assert cache.shape == (2, 4, 16, 8)
         assert not cache.any()

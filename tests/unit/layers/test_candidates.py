@@ -19,22 +19,22 @@ LOGITS = st.lists(st.integers(-6, 6).map(lambda value: value / 2), min_size=1, m
 @given(logits=LOGITS, top=st.integers(1, 45))
 def test_top_is_by_falling_logit_then_rising_id(logits: list[float], top: int) -> None:
     # When the best are picked of a shard that starts at token 100
-    found = pick(torch.tensor([logits]), [LogitsRequest(top=top)], 100)[0]
+    candidates = pick(torch.tensor([logits]), [LogitsRequest(top=top)], 100)[0]
     # Then they are the first of all, sorted
     expected = sorted(range(len(logits)), key=lambda index: (-logits[index], index))[:top]
-    assert found.ids.tolist() == [100 + index for index in expected]
-    assert found.logits.tolist() == [logits[index] for index in expected]
-    assert found.ids.dtype == np.int32
-    assert found.logits.dtype == np.float32
+    assert candidates.ids.tolist() == [100 + index for index in expected]
+    assert candidates.logits.tolist() == [logits[index] for index in expected]
+    assert candidates.ids.dtype == np.int32
+    assert candidates.logits.dtype == np.float32
 
 
 @given(logits=LOGITS)
 def test_peak_and_mass_are_of_the_whole_shard(logits: list[float]) -> None:
     # When only one is picked
-    found = pick(torch.tensor([logits]), [LogitsRequest()], 0)[0]
+    candidates = pick(torch.tensor([logits]), [LogitsRequest()], 0)[0]
     # Then peak and mass still count all
-    assert found.peak == max(logits)
-    assert found.mass == pytest.approx(sum(np.exp(np.array(logits) - max(logits))), rel=1e-5)
+    assert candidates.peak == max(logits)
+    assert candidates.mass == pytest.approx(sum(np.exp(np.array(logits) - max(logits))), rel=1e-5)
 
 
 @given(
@@ -48,37 +48,37 @@ def test_a_floor_keeps_every_token_that_is_probable_enough(
 ) -> None:
     # When a floor and a limit are asked for
     logits_request = LogitsRequest(top=top, floor=floor, temperature=temperature)
-    found = pick(torch.tensor([logits]), [logits_request], 7)[0]
+    candidates = pick(torch.tensor([logits]), [logits_request], 7)[0]
     # Then every token clearly above the floor is there, none clearly below, the best first
     shares = np.exp((np.array(logits) - max(logits)) / temperature)
     shares /= shares.sum()
     ranked = sorted(range(len(logits)), key=lambda index: (-logits[index], index))
     above = [index for index in ranked if shares[index] >= floor]
     around = [index for index in ranked if shares[index] >= floor * 0.999]
-    ids = [int(token) - 7 for token in found.ids]
+    ids = [int(token) - 7 for token in candidates.ids]
     assert ids == (around[:top] if top else around)[: len(ids)]
     assert len(ids) >= (min(top, len(above)) if top else len(above))
 
 
 def test_without_any_limit_all_come_in_order_of_id() -> None:
     # When / Then
-    found = pick(torch.tensor([[1.0, 3.0, 2.0]]), [LogitsRequest(top=0)], 5)[0]
-    assert found.ids.tolist() == [5, 6, 7]
-    assert found.logits.tolist() == [1.0, 3.0, 2.0]
+    candidates = pick(torch.tensor([[1.0, 3.0, 2.0]]), [LogitsRequest(top=0)], 5)[0]
+    assert candidates.ids.tolist() == [5, 6, 7]
+    assert candidates.logits.tolist() == [1.0, 3.0, 2.0]
 
 
 def test_each_row_has_its_own_want() -> None:
     # Given two rows
     logits = torch.tensor([[1.0, 3.0, 2.0], [9.0, 0.0, 8.0]])
-    # When they want different things / Then each gets its own
+    # When they differ / Then each row gets what it asked for
     first, second = pick(logits, [LogitsRequest(top=1), LogitsRequest(top=2)], 0)
     assert (first.ids.tolist(), second.ids.tolist()) == ([1], [0, 2])
 
 
 def test_a_shard_without_vocabulary_offers_nothing() -> None:
     # When / Then
-    found = pick(torch.empty(1, 0), [LogitsRequest()], 5)[0]
-    assert (len(found.ids), found.peak, found.mass) == (0, float("-inf"), 0.0)
+    candidates = pick(torch.empty(1, 0), [LogitsRequest()], 5)[0]
+    assert (len(candidates.ids), candidates.peak, candidates.mass) == (0, float("-inf"), 0.0)
 
 
 def test_a_floor_without_temperature_is_refused() -> None:
@@ -95,16 +95,16 @@ def test_ids_that_are_asked_for_come_besides_the_best_of_the_others(
     order = tuple(data.draw(st.permutations(sorted(ids))))
     logits_requests = [LogitsRequest(top=top, ids=order), LogitsRequest(top=top)]
     # When they are picked of a shard that starts at token 3
-    found, plain = pick(torch.tensor([logits, logits]), logits_requests, 3)
+    candidates, plain = pick(torch.tensor([logits, logits]), logits_requests, 3)
     # Then they come last, and count for nothing else
-    own = [token for token in order if 3 <= token < 3 + len(logits)]
+    of_shard = [token for token in order if 3 <= token < 3 + len(logits)]
     others = [index for index in range(len(logits)) if index + 3 not in ids]
     best = sorted(others, key=lambda index: (-logits[index], index))[:top]
-    assert found.ids.tolist() == [*(index + 3 for index in best), *own]
-    assert found.logits.tolist() == [logits[token - 3] for token in found.ids]
-    assert found.peak == max((logits[index] for index in others), default=float("-inf"))
-    masses = [np.exp(logits[index] - found.peak) for index in others]
-    assert found.mass == pytest.approx(sum(masses), rel=1e-5)
+    assert candidates.ids.tolist() == [*(index + 3 for index in best), *of_shard]
+    assert candidates.logits.tolist() == [logits[token - 3] for token in candidates.ids]
+    assert candidates.peak == max((logits[index] for index in others), default=float("-inf"))
+    masses = [np.exp(logits[index] - candidates.peak) for index in others]
+    assert candidates.mass == pytest.approx(sum(masses), rel=1e-5)
     # And the other row has what it had
     assert (
         plain.ids.tolist() == pick(torch.tensor([logits]), logits_requests[1:], 3)[0].ids.tolist()
@@ -122,10 +122,10 @@ def test_offers_and_wants_travel_as_they_are() -> None:
     step = Step(1, 2, rows, 3)
     (offer,) = pick(torch.tensor([[1.0, 2.0, 0.5]]), [logits_request], 4)
     # When they are written and read
-    (found,) = Part.decode(Part(None, [offer]).encode()).candidates
+    (candidates,) = Part.decode(Part(None, [offer]).encode()).candidates
     # Then they are the same
     assert Step.decode(step.encode()) == step
-    assert (found.ids.tolist(), found.logits.tolist()) == ([4, 6, 5], [1.0, 0.5, 2.0])
-    assert found.best is not None
-    assert (found.best.ids.tolist(), found.best.logits.tolist()) == ([5, 4], [2.0, 1.0])
-    assert found.best.total == pytest.approx(float(np.log(np.exp([1.0, 2.0, 0.5]).sum())))
+    assert (candidates.ids.tolist(), candidates.logits.tolist()) == ([4, 6, 5], [1.0, 0.5, 2.0])
+    assert candidates.best is not None
+    assert (candidates.best.ids.tolist(), candidates.best.logits.tolist()) == ([5, 4], [2.0, 1.0])
+    assert candidates.best.total == pytest.approx(float(np.log(np.exp([1.0, 2.0, 0.5]).sum())))

@@ -76,9 +76,9 @@ def test_dynamic_frequencies(length: int) -> None:
     config, arch = both({"rope_type": "dynamic", "factor": 4.0})
     expected, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, seq_len=torch.tensor(length))
     # When we compute the frequencies of a token at that length
-    found = dynamic_frequencies(arch.rope_kinds[0], torch.tensor([length]))
+    frequencies = dynamic_frequencies(arch.rope_kinds[0], torch.tensor([length]))
     # Then they are the same
-    torch.testing.assert_close(found[0], expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(frequencies[0], expected, rtol=1e-6, atol=0)
 
 
 def test_a_chunked_prompt_turns_as_a_whole_one() -> None:
@@ -87,7 +87,7 @@ def test_a_chunked_prompt_turns_as_a_whole_one() -> None:
     rotary = Rotary(arch.rope_kinds[0], torch.device("cpu"))
     positions, length = torch.arange(20000), torch.tensor(20000)
     whole = rotary.factors(positions, length.expand(20000))
-    # When its first tokens are computed in a chunk of their own
+    # When its first tokens are computed in a separate chunk
     chunk = rotary.factors(positions[:8], length.expand(8))
     # Then they turn by the same angles
     torch.testing.assert_close(chunk, whole[:8], rtol=1e-6, atol=0)

@@ -16,6 +16,7 @@ from model_families import (
     encoder_decoder_config,
     tiny_config,
 )
+from plans import plan_for
 
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.config import ABSENT
@@ -26,7 +27,6 @@ from skynet.models.registry import load_architecture
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.planning.split import make_plan
 from skynet.wire.step import LogitsRequest, Row, Step
 
 
@@ -51,7 +51,7 @@ class Weights:
 
 
 def plan_of(arch: Architecture, stages: int, shards: int, dtype: str = "float32") -> Plan:
-    return make_plan(arch, model="", name="", stages=stages, shards=shards, dtype=dtype)
+    return plan_for(arch, stages, shards, dtype=dtype)
 
 
 def never(partial: torch.Tensor) -> torch.Tensor:
@@ -66,12 +66,11 @@ def test_bytes_are_what_the_plan_says(family: str, tied: bool, dtype: str) -> No
     arch = architecture(family, tie_word_embeddings=tied and family not in NEVER_TIED)
     plan = plan_of(arch, 2, 4, dtype)
     for stage, shard in plan.addresses():
-        told: list[int] = []
         # When it is loaded
-        model = ShardModel(arch, plan, stage, shard, Weights(arch), progress=told.append)
-        # Then it weighs what the planner expected, and its progress tells of all its parts
+        model = ShardModel(arch, plan, (stage, shard), Weights(arch))
+        # Then it weighs what the planner expected, and no more than that was fetched
         assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
-        assert 0 < sum(told) <= model.weight_bytes
+        assert 0 < model.fetched_bytes <= model.weight_bytes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -83,7 +82,7 @@ def test_bytes_of_encoders_are_what_the_plan_says(family: str, head: str, dtype:
     plan = plan_of(arch, 2, 4, dtype)
     for stage, shard in plan.addresses():
         # When it is loaded
-        model = ShardModel(arch, plan, stage, shard, Weights(arch))
+        model = ShardModel(arch, plan, (stage, shard), Weights(arch))
         # Then it weighs what the planner expected, and keeps no slots
         assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
         assert slot_bytes(arch, plan, stage, shard) == 0
@@ -113,7 +112,7 @@ def test_bytes_of_encoder_decoders_are_what_the_plan_says(
     caches = 0
     for stage, shard in plan.addresses():
         # When it is loaded
-        model = ShardModel(arch, plan, stage, shard, Weights(arch))
+        model = ShardModel(arch, plan, (stage, shard), Weights(arch))
         # Then it weighs what the planner expected
         assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
         caches += slot_bytes(arch, plan, stage, shard)
@@ -125,7 +124,7 @@ def test_bytes_of_encoder_decoders_are_what_the_plan_says(
 def test_a_step_of_texts_makes_sums_in_the_encoder_only() -> None:
     # Given an encoder of three layers and a decoder of two, span by span
     arch = encoder_decoder("bart")
-    model = ShardModel(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
+    model = ShardModel(arch, plan_of(arch, 1, 1), (0, 0), Weights(arch))
     made: list[int] = []
 
     def count(partial: torch.Tensor) -> torch.Tensor:
@@ -149,7 +148,7 @@ def test_a_step_of_texts_makes_sums_in_the_encoder_only() -> None:
 def test_what_was_not_read_cannot_be_attended_to() -> None:
     # Given a model without an encoder, and one with
     llama, bart = architecture("llama"), encoder_decoder("bart")
-    model = ShardModel(bart, plan_of(bart, 1, 1), 0, 0, Weights(bart))
+    model = ShardModel(bart, plan_of(bart, 1, 1), (0, 0), Weights(bart))
     whole = Range(3, 5)
     # When a row names a place or a length that no plan has / Then it is refused
     for encoder_kv in ((16, 3), (-1, 3), (0, 0), (0, 65)):
@@ -157,8 +156,8 @@ def test_what_was_not_read_cannot_be_attended_to() -> None:
         with pytest.raises(StepFailed, match="slot 0: there is no encoder KV"):
             model.run(step, whole, None, never)
     # And a decoder alone has no layer that reads
-    other = ShardModel(llama, plan_of(llama, 1, 1), 0, 0, Weights(llama))
-    with pytest.raises(StepFailed, match="attends to no encoder"):
+    other = ShardModel(llama, plan_of(llama, 1, 1), (0, 0), Weights(llama))
+    with pytest.raises(StepFailed, match="has no cross-attention"):
         other._stack.of(Range(0, 1))[0].store_encoder_kv(torch.zeros(1, 48), None)  # type: ignore
 
 
@@ -168,7 +167,7 @@ def test_only_the_own_slice_is_fetched() -> None:
     weights = Weights(arch)
     plan = plan_of(arch, 2, 2)
     # When it is loaded
-    ShardModel(arch, plan, 1, 1, weights)
+    ShardModel(arch, plan, (1, 1), weights)
     # Then it asked for its heads in each of the three fused parts, and for none of stage 0's layers
     fused = [region for name, region in weights.asked if name.endswith("3.attn.c_attn.weight")]
     assert fused == [Range(24, 48), Range(72, 96), Range(120, 144)]
@@ -195,7 +194,7 @@ def test_heads_fused_by_group_are_fetched_in_runs(
     arch = architecture(family)
     weights = Weights(arch)
     # When a shard is loaded
-    ShardModel(arch, plan_of(arch, 1, shards), 0, shard, weights)
+    ShardModel(arch, plan_of(arch, 1, shards), (0, shard), weights)
     # Then it asked for its heads only, and for each run once
     name = next(weight.tensor(0) for weight in arch.weights if weight.role == "q")
     assert [region for asked, region in weights.asked if asked == name] == regions
@@ -205,7 +204,7 @@ def test_heads_fused_by_group_are_fetched_in_runs(
 def test_sums_are_numbered_alike_for_any_span(family: str) -> None:
     # Given a model of 4 layers that runs span by span
     arch = architecture(family)
-    model = ShardModel(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
+    model = ShardModel(arch, plan_of(arch, 1, 1), (0, 0), Weights(arch))
     hidden, made = None, 0
 
     def count(partial: torch.Tensor) -> torch.Tensor:
@@ -228,14 +227,14 @@ def test_a_tensor_of_another_shape_is_refused_by_name() -> None:
     arch = architecture("llama")
     # When / Then the error names the weight and both shapes
     with pytest.raises(CheckpointError, match=r"embed_tokens.*\(131, 48\), expected \(66, 48\)"):
-        ShardModel(arch, plan_of(arch, 1, 2), 0, 1, lambda name, region: torch.rand(131, 48))
+        ShardModel(arch, plan_of(arch, 1, 2), (0, 1), lambda name, region: torch.rand(131, 48))
 
 
 @pytest.fixture(scope="module")
 def middle() -> ShardModel:
     """The second of two stages of a small model: layers 2 and 3."""
     arch = architecture("llama", max_position_embeddings=32)
-    model = ShardModel(arch, plan_of(arch, 2, 1), 1, 0, Weights(arch))
+    model = ShardModel(arch, plan_of(arch, 2, 1), (1, 0), Weights(arch))
     assert model.layers == Range(2, 4)
     return model
 
@@ -276,7 +275,7 @@ def test_rows_without_a_want_get_no_candidates(middle: ShardModel) -> None:
     )
     # Then there are no hidden states, and candidates for those that want some
     assert hidden is None
-    assert [len(found.ids) for found in candidates] == [2, 131]
+    assert [len(row_candidates.ids) for row_candidates in candidates] == [2, 131]
 
 
 def test_hidden_states_given_are_not_written_to(middle: ShardModel) -> None:

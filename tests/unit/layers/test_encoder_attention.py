@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skynet.architecture.positions import Relative
-from skynet.layers.encoder_attention import QUERY_BLOCK, attend_text_batches, text_batches
+from skynet.layers.encoder_attention import QUERY_CHUNK, attend_text_batches, text_batches
 from skynet.layers.relative import RelativeBias
 from skynet.planning.ranges import Range
 from skynet.wire.step import Row
@@ -27,13 +27,13 @@ def relative_bias() -> RelativeBias:
 @pytest.mark.parametrize("biased", [False, True])
 def test_each_token_sees_its_text_alone(biased: bool, window: int | None) -> None:
     # Given two short texts of one length, and one that is longer than a block of queries
-    lengths = (7, 7, QUERY_BLOCK + 90, 1)
+    lengths = (7, 7, QUERY_CHUNK + 90, 1)
     generator = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(sum(lengths), HEADS, HEAD_DIM, generator=generator) for _ in range(3))
     bias = relative_bias() if biased else None
     # When
     calls = text_batches(rows(*lengths), window, torch.float32, torch.device("cpu"), bias)
-    found = attend_text_batches(q, k, v, calls, SCALE)
+    mixed_all = attend_text_batches(q, k, v, calls, SCALE)
     # Then it is what whole matrices of scores give
     assert [call.count for call in calls] == [2, 1, 1]
     start = 0
@@ -45,7 +45,7 @@ def test_each_token_sees_its_text_alone(biased: bool, window: int | None) -> Non
         if window is not None:
             scores.masked_fill_((place[:, None] - place).abs() > window, float("-inf"))
         mixed = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[start : start + length])
-        torch.testing.assert_close(found[start : start + length], mixed.flatten(1))
+        torch.testing.assert_close(mixed_all[start : start + length], mixed.flatten(1))
         start += length
 
 

@@ -28,6 +28,6 @@ def test_answers_are_those_of_transformers(tmp_path: Path) -> None:
     # Then they are those of Transformers
     assert [answer.text for answer in answers] == [letters(tokens) for tokens in tiny.tokens]
     # And status and the workers' logs say what runs
-    notice = "model_type 'glm' has no file: running Transformers' own layers"
+    notice = "model_type 'glm' has no file: running Transformers' layers"
     assert any(notice in event["text"] for event in status["events"])
     assert sum(notice in log for log in logs) == 4

@@ -146,7 +146,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 }
 
 
-def derived_config(model_type: str, **fields: Any) -> Any:
+def transformers_config(model_type: str, **fields: Any) -> Any:
     """Transformers' configuration of a model type that runs, these fields replaced."""
     return CONFIG_MAPPING[model_type](**(TINY | RUN.get(model_type, {}) | fields))
 

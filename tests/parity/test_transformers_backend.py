@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from derived_families import DYNAMIC, LONGROPE, derived_config, refused_config
 from harness import Checkpoint, cluster_of, last_logits
 from references import PROMPTS, Reference
 from test_parity import LAYER, STAGE, check
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers_families import DYNAMIC, LONGROPE, refused_config, transformers_config
 
 from skynet.architecture.transformers_model import KEY
 from skynet.errors import UnsupportedModel
 from skynet.models.registry import FAMILIES
-from skynet.transformers_backend.derive import derive
+from skynet.transformers_backend.description import describe_model
 from skynet.wire.step import Row, TextTask
 from tests.transformers_types import REFUSED, RUN, TRANSFORMERS
 
@@ -57,18 +57,18 @@ def test_a_model_type_in_every_shape(
     reference: Callable[..., Reference], model_type: str, stages: int, shards: int, span: int
 ) -> None:
     # Given a tiny random model and the answers of Transformers
-    found = reference(model_type)
+    model_reference = reference(model_type)
     # When it runs split / Then logits are close and greedy tokens equal
-    check(found, stages, shards, span)
+    check(model_reference, stages, shards, span)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant(reference: Callable[..., Reference], variant: str) -> None:
     # Given a model with a feature that few have
     model_type, fields = VARIANTS[variant]
-    found = reference(model_type, **fields)
+    model_reference = reference(model_type, **fields)
     # When it runs split / Then logits are close and greedy tokens equal
-    check(found, 2, 3, LAYER)
+    check(model_reference, 2, 3, LAYER)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,16 @@ def test_a_family_with_a_file_can_do_without(
     reference: Callable[..., Reference], family: str, stages: int, shards: int, span: int
 ) -> None:
     # Given a family that has a file
-    found = reference(family)
+    model_reference = reference(family)
     # When it runs without it / Then nothing changes
-    check(replace(found, checkpoint=Checkpoint(found.path, derived=True)), stages, shards, span)
+    check(
+        replace(
+            model_reference, checkpoint=Checkpoint(model_reference.path, transformers_backend=True)
+        ),
+        stages,
+        shards,
+        span,
+    )
 
 
 @pytest.mark.parametrize("model_type", ["afmoe", "ernie4_5_moe", "glm4_moe", "minimax_m2"])
@@ -100,7 +107,7 @@ def test_a_mixture_in_bfloat16_chooses_experts_as_transformers_does(
     # other experts if it were the other way round
     torch.manual_seed(0)
     eager: dict[str, Any] = {"experts_implementation": "eager"}
-    model = AutoModelForCausalLM.from_config(derived_config(model_type), **eager).bfloat16()
+    model = AutoModelForCausalLM.from_config(transformers_config(model_type), **eager).bfloat16()
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if name.endswith("gate.weight"):
             value.data = 1 + 0.01 * torch.randn(value.shape)
@@ -124,16 +131,16 @@ def test_a_mixture_in_bfloat16_chooses_experts_as_transformers_does(
 @pytest.mark.parametrize("model_type", ["arcee", "glm", "olmo3", "hunyuan_v1_dense", "apertus"])
 def test_bfloat16_is_close(reference: Callable[..., Reference], model_type: str) -> None:
     # Given a plan in bfloat16 of a float32 checkpoint
-    found = reference(model_type)
-    cluster = cluster_of(found.checkpoint, 2, 2, dtype="bfloat16")
+    model_reference = reference(model_type)
+    cluster = cluster_of(model_reference.checkpoint, 2, 2, dtype="bfloat16")
     # When it computes a prompt
     try:
-        logits = last_logits(cluster, found.checkpoint.arch, PROMPTS[0], STAGE)
+        logits = last_logits(cluster, model_reference.checkpoint.arch, PROMPTS[0], STAGE)
     finally:
         cluster.close()
     # Then the logits are those of float32 up to bfloat16's 8 bits, which the hidden states between
     # two layers have here too
-    expected = found.logits[0]
+    expected = model_reference.logits[0]
     assert logits @ expected / np.linalg.norm(logits) / np.linalg.norm(expected) > 0.98
 
 
@@ -143,7 +150,7 @@ def test_a_model_type_that_is_refused_says_why(model_type: str) -> None:
     config = refused_config(model_type)
     # When / Then the message names the model and what of it
     with pytest.raises(UnsupportedModel, match=f"'{model_type}'") as refusal:
-        derive(config)
+        describe_model(config)
     assert REASONS[model_type] in str(refusal.value)
 
 
@@ -165,8 +172,8 @@ def test_every_model_type_with_a_plan_has_been_tried() -> None:
 
 def test_a_text_is_read_as_its_last_hidden_states(reference: Callable[..., Reference]) -> None:
     # Given what a decoder with the files of sentence-transformers is asked for
-    found = reference("arcee")
-    cluster = cluster_of(found.checkpoint, 2, 2)
+    model_reference = reference("arcee")
+    cluster = cluster_of(model_reference.checkpoint, 2, 2)
     read = TextTask("embed", pooling="mean")
     rows = [
         Row(slot, 0, tuple(prompt), len(prompt), text_task=read)
@@ -178,7 +185,7 @@ def test_a_text_is_read_as_its_last_hidden_states(reference: Callable[..., Refer
     finally:
         cluster.close()
     # Then
-    base = AutoModel.from_pretrained(found.path)
+    base = AutoModel.from_pretrained(model_reference.path)
     for vector, prompt in zip(vectors, PROMPTS, strict=True):
         with torch.no_grad():
             states = base(torch.tensor([prompt])).last_hidden_state[0]

@@ -1,4 +1,4 @@
-"""Which calls are made over what was read, and that each token sees all of its own and no more."""
+"""The calls over encoder KV: each token sees all of its text's encoder KV, and no other."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def row(place: int, length: int, count: int = 1) -> Row:
     ],
 )
 def test_rows_share_a_call(rows: list[Row], calls: list[tuple[Range, Range, Range]]) -> None:
-    found = encoder_kv_attends(rows, 2, torch.float32, CPU)
-    assert [(call.tokens, call.slots, call.keys) for call in found] == calls
+    attends = encoder_kv_attends(rows, 2, torch.float32, CPU)
+    assert [(call.tokens, call.slots, call.keys) for call in attends] == calls
 
 
 @given(
@@ -73,10 +73,10 @@ def test_each_token_sees_its_own_memory(rows: list[Row], slack: int) -> None:
     queries = torch.randn(count, 2, 8, generator=generator)
     # When all are attended to at once
     calls = encoder_kv_attends(known, slack, torch.float32, CPU)
-    found = attend(queries, cache, calls, 0.3)
+    mixed = attend(queries, cache, calls, 0.3)
     # Then each token has what it would have alone
     encoder_kvs = [r.encoder_kv for r in known for _ in r.tokens if r.encoder_kv is not None]
     for token, (place, length) in enumerate(encoder_kvs):
         keys, values = cache[place, :2, :length], cache[place, 2:, :length]
         alone = F.scaled_dot_product_attention(queries[token][:, None], keys, values, scale=0.3)
-        torch.testing.assert_close(found[token], alone.flatten(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mixed[token], alone.flatten(), atol=1e-5, rtol=1e-5)

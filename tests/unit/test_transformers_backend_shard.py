@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from derived_families import derived_config
+from plans import plan_for
+from transformers_families import transformers_config
 
 from skynet.architecture.tensors import staged_tensors
 from skynet.architecture.transformers_model import KEY, TransformersArchitecture, read
 from skynet.errors import StepFailed
-from skynet.layers.shard_model import ShardModel
+from skynet.layers.shard_model import PreviousSlice, ShardModel
 from skynet.planning.memory import shard_weight_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.planning.split import make_plan
-from skynet.transformers_backend.derive import derive
+from skynet.transformers_backend.description import describe_model
 from skynet.transformers_backend.shard import TransformersShard
 from skynet.wire.step import LogitsRequest, Row, Step
 from skynet.worker.shard_class import shard_class
@@ -34,8 +34,8 @@ MODEL_TYPES = [
 
 
 def architecture(model_type: str, **fields: Any) -> TransformersArchitecture:
-    config = derived_config(model_type, **fields).to_dict()
-    return read(config | {KEY: derive(config)})
+    config = transformers_config(model_type, **fields).to_dict()
+    return read(config | {KEY: describe_model(config)})
 
 
 class Weights:
@@ -59,7 +59,7 @@ class Weights:
 def plan_of(
     arch: TransformersArchitecture, stages: int, shards: int, dtype: str = "float32"
 ) -> Plan:
-    return make_plan(arch, model="m", name="m", stages=stages, shards=shards, dtype=dtype)
+    return plan_for(arch, stages, shards, dtype=dtype)
 
 
 def alone(partial: torch.Tensor) -> torch.Tensor:
@@ -77,8 +77,8 @@ def outputs(arch: TransformersArchitecture, model: ShardModel) -> list[torch.Ten
         hidden = torch.rand(4, arch.hidden_size, generator=torch.Generator().manual_seed(5))
     step = Step(1, 1, rows, arch.num_layers)
     partial, candidates, _ = model.run(step, model.layers, hidden, alone)
-    found = [] if partial is None else [partial]
-    return found + [torch.from_numpy(item.logits) for item in candidates]
+    results = [] if partial is None else [partial]
+    return results + [torch.from_numpy(item.logits) for item in candidates]
 
 
 @pytest.mark.parametrize(("dtype", "tied"), [("float32", True), ("bfloat16", False)])
@@ -88,22 +88,21 @@ def test_bytes_are_what_the_plan_says(model_type: str, tied: bool, dtype: str) -
     arch = architecture(model_type, tie_word_embeddings=tied)
     plan = plan_of(arch, 1, 3, dtype)
     for stage, shard in plan.addresses():
-        told: list[int] = []
         # When it is loaded
-        model = shard_class(arch)(arch, plan, stage, shard, Weights(arch), progress=told.append)
-        # Then it weighs what the planner expected, and its progress tells of all its parts
+        model = shard_class(arch)(arch, plan, (stage, shard), Weights(arch))
+        # Then it weighs what the planner expected, and no more than that was fetched
         assert isinstance(model, TransformersShard)
         assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
-        assert 0 < sum(told) <= model.weight_bytes
+        assert 0 < model.fetched_bytes <= model.weight_bytes
 
 
-def test_only_the_own_slice_is_fetched() -> None:
+def test_only_the_slice_is_fetched() -> None:
     # Given the second of three shards, in the last of two stages
     arch = architecture("arcee", attention_bias=True)
     weights, plan = Weights(arch), plan_of(arch, 2, 3)
     part = plan.stages[1].shards[1]
     # When it is loaded
-    shard_class(arch)(arch, plan, 1, 1, weights)
+    shard_class(arch)(arch, plan, (1, 1), weights)
     # Then it asked for its head, its half of a KV head's group, its columns and its vocabulary
     asked = dict(weights.asked)
     layer = "model.layers.2."
@@ -128,12 +127,14 @@ def test_what_is_gathered_is_made_by_one_shard_each(model_type: str) -> None:
     regions = []
     for shard in range(4):
         weights = Weights(arch)
-        shard_class(arch)(arch, plan_of(arch, 1, 4), 0, shard, weights)
-        asked = [own for asked, own in weights.asked if asked == f"model.layers.0.{name}.weight"]
+        shard_class(arch)(arch, plan_of(arch, 1, 4), (0, shard), weights)
+        asked = [
+            region for asked, region in weights.asked if asked == f"model.layers.0.{name}.weight"
+        ]
         regions += asked
     # Then their parts are the whole, and no part is another's
     total = arch.shape(next(weight for weight in arch.weights if weight.role == name))[0]
-    assert sorted(place for own in regions for place in range(own.start, own.stop)) == list(
+    assert sorted(row for region in regions for row in range(region.start, region.stop)) == list(
         range(total)
     )
 
@@ -144,12 +145,14 @@ def test_what_is_here_of_a_slice_is_not_fetched_again(model_type: str, consume: 
     # Given a shard, and its place in a plan of another shape
     arch = architecture(model_type, tie_word_embeddings=True)
     weights = Weights(arch)
-    old = shard_class(arch)(arch, plan_of(arch, 2, 2), 0, 1, weights)
+    old = shard_class(arch)(arch, plan_of(arch, 2, 2), (0, 1), weights)
     had = weights.asked[:]
-    scratch = shard_class(arch)(arch, plan_of(arch, 1, 3), 0, 1, weights)
+    scratch = shard_class(arch)(arch, plan_of(arch, 1, 3), (0, 1), weights)
     weights.asked.clear()
     # When it is made with what the first has
-    made = shard_class(arch)(arch, plan_of(arch, 1, 3), 0, 1, weights, kept=old, consume=consume)
+    made = shard_class(arch)(
+        arch, plan_of(arch, 1, 3), (0, 1), weights, previous=PreviousSlice(old, consume)
+    )
     # Then it computes the same, with less fetched
     assert all(map(torch.equal, outputs(arch, made), outputs(arch, scratch)))
     assert made.weight_bytes == scratch.weight_bytes
@@ -157,8 +160,8 @@ def test_what_is_here_of_a_slice_is_not_fetched_again(model_type: str, consume: 
     again = [
         name
         for name, region in weights.asked
-        for other, own in had
-        if name == other and region.overlap(own).size and weights.tensors[name].ndim > 1
+        for other, fetched in had
+        if name == other and region.overlap(fetched).size and weights.tensors[name].ndim > 1
     ]
     assert set(again) <= {"model.embed_tokens.weight"}  # tied: laid out in two ways
 
@@ -168,21 +171,23 @@ def test_an_unchanged_slice_fetches_nothing(model_type: str) -> None:
     # Given
     arch = architecture(model_type)
     weights, plan = Weights(arch), plan_of(arch, 1, 2)
-    old = shard_class(arch)(arch, plan, 0, 1, weights)
+    old = shard_class(arch)(arch, plan, (0, 1), weights)
     weights.asked.clear()
     # When
-    made = shard_class(arch)(arch, plan.with_epoch(9), 0, 1, weights, kept=old, consume=True)
+    made = shard_class(arch)(
+        arch, plan.with_epoch(9), (0, 1), weights, previous=PreviousSlice(old, consume=True)
+    )
     # Then
     assert (weights.asked, made.fetched_bytes) == ([], 0)
     # And what was taken apart has nothing left
-    assert (old._pieces.made, old._stack, vars(old).get("_body")) == ({}, None, None)
+    assert (old._weights.entries, old._stack, vars(old).get("_body")) == ({}, None, None)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_sums_are_numbered_alike_for_any_span(model_type: str) -> None:
     # Given a model that runs span by span
     arch = architecture(model_type)
-    model = shard_class(arch)(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
+    model = shard_class(arch)(arch, plan_of(arch, 1, 1), (0, 0), Weights(arch))
     hidden, made = None, 0
 
     def count(partial: torch.Tensor) -> torch.Tensor:
@@ -204,7 +209,7 @@ def test_sums_are_numbered_alike_for_any_span(model_type: str) -> None:
 def test_a_copied_slot_goes_on_as_the_first_does() -> None:
     # Given a prompt in slot 0
     arch = architecture("olmo3")
-    model = shard_class(arch)(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
+    model = shard_class(arch)(arch, plan_of(arch, 1, 1), (0, 0), Weights(arch))
     span = Range(0, arch.num_layers)
     prompt = tuple(range(10))
     model.run(Step(1, 1, (Row(0, 0, prompt, 10),), 9), span, None, alone)
@@ -213,15 +218,15 @@ def test_a_copied_slot_goes_on_as_the_first_does() -> None:
         Row(0, 10, (11,), 10, LogitsRequest(top=0)),
         Row(3, 10, (11,), 10, LogitsRequest(top=0), source=0),
     )
-    _, found, _ = model.run(Step(1, 2, rows, 9), span, None, alone)
+    _, candidates, _ = model.run(Step(1, 2, rows, 9), span, None, alone)
     # Then both say the same
-    torch.testing.assert_close(torch.from_numpy(found[0].logits), torch.from_numpy(found[1].logits))
+    torch.testing.assert_close(*(torch.from_numpy(each.logits) for each in candidates))
 
 
 def test_hidden_states_given_are_not_written_to() -> None:
     # Given the second stage
     arch = architecture("arcee")
-    model = shard_class(arch)(arch, plan_of(arch, 2, 1), 1, 0, Weights(arch))
+    model = shard_class(arch)(arch, plan_of(arch, 2, 1), (1, 0), Weights(arch))
     hidden = torch.rand(2, arch.hidden_size)
     before = hidden.clone()
     # When
@@ -232,7 +237,7 @@ def test_hidden_states_given_are_not_written_to() -> None:
 
 def test_a_span_of_another_stage_is_refused() -> None:
     arch = architecture("arcee")
-    model = shard_class(arch)(arch, plan_of(arch, 2, 1), 1, 0, Weights(arch))
+    model = shard_class(arch)(arch, plan_of(arch, 2, 1), (1, 0), Weights(arch))
     step = Step(1, 1, (Row(0, 0, (1, 2), 2),), 1)
     with pytest.raises(StepFailed, match="is not in this stage's layers"):
         model.run(step, Range(0, 1), None, alone)
@@ -243,7 +248,7 @@ def test_a_span_of_another_stage_is_refused() -> None:
 def test_a_failed_step_leaves_nothing_behind() -> None:
     # Given a sum that fails in the middle of a step
     arch = architecture("arcee")
-    model = shard_class(arch)(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
+    model = shard_class(arch)(arch, plan_of(arch, 1, 1), (0, 0), Weights(arch))
     expected = outputs(arch, model)
 
     def lost(partial: torch.Tensor) -> torch.Tensor:
@@ -258,7 +263,7 @@ def test_a_failed_step_leaves_nothing_behind() -> None:
 def test_the_log_says_that_it_is_slower(caplog: pytest.LogCaptureFixture) -> None:
     # When
     arch = architecture("arcee")
-    shard_class(arch)(arch, plan_of(arch, 1, 1), 0, 0, Weights(arch))
+    shard_class(arch)(arch, plan_of(arch, 1, 1), (0, 0), Weights(arch))
     # Then
     assert "'arcee' has no file" in caplog.text
     assert "slower" in caplog.text

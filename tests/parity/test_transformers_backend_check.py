@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from derived_families import DYNAMIC, LONGROPE
 from references import save_random_model
 from torch import nn
 from transformers.models.arcee.modeling_arcee import ArceeMLP, ArceeModel
+from transformers_families import DYNAMIC, LONGROPE
 
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.check import check_model
@@ -22,7 +22,7 @@ from skynet.cli import main
 from skynet.errors import UnsupportedModel
 from skynet.models.registry import load_architecture
 from skynet.planning.ranges import Range
-from skynet.staging.split import PlanOptions, draft_plan, skysplit
+from skynet.staging.split import SplitOptions, draft_plan, skysplit
 from skynet.transformers_backend.opening import describe, open_model
 from skynet.transformers_backend.self_test import self_test
 
@@ -49,7 +49,7 @@ def test_a_model_type_is_equal(tmp_path: Path, model_type: str) -> None:
     assert [place.name for place in report.places] == PLACES
     assert report.answer
     assert report.answer.same
-    assert any("Transformers' own layers" in note for note in report.notes)
+    assert any("Transformers' layers" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("rope", [DYNAMIC, LONGROPE])
@@ -85,10 +85,10 @@ def test_a_damaged_shard_is_reported_in_its_layer(arcee: Path) -> None:
     report = compare(open_checked(str(arcee), 2, 2), fetch=damaged)
     # Then the layer is named, and the number; by the sum, every shard has it
     assert [place.name for place in report.differing] == ["layer 2"]
-    place = report.to_json()["first"]
-    assert place is not None
-    assert [shard["address"] for shard in place["shards"]] == ["stage1.shard0", "stage1.shard1"]
-    assert place["shards"][0]["index"] == 5
+    first = report.to_json()["first"]
+    assert first is not None
+    assert [shard["address"] for shard in first["shards"]] == ["stage1.shard0", "stage1.shard1"]
+    assert first["shards"][0]["index"] == 5
 
 
 def test_the_command_says_what_it_compares(arcee: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_split_warns_that_it_is_slower(arcee: Path, caplog: pytest.LogCaptureF
     checkpoint = open_model(str(arcee), arcee)
     # When
     with caplog.at_level(logging.WARNING):
-        plan = draft_plan(checkpoint, PlanOptions(2, 3), lambda *now: calls.append(now))
+        plan = draft_plan(checkpoint, SplitOptions(2, 3), lambda *now: calls.append(now))
     # Then layer 0, embedding and head are tested first, with progress
     assert plan.shape == (2, 3)
     assert "slower" in caplog.text

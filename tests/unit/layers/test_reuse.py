@@ -9,17 +9,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from plans import plan_for
 
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.config import ABSENT
 from skynet.architecture.tensors import staged_tensors
 from skynet.layers.linear import Linear
 from skynet.layers.reuse import LoadedWeights, without
-from skynet.layers.shard_model import ShardModel
+from skynet.layers.shard_model import PreviousSlice, ShardModel
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.planning.split import make_plan
 from skynet.wire.step import LogitsRequest, Row, Step
 
 LAYERS, HEADS, HIDDEN, VOCAB = 3, 4, 32, 71
@@ -95,7 +95,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "ffn_dim": 41,
         "word_embed_proj_dim": 12,
     },
-    "bart, an encoder of its own width, a shared embedding": {
+    "bart, an encoder of another width, a shared embedding": {
         "model_type": "bart",
         "d_model": HIDDEN,
         "encoder_layers": 1,
@@ -111,7 +111,7 @@ MODELS: dict[str, dict[str, Any]] = {
             "model.decoder.embed_tokens.weight",
         ],
     },
-    "t5, a table of distances, gated, a head of its own": {
+    "t5, a table of distances, gated, a separate head": {
         "model_type": "t5",
         "d_model": HIDDEN,
         "d_kv": 6,
@@ -153,21 +153,19 @@ WEIGHTS = {name: Weights(arch) for name, arch in ARCHITECTURES.items()}
 def places(draw: st.DrawFn, arch: Architecture, dtype: str) -> tuple[Plan, Place]:
     """A plan of any shape and weights, and one of its addresses."""
     stages, shards = draw(st.integers(1, LAYERS)), draw(st.integers(1, HEADS))
-    own = st.lists(st.sampled_from([0.25, 0.5, 1.0]), min_size=shards, max_size=shards)
-    weights = draw(st.none() | st.lists(own, min_size=stages, max_size=stages))
-    plan = make_plan(
-        arch, model="d", name="", stages=stages, shards=shards, dtype=dtype, weights=weights
-    )
+    of_stage = st.lists(st.sampled_from([0.25, 0.5, 1.0]), min_size=shards, max_size=shards)
+    weights = draw(st.none() | st.lists(of_stage, min_size=stages, max_size=stages))
+    plan = plan_for(arch, stages, shards, dtype=dtype, weights=weights)
     return plan, draw(st.sampled_from(list(plan.addresses())))
 
 
 def contents(model: ShardModel) -> dict[Any, list[torch.Tensor]]:
     """Everything a shard has loaded, as plain tensors."""
-    found = {}
-    for key, (made, _) in model._pieces.made.items():
+    tensors_of = {}
+    for key, (made, _) in model._weights.entries.items():
         tensors = [made.dense(), made._bias] if isinstance(made, Linear) else [made]
-        found[key] = [tensor for tensor in tensors if tensor is not None]
-    return found
+        tensors_of[key] = [tensor for tensor in tensors if tensor is not None]
+    return tensors_of
 
 
 def same_contents(one: ShardModel, other: ShardModel) -> bool:
@@ -201,15 +199,15 @@ def fetched_again(
 
 def outputs(arch: Architecture, model: ShardModel) -> list[torch.Tensor]:
     """What the shard makes of one step through all its layers, alone, after one of texts."""
-    found: list[torch.Tensor] = []
+    results: list[torch.Tensor] = []
     encoder_kv = (1, 1) if arch.encoder else None
     rows = (Row(0, 0, (1, 5, 70), 3), Row(1, 0, (9,), 1))
     if arch.encoder:
-        found += outputs_of(model, Step(1, 1, rows, arch.total_layers))
+        results += outputs_of(model, Step(1, 1, rows, arch.total_layers))
     wanting = tuple(
         replace(row, logits_request=LogitsRequest(top=0), encoder_kv=encoder_kv) for row in rows
     )
-    return found + outputs_of(model, Step(1, 2, wanting, arch.total_layers, arch.encoder_layers))
+    return results + outputs_of(model, Step(1, 2, wanting, arch.total_layers, arch.encoder_layers))
 
 
 def outputs_of(model: ShardModel, step: Step) -> list[torch.Tensor]:
@@ -220,8 +218,8 @@ def outputs_of(model: ShardModel, step: Step) -> list[torch.Tensor]:
     if span.start > step.start:
         hidden = torch.rand(4, HIDDEN, generator=torch.Generator().manual_seed(5))
     partial, candidates, _ = model.run(step, span, hidden, lambda part: part.float())
-    found = [] if partial is None else [partial]
-    return found + [torch.from_numpy(item.logits) for item in candidates]
+    results = [] if partial is None else [partial]
+    return results + [torch.from_numpy(item.logits) for item in candidates]
 
 
 @settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
@@ -238,13 +236,13 @@ def test_a_slice_made_from_another_is_the_one_loaded_from_scratch(
     arch, weights = ARCHITECTURES[name], WEIGHTS[name]
     old_plan, old_place = data.draw(places(arch, dtype))
     plan, place = data.draw(places(arch, dtype))
-    scratch = ShardModel(arch, plan, *place, weights)
+    scratch = ShardModel(arch, plan, place, weights)
     weights.asked.clear()
-    old = ShardModel(arch, old_plan, *old_place, weights)
+    old = ShardModel(arch, old_plan, old_place, weights)
     old_outputs, had = outputs(arch, old), weights.asked[:]
     weights.asked.clear()
     # When the other is made with what the first has
-    made = ShardModel(arch, plan, *place, weights, kept=old, consume=consume)
+    made = ShardModel(arch, plan, place, weights, previous=PreviousSlice(old, consume))
     # Then it has the same weights, counts the same bytes, and computes the same
     assert same_contents(made, scratch)
     assert made.weight_bytes == scratch.weight_bytes
@@ -257,7 +255,7 @@ def test_a_slice_made_from_another_is_the_one_loaded_from_scratch(
         assert made.fetched_bytes < scratch.fetched_bytes
     if plan.same_slice(place, old_plan, old_place):
         assert made.fetched_bytes == 0
-    # And the first computes on, unless it was to be taken apart
+    # And the first one still runs, unless it was consumed
     if not consume:
         assert all(map(torch.equal, outputs(arch, old), old_outputs))
 
@@ -267,11 +265,13 @@ def test_a_slice_made_from_another_is_the_one_loaded_from_scratch(
 def test_an_unchanged_slice_fetches_nothing(name: str, consume: bool) -> None:
     # Given a shard
     arch, weights = ARCHITECTURES[name], WEIGHTS[name]
-    plan = make_plan(arch, model="d", name="", stages=1, shards=2)
-    old = ShardModel(arch, plan, 0, 1, weights)
+    plan = plan_for(arch, 1, 2)
+    old = ShardModel(arch, plan, (0, 1), weights)
     # When it is made again from itself, under another epoch
     weights.asked.clear()
-    made = ShardModel(arch, plan.with_epoch(9), 0, 1, weights, kept=old, consume=consume)
+    made = ShardModel(
+        arch, plan.with_epoch(9), (0, 1), weights, previous=PreviousSlice(old, consume)
+    )
     # Then no tensor was asked for
     assert weights.asked == []
     assert made.fetched_bytes == 0
@@ -281,60 +281,61 @@ def test_a_chain_of_slices_is_still_right() -> None:
     # Given a shard that goes from shape to shape, each made from the one before
     name = "llama, grouped queries, tied"
     arch, weights = ARCHITECTURES[name], WEIGHTS[name]
-    model: ShardModel | None = None
+    previous: PreviousSlice | None = None
     for stages, shards, place in ((2, 2, (0, 1)), (1, 3, (0, 0)), (3, 1, (2, 0)), (1, 1, (0, 0))):
-        plan = make_plan(arch, model="d", name="", stages=stages, shards=shards)
+        plan = plan_for(arch, stages, shards)
         # When / Then each is what it would have been from scratch
-        model = ShardModel(arch, plan, *place, weights, kept=model, consume=True)
-        assert same_contents(model, ShardModel(arch, plan, *place, weights))
+        model = ShardModel(arch, plan, place, weights, previous=previous)
+        assert same_contents(model, ShardModel(arch, plan, place, weights))
+        previous = PreviousSlice(model, consume=True)
 
 
 @pytest.mark.parametrize("change", [{"model": "another"}, {"dtype": "bfloat16"}])
-def test_nothing_is_kept_of_another_model_or_dtype(change: dict[str, Any]) -> None:
+def test_nothing_is_reused_of_another_model_or_dtype(change: dict[str, Any]) -> None:
     # Given a shard, and a plan for another model, or another dtype
     name = "llama, grouped queries, tied"
     arch, weights = ARCHITECTURES[name], WEIGHTS[name]
     options: dict[str, Any] = {"model": "d", "name": "", "stages": 1, "shards": 2}
-    old = ShardModel(arch, make_plan(arch, **options), 0, 0, weights)
+    old = ShardModel(arch, plan_for(arch, **options), (0, 0), weights)
     # When its place is loaded
-    plan = make_plan(arch, **{**options, **change})
-    made = ShardModel(arch, plan, 0, 0, weights, kept=old)
+    plan = plan_for(arch, **{**options, **change})
+    made = ShardModel(arch, plan, (0, 0), weights, previous=PreviousSlice(old))
     # Then all of it was fetched
-    assert made.fetched_bytes == ShardModel(arch, plan, 0, 0, weights).fetched_bytes > 0
+    assert made.fetched_bytes == ShardModel(arch, plan, (0, 0), weights).fetched_bytes > 0
 
 
-def test_one_that_was_taken_apart_has_nothing_left() -> None:
+def test_a_consumed_slice_has_no_weights() -> None:
     # Given a shard whose weights another has taken over
     name = "qwen3, norms on queries and keys"
     arch, weights = ARCHITECTURES[name], WEIGHTS[name]
-    plan = make_plan(arch, model="d", name="", stages=1, shards=2)
-    old = ShardModel(arch, plan, 0, 0, weights)
-    ShardModel(arch, plan, 0, 1, weights, kept=old, consume=True)
+    plan = plan_for(arch, 1, 2)
+    old = ShardModel(arch, plan, (0, 0), weights)
+    ShardModel(arch, plan, (0, 1), weights, previous=PreviousSlice(old, consume=True))
     # Then it holds no tensors, so that there are never two slices in memory
     assert contents(old) == {}
     assert (old._embedding, old._head, old._stack) == (None, None, None)
 
 
-def test_pieces_are_found_by_the_units_they_have() -> None:
+def test_weights_are_looked_up_by_their_units() -> None:
     # Given rows [4, 8) and [2, 3) of two roles, one above the other
-    pieces = LoadedWeights()
+    loaded = LoadedWeights()
     matrix = torch.arange(10.0).reshape(5, 2)
-    pieces.add(("q", 0), matrix, (Range(4, 8), Range(2, 3)))
-    # When parts of them are looked for / Then they are found where they lie
-    assert pieces.same(("q", 0), (Range(4, 8), Range(2, 3))) is matrix
-    assert pieces.same(("q", 0), (Range(4, 7), Range(2, 3))) is None
-    found = pieces.overlap(("q", 0), 0, Range(6, 20), 0)
-    assert found is not None
-    assert found[0] == Range(6, 8)
-    assert torch.equal(found[1], matrix[2:4])
-    below = pieces.overlap(("q", 0), 1, Range(0, 9), 0)
+    loaded.add(("q", 0), matrix, (Range(4, 8), Range(2, 3)))
+    # When parts of them are looked up / Then they are rows of the matrix
+    assert loaded.get(("q", 0), (Range(4, 8), Range(2, 3))) is matrix
+    assert loaded.get(("q", 0), (Range(4, 7), Range(2, 3))) is None
+    above = loaded.overlap(("q", 0), 0, Range(6, 20), 0)
+    assert above is not None
+    assert above[0] == Range(6, 8)
+    assert torch.equal(above[1], matrix[2:4])
+    below = loaded.overlap(("q", 0), 1, Range(0, 9), 0)
     assert below is not None
     assert torch.equal(below[1], matrix[4:5])
     # And what is not there is not
-    assert pieces.overlap(("q", 0), 0, Range(8, 9), 0) is None
-    assert pieces.overlap(("q", 1), 0, Range(4, 8), 0) is None
-    pieces.forget(("q", 0))
-    assert pieces.same(("q", 0), (Range(4, 8), Range(2, 3))) is None
+    assert loaded.overlap(("q", 0), 0, Range(8, 9), 0) is None
+    assert loaded.overlap(("q", 1), 0, Range(4, 8), 0) is None
+    loaded.forget(("q", 0))
+    assert loaded.get(("q", 0), (Range(4, 8), Range(2, 3))) is None
 
 
 @pytest.mark.parametrize(

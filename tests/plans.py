@@ -1,0 +1,24 @@
+"""Plans for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from skynet.architecture.architecture import Architecture
+from skynet.planning.plan import Plan
+from skynet.planning.split import PlanOptions, make_plan
+
+
+def plan_for(
+    arch: Architecture,
+    stages: int = 1,
+    shards: int = 1,
+    *,
+    epoch: int = 1,
+    weights: Sequence[Sequence[float]] | None = None,
+    **options: Any,
+) -> Plan:
+    """`arch` cut into stages and shards; `options` are fields of `PlanOptions`."""
+    named = PlanOptions(**{"model": "digest", "name": "tiny", **options})
+    return make_plan(arch, named, stages=stages, shards=shards, epoch=epoch, weights=weights)
