@@ -75,7 +75,7 @@ def test_a_cluster_runs_text_tasks(tmp_path: Path) -> None:
         # Then unsupported requests are refused with the reason
         with pytest.raises(BadRequest, match="encoder"):
             running.submit_prompt(texts[0])
-        with pytest.raises(BadRequest, match="classifier"):
+        with pytest.raises(BadRequest, match="sequence-classification"):
             running.submit_prompt(texts[0], task="classify")
         with pytest.raises(BadRequest, match="33 tokens"):
             running.submit_prompt([5] * 33, task="embed")

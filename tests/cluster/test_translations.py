@@ -107,7 +107,7 @@ def test_what_cannot_work_is_refused(running: LocalCluster) -> None:
     # Given requests that do not fit / When they are submitted / Then each error names why
     with pytest.raises(BadRequest, match="num_beams 13: each takes a slot, and the cluster has 12"):
         running.submit_prompt([1], num_beams=13)
-    with pytest.raises(BadRequest, match="has 1025 tokens, the cluster's encoder reads 1024"):
+    with pytest.raises(BadRequest, match="has 1025 tokens, the cluster's encoder takes 1024"):
         running.submit_prompt([1] * 1025)
     with pytest.raises(BadRequest, match="n 2 with num_beams 2"):
         running.submit_prompt([1], n=2, num_beams=2)
