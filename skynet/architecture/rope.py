@@ -166,7 +166,7 @@ def _check_fields(given: Mapping[str, Any], known: set[str], dims: int) -> None:
         raise UnsupportedModel(f"rope parameters {unknown} are not supported")
     if dims % 2 or dims < 2:
         raise UnsupportedModel(
-            f"rope on {dims} dimensions of a head is not supported: it rotates pairs"
+            f"rope on {dims} dimensions of a head is not supported: ropes rotate pairs"
         )
 
 
