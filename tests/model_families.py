@@ -162,7 +162,7 @@ NEVER_TIED = ("gptj", "phi")  # their heads have biases, which no embedding has
 def tiny_config(family: str, **fields: Any) -> Any:
     """The family's configuration in Transformers, these fields replaced.
 
-    A family without a file is called by its model_type.
+    A model on the Transformers backend is called by its model_type.
     """
     if family not in FAMILIES:
         return transformers_config(family, **fields)

@@ -1,4 +1,4 @@
-"""Model types without a file: tiny configurations of those that run, and of those that do not."""
+"""Model types for the Transformers backend: tiny configurations that run, and refused ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A family without a file on a cluster of real workers: Transformers' layers, cut."""
+"""A model on the Transformers backend, on a cluster of real workers."""
 
 from __future__ import annotations
 

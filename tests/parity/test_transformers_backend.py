@@ -1,4 +1,4 @@
-"""Families without a file: Transformers' layers, cut, give Transformers' answers."""
+"""The Transformers backend: Transformers' layers, cut, give Transformers' answers."""
 
 from __future__ import annotations
 

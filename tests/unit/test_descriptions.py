@@ -45,7 +45,7 @@ def described(model_type: str, **fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def arcee(tmp_path: Path) -> Path:
-    """A checkpoint of a family without a file."""
+    """A checkpoint for the Transformers backend."""
     save_random_model("arcee", {}, tmp_path / "arcee")
     return tmp_path / "arcee"
 

@@ -1,4 +1,4 @@
-"""What a shard of a family without a file loads, keeps, counts and copies."""
+"""What a shard on the Transformers backend loads, reuses, counts and copies."""
 
 from __future__ import annotations
 
