@@ -24,7 +24,7 @@ from skynet.tokenizer.sentencepiece_file import Kind, read_sentencepiece
 from skynet.tokenizer.text import Text
 from tests.spm import spm
 
-TOKENIZERS = Path(__file__).parents[1] / "tokenizers"
+TOKENIZERS = Path(__file__).parents[2] / "tokenizers"
 FAMILIES = sorted(file.parent.name for file in TOKENIZERS.glob("*/expected.json"))
 # Transformers takes the target's ids for the source's; swaps the two masks.
 NOT_AS_TRANSFORMERS = {"marian-separate": "<pad>", "pegasus": "<mask_1>"}

@@ -32,7 +32,7 @@ from skynet.transformers_backend.loader import TransformersLoader
 from skynet.transformers_backend.opening import describe, open_model
 
 EMBED = "model.embed_tokens.weight"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def described(model_type: str, **fields: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from skynet.tokenizer.sentence_pieces import SentencePieces
 from skynet.tokenizer.sentencepiece_file import BPE, Kind, parse_sentencepiece, read_sentencepiece
 from tests.spm import spm
 
-TOKENIZERS = Path(__file__).parents[1] / "tokenizers"
+TOKENIZERS = Path(__file__).parents[2] / "tokenizers"
 RULES = b"\4\0\0\0" + bytes(4)  # a trie of its root only
 WORDS = [("▁", -2.0), ("▁ab", -1.0), ("a", -3.0), ("b", -3.0), ("bc", -2.5), ("c", -3.0)]
 

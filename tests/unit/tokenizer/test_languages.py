@@ -13,7 +13,7 @@ from skynet.errors import BadRequest
 from skynet.tokenizer.languages import Languages
 from skynet.tokenizer.text import Text
 
-TOKENIZERS = Path(__file__).parents[1] / "tokenizers"
+TOKENIZERS = Path(__file__).parents[2] / "tokenizers"
 
 
 @cache
