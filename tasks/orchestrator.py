@@ -13,7 +13,7 @@ from skynet.wire import keys
 def generate(self: Any) -> None:
     """Accept the request with this task's id; its result is stored when it ends."""
     app.runtime.on_message("accept", self.request.id)
-    raise Ignore  # the state stays STARTED until the answer ends
+    raise Ignore  # the engine reports success or failure under this id
 
 
 @app.task(name=keys.CANCEL_TASK, ignore_result=True, send_events=False)

@@ -22,7 +22,7 @@ from skynet.settings import settings
 from skynet.store.connection import connect
 
 # No test passes or fails by how fast it was.
-hypothesis_settings.register_profile("skynet")
+hypothesis_settings.register_profile("skynet", deadline=None)
 hypothesis_settings.load_profile("skynet")
 
 # The tiny checkpoints of the parity tests, and Transformers' answers, serve the cluster tests too.

@@ -8,7 +8,6 @@ queue until it has its place: by the plan, or as the leader.
 from __future__ import annotations
 
 import logging
-import logging.config
 import os
 import socket
 import sys

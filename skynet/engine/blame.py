@@ -38,6 +38,6 @@ def blame_loss(sequences: Iterable[Sequence], alone: bool) -> list[Sequence]:
     return guilty
 
 
-def clear(sequence: Sequence) -> None:
+def clear_blame(sequence: Sequence) -> None:
     """A step with it has succeeded."""
     sequence.suspect, sequence.failures, sequence.losses = False, 0, 0

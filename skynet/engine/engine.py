@@ -13,7 +13,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
 
-from skynet.engine.blame import blame_failure, blame_loss, clear
+from skynet.engine.blame import blame_failure, blame_loss, clear_blame
 from skynet.engine.flight import Batch, InFlight, Replay, sequences_of
 from skynet.engine.live_requests import Journal, LiveRequests, cancellation
 from skynet.engine.scheduler import Scheduler
@@ -250,7 +250,7 @@ class Engine:
                 self.scheduler.release(sequence)  # failed during the step: its deadline passed
             elif not ran_encoder:
                 if results[0].is_progress:
-                    clear(sequence)
+                    clear_blame(sequence)
                     self._note_replayed(sequence)
                 taken = self.requests.take(sequence, results)
                 tokens += [(sequence, token) for token in taken]

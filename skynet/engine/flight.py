@@ -17,7 +17,7 @@ Batch = list[tuple[Sequence, Row]]
 
 @dataclass
 class InFlight:
-    """A step that was sent and is not finished. A beam search has several of its rows."""
+    """A step that was sent and is not finished. Several of its rows may be of one beam search."""
 
     step: Step
     batch: Batch

@@ -100,7 +100,7 @@ class OrchestratorRuntime:
         self.election.ticked = time.monotonic()
         self.election.is_candidate = not self._leaving_since
         consumer.timer.call_repeatedly(TICK_S, self.tick)
-        logger.info("orchestrator %s is ready", self.member.id)
+        logger.info("orchestrator %s has started", self.member.id)
 
     def leave(self) -> None:
         """Finish the running step, then let another lead; then `left` is True."""

@@ -272,5 +272,5 @@ class Part:
             candidates, compute_s, wait_s, *vectors = codec.decode(fields)
             unpacked = [Candidates.unpack(candidate) for candidate in candidates]
             return cls(hidden, unpacked, compute_s, wait_s, *vectors)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise WireError(f"not a part: {error}") from error

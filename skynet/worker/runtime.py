@@ -76,7 +76,9 @@ class ShardRuntime:
         """Celery is running: from here on it consumes the queue of the worker's place."""
         self._consumer = consumer
         consumer.timer.call_repeatedly(SETTLE_S, self.settle)
-        logger.info("member %s is here for %s", self.member.id, self.member.pinned or "any place")
+        logger.info(
+            "member %s has started, for %s", self.member.id, self.member.pinned or "any place"
+        )
 
     def leave(self) -> None:
         """Work on until another worker has this place; then `left` turns true."""

@@ -24,8 +24,8 @@ KVStore = tuple[str, int]
 class StepGuard:
     """The spans of one epoch at one address.
 
-    encoder_layers: number of encoder layers; a step that starts before the last of them is of texts
-        and fills encoder KV.
+    encoder_layers: number of encoder layers; a step that starts in one of them is of texts and
+        fills encoder KV.
     """
 
     def __init__(self, address: str, first_layer: int, encoder_layers: int = 0) -> None:

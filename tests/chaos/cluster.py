@@ -57,7 +57,7 @@ class Slot:
 
     def was_up(self) -> bool:
         """Had Celery started? Before that, SIGTERM ends Python at once."""
-        return b" is here" in self.log.read_bytes()[self.log_start :]
+        return b" has started" in self.log.read_bytes()[self.log_start :]
 
 
 @dataclass
