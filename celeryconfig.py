@@ -1,62 +1,7 @@
-"""Celery settings for the plain commands:
+"""SkyNet's Celery settings, for readers of the repository: they are `skynet.chords.config`.
 
-    celery -A skynet worker -Q stage0.shard1
-    celery -A skynet worker -Q orchestrator
-    celery -A skynet flower
-
-SKYNET_REDIS_URL names the Redis server; see skynet/settings.py for the other settings.
+Workers and clients use that module only, so that an application's own `celeryconfig` and SkyNet's
+never stand in for each other.
 """
 
-from skynet.settings import settings
-from skynet.store.connection import backend_url
-from skynet.store.connection import broker_url as kombu_url
-from skynet.wire.keys import GENERATE_TASK, POP_S, SERIALIZER
-
-_settings = settings()
-
-broker_url = kombu_url(_settings.redis_url)
-result_backend = backend_url(_settings.redis_url)
-imports = ("tasks",)
-
-# One task at a time, in the process that holds the weights.
-worker_pool = "solo"
-worker_concurrency = 1
-worker_prefetch_multiplier = 1
-worker_consumer = "skynet.chords.app:PatientConsumer"
-worker_hijack_root_logger = False
-worker_redirect_stdouts = False
-worker_cancel_long_running_tasks_on_connection_loss = False
-broker_connection_retry_on_startup = True
-
-# Span messages are delivered at most once: redelivery would repeat stale ones an hour later. One
-# priority, one BRPOP. Every wait of a publisher has a deadline.
-broker_transport_options = {
-    "health_check_interval": 3,  # a pop without a reply for 3 s has lost its connection
-    "polling_interval": POP_S,  # timeout of the pop; a message ends it at once
-    "ack_emulation": False,
-    "priority_steps": [0],
-    "socket_timeout": 30,
-    "socket_connect_timeout": _settings.connect_timeout_s,
-    "socket_keepalive": True,
-}
-redis_socket_timeout = 30
-redis_socket_connect_timeout = _settings.connect_timeout_s
-redis_retry_on_timeout = False
-
-# Queues are addresses; any other name is an error, not a queue without a worker.
-task_create_missing_queues = False
-task_default_queue = "orchestrator"
-task_routes = {GENERATE_TASK: {"queue": "orchestrator"}}
-
-# No pickle, ever.
-accept_content = ["json", SERIALIZER]
-task_serializer = "json"
-result_serializer = "json"
-result_accept_content = ["json"]
-result_expires = _settings.result_expires_s
-
-# Events of requests are for people to see; events of spans need SKYNET_TRACE=1 (see tasks/).
-worker_send_task_events = True
-task_send_sent_event = False
-# Celery would write "started" without a fence; a request's state is in its record.
-task_track_started = False
+from skynet.chords.config import *  # noqa: F403

@@ -9,7 +9,8 @@ from typing import Any
 
 from celery import signals
 
-from skynet.chords.app import AddressAMQP, SkynetCelery, configure_logging
+from skynet.chords.app import SkynetCelery, configure_logging
+from skynet.chords.worker_check import check_worker
 from skynet.errors import SkynetError
 from skynet.settings import settings
 from skynet.wire.keys import ORCHESTRATOR_QUEUE
@@ -17,17 +18,16 @@ from skynet.wire.keys import ORCHESTRATOR_QUEUE
 LEFT_S = 0.05  # between checks whether the runtime has handed over
 
 
-@signals.setup_logging.connect
 def _setup_logging(loglevel: Any = None, **_: Any) -> None:
     asked = loglevel if isinstance(loglevel, int) else logging.WARNING
     configured = logging.getLevelNamesMapping()[settings().log_level]
     configure_logging(min(asked, configured))
 
 
-@signals.celeryd_after_setup.connect
 def _start(sender: str, instance: Any, **_: Any) -> None:
     """Start the runtime that belongs to the worker's queue."""
     try:
+        check_worker(instance)
         if instance.place == ORCHESTRATOR_QUEUE:
             from skynet.orchestrator.runtime import OrchestratorRuntime
 
@@ -41,7 +41,6 @@ def _start(sender: str, instance: Any, **_: Any) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-@signals.worker_ready.connect
 def _ready(sender: Any, **_: Any) -> None:
     app.runtime.ready(sender)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -72,10 +71,18 @@ def _leave_politely(consumer: Any, number: signal.Signals) -> None:
     signal.signal(number, leave)
 
 
-@signals.worker_shutdown.connect
 def _stop(**_: Any) -> None:
     if app.runtime is not None:
         app.runtime.stop()
 
 
-app = SkynetCelery("skynet", amqp=AddressAMQP, config_source="celeryconfig", set_as_current=True)
+def _connect_signals() -> None:
+    """Signals are global to a process: an application that only imports this has none of them."""
+    signals.setup_logging.connect(_setup_logging)
+    signals.celeryd_after_setup.connect(_start)
+    signals.worker_ready.connect(_ready)
+    signals.worker_shutdown.connect(_stop)
+
+
+app = SkynetCelery("skynet")
+app.worker_starting = _connect_signals

@@ -1,5 +1,9 @@
-"""SkyNet's Celery tasks: decode, one call, encode."""
+"""SkyNet's Celery tasks, for readers of the repository: they are `skynet.tasks`.
 
-from tasks import orchestrator, shard
+Installed packages and workers use that name only, so that an application's own `tasks` package and
+SkyNet's never stand in for each other.
+"""
+
+from skynet.tasks import orchestrator, shard
 
 __all__ = ["orchestrator", "shard"]

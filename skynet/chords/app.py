@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import warnings
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +32,7 @@ from skynet.wire.keys import ORCHESTRATOR_QUEUE, Address
 
 logger = logging.getLogger(__name__)
 
+CONFIG = "skynet.chords.config"
 RETRY_S, MAX_RETRY_S = 0.2, 1.0
 LOG_FORMAT = "%(asctime)s %(levelname)-7s %(place)s %(message)s"
 
@@ -69,6 +71,7 @@ class PlacedWorker(Worker):
     """A Celery worker for one place, named after it, without gossip."""
 
     def __init__(self, app: Celery | None = None, hostname: str | None = None, **kwargs: Any):
+        (app or self.app).worker_starting()
         try:
             place = place_of(kwargs.get("queues"))
         except ConfigurationError as error:
@@ -89,9 +92,18 @@ class PlacedWorker(Worker):
 
 
 class SkynetCelery(Celery):
-    """The app. `runtime` is this process's ShardRuntime or OrchestratorRuntime, once started."""
+    """The app. Never the current or the default app of a process that is not a SkyNet worker.
+
+    runtime: this process's ShardRuntime or OrchestratorRuntime, once started.
+    worker_starting: called before a worker of this app is made.
+    """
 
     runtime: Any = None
+    worker_starting: Callable[[], None] = staticmethod(lambda: None)
+
+    def __init__(self, name: str, **options: Any) -> None:
+        options = {"amqp": AddressAMQP, "config_source": CONFIG, **options}
+        super().__init__(name, set_as_current=False, **options)
 
     @cached_property
     def Worker(self) -> type[PlacedWorker]:
@@ -142,5 +154,5 @@ def configure_logging(level: int | str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("skynet").setLevel(level)
     logging.captureWarnings(True)
-    # Celery warns at every lost connection about a setting that celeryconfig.py sets on purpose.
+    # Celery warns at every lost connection about a setting that config.py sets on purpose.
     warnings.filterwarnings("ignore", "\nIn Celery 5.1", CPendingDeprecationWarning)

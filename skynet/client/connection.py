@@ -45,7 +45,7 @@ class ClusterConnection:
         """A Celery app with this cluster's broker and result backend."""
         from skynet.chords.app import SkynetCelery
 
-        app = SkynetCelery("skynet", set_as_current=False, config_source="celeryconfig")
+        app = SkynetCelery("skynet")
         app.conf.update(broker_url=broker_url(self.url), result_backend=backend_url(self.url))
         return app
 

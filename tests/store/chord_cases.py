@@ -9,7 +9,7 @@ from typing import Any
 import redis
 from plans import plan_for
 
-from skynet.chords.app import AddressAMQP, SkynetCelery
+from skynet.chords.app import SkynetCelery
 from skynet.chords.messenger import Messenger
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
@@ -21,9 +21,7 @@ TTL_S = 60
 
 
 def make_app(url: str) -> SkynetCelery:
-    app = SkynetCelery(
-        "tests", amqp=AddressAMQP, set_as_current=False, config_source="celeryconfig"
-    )
+    app = SkynetCelery("tests")
     app.conf.update(broker_url=broker_url(url), result_backend=backend_url(url))
     app.__dict__["messenger"] = Messenger(app, RespConnection(url, 10), TTL_S)
     return app

@@ -155,8 +155,8 @@ def test_the_image_has_what_it_needs_and_no_root() -> None:
     # Then all that is copied exists, is let through, and is all that the package is made of
     assert all((ROOT / name).exists() for name in copied)
     assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == copied
-    modules = {f"{name}.py" for name in project["tool"]["setuptools"]["py-modules"]}
-    assert {"skynet", "tasks", "constraints.txt", project["project"]["readme"]} | modules <= copied
+    assert project["tool"]["setuptools"]["packages"]["find"]["include"] == ["skynet*"]
+    assert {"skynet", "constraints.txt", project["project"]["readme"]} <= copied
     # And
     assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE) == ["python:3.11-slim"]
     assert re.findall(r"^USER (\S+)", DOCKERFILE, re.MULTILINE) == ["skynet"]

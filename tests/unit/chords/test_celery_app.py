@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from kombu import Queue
 
-import tasks
+from skynet import tasks
 from skynet.celery import app
 from skynet.chords.app import AddressQueues, configure_logging, place_of
 from skynet.client.client import Client

@@ -38,7 +38,7 @@ def test_celery_takes_every_backend_url(url: str) -> None:
     # Given
     from skynet.chords.app import SkynetCelery
 
-    app = SkynetCelery("test", set_as_current=False, config_source="celeryconfig")
+    app = SkynetCelery("test")
     app.conf.update(broker_url=broker_url(url), result_backend=backend_url(url))
     # When: stock Celery refuses a rediss URL that does not speak of certificates
     parameters = app.backend.connparams
