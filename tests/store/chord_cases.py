@@ -38,7 +38,7 @@ def tiny_plan(stages: int = 2, shards: int = 2) -> Plan:
             "vocab_size": 100,
         }
     )
-    return plan_for(arch, stages, shards, epoch=5)
+    return plan_for(arch, stages, shards, epoch=5, model="d")
 
 
 def queued(client: redis.Redis, queue: str) -> list[dict[str, Any]]:
