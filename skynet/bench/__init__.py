@@ -43,7 +43,9 @@ def run_scenarios(names: Sequence[str], rounds: int, as_json: bool, console: Con
     scenarios = _scenarios()
     unknown = [name for name in names if name not in scenarios]
     if unknown:
-        raise BadRequest(f"unknown scenario {', '.join(unknown)}; choose of {', '.join(scenarios)}")
+        raise BadRequest(
+            f"unknown scenario {', '.join(unknown)}; choose from {', '.join(scenarios)}"
+        )
     results = []
     for name in names or scenarios:
         with console.status(f"{name} ..."):

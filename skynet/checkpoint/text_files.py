@@ -72,6 +72,7 @@ def text_files(path: Path) -> dict[str, bytes]:
     if template is not None:
         files[CHAT_TEMPLATE] = template
     if (path / GENERATION_CONFIG).is_file():
+        read_object(path / GENERATION_CONFIG)  # reports damage
         files[GENERATION_CONFIG] = read_file(path / GENERATION_CONFIG)
     embedding = embedding_json(path)
     if embedding is not None:

@@ -30,12 +30,16 @@ logger = logging.getLogger(__name__)
 class Client(ClusterConnection):
     """Submits requests to one cluster.
 
-    url: its Redis; `SKYNET_REDIS_URL` by default.
+    url, lazy, errors: as of `ClusterConnection`.
     """
 
-    def __init__(self, url: str | None = None) -> None:
-        super().__init__(url)
+    def __init__(self, url: str | None = None, *, lazy: bool = False) -> None:
+        super().__init__(url, lazy=lazy)
         self._models: dict[str, ServedModel] = {}
+
+    def __reduce__(self) -> Any:
+        # By name, so that `submit_prompt` can be the target of a new process.
+        return "default_client" if self is default_client else super().__reduce__()
 
     @overload
     def submit_prompt(self, prompt: Prompt, *, n: None = None, **arguments: Any) -> Generation: ...
@@ -172,6 +176,6 @@ def _checked_timeout(timeout: float | None) -> float:
     return seconds
 
 
-default_client = Client()  # of SKYNET_REDIS_URL; connects at the first use
+default_client = Client(lazy=True)  # of SKYNET_REDIS_URL, which is read at the first use
 submit_prompt = default_client.submit_prompt
 submit_prompts = default_client.submit_prompts

@@ -22,10 +22,16 @@ class ClusterConnection:
     """Redis and Celery of one cluster, connected at the first use.
 
     url: its Redis; `SKYNET_REDIS_URL` by default.
+    lazy: read the settings at the first use, too.
+
+    Raises:
+        ConfigurationError: a setting has an invalid value, unless `lazy`.
     """
 
-    def __init__(self, url: str | None = None) -> None:
+    def __init__(self, url: str | None = None, *, lazy: bool = False) -> None:
         self._given_url = url
+        if not lazy:
+            _ = self.requests  # refuses an invalid setting or URL; does not connect
 
     @cached_property
     def url(self) -> str:

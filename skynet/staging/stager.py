@@ -44,12 +44,9 @@ def stage_checkpoint(
     digest: str,
     progress: Progress | None = None,
     *,
-    repair: bool = False,
     lock_s: float = LOCK_S,
 ) -> None:
     """Put the checkpoint's tensors, config and text files into Redis, in tiles.
-
-    repair: if the checkpoint is staged already, verify all tiles and write bad ones again.
 
     Raises:
         CheckpointError, UnsupportedModel, SkynetError: see `WeightStore.stage`.
@@ -70,8 +67,7 @@ def stage_checkpoint(
         if progress:
             progress("waiting for another process to stage this model", 0, total)
 
-    store = WeightStore(client, lock_s)
-    store.stage(job, progress=advance, waiting=waiting, repair=repair)
+    WeightStore(client, lock_s).stage(job, progress=advance, waiting=waiting)
     if isinstance(arch, TransformersArchitecture):
         Events(client).add("model", arch.notice)
 

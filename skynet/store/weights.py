@@ -70,14 +70,12 @@ class WeightStore:
         *,
         progress: Progress | None = None,
         waiting: Waiting | None = None,
-        repair: bool = False,
     ) -> Manifest:
         """Write all tiles, then the files, then the manifest. A no-op if the digest is staged.
 
         If another process is staging the digest, waits and uses the result.
 
         waiting: called again and again during that wait; may raise to give up.
-        repair: if the digest is staged, check all of it and rewrite missing or corrupted tiles.
 
         Raises:
             CheckpointError: a tensor could not be read, or differs from the staged one.
@@ -90,8 +88,6 @@ class WeightStore:
             manifest, written = writer.stage(waiting)
             if written:
                 return manifest
-        if repair:
-            self.restage_tiles(manifest, job, self.verify(manifest), waiting)
         if progress:
             progress(manifest.num_bytes)
         return manifest

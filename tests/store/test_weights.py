@@ -59,10 +59,14 @@ class Source:
         return self.arrays[name].take(range(start, stop), axis)
 
 
-def stage(client: redis.Redis, source: Source, **options: Any) -> Manifest:
-    tile_bytes = options.pop("tile_bytes", TILE_BYTES)
-    job = StagingJob(DIGEST, "tiny", {"model_type": "llama"}, TENSORS, FILES, source, tile_bytes)
-    return WeightStore(client).stage(job, **options)
+def job_of(source: Source, tile_bytes: int = TILE_BYTES) -> StagingJob:
+    return StagingJob(DIGEST, "tiny", {"model_type": "llama"}, TENSORS, FILES, source, tile_bytes)
+
+
+def stage(
+    client: redis.Redis, source: Source, *, tile_bytes: int = TILE_BYTES, **options: Any
+) -> Manifest:
+    return WeightStore(client).stage(job_of(source, tile_bytes), **options)
 
 
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -384,8 +388,8 @@ def test_repair_writes_only_what_is_broken_as_it_was(client: redis.Redis) -> Non
     broken = break_tiles(client)
     client.delete(keys.file_key(DIGEST, "tokenizer.json"))
     # When it is repaired, by somebody whose tiles would be others
-    source = Source()
-    assert stage(client, source, repair=True, tile_bytes=4096) == manifest
+    source, store = Source(), WeightStore(client)
+    assert store.restage_tiles(manifest, job_of(source, 4096), store.verify(manifest)) == 2
     # Then everything is byte for byte as before, and no more was read than was broken
     assert {key: client.get(key) for key in client.scan_iter()} == before
     assert source.reads == len(broken)
@@ -398,6 +402,7 @@ def test_a_checkpoint_that_changed_repairs_nothing(client: redis.Redis) -> None:
     source = Source()
     source.arrays["model.column"] = source.arrays["model.column"] + 1
     # When it is to be repaired / Then the tile is named, and nothing wrong is written
+    store = WeightStore(client)
     with pytest.raises(CheckpointError, match=r"tile 1 of column.*reads differently"):
-        stage(client, source, repair=True)
-    assert WeightStore(client).verify(manifest) == broken
+        store.restage_tiles(manifest, job_of(source), broken)
+    assert store.verify(manifest) == broken

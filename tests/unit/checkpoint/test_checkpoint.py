@@ -404,6 +404,14 @@ def test_a_conversion_is_done_once_and_a_failed_one_leaves_nothing(
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize(("content", "message"), [("", "is not JSON"), ("[]", "holds a list")])
+def test_a_damaged_generation_config_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    model = write_model(tmp_path / "tiny")
+    (model / "generation_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=rf"generation_config\.json {message}"):
+        open_in(model).text_files()
+
+
 def test_the_demo_model_is_the_instruct_model(demo_checkpoint: Checkpoint) -> None:
     assert demo_checkpoint.name == "SmolLM2-135M-Instruct"
     assert demo_checkpoint.config["model_type"] == "llama"
