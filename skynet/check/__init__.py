@@ -5,5 +5,6 @@ is reported in the layer where it arises. Each side has one layer at a time in m
 """
 
 from skynet.check.check import check_model
+from skynet.check.report import Report
 
-__all__ = ["check_model"]
+__all__ = ["Report", "check_model"]

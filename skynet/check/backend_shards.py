@@ -13,7 +13,7 @@ from skynet.check.skynet_shards import LoadedLayer, SkynetShards
 from skynet.check.stacks import CheckedStack
 from skynet.errors import UnsupportedModel
 from skynet.layers.lockstep import ShardOutputs
-from skynet.layers.weights import Fetch
+from skynet.layers.regions import Fetch
 from skynet.planning.plan import Plan
 from skynet.transformers_backend.shard_group import ShardGroup
 

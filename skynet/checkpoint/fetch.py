@@ -11,7 +11,7 @@ from skynet.planning.ranges import Range
 
 
 class CheckpointFetch:
-    """A `skynet.layers.weights.Fetch` by canonical names.
+    """A `skynet.layers.regions.Fetch` by canonical names.
 
     Raises:
         CheckpointError, UnsupportedModel: tensors are missing or not of the config's shapes.

@@ -74,7 +74,7 @@ class SliceWeights:
 
     def __init__(self, reusable: LoadedWeights | None = None) -> None:
         self.loaded, self.reusable = LoadedWeights(), reusable or LoadedWeights()
-        self.fetched_bytes = 0  # of `loaded`, as it lies in memory
+        self.fetched_bytes = 0  # the bytes in memory of what was not reused
 
     def get(self, key: Key, units: tuple[Range, ...]) -> Made | None:
         """The weight with exactly these units, from this slice or from the previous one."""
