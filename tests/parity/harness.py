@@ -49,7 +49,7 @@ class Checkpoint:
         self.config: dict[str, Any] = dict(settled(config, tensors, same))
         self.arch = load_architecture(self.config)
         names = resolve_names(self.arch, tensors)
-        self.tensors = {ours: tensors[theirs] for ours, theirs in names.items()}
+        self.tensors = {name: tensors[name_in_file] for name, name_in_file in names.items()}
         self.axes = {tensor.name: tensor.axis for tensor in staged_tensors(self.arch)}
 
     def fetch(self, name: str, region: Range) -> torch.Tensor:
@@ -104,24 +104,24 @@ class Cluster:
     def step(
         self, rows: Sequence[Row], layers_per_chord: int, start: int | None = None
     ) -> list[list[Candidates]]:
-        """Candidates of each row with a want, one a vocabulary shard.
+        """Candidates of each row with a logits request, one item a vocabulary shard.
 
         start: the first layer, the decoder's by default.
         """
         return self.read(rows, layers_per_chord, start)[0]
 
     def vectors(self, rows: Sequence[Row], layers_per_chord: int) -> list[np.ndarray]:
-        """What is read of each row that asks for a vector: of the first shard alone."""
+        """The vector of each row whose text task asks for one: only the first shard has it."""
         return self.read(rows, layers_per_chord)[1]
 
     def read(
         self, rows: Sequence[Row], layers_per_chord: int, start: int | None = None
     ) -> tuple[list[list[Candidates]], list[np.ndarray]]:
-        """Both, of rows that ask for either."""
+        """Candidates and vectors, of rows that ask for either."""
         results = self._step(rows, layers_per_chord, start)
         first, *others = results
         assert not any(vectors for _, _, vectors in others)
-        candidates = zip(*(found for _, found, _ in results), strict=True)
+        candidates = zip(*(shard_candidates for _, shard_candidates, _ in results), strict=True)
         return [list(row) for row in candidates], first[2]
 
     def _step(

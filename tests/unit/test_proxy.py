@@ -26,14 +26,14 @@ def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
 @pytest.fixture
 def through(proxy: Proxy, client: redis.Redis) -> Iterator[redis.Redis]:
     """A client that goes through the proxy; `client` goes past it."""
-    found = redis.Redis(
+    proxied_client = redis.Redis(
         port=proxy.port,
         socket_timeout=30,
         retry=Retry(NoBackoff(), 0),
         single_connection_client=True,
     )
-    yield found
-    found.close()
+    yield proxied_client
+    proxied_client.close()
 
 
 def test_it_forwards_small_and_big_messages(through: redis.Redis, client: redis.Redis) -> None:
