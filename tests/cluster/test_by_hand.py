@@ -164,7 +164,7 @@ def test_workers_without_a_place_are_given_one(
     ],
     ids=str,
 )
-def test_a_worker_for_a_place_that_is_none_is_refused(
+def test_a_worker_for_an_invalid_place_is_refused(
     server: EmbeddedServer, queues: list[str], message: str
 ) -> None:
     # Given queues that are no place / When a worker is started

@@ -332,7 +332,7 @@ def test_a_living_worker_is_not_replaced(bound: LocalCluster) -> None:
     assert not any(is_gone(worker.pid) for worker in bound.workers)
 
 
-def test_a_redis_that_restarts_empty_ends_what_ran_and_serves_what_comes(tiny: Tiny) -> None:
+def test_an_empty_redis_ends_running_requests_and_serves_new_ones(tiny: Tiny) -> None:
     # Given a cluster whose Redis keeps nothing, and a request under way
     with LocalCluster(tiny.path, 1, 2, "float32", num_slots=4) as cluster:
         pids = {worker.pid for worker in cluster.workers}
@@ -357,7 +357,7 @@ def test_a_redis_that_restarts_empty_ends_what_ran_and_serves_what_comes(tiny: T
         assert cluster.processes.failed() == []
 
 
-def test_a_shape_for_whoever_is_there_follows_them(tiny: Tiny) -> None:
+def test_an_open_shape_follows_the_number_of_workers(tiny: Tiny) -> None:
     # Given two workers in a shape that is left open
     with LocalCluster(tiny.path, 1, 2, "float32", num_slots=4, elastic=True) as cluster:
         undisturbed = Undisturbed(cluster, tiny.prompts)

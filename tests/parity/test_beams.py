@@ -158,15 +158,15 @@ def test_hypotheses_are_those_of_transformers(
     reference: Callable[..., Reference], case: str, shape: tuple[int, int]
 ) -> None:
     # Given a search, and Transformers' hypotheses
-    tiny_model, fields = reference("llama"), CASES[case]
-    model = model_at(tiny_model.path)
+    model_reference, fields = reference("llama"), CASES[case]
+    model = model_at(model_reference.path)
     expected = [search(model, prompt, fields, len(prompt)) for prompt in PROMPTS]
     # When all prompts are searched side by side, on slots for two or three of them
     records = [
         Record(str(n), tuple(prompt), options_of(fields), 0.0, 1e12)
         for n, prompt in enumerate(PROMPTS)
     ]
-    cluster = cluster_of(tiny_model.checkpoint, *shape, num_slots=9)
+    cluster = cluster_of(model_reference.checkpoint, *shape, num_slots=9)
     try:
         carrier = run(cluster, records, END_IDS)
     finally:
@@ -179,13 +179,13 @@ def test_hypotheses_are_those_of_transformers(
 
 
 @pytest.mark.parametrize("disturb_at", [-1, 9])
-def test_hypotheses_may_outgrow_the_positions_of_the_pretraining(
+def test_hypotheses_may_be_longer_than_the_pretraining_context(
     reference: Callable[..., Reference], disturb_at: int
 ) -> None:
     # Given a prompt of 12 tokens, and a rope that turns those of more than 16 otherwise
-    tiny_model, fields, prompt = reference("phi3", **OUTGROWN), CASES["four"], PROMPTS[0]
-    expected = search(model_at(tiny_model.path), prompt, fields, len(prompt))
-    cluster = cluster_of(tiny_model.checkpoint, 2, 2, num_slots=4)
+    model_reference, fields, prompt = reference("phi3", **OUTGROWN), CASES["four"], PROMPTS[0]
+    expected = search(model_at(model_reference.path), prompt, fields, len(prompt))
+    cluster = cluster_of(model_reference.checkpoint, 2, 2, num_slots=4)
     # When it is searched, and shards may lose everything
     records = [Record("0", tuple(prompt), options_of(fields), 0.0, 1e12)]
     try:
@@ -201,9 +201,9 @@ def test_every_causal_family_can_be_searched(
     reference: Callable[..., Reference], family: str
 ) -> None:
     # Given
-    tiny_model, fields, prompt = reference(family), CASES["four"], PROMPTS[0]
-    expected = search(model_at(tiny_model.path), prompt, fields, len(prompt))
-    cluster = cluster_of(tiny_model.checkpoint, 2, 2, num_slots=4)
+    model_reference, fields, prompt = reference(family), CASES["four"], PROMPTS[0]
+    expected = search(model_at(model_reference.path), prompt, fields, len(prompt))
+    cluster = cluster_of(model_reference.checkpoint, 2, 2, num_slots=4)
     # When
     try:
         carrier = run(cluster, [Record("0", tuple(prompt), options_of(fields), 0.0, 1e12)], END_IDS)
@@ -219,16 +219,16 @@ def test_every_encoder_decoder_can_be_searched(
     translator: Callable[[str], Translator], family: str, shape: tuple[int, int]
 ) -> None:
     # Given texts, a search whose first token is forced, and a greedy request beside it
-    tiny_model = translator(family)
+    tiny_translator = translator(family)
     fields = {"num_beams": 3, "forced_bos_token_id": 9, "length_penalty": 1.5, **VARIED}
-    expected = [search(tiny_model.model, text, fields, 1) for text in TEXTS]
-    greedy = tiny_model.answer(TEXTS[0], max_new_tokens=NEW, **VARIED)
-    options = options_of(fields, decoder_start_token_id=tiny_model.start)
+    expected = [search(tiny_translator.model, text, fields, 1) for text in TEXTS]
+    greedy = tiny_translator.answer(TEXTS[0], max_new_tokens=NEW, **VARIED)
+    options = options_of(fields, decoder_start_token_id=tiny_translator.start)
     records = [Record(str(n), tuple(t), options, 0.0, 1e12) for n, t in enumerate(TEXTS)]
-    plain = options_of(VARIED, decoder_start_token_id=tiny_model.start, ignore_eos=True)
+    plain = options_of(VARIED, decoder_start_token_id=tiny_translator.start, ignore_eos=True)
     records.append(Record("greedy", tuple(TEXTS[0]), plain, 0.0, 1e12))
     # When they run side by side, on slots for three searches at most
-    cluster = cluster_of(tiny_model.checkpoint, *shape, num_slots=10, slot_tokens=40)
+    cluster = cluster_of(tiny_translator.checkpoint, *shape, num_slots=10, slot_tokens=40)
     try:
         carrier = run(cluster, records, END_IDS)
     finally:

@@ -132,7 +132,7 @@ def test_texts_are_classified(classifier: Encoder, stages: int, shards: int, spa
         np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
 
-def test_padding_that_stands_in_a_text_takes_no_position(tmp_path: Path) -> None:
+def test_padding_tokens_in_a_text_have_no_position(tmp_path: Path) -> None:
     # Given RoBERTa, and texts with its padding token at either end and inside
     model = save_random_encoder("roberta", "Model", {"pad_token_id": 2}, tmp_path)
     texts = [[5, 6, 2, 2, 7, 2], [2, 2, 9], [2], [8, 2, 7], [5, 6, 7]]

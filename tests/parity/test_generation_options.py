@@ -66,13 +66,13 @@ class Recorder(InProcess):
 
 
 def run(
-    tiny_model: Reference,
+    model_reference: Reference,
     shape: tuple[int, int],
     records: Sequence[Record],
     end_ids: Sequence[int] = (),
 ) -> Recorder:
     """All records at once, their prompts in chunks."""
-    cluster = cluster_of(tiny_model.checkpoint, *shape, num_slots=4)
+    cluster = cluster_of(model_reference.checkpoint, *shape, num_slots=4)
     carrier = Recorder(cluster)
     engine = Engine(cluster.plan, carrier, carrier, EngineOptions(max_batch_tokens=9))
     try:
@@ -130,15 +130,16 @@ def test_greedy_answers_are_those_of_transformers(
     reference: Callable[..., Reference], case: str, shape: tuple[int, int]
 ) -> None:
     # Given an option, and Transformers' answers with it
-    tiny_model, fields = reference("llama"), CASES[case]
-    expected = [generated(tiny_model.path, p, **fields)[0, len(p) :].tolist() for p in PROMPTS]
+    model_reference, fields = reference("llama"), CASES[case]
+    expected = [generated(model_reference.path, p, **fields)[0, len(p) :].tolist() for p in PROMPTS]
     # When all prompts are answered side by side
     records = [record_of(str(n), p, options_of(fields)) for n, p in enumerate(PROMPTS)]
-    carrier = run(tiny_model, shape, records, fields.get("eos_token_id", ()))
+    carrier = run(model_reference, shape, records, fields.get("eos_token_id", ()))
     # Then the tokens are the same, and not those of the plain answers
     assert [carrier.answers[str(number)] for number in range(len(PROMPTS))] == expected
     plain = [
-        tokens[: len(changed)] for tokens, changed in zip(tiny_model.tokens, expected, strict=True)
+        tokens[: len(changed)]
+        for tokens, changed in zip(model_reference.tokens, expected, strict=True)
     ]
     assert expected != plain
 
@@ -147,12 +148,12 @@ def test_the_first_token_after_a_single_one_can_be_forced(
     reference: Callable[..., Reference],
 ) -> None:
     # Given a prompt of one token, and tokens that may not begin an answer
-    tiny_model = reference("llama")
+    model_reference = reference("llama")
     fields = {"forced_bos_token_id": 88, "begin_suppress_tokens": list(range(90))}
-    expected = generated(tiny_model.path, [5], **fields)[0, 1:].tolist()
+    expected = generated(model_reference.path, [5], **fields)[0, 1:].tolist()
     assert expected[0] == 88
     # When / Then
-    carrier = run(tiny_model, (1, 3), [record_of("0", [5], options_of(fields))])
+    carrier = run(model_reference, (1, 3), [record_of("0", [5], options_of(fields))])
     assert carrier.answers["0"] == expected
 
 
@@ -162,15 +163,15 @@ def test_log_probabilities_are_of_transformers_raw_logits(
     reference: Callable[..., Reference], case: dict[str, Any], shape: tuple[int, int]
 ) -> None:
     # Given the logits of Transformers, before its processors
-    tiny_model, prompt = reference("llama"), PROMPTS[0]
+    model_reference, prompt = reference("llama"), PROMPTS[0]
     output = generated(
-        tiny_model.path, prompt, output_logits=True, return_dict_in_generate=True, **case
+        model_reference.path, prompt, output_logits=True, return_dict_in_generate=True, **case
     )
     tokens = output.sequences[0, len(prompt) :].tolist()
     expected = torch.cat(output.logits).double().log_softmax(dim=-1).numpy()
     # When they are asked for with five alternatives
     record = record_of("0", prompt, options_of(case, logprobs=5))
-    carrier = run(tiny_model, shape, [record], case.get("eos_token_id", ()))
+    carrier = run(model_reference, shape, [record], case.get("eos_token_id", ()))
     # Then each token has its log-probability, and the best five
     assert carrier.answers["0"] == tokens
     for number, (token, told) in enumerate(zip(tokens, carrier.logprobs["0"], strict=True)):
@@ -186,7 +187,7 @@ def test_seeded_answers_with_rules_do_not_depend_on_the_shape(
     reference: Callable[..., Reference],
 ) -> None:
     # Given rules and sampling together
-    tiny_model = reference("llama")
+    model_reference = reference("llama")
     sampled = [
         options_of(CASES["all"], temperature=0.9, seed=1),
         options_of(CASES["repetition_penalty"], temperature=1.2, top_p=0.9, seed=2),
@@ -194,7 +195,7 @@ def test_seeded_answers_with_rules_do_not_depend_on_the_shape(
     ]
     records = [record_of(str(n), PROMPTS[n], options) for n, options in enumerate(sampled)]
     # When they are answered in several shapes / Then the tokens are the same
-    first, *others = [run(tiny_model, shape, records).answers for shape in [(1, 1), *SHAPES]]
+    first, *others = [run(model_reference, shape, records).answers for shape in [(1, 1), *SHAPES]]
     assert all(other == first for other in others)
 
 
@@ -203,13 +204,13 @@ def test_samples_share_their_prompt(
     reference: Callable[..., Reference], shape: tuple[int, int]
 ) -> None:
     # Given six samples of a prompt on four slots, and each alone
-    tiny_model, prompt = reference("llama"), PROMPTS[2]
+    model_reference, prompt = reference("llama"), PROMPTS[2]
     sampled = [options_of({}, temperature=1.0, seed=seed) for seed in range(6)]
-    alone = [run(tiny_model, shape, [record_of("0", prompt, o)]).answers["0"] for o in sampled]
+    alone = [run(model_reference, shape, [record_of("0", prompt, o)]).answers["0"] for o in sampled]
     assert len({tuple(tokens) for tokens in alone}) == 6
     # When they are answered together
     records = [record_of(str(n), prompt, options, "0") for n, options in enumerate(sampled)]
-    carrier = run(tiny_model, shape, records)
+    carrier = run(model_reference, shape, records)
     # Then each is as if it were alone
     assert [carrier.answers[str(number)] for number in range(6)] == alone
     # And the prompt was computed once, and its last token by each

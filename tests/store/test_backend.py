@@ -206,7 +206,7 @@ def test_a_traced_inner_body_is_a_task_of_its_own(app: SkynetCelery, client: red
     assert shards.advanced == []
 
 
-def test_a_chord_that_is_not_ours_goes_the_stock_way(
+def test_a_foreign_chord_uses_celerys_backend(
     app: SkynetCelery, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a chord with a body of somebody else's

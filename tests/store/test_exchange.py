@@ -116,7 +116,7 @@ def test_a_peer_that_is_silent_is_lost_and_named(server: EmbeddedServer) -> None
     assert "stage0.shard0, sum 4: no partial from stage0.shard1" in str(raised.value)
 
 
-def test_a_wait_ends_when_nobody_wants_the_step_any_more(server: EmbeddedServer) -> None:
+def test_a_wait_ends_when_the_step_is_given_up(server: EmbeddedServer) -> None:
     # Given a step that was given up
     with shards(server, 2, timeout_s=25) as (exchanges, _):
         asked = threading.Event()
@@ -155,7 +155,7 @@ def test_a_peer_that_fails_says_why_at_once(server: EmbeddedServer) -> None:
     ],
     ids=["columns", "rows", "kind", "truncated"],
 )
-def test_another_shape_is_no_partial(server: EmbeddedServer, other: Frame) -> None:
+def test_a_partial_of_another_shape_is_an_error(server: EmbeddedServer, other: Frame) -> None:
     # Given a peer with another idea of the step's shape
     def run(exchange: Exchange) -> str:
         mine = other if exchange.shard == 1 else frame(1, 2)

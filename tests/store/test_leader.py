@@ -16,7 +16,7 @@ from skynet.wire import keys
 
 
 def test_one_leads_until_it_resigns(client: redis.Redis) -> None:
-    # Given two that want to
+    # Given two candidates for leadership
     first, second = Leadership(client, "a", 60), Leadership(client, "b", 60)
     assert leader_of(client) == ""
     assert first.acquire()
@@ -73,7 +73,7 @@ def test_a_lease_that_ran_out_is_taken_up_again_if_nobody_had_it(client: redis.R
     assert leader.holder() == ""
 
 
-def test_a_redis_without_its_memory_is_told_from_a_lost_lease(client: redis.Redis) -> None:
+def test_lost_redis_data_is_distinguished_from_a_lost_lease(client: redis.Redis) -> None:
     # Given a leader of the fourth term, at epoch 9
     leader = Leadership(client, "a", 60)
     client.set(keys.TERM_KEY, 3)
@@ -170,7 +170,7 @@ def test_never_two_leaders_and_no_term_of_one_process_twice(
     client: redis.Redis, steps: list[tuple[str, int]]
 ) -> None:
     # Given three that acquire, renew, resign and depose in any order, while leases run out and
-    # Redis loses its memory
+    # Redis loses its data
     client.flushall()
     group = [Leadership(client, name, 60) for name in "abc"]
     terms: dict[str, list[int]] = {name: [] for name in "abc"}

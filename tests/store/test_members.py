@@ -50,7 +50,7 @@ def test_a_lease_that_is_not_renewed_runs_out(client: redis.Redis) -> None:
     wait_for("one lease left", lambda: [m.node for m in members.all()] == ["long"])
 
 
-def test_who_leaves_is_gone_at_once(client: redis.Redis) -> None:
+def test_a_leaving_member_is_gone_at_once(client: redis.Redis) -> None:
     # Given two members
     members = Members(client, lease_s=60)
     members.renew(member("a", "stage0.shard0"))
@@ -63,7 +63,7 @@ def test_who_leaves_is_gone_at_once(client: redis.Redis) -> None:
     assert client.exists(keys.member_key("a")) == 0
 
 
-def test_the_dead_do_not_pile_up(client: redis.Redis) -> None:
+def test_expired_members_are_removed(client: redis.Redis) -> None:
     # Given a node that died long ago
     members = Members(client, lease_s=60)
     client.zadd(keys.MEMBERS_KEY, {"ancient": time.time() - 10_000})
@@ -109,7 +109,9 @@ def test_a_connection_that_closes_is_seen_before_the_lease_runs_out(
     assert [m.node for m in members.all()] == ["a", "b"]
 
 
-def test_who_connects_again_says_so_at_once(server: EmbeddedServer, client: redis.Redis) -> None:
+def test_a_member_that_reconnects_has_a_new_connection_at_once(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
     # Given a member whose connection is cut
     members, one = Members(client, lease_s=60), member("a", "stage0.shard0")
     connection = connect(server.url, single_connection=True)

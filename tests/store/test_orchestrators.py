@@ -173,7 +173,7 @@ def test_a_message_of_the_next_leaders_plan_is_given_back(
     # Then it is back in the queue, and this one steps down
     assert in_queue(client) == [expected]
     assert runtime.leader.service is None
-    # And the other drops it, since no such step is in flight
+    # And the other drops it, since that step is not in flight
     assert other.leader.service is not None
     assert not other.leader.service.plan_controller.switch.broken
 

@@ -90,9 +90,7 @@ def test_the_leader_prepares_and_publishes_plans(client: redis.Redis, leader: Le
     assert plans.number(PLAN, leader.fence).epoch > plan.epoch
 
 
-def test_one_that_does_not_lead_any_more_writes_no_plan(
-    client: redis.Redis, leader: Leadership
-) -> None:
+def test_a_deposed_leader_writes_no_plan(client: redis.Redis, leader: Leadership) -> None:
     # Given a plan of a leader whose lease has passed to another
     plans = Plans(client)
     plan, old = plans.number(PLAN, leader.fence), leader.fence

@@ -99,7 +99,7 @@ def test_many_requests_are_appended_to_at_once(requests: Requests) -> None:
 def test_two_writers_never_append_the_same_index(
     server: EmbeddedServer, client: redis.Redis
 ) -> None:
-    # Given two orchestrators that both think the request is theirs
+    # Given two orchestrators that both act for the request
     new(Requests(client, 1000))
 
     def write() -> int:
@@ -159,17 +159,17 @@ def test_readers_that_come_before_during_and_after_see_the_same(
     # Given readers that wait for a request that has no token yet
     requests = Requests(client, 1000)
     new(requests)
-    reading = threading.Barrier(4)
+    readers_ready = threading.Barrier(4)
 
     def read(start: int) -> list[Token | End]:
         with connect(server.url) as connection:
-            reading.wait(WAIT_S)
+            readers_ready.wait(WAIT_S)
             return list(Requests(connection, 1000).stream("r1", start, WAIT_S))
 
     with ThreadPoolExecutor(3) as pool:
         readers = [pool.submit(read, start) for start in (0, 0, 5)]
         # When tokens come while they read
-        reading.wait(WAIT_S)
+        readers_ready.wait(WAIT_S)
         tokens = [Token(index, index, f"{index} ") for index in range(300)]
         for token in tokens:
             requests.writer.append([("r1", token)])
@@ -208,7 +208,7 @@ def test_a_stream_without_tokens_ends_by_its_timeout(requests: Requests) -> None
         list(requests.stream("unknown", timeout_s=0.1))
 
 
-def test_a_record_of_before_has_the_defaults_of_what_it_lacks(
+def test_an_old_record_has_defaults_for_missing_fields(
     requests: Requests, client: redis.Redis
 ) -> None:
     # Given a record that was written before there were families and most options
@@ -288,9 +288,7 @@ def test_a_queue_is_never_overfilled_by_many_at_once(
     assert (taken, Requests(client, 1000).num_open()) == (10, 10)
 
 
-def test_an_orchestrator_that_leads_no_more_writes_nothing(
-    requests: Requests, client: redis.Redis
-) -> None:
+def test_a_deposed_orchestrator_writes_nothing(requests: Requests, client: redis.Redis) -> None:
     # Given a leader with a request
     new(requests)
     client.set(keys.LEADER_KEY, "1:me")
@@ -315,7 +313,7 @@ def test_an_orchestrator_that_leads_no_more_writes_nothing(
         assert client.exists("result", keys.end_key("r1")) == 0
 
 
-def test_who_has_no_fence_to_show_is_refused_unasked(requests: Requests) -> None:
+def test_a_writer_without_a_fence_is_refused(requests: Requests) -> None:
     # Given an orchestrator that has given up its lease / Then it writes nothing
     new(requests)
     with pytest.raises(Fenced, match="does not lead"):

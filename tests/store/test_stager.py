@@ -80,7 +80,7 @@ def watching(
         stager.stop()
 
 
-def test_what_redis_loses_is_staged_and_published_again(
+def test_a_model_that_redis_lost_is_staged_and_published_again(
     server: EmbeddedServer, client: redis.Redis, checkpoint: Checkpoint
 ) -> None:
     # Given a staged model and a stager that stays
@@ -259,7 +259,7 @@ def test_removal_frees_one_model_only(
         find_model(client, "feed")
 
 
-def test_what_is_ambiguous_or_being_staged_is_not_removed(
+def test_an_ambiguous_name_or_a_model_being_staged_is_not_removed(
     client: redis.Redis, two_models: str
 ) -> None:
     # Given a model that another process stages

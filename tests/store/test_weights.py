@@ -224,7 +224,7 @@ def test_too_little_memory_is_an_error_before_anything_is_written(client: redis.
     assert client.dbsize() == 0
 
 
-def test_what_a_model_is_said_to_need_is_what_it_takes(client: redis.Redis) -> None:
+def test_the_estimated_memory_of_a_model_is_what_it_uses(client: redis.Redis) -> None:
     # Given what is said before
     memory = client.info("memory")
     tensors = big_tensors().values()
@@ -248,7 +248,7 @@ def test_a_model_bigger_than_the_host_is_refused(client: redis.Redis) -> None:
     # Given a Redis without a limit, and a model that no host holds
     huge = {"huge": TensorPlan("huge", (2**30, 2**20), "float32", 0)}
     source = Zeros()
-    # When it is staged / Then the host's memory is told, and nothing is read
+    # When it is staged / Then the error names the host's memory, and nothing is read
     with pytest.raises(SkynetError, match=r"free of its host's memory of \d+ MiB.*more memory"):
         WeightStore(client).stage(StagingJob(DIGEST, "huge", {}, huge, {}, source, 2**24))
     assert source.reads == 0

@@ -67,7 +67,7 @@ def test_every_command_is_one_that_the_operations_page_shows(name: str) -> None:
     assert shape(words) in documented
 
 
-def test_redis_keeps_what_it_is_given() -> None:
+def test_redis_persists_its_data_and_evicts_nothing() -> None:
     # Given
     words = words_of("redis")
     options = dict(zip(words[1::2], words[2::2], strict=True))
@@ -121,7 +121,7 @@ def test_split_runs_only_when_asked() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if name != "split"])
-def test_every_service_that_stays_has_a_health_check(name: str) -> None:
+def test_every_long_running_service_has_a_health_check(name: str) -> None:
     assert SERVICES[name]["healthcheck"]["test"]
 
 

@@ -45,7 +45,9 @@ def test_it_forwards_small_and_big_messages(through: redis.Redis, client: redis.
     assert through.get("big") == value
 
 
-def test_what_is_held_comes_later(proxy: Proxy, through: redis.Redis, client: redis.Redis) -> None:
+def test_held_data_arrives_after_the_release(
+    proxy: Proxy, through: redis.Redis, client: redis.Redis
+) -> None:
     # Given a connection through which nothing goes
     through.ping()
     proxy.hold()

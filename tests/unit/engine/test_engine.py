@@ -118,7 +118,7 @@ def test_duplicated_and_stale_results_change_nothing() -> None:
     assert bench.notes.written == {"a": answer([1], 4)}
 
 
-def test_after_a_failed_step_all_go_on_as_if_nothing_had_been() -> None:
+def test_after_a_failed_step_all_answers_are_those_of_an_undisturbed_run() -> None:
     # Given two batches in flight
     bench = Bench(tiny_plan(stages=2))
     bench.engine.accept(new_sequence("a", [1]))

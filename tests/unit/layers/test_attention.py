@@ -61,7 +61,7 @@ def one_by_one(
 
 @settings(max_examples=60)
 @given(data=st.data(), window=st.sampled_from([None, 1, 4, 13]))
-def test_any_batch_is_the_textbook(data: st.DataObject, window: int | None) -> None:
+def test_any_batch_equals_textbook_attention(data: st.DataObject, window: int | None) -> None:
     # Given rows of any lengths in any slots, after whatever was in the slots before
     slots = data.draw(st.permutations(range(SLOTS)))[: data.draw(st.integers(1, SLOTS))]
     if data.draw(st.booleans()):

@@ -20,21 +20,21 @@ LENGTH = 1024
 
 def test_marians_positions() -> None:
     # Given the table of Transformers
-    theirs = MarianSinusoidalPositionalEmbedding(LENGTH, 48).create_weight()
+    transformers_table = MarianSinusoidalPositionalEmbedding(LENGTH, 48).create_weight()
     # When / Then
     arch = load_architecture(encoder_decoder_config("marian").to_dict())
     assert arch.sinusoids is not None
-    torch.testing.assert_close(sinusoid_table(arch.sinusoids, 0, LENGTH, 48), theirs)
+    torch.testing.assert_close(sinusoid_table(arch.sinusoids, 0, LENGTH, 48), transformers_table)
 
 
 def test_m2m_positions_come_after_that_of_the_padding() -> None:
     # Given a table whose angles far out are rounded
-    theirs = M2M100SinusoidalPositionalEmbedding(LENGTH, 48, padding_idx=1).weights[2:]
-    # When / Then ours are rounded alike
+    transformers_table = M2M100SinusoidalPositionalEmbedding(LENGTH, 48, padding_idx=1).weights[2:]
+    # When / Then SkyNet rounds them alike
     arch = load_architecture(encoder_decoder_config("m2m_100").to_dict())
     assert arch.sinusoids is not None
-    ours = sinusoid_table(arch.sinusoids, arch.position_offset, LENGTH, 48)
-    torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+    skynet_table = sinusoid_table(arch.sinusoids, arch.position_offset, LENGTH, 48)
+    torch.testing.assert_close(skynet_table, transformers_table, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])

@@ -66,7 +66,7 @@ def room() -> Room:
     return Room()
 
 
-def test_joins_and_losses_are_told_once(room: Room) -> None:
+def test_joins_and_losses_are_reported_once(room: Room) -> None:
     # Given a member, and an orchestrator, which is not a shard
     room.join("a", address="stage0.shard0")
     room.join("o", address=ORCHESTRATOR_QUEUE)
@@ -80,7 +80,7 @@ def test_joins_and_losses_are_told_once(room: Room) -> None:
     assert room.look() == []
 
 
-def test_one_that_leaves_is_not_lost(room: Room) -> None:
+def test_a_leaving_member_is_not_lost(room: Room) -> None:
     # Given a member that was told to leave
     member = room.join("a", pinned="stage1.shard0")
     room.look()
@@ -92,7 +92,7 @@ def test_one_that_leaves_is_not_lost(room: Room) -> None:
     assert room.look() == [("left", "stage1.shard0 (a)")]
 
 
-def test_one_that_leaves_before_it_was_seen_is_told_in_order(room: Room) -> None:
+def test_a_member_that_leaves_before_it_was_seen_is_reported_in_order(room: Room) -> None:
     # Given one that came and was told to leave between two looks
     room.join("a", leaving=True)
     # When / Then
@@ -112,7 +112,7 @@ def test_a_connection_that_stays_closed_is_a_death(room: Room) -> None:
     assert room.membership.live == {}
 
 
-def test_one_that_connects_again_in_time_lives(room: Room) -> None:
+def test_a_member_that_reconnects_in_time_is_not_lost(room: Room) -> None:
     # Given a member whose connection has closed
     room.join("a", connection=4)
     room.look()
@@ -128,7 +128,7 @@ def test_one_that_connects_again_in_time_lives(room: Room) -> None:
     assert room.membership.reconnected
 
 
-def test_each_broken_connection_has_its_own_time(room: Room) -> None:
+def test_each_broken_connection_has_a_separate_deadline(room: Room) -> None:
     # Given a member whose second connection breaks right after its first
     room.join("a", connection=4)
     room.leases.closed.update((4, 5))

@@ -456,7 +456,7 @@ def test_a_deposed_leader_cannot_put_a_plan_in_force(stand: Stand) -> None:
     assert stand.written == []
 
 
-def test_a_redis_that_has_forgotten_its_epochs_does_not_begin_again(stand: Stand) -> None:
+def test_epochs_do_not_restart_when_redis_has_lost_them(stand: Stand) -> None:
     # Given workers that know of an epoch which Redis does not
     for name in ("a", "b"):
         stand.leases[name] = replace(stand.leases[name], epoch=41)

@@ -215,7 +215,7 @@ def test_default_slots_are_as_long_as_the_model_allows() -> None:
         ({"chord_span": "model"}, "chord_span 'model'"),
     ],
 )
-def test_what_cannot_be_cut_is_refused_with_its_numbers(
+def test_a_model_that_cannot_be_split_is_refused_with_the_numbers(
     options: dict[str, Any], message: str
 ) -> None:
     # When / Then the error names the value and the limit
