@@ -32,7 +32,7 @@ REASONS = {name: one.says for one in REFUSED for name in one.model_types.split()
 NAMED_IN_FILES = (
     "exaone",
     "sarvam_moe",
-)  # what refuses them is in its files: tests/unit/transformers_backend/test_descriptions.py
+)  # their refusals: tests/unit/transformers_backend/test_description.py
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "arcee-tied": ("arcee", {"tie_word_embeddings": True}),
