@@ -117,7 +117,7 @@ def test_an_invalid_cluster_is_refused_before_anything_is_started(
     (truncated / "config.json").write_bytes((tiny.path / "config.json").read_bytes())
     weights = (tiny.path / "model.safetensors").read_bytes()
     (truncated / "model.safetensors").write_bytes(weights[:-1000])
-    # When a cluster is asked for / Then the error says what is wrong with what
+    # When a cluster is asked for / Then the error names the value and the fault
     with pytest.raises(CheckpointError, match="truncated"):
         LocalCluster(truncated).start()
     with pytest.raises(CheckpointError, match="nowhere"):

@@ -1,4 +1,4 @@
-"""Whatever dies, joins, leaves or stands still: every answer is that of an undisturbed run."""
+"""Processes die, join, leave or stop: every answer is that of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_every_connection_is_cut(spared: LocalCluster, undisturbed: Undisturbed)
         spared.client.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         more = spared.submit_prompt([5, 6, 7], max_tokens=8)
         assert len(more.get(timeout=60).token_ids) == 8
-    # Then nobody is taken for dead for long, and the answers are right
+    # Then no worker is taken for dead for long, and the answers are right
     answers.check()
     heal(spared)
 
@@ -394,7 +394,7 @@ def test_sigterm_to_all_at_once_ends_all_soon(tiny: Tiny) -> None:
         started = time.monotonic()
         for process in processes.values():
             process.send_signal(signal.SIGTERM)
-        # Then all end with code 0, and nobody waits for a successor until its patience is over
+        # Then all end with code 0, and none waits for a successor until its patience is over
         codes = {name: process.wait(timeout=60) for name, process in processes.items()}
         assert set(codes.values()) == {0}, codes
         assert time.monotonic() - started < 60

@@ -33,7 +33,7 @@ Result = tuple[torch.Tensor | None, list[Candidates], list[np.ndarray]]
 class Checkpoint:
     """A directory as `save_pretrained` leaves it, read by region.
 
-    transformers_backend: run Transformers' layers, even if the family has a file.
+    transformers_backend: run Transformers' layers, even for a supported family.
     """
 
     def __init__(self, directory: Path, *, transformers_backend: bool = False) -> None:

@@ -16,7 +16,7 @@ from model_families import encoder_decoder_config
 
 from skynet.wire.step import LogitsRequest, Row
 
-# Two of one length, which are read in one call, and others.
+# Two of one length, which are encoded in one call, and others.
 TEXTS = [
     [5, 6, 7, 100, 2, 9, 11, 3, 77, 88, 12, 4],
     [9, 8, 123],
@@ -122,7 +122,7 @@ def randomise(model: Any) -> None:
                 buffer.copy_(torch.randn_like(buffer))
 
 
-def read(cluster: Cluster, texts: Sequence[Sequence[int]], span: int) -> None:
+def encode(cluster: Cluster, texts: Sequence[Sequence[int]], span: int) -> None:
     """Encodes each text; the encoder KV of a text has its number."""
     rows = [Row(place, 0, tuple(text), len(text)) for place, text in enumerate(texts)]
     rows.sort(key=lambda row: len(row.tokens))
@@ -146,7 +146,7 @@ def decoder_logits(
 def translate(
     cluster: Cluster, texts: Sequence[Sequence[int]], start: int, span: int, slots: Sequence[int]
 ) -> list[list[int]]:
-    """Greedy, `VARIED` answers to all texts, which have been read, side by side.
+    """Greedy, `VARIED` answers to all texts, which have been encoded, side by side.
 
     Each joins a step later than the one before it.
     """

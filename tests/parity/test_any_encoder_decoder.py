@@ -140,7 +140,7 @@ def test_any_encoder_decoder_in_any_shape(family: str, data: st.DataObject) -> N
         lambda token: token != WITHOUT_POSITION.get(family)
     )
     answers = data.draw(some_answers(given_token, len(texts)), label="answers")
-    # When the texts are read in one step, and the answers computed side by side, in any shape
+    # When the texts are encoded in one step, and the answers computed side by side, in any shape
     stages = data.draw(st.integers(1, arch.total_layers), label="stages")
     shards = data.draw(st.integers(1, arch.max_shards), label="shards")
     span = data.draw(st.integers(1, arch.total_layers), label="layers per chord")

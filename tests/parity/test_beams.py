@@ -25,7 +25,7 @@ from skynet.tokenizer.text import Text
 NEW = 14
 SHAPES = [(1, 1), (1, 3), (2, 2)]
 END_IDS = [17, 44, 3]
-# What Transformers is told; the options are called the same.
+# Generation options of Transformers; SkyNet's have the same names.
 CASES: dict[str, dict[str, Any]] = {
     "two": {"num_beams": 2},
     "four": {"num_beams": 4},

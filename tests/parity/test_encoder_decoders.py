@@ -16,8 +16,8 @@ from seq2seq import (
     VARIED,
     Translator,
     decoder_logits,
+    encode,
     make_translator,
-    read,
     translate,
 )
 
@@ -57,7 +57,7 @@ def check(tiny_translator: Translator, stages: int, shards: int, span: int) -> N
     forced = [tiny_translator.start, *(token % limit for token in FORCED)]
     cluster = cluster_of(tiny_translator.checkpoint, stages, shards, num_slots=9, slot_tokens=40)
     try:
-        read(cluster, TEXTS, span)
+        encode(cluster, TEXTS, span)
         for place, text in enumerate(TEXTS):
             logits = decoder_logits(cluster, place, len(text), forced, span)
             expected = tiny_translator.logits(text, forced)[2:]
@@ -112,7 +112,7 @@ def test_the_padding_of_m2m_has_no_position(
     # When it runs split, the first tokens of the answer as a chunk
     cluster = cluster_of(tiny_translator.checkpoint, stages, shards, num_slots=6, slot_tokens=40)
     try:
-        read(cluster, [text], LAYER)
+        encode(cluster, [text], LAYER)
         logits = decoder_logits(cluster, 0, len(text), [tiny_translator.start, *tokens], LAYER)
     finally:
         cluster.close()

@@ -1,4 +1,4 @@
-"""The contract for encoders: whatever the shape and span, what Transformers computes of a text."""
+"""The contract for encoders: the results of Transformers, for any shape and span."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_hidden_states_and_embeddings(base: Encoder, stages: int, shards: int, s
             for normalize in (False, True):
                 # When all texts are computed in one step, split
                 vectors = cluster.vectors(rows_of(TextTask("embed", pooling, normalize)), span)
-                # Then what is pooled of them is close
+                # Then the pooled embeddings are close
                 for vector, states in zip(vectors, expected, strict=True):
                     pooled = pool(states)
                     embedding = pooled / np.linalg.norm(pooled) if normalize else pooled
@@ -98,7 +98,7 @@ def test_masks_are_filled(masked: Encoder, stages: int, shards: int, span: int) 
         for slot, positions_of_text in places.items()
     ]
     cluster = cluster_of(masked.checkpoint, stages, shards)
-    # When they are read, split
+    # When the masks are filled, split
     try:
         answers = [predictions(candidates, 5) for candidates in cluster.step(rows, span)]
     finally:
@@ -121,7 +121,7 @@ def test_texts_are_classified(classifier: Encoder, stages: int, shards: int, spa
     # Given a classifier of three labels
     assert len(classifier.checkpoint.arch.labels) == 3
     cluster = cluster_of(classifier.checkpoint, stages, shards)
-    # When texts are read in one step, split
+    # When texts are classified in one step, split
     try:
         vectors = cluster.vectors(rows_of(TextTask("classify")), span)
     finally:
@@ -141,7 +141,7 @@ def test_padding_tokens_in_a_text_have_no_position(tmp_path: Path) -> None:
         for slot, text in enumerate(texts)
     ]
     cluster = cluster_of(model.checkpoint, 2, 2)
-    # When they are read in one step
+    # When they are embedded in one step
     try:
         vectors = cluster.vectors(rows, LAYER)
     finally:

@@ -25,7 +25,7 @@ NEW = 20
 SHAPES = [(1, 3), (2, 2)]
 END_IDS = [17, 44]
 
-# What Transformers is told, and whether the answer differs from the plain greedy one.
+# Generation options of Transformers.
 CASES: dict[str, dict[str, Any]] = {
     "repetition_penalty": {"repetition_penalty": 1.8},
     "repetition_reward": {"repetition_penalty": 0.8},
@@ -174,11 +174,13 @@ def test_log_probabilities_are_of_transformers_raw_logits(
     carrier = run(model_reference, shape, [record], case.get("eos_token_id", ()))
     # Then each token has its log-probability, and the best five
     assert carrier.answers["0"] == tokens
-    for number, (token, told) in enumerate(zip(tokens, carrier.logprobs["0"], strict=True)):
-        assert told.logprob == pytest.approx(expected[number, token], abs=1e-4)
-        ids = [other for other, _ in told.top]
+    for number, (token, logprobs_of_token) in enumerate(
+        zip(tokens, carrier.logprobs["0"], strict=True)
+    ):
+        assert logprobs_of_token.logprob == pytest.approx(expected[number, token], abs=1e-4)
+        ids = [other for other, _ in logprobs_of_token.top]
         assert ids == np.argsort(-expected[number], kind="stable")[:5].tolist()
-        assert [value for _, value in told.top] == pytest.approx(
+        assert [value for _, value in logprobs_of_token.top] == pytest.approx(
             expected[number, ids].tolist(), abs=1e-4
         )
 

@@ -1,4 +1,4 @@
-"""The contract: whatever the shape and span, the same logits and tokens as Transformers."""
+"""The contract: the logits and tokens of Transformers, for any shape and span."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from harness import Checkpoint, cluster_of, last_logits
 from model_families import ENCODERS
 from references import save_random_encoder, save_random_model
 from safetensors.torch import load_file, save_file
-from seq2seq import TEXTS, decoder_logits, make_translator, read
+from seq2seq import TEXTS, decoder_logits, encode, make_translator
 
 from skynet.architecture.tensors import staged_tensors
 from skynet.check import check_model
@@ -44,7 +44,7 @@ def copied(tensors: Tensors, tied: Tied) -> Tensors:
 
 
 def renamed(tensors: Tensors, tied: Tied) -> Tensors:
-    """What is tied has the last name that it may have, and no other."""
+    """Each tied tensor has the last of its possible names, and no other."""
     kept = {source: name for name, source in tied}
     return {kept.get(name, name): tensor for name, tensor in tensors.items()}
 
@@ -62,7 +62,7 @@ def rewritten(directory: Path, model: Any, rewrite: Rewrite) -> tuple[Any, Check
     model_of_file, loading_info = type(model).from_pretrained(directory, output_loading_info=True)
     assert not loading_info["missing_keys"]
     checkpoint = Checkpoint(directory)
-    # What is tied is staged once, unless it differs.
+    # Tied tensors are staged once, unless they differ.
     count = len(tensors) + (len(tied) if rewrite is differing else 0)
     assert len(staged_tensors(checkpoint.arch)) <= count
     return model_of_file.eval(), checkpoint
@@ -95,7 +95,7 @@ def test_an_encoder(family: str, rewrite: Rewrite, tmp_path: Path) -> None:
     # Given a file of a masked language model, whose bias may be tied too
     model = save_random_encoder(family, "ForMaskedLM", {}, tmp_path).model
     transformers_model, checkpoint = rewritten(tmp_path, model, rewrite)
-    # When a place is read, split
+    # When a masked token is predicted, split
     row = Row(0, 0, tuple(PROMPT), len(PROMPT), text_task=TextTask("fill-mask", positions=(3,)))
     cluster = cluster_of(checkpoint, 1, 2)
     try:
@@ -121,7 +121,7 @@ def test_an_encoder_decoder(family: str, rewrite: Rewrite, tmp_path: Path) -> No
     text, tokens = TEXTS[0], [7, 100, 3]
     cluster = cluster_of(checkpoint, 2, 2)
     try:
-        read(cluster, [text], STAGE)
+        encode(cluster, [text], STAGE)
         predicted = decoder_logits(cluster, 0, len(text), tokens, STAGE)
     finally:
         cluster.close()

@@ -86,9 +86,9 @@ def test_a_variant(reference: Callable[..., Reference], variant: str) -> None:
 def test_a_supported_family_runs_on_the_backend_too(
     reference: Callable[..., Reference], family: str, stages: int, shards: int, span: int
 ) -> None:
-    # Given a family that has a file
+    # Given a supported family
     model_reference = reference(family)
-    # When it runs without it / Then nothing changes
+    # When it runs on the Transformers backend / Then nothing changes
     check(
         replace(
             model_reference, checkpoint=Checkpoint(model_reference.path, transformers_backend=True)

@@ -23,7 +23,7 @@ UNIQUE = {"id", "root_id", "origin"}  # differ by message or by process
 def stable(message: dict[str, Any]) -> dict[str, Any]:
     """The message without what differs each time."""
     properties = dict(message["properties"])
-    # Celery repeats the reprs among the properties, where nobody reads them.
+    # Celery repeats the reprs among the properties, where they are not read.
     for name in ("correlation_id", "delivery_tag", "reply_to", "argsrepr", "kwargsrepr"):
         properties.pop(name, None)
     headers = {name: value for name, value in message["headers"].items() if name not in UNIQUE}
@@ -82,7 +82,7 @@ def test_a_chord_is_a_message_for_each_shard(app: SkynetCelery, client: redis.Re
     second = plan.stages[1].layers
     # When a chord of the second stage is emitted
     app.messenger.emit_chord(plan, SpanMessage(5, 9, second.start, 4, b"rows", b"hidden"))
-    # Then each of its shards has one, with what it starts from, and nobody else
+    # Then each of its shards has one, with rows and hidden states, and no other shard
     for shard in range(3):
         assert client.llen(f"stage0.shard{shard}") == 0
         (message,) = queued(client, f"stage1.shard{shard}")
@@ -147,7 +147,7 @@ def test_spans_tile_the_layers_and_never_cross_a_stage(layers_per_chord: int) ->
 
 
 def test_a_message_that_is_given_back_comes_next(app: SkynetCelery, client: redis.Redis) -> None:
-    # Given a queue with two messages, the first of which somebody took by mistake
+    # Given a queue with two messages, the first of which a worker took by mistake
     for step in (1, 2, 3):
         app.messenger.send(keys.FAIL_STEP_TASK, [5, step, "PeerLost", "late"], ADDRESS)
     client.rpop(ADDRESS)

@@ -1,4 +1,4 @@
-"""The client: what it writes, what it refuses, and what it does without."""
+"""The client: requests, refusals, and lost messages."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_request_is_written_and_its_task_sent(user: Client, client: redis.Redi
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"priority": 10}, "priority 10"),
         ({"priority": -1}, "priority -1"),
@@ -85,9 +85,9 @@ def test_a_request_is_written_and_its_task_sent(user: Client, client: redis.Redi
     ],
 )
 def test_an_invalid_request_is_refused_and_nothing_written(
-    user: Client, options: dict[str, Any], told: str
+    user: Client, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(BadRequest, match=told):
+    with pytest.raises(BadRequest, match=message):
         user.submit_prompt([1, 2, 3], **options)
     assert user.requests.open_ids() == []
 

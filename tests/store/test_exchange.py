@@ -112,7 +112,7 @@ def test_a_peer_that_is_silent_is_lost_and_named(server: EmbeddedServer) -> None
         # When a shard waits for it
         with pytest.raises(PeerLost) as raised:
             exchanges[0].swap(1, 11, 4, frame(1))
-    # Then the error names who waited, where, and for whom
+    # Then the error names the waiting shard, the all-reduce and the lost peer
     assert "stage0.shard0, sum 4: no partial from stage0.shard1" in str(raised.value)
 
 
@@ -196,7 +196,7 @@ def test_a_late_push_is_never_taken_for_another_step(
         results = together(lambda exchange: exchange.swap(1, 20, 0, frame(exchange.shard)))
     # Then it has its partials
     assert values(results[0][1]) == [1]
-    # And what nobody took expires
+    # And partials that no peer took expire
     left = list(client.scan_iter("x:*"))
     assert len(left) == 3
     assert all(0 < client.ttl(key) <= 80 for key in left)  # type: ignore[operator]

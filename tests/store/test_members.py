@@ -1,4 +1,4 @@
-"""Leases: who renews is there, who does not is gone."""
+"""Leases: a member that renews stays, one that does not is gone."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_expired_members_are_removed(client: redis.Redis) -> None:
     # Given a node that died long ago
     members = Members(client, lease_s=60)
     client.zadd(keys.MEMBERS_KEY, {"ancient": time.time() - 10_000})
-    # When another renews, and somebody looks who is there
+    # When another renews, and the members are listed
     members.renew(member("a", "stage0.shard0"))
     assert [m.node for m in members.all()] == ["a"]
     # Then its name is forgotten
@@ -140,7 +140,7 @@ def test_a_redis_that_forbids_client_list_leaves_it_to_the_leases(
     monkeypatch.setattr(client, "client_list", forbidden)
     members, one = Members(client, lease_s=60), member("a", "stage0.shard0")
     one.connection = 10**9
-    # When it is asked who is broken / Then nobody is
+    # When broken connections are listed / Then there are none
     assert members.broken([one]) == set()
 
 

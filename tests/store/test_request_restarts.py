@@ -141,7 +141,7 @@ def test_entries_whose_ids_went_back_are_read(requests: Requests) -> None:
         fields: dict[str, str | int] = {"i": token.index, "t": token.id, "p": token.text}
         requests.client.xadd(key, fields, id=f"1-{token.index + 1}")  # type: ignore[arg-type]
     requests.client.hset("skynet:request:r1", "emitted", 3)
-    # Then the reader finds what it has not read
+    # Then the reader gets the unread tokens
     assert next(reader) == TOKENS[2]
 
 
@@ -178,13 +178,13 @@ def test_a_redis_that_stays_away_is_named_when_the_time_is_over(
 def test_get_waits_through_a_restart(
     own_server: EmbeddedServer, requests: Requests, user: Client
 ) -> None:
-    # Given somebody who waits for an answer, and an answer half done
+    # Given a caller that waits for an answer, and an answer half done
     append(requests, *TOKENS[:2])
     lasting(requests)
     reattached = Generation("r1", user)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(reattached.get, timeout=WAIT_S)
-        # When Redis restarts, and nobody tells the end by pub/sub
+        # When Redis restarts, and no pub/sub message tells the end
         away(own_server)
         append(requests, *TOKENS[2:])
         requests.writer.finish("r1", END)
@@ -203,7 +203,7 @@ def test_attaching_to_a_request_waits_for_redis(
     lasting(requests)
     own_server.stop()
     with ThreadPoolExecutor(1) as pool:
-        # When somebody asks for the answer, without a time limit
+        # When a caller asks for the answer, without a time limit
         waiting = pool.submit(Generation("r1", user).get)
         own_server.start()
         # Then it is there as soon as Redis is
@@ -218,7 +218,7 @@ def test_get_raises_what_the_request_ended_with(requests: Requests, user: Client
         Generation("r1", user).get()
     returned = Generation("r1", user).get(propagate=False)
     assert isinstance(returned, PeerLost)
-    # And a class that nobody knows is a SkynetError
+    # And an unknown class is a SkynetError
     requests.create(Record("r2", (1,), Options(), 0.0, 0.0))
     requests.writer.finish("r2", End(error="OfTheFuture", message="new"))
     with pytest.raises(SkynetError, match="new"):

@@ -184,7 +184,7 @@ def test_a_note_to_cancel_is_told_with_the_next_token(requests: Requests) -> Non
     # Given a request that runs
     new(requests)
     assert requests.writer.append([("r1", Token(0, 5, ""))]) == [1]
-    # When somebody asks to cancel it
+    # When a client cancels it
     assert requests.ask_cancel("r1")
     # Then the next token is taken and the note told
     assert requests.writer.append([("r1", Token(1, 5, ""))]) == [-1]
@@ -199,7 +199,7 @@ def test_a_note_to_cancel_is_told_with_the_next_token(requests: Requests) -> Non
 
 
 def test_a_stream_without_tokens_ends_by_its_timeout(requests: Requests) -> None:
-    # Given a request nobody answers, and one nobody made
+    # Given a request without an answer, and an unknown one
     new(requests)
     # Then a reader of each gets the reason
     with pytest.raises(TimeoutError, match="r1: no token"):
@@ -295,7 +295,7 @@ def test_a_deposed_orchestrator_writes_nothing(requests: Requests, client: redis
     leader = Requests(client, 1000, fence=lambda: "1:me")
     leader.writer.start(["r1"])
     assert leader.writer.append([("r1", Token(0, 5, "x"))]) == [1]
-    # When another one leads, or nobody does
+    # When another one leads, or none does
     for holder in ("2:other", None):
         client.delete(keys.LEADER_KEY)
         if holder:
@@ -322,7 +322,7 @@ def test_a_writer_without_a_fence_is_refused(requests: Requests) -> None:
 
 
 def test_the_end_stores_and_tells_the_result_once(requests: Requests, client: redis.Redis) -> None:
-    # Given somebody who listens for Celery's result
+    # Given a subscriber to Celery's result
     new(requests)
     with client.pubsub(ignore_subscribe_messages=True) as listener:
         listener.subscribe("celery-task-meta-r1")
@@ -336,12 +336,12 @@ def test_the_end_stores_and_tells_the_result_once(requests: Requests, client: re
         )
         client.publish("celery-task-meta-r1", "last")
         # Then the first result is there, for as long as the answer, and was told, alone
-        told: list[bytes] = []
-        while not told or told[-1] != b"last":
+        results: list[bytes] = []
+        while not results or results[-1] != b"last":
             message = listener.get_message(timeout=WAIT_S)
             assert message is not None
-            told.append(message["data"])
-    assert told == [b"one", b"last"]
+            results.append(message["data"])
+    assert results == [b"one", b"last"]
     assert client.get("celery-task-meta-r1") == b"one"
     assert 0 < client.ttl("celery-task-meta-r1") <= 1000
 
@@ -417,7 +417,7 @@ def test_now_is_the_time_of_redis_without_asking_it_each_time(
 def test_the_end_is_waited_for_without_reading_the_tokens(
     server: EmbeddedServer, client: redis.Redis
 ) -> None:
-    # Given somebody who waits for the end
+    # Given a caller that waits for the end
     requests = Requests(client, 1000)
     new(requests)
     end = End(text="!", finish_reason="stop")

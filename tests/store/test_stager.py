@@ -221,7 +221,7 @@ def test_models_are_listed_whole_and_half(
 ) -> None:
     # When they are listed for programs
     models = json.loads(skynet(server, "models", "--json").stdout)["models"]
-    # Then what is there is told of both
+    # Then both are listed with their tiles
     half, whole = models
     assert (half["digest"], half["complete"], half["num_bytes"]) == ("feed" * 16, False, 1000)
     assert (whole["name"], whole["digest"]) == ("tiny-llama", two_models)
@@ -285,7 +285,7 @@ def test_verify_tells_what_is_broken(
     shown = skynet(server, "models", "verify", two_models)
     assert shown.exit_code == 1
     assert str(tile) in shown.stdout
-    told = skynet(server, "models", "verify", "--json")
-    assert told.exit_code == 1
-    broken = json.loads(told.stdout)["broken"]
+    verified = skynet(server, "models", "verify", "--json")
+    assert verified.exit_code == 1
+    broken = json.loads(verified.stdout)["broken"]
     assert broken == {two_models: [str(tile)], "feed" * 16: ["the manifest"]}

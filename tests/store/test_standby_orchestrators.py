@@ -1,4 +1,4 @@
-"""Several orchestrators on a real Redis: who leads, what a stale one may do, how one leaves."""
+"""Several orchestrators on a real Redis: the leader, stale leaders, and how one leaves."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_a_stopped_orchestrator_gives_its_leases_back(
     bring_up(runtime, shards)
     # When it stops
     runtime.stop()
-    # Then it is no member, and nobody leads
+    # Then it is no member, and there is no leader
     assert runtime.member.id not in {member.id for member in members.all()}
     assert leader_of(client) == ""
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is read is what was written, and what is broken is named."""
+"""Checkpoints: tensors are read as they were written, and errors name what is broken."""
 
 from __future__ import annotations
 

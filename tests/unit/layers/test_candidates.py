@@ -70,7 +70,7 @@ def test_without_a_limit_all_candidates_come_in_order_of_id() -> None:
 def test_each_row_has_its_logits_request() -> None:
     # Given two rows
     logits = torch.tensor([[1.0, 3.0, 2.0], [9.0, 0.0, 8.0]])
-    # When they differ / Then each row gets what it asked for
+    # When their requests differ / Then each row gets the number it requests
     first, second = pick(logits, [LogitsRequest(top=1), LogitsRequest(top=2)], 0)
     assert (first.ids.tolist(), second.ids.tolist()) == ([1], [0, 2])
 
@@ -105,7 +105,7 @@ def test_requested_ids_come_after_the_best_of_the_others(
     assert candidates.peak == max((logits[index] for index in others), default=float("-inf"))
     masses = [np.exp(logits[index] - candidates.peak) for index in others]
     assert candidates.mass == pytest.approx(sum(masses), rel=1e-5)
-    # And the other row has what it had
+    # And the other row is unchanged
     assert (
         plain.ids.tolist() == pick(torch.tensor([logits]), logits_requests[1:], 3)[0].ids.tolist()
     )

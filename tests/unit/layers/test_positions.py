@@ -53,6 +53,6 @@ def test_biases_of_some_heads_and_keys() -> None:
     bias = RelativeBias(Relative(8, 12), table, 3, bidirectional=False)
     # When tokens at 4 and 0 look at keys 2 to 4
     values = bias.of(torch.tensor([4, 0]), Range(2, 5))
-    # Then each head has its number of the distance's bucket: 2, 1, 0, and 0 for what comes after
+    # Then each head has its number of the distance's bucket: 2, 1, 0, and 0 for later keys
     assert values.shape == (3, 1, 2, 3)
     assert values[1, 0].tolist() == [[7.0, 4.0, 1.0], [1.0, 1.0, 1.0]]

@@ -286,7 +286,7 @@ def test_a_chain_of_reused_slices_equals_loading_from_scratch() -> None:
     previous: PreviousSlice | None = None
     for stages, shards, place in ((2, 2, (0, 1)), (1, 3, (0, 0)), (3, 1, (2, 0)), (1, 1, (0, 0))):
         plan = plan_for(arch, stages, shards)
-        # When / Then each is what it would have been from scratch
+        # When / Then each equals one loaded from scratch
         model = ShardModel(arch, plan, place, weights, previous=previous)
         assert same_contents(model, ShardModel(arch, plan, place, weights))
         previous = PreviousSlice(model, consume=True)
@@ -333,7 +333,7 @@ def test_weights_are_looked_up_by_their_units() -> None:
     below = loaded.overlap(("q", 0), 1, Range(0, 9), 0)
     assert below is not None
     assert torch.equal(below[1], matrix[4:5])
-    # And what is not there is not
+    # And other rows are not
     assert loaded.overlap(("q", 0), 0, Range(8, 9), 0) is None
     assert loaded.overlap(("q", 1), 0, Range(4, 8), 0) is None
     loaded.forget(("q", 0))

@@ -35,7 +35,7 @@ def architecture(family: str, **fields: Any) -> Architecture:
 
 
 class Weights:
-    """Random tensors by region; remembers what was asked for."""
+    """Random tensors by region; records the requested regions."""
 
     def __init__(self, arch: Architecture) -> None:
         self._staged = {tensor.name: tensor for tensor in staged_tensors(arch)}
@@ -257,7 +257,7 @@ def test_an_invalid_row_or_span_fails_the_step(
 ) -> None:
     # Given a row or a span that this stage cannot run
     hidden = None if tokens is None else torch.zeros(tokens, 48)
-    # When / Then the step fails with what was wrong
+    # When / Then the step fails with an error that names the fault
     with pytest.raises(StepFailed, match=message):
         middle.run(Step(1, 1, (row,), 1), span, hidden, never)
 

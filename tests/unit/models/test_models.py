@@ -1,4 +1,4 @@
-"""Configs as Transformers writes them, old and new, and the refusal of what is not supported."""
+"""Configs as Transformers writes them, old and new, and the refusal of unsupported options."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_tied_head_of_an_encoder_may_have_any_of_its_names(family: str, tmp_pa
     written = json.loads((tmp_path / "config.json").read_text())
     names = set(present_in(tmp_path / "model.safetensors"))
     both = names | model.all_tied_weights_keys.keys()
-    # When the file has what is tied under the other names, or both
+    # When the file has the tied tensors under the other names, or both
     for present in (both - set(model.all_tied_weights_keys.values()), both):
         copied = load_architecture(settled(written, present, lambda one, other: True))
         # Then every tensor is resolved, once
@@ -216,13 +216,13 @@ def test_copies_of_a_table_are_staged_once() -> None:
     arch = load_architecture(
         settled(config, names, lambda one, other: "decoder" not in one + other)
     )
-    # Then the head stays what it is
+    # Then the head is unchanged
     staged = {tensor.name for tensor in staged_tensors(arch)} & tables
     assert staged == tables - {"model.encoder.embed_tokens.weight"}
 
 
 @pytest.mark.parametrize(
-    ("family", "fields", "told"),
+    ("family", "fields", "message"),
     [
         ("m2m_100", {"pad_token_id": 0}, "m2m_100 with pad_token_id=0"),
         ("marian", {"d_model": 45, "encoder_attention_heads": 3}, "d_model=45 with sinusoidal"),
@@ -234,12 +234,12 @@ def test_copies_of_a_table_are_staged_once() -> None:
     ],
 )
 def test_unsupported_options_of_encoder_decoders_are_refused(
-    family: str, fields: dict[str, Any], told: str
+    family: str, fields: dict[str, Any], message: str
 ) -> None:
     # Given a config that asks for it / When / Then it is refused by name
     config = encoder_decoder_config(family).to_dict() | fields
     config.pop("dense_act_fn", None)
-    with pytest.raises(UnsupportedModel, match=told):
+    with pytest.raises(UnsupportedModel, match=message):
         load_architecture(config)
 
 
@@ -327,7 +327,7 @@ def test_axes_follow_the_cut() -> None:
 
 
 def test_names_without_prefix_are_resolved() -> None:
-    # Given GPT-2's names as on the hub, with buffers that nobody needs
+    # Given GPT-2's names as on the hub, with buffers that no layer needs
     arch = load_architecture(GPT2)
     staged = [tensor.name for tensor in staged_tensors(arch)]
     available = [name.removeprefix("transformer.") for name in staged] + ["h.0.attn.bias"]

@@ -168,7 +168,7 @@ def test_a_leaving_member_without_a_successor_leaves_an_empty_place() -> None:
     # When one is leaving
     leaving = [replace(m, leaving=m.id == "c") for m in members]
     after = in_force(decider.decide(plan, leaving).plan)
-    # Then its place is empty, and filled when somebody comes
+    # Then its place is empty, and filled when a member joins
     assert after.workers.count("") == 1
     assert "c" not in after.workers
     assert decider.decide(after, [m for m in members if m.id != "c"]).plan is None
@@ -203,7 +203,7 @@ def test_a_join_is_not_worth_a_pause_that_is_too_long() -> None:
     decider, plan = started(elastic("a", speed=1e8), shape=None)
     decider.load_rate = 1e4
     members = elastic("a", "b", speed=1e8)
-    # When another joins / Then it stays a spare, unless somebody insists
+    # When another joins / Then it stays a spare, unless a rebalance is requested
     assert decider.decide(plan, members).plan is None
     assert decider.decide(plan, members, force=True).plan is not None
 
@@ -216,7 +216,7 @@ def test_a_shape_that_does_not_fit_is_not_chosen() -> None:
     # When two of three are left
     decider, plan = started(elastic("a", "b", "c", free_bytes=420 * 2**20), shape=(1, 3))
     decision = decider.decide(plan, small[:1], lost_for_s=1e6)
-    # Then there is no plan, and the numbers are told
+    # Then there is no plan, and the reason has the numbers
     assert decision.plan is None
     assert "does not fit" in decision.reason
 
@@ -230,7 +230,7 @@ def test_a_member_with_more_memory_holds_more_where_needed() -> None:
     decider = planner((1, 2))
     # When a shape is chosen that needs both
     plan, problem = decider._fitting(1, 2, [small, large])
-    # Then each holds what it can
+    # Then each holds what fits in its memory
     assert problem == ""
     assert not overfull(ARCH, plan, [small, large])
     first, second = plan.stages[0].shards
@@ -263,7 +263,7 @@ def test_faster_members_get_more() -> None:
 
 
 def test_predicted_loading_excludes_weights_that_are_loaded() -> None:
-    # Given a plan and another in which one has what it had and one moves
+    # Given a plan and another in which one worker keeps its slice and one moves
     before = replace(layout(1, 2), workers=("a", "b"))
     # Then nothing is predicted where nothing changes, and less than all where some is there
     assert load_s(ARCH, before, before) == 0
@@ -295,7 +295,7 @@ def test_each_place_goes_to_one_member_that_may_have_it(
     holders = dict(zip((m.id for m in candidates), places, strict=False))
     # When places are given
     workers, missing = assign(plan, candidates, holders)
-    # Then each place has one worker or is missing, nobody has two, and nobody is where it may not
+    # Then each place has one worker or is missing, no worker has two, and none has a forbidden one
     names = [str(Address(*address)) for address in plan.addresses()]
     given_ = [worker for worker in workers if worker]
     assert len(given_) == len(set(given_))
@@ -305,7 +305,7 @@ def test_each_place_goes_to_one_member_that_may_have_it(
         if worker:
             assert not by_id[worker].leaving
             assert by_id[worker].pinned in ("", name)
-    # And a place is missing only if nobody is left for it
+    # And a place is missing only if no worker is left for it
     idle = [m for m in candidates if m.id not in given_ and not m.leaving]
     assert not (missing and any(not m.pinned for m in idle))
     assert not any(m.pinned in missing for m in idle)

@@ -1,4 +1,4 @@
-"""Ranges tile exactly, whatever they are cut by."""
+"""Ranges tile exactly, by every way of cutting."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ def test_at_least_gives_every_part_a_minimum(weights: list[float], extra: int) -
     total = len(weights) + extra
     # When they are divided by weights
     sizes = [part.size for part in split_at_least(total, weights)]
-    # Then nothing is lost, everybody has some, and who weighs more has not less
+    # Then they tile, every part has a unit, and a larger weight never gives a smaller part
     assert sum(sizes) == total
     assert min(sizes) >= 1
     pairs = list(zip(weights, sizes, strict=True))
     for (weight, size), (other, less) in itertools.permutations(pairs, 2):
         assert weight <= other or size >= less
-    # And where all fair shares are one or more, nobody is further from it than one
+    # And where all fair shares are one or more, no part is further from its share than one
     fair = [total * weight / sum(weights) for weight in weights]
     if min(fair) >= 1:
         assert all(abs(a - b) < 1 + 1e-6 for a, b in zip(fair, sizes, strict=True))

@@ -85,7 +85,7 @@ def test_settings_of_the_file_are_defaults_of_requests() -> None:
         forced_bos_token_id=6,
         forced_eos_token_id=(7,),
     )
-    # And what it says itself goes before
+    # And options of the request go before
     given = {"repetition_penalty": 1.0, "bad_words_ids": [], "stop": [], "max_tokens": 5}
     chosen = options_of(defaults, **given, min_new_tokens=0)
     assert (chosen.repetition_penalty, chosen.bad_words_ids, chosen.stop) == (1.0, (), ())
@@ -157,10 +157,10 @@ def test_settings_that_change_answers_are_refused_by_name(name: str, value: Any)
 def test_settings_that_change_samples_only_are_refused_for_sampled_requests(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # Given a config with a filter that is not there, and a setting that nobody knows
+    # Given a config with an unsupported filter and an unknown setting
     with caplog.at_level(logging.INFO):
         defaults = defaults_of(typical_p=0.9, eta_cutoff=0.0, chat_format="chatml", use_cache=True)
-    # Then greedy requests are answered, and the log says what is not used
+    # Then greedy requests are answered, and the log names the unused settings
     assert options_of(defaults) == Options()
     assert "chat_format, typical_p: not used" in caplog.text
     with pytest.raises(BadRequest, match=r"cannot be sampled: .* typical_p 0\.9"):
@@ -176,7 +176,7 @@ def test_a_broken_file_is_refused(content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"repetition_penalty": 0}, "repetition_penalty 0"),
         ({"suppress_tokens": [VOCAB]}, "suppress_tokens 50"),
@@ -186,10 +186,10 @@ def test_a_broken_file_is_refused(content: bytes) -> None:
     ids=str,
 )
 def test_values_that_no_request_could_have_are_refused_before_staging(
-    fields: dict[str, Any], told: str
+    fields: dict[str, Any], message: str
 ) -> None:
     files = {"generation_config.json": json.dumps(fields).encode()}
-    with pytest.raises(UnsupportedModel, match=rf"generation_config\.json: .*{told}"):
+    with pytest.raises(UnsupportedModel, match=rf"generation_config\.json: .*{message}"):
         check_generation_config(files, ARCH)
 
 
@@ -199,7 +199,7 @@ def test_settings_for_sampling_only_do_not_refuse_greedy_requests(
 ) -> None:
     # Given settings that greedy answers do not use
     (name,) = fields
-    # When the model is staged / Then that is told
+    # When the model is staged / Then the log names them
     check_generation_config({"generation_config.json": json.dumps(fields).encode()}, ARCH)
     assert f"{name} {fields[name]}" in caplog.text
     # And greedy requests are answered

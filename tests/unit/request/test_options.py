@@ -102,7 +102,7 @@ def test_a_sampled_request_without_a_seed_gets_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"max_token": 5}, "unknown option max_token; known are max_tokens"),
         ({"best_of": 2, "n": 1}, "unknown option best_of, n"),
@@ -167,11 +167,11 @@ def test_a_sampled_request_without_a_seed_gets_one() -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_invalid_options_are_refused_by_name(options: dict[str, Any], told: str) -> None:
+def test_invalid_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
     # When / Then
     with pytest.raises(BadRequest) as raised:
         check_options(options, 10, Limits(SLOT, vocab_size=100))
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert len(str(raised.value)) < 500
 
 
@@ -208,7 +208,7 @@ def test_any_other_priority_is_refused(value: Any) -> None:
 
 
 def test_a_prompt_that_fills_its_slot_is_refused() -> None:
-    # Given a prompt as long as a slot / Then both numbers are told
+    # Given a prompt as long as a slot / Then the error has both numbers
     with pytest.raises(BadRequest, match=r"has 1000 tokens, the cluster holds 1000"):
         check_options({}, SLOT, LIMITS)
 
@@ -225,7 +225,7 @@ def test_a_prompt_that_fills_its_slot_is_refused() -> None:
     )
 )
 def test_any_options_are_refused_or_within_their_limits(options: dict[str, Any]) -> None:
-    # Given whatever a caller may send
+    # Given any options that a caller may send
     try:
         checked = check_options(options, 10, LIMITS)
     except BadRequest:

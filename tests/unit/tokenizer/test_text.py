@@ -52,7 +52,7 @@ def byte_level_tokenizer() -> Tokenizer:
 
 
 def byte_fallback_tokenizer() -> Tokenizer:
-    """A BPE as Llama 2's: spaces as "▁", byte tokens for what it has no word for."""
+    """A BPE as Llama 2's: spaces as "▁", byte tokens for unknown characters."""
     words = ["<s>", "</s>", "<unk>", "▁", *"abcdefghij,.", "▁a", "▁b", "ab", "▁ab"]
     tokens = [*words, *(f"<0x{byte:02X}>" for byte in range(256))]
     vocabulary = {token: index for index, token in enumerate(tokens)}

@@ -226,7 +226,7 @@ def test_the_notice_says_what_is_run() -> None:
     assert "every shard has all" in read(described("hunyuan_v1_dense")).notice
 
 
-# -- what is refused --------------------------------------------------------------------------
+# -- refusals ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

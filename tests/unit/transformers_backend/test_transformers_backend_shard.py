@@ -39,7 +39,7 @@ def architecture(model_type: str, **fields: Any) -> TransformersArchitecture:
 
 
 class Weights:
-    """Tensors by region, the same each time; remembers what was asked for."""
+    """Tensors by region, the same each time; records the requested regions."""
 
     def __init__(self, arch: TransformersArchitecture) -> None:
         generator = torch.Generator().manual_seed(3)
@@ -179,7 +179,7 @@ def test_an_unchanged_slice_fetches_nothing(model_type: str) -> None:
     )
     # Then
     assert (weights.asked, made.fetched_bytes) == ([], 0)
-    # And what was taken apart has nothing left
+    # And the consumed slice has no weights left
     assert (old._weights.entries, old._stack, vars(old).get("_body")) == ({}, None, None)
 
 

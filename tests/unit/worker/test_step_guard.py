@@ -102,7 +102,7 @@ def test_spans_in_any_order_never_compute_on_wrong_slots(
             offer(guard, step, start, stop)
         except (Ignore, ShardUnready):
             continue
-        # Then what runs is right for what has run (Slots raises if not)
+        # Then each span that runs fits the spans before it (Slots raises if not)
         slots.run(step, start, stop)
     assert len(slots.ran) <= len(messages)
 
@@ -131,7 +131,7 @@ def test_a_duplicate_is_dropped() -> None:
 def test_a_span_whose_predecessor_is_missing_fails_the_step() -> None:
     # Given a worker that has not seen the step's first span
     guard = StepGuard("stage1.shard0", FIRST)
-    # When a later one comes / Then it says what it lacks
+    # When a later one comes / Then the error names the missing layers
     with pytest.raises(ShardUnready, match=r"stage1\.shard0 has not computed the layers before 4"):
         offer(guard, step_of(0, (0, 0, 3)), 4, 5)
 
@@ -198,11 +198,11 @@ def test_a_late_copy_does_not_take_tokens_of_a_later_step() -> None:
 
 
 def test_encoder_kv_is_separate_from_the_slots() -> None:
-    # Given a stage with the last encoder layer and decoder layers, and a text that was read
+    # Given a stage with the last encoder layer and decoder layers, and a text for the encoder
     guard = StepGuard("stage1.shard0", FIRST, encoder_layers=3)
     text = Step(1, 0, (Row(4, 0, (7, 7, 7), 3),), 2)
     token = Step(1, 1, (Row(4, 0, (7,), 1, encoder_kv=(4, 3)),), 2, start=3)
-    # When it was not read to the end here / Then no token may look at it
+    # When it was not encoded to the end here / Then no token may attend to it
     with pytest.raises(ShardUnready, match="has 0 tokens in encoder KV 4, step 1 reads 3"):
         offer(guard, token, 3, 5)
     offer(guard, text, 2, 3)
