@@ -104,7 +104,7 @@ class Cluster:
     def step(
         self, rows: Sequence[Row], layers_per_chord: int, start: int | None = None
     ) -> list[list[Candidates]]:
-        """Candidates of each row with a logits request, one item a vocabulary shard.
+        """Candidates of each row with a logits request, one per vocabulary shard.
 
         start: the first layer, the decoder's by default.
         """
