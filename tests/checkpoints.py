@@ -31,10 +31,10 @@ def make_tiny(directory: Path, family: str = "llama", **fields: Any) -> Tiny:
     """A model of 4 layers with 6 query heads, of a Llama in 3 KV groups, and some other fields."""
     from references import PROMPTS, make_reference
 
-    found = make_reference(family, fields, directory)
+    model = make_reference(family, fields, directory)
     template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     save_tokenizer(directory, chat_template=template)
-    return Tiny(directory, PROMPTS, found.tokens)
+    return Tiny(directory, PROMPTS, model.tokens)
 
 
 def save_tokenizer(directory: Path, **config: str) -> None:

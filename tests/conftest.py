@@ -49,7 +49,7 @@ def minilm_checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedServer]:
-    """A Redis of the tests' own, on a Unix socket: its path must be short."""
+    """An embedded Redis on a Unix socket: its path must be short."""
     directory = Path(tempfile.mkdtemp(prefix="skynet-test-"))
     embedded = EmbeddedServer(directory)
     embedded.start()
@@ -61,8 +61,8 @@ def server() -> Iterator[EmbeddedServer]:
 @pytest.fixture
 def client(server: EmbeddedServer) -> Iterator[redis.Redis]:
     """A client of that server, which is empty and has no limits."""
-    found = connect(server.url)
-    found.flushall()
-    found.config_set("maxmemory", 0)
-    yield found
-    found.close()
+    connection = connect(server.url)
+    connection.flushall()
+    connection.config_set("maxmemory", 0)
+    yield connection
+    connection.close()

@@ -1,4 +1,4 @@
-"""SentencePiece models, written field by field: small enough to see what is in them."""
+"""SentencePiece models, written field by field: small enough to read."""
 
 from __future__ import annotations
 

@@ -33,11 +33,11 @@ class SliceLoader:
         return slice_bytes(self.client, plan, address)
 
     def load(
-        self, plan: Plan, address: Address, kept: ShardModel | None, *, consume: bool
+        self, plan: Plan, address: Address, previous: ShardModel | None, *, consume: bool
     ) -> ShardModel:
-        """The slice of `address`; what `kept` has of it is not fetched again.
+        """The slice of `address`; weights that `previous` has are not fetched again.
 
-        consume: take `kept` apart on the way, so that there are never two slices.
+        consume: free `previous` on the way, so that there are never two slices in memory.
         """
         import torch
 
@@ -52,18 +52,18 @@ class SliceLoader:
         def progress(num_bytes: int) -> None:
             self.lease.update(quietly=True, loaded_bytes=member.loaded_bytes + num_bytes)
 
-        previous = None if kept is None else PreviousSlice(kept, consume)
-        model, fetched = load_slice(self.client, plan, address, progress, previous)
+        reused = None if previous is None else PreviousSlice(previous, consume)
+        model, fetched = load_slice(self.client, plan, address, progress, reused)
         load_s = round(time.monotonic() - started, 3)
-        reused = max(0, model.weight_bytes - fetched)
-        self.lease.update(quietly=True, load_s=load_s, kept_bytes=reused)
+        reused_bytes = max(0, model.weight_bytes - fetched)
+        self.lease.update(quietly=True, load_s=load_s, kept_bytes=reused_bytes)
         logger.info(
             "plan %d: fetched %.1f MB for %s in %.2f s, %.1f MB were reused",
             plan.epoch,
             fetched / 1e6,
             address,
             load_s,
-            reused / 1e6,
+            reused_bytes / 1e6,
         )
         return model
 

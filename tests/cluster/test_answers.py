@@ -126,9 +126,7 @@ def test_many_can_be_awaited_at_once(cluster: LocalCluster, tiny: Tiny) -> None:
     assert [completion.token_ids for completion in completions] == tiny.tokens * 4
 
 
-def test_another_process_takes_hold_of_a_request_by_its_id(
-    cluster: LocalCluster, tiny: Tiny
-) -> None:
+def test_another_process_attaches_to_a_request_by_its_id(cluster: LocalCluster, tiny: Tiny) -> None:
     # Given a request of this process
     generation = cluster.submit_prompt(tiny.prompts[1], max_tokens=NEW)
     # When another process has its id only

@@ -74,7 +74,7 @@ def test_a_cluster_by_hand(
             user.submit_prompt([1])
         # When a model is split onto them
         first = skysplit(str(tiny.path), 1, 2, dtype="float32", url=server.url)
-        # Then they load it and answer, also who asks before they are ready
+        # Then they load it and answer, also requests from before they were ready
         generation = user.submit_prompt(tiny.prompts[0], max_tokens=NEW)
         assert generation.get(timeout=60).token_ids == tiny.tokens[0]
         wait_for("two that are ready", lambda: states() == ["leading", "ready", "ready"])
@@ -106,7 +106,7 @@ def test_a_cluster_by_hand(
 def test_requests_wait_for_workers_that_come_later(
     server: EmbeddedServer, client: redis.Redis, user: Client, tiny: Tiny, tmp_path: Path
 ) -> None:
-    # Given a model that is split, requests for it, and nobody there
+    # Given a model that is split, requests for it, and no workers
     skysplit(str(tiny.path), 1, 1, dtype="float32", url=server.url)
     generations = user.submit_prompts(tiny.prompts, max_tokens=NEW)
     status = json.loads(run(server, "skynet.cli", "status", "--json").stdout)
@@ -164,7 +164,7 @@ def test_workers_without_a_place_are_given_one(
     ],
     ids=str,
 )
-def test_a_worker_for_a_place_that_is_none_is_refused(
+def test_a_worker_for_an_invalid_place_is_refused(
     server: EmbeddedServer, queues: list[str], message: str
 ) -> None:
     # Given queues that are no place / When a worker is started

@@ -78,7 +78,7 @@ def test_requests_are_tasks_and_shard_tasks_are_not_shown(
         assert "5 tokens, length" in task["result"]
         assert task["runtime"] > 0
         assert task["worker"].startswith("orchestrator@")
-        # And one that is cancelled is shown as such
+        # And a cancelled one is shown as cancelled
         cancelled = cluster.submit_prompt(prompt, max_tokens=2000)
         next(cancelled.tokens(timeout=60))
         cancelled.cancel()

@@ -1,4 +1,4 @@
-"""Nothing is left behind: no process, no directory, whoever ends whom."""
+"""Nothing is left behind: no process and no directory, whichever process ends first."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ def test_a_cluster_that_is_stopped_leaves_nothing_and_can_start_again(tiny: Tiny
             cluster.submit_prompt([1])
 
 
-def test_what_cannot_work_is_refused_before_anything_is_started(tiny: Tiny, tmp_path: Path) -> None:
+def test_an_invalid_cluster_is_refused_before_anything_is_started(
+    tiny: Tiny, tmp_path: Path
+) -> None:
     # Given checkpoints that are missing or truncated, and shapes the model has not
     before = children()
     truncated = tmp_path / "truncated"
@@ -115,7 +117,7 @@ def test_what_cannot_work_is_refused_before_anything_is_started(tiny: Tiny, tmp_
     (truncated / "config.json").write_bytes((tiny.path / "config.json").read_bytes())
     weights = (tiny.path / "model.safetensors").read_bytes()
     (truncated / "model.safetensors").write_bytes(weights[:-1000])
-    # When a cluster is asked for / Then the error says what is wrong with what
+    # When a cluster is asked for / Then the error names the value and the fault
     with pytest.raises(CheckpointError, match="truncated"):
         LocalCluster(truncated).start()
     with pytest.raises(CheckpointError, match="nowhere"):

@@ -1,4 +1,4 @@
-"""Whatever dies, joins, leaves or stands still: every answer is that of an undisturbed run."""
+"""Processes die, join, leave or stop: every answer is that of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_every_connection_is_cut(spared: LocalCluster, undisturbed: Undisturbed)
         spared.client.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         more = spared.submit_prompt([5, 6, 7], max_tokens=8)
         assert len(more.get(timeout=60).token_ids) == 8
-    # Then nobody is taken for dead for long, and the answers are right
+    # Then no worker is taken for dead for long, and the answers are right
     answers.check()
     heal(spared)
 
@@ -332,7 +332,7 @@ def test_a_living_worker_is_not_replaced(bound: LocalCluster) -> None:
     assert not any(is_gone(worker.pid) for worker in bound.workers)
 
 
-def test_a_redis_that_restarts_empty_ends_what_ran_and_serves_what_comes(tiny: Tiny) -> None:
+def test_an_empty_redis_ends_running_requests_and_serves_new_ones(tiny: Tiny) -> None:
     # Given a cluster whose Redis keeps nothing, and a request under way
     with LocalCluster(tiny.path, 1, 2, "float32", num_slots=4) as cluster:
         pids = {worker.pid for worker in cluster.workers}
@@ -357,7 +357,7 @@ def test_a_redis_that_restarts_empty_ends_what_ran_and_serves_what_comes(tiny: T
         assert cluster.processes.failed() == []
 
 
-def test_a_shape_for_whoever_is_there_follows_them(tiny: Tiny) -> None:
+def test_an_open_shape_follows_the_number_of_workers(tiny: Tiny) -> None:
     # Given two workers in a shape that is left open
     with LocalCluster(tiny.path, 1, 2, "float32", num_slots=4, elastic=True) as cluster:
         undisturbed = Undisturbed(cluster, tiny.prompts)
@@ -394,7 +394,7 @@ def test_sigterm_to_all_at_once_ends_all_soon(tiny: Tiny) -> None:
         started = time.monotonic()
         for process in processes.values():
             process.send_signal(signal.SIGTERM)
-        # Then all end with code 0, and nobody waits for a successor until its patience is over
+        # Then all end with code 0, and none waits for a successor until its patience is over
         codes = {name: process.wait(timeout=60) for name, process in processes.items()}
         assert set(codes.values()) == {0}, codes
         assert time.monotonic() - started < 60

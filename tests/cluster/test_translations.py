@@ -103,7 +103,7 @@ def test_the_orchestrator_dies_in_the_middle_of_a_search(
     heal(running)
 
 
-def test_what_cannot_work_is_refused(running: LocalCluster) -> None:
+def test_invalid_requests_are_refused(running: LocalCluster) -> None:
     # Given requests that do not fit / When they are submitted / Then each error names why
     with pytest.raises(BadRequest, match="num_beams 13: each takes a slot, and the cluster has 12"):
         running.submit_prompt([1], num_beams=13)

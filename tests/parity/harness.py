@@ -33,7 +33,7 @@ Result = tuple[torch.Tensor | None, list[Candidates], list[np.ndarray]]
 class Checkpoint:
     """A directory as `save_pretrained` leaves it, read by region.
 
-    transformers_backend: run Transformers' layers, even if the family has a file.
+    transformers_backend: run Transformers' layers, even for a supported family.
     """
 
     def __init__(self, directory: Path, *, transformers_backend: bool = False) -> None:
@@ -49,7 +49,7 @@ class Checkpoint:
         self.config: dict[str, Any] = dict(settled(config, tensors, same))
         self.arch = load_architecture(self.config)
         names = resolve_names(self.arch, tensors)
-        self.tensors = {ours: tensors[theirs] for ours, theirs in names.items()}
+        self.tensors = {name: tensors[name_in_file] for name, name_in_file in names.items()}
         self.axes = {tensor.name: tensor.axis for tensor in staged_tensors(self.arch)}
 
     def fetch(self, name: str, region: Range) -> torch.Tensor:
@@ -111,17 +111,17 @@ class Cluster:
         return self.read(rows, layers_per_chord, start)[0]
 
     def vectors(self, rows: Sequence[Row], layers_per_chord: int) -> list[np.ndarray]:
-        """What is read of each row that asks for a vector: of the first shard alone."""
+        """The vector of each row whose text task asks for one: only the first shard has it."""
         return self.read(rows, layers_per_chord)[1]
 
     def read(
         self, rows: Sequence[Row], layers_per_chord: int, start: int | None = None
     ) -> tuple[list[list[Candidates]], list[np.ndarray]]:
-        """Both, of rows that ask for either."""
+        """Candidates and vectors, of rows that ask for either."""
         results = self._step(rows, layers_per_chord, start)
         first, *others = results
         assert not any(vectors for _, _, vectors in others)
-        candidates = zip(*(found for _, found, _ in results), strict=True)
+        candidates = zip(*(shard_candidates for _, shard_candidates, _ in results), strict=True)
         return [list(row) for row in candidates], first[2]
 
     def _step(

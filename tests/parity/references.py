@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of each family and what Transformers itself answers with them."""
+"""Tiny random checkpoints of each family, and the logits and tokens of Transformers."""
 
 from __future__ import annotations
 
@@ -55,21 +55,21 @@ def save_random_model(
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tiny random checkpoint of a family with one head, and Transformers' own model of it."""
+    """A tiny random checkpoint of a family with one head, and Transformers' model of it."""
 
     checkpoint: Checkpoint
     model: Any
 
     def outputs(self, text: list[int]) -> Any:
-        """All that the model has to say of a text alone."""
+        """The model's outputs for a text alone."""
         with torch.no_grad():
             return self.model(torch.tensor([text]))
 
     def hidden_states(self, text: list[int]) -> np.ndarray:
         """(tokens, hidden) after the last layer and its norm, whatever the head."""
         with torch.no_grad():
-            found = self.model.base_model(torch.tensor([text])).last_hidden_state[0]
-        return np.asarray(found)
+            states = self.model.base_model(torch.tensor([text])).last_hidden_state[0]
+        return np.asarray(states)
 
 
 def save_random_encoder(family: str, head: str, fields: dict[str, Any], directory: Path) -> Encoder:

@@ -16,7 +16,7 @@ from model_families import encoder_decoder_config
 
 from skynet.wire.step import LogitsRequest, Row
 
-# Two of one length, which are read in one call, and others.
+# Two of one length, which are encoded in one call, and others.
 TEXTS = [
     [5, 6, 7, 100, 2, 9, 11, 3, 77, 88, 12, 4],
     [9, 8, 123],
@@ -67,7 +67,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Translator:
-    """A checkpoint, and Transformers' own model of it."""
+    """A checkpoint, and Transformers' model of it."""
 
     checkpoint: Checkpoint
     model: Any
@@ -81,8 +81,8 @@ class Translator:
         """(tokens, vocab) of a decoder that is given these tokens."""
         with torch.no_grad():
             ids, given = torch.tensor([list(text)]), torch.tensor([list(tokens)])
-            found = self.model(ids, attention_mask=torch.ones_like(ids), decoder_input_ids=given)
-        return found.logits[0].numpy()
+            output = self.model(ids, attention_mask=torch.ones_like(ids), decoder_input_ids=given)
+        return output.logits[0].numpy()
 
     def generate(self, text: Sequence[int], **options: Any) -> Any:
         ids = torch.tensor([list(text)])
@@ -96,7 +96,7 @@ class Translator:
 
 
 def make_translator(family: str, fields: dict[str, Any], directory: Path) -> Translator:
-    """A random model, saved as Transformers does, and opened as ours."""
+    """A random model, saved by Transformers and opened by SkyNet."""
     torch.manual_seed(len(family))
     fields = dict(fields)
     own_head = fields.pop("own_head", family in ("t5", "mt5"))
@@ -122,8 +122,8 @@ def randomise(model: Any) -> None:
                 buffer.copy_(torch.randn_like(buffer))
 
 
-def read(cluster: Cluster, texts: Sequence[Sequence[int]], span: int) -> None:
-    """The encoder reads each text for the memory of its number."""
+def encode(cluster: Cluster, texts: Sequence[Sequence[int]], span: int) -> None:
+    """Encodes each text; the encoder KV of a text has its number."""
     rows = [Row(place, 0, tuple(text), len(text)) for place, text in enumerate(texts)]
     rows.sort(key=lambda row: len(row.tokens))
     assert cluster.step(rows, span, start=0) == []
@@ -133,20 +133,20 @@ def decoder_logits(
     cluster: Cluster, place: int, length: int, tokens: Sequence[int], span: int
 ) -> list[np.ndarray]:
     """After each of these tokens: the first three as a chunk, the others one by one."""
-    vocab_size, found = cluster.arch.vocab_size, []
+    vocab_size, logits = cluster.arch.vocab_size, []
     bounds = [0, *range(min(3, len(tokens)), len(tokens) + 1)]
     for start, stop in pairwise(bounds):
         row = Row(
             5, start, tuple(tokens[start:stop]), 1, LogitsRequest(top=0), encoder_kv=(place, length)
         )
-        found.append(full_logits(cluster.step([row], span)[0], vocab_size))
-    return found
+        logits.append(full_logits(cluster.step([row], span)[0], vocab_size))
+    return logits
 
 
 def translate(
     cluster: Cluster, texts: Sequence[Sequence[int]], start: int, span: int, slots: Sequence[int]
 ) -> list[list[int]]:
-    """Greedy, `VARIED` answers to all texts, which have been read, side by side.
+    """Greedy, `VARIED` answers to all texts, which have been encoded, side by side.
 
     Each joins a step later than the one before it.
     """
@@ -162,9 +162,9 @@ def translate(
                     Row(slot, count, (token,), 1, LogitsRequest(top=0), encoder_kv=encoder_kv)
                 )
                 running.append(index)
-        found = cluster.step(rows, span) if rows else []
-        for index, offers in zip(running, found, strict=True):
-            logits = full_logits(offers, cluster.arch.vocab_size)
+        results = cluster.step(rows, span) if rows else []
+        for index, candidates in zip(running, results, strict=True):
+            logits = full_logits(candidates, cluster.arch.vocab_size)
             logits[[start, *answers[index]]] = -np.inf
             answers[index].append(int(logits.argmax()))
     return answers

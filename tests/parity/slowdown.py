@@ -1,4 +1,4 @@
-"""How much slower Transformers' own layers are than ours: one Llama, both ways, in one process.
+"""How much slower Transformers' layers are than SkyNet's: one Llama, both ways, in one process.
 
 `python tests/parity/slowdown.py` prints the ratios of a decoding step, for one sequence and for a
 batch, with one shard and no exchange. It asserts nothing: ratios travel, times don't.
@@ -44,21 +44,22 @@ def main() -> None:
     for dtype in ("float32", "bfloat16"):
         clusters = []
         for backend in (False, True):
-            found = Checkpoint(directory, transformers_backend=backend)
+            checkpoint = Checkpoint(directory, transformers_backend=backend)
             options = {"model": "m", "name": "m", "stages": 1, "shards": 1, "dtype": dtype}
-            clusters.append(Cluster(found, plan_for(found.arch, **options)))
+            clusters.append(Cluster(checkpoint, plan_for(checkpoint.arch, **options)))
             prompt = tuple(range(CONTEXT))
             for slot in range(max(BATCHES)):
                 clusters[-1].step([Row(slot, 0, prompt, CONTEXT)], layers_per_chord=99)
         for batch in BATCHES:
             times: list[list[float]] = [[], []]
             for number in range(ROUNDS):  # in turns: whatever slows one down slows the other too
-                for own, cluster in zip(times, clusters, strict=True):
-                    own.append(step_s(cluster, CONTEXT + number, batch))
-            ours, theirs = (statistics.median(own) for own in times)
+                for step_times, cluster in zip(times, clusters, strict=True):
+                    step_times.append(step_s(cluster, CONTEXT + number, batch))
+            skynet_s, transformers_s = (statistics.median(step_times) for step_times in times)
             print(
-                f"{dtype}, {batch} rows: {1000 * ours:.1f} ms with a file, {1000 * theirs:.1f} ms "
-                f"without: {theirs / ours:.2f} times",
+                f"{dtype}, {batch} rows: {1000 * skynet_s:.1f} ms with SkyNet's layers, "
+                f"{1000 * transformers_s:.1f} ms with Transformers': "
+                f"{transformers_s / skynet_s:.2f} times",
                 flush=True,
             )
 

@@ -132,20 +132,20 @@ def test_any_config_in_any_shape(
     span = data.draw(st.integers(1, layers), label="layers per chord")
     cluster = cluster_of(checkpoint, stages, shards, num_slots=2, slot_tokens=len(PROMPT))
     try:
-        found = _logits(cluster, checkpoint.arch.vocab_size, span)
+        logits_by_position = _logits(cluster, checkpoint.arch.vocab_size, span)
     finally:
         cluster.close()
     # Then the logits are the same, as far as float32 goes
     tolerance = 1e-4 * max(1.0, float(np.abs(expected).max()))
-    for position, logits in found.items():
+    for position, logits in logits_by_position.items():
         np.testing.assert_allclose(logits, expected[position], atol=tolerance, rtol=0)
 
 
 def _logits(cluster: Cluster, vocab_size: int, span: int) -> dict[int, np.ndarray]:
     """By position, after each of the chunks."""
     count = len(PROMPT)
-    found = {}
+    logits = {}
     for start, stop in [(0, CHUNK), (CHUNK, count - 2), (count - 2, count - 1), (count - 1, count)]:
         row = Row(1, start, tuple(PROMPT[start:stop]), count, LogitsRequest(top=0))
-        found[stop - 1] = full_logits(cluster.step([row], span)[0], vocab_size)
-    return found
+        logits[stop - 1] = full_logits(cluster.step([row], span)[0], vocab_size)
+    return logits

@@ -1,4 +1,4 @@
-"""Random configurations of every encoder, in random shapes: what Transformers reads of a text."""
+"""Random configurations of every encoder, in random shapes: text tasks against Transformers."""
 
 from __future__ import annotations
 
@@ -111,37 +111,37 @@ def test_every_encoder_has_options() -> None:
 @settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(data=st.data())
 def test_any_encoder_in_any_shape(family: str, head: str, data: st.DataObject) -> None:
-    # Given a random encoder and texts of any length, each to be read in one of the ways it can be
+    # Given a random encoder and texts of any length, each with a random text task
     fields = data.draw(configs(family, head), label="config")
     with tempfile.TemporaryDirectory() as directory:
         encoder = save_random_encoder(family, head, fields, Path(directory))
     arch = encoder.checkpoint.arch
     texts = data.draw(some_texts(arch.vocab_size), label="texts")
     rows = [
-        Row(slot, 0, tuple(text), len(text), text_task=data.draw(reads(arch.tasks, len(text))))
+        Row(slot, 0, tuple(text), len(text), text_task=data.draw(text_tasks(arch.tasks, len(text))))
         for slot, text in enumerate(texts)
     ]
-    # When they are read in one step, in any shape
+    # When the tasks run in one step, in any shape
     stages = data.draw(st.integers(1, arch.num_layers), label="stages")
     shards = data.draw(st.integers(1, arch.num_heads), label="shards")
     span = data.draw(st.integers(1, arch.num_layers), label="layers per chord")
     cluster = cluster_of(encoder.checkpoint, stages, shards, num_slots=5, slot_tokens=MAX_TOKENS)
     try:
-        candidates, vectors = (iter(found) for found in cluster.read(rows, span))
+        candidates, vectors = (iter(results) for results in cluster.read(rows, span))
     finally:
         cluster.close()
-    # Then what is read is the same, as far as float32 goes
+    # Then the results are the same, within float32
     for row in rows:
         if row.text_task.is_vector:
-            found = next(vectors)
+            result = next(vectors)
         else:
-            offers = [next(candidates) for _ in row.text_task.positions]
-            found = np.stack([full_logits(offer, arch.vocab_size) for offer in offers])
+            by_position = [next(candidates) for _ in row.text_task.positions]
+            result = np.stack([full_logits(parts, arch.vocab_size) for parts in by_position])
         expected = expectation(encoder, row)
         tolerance = 1e-4 * max(1.0, float(np.abs(expected).max()))
-        np.testing.assert_allclose(found, expected, atol=tolerance, rtol=0)
+        np.testing.assert_allclose(result, expected, atol=tolerance, rtol=0)
         if row.text_task.task == CLASSIFY:
-            check_scores(encoder, found)
+            check_scores(encoder, result)
     assert next(candidates, None) is next(vectors, None) is None
 
 
@@ -156,8 +156,8 @@ def some_texts(draw: st.DrawFn, vocab_size: int) -> list[list[int]]:
 
 
 @st.composite
-def reads(draw: st.DrawFn, tasks: tuple[str, ...], length: int) -> TextTask:
-    """Something that can be read of a text of this length; of masks all logits."""
+def text_tasks(draw: st.DrawFn, tasks: tuple[str, ...], length: int) -> TextTask:
+    """A text task for a text of this length; fill-mask asks for all logits."""
     task = draw(st.sampled_from(tasks))
     if task == EMBED:
         return TextTask(task, draw(st.sampled_from(POOLINGS)), draw(st.booleans()))
@@ -169,32 +169,32 @@ def reads(draw: st.DrawFn, tasks: tuple[str, ...], length: int) -> TextTask:
 
 def expectation(encoder: Encoder, row: Row) -> np.ndarray:
     """The same of Transformers."""
-    text, read = list(row.tokens), row.text_task
-    if read.task == EMBED:
-        return pooled(encoder.hidden_states(text), read)
+    text, text_task = list(row.tokens), row.text_task
+    if text_task.task == EMBED:
+        return pooled(encoder.hidden_states(text), text_task)
     logits = encoder.outputs(text).logits[0].numpy()
-    return logits[list(read.positions)] if read.task == FILL_MASK else logits
+    return logits[list(text_task.positions)] if text_task.task == FILL_MASK else logits
 
 
-def pooled(states: np.ndarray, read: TextTask) -> np.ndarray:
+def pooled(states: np.ndarray, text_task: TextTask) -> np.ndarray:
     """As sentence-transformers pools them."""
     vector = {
         "cls": states[0],
         "last": states[-1],
         "max": states.max(axis=0),
         "mean": states.mean(axis=0),
-    }[read.pooling]
-    return vector / np.linalg.norm(vector) if read.normalize else vector
+    }[text_task.pooling]
+    return vector / np.linalg.norm(vector) if text_task.normalize else vector
 
 
 def check_scores(encoder: Encoder, logits: np.ndarray) -> None:
-    """Labels and their scores are those of Transformers' pipeline for such logits."""
+    """Labels and their scores are those of Transformers' pipeline for these logits."""
     pipeline = TextClassificationPipeline.__new__(TextClassificationPipeline)
     pipeline.model = encoder.model
     made = pipeline.postprocess({"logits": torch.tensor(logits)[None]}, top_k=None)
     expected = {item["label"]: item["score"] for item in made}
     answer = TextAnswer(TextTask(CLASSIFY), encoder.checkpoint.arch, str).answer(logits)["labels"]
-    found = {item["label"]: item["score"] for item in answer}
-    assert found.keys() == expected.keys()
+    scores = {item["label"]: item["score"] for item in answer}
+    assert scores.keys() == expected.keys()
     for label, score in expected.items():
-        np.testing.assert_allclose(found[label], score, atol=1e-6, rtol=1e-6)
+        np.testing.assert_allclose(scores[label], score, atol=1e-6, rtol=1e-6)

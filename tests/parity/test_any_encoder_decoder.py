@@ -104,18 +104,18 @@ class Answer:
 def some_answers(draw: st.DrawFn, token: st.SearchStrategy[int], texts: int) -> list[Answer]:
     """To any texts, in slots that may be neighbours; some go on from the chunk of one before."""
     slots = draw(st.lists(st.integers(0, SLOTS - 1), min_size=1, unique=True))
-    found: list[Answer] = []
+    answers: list[Answer] = []
     for slot in slots:
         tokens = draw(st.lists(token, min_size=1, max_size=7))
-        parents = [answer for answer in found if answer.source is None]
+        parents = [answer for answer in answers if answer.source is None]
         parent = draw(st.none() | st.sampled_from(parents)) if parents else None
         if parent is None:
             chunk = draw(st.integers(1, len(tokens)))
-            found.append(Answer(draw(st.integers(0, texts - 1)), slot, tokens, chunk))
+            answers.append(Answer(draw(st.integers(0, texts - 1)), slot, tokens, chunk))
         else:
             tokens = [*parent.tokens[: parent.chunk], *tokens]
-            found.append(Answer(parent.text, slot, tokens, parent.chunk, parent.slot))
-    return found
+            answers.append(Answer(parent.text, slot, tokens, parent.chunk, parent.slot))
+    return answers
 
 
 def test_every_encoder_decoder_has_options() -> None:
@@ -130,8 +130,8 @@ def test_any_encoder_decoder_in_any_shape(family: str, data: st.DataObject) -> N
     # Given a random model, texts and answers
     fields = data.draw(configs(family), label="config")
     with tempfile.TemporaryDirectory() as directory:
-        found = make_translator(family, fields, Path(directory))
-    arch = found.checkpoint.arch
+        translator = make_translator(family, fields, Path(directory))
+    arch = translator.checkpoint.arch
     token = st.integers(0, arch.stacks[0].vocab_size - 1)
     text = st.lists(token, min_size=1, max_size=6) | st.lists(token, min_size=7, max_size=20)
     texts = data.draw(st.lists(text, min_size=1, max_size=4), label="texts")
@@ -140,11 +140,13 @@ def test_any_encoder_decoder_in_any_shape(family: str, data: st.DataObject) -> N
         lambda token: token != WITHOUT_POSITION.get(family)
     )
     answers = data.draw(some_answers(given_token, len(texts)), label="answers")
-    # When the texts are read in one step, and the answers computed side by side, in any shape
+    # When the texts are encoded in one step, and the answers computed side by side, in any shape
     stages = data.draw(st.integers(1, arch.total_layers), label="stages")
     shards = data.draw(st.integers(1, arch.max_shards), label="shards")
     span = data.draw(st.integers(1, arch.total_layers), label="layers per chord")
-    cluster = cluster_of(found.checkpoint, stages, shards, num_slots=SLOTS, slot_tokens=MAX_TOKENS)
+    cluster = cluster_of(
+        translator.checkpoint, stages, shards, num_slots=SLOTS, slot_tokens=MAX_TOKENS
+    )
     try:
         rows = [Row(place, 0, tuple(text), 1) for place, text in zip(places, texts, strict=True)]
         assert cluster.step(rows, span, start=0) == []
@@ -153,7 +155,7 @@ def test_any_encoder_decoder_in_any_shape(family: str, data: st.DataObject) -> N
     finally:
         cluster.close()
     # Then the logits are the same, as far as float32 goes
-    check(found, texts, answers, logits)
+    check(translator, texts, answers, logits)
 
 
 Logits = dict[tuple[int, int], np.ndarray]  # by the number of an answer and the place of a token
@@ -163,7 +165,7 @@ def decode(
     cluster: Cluster, answers: list[Answer], encoder_kvs: list[tuple[int, int]], span: int
 ) -> Logits:
     """First the chunks, then a step for each of the tokens that follow."""
-    found: Logits = {}
+    logits: Logits = {}
     longest = max(len(answer.tokens) - answer.chunk for answer in answers)
     for step in range(longest + 1):
         rows = {}
@@ -182,17 +184,17 @@ def decode(
                     source,
                     encoder_kv=encoder_kv,
                 )
-        offers = cluster.step(list(rows.values()), span)
-        for (number, row), own in zip(rows.items(), offers, strict=True):
-            found[number, row.stop - 1] = full_logits(own, cluster.arch.vocab_size)
-    return found
+        results = cluster.step(list(rows.values()), span)
+        for (number, row), candidates in zip(rows.items(), results, strict=True):
+            logits[number, row.stop - 1] = full_logits(candidates, cluster.arch.vocab_size)
+    return logits
 
 
 def check(model: Translator, texts: list[list[int]], answers: list[Answer], logits: Logits) -> None:
     for number, answer in enumerate(answers):
         expected = model.logits(texts[answer.text], answer.tokens)
         tolerance = 1e-4 * max(1.0, float(np.abs(expected).max()))
-        places = [place for own, place in logits if own == number]
+        places = [place for answer_number, place in logits if answer_number == number]
         assert places[-1] == len(answer.tokens) - 1
         for place in places:
             np.testing.assert_allclose(

@@ -25,7 +25,7 @@ from skynet.tokenizer.text import Text
 NEW = 14
 SHAPES = [(1, 1), (1, 3), (2, 2)]
 END_IDS = [17, 44, 3]
-# What Transformers is told; the options are called the same.
+# Generation options of Transformers; SkyNet's have the same names.
 CASES: dict[str, dict[str, Any]] = {
     "two": {"num_beams": 2},
     "four": {"num_beams": 4},
@@ -47,11 +47,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Beams(InProcess):
-    """Keeps what the searches found."""
+    """Keeps the beams of each search."""
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
-        self.found: dict[str, list[dict[str, Any]]] = {}
+        self.beams: dict[str, list[dict[str, Any]]] = {}
         self.copies = 0
 
     def finished(self, sequence: Generated) -> None:
@@ -59,7 +59,7 @@ class Beams(InProcess):
         self.answers.setdefault(sequence.id, []).extend(
             token.id for token in sequence.output.pending
         )
-        self.found[sequence.id] = sequence.output.answer.get("beams", [])
+        self.beams[sequence.id] = sequence.output.answer.get("beams", [])
 
     def deliver(self, engine: Engine) -> None:
         self.copies += sum(row.source is not None for row in self.sent[0].rows)
@@ -124,9 +124,9 @@ def search(model: Any, prompt: Sequence[int], fields: dict[str, Any], skipped: i
     return list(zip(tokens, out.sequences_scores.tolist(), strict=True))
 
 
-def check(found: list[dict[str, Any]], expected: Any) -> None:
-    assert [each["token_ids"] for each in found] == [tokens for tokens, _ in expected]
-    assert [each["score"] for each in found] == pytest.approx(
+def check(beams: list[dict[str, Any]], expected: Any) -> None:
+    assert [beam["token_ids"] for beam in beams] == [tokens for tokens, _ in expected]
+    assert [beam["score"] for beam in beams] == pytest.approx(
         [score for _, score in expected], rel=1e-5, abs=2e-4
     )
 
@@ -157,35 +157,35 @@ def model_at(path: Path) -> Any:
 def test_hypotheses_are_those_of_transformers(
     reference: Callable[..., Reference], case: str, shape: tuple[int, int]
 ) -> None:
-    # Given a search, and what Transformers finds with it
-    found, fields = reference("llama"), CASES[case]
-    model = model_at(found.path)
+    # Given a search, and Transformers' hypotheses
+    model_reference, fields = reference("llama"), CASES[case]
+    model = model_at(model_reference.path)
     expected = [search(model, prompt, fields, len(prompt)) for prompt in PROMPTS]
     # When all prompts are searched side by side, on slots for two or three of them
     records = [
         Record(str(n), tuple(prompt), options_of(fields), 0.0, 1e12)
         for n, prompt in enumerate(PROMPTS)
     ]
-    cluster = cluster_of(found.checkpoint, *shape, num_slots=9)
+    cluster = cluster_of(model_reference.checkpoint, *shape, num_slots=9)
     try:
         carrier = run(cluster, records, END_IDS)
     finally:
         cluster.close()
     # Then hypotheses, scores and the answer are the same
-    for number, theirs in enumerate(expected):
-        check(carrier.found[str(number)], theirs)
-        assert carrier.answers[str(number)] == theirs[0][0]
+    for number, hypotheses in enumerate(expected):
+        check(carrier.beams[str(number)], hypotheses)
+        assert carrier.answers[str(number)] == hypotheses[0][0]
     assert carrier.copies > 0
 
 
 @pytest.mark.parametrize("disturb_at", [-1, 9])
-def test_hypotheses_may_outgrow_the_positions_of_the_pretraining(
+def test_hypotheses_may_be_longer_than_the_pretraining_context(
     reference: Callable[..., Reference], disturb_at: int
 ) -> None:
     # Given a prompt of 12 tokens, and a rope that turns those of more than 16 otherwise
-    found, fields, prompt = reference("phi3", **OUTGROWN), CASES["four"], PROMPTS[0]
-    expected = search(model_at(found.path), prompt, fields, len(prompt))
-    cluster = cluster_of(found.checkpoint, 2, 2, num_slots=4)
+    model_reference, fields, prompt = reference("phi3", **OUTGROWN), CASES["four"], PROMPTS[0]
+    expected = search(model_at(model_reference.path), prompt, fields, len(prompt))
+    cluster = cluster_of(model_reference.checkpoint, 2, 2, num_slots=4)
     # When it is searched, and shards may lose everything
     records = [Record("0", tuple(prompt), options_of(fields), 0.0, 1e12)]
     try:
@@ -193,7 +193,7 @@ def test_hypotheses_may_outgrow_the_positions_of_the_pretraining(
     finally:
         cluster.close()
     # Then hypotheses and scores are those of Transformers
-    check(carrier.found["0"], expected)
+    check(carrier.beams["0"], expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -201,16 +201,16 @@ def test_every_causal_family_can_be_searched(
     reference: Callable[..., Reference], family: str
 ) -> None:
     # Given
-    found, fields, prompt = reference(family), CASES["four"], PROMPTS[0]
-    expected = search(model_at(found.path), prompt, fields, len(prompt))
-    cluster = cluster_of(found.checkpoint, 2, 2, num_slots=4)
+    model_reference, fields, prompt = reference(family), CASES["four"], PROMPTS[0]
+    expected = search(model_at(model_reference.path), prompt, fields, len(prompt))
+    cluster = cluster_of(model_reference.checkpoint, 2, 2, num_slots=4)
     # When
     try:
         carrier = run(cluster, [Record("0", tuple(prompt), options_of(fields), 0.0, 1e12)], END_IDS)
     finally:
         cluster.close()
     # Then
-    check(carrier.found["0"], expected)
+    check(carrier.beams["0"], expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (2, 3), (3, 1)], ids=str)
@@ -219,23 +219,23 @@ def test_every_encoder_decoder_can_be_searched(
     translator: Callable[[str], Translator], family: str, shape: tuple[int, int]
 ) -> None:
     # Given texts, a search whose first token is forced, and a greedy request beside it
-    found = translator(family)
+    tiny_translator = translator(family)
     fields = {"num_beams": 3, "forced_bos_token_id": 9, "length_penalty": 1.5, **VARIED}
-    expected = [search(found.model, text, fields, 1) for text in TEXTS]
-    greedy = found.answer(TEXTS[0], max_new_tokens=NEW, **VARIED)
-    options = options_of(fields, decoder_start_token_id=found.start)
+    expected = [search(tiny_translator.model, text, fields, 1) for text in TEXTS]
+    greedy = tiny_translator.answer(TEXTS[0], max_new_tokens=NEW, **VARIED)
+    options = options_of(fields, decoder_start_token_id=tiny_translator.start)
     records = [Record(str(n), tuple(t), options, 0.0, 1e12) for n, t in enumerate(TEXTS)]
-    plain = options_of(VARIED, decoder_start_token_id=found.start, ignore_eos=True)
+    plain = options_of(VARIED, decoder_start_token_id=tiny_translator.start, ignore_eos=True)
     records.append(Record("greedy", tuple(TEXTS[0]), plain, 0.0, 1e12))
     # When they run side by side, on slots for three searches at most
-    cluster = cluster_of(found.checkpoint, *shape, num_slots=10, slot_tokens=40)
+    cluster = cluster_of(tiny_translator.checkpoint, *shape, num_slots=10, slot_tokens=40)
     try:
         carrier = run(cluster, records, END_IDS)
     finally:
         cluster.close()
     # Then
-    for number, theirs in enumerate(expected):
-        check(carrier.found[str(number)], theirs)
+    for number, hypotheses in enumerate(expected):
+        check(carrier.beams[str(number)], hypotheses)
     assert carrier.answers["greedy"] == greedy
 
 
@@ -266,5 +266,5 @@ def test_a_search_goes_on_after_a_replay(
             carrier = run(cluster, [record], END_IDS, disturb_at=at)
         finally:
             cluster.close()
-        # Then it finds what it would have found
-        check(carrier.found["0"], expected)
+        # Then the hypotheses are those of an undisturbed search
+        check(carrier.beams["0"], expected)

@@ -76,7 +76,7 @@ def test_damaged_columns_are_reported_in_the_mlp_of_their_shard(llama: Path) -> 
     assert report.differing[0].beyond(report.limit)[0].difference.index == 5
 
 
-def test_a_difference_in_every_shard_is_reported_as_such(llama: Path) -> None:
+def test_a_difference_in_every_shard_is_noted(llama: Path) -> None:
     # Given
     def damage(name: str, region: Range, raw: torch.Tensor) -> torch.Tensor:
         return raw * 1.1 if name == "model.layers.3.input_layernorm.weight" else raw
@@ -154,7 +154,7 @@ def test_bfloat16_has_a_wider_limit(llama: Path) -> None:
     assert report.limit > 1e-2
 
 
-def test_a_window_that_the_prompt_does_not_reach_is_noted(tmp_path: Path) -> None:
+def test_a_window_longer_than_the_prompt_is_noted(tmp_path: Path) -> None:
     # Given
     save_random_model("mistral", {}, tmp_path)
     # When

@@ -155,7 +155,7 @@ def test_a_prompt_may_have_tokens_without_a_position(tmp_path: Path) -> None:
     assert report.equal, "\n".join(report.lines())
 
 
-def test_distances_that_the_prompt_does_not_reach_are_noted(tmp_path: Path) -> None:
+def test_distances_longer_than_the_prompt_are_noted(tmp_path: Path) -> None:
     # Given a prompt of 16 tokens, and a maximum distance below it or not
     make_translator("t5", {"relative_attention_max_distance": 15}, tmp_path / "near")
     make_translator("t5", {"relative_attention_max_distance": 16}, tmp_path / "far")

@@ -147,7 +147,7 @@ def test_weights_that_skynet_does_not_use_are_ignored(tmp_path: Path, kind: str,
 
 
 @pytest.mark.parametrize(("tokens", "reached"), [(28, True), (30, False)])
-def test_a_window_that_the_prompt_does_not_reach_is_noted(
+def test_a_window_longer_than_the_prompt_is_noted(
     tmp_path: Path, tokens: int, reached: bool
 ) -> None:
     # Given windows of this size, and a prompt of 16 tokens

@@ -16,8 +16,8 @@ from seq2seq import (
     VARIED,
     Translator,
     decoder_logits,
+    encode,
     make_translator,
-    read,
     translate,
 )
 
@@ -51,22 +51,22 @@ def translator(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Transl
     return make
 
 
-def check(found: Translator, stages: int, shards: int, span: int) -> None:
+def check(tiny_translator: Translator, stages: int, shards: int, span: int) -> None:
     """Logits of a decoder that is given its tokens, then all answers side by side."""
-    limit = found.checkpoint.arch.vocab_size
-    forced = [found.start, *(token % limit for token in FORCED)]
-    cluster = cluster_of(found.checkpoint, stages, shards, num_slots=9, slot_tokens=40)
+    limit = tiny_translator.checkpoint.arch.vocab_size
+    forced = [tiny_translator.start, *(token % limit for token in FORCED)]
+    cluster = cluster_of(tiny_translator.checkpoint, stages, shards, num_slots=9, slot_tokens=40)
     try:
-        read(cluster, TEXTS, span)
+        encode(cluster, TEXTS, span)
         for place, text in enumerate(TEXTS):
             logits = decoder_logits(cluster, place, len(text), forced, span)
-            expected = found.logits(text, forced)[2:]
+            expected = tiny_translator.logits(text, forced)[2:]
             np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
         # The slots hold what the tokens above left there. Slots in a row are computed in one call.
-        answers = translate(cluster, TEXTS, found.start, span, slots=(4, 5, 8, 1, 2))
+        answers = translate(cluster, TEXTS, tiny_translator.start, span, slots=(4, 5, 8, 1, 2))
     finally:
         cluster.close()
-    assert answers == [found.answer(text, **VARIED) for text in TEXTS]
+    assert answers == [tiny_translator.answer(text, **VARIED) for text in TEXTS]
 
 
 @pytest.mark.parametrize(("stages", "shards", "span"), SHAPES)
@@ -75,9 +75,9 @@ def test_a_family_in_every_shape(
     translator: Callable[..., Translator], family: str, stages: int, shards: int, span: int
 ) -> None:
     # Given a tiny random model and the answers of Transformers
-    found = translator(family)
+    tiny_translator = translator(family)
     # When it runs split / Then logits are close and greedy tokens equal
-    check(found, stages, shards, span)
+    check(tiny_translator, stages, shards, span)
 
 
 @pytest.mark.parametrize(("stages", "shards", "span"), [(2, 2, LAYER), (1, 3, STAGE)])
@@ -96,8 +96,12 @@ def test_the_padding_of_m2m_has_no_position(
     translator: Callable[..., Translator], stages: int, shards: int
 ) -> None:
     # Given some in a text and in its answer, and what Transformers makes of it token by token
-    found, text, tokens = translator("m2m_100"), [9, 1, 8, 1, 1, 123, 4], [1, 33, 20, 1, 1, 9]
-    answer = found.generate(
+    tiny_translator, text, tokens = (
+        translator("m2m_100"),
+        [9, 1, 8, 1, 1, 123, 4],
+        [1, 33, 20, 1, 1, 9],
+    )
+    answer = tiny_translator.generate(
         text,
         max_new_tokens=len(tokens) + 1,
         prefix_allowed_tokens_fn=lambda _, given: [[*tokens, 5][len(given) - 1]],
@@ -106,10 +110,10 @@ def test_the_padding_of_m2m_has_no_position(
     )
     expected = [logits[0].numpy() for logits in answer.logits]
     # When it runs split, the first tokens of the answer as a chunk
-    cluster = cluster_of(found.checkpoint, stages, shards, num_slots=6, slot_tokens=40)
+    cluster = cluster_of(tiny_translator.checkpoint, stages, shards, num_slots=6, slot_tokens=40)
     try:
-        read(cluster, [text], LAYER)
-        logits = decoder_logits(cluster, 0, len(text), [found.start, *tokens], LAYER)
+        encode(cluster, [text], LAYER)
+        logits = decoder_logits(cluster, 0, len(text), [tiny_translator.start, *tokens], LAYER)
     finally:
         cluster.close()
     # Then the others count on, in the answer with it and in the text without
@@ -120,5 +124,5 @@ def test_the_padding_of_m2m_has_no_position(
 def test_answers_depend_on_the_text(translator: Callable[..., Translator], family: str) -> None:
     # Given the answers of Transformers
     answers = [translator(family).answer(text, **VARIED) for text in TEXTS]
-    # Then a wrong memory would show
+    # Then they differ, so that the wrong encoder KV would show
     assert len({tuple(tokens) for tokens in answers}) == len(TEXTS)

@@ -1,4 +1,4 @@
-"""The contract for encoders: whatever the shape and span, what Transformers computes of a text."""
+"""The contract for encoders: the results of Transformers, for any shape and span."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEXTS = [
 
 
 def make_encoder(family: str, head: str, directory: Path) -> Encoder:
-    """Of the family's own sizes, with three labels."""
+    """An encoder of the family's sizes in `ENCODERS`, with three labels."""
     return save_random_encoder(family, head, {"num_labels": 3}, directory)
 
 
@@ -52,8 +52,10 @@ def classifier(family: str, tmp_path_factory: pytest.TempPathFactory) -> Encoder
     return make_encoder(family, "ForSequenceClassification", tmp_path_factory.mktemp("labels"))
 
 
-def rows_of(read: TextTask) -> list[Row]:
-    return [Row(slot, 0, tuple(text), len(text), text_task=read) for slot, text in enumerate(TEXTS)]
+def rows_of(text_task: TextTask) -> list[Row]:
+    return [
+        Row(slot, 0, tuple(text), len(text), text_task=text_task) for slot, text in enumerate(TEXTS)
+    ]
 
 
 @pytest.mark.parametrize(("stages", "shards", "span"), SHAPES)
@@ -71,12 +73,12 @@ def test_hidden_states_and_embeddings(base: Encoder, stages: int, shards: int, s
         for pooling, pool in pools.items():
             for normalize in (False, True):
                 # When all texts are computed in one step, split
-                found = cluster.vectors(rows_of(TextTask("embed", pooling, normalize)), span)
-                # Then what is pooled of them is close
-                for vector, states in zip(found, expected, strict=True):
+                vectors = cluster.vectors(rows_of(TextTask("embed", pooling, normalize)), span)
+                # Then the pooled embeddings are close
+                for vector, states in zip(vectors, expected, strict=True):
                     pooled = pool(states)
-                    wanted = pooled / np.linalg.norm(pooled) if normalize else pooled
-                    np.testing.assert_allclose(vector, wanted, atol=1e-4, rtol=0)
+                    embedding = pooled / np.linalg.norm(pooled) if normalize else pooled
+                    np.testing.assert_allclose(vector, embedding, atol=1e-4, rtol=0)
     finally:
         cluster.close()
 
@@ -91,24 +93,24 @@ def test_masks_are_filled(masked: Encoder, stages: int, shards: int, span: int) 
             0,
             tuple(TEXTS[slot]),
             len(TEXTS[slot]),
-            text_task=TextTask("fill-mask", positions=own),
+            text_task=TextTask("fill-mask", positions=positions_of_text),
         )
-        for slot, own in places.items()
+        for slot, positions_of_text in places.items()
     ]
     cluster = cluster_of(masked.checkpoint, stages, shards)
-    # When they are read, split
+    # When the masks are filled, split
     try:
-        found = [predictions(offers, 5) for offers in cluster.step(rows, span)]
+        answers = [predictions(candidates, 5) for candidates in cluster.step(rows, span)]
     finally:
         cluster.close()
     # Then tokens and scores are those of Transformers
     scores = [
         masked.outputs(TEXTS[slot]).logits[0, place].softmax(-1)
-        for slot, own in places.items()
-        for place in own
+        for slot, positions_of_text in places.items()
+        for place in positions_of_text
     ]
-    assert len(found) == 3
-    for best, expected in zip(found, scores, strict=True):
+    assert len(answers) == 3
+    for best, expected in zip(answers, scores, strict=True):
         top = expected.topk(5)
         assert [token for token, _ in best] == top.indices.tolist()
         np.testing.assert_allclose([s for _, s in best], top.values.numpy(), atol=1e-4, rtol=0)
@@ -119,18 +121,18 @@ def test_texts_are_classified(classifier: Encoder, stages: int, shards: int, spa
     # Given a classifier of three labels
     assert len(classifier.checkpoint.arch.labels) == 3
     cluster = cluster_of(classifier.checkpoint, stages, shards)
-    # When texts are read in one step, split
+    # When texts are classified in one step, split
     try:
-        found = cluster.vectors(rows_of(TextTask("classify")), span)
+        vectors = cluster.vectors(rows_of(TextTask("classify")), span)
     finally:
         cluster.close()
     # Then the logits are those of Transformers
-    for logits, text in zip(found, TEXTS, strict=True):
+    for logits, text in zip(vectors, TEXTS, strict=True):
         expected = classifier.outputs(text).logits[0].numpy()
         np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
 
-def test_padding_that_stands_in_a_text_takes_no_position(tmp_path: Path) -> None:
+def test_padding_tokens_in_a_text_have_no_position(tmp_path: Path) -> None:
     # Given RoBERTa, and texts with its padding token at either end and inside
     model = save_random_encoder("roberta", "Model", {"pad_token_id": 2}, tmp_path)
     texts = [[5, 6, 2, 2, 7, 2], [2, 2, 9], [2], [8, 2, 7], [5, 6, 7]]
@@ -139,11 +141,11 @@ def test_padding_that_stands_in_a_text_takes_no_position(tmp_path: Path) -> None
         for slot, text in enumerate(texts)
     ]
     cluster = cluster_of(model.checkpoint, 2, 2)
-    # When they are read in one step
+    # When they are embedded in one step
     try:
-        found = cluster.vectors(rows, LAYER)
+        vectors = cluster.vectors(rows, LAYER)
     finally:
         cluster.close()
     # Then each token has the position that Transformers gives it
-    for vector, text in zip(found, texts, strict=True):
+    for vector, text in zip(vectors, texts, strict=True):
         np.testing.assert_allclose(vector, model.hidden_states(text)[-1], atol=1e-4, rtol=0)

@@ -71,10 +71,15 @@ class InProcess:
 
 
 def answers(
-    found: Reference, stages: int, shards: int, options: list[Options], budget: int, span: str
+    model_reference: Reference,
+    stages: int,
+    shards: int,
+    options: list[Options],
+    budget: int,
+    span: str,
 ) -> list[list[int]]:
     """One request for each of the options, joining one step after the other."""
-    cluster = cluster_of(found.checkpoint, stages, shards, chord_span=span, num_slots=4)
+    cluster = cluster_of(model_reference.checkpoint, stages, shards, chord_span=span, num_slots=4)
     carrier = InProcess(cluster)
     engine = Engine(cluster.plan, carrier, carrier, EngineOptions(max_batch_tokens=budget))
     engine.ready = True
@@ -82,7 +87,7 @@ def answers(
         for number, chosen in enumerate(options):
             prompt = tuple(PROMPTS[number % len(PROMPTS)])
             record = Record(str(number), prompt, chosen, 0.0, 1e12)
-            model = ModelInfo(found.checkpoint.arch, Text({}), frozenset(), 128)
+            model = ModelInfo(model_reference.checkpoint.arch, Text({}), frozenset(), 128)
             engine.accept(Sequence.of(record, model))
             carrier.deliver(engine)
         while engine.in_flight:
@@ -100,34 +105,36 @@ def test_greedy_answers_are_those_of_transformers(
     reference: Callable[..., Reference], stages: int, shards: int, span: str
 ) -> None:
     # Given requests of different lengths and room for a few tokens a step
-    found = reference("llama")
+    model_reference = reference("llama")
     # When they join while others run
     greedy = [Options(max_tokens=NEW_TOKENS)] * len(PROMPTS)
-    # Then each has its own answer
-    assert answers(found, stages, shards, greedy, 7, span) == found.tokens
+    # Then each has the answer of Transformers
+    assert answers(model_reference, stages, shards, greedy, 7, span) == model_reference.tokens
 
 
 @pytest.mark.parametrize(("stages", "shards", "budget"), [(1, 1, 512), (1, 2, 6), (2, 2, 9)])
-def test_sequences_may_outgrow_the_positions_of_the_pretraining(
+def test_sequences_may_be_longer_than_the_pretraining_context(
     reference: Callable[..., Reference], stages: int, shards: int, budget: int
 ) -> None:
     # Given a rope that turns long sequences otherwise, from their first token on
-    found = reference("phi3", **OUTGROWN)
-    assert found.checkpoint.arch.rope_switch == 16
+    model_reference = reference("phi3", **OUTGROWN)
+    assert model_reference.checkpoint.arch.rope_switch == 16
     # When they are answered / Then as Transformers does, which computes them again as well
     greedy = [Options(max_tokens=NEW_TOKENS)] * len(PROMPTS)
-    assert answers(found, stages, shards, greedy, budget, "auto") == found.tokens
+    assert (
+        answers(model_reference, stages, shards, greedy, budget, "auto") == model_reference.tokens
+    )
 
 
 def test_seeded_answers_do_not_depend_on_the_shape(reference: Callable[..., Reference]) -> None:
     # Given requests that sample in every way, more than there are slots
-    found = reference("llama")
+    model_reference = reference("llama")
     # When they are answered in several shapes, steps of several sizes
     shapes = [(1, 1, 512), (1, 2, 5), (2, 2, 16), (2, 3, 9)]
-    results = [answers(found, *shape[:2], SAMPLED, shape[2], "auto") for shape in shapes]
+    results = [answers(model_reference, *shape[:2], SAMPLED, shape[2], "auto") for shape in shapes]
     # Then the text is the same everywhere
     assert all(result == results[0] for result in results)
     assert [len(tokens) for tokens in results[0]] == [20, 15, 20, 10, 20]
     # And another seed gives another one
     other = [Options(max_tokens=20, temperature=0.8, seed=99)]
-    assert answers(found, 1, 1, other, 512, "auto")[0] != results[0][0]
+    assert answers(model_reference, 1, 1, other, 512, "auto")[0] != results[0][0]

@@ -25,7 +25,7 @@ NEW = 20
 SHAPES = [(1, 3), (2, 2)]
 END_IDS = [17, 44]
 
-# What Transformers is told, and whether the answer differs from the plain greedy one.
+# Generation options of Transformers.
 CASES: dict[str, dict[str, Any]] = {
     "repetition_penalty": {"repetition_penalty": 1.8},
     "repetition_reward": {"repetition_penalty": 0.8},
@@ -66,10 +66,13 @@ class Recorder(InProcess):
 
 
 def run(
-    found: Reference, shape: tuple[int, int], records: Sequence[Record], end_ids: Sequence[int] = ()
+    model_reference: Reference,
+    shape: tuple[int, int],
+    records: Sequence[Record],
+    end_ids: Sequence[int] = (),
 ) -> Recorder:
     """All records at once, their prompts in chunks."""
-    cluster = cluster_of(found.checkpoint, *shape, num_slots=4)
+    cluster = cluster_of(model_reference.checkpoint, *shape, num_slots=4)
     carrier = Recorder(cluster)
     engine = Engine(cluster.plan, carrier, carrier, EngineOptions(max_batch_tokens=9))
     try:
@@ -126,15 +129,18 @@ def options_of(fields: dict[str, Any], **more: Any) -> Options:
 def test_greedy_answers_are_those_of_transformers(
     reference: Callable[..., Reference], case: str, shape: tuple[int, int]
 ) -> None:
-    # Given an option, and what Transformers answers with it
-    found, fields = reference("llama"), CASES[case]
-    expected = [generated(found.path, p, **fields)[0, len(p) :].tolist() for p in PROMPTS]
+    # Given an option, and Transformers' answers with it
+    model_reference, fields = reference("llama"), CASES[case]
+    expected = [generated(model_reference.path, p, **fields)[0, len(p) :].tolist() for p in PROMPTS]
     # When all prompts are answered side by side
     records = [record_of(str(n), p, options_of(fields)) for n, p in enumerate(PROMPTS)]
-    carrier = run(found, shape, records, fields.get("eos_token_id", ()))
+    carrier = run(model_reference, shape, records, fields.get("eos_token_id", ()))
     # Then the tokens are the same, and not those of the plain answers
     assert [carrier.answers[str(number)] for number in range(len(PROMPTS))] == expected
-    plain = [tokens[: len(own)] for tokens, own in zip(found.tokens, expected, strict=True)]
+    plain = [
+        tokens[: len(changed)]
+        for tokens, changed in zip(model_reference.tokens, expected, strict=True)
+    ]
     assert expected != plain
 
 
@@ -142,12 +148,12 @@ def test_the_first_token_after_a_single_one_can_be_forced(
     reference: Callable[..., Reference],
 ) -> None:
     # Given a prompt of one token, and tokens that may not begin an answer
-    found = reference("llama")
+    model_reference = reference("llama")
     fields = {"forced_bos_token_id": 88, "begin_suppress_tokens": list(range(90))}
-    expected = generated(found.path, [5], **fields)[0, 1:].tolist()
+    expected = generated(model_reference.path, [5], **fields)[0, 1:].tolist()
     assert expected[0] == 88
     # When / Then
-    carrier = run(found, (1, 3), [record_of("0", [5], options_of(fields))])
+    carrier = run(model_reference, (1, 3), [record_of("0", [5], options_of(fields))])
     assert carrier.answers["0"] == expected
 
 
@@ -157,20 +163,24 @@ def test_log_probabilities_are_of_transformers_raw_logits(
     reference: Callable[..., Reference], case: dict[str, Any], shape: tuple[int, int]
 ) -> None:
     # Given the logits of Transformers, before its processors
-    found, prompt = reference("llama"), PROMPTS[0]
-    output = generated(found.path, prompt, output_logits=True, return_dict_in_generate=True, **case)
+    model_reference, prompt = reference("llama"), PROMPTS[0]
+    output = generated(
+        model_reference.path, prompt, output_logits=True, return_dict_in_generate=True, **case
+    )
     tokens = output.sequences[0, len(prompt) :].tolist()
     expected = torch.cat(output.logits).double().log_softmax(dim=-1).numpy()
     # When they are asked for with five alternatives
     record = record_of("0", prompt, options_of(case, logprobs=5))
-    carrier = run(found, shape, [record], case.get("eos_token_id", ()))
-    # Then each token has its own, and the best five
+    carrier = run(model_reference, shape, [record], case.get("eos_token_id", ()))
+    # Then each token has its log-probability, and the best five
     assert carrier.answers["0"] == tokens
-    for number, (token, told) in enumerate(zip(tokens, carrier.logprobs["0"], strict=True)):
-        assert told.logprob == pytest.approx(expected[number, token], abs=1e-4)
-        ids = [other for other, _ in told.top]
+    for number, (token, logprobs_of_token) in enumerate(
+        zip(tokens, carrier.logprobs["0"], strict=True)
+    ):
+        assert logprobs_of_token.logprob == pytest.approx(expected[number, token], abs=1e-4)
+        ids = [other for other, _ in logprobs_of_token.top]
         assert ids == np.argsort(-expected[number], kind="stable")[:5].tolist()
-        assert [value for _, value in told.top] == pytest.approx(
+        assert [value for _, value in logprobs_of_token.top] == pytest.approx(
             expected[number, ids].tolist(), abs=1e-4
         )
 
@@ -179,7 +189,7 @@ def test_seeded_answers_with_rules_do_not_depend_on_the_shape(
     reference: Callable[..., Reference],
 ) -> None:
     # Given rules and sampling together
-    found = reference("llama")
+    model_reference = reference("llama")
     sampled = [
         options_of(CASES["all"], temperature=0.9, seed=1),
         options_of(CASES["repetition_penalty"], temperature=1.2, top_p=0.9, seed=2),
@@ -187,7 +197,7 @@ def test_seeded_answers_with_rules_do_not_depend_on_the_shape(
     ]
     records = [record_of(str(n), PROMPTS[n], options) for n, options in enumerate(sampled)]
     # When they are answered in several shapes / Then the tokens are the same
-    first, *others = [run(found, shape, records).answers for shape in [(1, 1), *SHAPES]]
+    first, *others = [run(model_reference, shape, records).answers for shape in [(1, 1), *SHAPES]]
     assert all(other == first for other in others)
 
 
@@ -196,13 +206,13 @@ def test_samples_share_their_prompt(
     reference: Callable[..., Reference], shape: tuple[int, int]
 ) -> None:
     # Given six samples of a prompt on four slots, and each alone
-    found, prompt = reference("llama"), PROMPTS[2]
+    model_reference, prompt = reference("llama"), PROMPTS[2]
     sampled = [options_of({}, temperature=1.0, seed=seed) for seed in range(6)]
-    alone = [run(found, shape, [record_of("0", prompt, o)]).answers["0"] for o in sampled]
+    alone = [run(model_reference, shape, [record_of("0", prompt, o)]).answers["0"] for o in sampled]
     assert len({tuple(tokens) for tokens in alone}) == 6
     # When they are answered together
     records = [record_of(str(n), prompt, options, "0") for n, options in enumerate(sampled)]
-    carrier = run(found, shape, records)
+    carrier = run(model_reference, shape, records)
     # Then each is as if it were alone
     assert [carrier.answers[str(number)] for number in range(6)] == alone
     # And the prompt was computed once, and its last token by each

@@ -1,4 +1,4 @@
-"""The contract: whatever the shape and span, the same logits and tokens as Transformers."""
+"""The contract: the logits and tokens of Transformers, for any shape and span."""
 
 from __future__ import annotations
 
@@ -156,12 +156,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def check(found: Reference, stages: int, shards: int, span: int) -> None:
+def check(model_reference: Reference, stages: int, shards: int, span: int) -> None:
     """Logits of each prompt alone, then all prompts in one batch that they join one by one."""
-    cluster = cluster_of(found.checkpoint, stages, shards)
+    cluster = cluster_of(model_reference.checkpoint, stages, shards)
     try:
-        for prompt, expected in zip(PROMPTS, found.logits, strict=True):
-            logits = last_logits(cluster, found.checkpoint.arch, prompt, span)
+        for prompt, expected in zip(PROMPTS, model_reference.logits, strict=True):
+            logits = last_logits(cluster, model_reference.checkpoint.arch, prompt, span)
             np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
         # The slots hold what the prompts above left there: nothing of it may be seen. Slots in
         # a row are computed in one call, slot 9 is not.
@@ -172,7 +172,7 @@ def check(found: Reference, stages: int, shards: int, span: int) -> None:
         tokens = generate(cluster, requests, NEW_TOKENS, span, chunk=5)
     finally:
         cluster.close()
-    assert tokens == found.tokens
+    assert tokens == model_reference.tokens
 
 
 @pytest.mark.parametrize(("stages", "shards", "span"), SHAPES)
@@ -181,9 +181,9 @@ def test_a_family_in_every_shape(
     reference: Callable[..., Reference], family: str, stages: int, shards: int, span: int
 ) -> None:
     # Given a tiny random model and the answers of Transformers
-    found = reference(family)
+    model_reference = reference(family)
     # When it runs split / Then logits are close and greedy tokens equal
-    check(found, stages, shards, span)
+    check(model_reference, stages, shards, span)
 
 
 @pytest.mark.parametrize(("stages", "shards", "span"), [(2, 2, LAYER), (1, 4, STAGE)])
@@ -193,17 +193,17 @@ def test_a_variant(
 ) -> None:
     # Given a model with a feature that few have
     family, fields = VARIANTS[variant]
-    found = reference(family, **fields)
+    model_reference = reference(family, **fields)
     # When it runs split / Then logits are close and greedy tokens equal
-    check(found, stages, shards, span)
+    check(model_reference, stages, shards, span)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_more_shards_than_kv_heads(reference: Callable[..., Reference], kv_heads: int) -> None:
     # Given a model with fewer KV heads than shards
-    found = reference("llama", num_key_value_heads=kv_heads)
-    # When each query head has a shard of its own / Then nothing changes
-    check(found, 1, 6, STAGE)
+    model_reference = reference("llama", num_key_value_heads=kv_heads)
+    # When each query head has a shard / Then nothing changes
+    check(model_reference, 1, 6, STAGE)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -211,15 +211,15 @@ def test_random_models_do_not_repeat_one_token(
     reference: Callable[..., Reference], family: str
 ) -> None:
     # Given the answers of Transformers
-    found = reference(family)
+    model_reference = reference(family)
     # Then they are varied enough for a wrong one to show
-    assert len({token for tokens in found.tokens for token in tokens}) > 12
+    assert len({token for tokens in model_reference.tokens for token in tokens}) > 12
 
 
 def test_mixed_neighbours_of_different_lengths(reference: Callable[..., Reference]) -> None:
     # Given requests in neighbouring slots whose lengths differ, computed in one masked call
-    found = reference("mistral", sliding_window=7)
-    cluster = cluster_of(found.checkpoint, 1, 2)
+    model_reference = reference("mistral", sliding_window=7)
+    cluster = cluster_of(model_reference.checkpoint, 1, 2)
     requests = [Request(prompt, slot=3 + index) for index, prompt in enumerate(PROMPTS)]
     # When whole prompts are prefilled at once and decoded together
     try:
@@ -227,7 +227,7 @@ def test_mixed_neighbours_of_different_lengths(reference: Callable[..., Referenc
     finally:
         cluster.close()
     # Then each answer is that of the request alone
-    assert tokens == found.tokens
+    assert tokens == model_reference.tokens
 
 
 @pytest.mark.parametrize(("stages", "shards"), [(1, 1), (2, 2)])
@@ -236,14 +236,14 @@ def test_bfloat16_is_close(
     reference: Callable[..., Reference], family: str, stages: int, shards: int
 ) -> None:
     # Given a plan in bfloat16 of a float32 checkpoint
-    found = reference(family, **ALL_EXPERTS.get(family, {}))
-    cluster = cluster_of(found.checkpoint, stages, shards, dtype="bfloat16")
+    model_reference = reference(family, **ALL_EXPERTS.get(family, {}))
+    cluster = cluster_of(model_reference.checkpoint, stages, shards, dtype="bfloat16")
     # When it computes a prompt
     try:
-        logits = last_logits(cluster, found.checkpoint.arch, PROMPTS[0], STAGE)
+        logits = last_logits(cluster, model_reference.checkpoint.arch, PROMPTS[0], STAGE)
     finally:
         cluster.close()
     # Then the logits are those of float32 up to bfloat16's 8 bits
-    expected = found.logits[0]
+    expected = model_reference.logits[0]
     angle = logits @ expected / np.linalg.norm(logits) / np.linalg.norm(expected)
     assert angle > 0.99

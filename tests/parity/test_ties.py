@@ -1,6 +1,6 @@
 """Files of tied models: with a head that differs, with copies, with one of both.
 
-What Transformers makes of such a file is what counts: it ties what is equal or missing, no more.
+Transformers decides what a file means: it ties tensors that are equal or missing, and no others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from harness import Checkpoint, cluster_of, last_logits
 from model_families import ENCODERS
 from references import save_random_encoder, save_random_model
 from safetensors.torch import load_file, save_file
-from seq2seq import TEXTS, decoder_logits, make_translator, read
+from seq2seq import TEXTS, decoder_logits, encode, make_translator
 
 from skynet.architecture.tensors import staged_tensors
 from skynet.check import check_model
@@ -44,7 +44,7 @@ def copied(tensors: Tensors, tied: Tied) -> Tensors:
 
 
 def renamed(tensors: Tensors, tied: Tied) -> Tensors:
-    """What is tied has the last name that it may have, and no other."""
+    """Each tied tensor has the last of its possible names, and no other."""
     kept = {source: name for name, source in tied}
     return {kept.get(name, name): tensor for name, tensor in tensors.items()}
 
@@ -54,18 +54,18 @@ Rewrite = Callable[[Tensors, Tied], Tensors]
 
 
 def rewritten(directory: Path, model: Any, rewrite: Rewrite) -> tuple[Any, Checkpoint]:
-    """Transformers' model of the changed file, and ours."""
+    """Transformers' model of the changed file, and SkyNet's checkpoint of it."""
     file = directory / "model.safetensors"
     tensors = load_file(file)
     tied = model.all_tied_weights_keys.items()
     save_file(rewrite(tensors, tied), file, metadata={"format": "pt"})
-    theirs, found = type(model).from_pretrained(directory, output_loading_info=True)
-    assert not found["missing_keys"]
+    model_of_file, loading_info = type(model).from_pretrained(directory, output_loading_info=True)
+    assert not loading_info["missing_keys"]
     checkpoint = Checkpoint(directory)
-    # What is tied is staged once, unless it differs.
+    # Tied tensors are staged once, unless they differ.
     count = len(tensors) + (len(tied) if rewrite is differing else 0)
     assert len(staged_tensors(checkpoint.arch)) <= count
-    return theirs.eval(), checkpoint
+    return model_of_file.eval(), checkpoint
 
 
 @pytest.mark.parametrize("rewrite", FILES)
@@ -75,7 +75,7 @@ def test_a_decoder(family: str, rewrite: Rewrite, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"tie_word_embeddings": True}
     fields |= {"word_embed_proj_dim": 28} if family == "opt" else {}
     model, _ = save_random_model(family, fields, tmp_path)
-    theirs, checkpoint = rewritten(tmp_path, model, rewrite)
+    transformers_model, checkpoint = rewritten(tmp_path, model, rewrite)
     # When it runs split
     cluster = cluster_of(checkpoint, 1, 2)
     try:
@@ -84,7 +84,7 @@ def test_a_decoder(family: str, rewrite: Rewrite, tmp_path: Path) -> None:
         cluster.close()
     # Then the logits are those of Transformers
     with torch.no_grad():
-        expected = theirs(torch.tensor([PROMPT])).logits[0, -1].numpy()
+        expected = transformers_model(torch.tensor([PROMPT])).logits[0, -1].numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
     assert checkpoint.arch.tied == (rewrite is not differing)
 
@@ -94,18 +94,18 @@ def test_a_decoder(family: str, rewrite: Rewrite, tmp_path: Path) -> None:
 def test_an_encoder(family: str, rewrite: Rewrite, tmp_path: Path) -> None:
     # Given a file of a masked language model, whose bias may be tied too
     model = save_random_encoder(family, "ForMaskedLM", {}, tmp_path).model
-    theirs, checkpoint = rewritten(tmp_path, model, rewrite)
-    # When a place is read, split
+    transformers_model, checkpoint = rewritten(tmp_path, model, rewrite)
+    # When a masked token is predicted, split
     row = Row(0, 0, tuple(PROMPT), len(PROMPT), text_task=TextTask("fill-mask", positions=(3,)))
     cluster = cluster_of(checkpoint, 1, 2)
     try:
-        offers = cluster.step([row], STAGE)[0]
+        candidates = cluster.step([row], STAGE)[0]
     finally:
         cluster.close()
     # Then the logits are those of Transformers
     with torch.no_grad():
-        expected = theirs(torch.tensor([PROMPT])).logits[0, 3].numpy()
-    for part in offers:
+        expected = transformers_model(torch.tensor([PROMPT])).logits[0, 3].numpy()
+    for part in candidates:
         np.testing.assert_allclose(part.logits, expected[part.ids], atol=1e-4, rtol=0)
 
 
@@ -116,20 +116,22 @@ def test_an_encoder_decoder(family: str, rewrite: Rewrite, tmp_path: Path) -> No
     model = make_translator(
         family, {"tie_word_embeddings": True, "own_head": False}, tmp_path
     ).model
-    theirs, checkpoint = rewritten(tmp_path, model, rewrite)
+    transformers_model, checkpoint = rewritten(tmp_path, model, rewrite)
     # When it runs split
     text, tokens = TEXTS[0], [7, 100, 3]
     cluster = cluster_of(checkpoint, 2, 2)
     try:
-        read(cluster, [text], STAGE)
-        found = decoder_logits(cluster, 0, len(text), tokens, STAGE)
+        encode(cluster, [text], STAGE)
+        predicted = decoder_logits(cluster, 0, len(text), tokens, STAGE)
     finally:
         cluster.close()
     # Then the logits are those of Transformers
     with torch.no_grad():
         given = torch.tensor([tokens])
-        expected = theirs(torch.tensor([text]), decoder_input_ids=given).logits[0, -1].numpy()
-    np.testing.assert_allclose(found[-1], expected, atol=1e-4, rtol=1e-5)
+        expected = (
+            transformers_model(torch.tensor([text]), decoder_input_ids=given).logits[0, -1].numpy()
+        )
+    np.testing.assert_allclose(predicted[-1], expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "arcee"])
@@ -142,7 +144,7 @@ def test_a_check_reads_the_head_that_the_file_has(
     # When / Then both sides use it
     report = check_model(str(tmp_path), 1, 2)
     assert report.equal, "\n".join(report.lines())
-    # When our side takes it for a copy / Then it is found out
+    # When SkyNet takes it for a copy / Then the check reports the head
     monkeypatch.setattr(opening, "same_bytes", lambda one, other: True)
     report = check_model(str(tmp_path), 1, 2)
     assert [place.name for place in report.differing] == ["head"]
@@ -150,7 +152,7 @@ def test_a_check_reads_the_head_that_the_file_has(
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_an_encoder_that_is_not_tied(family: str, tmp_path: Path) -> None:
-    # Given a masked language model with a head of its own
+    # Given a masked language model with an untied head
     model = save_random_encoder(family, "ForMaskedLM", {"tie_word_embeddings": False}, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
     # When / Then

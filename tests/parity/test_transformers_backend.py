@@ -32,7 +32,7 @@ REASONS = {name: one.says for one in REFUSED for name in one.model_types.split()
 NAMED_IN_FILES = (
     "exaone",
     "sarvam_moe",
-)  # what refuses them is in its files: tests/unit/transformers_backend/test_descriptions.py
+)  # their refusals: tests/unit/transformers_backend/test_description.py
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "arcee-tied": ("arcee", {"tie_word_embeddings": True}),
@@ -83,12 +83,12 @@ def test_a_variant(reference: Callable[..., Reference], variant: str) -> None:
         ("cohere", 2, 2, LAYER),
     ],
 )
-def test_a_family_with_a_file_can_do_without(
+def test_a_supported_family_runs_on_the_backend_too(
     reference: Callable[..., Reference], family: str, stages: int, shards: int, span: int
 ) -> None:
-    # Given a family that has a file
+    # Given a supported family
     model_reference = reference(family)
-    # When it runs without it / Then nothing changes
+    # When it runs on the Transformers backend / Then nothing changes
     check(
         replace(
             model_reference, checkpoint=Checkpoint(model_reference.path, transformers_backend=True)
@@ -170,13 +170,13 @@ def test_every_model_type_with_a_plan_has_been_tried() -> None:
     assert not RUN.keys() & REASONS.keys()
 
 
-def test_a_text_is_read_as_its_last_hidden_states(reference: Callable[..., Reference]) -> None:
-    # Given what a decoder with the files of sentence-transformers is asked for
+def test_an_embedding_is_of_the_last_hidden_states(reference: Callable[..., Reference]) -> None:
+    # Given an embedding, as a decoder with the files of sentence-transformers computes
     model_reference = reference("arcee")
     cluster = cluster_of(model_reference.checkpoint, 2, 2)
-    read = TextTask("embed", pooling="mean")
+    mean_embedding = TextTask("embed", pooling="mean")
     rows = [
-        Row(slot, 0, tuple(prompt), len(prompt), text_task=read)
+        Row(slot, 0, tuple(prompt), len(prompt), text_task=mean_embedding)
         for slot, prompt in enumerate(PROMPTS)
     ]
     # When
@@ -192,6 +192,8 @@ def test_a_text_is_read_as_its_last_hidden_states(reference: Callable[..., Refer
         np.testing.assert_allclose(vector, states.mean(0).numpy(), atol=1e-4, rtol=0)
 
 
-def test_what_runs_is_described_in_its_config(reference: Callable[..., Reference]) -> None:
+def test_a_config_has_a_description_on_the_backend_only(
+    reference: Callable[..., Reference],
+) -> None:
     assert KEY in reference("arcee").checkpoint.config
     assert KEY not in reference("llama").checkpoint.config

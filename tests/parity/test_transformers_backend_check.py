@@ -63,7 +63,7 @@ def test_a_rope_that_depends_on_the_length_is_equal(tmp_path: Path, rope: dict[s
 
 
 def test_a_supported_family_passes_on_the_backend_too(tmp_path: Path) -> None:
-    # Given a family with a file, described for the backend
+    # Given a supported family, described for the Transformers backend
     save_random_model("qwen3", {}, tmp_path)
     checkpoint = open_model(str(tmp_path), tmp_path)
     # When / Then nothing is raised

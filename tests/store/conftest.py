@@ -61,7 +61,7 @@ def runtime(make_runtime: MakeRuntime) -> OrchestratorRuntime:
 
 @pytest.fixture
 def shards(server: EmbeddedServer, client: redis.Redis) -> Iterator[Shards]:
-    """Workers for 2 stages x 2 shards, which is what is asked for."""
+    """Workers for 2 stages x 2 shards, which is the target."""
     shards = Shards(server.url)
     shards.join_all()
     ask(client)

@@ -1,4 +1,4 @@
-"""Part-returns: counted by shard, complete once, failed once, whatever comes twice or late."""
+"""Part-returns: counted by shard, complete once, failed once, despite duplicates and late parts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAST = Range(3, 4)
 
 
 class Shards:
-    """Shard tasks on Celery's tracer: a message in, and whatever the backend does with it."""
+    """Shard tasks on Celery's tracer: a message in, and the backend's response."""
 
     def __init__(self, app: SkynetCelery, num_shards: int, span: Range = LAST) -> None:
         self.results: dict[int, Any] = {}
@@ -206,10 +206,10 @@ def test_a_traced_inner_body_is_a_task_of_its_own(app: SkynetCelery, client: red
     assert shards.advanced == []
 
 
-def test_a_chord_that_is_not_ours_goes_the_stock_way(
+def test_a_foreign_chord_uses_celerys_backend(
     app: SkynetCelery, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a chord with a body of somebody else's
+    # Given a chord with a body of another application
     seen: list[tuple[str, str]] = []
 
     def stock(self: Any, request: Any, state: str, result: Any, *_: Any, **__: Any) -> None:

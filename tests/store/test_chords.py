@@ -1,4 +1,4 @@
-"""Messages that we write ourselves are those that Celery would have written."""
+"""Messages that SkyNet writes are those that Celery would have written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNIQUE = {"id", "root_id", "origin"}  # differ by message or by process
 def stable(message: dict[str, Any]) -> dict[str, Any]:
     """The message without what differs each time."""
     properties = dict(message["properties"])
-    # Celery repeats the reprs among the properties, where nobody reads them.
+    # Celery repeats the reprs among the properties, where they are not read.
     for name in ("correlation_id", "delivery_tag", "reply_to", "argsrepr", "kwargsrepr"):
         properties.pop(name, None)
     headers = {name: value for name, value in message["headers"].items() if name not in UNIQUE}
@@ -44,16 +44,16 @@ def test_a_chords_message_is_what_celery_would_send(app: SkynetCelery, client: r
         ignore_result=True,
         **options,
     )
-    (theirs,) = queued(client, ADDRESS)
-    # When we write it straight into the queue
+    (celery_message,) = queued(client, ADDRESS)
+    # When SkyNet writes it straight into the queue
     app.messenger.send(keys.RUN_SPAN_TASK, [5, 7, 0, 1], ADDRESS, argsrepr="(step 7)", **options)
-    (ours,) = queued(client, ADDRESS)
+    (skynet_message,) = queued(client, ADDRESS)
     # Then nothing differs but ids
-    assert stable(ours) == stable(theirs)
-    headers = ours["headers"]
-    assert headers["id"] == headers["root_id"] == ours["properties"]["correlation_id"]
+    assert stable(skynet_message) == stable(celery_message)
+    headers = skynet_message["headers"]
+    assert headers["id"] == headers["root_id"] == skynet_message["properties"]["correlation_id"]
     assert (headers["group"], headers["group_index"]) == ("5.7.0", 1)
-    assert ours["body"][2]["chord"] == body
+    assert skynet_message["body"][2]["chord"] == body
 
 
 def test_a_plain_message_is_what_celery_would_send(app: SkynetCelery, client: redis.Redis) -> None:
@@ -68,12 +68,12 @@ def test_a_plain_message_is_what_celery_would_send(app: SkynetCelery, client: re
         kwargsrepr="",
         ignore_result=True,
     )
-    # When we send it too
+    # When SkyNet sends it too
     app.messenger.send(keys.FINISH_STEP_TASK, args, keys.ORCHESTRATOR_QUEUE)
     # Then both are the same
-    theirs, ours = queued(client, keys.ORCHESTRATOR_QUEUE)
-    assert stable(ours) == stable(theirs)
-    assert ours["body"][0] == args
+    celery_message, skynet_message = queued(client, keys.ORCHESTRATOR_QUEUE)
+    assert stable(skynet_message) == stable(celery_message)
+    assert skynet_message["body"][0] == args
 
 
 def test_a_chord_is_a_message_for_each_shard(app: SkynetCelery, client: redis.Redis) -> None:
@@ -82,7 +82,7 @@ def test_a_chord_is_a_message_for_each_shard(app: SkynetCelery, client: redis.Re
     second = plan.stages[1].layers
     # When a chord of the second stage is emitted
     app.messenger.emit_chord(plan, SpanMessage(5, 9, second.start, 4, b"rows", b"hidden"))
-    # Then each of its shards has one, with what it starts from, and nobody else
+    # Then each of its shards has one, with rows and hidden states, and no other shard
     for shard in range(3):
         assert client.llen(f"stage0.shard{shard}") == 0
         (message,) = queued(client, f"stage1.shard{shard}")
@@ -97,7 +97,7 @@ def test_a_chord_is_a_message_for_each_shard(app: SkynetCelery, client: redis.Re
     assert client.keys("skynet:*") == []
 
 
-def test_what_is_too_big_for_a_message_lies_under_a_key(
+def test_large_rows_and_hidden_states_are_stored_under_keys(
     app: SkynetCelery, client: redis.Redis
 ) -> None:
     # Given rows and hidden states of more than a message takes
@@ -147,7 +147,7 @@ def test_spans_tile_the_layers_and_never_cross_a_stage(layers_per_chord: int) ->
 
 
 def test_a_message_that_is_given_back_comes_next(app: SkynetCelery, client: redis.Redis) -> None:
-    # Given a queue with two messages, the first of which somebody took by mistake
+    # Given a queue with two messages, the first of which a worker took by mistake
     for step in (1, 2, 3):
         app.messenger.send(keys.FAIL_STEP_TASK, [5, step, "PeerLost", "late"], ADDRESS)
     client.rpop(ADDRESS)
@@ -162,7 +162,7 @@ def test_a_message_that_is_given_back_comes_next(app: SkynetCelery, client: redi
 
 
 @pytest.mark.parametrize("size", [8, INLINE_BYTES + 1])
-def test_a_leaders_chord_is_what_anybodys_is(
+def test_a_chord_with_a_fence_equals_one_without(
     app: SkynetCelery, client: redis.Redis, size: int
 ) -> None:
     # Given a leader
@@ -183,9 +183,7 @@ def test_a_leaders_chord_is_what_anybodys_is(
     assert sent[0][1][0] == rows
 
 
-def test_one_that_does_not_lead_any_more_sends_nothing(
-    app: SkynetCelery, client: redis.Redis
-) -> None:
+def test_a_deposed_leader_sends_nothing(app: SkynetCelery, client: redis.Redis) -> None:
     # Given an orchestrator whose lease has passed to another
     leader = Leadership(client, "a", 60)
     leader.acquire()

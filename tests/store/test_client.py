@@ -1,4 +1,4 @@
-"""The client: what it writes, what it refuses, and what it does without."""
+"""The client: requests, refusals, and lost messages."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_request_is_written_and_its_task_sent(user: Client, client: redis.Redi
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"priority": 10}, "priority 10"),
         ({"priority": -1}, "priority -1"),
@@ -84,15 +84,15 @@ def test_a_request_is_written_and_its_task_sent(user: Client, client: redis.Redi
         ({"suppress_tokens": [100]}, "suppress_tokens 100: a whole number from 0 to 99"),
     ],
 )
-def test_what_cannot_work_is_refused_and_nothing_written(
-    user: Client, options: dict[str, Any], told: str
+def test_an_invalid_request_is_refused_and_nothing_written(
+    user: Client, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(BadRequest, match=told):
+    with pytest.raises(BadRequest, match=message):
         user.submit_prompt([1, 2, 3], **options)
     assert user.requests.open_ids() == []
 
 
-def test_waiting_ones_are_counted_beyond_those_that_run(user: Client, max_waiting: int) -> None:
+def test_the_queue_limit_counts_requests_beyond_the_slots(user: Client, max_waiting: int) -> None:
     # Given 2 slots, and as many requests as may run and wait
     submitted = [user.submit_prompt([1]) for _ in range(2 + max_waiting)]
     # When another one comes / Then it is refused
@@ -143,7 +143,7 @@ def test_celerys_own_questions_are_answered(user: Client) -> None:
     assert generation.completion == generation.get(timeout=30)
 
 
-def test_who_comes_back_reads_on_from_any_token(user: Client) -> None:
+def test_a_reader_that_comes_back_reads_on_from_any_token(user: Client) -> None:
     # Given a request whose client has died
     name = user.submit_prompt([1, 2, 3]).id
     for index in range(4):
@@ -172,7 +172,7 @@ def test_a_request_is_cancelled_from_anywhere(user: Client, client: redis.Redis)
     assert client.exists(keys.request_key("unknown")) == 0
 
 
-def test_samples_are_requests_of_one_family(user: Client, client: redis.Redis) -> None:
+def test_samples_are_requests_of_one_sample_group(user: Client, client: redis.Redis) -> None:
     # When three samples are asked for
     generations = user.submit_prompt([1, 2, 3], n=3, temperature=0.5, seed=2**64 - 2)
     # Then each has its record and its task, another seed, and the first one's id as sample group

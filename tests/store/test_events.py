@@ -17,7 +17,7 @@ def test_the_latest_come_oldest_first(client: redis.Redis) -> None:
     events.add("lost", "stage0.shard0 (a)")
     # When the latest two are read
     latest = events.latest(2)
-    # Then they come in order, with what was told, by Redis's clock
+    # Then they come in order, with kind and text, by Redis's clock
     assert [(event.kind, event.text) for event in latest] == [
         ("ready", "plan 1: all shards"),
         ("lost", "stage0.shard0 (a)"),

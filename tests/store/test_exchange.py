@@ -112,11 +112,11 @@ def test_a_peer_that_is_silent_is_lost_and_named(server: EmbeddedServer) -> None
         # When a shard waits for it
         with pytest.raises(PeerLost) as raised:
             exchanges[0].swap(1, 11, 4, frame(1))
-    # Then the error names who waited, where, and for whom
+    # Then the error names the waiting shard, the all-reduce and the lost peer
     assert "stage0.shard0, sum 4: no partial from stage0.shard1" in str(raised.value)
 
 
-def test_a_wait_ends_when_nobody_wants_the_step_any_more(server: EmbeddedServer) -> None:
+def test_a_wait_ends_when_the_step_is_given_up(server: EmbeddedServer) -> None:
     # Given a step that was given up
     with shards(server, 2, timeout_s=25) as (exchanges, _):
         asked = threading.Event()
@@ -155,7 +155,7 @@ def test_a_peer_that_fails_says_why_at_once(server: EmbeddedServer) -> None:
     ],
     ids=["columns", "rows", "kind", "truncated"],
 )
-def test_another_shape_is_no_partial(server: EmbeddedServer, other: Frame) -> None:
+def test_a_partial_of_another_shape_is_an_error(server: EmbeddedServer, other: Frame) -> None:
     # Given a peer with another idea of the step's shape
     def run(exchange: Exchange) -> str:
         mine = other if exchange.shard == 1 else frame(1, 2)
@@ -196,7 +196,7 @@ def test_a_late_push_is_never_taken_for_another_step(
         results = together(lambda exchange: exchange.swap(1, 20, 0, frame(exchange.shard)))
     # Then it has its partials
     assert values(results[0][1]) == [1]
-    # And what nobody took expires
+    # And partials that no peer took expire
     left = list(client.scan_iter("x:*"))
     assert len(left) == 3
     assert all(0 < client.ttl(key) <= 80 for key in left)  # type: ignore[operator]

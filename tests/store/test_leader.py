@@ -1,4 +1,4 @@
-"""Who leads: one at a time, under a term that never comes again."""
+"""Leadership: one leader at a time, under a term that is never used again."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from skynet.wire import keys
 
 
 def test_one_leads_until_it_resigns(client: redis.Redis) -> None:
-    # Given two that want to
+    # Given two candidates for leadership
     first, second = Leadership(client, "a", 60), Leadership(client, "b", 60)
     assert leader_of(client) == ""
     assert first.acquire()
-    # When the other tries / Then it does not lead, and knows who does
+    # When the other tries / Then it does not lead, and knows the leader
     assert not second.acquire()
     assert not second.leads
     assert leader_of(client) == "a"
@@ -61,10 +61,10 @@ def test_a_lease_that_ran_out_is_taken_up_again_if_nobody_had_it(client: redis.R
     leader = Leadership(client, "a", 60)
     leader.acquire()
     client.delete(keys.LEADER_KEY)
-    # When it is renewed, and nobody has led since / Then it holds, under the same fence
+    # When it is renewed, and no other has led since / Then it holds, under the same fence
     assert leader.renew() is Held.YES
     assert leader.holder() == leader.fence
-    # But not if somebody has, even if that one is gone
+    # But not if another has, even if that one is gone
     other = Leadership(client, "b", 60)
     client.delete(keys.LEADER_KEY)
     other.acquire()
@@ -73,7 +73,7 @@ def test_a_lease_that_ran_out_is_taken_up_again_if_nobody_had_it(client: redis.R
     assert leader.holder() == ""
 
 
-def test_a_redis_without_its_memory_is_told_from_a_lost_lease(client: redis.Redis) -> None:
+def test_lost_redis_data_is_distinguished_from_a_lost_lease(client: redis.Redis) -> None:
     # Given a leader of the fourth term, at epoch 9
     leader = Leadership(client, "a", 60)
     client.set(keys.TERM_KEY, 3)
@@ -119,7 +119,7 @@ def test_only_the_leader_that_was_meant_is_deposed(client: redis.Redis) -> None:
     # When it is deposed / Then the other leads on
     first.depose(old)
     assert leader_of(client) == "b"
-    # And when that one is, nobody does; it is fenced
+    # And when that one is deposed, none leads; it is fenced
     first.depose(second.fence)
     assert leader_of(client) == ""
     first.acquire()
@@ -147,7 +147,7 @@ def test_a_guarded_script_writes_for_the_leader_only(client: redis.Redis) -> Non
         with fenced():
             script(keys=[keys.LEADER_KEY, "what"], args=[fence, "this"])
         assert client.getdel("what") == b"this"
-    # But not by one that has led, nor while nobody leads
+    # But not by one that has led, nor while there is no leader
     old = leader.fence
     leader.resign()
     with pytest.raises(Fenced), fenced():
@@ -170,7 +170,7 @@ def test_never_two_leaders_and_no_term_of_one_process_twice(
     client: redis.Redis, steps: list[tuple[str, int]]
 ) -> None:
     # Given three that acquire, renew, resign and depose in any order, while leases run out and
-    # Redis loses its memory
+    # Redis loses its data
     client.flushall()
     group = [Leadership(client, name, 60) for name in "abc"]
     terms: dict[str, list[int]] = {name: [] for name in "abc"}

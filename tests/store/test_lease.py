@@ -1,4 +1,4 @@
-"""Leases are kept through whatever happens to Redis."""
+"""Leases are kept through outages of Redis."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_lease_that_starts_before_redis_does_is_kept_as_soon_as_it_is_there(
         with connect(server.url) as client:
             members = Members(client, lease_s=60)
             wait_for("a member", lambda: [m.id for m in members.all()] == ["a"])
-            # And nobody is when it gave its lease back
+            # And there is none when it has given its lease back
             lease.stop()
             assert members.all() == []
     finally:

@@ -1,4 +1,4 @@
-"""Leases: who renews is there, who does not is gone."""
+"""Leases: a member that renews stays, one that does not is gone."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_lease_that_is_not_renewed_runs_out(client: redis.Redis) -> None:
     wait_for("one lease left", lambda: [m.node for m in members.all()] == ["long"])
 
 
-def test_who_leaves_is_gone_at_once(client: redis.Redis) -> None:
+def test_a_leaving_member_is_gone_at_once(client: redis.Redis) -> None:
     # Given two members
     members = Members(client, lease_s=60)
     members.renew(member("a", "stage0.shard0"))
@@ -63,11 +63,11 @@ def test_who_leaves_is_gone_at_once(client: redis.Redis) -> None:
     assert client.exists(keys.member_key("a")) == 0
 
 
-def test_the_dead_do_not_pile_up(client: redis.Redis) -> None:
+def test_expired_members_are_removed(client: redis.Redis) -> None:
     # Given a node that died long ago
     members = Members(client, lease_s=60)
     client.zadd(keys.MEMBERS_KEY, {"ancient": time.time() - 10_000})
-    # When another renews, and somebody looks who is there
+    # When another renews, and the members are listed
     members.renew(member("a", "stage0.shard0"))
     assert [m.node for m in members.all()] == ["a"]
     # Then its name is forgotten
@@ -109,7 +109,9 @@ def test_a_connection_that_closes_is_seen_before_the_lease_runs_out(
     assert [m.node for m in members.all()] == ["a", "b"]
 
 
-def test_who_connects_again_says_so_at_once(server: EmbeddedServer, client: redis.Redis) -> None:
+def test_a_member_that_reconnects_has_a_new_connection_at_once(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
     # Given a member whose connection is cut
     members, one = Members(client, lease_s=60), member("a", "stage0.shard0")
     connection = connect(server.url, single_connection=True)
@@ -138,7 +140,7 @@ def test_a_redis_that_forbids_client_list_leaves_it_to_the_leases(
     monkeypatch.setattr(client, "client_list", forbidden)
     members, one = Members(client, lease_s=60), member("a", "stage0.shard0")
     one.connection = 10**9
-    # When it is asked who is broken / Then nobody is
+    # When broken connections are listed / Then there are none
     assert members.broken([one]) == set()
 
 

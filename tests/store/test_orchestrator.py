@@ -33,7 +33,7 @@ def test_a_target_becomes_a_plan_when_there_are_workers_for_it(
     # Given a target whose workers are not all there
     shards.die("stage1.shard0")
     watch(runtime)
-    # Then there is no plan, and the status says what is missing
+    # Then there is no plan, and the status names the missing workers
     assert Plans(client).current() is None
     assert runtime.status()["state"] == "waiting for stage1.shard0"
     # When it comes
@@ -47,8 +47,8 @@ def test_a_target_becomes_a_plan_when_there_are_workers_for_it(
     shards.follow()
     watch(runtime)
     assert runtime.status()["state"] == "ready"
-    told = {event.kind for event in Events(client).latest(20)}
-    assert {"leader", "joined", "plan", "ready"} <= told
+    kinds = {event.kind for event in Events(client).latest(20)}
+    assert {"leader", "joined", "plan", "ready"} <= kinds
 
 
 def test_a_request_without_a_message_is_swept_and_answered(
@@ -144,8 +144,8 @@ def test_a_failed_step_is_replayed_under_a_new_epoch(
     ((epoch, step),) = sent_steps(client)
     runtime.messages.finish_step(parts(13), epoch, step, 0.0)
     assert runtime.context.app.AsyncResult("r1").result["token_ids"] == [11, 12, 13]
-    told = [event.text for event in Events(client).latest(20) if event.kind == "plan"]
-    assert "stage0.shard1 was too late" in told[-1]
+    causes = [event.text for event in Events(client).latest(20) if event.kind == "plan"]
+    assert "stage0.shard1 was too late" in causes[-1]
 
 
 def test_a_request_that_makes_shards_fail_by_itself_ends_with_their_error(
@@ -265,7 +265,7 @@ def test_a_redis_that_was_away_means_a_new_epoch(
         broken.setattr(runtime.context.targets, "current", away)
         watch(runtime)
         watch(runtime)
-    # Then what was on its way is sent again under another epoch
+    # Then the step in flight is sent again under another epoch
     new = bring_up(runtime, shards)
     assert new.epoch > old.epoch
     assert [epoch for epoch, _ in sent_steps(client)] == [new.epoch]

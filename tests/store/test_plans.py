@@ -1,4 +1,4 @@
-"""Targets are asked for by anybody; plans are written by the leader only."""
+"""Any client may set a target; only the leader writes plans."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def test_a_target_is_restored_only_where_there_is_none(client: redis.Redis) -> N
     assert targets.current() == second
 
 
-def test_a_rebalance_is_asked_once_and_told_once(client: redis.Redis) -> None:
-    # Given two people who ask
+def test_a_rebalance_is_taken_once_and_expires(client: redis.Redis) -> None:
+    # Given two clients that ask for a rebalance
     plans = Plans(client)
     assert not plans.take_rebalance()
     plans.ask_rebalance()
     plans.ask_rebalance()
-    # When / Then it is told once, and would not have waited for ever
+    # When / Then it is taken once, and would have expired
     assert 0 < int(client.ttl(keys.REBALANCE_KEY)) <= 60  # type: ignore[arg-type]
     assert plans.take_rebalance()
     assert not plans.take_rebalance()
@@ -90,9 +90,7 @@ def test_the_leader_prepares_and_publishes_plans(client: redis.Redis, leader: Le
     assert plans.number(PLAN, leader.fence).epoch > plan.epoch
 
 
-def test_one_that_does_not_lead_any_more_writes_no_plan(
-    client: redis.Redis, leader: Leadership
-) -> None:
+def test_a_deposed_leader_writes_no_plan(client: redis.Redis, leader: Leadership) -> None:
     # Given a plan of a leader whose lease has passed to another
     plans = Plans(client)
     plan, old = plans.number(PLAN, leader.fence), leader.fence
@@ -126,7 +124,7 @@ def test_a_new_plan_empties_the_queues_of_all_addresses(
 
 
 def test_epochs_are_later_than_any_that_is_known(client: redis.Redis, leader: Leadership) -> None:
-    # Given a Redis that knows of no plan, and somebody who knows of the 41st
+    # Given a Redis that knows of no plan, and an orchestrator that knows of the 41st
     plans = Plans(client)
     # When plans are numbered / Then they go on from there
     assert plans.number(PLAN, leader.fence, known=41).epoch == 42

@@ -99,13 +99,13 @@ def test_a_reader_that_waits_while_redis_is_away_goes_on(
                 seen.put(item)
 
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(read)
+        future = pool.submit(read)
         assert seen.get(timeout=WAIT_S) == TOKENS[0]
         # When Redis goes and comes back, and the rest is made
         away(own_server)
         append(requests, *TOKENS[1:])
         requests.writer.finish("r1", END)
-        reading.result(WAIT_S)
+        future.result(WAIT_S)
     # Then the reader has each token once
     assert [seen.get_nowait() for _ in range(4)] == [*TOKENS[1:], END]
 
@@ -129,7 +129,7 @@ def test_tokens_that_redis_forgot_and_that_are_made_again_are_read_once(
         assert list(reader) == [TOKENS[3], END]
 
 
-def test_entries_whose_ids_went_back_are_found(requests: Requests) -> None:
+def test_entries_whose_ids_went_back_are_read(requests: Requests) -> None:
     # Given a reader that has read an entry
     append(requests, *TOKENS[:2])
     reader = requests.stream("r1", timeout_s=WAIT_S)
@@ -141,18 +141,18 @@ def test_entries_whose_ids_went_back_are_found(requests: Requests) -> None:
         fields: dict[str, str | int] = {"i": token.index, "t": token.id, "p": token.text}
         requests.client.xadd(key, fields, id=f"1-{token.index + 1}")  # type: ignore[arg-type]
     requests.client.hset("skynet:request:r1", "emitted", 3)
-    # Then the reader finds what it has not read
+    # Then the reader gets the unread tokens
     assert next(reader) == TOKENS[2]
 
 
-def test_a_redis_without_its_data_is_said_to_be_so(
+def test_a_redis_without_its_data_is_reported(
     own_server: EmbeddedServer, requests: Requests, user: Client
 ) -> None:
     # Given a request that is read
     append(requests, TOKENS[0])
     reader = Generation("r1", user).tokens(timeout=WAIT_S)
     assert next(reader) == TOKENS[0]
-    # When Redis restarts empty / Then whoever reads or waits is told
+    # When Redis restarts empty / Then readers and waiting callers get an error
     away(own_server)
     with pytest.raises(RequestLost, match="without its data; submit it again"):
         next(reader)
@@ -178,13 +178,13 @@ def test_a_redis_that_stays_away_is_named_when_the_time_is_over(
 def test_get_waits_through_a_restart(
     own_server: EmbeddedServer, requests: Requests, user: Client
 ) -> None:
-    # Given somebody who waits for an answer, and an answer half done
+    # Given a caller that waits for an answer, and an answer half done
     append(requests, *TOKENS[:2])
     lasting(requests)
     reattached = Generation("r1", user)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(reattached.get, timeout=WAIT_S)
-        # When Redis restarts, and nobody tells the end by pub/sub
+        # When Redis restarts, and no pub/sub message tells the end
         away(own_server)
         append(requests, *TOKENS[2:])
         requests.writer.finish("r1", END)
@@ -194,7 +194,7 @@ def test_get_waits_through_a_restart(
     assert reattached.get() == expected
 
 
-def test_who_takes_hold_while_redis_is_away_waits_for_it(
+def test_attaching_to_a_request_waits_for_redis(
     own_server: EmbeddedServer, requests: Requests, user: Client
 ) -> None:
     # Given an answer that is done, and a Redis that is away
@@ -203,7 +203,7 @@ def test_who_takes_hold_while_redis_is_away_waits_for_it(
     lasting(requests)
     own_server.stop()
     with ThreadPoolExecutor(1) as pool:
-        # When somebody asks for the answer, without a time limit
+        # When a caller asks for the answer, without a time limit
         waiting = pool.submit(Generation("r1", user).get)
         own_server.start()
         # Then it is there as soon as Redis is
@@ -218,7 +218,7 @@ def test_get_raises_what_the_request_ended_with(requests: Requests, user: Client
         Generation("r1", user).get()
     returned = Generation("r1", user).get(propagate=False)
     assert isinstance(returned, PeerLost)
-    # And a class that nobody knows is a SkynetError
+    # And an unknown class is a SkynetError
     requests.create(Record("r2", (1,), Options(), 0.0, 0.0))
     requests.writer.finish("r2", End(error="OfTheFuture", message="new"))
     with pytest.raises(SkynetError, match="new"):

@@ -99,7 +99,7 @@ def test_many_requests_are_appended_to_at_once(requests: Requests) -> None:
 def test_two_writers_never_append_the_same_index(
     server: EmbeddedServer, client: redis.Redis
 ) -> None:
-    # Given two orchestrators that both think the request is theirs
+    # Given two orchestrators that both act for the request
     new(Requests(client, 1000))
 
     def write() -> int:
@@ -159,17 +159,17 @@ def test_readers_that_come_before_during_and_after_see_the_same(
     # Given readers that wait for a request that has no token yet
     requests = Requests(client, 1000)
     new(requests)
-    reading = threading.Barrier(4)
+    readers_ready = threading.Barrier(4)
 
     def read(start: int) -> list[Token | End]:
         with connect(server.url) as connection:
-            reading.wait(WAIT_S)
+            readers_ready.wait(WAIT_S)
             return list(Requests(connection, 1000).stream("r1", start, WAIT_S))
 
     with ThreadPoolExecutor(3) as pool:
         readers = [pool.submit(read, start) for start in (0, 0, 5)]
         # When tokens come while they read
-        reading.wait(WAIT_S)
+        readers_ready.wait(WAIT_S)
         tokens = [Token(index, index, f"{index} ") for index in range(300)]
         for token in tokens:
             requests.writer.append([("r1", token)])
@@ -184,7 +184,7 @@ def test_a_note_to_cancel_is_told_with_the_next_token(requests: Requests) -> Non
     # Given a request that runs
     new(requests)
     assert requests.writer.append([("r1", Token(0, 5, ""))]) == [1]
-    # When somebody asks to cancel it
+    # When a client cancels it
     assert requests.ask_cancel("r1")
     # Then the next token is taken and the note told
     assert requests.writer.append([("r1", Token(1, 5, ""))]) == [-1]
@@ -199,7 +199,7 @@ def test_a_note_to_cancel_is_told_with_the_next_token(requests: Requests) -> Non
 
 
 def test_a_stream_without_tokens_ends_by_its_timeout(requests: Requests) -> None:
-    # Given a request nobody answers, and one nobody made
+    # Given a request without an answer, and an unknown one
     new(requests)
     # Then a reader of each gets the reason
     with pytest.raises(TimeoutError, match="r1: no token"):
@@ -208,7 +208,7 @@ def test_a_stream_without_tokens_ends_by_its_timeout(requests: Requests) -> None
         list(requests.stream("unknown", timeout_s=0.1))
 
 
-def test_a_record_of_before_has_the_defaults_of_what_it_lacks(
+def test_an_old_record_has_defaults_for_missing_fields(
     requests: Requests, client: redis.Redis
 ) -> None:
     # Given a record that was written before there were families and most options
@@ -288,16 +288,14 @@ def test_a_queue_is_never_overfilled_by_many_at_once(
     assert (taken, Requests(client, 1000).num_open()) == (10, 10)
 
 
-def test_an_orchestrator_that_leads_no_more_writes_nothing(
-    requests: Requests, client: redis.Redis
-) -> None:
+def test_a_deposed_orchestrator_writes_nothing(requests: Requests, client: redis.Redis) -> None:
     # Given a leader with a request
     new(requests)
     client.set(keys.LEADER_KEY, "1:me")
     leader = Requests(client, 1000, fence=lambda: "1:me")
     leader.writer.start(["r1"])
     assert leader.writer.append([("r1", Token(0, 5, "x"))]) == [1]
-    # When another one leads, or nobody does
+    # When another one leads, or none does
     for holder in ("2:other", None):
         client.delete(keys.LEADER_KEY)
         if holder:
@@ -315,7 +313,7 @@ def test_an_orchestrator_that_leads_no_more_writes_nothing(
         assert client.exists("result", keys.end_key("r1")) == 0
 
 
-def test_who_has_no_fence_to_show_is_refused_unasked(requests: Requests) -> None:
+def test_a_writer_without_a_fence_is_refused(requests: Requests) -> None:
     # Given an orchestrator that has given up its lease / Then it writes nothing
     new(requests)
     with pytest.raises(Fenced, match="does not lead"):
@@ -324,7 +322,7 @@ def test_who_has_no_fence_to_show_is_refused_unasked(requests: Requests) -> None
 
 
 def test_the_end_stores_and_tells_the_result_once(requests: Requests, client: redis.Redis) -> None:
-    # Given somebody who listens for Celery's result
+    # Given a subscriber to Celery's result
     new(requests)
     with client.pubsub(ignore_subscribe_messages=True) as listener:
         listener.subscribe("celery-task-meta-r1")
@@ -338,12 +336,12 @@ def test_the_end_stores_and_tells_the_result_once(requests: Requests, client: re
         )
         client.publish("celery-task-meta-r1", "last")
         # Then the first result is there, for as long as the answer, and was told, alone
-        told: list[bytes] = []
-        while not told or told[-1] != b"last":
+        results: list[bytes] = []
+        while not results or results[-1] != b"last":
             message = listener.get_message(timeout=WAIT_S)
             assert message is not None
-            told.append(message["data"])
-    assert told == [b"one", b"last"]
+            results.append(message["data"])
+    assert results == [b"one", b"last"]
     assert client.get("celery-task-meta-r1") == b"one"
     assert 0 < client.ttl("celery-task-meta-r1") <= 1000
 
@@ -419,7 +417,7 @@ def test_now_is_the_time_of_redis_without_asking_it_each_time(
 def test_the_end_is_waited_for_without_reading_the_tokens(
     server: EmbeddedServer, client: redis.Redis
 ) -> None:
-    # Given somebody who waits for the end
+    # Given a caller that waits for the end
     requests = Requests(client, 1000)
     new(requests)
     end = End(text="!", finish_reason="stop")

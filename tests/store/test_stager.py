@@ -80,7 +80,7 @@ def watching(
         stager.stop()
 
 
-def test_what_redis_loses_is_staged_and_published_again(
+def test_a_model_that_redis_lost_is_staged_and_published_again(
     server: EmbeddedServer, client: redis.Redis, checkpoint: Checkpoint
 ) -> None:
     # Given a staged model and a stager that stays
@@ -221,7 +221,7 @@ def test_models_are_listed_whole_and_half(
 ) -> None:
     # When they are listed for programs
     models = json.loads(skynet(server, "models", "--json").stdout)["models"]
-    # Then what is there is told of both
+    # Then both are listed with their tiles
     half, whole = models
     assert (half["digest"], half["complete"], half["num_bytes"]) == ("feed" * 16, False, 1000)
     assert (whole["name"], whole["digest"]) == ("tiny-llama", two_models)
@@ -259,7 +259,7 @@ def test_removal_frees_one_model_only(
         find_model(client, "feed")
 
 
-def test_what_is_ambiguous_or_being_staged_is_not_removed(
+def test_an_ambiguous_name_or_a_model_being_staged_is_not_removed(
     client: redis.Redis, two_models: str
 ) -> None:
     # Given a model that another process stages
@@ -285,7 +285,7 @@ def test_verify_tells_what_is_broken(
     shown = skynet(server, "models", "verify", two_models)
     assert shown.exit_code == 1
     assert str(tile) in shown.stdout
-    told = skynet(server, "models", "verify", "--json")
-    assert told.exit_code == 1
-    broken = json.loads(told.stdout)["broken"]
+    verified = skynet(server, "models", "verify", "--json")
+    assert verified.exit_code == 1
+    broken = json.loads(verified.stdout)["broken"]
     assert broken == {two_models: [str(tile)], "feed" * 16: ["the manifest"]}

@@ -1,4 +1,4 @@
-"""Staging: what went in comes out by region, and what is broken is an error that names it."""
+"""Staging: tensors come back by region, and an error names each missing or corrupted tile."""
 
 from __future__ import annotations
 
@@ -111,15 +111,15 @@ def test_only_the_tiles_of_the_region_are_read(client: redis.Redis) -> None:
 
 def test_the_manifest_says_what_was_staged_and_comes_back_as_it_was(client: redis.Redis) -> None:
     # Given a staging with a progress bar
-    told: list[int] = []
-    manifest = stage(client, Source(), progress=told.append)
+    reported_bytes: list[int] = []
+    manifest = stage(client, Source(), progress=reported_bytes.append)
     # When it is read again
     store = WeightStore(client)
-    # Then it is the same, with its files, and all bytes were told
+    # Then it is the same, with its files, and all bytes were reported
     assert store.require_manifest(DIGEST) == manifest
     assert store.read_files(manifest) == FILES
     assert manifest.num_bytes == sum(plan.num_bytes for plan in TENSORS.values())
-    assert sum(told) >= manifest.num_bytes
+    assert sum(reported_bytes) >= manifest.num_bytes
     with pytest.raises(NoModel, match="not in Redis"):
         store.require_manifest("another")
 
@@ -128,7 +128,7 @@ def test_a_staging_that_stops_half_way_leaves_no_manifest(client: redis.Redis) -
     # Given a checkpoint whose last tensor cannot be read
     with pytest.raises(CheckpointError, match=r"model\.norm"):
         stage(client, Source(fails_at="model.norm"))
-    # Then nobody takes what is there for a model
+    # Then the tiles are not taken for a model
     assert WeightStore(client).manifest(DIGEST) is None
     # And when it is staged again, all is there
     source = Source()
@@ -228,8 +228,8 @@ def test_too_little_memory_is_an_error_before_anything_is_written(client: redis.
     assert client.dbsize() == 0
 
 
-def test_what_a_model_is_said_to_need_is_what_it_takes(client: redis.Redis) -> None:
-    # Given what is said before
+def test_the_estimated_memory_of_a_model_is_what_it_uses(client: redis.Redis) -> None:
+    # Given the estimate
     memory = client.info("memory")
     tensors = big_tensors().values()
     needed = needed_bytes(tensors, BIG_FILES, BIG_TILE, memory["mem_allocator"])  # type: ignore[index]
@@ -252,7 +252,7 @@ def test_a_model_bigger_than_the_host_is_refused(client: redis.Redis) -> None:
     # Given a Redis without a limit, and a model that no host holds
     huge = {"huge": TensorPlan("huge", (2**30, 2**20), "float32", 0)}
     source = Zeros()
-    # When it is staged / Then the host's memory is told, and nothing is read
+    # When it is staged / Then the error names the host's memory, and nothing is read
     with pytest.raises(SkynetError, match=r"free of its host's memory of \d+ MiB.*more memory"):
         WeightStore(client).stage(StagingJob(DIGEST, "huge", {}, huge, {}, source, 2**24))
     assert source.reads == 0
@@ -260,7 +260,7 @@ def test_a_model_bigger_than_the_host_is_refused(client: redis.Redis) -> None:
 
 
 def test_memory_that_runs_out_half_way_leaves_no_half_staged_model(client: redis.Redis) -> None:
-    # Given a Redis whose memory is taken by somebody else when half is written
+    # Given a Redis whose memory another client takes when half is written
     def take_the_rest(reads: int) -> None:
         if reads == 20:
             used = client.info("memory")["used_memory"]  # type: ignore[index]
@@ -374,10 +374,10 @@ def test_verify_names_missing_and_corrupted_tiles(client: redis.Redis) -> None:
     # Given a model of which one tile is gone and one is rubbish
     manifest = stage(client, Source())
     broken = break_tiles(client)
-    # When all of it is checked / Then both are named, and all bytes were told
-    told: list[int] = []
-    assert WeightStore(client).verify(manifest, told.append) == broken
-    assert sum(told) > 0.9 * manifest.num_bytes
+    # When all of it is checked / Then both are named, and all bytes were reported
+    reported_bytes: list[int] = []
+    assert WeightStore(client).verify(manifest, reported_bytes.append) == broken
+    assert sum(reported_bytes) > 0.9 * manifest.num_bytes
     assert WeightStore(client).verify(manifest, among=[TileName("row", 1)]) == []
 
 
@@ -387,7 +387,7 @@ def test_repair_writes_only_what_is_broken_as_it_was(client: redis.Redis) -> Non
     before = {key: client.get(key) for key in client.scan_iter()}
     broken = break_tiles(client)
     client.delete(keys.file_key(DIGEST, "tokenizer.json"))
-    # When it is repaired, by somebody whose tiles would be others
+    # When it is repaired by a stager with another tile size
     source, store = Source(), WeightStore(client)
     assert store.restage_tiles(manifest, job_of(source, 4096), store.verify(manifest)) == 2
     # Then everything is byte for byte as before, and no more was read than was broken

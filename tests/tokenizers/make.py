@@ -130,15 +130,19 @@ def train(text: str, rules: Path, **options: Any) -> bytes:
 
 def write_marian(source: bytes, target: bytes) -> None:
     """vocab.json: pieces of both, less some, and pieces that neither model has."""
-    ours, theirs = (pieces(model)[3:] for model in (source, target))
-    kept = [piece for number, piece in enumerate(dict.fromkeys(ours + theirs)) if number % 12]
+    source_pieces, target_pieces = (pieces(model)[3:] for model in (source, target))
+    kept = [
+        piece
+        for number, piece in enumerate(dict.fromkeys(source_pieces + target_pieces))
+        if number % 12
+    ]
     more = ["猫", "▁qqq", ">>fra<<", ">>deu_Latn<<", "<pad>"]
     files = {"source.spm": source, "target.spm": target}
     tokens = ["</s>", "<unk>", *sorted(kept), *more]
     write("marian", "marian", {**files, "vocab.json": numbered(tokens)}, MARIAN)
     separate = {
-        "vocab.json": numbered(["</s>", "<unk>", *ours[5:], ">>fra<<", "<pad>"]),
-        "target_vocab.json": numbered(["</s>", "<unk>", *theirs, "<pad>"]),
+        "vocab.json": numbered(["</s>", "<unk>", *source_pieces[5:], ">>fra<<", "<pad>"]),
+        "target_vocab.json": numbered(["</s>", "<unk>", *target_pieces, "<pad>"]),
     }
     write("marian-separate", "marian", {**files, **separate}, {**MARIAN, "separate_vocabs": True})
 
@@ -165,17 +169,17 @@ def write(name: str, model_type: str, files: dict[str, bytes], config: dict[str,
 def expected(directory: Path) -> dict[str, Any]:
     """Of texts: ids as prompts, and of Marian as what stands in an answer. Of ids: the texts."""
     tokenizer = AutoTokenizer.from_pretrained(str(directory))
-    found: dict[str, Any] = {"prompts": [[text, tokenizer(text).input_ids] for text in TEXTS]}
+    cases: dict[str, Any] = {"prompts": [[text, tokenizer(text).input_ids] for text in TEXTS]}
     marian = directory.name.startswith("marian")
-    found["inside"] = [[text, inside(tokenizer, text)] for text in TEXTS if marian]
-    answers = [ids for _, ids in found["inside" if marian else "prompts"]]
+    cases["inside"] = [[text, inside(tokenizer, text)] for text in TEXTS if marian]
+    answers = [ids for _, ids in cases["inside" if marian else "prompts"]]
     # With two vocabularies Transformers takes ids of the source's special tokens for the target's.
     size = len(getattr(tokenizer, "target_encoder", None) or tokenizer.get_vocab()) - 10
     answers += [[(7 * start + 3 * step) % size for step in range(8)] for start in range(20)]
-    found["answers"] = [
+    cases["answers"] = [
         [tokenizer.decode(ids, skip_special_tokens=True), ids] for ids in answers if ids
     ]
-    return found
+    return cases
 
 
 def inside(tokenizer: Any, text: str) -> list[int]:

@@ -35,31 +35,31 @@ def table_rows(text: str, name: str) -> list[list[str]]:
 
 def code_blocks(text: str, language: str) -> list[str]:
     """Fenced blocks of a language, without the indentation of a list they stand in."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
-    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+    blocks = re.findall(rf"^( *)```{language}\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in blocks]
 
 
 def all_commands(*paths: Path) -> list[list[str]]:
-    """Every command of ours that these documents show, in blocks and in running text."""
+    """Every command of the project that these documents show, in blocks and in running text."""
     texts = [read(path) for path in paths]
     return [words for text in texts for words in (*block_commands(text), *inline_commands(text))]
 
 
 def block_commands(text: str) -> list[list[str]]:
-    """Every command of ours in a block of shell, as words."""
+    """Every command of the project in a block of shell, as words."""
     lines = [line for block in code_blocks(text, "sh") for line in block.splitlines()]
     return [words for line in lines if (words := command_of(line))]
 
 
 def inline_commands(text: str) -> list[list[str]]:
-    """Every command of ours in running text, as words; arguments may be placeholders."""
+    """Every command of the project in running text, as words; arguments may be placeholders."""
     spans = re.findall(r"(?<!`)`([^`]+)`(?!`)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    found = [command_of(span.replace("\n", " ")) for span in spans]
-    return [words for words in found if len(words) > 1]
+    commands = [command_of(span.replace("\n", " ")) for span in spans]
+    return [words for words in commands if len(words) > 1]
 
 
 def command_of(line: str) -> list[str]:
-    """The words of a command of ours; nothing if the line is none."""
+    """The words of a command of the project; nothing if the line is none."""
     try:
         words = shlex.split(line, comments=True)
     except ValueError:  # prose with an apostrophe

@@ -28,11 +28,11 @@ from skynet.wire.keys import ORCHESTRATOR_QUEUE
 
 COMPOSE: dict[str, Any] = yaml.safe_load(read(ROOT / "docker-compose.yml"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = {name: service for name, service in SERVICES.items() if name != "redis"}
+SKYNET_SERVICES = {name: service for name, service in SERVICES.items() if name != "redis"}
 DOCKERFILE = read(ROOT / "Dockerfile")
 OPERATIONS = read(ROOT / "docs" / "operations.md")
 
-each_of_ours = pytest.mark.parametrize("name", OURS)
+each_skynet_service = pytest.mark.parametrize("name", SKYNET_SERVICES)
 
 
 def words_of(name: str) -> list[str]:
@@ -50,13 +50,13 @@ def test_the_services_are_two_stages_of_two_shards_and_what_they_need() -> None:
 
 
 def test_every_service_is_of_the_one_dockerfile_or_redis() -> None:
-    assert all(service["build"] == "." for service in OURS.values())
-    assert len({service["image"] for service in OURS.values()}) == 1
+    assert all(service["build"] == "." for service in SKYNET_SERVICES.values())
+    assert len({service["image"] for service in SKYNET_SERVICES.values()}) == 1
     assert SERVICES["redis"]["image"].startswith("redis:")
     assert "build" not in SERVICES["redis"]
 
 
-@each_of_ours
+@each_skynet_service
 def test_every_command_is_one_that_the_operations_page_shows(name: str) -> None:
     # Given
     documented = {shape(words) for words in all_commands(ROOT / "docs" / "operations.md")}
@@ -67,7 +67,7 @@ def test_every_command_is_one_that_the_operations_page_shows(name: str) -> None:
     assert shape(words) in documented
 
 
-def test_redis_keeps_what_it_is_given() -> None:
+def test_redis_persists_its_data_and_evicts_nothing() -> None:
     # Given
     words = words_of("redis")
     options = dict(zip(words[1::2], words[2::2], strict=True))
@@ -102,10 +102,10 @@ def test_nothing_is_published_beyond_this_machine() -> None:
     assert published == {"flower": ["127.0.0.1:5555:5555"]}
 
 
-@each_of_ours
+@each_skynet_service
 def test_every_process_finds_redis_and_waits_for_it(name: str) -> None:
     # Given
-    service = OURS[name]
+    service = SKYNET_SERVICES[name]
     url = service["environment"]["SKYNET_REDIS_URL"]
     # Then
     assert url.endswith("@redis:6379/0")
@@ -115,20 +115,20 @@ def test_every_process_finds_redis_and_waits_for_it(name: str) -> None:
 
 
 def test_split_runs_only_when_asked() -> None:
-    assert OURS["split"]["profiles"] == ["split"]
-    assert OURS["split"]["restart"] == "no"
-    assert [name for name, service in OURS.items() if "profiles" in service] == ["split"]
+    assert SKYNET_SERVICES["split"]["profiles"] == ["split"]
+    assert SKYNET_SERVICES["split"]["restart"] == "no"
+    assert [name for name, service in SKYNET_SERVICES.items() if "profiles" in service] == ["split"]
 
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if name != "split"])
-def test_every_service_that_stays_has_a_health_check(name: str) -> None:
+def test_every_long_running_service_has_a_health_check(name: str) -> None:
     assert SERVICES[name]["healthcheck"]["test"]
 
 
-@pytest.mark.parametrize("name", [n for n in OURS if n not in ("flower", "split")])
+@pytest.mark.parametrize("name", [n for n in SKYNET_SERVICES if n not in ("flower", "split")])
 def test_a_worker_is_healthy_while_it_holds_its_lease(name: str) -> None:
     # Given what the health check looks for in the status
-    command = OURS[name]["healthcheck"]["test"][1]
+    command = SKYNET_SERVICES[name]["healthcheck"]["test"][1]
     status, _, search = command.partition(" | ")
     check_command(command_of(status))
     wanted = shlex.split(search)[-1]

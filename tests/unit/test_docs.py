@@ -84,10 +84,10 @@ def test_the_readme_shows_a_cluster_from_start_to_answer() -> None:
 def test_the_guide_shows_every_command_there_is() -> None:
     # Given
     shown = all_commands(*GUIDE)
-    ours = {words[1] for words in shown if words[0] == "skynet"}
+    shown_commands = {words[1] for words in shown if words[0] == "skynet"}
     celerys = [words for words in shown if words[0] == "celery"]
     # Then
-    assert set(main.commands) <= ours
+    assert set(main.commands) <= shown_commands
     for name, command in main.commands.items():
         inner = set(command.commands) if isinstance(command, click.Group) else set()
         assert inner <= {words[2] for words in shown if words[:2] == ["skynet", name] and words[2:]}
@@ -110,7 +110,7 @@ def test_the_guide_shows_every_command_there_is() -> None:
         "celery worker",
     ],
 )
-def test_a_command_that_does_not_exist_is_found(command: str) -> None:
+def test_an_unknown_command_is_detected(command: str) -> None:
     with pytest.raises(click.UsageError):
         check_command(command.split())
 
@@ -122,7 +122,7 @@ def test_every_make_target_named_exists(path: Path) -> None:
     assert set(named) <= targets
 
 
-def test_the_settings_table_is_what_settings_are() -> None:
+def test_the_settings_table_matches_the_settings() -> None:
     # Given
     rows = [[cell.strip("`") for cell in row] for row in table_rows(SETTINGS, "settings")]
     # When
@@ -158,12 +158,12 @@ def test_the_readme_names_every_family() -> None:
     assert set(re.findall(r"`([\w-]+)`", section)) == {*KNOWN, "model_type"}
 
 
-def test_the_models_page_is_what_the_code_says() -> None:
+def test_the_models_page_matches_the_code() -> None:
     # When / Then: `python -m tests.models_page > docs/models.md` makes it so
     assert read(ROOT / "docs" / "models.md") == page()
 
 
-def test_the_options_table_is_what_the_code_says() -> None:
+def test_the_options_table_matches_the_code() -> None:
     # Given the document that holds it
     (text,) = [read(path) for path in DOCUMENTS if f"{MARKER}\n" in read(path)]
     # When / Then: `python -m tests.options_table` prints it
@@ -218,7 +218,7 @@ def test_the_performance_page_names_every_scenario() -> None:
 
 
 @documents
-def test_python_is_python_and_its_names_and_arguments_exist(path: Path) -> None:
+def test_python_examples_parse_and_their_names_and_arguments_exist(path: Path) -> None:
     for block in code_blocks(read(path), "python"):
         tree = ast.parse(block)
         for module, name in imported_names(tree):

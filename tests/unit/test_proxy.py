@@ -1,4 +1,4 @@
-"""The bad network of the tests does what it says, and nothing else."""
+"""The faulty network of the tests: delays, holds and cuts connections, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
 @pytest.fixture
 def through(proxy: Proxy, client: redis.Redis) -> Iterator[redis.Redis]:
     """A client that goes through the proxy; `client` goes past it."""
-    found = redis.Redis(
+    proxied_client = redis.Redis(
         port=proxy.port,
         socket_timeout=30,
         retry=Retry(NoBackoff(), 0),
         single_connection_client=True,
     )
-    yield found
-    found.close()
+    yield proxied_client
+    proxied_client.close()
 
 
 def test_it_forwards_small_and_big_messages(through: redis.Redis, client: redis.Redis) -> None:
@@ -45,7 +45,9 @@ def test_it_forwards_small_and_big_messages(through: redis.Redis, client: redis.
     assert through.get("big") == value
 
 
-def test_what_is_held_comes_later(proxy: Proxy, through: redis.Redis, client: redis.Redis) -> None:
+def test_held_data_arrives_after_the_release(
+    proxy: Proxy, through: redis.Redis, client: redis.Redis
+) -> None:
     # Given a connection through which nothing goes
     through.ping()
     proxy.hold()
@@ -81,7 +83,7 @@ def test_one_direction_can_be_held(proxy: Proxy, through: redis.Redis, client: r
 def test_a_new_connection_is_accepted_while_nothing_goes_through(proxy: Proxy) -> None:
     # Given a proxy that forwards nothing
     proxy.hold()
-    # When somebody connects / Then the connection opens and stays silent until release
+    # When a client connects / Then the connection opens and stays silent until release
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as plug:
         plug.sendall(b"PING\r\n")
         plug.setblocking(False)
@@ -142,13 +144,13 @@ def test_a_client_that_dies_is_gone_at_the_server_too(
 
 
 def test_a_server_that_is_down_ends_connections() -> None:
-    # Given a proxy to nobody, by TCP and by a Unix socket
+    # Given a proxy to a server that is down, by TCP and by a Unix socket
     for target in ("unix:///nowhere/redis.sock", "redis://127.0.0.1:1/0"):
         with Proxy(target) as proxy:
             with redis.Redis(port=proxy.port, retry=Retry(NoBackoff(), 0)) as lost:
-                # When somebody asks / Then the connection ends
+                # When a client sends a command / Then the connection ends
                 with pytest.raises(redis.ConnectionError):
                     lost.ping()
-    # And nobody listens any more
+    # And nothing listens any more
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", proxy.port), timeout=10)

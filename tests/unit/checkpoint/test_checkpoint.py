@@ -1,4 +1,4 @@
-"""Checkpoints: what is read is what was written, and what is broken is named."""
+"""Checkpoints: tensors are read as they were written, and errors name what is broken."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_tensors_are_compared_byte_for_byte(
     assert [n for n in others if safetensors_file.same_bytes(table, tensors[n])] == ["copy"]
 
 
-def test_a_config_does_not_say_what_its_file_lacks(tmp_path: Path) -> None:
+def test_a_config_json_cannot_set_absent_tensors(tmp_path: Path) -> None:
     # Given a config.json with what only an opened checkpoint's config has
     path = write_model(tmp_path / "tiny")
     (path / "config.json").write_text(json.dumps(CONFIG | {ABSENT: ["a.weight"]}))
@@ -182,7 +182,7 @@ def test_any_other_bytes_are_no_safetensors(
         {"x": {"dtype": "F32", "shape": ["y"], "data_offsets": [0, 4]}},
     ],
 )
-def test_a_header_that_lies_is_refused(tmp_path: Path, header: object) -> None:
+def test_an_inconsistent_header_is_refused(tmp_path: Path, header: object) -> None:
     text = json.dumps(header).encode()
     file = tmp_path / "model.safetensors"
     file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))

@@ -45,7 +45,7 @@ def test_without_a_queue_a_worker_takes_any_place(queues: list[str] | None) -> N
     "queues",
     ["", "celery", "stage0", "a,b", "stage0.shard0,orchestrator", "stage-1.shard0"],
 )
-def test_anything_else_is_no_place(queues: str | list[str]) -> None:
+def test_other_names_are_no_place(queues: str | list[str]) -> None:
     # When / Then
     with pytest.raises(ConfigurationError, match=r"-Q stage0\.shard1"):
         place_of(queues)
@@ -98,7 +98,7 @@ def test_a_task_is_short() -> None:
             assert last - function.body[0].lineno < 10, name
 
 
-def test_settings_that_hops_rely_on() -> None:
+def test_settings_of_the_celery_app() -> None:
     # Given the app's configuration
     conf = app.conf
     # Then hops are at most once, in one BRPOP, with a deadline, and never a pickle

@@ -74,13 +74,13 @@ def skynet(*words: str, **environment: str) -> Result:
     return result
 
 
-def refused(result: Result, error: str, *told: str) -> None:
+def refused(result: Result, error: str, *messages: str) -> None:
     """One line, on stderr, that names the error and what matters, and exit code 1."""
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.startswith(f"{error}: ")
     assert result.stderr.count("\n") == 1
-    for text in told:
+    for text in messages:
         assert text in result.stderr
 
 
@@ -139,7 +139,7 @@ def test_wrong_usage_is_told_with_the_usage(words: tuple[str, ...]) -> None:
 
 @pytest.mark.usefixtures("nothing_starts")
 @pytest.mark.parametrize(
-    ("words", "error", "told"),
+    ("words", "error", "messages"),
     [
         (("", "--stages", "1"), "BadRequest", ["prompt", "empty"]),
         (("hello", "--temperature", "nan"), "BadRequest", ["temperature", "nan"]),
@@ -155,9 +155,9 @@ def test_wrong_usage_is_told_with_the_usage(words: tuple[str, ...]) -> None:
     ],
 )
 def test_run_refuses_before_anything_is_started(
-    words: tuple[str, ...], error: str, told: list[str]
+    words: tuple[str, ...], error: str, messages: list[str]
 ) -> None:
-    refused(skynet("run", *words), error, *told)
+    refused(skynet("run", *words), error, *messages)
 
 
 @pytest.mark.usefixtures("nothing_starts")
@@ -193,7 +193,7 @@ def test_a_truncated_checkpoint_is_refused(checkpoint: Path) -> None:
 
 @pytest.mark.usefixtures("nothing_starts")
 @pytest.mark.parametrize(
-    ("shape", "told"),
+    ("shape", "message"),
     [
         (["--stages", "1", "--shards", "10"], "10 shards for 9 query heads"),
         (["--stages", "31", "--shards", "1"], "31 stages for 30 layers"),
@@ -202,12 +202,12 @@ def test_a_truncated_checkpoint_is_refused(checkpoint: Path) -> None:
 )
 @pytest.mark.parametrize("command", ["run hello", "up", "split smollm2"])
 def test_a_shape_that_does_not_fit_is_refused_with_the_numbers(
-    command: str, shape: list[str], told: str, demo_checkpoint: Checkpoint
+    command: str, shape: list[str], message: str, demo_checkpoint: Checkpoint
 ) -> None:
     # Given a model of 9 query heads and 30 layers
     assert demo_checkpoint.config["num_attention_heads"] == 9
     # Then
-    refused(skynet(*command.split(), *shape), "PlanError", told)
+    refused(skynet(*command.split(), *shape), "PlanError", message)
 
 
 UNREACHABLE = [
@@ -301,7 +301,7 @@ class Answered:
 
 
 class Asked:
-    """A client that answers at once, and remembers what it was asked."""
+    """A client that answers at once, and records the requests."""
 
     def __init__(self) -> None:
         self.options: dict[str, Any] = {}

@@ -143,7 +143,7 @@ def test_a_text_that_breaks_the_encoder_ends_alone() -> None:
     stages=st.integers(1, 3),
     budget=st.integers(1, 20),
 )
-def test_whatever_happens_each_answer_is_that_of_a_run_alone(
+def test_after_any_losses_each_answer_is_that_of_a_run_alone(
     lengths: list[int], events: list[str], stages: int, budget: int
 ) -> None:
     # Given translations, two of each prompt

@@ -1,4 +1,4 @@
-"""The engine: whatever happens, each request ends once, with the tokens of a run alone."""
+"""The engine: after any events, each request ends once, with the tokens of a run alone."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_duplicated_and_stale_results_change_nothing() -> None:
     assert bench.notes.written == {"a": answer([1], 4)}
 
 
-def test_after_a_failed_step_all_go_on_as_if_nothing_had_been() -> None:
+def test_after_a_failed_step_all_answers_are_those_of_an_undisturbed_run() -> None:
     # Given two batches in flight
     bench = Bench(tiny_plan(stages=2))
     bench.engine.accept(new_sequence("a", [1]))
@@ -315,7 +315,7 @@ def test_a_slot_is_free_only_when_the_step_with_it_is_over() -> None:
     bench.now = 102.5
     bench.engine.tick()
     assert isinstance(bench.notes.ended["a"], RequestTimeout)
-    # When the step is still under way / Then nobody else writes into the slot
+    # When the step is still in flight / Then no other sequence writes into the slot
     assert len(bench.shards.sent) == 1
     # And afterwards the other has it
     bench.run()
@@ -414,7 +414,7 @@ def test_a_step_that_cannot_be_sent_is_sent_under_the_next_epoch(
         broken.setattr(bench.shards, "send", refuse)
         # When a request is accepted
         bench.engine.accept(new_sequence("a", [1, 2, 3], max_tokens=4))
-    # Then it is not failed, the cause is told, and it goes on with the next plan
+    # Then the request does not fail, the cause is reported, and it goes on with the next plan
     assert bench.notes.ended == {}
     assert bench.engine.in_flight == {}
     assert isinstance(bench.shards.failures[0], ClusterUnreachable)
@@ -440,7 +440,7 @@ def test_a_token_that_was_not_written_is_made_again(monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as broken:
         broken.setattr(bench.notes, "tokens", lose)
         bench.finish_oldest()
-    # When the request is taken up again from what was written
+    # When the request is restored from the written tokens
     assert "a" not in bench.engine.sequences
     again = new_sequence("a", [1, 2, 3], max_tokens=4)
     again.output.restore(written)

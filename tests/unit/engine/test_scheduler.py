@@ -1,4 +1,4 @@
-"""The scheduler: who runs, in which slot, and in which step."""
+"""The scheduler: which sequences run, in which slot and in which step."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def feed(sequence: Sequence, text: str) -> str:
     return out
 
 
-def test_it_ends_at_max_tokens(letters: Text) -> None:
+def test_a_sequence_ends_at_max_tokens(letters: Text) -> None:
     # Given room for 3 tokens / When 4 would come
     sequence = new_sequence("a", [1], max_tokens=3, text=letters)
     # Then it ends at the third
@@ -47,7 +47,7 @@ def test_it_ends_at_max_tokens(letters: Text) -> None:
     assert (sequence.finish_reason, sequence.output.tokens) == ("length", [0, 1, 2])
 
 
-def test_it_ends_where_its_slot_is_full() -> None:
+def test_a_sequence_ends_where_its_slot_is_full() -> None:
     # Given a slot of 5 tokens and a prompt of 3
     sequence = new_sequence("a", [1, 2, 3], max_tokens=100, max_length=5)
     # When tokens come / Then two fit
@@ -58,7 +58,9 @@ def test_it_ends_where_its_slot_is_full() -> None:
 
 
 @pytest.mark.parametrize(("ignore_eos", "reason"), [(False, "stop"), (True, "")])
-def test_it_ends_at_an_end_id_unless_told_otherwise(ignore_eos: bool, reason: str) -> None:
+def test_a_sequence_ends_at_an_end_id_unless_ignore_eos_is_set(
+    ignore_eos: bool, reason: str
+) -> None:
     # Given a model with two ends / When one of them comes
     sequence = new_sequence("a", [1], end_ids=[5, 6], max_tokens=9, ignore_eos=ignore_eos)
     append(sequence, 4)

@@ -74,7 +74,7 @@ def test_a_lost_step_is_repeated(bench: Bench) -> None:
     assert bench.notes.ended == {"a": "stop"}
 
 
-def test_it_can_be_cancelled_and_time_out(bench: Bench) -> None:
+def test_a_text_task_can_be_cancelled_and_time_out(bench: Bench) -> None:
     # Given texts that wait for a plan
     bench.engine.suspend()
     bench.engine.accept(text("a", [1]))

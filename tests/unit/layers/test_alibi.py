@@ -43,7 +43,7 @@ def architecture(heads: int, alibi: Alibi) -> Architecture:
 def test_slopes(heads: int) -> None:
     # Given the bias of Transformers at position 1, which is the slope itself
     expected = bloom_alibi(torch.ones(1, 2, dtype=torch.long), heads, torch.float32)[:, 0, 1]
-    # When / Then ours are the same
+    # When / Then SkyNet's slopes are the same
     torch.testing.assert_close(slopes(heads), expected, rtol=1e-6, atol=0)
 
 

@@ -1,4 +1,4 @@
-"""However rows are laid out in calls, each token sees what came before it in its slot."""
+"""In any layout of rows in calls, each token attends to the tokens before it in its slot."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def one_by_one(
 
 @settings(max_examples=60)
 @given(data=st.data(), window=st.sampled_from([None, 1, 4, 13]))
-def test_any_batch_is_the_textbook(data: st.DataObject, window: int | None) -> None:
-    # Given rows of any lengths in any slots, after whatever was in the slots before
+def test_any_batch_equals_textbook_attention(data: st.DataObject, window: int | None) -> None:
+    # Given rows of any lengths in any slots, with any content left in the slots
     slots = data.draw(st.permutations(range(SLOTS)))[: data.draw(st.integers(1, SLOTS))]
     if data.draw(st.booleans()):
         slots = sorted(slots)
@@ -131,7 +131,7 @@ def test_capped_scores(causal: bool) -> None:
     mask = None if causal else torch.zeros(5, 5).masked_fill_(torch.eye(5).bool(), float("-inf"))
     # When they are capped
     mixed = capped_attention(query, key, value, mask, is_causal=causal, scale=0.5, cap=3.0)
-    # Then what is seen is weighted by the capped score, and what is masked is not seen at all
+    # Then visible tokens are weighted by the capped score, and masked ones have no weight
     scores = 3.0 * torch.tanh(query @ key.transpose(-1, -2) * 0.5 / 3.0)
     hidden = torch.ones(5, 5).triu(1).bool() if causal else torch.eye(5).bool()
     expected = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ value

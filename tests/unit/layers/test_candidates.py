@@ -60,22 +60,22 @@ def test_a_floor_keeps_every_token_that_is_probable_enough(
     assert len(ids) >= (min(top, len(above)) if top else len(above))
 
 
-def test_without_any_limit_all_come_in_order_of_id() -> None:
+def test_without_a_limit_all_candidates_come_in_order_of_id() -> None:
     # When / Then
     candidates = pick(torch.tensor([[1.0, 3.0, 2.0]]), [LogitsRequest(top=0)], 5)[0]
     assert candidates.ids.tolist() == [5, 6, 7]
     assert candidates.logits.tolist() == [1.0, 3.0, 2.0]
 
 
-def test_each_row_has_its_own_want() -> None:
+def test_each_row_has_its_logits_request() -> None:
     # Given two rows
     logits = torch.tensor([[1.0, 3.0, 2.0], [9.0, 0.0, 8.0]])
-    # When they differ / Then each row gets what it asked for
+    # When their requests differ / Then each row gets the number it requests
     first, second = pick(logits, [LogitsRequest(top=1), LogitsRequest(top=2)], 0)
     assert (first.ids.tolist(), second.ids.tolist()) == ([1], [0, 2])
 
 
-def test_a_shard_without_vocabulary_offers_nothing() -> None:
+def test_a_shard_without_vocabulary_has_no_candidates() -> None:
     # When / Then
     candidates = pick(torch.empty(1, 0), [LogitsRequest()], 5)[0]
     assert (len(candidates.ids), candidates.peak, candidates.mass) == (0, float("-inf"), 0.0)
@@ -88,7 +88,7 @@ def test_a_floor_without_temperature_is_refused() -> None:
 
 
 @given(logits=LOGITS, ids=st.sets(st.integers(0, 45)), top=st.integers(1, 5), data=st.data())
-def test_ids_that_are_asked_for_come_besides_the_best_of_the_others(
+def test_requested_ids_come_after_the_best_of_the_others(
     logits: list[float], ids: set[int], top: int, data: st.DataObject
 ) -> None:
     # Given a row that asks for some tokens, next to one that does not
@@ -105,13 +105,13 @@ def test_ids_that_are_asked_for_come_besides_the_best_of_the_others(
     assert candidates.peak == max((logits[index] for index in others), default=float("-inf"))
     masses = [np.exp(logits[index] - candidates.peak) for index in others]
     assert candidates.mass == pytest.approx(sum(masses), rel=1e-5)
-    # And the other row has what it had
+    # And the other row is unchanged
     assert (
         plain.ids.tolist() == pick(torch.tensor([logits]), logits_requests[1:], 3)[0].ids.tolist()
     )
 
 
-def test_offers_and_wants_travel_as_they_are() -> None:
+def test_candidates_and_logits_requests_round_trip() -> None:
     # Given a step and a part with everything in them
     logits_request = LogitsRequest(2, 0.25, 0.5, (5, 1), 2)
     rows = (
@@ -120,9 +120,9 @@ def test_offers_and_wants_travel_as_they_are() -> None:
         Row(2, 0, (1,), 1, LogitsRequest(0)),
     )
     step = Step(1, 2, rows, 3)
-    (offer,) = pick(torch.tensor([[1.0, 2.0, 0.5]]), [logits_request], 4)
+    (picked,) = pick(torch.tensor([[1.0, 2.0, 0.5]]), [logits_request], 4)
     # When they are written and read
-    (candidates,) = Part.decode(Part(None, [offer]).encode()).candidates
+    (candidates,) = Part.decode(Part(None, [picked]).encode()).candidates
     # Then they are the same
     assert Step.decode(step.encode()) == step
     assert (candidates.ids.tolist(), candidates.logits.tolist()) == ([4, 6, 5], [1.0, 0.5, 2.0])

@@ -59,8 +59,8 @@ def test_rows_share_a_call(rows: list[Row], calls: list[tuple[Range, Range, Rang
     ),
     slack=st.integers(0, 4),
 )
-def test_each_token_sees_its_own_memory(rows: list[Row], slack: int) -> None:
-    # Given memories of several lengths, each place with one, and what lies beyond them
+def test_each_token_attends_to_the_encoder_kv_of_its_text(rows: list[Row], slack: int) -> None:
+    # Given encoder KV of several lengths, one a place, and random content beyond them
     lengths: dict[int, int] = {}
     known = [
         Row(0, 0, r.tokens, 1, encoder_kv=(r.encoder_kv[0], lengths.setdefault(*r.encoder_kv)))
@@ -74,7 +74,7 @@ def test_each_token_sees_its_own_memory(rows: list[Row], slack: int) -> None:
     # When all are attended to at once
     calls = encoder_kv_attends(known, slack, torch.float32, CPU)
     mixed = attend(queries, cache, calls, 0.3)
-    # Then each token has what it would have alone
+    # Then each token has the result of attention alone
     encoder_kvs = [r.encoder_kv for r in known for _ in r.tokens if r.encoder_kv is not None]
     for token, (place, length) in enumerate(encoder_kvs):
         keys, values = cache[place, :2, :length], cache[place, 2:, :length]

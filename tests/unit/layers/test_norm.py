@@ -1,4 +1,4 @@
-"""Our norms are PyTorch's."""
+"""Norms give the results of PyTorch's norms."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_layer_norm_in_bfloat16() -> None:
     assert torch.equal(result, F.layer_norm(x, (32,), weight, bias, 1e-5).bfloat16())
 
 
-def test_a_layer_norm_with_a_row_for_each_head() -> None:
+def test_a_layer_norm_with_a_weight_row_per_head() -> None:
     # Given a weight a head, and a bias
     torch.manual_seed(0)
     x, weight, bias = torch.randn(3, 4, 8), torch.rand(4, 8), torch.rand(4, 8)

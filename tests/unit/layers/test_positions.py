@@ -20,21 +20,21 @@ LENGTH = 1024
 
 def test_marians_positions() -> None:
     # Given the table of Transformers
-    theirs = MarianSinusoidalPositionalEmbedding(LENGTH, 48).create_weight()
+    transformers_table = MarianSinusoidalPositionalEmbedding(LENGTH, 48).create_weight()
     # When / Then
     arch = load_architecture(encoder_decoder_config("marian").to_dict())
     assert arch.sinusoids is not None
-    torch.testing.assert_close(sinusoid_table(arch.sinusoids, 0, LENGTH, 48), theirs)
+    torch.testing.assert_close(sinusoid_table(arch.sinusoids, 0, LENGTH, 48), transformers_table)
 
 
 def test_m2m_positions_come_after_that_of_the_padding() -> None:
     # Given a table whose angles far out are rounded
-    theirs = M2M100SinusoidalPositionalEmbedding(LENGTH, 48, padding_idx=1).weights[2:]
-    # When / Then ours are rounded alike
+    transformers_table = M2M100SinusoidalPositionalEmbedding(LENGTH, 48, padding_idx=1).weights[2:]
+    # When / Then SkyNet rounds them alike
     arch = load_architecture(encoder_decoder_config("m2m_100").to_dict())
     assert arch.sinusoids is not None
-    ours = sinusoid_table(arch.sinusoids, arch.position_offset, LENGTH, 48)
-    torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+    skynet_table = sinusoid_table(arch.sinusoids, arch.position_offset, LENGTH, 48)
+    torch.testing.assert_close(skynet_table, transformers_table, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -53,6 +53,6 @@ def test_biases_of_some_heads_and_keys() -> None:
     bias = RelativeBias(Relative(8, 12), table, 3, bidirectional=False)
     # When tokens at 4 and 0 look at keys 2 to 4
     values = bias.of(torch.tensor([4, 0]), Range(2, 5))
-    # Then each head has its number of the distance's bucket: 2, 1, 0, and 0 for what comes after
+    # Then each head has its number of the distance's bucket: 2, 1, 0, and 0 for later keys
     assert values.shape == (3, 1, 2, 3)
     assert values[1, 0].tolist() == [[7.0, 4.0, 1.0], [1.0, 1.0, 1.0]]

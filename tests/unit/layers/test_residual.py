@@ -39,7 +39,7 @@ def test_parts_sum_up_to_the_whole(kind: str) -> None:
         residual.part(x, partial.clone(), shard == 0, lambda _: total.clone())
         for shard, partial in enumerate(partials)
     ]
-    # Then their sum is what one shard with the whole sum has
+    # Then their sum is the result of one shard with the whole sum
     torch.testing.assert_close(sum(parts), residual(x, total), rtol=1e-5, atol=1e-5)
 
 

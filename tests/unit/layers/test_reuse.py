@@ -127,7 +127,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 class Weights:
-    """Tensors that are the same whoever asks; remembers what was asked for."""
+    """The same tensors for every caller; records the requested regions."""
 
     def __init__(self, arch: Architecture) -> None:
         generator = torch.Generator().manual_seed(3)
@@ -169,11 +169,13 @@ def contents(model: ShardModel) -> dict[Any, list[torch.Tensor]]:
 
 
 def same_contents(one: ShardModel, other: ShardModel) -> bool:
-    mine, theirs = contents(one), contents(other)
-    return mine.keys() == theirs.keys() and all(
-        len(mine[key]) == len(theirs[key])
-        and all(torch.equal(a, b) for a, b in zip(mine[key], theirs[key], strict=True))
-        for key in mine
+    one_contents, other_contents = contents(one), contents(other)
+    return one_contents.keys() == other_contents.keys() and all(
+        len(one_contents[key]) == len(other_contents[key])
+        and all(
+            torch.equal(a, b) for a, b in zip(one_contents[key], other_contents[key], strict=True)
+        )
+        for key in one_contents
     )
 
 
@@ -277,14 +279,14 @@ def test_an_unchanged_slice_fetches_nothing(name: str, consume: bool) -> None:
     assert made.fetched_bytes == 0
 
 
-def test_a_chain_of_slices_is_still_right() -> None:
+def test_a_chain_of_reused_slices_equals_loading_from_scratch() -> None:
     # Given a shard that goes from shape to shape, each made from the one before
     name = "llama, grouped queries, tied"
     arch, weights = ARCHITECTURES[name], WEIGHTS[name]
     previous: PreviousSlice | None = None
     for stages, shards, place in ((2, 2, (0, 1)), (1, 3, (0, 0)), (3, 1, (2, 0)), (1, 1, (0, 0))):
         plan = plan_for(arch, stages, shards)
-        # When / Then each is what it would have been from scratch
+        # When / Then each equals one loaded from scratch
         model = ShardModel(arch, plan, place, weights, previous=previous)
         assert same_contents(model, ShardModel(arch, plan, place, weights))
         previous = PreviousSlice(model, consume=True)
@@ -311,7 +313,7 @@ def test_a_consumed_slice_has_no_weights() -> None:
     plan = plan_for(arch, 1, 2)
     old = ShardModel(arch, plan, (0, 0), weights)
     ShardModel(arch, plan, (0, 1), weights, previous=PreviousSlice(old, consume=True))
-    # Then it holds no tensors, so that there are never two slices in memory
+    # Then it holds no tensors, so that memory never holds two slices
     assert contents(old) == {}
     assert (old._embedding, old._head, old._stack) == (None, None, None)
 
@@ -331,7 +333,7 @@ def test_weights_are_looked_up_by_their_units() -> None:
     below = loaded.overlap(("q", 0), 1, Range(0, 9), 0)
     assert below is not None
     assert torch.equal(below[1], matrix[4:5])
-    # And what is not there is not
+    # And other rows are not
     assert loaded.overlap(("q", 0), 0, Range(8, 9), 0) is None
     assert loaded.overlap(("q", 1), 0, Range(4, 8), 0) is None
     loaded.forget(("q", 0))
@@ -348,6 +350,6 @@ def test_weights_are_looked_up_by_their_units() -> None:
         (Range(4, 6), [Range(2, 4), Range(6, 9)]),
     ],
 )
-def test_what_is_left_to_fetch(have: Range | None, rest: list[Range]) -> None:
+def test_ranges_left_to_fetch(have: Range | None, rest: list[Range]) -> None:
     # When / Then the parts that are not there, in order
     assert without(Range(2, 9), have) == rest

@@ -75,7 +75,7 @@ def test_dynamic_frequencies(length: int) -> None:
     # Given dynamic scaling and a sequence's length
     config, arch = both({"rope_type": "dynamic", "factor": 4.0})
     expected, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, seq_len=torch.tensor(length))
-    # When we compute the frequencies of a token at that length
+    # When SkyNet computes the frequencies of a token at that length
     frequencies = dynamic_frequencies(arch.rope_kinds[0], torch.tensor([length]))
     # Then they are the same
     torch.testing.assert_close(frequencies[0], expected, rtol=1e-6, atol=0)
@@ -105,10 +105,10 @@ def test_rotation_of_interleaved_heads(scaling: dict[str, Any]) -> None:
     expected, _ = apply_rotary_pos_emb(
         x.transpose(0, 1)[None], x.transpose(0, 1)[None], cosines, sines
     )
-    # When ours are interleaved and turned
-    ours = torch.empty(6 * 64, 9)
-    interleave(x.permute(1, 2, 0).reshape(6 * 64, 9), ours, 64, 64)
-    heads = ours.t().reshape(9, 6, 64).contiguous()
+    # When SkyNet interleaves and turns them
+    interleaved = torch.empty(6 * 64, 9)
+    interleave(x.permute(1, 2, 0).reshape(6 * 64, 9), interleaved, 64, 64)
+    heads = interleaved.t().reshape(9, 6, 64).contiguous()
     factors = Rotary(arch.rope_kinds[0], torch.device("cpu")).factors(positions, positions)
     turned = rotate(heads, factors)
     # Then they are the same heads in another order

@@ -1,4 +1,4 @@
-"""What a shard loads, counts and refuses. That it computes rightly is tests/parity's."""
+"""What a shard loads, counts and refuses; tests/parity compares what it computes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def architecture(family: str, **fields: Any) -> Architecture:
 
 
 class Weights:
-    """Random tensors by region; remembers what was asked for."""
+    """Random tensors by region; records the requested regions."""
 
     def __init__(self, arch: Architecture) -> None:
         self._staged = {tensor.name: tensor for tensor in staged_tensors(arch)}
@@ -116,12 +116,12 @@ def test_bytes_of_encoder_decoders_are_what_the_plan_says(
         # Then it weighs what the planner expected
         assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
         caches += slot_bytes(arch, plan, stage, shard)
-    # And all decoder layers together keep what was written and what was read
+    # And all decoder layers together hold self-attention KV and encoder KV
     token_bytes = 2 * arch.num_heads * arch.head_dim * (4 if dtype == "float32" else 2)
     assert caches == 2 * arch.num_layers * plan.num_slots * plan.slot_tokens * token_bytes
 
 
-def test_a_step_of_texts_makes_sums_in_the_encoder_only() -> None:
+def test_an_encoder_step_has_all_reduces_in_the_encoder_only() -> None:
     # Given an encoder of three layers and a decoder of two, span by span
     arch = encoder_decoder("bart")
     model = ShardModel(arch, plan_of(arch, 1, 1), (0, 0), Weights(arch))
@@ -137,7 +137,7 @@ def test_a_step_of_texts_makes_sums_in_the_encoder_only() -> None:
             made.append(0)
             hidden, _, _ = model.run(step, Range(layer, layer + 1), hidden, count)
 
-    # When a text is read, and then a token is computed
+    # When a text is encoded, and then a token is computed
     run(Step(1, 1, (Row(3, 0, (1, 2, 9), 3),), 1))
     run(Step(1, 2, (Row(0, 0, (7,), 1, LogitsRequest(), encoder_kv=(3, 3)),), 1, start=3))
     # Then numbers of sums leave room for all of them: norms of sums take one more at a span's end
@@ -145,23 +145,23 @@ def test_a_step_of_texts_makes_sums_in_the_encoder_only() -> None:
     assert [arch.first_sum(layer) for layer in range(5)] == [0, 3, 5, 7, 11]
 
 
-def test_what_was_not_read_cannot_be_attended_to() -> None:
+def test_a_row_with_an_unknown_encoder_kv_is_refused() -> None:
     # Given a model without an encoder, and one with
     llama, bart = architecture("llama"), encoder_decoder("bart")
     model = ShardModel(bart, plan_of(bart, 1, 1), (0, 0), Weights(bart))
     whole = Range(3, 5)
-    # When a row names a place or a length that no plan has / Then it is refused
+    # When a row names an encoder KV or a length that the plan lacks / Then it is refused
     for encoder_kv in ((16, 3), (-1, 3), (0, 0), (0, 65)):
         step = Step(1, 1, (Row(0, 0, (7,), 1, LogitsRequest(), encoder_kv=encoder_kv),), 1, start=3)
         with pytest.raises(StepFailed, match="slot 0: there is no encoder KV"):
             model.run(step, whole, None, never)
-    # And a decoder alone has no layer that reads
+    # And a decoder-only model has no cross-attention
     other = ShardModel(llama, plan_of(llama, 1, 1), (0, 0), Weights(llama))
     with pytest.raises(StepFailed, match="has no cross-attention"):
         other._stack.of(Range(0, 1))[0].store_encoder_kv(torch.zeros(1, 48), None)  # type: ignore
 
 
-def test_only_the_own_slice_is_fetched() -> None:
+def test_only_the_slice_of_the_shard_is_fetched() -> None:
     # Given the second of two shards, in the last of two stages, of a fused and transposed family
     arch = architecture("gpt2")
     weights = Weights(arch)
@@ -201,7 +201,7 @@ def test_heads_fused_by_group_are_fetched_in_runs(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sums_are_numbered_alike_for_any_span(family: str) -> None:
+def test_all_reduces_have_the_same_numbers_for_any_span(family: str) -> None:
     # Given a model of 4 layers that runs span by span
     arch = architecture(family)
     model = ShardModel(arch, plan_of(arch, 1, 1), (0, 0), Weights(arch))
@@ -252,18 +252,18 @@ def middle() -> ShardModel:
         (Row(3, 0, (1,), 1), Range(2, 3), None, r"are None, expected \(1, 48\)"),
     ],
 )
-def test_what_does_not_fit_fails_the_step(
+def test_an_invalid_row_or_span_fails_the_step(
     middle: ShardModel, row: Row, span: Range, tokens: int | None, message: str
 ) -> None:
-    # Given a row or a span that is not this stage's
+    # Given a row or a span that this stage cannot run
     hidden = None if tokens is None else torch.zeros(tokens, 48)
-    # When / Then the step fails with what was wrong
+    # When / Then the step fails with an error that names the fault
     with pytest.raises(StepFailed, match=message):
         middle.run(Step(1, 1, (row,), 1), span, hidden, never)
 
 
-def test_rows_without_a_want_get_no_candidates(middle: ShardModel) -> None:
-    # Given a chunk of a prompt, a row that wants two, and one that wants all
+def test_rows_without_a_logits_request_get_no_candidates(middle: ShardModel) -> None:
+    # Given a chunk of a prompt, a row that requests two candidates, and one that requests all
     rows = (
         Row(0, 0, (1, 2, 3), 9),
         Row(1, 0, (4, 5), 2, LogitsRequest(top=2)),
@@ -273,7 +273,7 @@ def test_rows_without_a_want_get_no_candidates(middle: ShardModel) -> None:
     hidden, candidates, _ = middle.run(
         Step(1, 2, rows, 2), Range(2, 4), torch.rand(6, 48), lambda partial: partial.float()
     )
-    # Then there are no hidden states, and candidates for those that want some
+    # Then there are no hidden states, and candidates for the rows that request some
     assert hidden is None
     assert [len(row_candidates.ids) for row_candidates in candidates] == [2, 131]
 

@@ -1,4 +1,4 @@
-"""Configs as Transformers writes them, old and new, and the refusal of what is not supported."""
+"""Configs as Transformers writes them, old and new, and the refusal of unsupported options."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_staged_tensors_are_the_checkpoints(
     with safe_open(tmp_path / "model.safetensors", framework="np") as file:
         names = list(file.keys())
         expected = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    # When our architecture is read from its config and what the file holds
+    # When SkyNet reads its architecture from its config and the tensors of the file
     written = json.loads((tmp_path / "config.json").read_text())
     staged = staged_tensors(load_architecture(settled(written, expected, differ)))
     # Then it needs the same tensors in the same shapes, each once
@@ -90,7 +90,7 @@ def test_tensors_of_encoders_are_the_checkpoints(family: str, head: str, tmp_pat
     with safe_open(tmp_path / "model.safetensors", framework="np") as file:
         names = list(file.keys())
         present = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    # When our architecture is read from its config and what the file holds
+    # When SkyNet reads its architecture from its config and the tensors of the file
     written = json.loads((tmp_path / "config.json").read_text())
     arch = load_architecture(settled(written, present, differ))
     # Then all tensors are needed, in their shapes, but for the pooler of a model without a head
@@ -114,7 +114,7 @@ def test_tensors_of_encoder_decoders_are_the_checkpoints(
     with safe_open(tmp_path / "model.safetensors", framework="np") as file:
         names = list(file.keys())
         present = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    # When our architecture is read from its config and what the file holds
+    # When SkyNet reads its architecture from its config and the tensors of the file
     written = json.loads((tmp_path / "config.json").read_text())
     arch = load_architecture(settled(written, present, differ))
     # Then all tensors are needed, each once, in their shapes
@@ -126,7 +126,7 @@ def test_tensors_of_encoder_decoders_are_the_checkpoints(
     assert arch.tied == tied
 
 
-def test_a_table_is_found_under_any_name_that_is_tied_to_it() -> None:
+def test_a_table_may_have_any_name_that_is_tied_to_it() -> None:
     # Given a file that has the embedding as its head, as Transformers may write it
     config = encoder_decoder_config("bart", tie_word_embeddings=True).to_dict()
     names = [tensor.name for tensor in staged_tensors(load_architecture(config))]
@@ -184,7 +184,7 @@ def test_a_tied_head_of_an_encoder_may_have_any_of_its_names(family: str, tmp_pa
     written = json.loads((tmp_path / "config.json").read_text())
     names = set(present_in(tmp_path / "model.safetensors"))
     both = names | model.all_tied_weights_keys.keys()
-    # When the file has what is tied under the other names, or both
+    # When the file has the tied tensors under the other names, or both
     for present in (both - set(model.all_tied_weights_keys.values()), both):
         copied = load_architecture(settled(written, present, lambda one, other: True))
         # Then every tensor is resolved, once
@@ -216,13 +216,13 @@ def test_copies_of_a_table_are_staged_once() -> None:
     arch = load_architecture(
         settled(config, names, lambda one, other: "decoder" not in one + other)
     )
-    # Then the head stays what it is
+    # Then the head is unchanged
     staged = {tensor.name for tensor in staged_tensors(arch)} & tables
     assert staged == tables - {"model.encoder.embed_tokens.weight"}
 
 
 @pytest.mark.parametrize(
-    ("family", "fields", "told"),
+    ("family", "fields", "message"),
     [
         ("m2m_100", {"pad_token_id": 0}, "m2m_100 with pad_token_id=0"),
         ("marian", {"d_model": 45, "encoder_attention_heads": 3}, "d_model=45 with sinusoidal"),
@@ -233,13 +233,13 @@ def test_copies_of_a_table_are_staged_once() -> None:
         ("bart", {"encoder_attention_heads": 5}, "d_model=48 is not a multiple"),
     ],
 )
-def test_what_is_not_supported_of_encoder_decoders_is_refused(
-    family: str, fields: dict[str, Any], told: str
+def test_unsupported_options_of_encoder_decoders_are_refused(
+    family: str, fields: dict[str, Any], message: str
 ) -> None:
     # Given a config that asks for it / When / Then it is refused by name
     config = encoder_decoder_config(family).to_dict() | fields
     config.pop("dense_act_fn", None)
-    with pytest.raises(UnsupportedModel, match=told):
+    with pytest.raises(UnsupportedModel, match=message):
         load_architecture(config)
 
 
@@ -254,16 +254,16 @@ def test_what_is_not_supported_of_encoder_decoders_is_refused(
         {"scale_decoder_outputs": None},
     ],
 )
-def test_t5_scales_what_it_ends_in_as_transformers_does(fields: dict[str, Any]) -> None:
+def test_t5_scales_its_logits_as_transformers_does(fields: dict[str, Any]) -> None:
     # Given a config.json that says so, or leaves it to the tie
     written = transformers.T5Config(d_model=64).to_dict()
     for name in ("tie_word_embeddings", "scale_decoder_outputs"):
         written.pop(name)
-    # When Transformers reads it and when we do
-    theirs = transformers.T5Config.from_dict(written | fields)
-    ours = load_architecture(written | fields)
+    # When Transformers and SkyNet read it
+    t5_config = transformers.T5Config.from_dict(written | fields)
+    arch = load_architecture(written | fields)
     # Then
-    assert ours.logit_scale == (1 / 8 if theirs.scale_decoder_outputs else 1)
+    assert arch.logit_scale == (1 / 8 if t5_config.scale_decoder_outputs else 1)
 
 
 def test_every_family_has_a_tiny_configuration() -> None:
@@ -271,7 +271,7 @@ def test_every_family_has_a_tiny_configuration() -> None:
     assert {*FAMILIES, *encoders, *ENCODER_DECODERS} == set(KNOWN)
 
 
-def test_norms_may_have_the_names_of_2018() -> None:
+def test_norms_may_be_named_gamma_and_beta() -> None:
     # Given a checkpoint whose norms have gamma and beta
     arch = load_architecture(encoder_config("bert", "ForMaskedLM"))
     old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
@@ -326,16 +326,16 @@ def test_axes_follow_the_cut() -> None:
     assert axes["model.layers.2.mlp.down_proj.weight"] == 1
 
 
-def test_names_without_prefix_are_found() -> None:
-    # Given GPT-2's names as on the hub, with buffers that nobody needs
+def test_names_without_prefix_are_resolved() -> None:
+    # Given GPT-2's names as on the hub, with buffers that no layer needs
     arch = load_architecture(GPT2)
-    ours = [tensor.name for tensor in staged_tensors(arch)]
-    available = [name.removeprefix("transformer.") for name in ours] + ["h.0.attn.bias"]
+    staged = [tensor.name for tensor in staged_tensors(arch)]
+    available = [name.removeprefix("transformer.") for name in staged] + ["h.0.attn.bias"]
     # When they are resolved
     names = resolve_names(arch, available)
-    # Then each of ours has one in the file
+    # Then each staged tensor has one in the file
     assert names["transformer.h.1.ln_1.bias"] == "h.1.ln_1.bias"
-    assert sorted(names) == sorted(ours)
+    assert sorted(names) == sorted(staged)
 
 
 def test_missing_tensors_are_named() -> None:
@@ -398,7 +398,7 @@ def test_missing_tensors_are_named() -> None:
         ),
     ],
 )
-def test_what_is_not_supported_is_refused_by_name(given: dict[str, Any], message: str) -> None:
+def test_unsupported_options_are_refused_by_name(given: dict[str, Any], message: str) -> None:
     # When / Then
     with pytest.raises(UnsupportedModel, match=message):
         load_architecture(given)
@@ -415,7 +415,7 @@ def test_what_is_not_supported_is_refused_by_name(given: dict[str, Any], message
         encoder_config("bert", "Model") | {"tie_word_embeddings": False},
     ],
 )
-def test_what_changes_nothing_is_taken(given: dict[str, Any]) -> None:
+def test_options_without_effect_are_accepted(given: dict[str, Any]) -> None:
     # When / Then nothing is raised
     load_architecture(given)
 
@@ -466,7 +466,7 @@ def test_windows(family: str, fields: dict[str, Any], windows: tuple[int | None,
     assert load_architecture(config(family, **fields)).windows == windows
 
 
-def test_longrope_has_other_divisors_beyond_the_positions_of_the_pretraining() -> None:
+def test_longrope_has_other_divisors_beyond_the_pretraining_context() -> None:
     # Given Phi-3.5's kind of rope
     rope = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     fields = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}

@@ -1,4 +1,4 @@
-"""Live members; joins and losses, each told once."""
+"""Live members; joins and losses, each reported once."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Room:
     def __init__(self) -> None:
         self.now = 100.0
         self.leases = Leases()
-        self.told: list[tuple[str, str]] = []
+        self.events: list[tuple[str, str]] = []
         self.membership = Membership(
             cast(Members, self.leases),
-            lambda kind, text: self.told.append((kind, text)),
+            lambda kind, text: self.events.append((kind, text)),
             self.clock,
         )
 
@@ -56,9 +56,9 @@ class Room:
     def look(self, after_s: float = 0.0) -> list[tuple[str, str]]:
         """The events of one more look."""
         self.now += after_s
-        before = len(self.told)
+        before = len(self.events)
         self.membership.look()
-        return self.told[before:]
+        return self.events[before:]
 
 
 @pytest.fixture
@@ -66,11 +66,11 @@ def room() -> Room:
     return Room()
 
 
-def test_joins_and_losses_are_told_once(room: Room) -> None:
+def test_joins_and_losses_are_reported_once(room: Room) -> None:
     # Given a member, and an orchestrator, which is not a shard
     room.join("a", address="stage0.shard0")
     room.join("o", address=ORCHESTRATOR_QUEUE)
-    # When members are looked at / Then the join is told, once
+    # When members are looked at / Then the join is reported once
     assert room.look() == [("joined", "stage0.shard0 (a), pid 7 on here")]
     assert room.look() == []
     assert set(room.membership.live) == {"a"}
@@ -80,7 +80,7 @@ def test_joins_and_losses_are_told_once(room: Room) -> None:
     assert room.look() == []
 
 
-def test_one_that_leaves_is_not_lost(room: Room) -> None:
+def test_a_leaving_member_is_not_lost(room: Room) -> None:
     # Given a member that was told to leave
     member = room.join("a", pinned="stage1.shard0")
     room.look()
@@ -92,8 +92,8 @@ def test_one_that_leaves_is_not_lost(room: Room) -> None:
     assert room.look() == [("left", "stage1.shard0 (a)")]
 
 
-def test_one_that_leaves_before_it_was_seen_is_told_in_order(room: Room) -> None:
-    # Given one that came and was told to leave between two looks
+def test_a_member_that_leaves_before_it_was_seen_is_reported_in_order(room: Room) -> None:
+    # Given a member that joined and was told to leave between two looks
     room.join("a", leaving=True)
     # When / Then
     assert [kind for kind, _ in room.look()] == ["joined", "leaving"]
@@ -112,7 +112,7 @@ def test_a_connection_that_stays_closed_is_a_death(room: Room) -> None:
     assert room.membership.live == {}
 
 
-def test_one_that_connects_again_in_time_lives(room: Room) -> None:
+def test_a_member_that_reconnects_in_time_is_not_lost(room: Room) -> None:
     # Given a member whose connection has closed
     room.join("a", connection=4)
     room.look()
@@ -128,7 +128,7 @@ def test_one_that_connects_again_in_time_lives(room: Room) -> None:
     assert room.membership.reconnected
 
 
-def test_each_broken_connection_has_its_own_time(room: Room) -> None:
+def test_each_broken_connection_has_a_separate_deadline(room: Room) -> None:
     # Given a member whose second connection breaks right after its first
     room.join("a", connection=4)
     room.leases.closed.update((4, 5))
@@ -183,7 +183,7 @@ def test_shards_that_a_plan_waits_for_are_named_with_reasons(room: Room) -> None
     room.join("b", epoch=3, state=LOADING, weight_bytes=200, loaded_bytes=50)
     room.join("c", epoch=3, state="failed", problem="TileMissing: x")
     room.look()
-    # When it is asked what is missing / Then each has its reason
+    # When the missing shards are listed / Then each has its reason
     assert room.membership.not_ready(plan) == [
         "stage0.shard1 (loading 25%)",
         "stage0.shard2 (TileMissing: x)",
@@ -226,12 +226,12 @@ def test_the_load_rate_is_that_of_the_fastest_member(room: Room) -> None:
     room.join("d", weight_bytes=1000, load_s=1.0)
     assert room.membership.load_rate() == 0.0
     room.look()
-    # When / Then what was there already was not loaded
+    # When / Then weights that were loaded before do not count
     assert room.membership.load_rate() == 1000.0
 
 
 def test_a_member_that_keeps_failing_is_left_out_for_a_while(room: Room) -> None:
-    # Given a member that lives, and cannot load what it should
+    # Given a live member that cannot load its slice
     room.join("a", state=FAILED, problem="OutOfMemoryError: no")
     room.look()
     assert room.look(FAILED_S / 2) == []

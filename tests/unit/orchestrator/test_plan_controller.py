@@ -34,7 +34,7 @@ TICK_S = 0.3
 
 
 class FakePlans:
-    """What is written, in order; a fence that is not the leader's is refused."""
+    """The plans written, in order; a fence that is not the leader's is refused."""
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -78,7 +78,7 @@ class FakePlans:
 
 
 class FakeEngine:
-    """Counts what it is told; `busy`: a step is in flight."""
+    """Counts the calls; `busy`: a step is in flight."""
 
     def __init__(self) -> None:
         self.ready = self.busy = self.draining = False
@@ -113,16 +113,16 @@ class Stand:
     def __init__(self, target: Target = TARGET, plans: FakePlans | None = None) -> None:
         self.now = 100.0
         self.leases: dict[str, Member] = {}
-        self.told: list[tuple[str, str]] = []
+        self.events: list[tuple[str, str]] = []
         self.plans, self.engine = plans or FakePlans(), FakeEngine()
-        self.membership = Membership(cast(Members, self), lambda *told: None, self.monotonic)
+        self.membership = Membership(cast(Members, self), lambda *event: None, self.monotonic)
         self.plan_controller = PlanController(
             cast(Plans, self.plans),
             self.membership,
             cast(Engine, self.engine),
             TargetPlans(ARCH, target),
             lambda: "1:me",
-            lambda kind, text, seconds: self.told.append((kind, text)),
+            lambda kind, text, seconds: self.events.append((kind, text)),
         )
 
     # -- the clock and the leases --------------------------------------------------------------
@@ -160,7 +160,7 @@ class Stand:
             )
 
     def prepared(self, *names: str) -> None:
-        """These have loaded what is being prepared, all by default."""
+        """These workers have loaded the plan in preparation, all by default."""
         for name in names or tuple(self.leases):
             member = self.leases[name]
             self.leases[name] = replace(member, prepared=self.plans.epoch)
@@ -186,7 +186,7 @@ class Stand:
 
     @property
     def kinds(self) -> list[str]:
-        return [kind for kind, _ in self.told]
+        return [kind for kind, _ in self.events]
 
 
 @pytest.fixture
@@ -295,7 +295,7 @@ def test_a_lost_place_is_waited_for_under_its_name(stand: Stand) -> None:
     # When a worker is gone, without a replacement
     del stand.leases["b"]
     stand.tick()
-    # Then no step is sent, and the status says what is missing
+    # Then no step is sent, and the status names the missing shard
     assert not stand.engine.ready
     assert stand.plan_controller.status()["state"] == "waiting for stage0.shard1"
     assert stand.written == [("publish", 1)]
@@ -303,7 +303,7 @@ def test_a_lost_place_is_waited_for_under_its_name(stand: Stand) -> None:
     stand.join("c")
     plan = stand.up()
     assert (plan.epoch, plan.workers) == (2, ("a", "c"))
-    assert "lost stage0.shard1" in stand.told[-2][1]
+    assert "lost stage0.shard1" in stand.events[-2][1]
 
 
 def test_a_lost_step_is_a_new_epoch_of_the_same_plan(stand: Stand) -> None:
@@ -313,9 +313,9 @@ def test_a_lost_step_is_a_new_epoch_of_the_same_plan(stand: Stand) -> None:
     stand.engine.suspend()
     stand.plan_controller.step_failed("step 7 was not done within 3.0 s")
     new = stand.up()
-    # Then the same workers go on under the next epoch, and the cause is told
+    # Then the same workers go on under the next epoch, and the cause is reported
     assert (new.epoch, new.workers, new.stages) == (2, old.workers, old.stages)
-    causes = [text for kind, text in stand.told if kind == "plan"]
+    causes = [text for kind, text in stand.events if kind == "plan"]
     assert "step 7 was not done" in causes[-1]
 
 
@@ -358,7 +358,7 @@ def test_a_new_leader_takes_a_new_epoch() -> None:
     # Then the same workers go on, under an epoch that makes all messages on their way stale
     assert (new.workers, new.stages) == (old.workers, old.stages)
     assert new.epoch > old.epoch
-    assert "a new leader" in second.told[0][1]
+    assert "a new leader" in second.events[0][1]
 
 
 def test_another_shape_of_the_same_model_waits_for_the_boundary(stand: Stand) -> None:
@@ -389,7 +389,7 @@ def test_a_small_gain_is_taken_only_when_it_is_asked_for(stand: Stand) -> None:
     # Then it is not worth a pause, and the status has the numbers
     assert stand.written == [("publish", 1)]
     assert "not worth it, 1 spare" in stand.plan_controller.status()["reason"]
-    # When somebody asks for the best shape / Then it is prepared, and asked for once
+    # When a rebalance is requested / Then it is prepared, and the request is cleared
     stand.plans.rebalance = True
     stand.tick()
     assert stand.written == [("publish", 1), ("prepare", 2)]
@@ -397,7 +397,7 @@ def test_a_small_gain_is_taken_only_when_it_is_asked_for(stand: Stand) -> None:
 
 
 def test_a_small_gain_that_was_asked_for_is_put_in_force(stand: Stand) -> None:
-    # Given a small gain that is being prepared because somebody asked
+    # Given a small gain that is being prepared after a request to rebalance
     slow: dict[str, Any] = {"speed": 6.3e8}
     stand.leases.clear()
     stand.join("a", **slow)
@@ -443,8 +443,8 @@ def test_a_worker_that_connects_again_makes_the_engine_hurry(stand: Stand) -> No
 def test_a_replay_is_told_with_its_size(stand: Stand) -> None:
     # When all sequences are computed again
     stand.plan_controller.replayed(3, 120, 0.25)
-    # Then that is told, with the number of requests and tokens
-    assert stand.told == [("replay", "3 requests, 120 tokens in 0.25 s; since it was noticed")]
+    # Then an event says so, with the number of requests and tokens
+    assert stand.events == [("replay", "3 requests, 120 tokens in 0.25 s; since it was noticed")]
 
 
 def test_a_deposed_leader_cannot_put_a_plan_in_force(stand: Stand) -> None:
@@ -456,7 +456,7 @@ def test_a_deposed_leader_cannot_put_a_plan_in_force(stand: Stand) -> None:
     assert stand.written == []
 
 
-def test_a_redis_that_has_forgotten_its_epochs_does_not_begin_again(stand: Stand) -> None:
+def test_epochs_do_not_restart_when_redis_has_lost_them(stand: Stand) -> None:
     # Given workers that know of an epoch which Redis does not
     for name in ("a", "b"):
         stand.leases[name] = replace(stand.leases[name], epoch=41)

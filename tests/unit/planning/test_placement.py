@@ -82,14 +82,14 @@ def test_pinned_members_have_their_place_and_others_fill_in() -> None:
     assert sorted(placed) == sorted(member.id for member in members)
 
 
-def test_a_spare_takes_the_place_of_a_lost_one_and_nobody_else_moves() -> None:
+def test_a_spare_replaces_a_lost_member_and_no_other_moves() -> None:
     # Given a plan, and a spare
     members = elastic("a", "b", "c", "d", "e")
     decider, plan = started(members)
     assert "e" not in plan.workers
     # When one is lost
     decision = decider.decide(plan, [m for m in members if m.id != "b"])
-    # Then the spare has its place, at once, and all others have theirs
+    # Then the spare has its place at once, and all others keep their places
     after = in_force(decision.plan)
     assert not decision.prepare
     assert after.stages == plan.stages
@@ -109,7 +109,7 @@ def test_an_elastic_holder_makes_room_for_a_bound_one_where_it_is_needed() -> No
     assert after.workers == ("at-stage0.shard0", "a")
 
 
-def test_who_leaves_is_replaced_while_the_plan_in_force_works_on() -> None:
+def test_a_leaving_member_is_replaced_while_the_current_plan_runs() -> None:
     # Given a plan and a spare
     members = elastic("a", "b", "c", "d", "e")
     decider, plan = started(members)
@@ -141,7 +141,7 @@ def test_without_a_spare_a_smaller_shape_follows_after_a_while() -> None:
     assert in_force(back.plan).shape == (2, 2)
 
 
-def test_what_is_quickly_loaded_is_not_waited_for() -> None:
+def test_a_lost_member_is_not_waited_for_if_loading_is_fast() -> None:
     # Given a plan of four that load fast
     members = elastic("a", "b", "c", "d")
     decider, plan = started(members)
@@ -161,14 +161,14 @@ def test_a_fixed_shape_is_never_changed() -> None:
     assert "fixed" in decision.reason
 
 
-def test_who_leaves_a_place_that_nobody_can_take_is_let_go() -> None:
+def test_a_leaving_member_without_a_successor_leaves_an_empty_place() -> None:
     # Given a fixed plan without a spare
     members = elastic("a", "b", "c", "d")
     decider, plan = started(members, fixed=True)
     # When one is leaving
     leaving = [replace(m, leaving=m.id == "c") for m in members]
     after = in_force(decider.decide(plan, leaving).plan)
-    # Then its place is empty, and filled when somebody comes
+    # Then its place is empty, and filled when a member joins
     assert after.workers.count("") == 1
     assert "c" not in after.workers
     assert decider.decide(after, [m for m in members if m.id != "c"]).plan is None
@@ -203,12 +203,12 @@ def test_a_join_is_not_worth_a_pause_that_is_too_long() -> None:
     decider, plan = started(elastic("a", speed=1e8), shape=None)
     decider.load_rate = 1e4
     members = elastic("a", "b", speed=1e8)
-    # When another joins / Then it stays a spare, unless somebody insists
+    # When another joins / Then it stays a spare, unless a rebalance is requested
     assert decider.decide(plan, members).plan is None
     assert decider.decide(plan, members, force=True).plan is not None
 
 
-def test_what_does_not_fit_is_not_chosen() -> None:
+def test_a_shape_that_does_not_fit_is_not_chosen() -> None:
     # Given members that cannot hold the model alone
     slots = plan_for(ARCH, 1, 1)
     small = elastic("a", "b", free_bytes=420 * 2**20)
@@ -216,12 +216,12 @@ def test_what_does_not_fit_is_not_chosen() -> None:
     # When two of three are left
     decider, plan = started(elastic("a", "b", "c", free_bytes=420 * 2**20), shape=(1, 3))
     decision = decider.decide(plan, small[:1], lost_for_s=1e6)
-    # Then there is no plan, and the numbers are told
+    # Then there is no plan, and the reason has the numbers
     assert decision.plan is None
     assert "does not fit" in decision.reason
 
 
-def test_who_has_more_memory_holds_more_where_it_has_to_be() -> None:
+def test_a_member_with_more_memory_holds_more_where_needed() -> None:
     # Given two members of equal speed, one with too little memory for half of a bigger model
     whole = replace(layout(1, 1), workers=("a",))
     need = shard_weight_bytes(ARCH, whole, 0, 0) + slot_bytes(ARCH, whole, 0, 0)
@@ -230,14 +230,14 @@ def test_who_has_more_memory_holds_more_where_it_has_to_be() -> None:
     decider = planner((1, 2))
     # When a shape is chosen that needs both
     plan, problem = decider._fitting(1, 2, [small, large])
-    # Then each holds what it can
+    # Then each holds what fits in its memory
     assert problem == ""
     assert not overfull(ARCH, plan, [small, large])
     first, second = plan.stages[0].shards
     assert first.columns.size + first.heads.size < second.columns.size + second.heads.size
 
 
-def test_another_wish_is_followed_when_it_can_be() -> None:
+def test_another_target_is_followed_when_possible() -> None:
     # Given a plan for one wish
     members = elastic("a", "b", "c", "d")
     _, plan = started(members)
@@ -262,8 +262,8 @@ def test_faster_members_get_more() -> None:
     assert token_s(ARCH, plan, [fast, slow]) < token_s(ARCH, layout(1, 2), [fast, slow])
 
 
-def test_predicted_loading_counts_what_is_there() -> None:
-    # Given a plan and another in which one has what it had and one moves
+def test_predicted_loading_excludes_weights_that_are_loaded() -> None:
+    # Given a plan and another in which one worker keeps its slice and one moves
     before = replace(layout(1, 2), workers=("a", "b"))
     # Then nothing is predicted where nothing changes, and less than all where some is there
     assert load_s(ARCH, before, before) == 0
@@ -282,7 +282,7 @@ def test_predicted_loading_counts_what_is_there() -> None:
     ),
     data=st.data(),
 )
-def test_places_are_given_once_to_who_may_have_them(
+def test_each_place_goes_to_one_member_that_may_have_it(
     shape: tuple[int, int], members: list[tuple[str, bool]], data: st.DataObject
 ) -> None:
     # Given members, some bound, some leaving, some with a place
@@ -295,7 +295,7 @@ def test_places_are_given_once_to_who_may_have_them(
     holders = dict(zip((m.id for m in candidates), places, strict=False))
     # When places are given
     workers, missing = assign(plan, candidates, holders)
-    # Then each place has one worker or is missing, nobody has two, and nobody is where it may not
+    # Then each place has one worker or is missing, no worker has two, and none has a forbidden one
     names = [str(Address(*address)) for address in plan.addresses()]
     given_ = [worker for worker in workers if worker]
     assert len(given_) == len(set(given_))
@@ -305,14 +305,14 @@ def test_places_are_given_once_to_who_may_have_them(
         if worker:
             assert not by_id[worker].leaving
             assert by_id[worker].pinned in ("", name)
-    # And a place is missing only if nobody is left for it
+    # And a place is missing only if no worker is left for it
     idle = [m for m in candidates if m.id not in given_ and not m.leaving]
     assert not (missing and any(not m.pinned for m in idle))
     assert not any(m.pinned in missing for m in idle)
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3])
-def test_losing_some_always_leaves_a_plan_for_the_others(lost: int) -> None:
+def test_after_any_loss_there_is_a_plan_for_the_other_members(lost: int) -> None:
     # Given a plan of four elastic members / When some are lost / Then the others go on
     members = elastic("a", "b", "c", "d")
     decider, plan = started(members)

@@ -1,4 +1,4 @@
-"""Ranges tile exactly, whatever they are cut by."""
+"""Ranges tile exactly, by every way of cutting."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_evenly_differs_by_one(total: int, parts: int) -> None:
 
 
 @given(costs=st.lists(st.integers(1, 50), min_size=1, max_size=8), data=st.data())
-def test_by_cost_finds_the_cheapest_dearest_run(costs: list[int], data: st.DataObject) -> None:
+def test_by_cost_minimises_the_most_expensive_run(costs: list[int], data: st.DataObject) -> None:
     # Given any row of costs
     parts = data.draw(st.integers(1, len(costs)))
     # When it is cut
@@ -84,18 +84,18 @@ def test_by_cost_gives_the_fast_more(costs: list[int], speeds: list[float]) -> N
 
 
 @given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=12), extra=st.integers(0, 200))
-def test_at_least_leaves_nobody_without(weights: list[float], extra: int) -> None:
+def test_at_least_gives_every_part_a_minimum(weights: list[float], extra: int) -> None:
     # Given at least one for each
     total = len(weights) + extra
     # When they are divided by weights
     sizes = [part.size for part in split_at_least(total, weights)]
-    # Then nothing is lost, everybody has some, and who weighs more has not less
+    # Then they tile, every part has a unit, and a larger weight never gives a smaller part
     assert sum(sizes) == total
     assert min(sizes) >= 1
     pairs = list(zip(weights, sizes, strict=True))
     for (weight, size), (other, less) in itertools.permutations(pairs, 2):
         assert weight <= other or size >= less
-    # And where all fair shares are one or more, nobody is further from it than one
+    # And where all fair shares are one or more, no part is further from its share than one
     fair = [total * weight / sum(weights) for weight in weights]
     if min(fair) >= 1:
         assert all(abs(a - b) < 1 + 1e-6 for a, b in zip(fair, sizes, strict=True))
@@ -110,7 +110,7 @@ def test_too_many_parts_and_parts_without_weight_are_refused(
         split_at_least(total, weights)
 
 
-def test_what_is_no_range_is_refused() -> None:
+def test_an_invalid_range_is_refused() -> None:
     # When / Then a reversed or negative range is refused with its numbers
     with pytest.raises(PlanError, match=r"\[5, 3\)"):
         Range(5, 3)
@@ -136,7 +136,7 @@ def test_gaps_and_overlaps_are_no_tiling(ranges: list[Range], message: str) -> N
     a=st.tuples(st.integers(0, 20), st.integers(0, 20)),
     b=st.tuples(st.integers(0, 20), st.integers(0, 20)),
 )
-def test_overlap_is_what_both_contain(a: tuple[int, int], b: tuple[int, int]) -> None:
+def test_overlap_is_the_intersection(a: tuple[int, int], b: tuple[int, int]) -> None:
     # Given two ranges
     one, other = (Range(min(pair), max(pair)) for pair in (a, b))
     # When they overlap

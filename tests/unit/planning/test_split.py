@@ -90,7 +90,7 @@ def test_a_plan_by_weights_tiles_and_gives_each_what_it_can_take(
     weights = data.draw(st.lists(of_stage, min_size=stages, max_size=stages))
     # When it is cut
     plan = plan_of(arch, stages, shards, weights=weights)
-    # Then everything is in exactly one place, and nobody has no heads
+    # Then everything is in exactly one place, and every shard has heads
     check_tiling([stage.layers for stage in plan.stages], arch.num_layers, "layers")
     assert all(stage.layers.size >= 1 for stage in plan.stages)
     for stage, share in zip(plan.stages, weights, strict=True):
@@ -215,7 +215,7 @@ def test_default_slots_are_as_long_as_the_model_allows() -> None:
         ({"chord_span": "model"}, "chord_span 'model'"),
     ],
 )
-def test_what_cannot_be_cut_is_refused_with_its_numbers(
+def test_a_model_that_cannot_be_split_is_refused_with_the_numbers(
     options: dict[str, Any], message: str
 ) -> None:
     # When / Then the error names the value and the limit

@@ -58,7 +58,7 @@ def test_no_file_and_an_empty_one_set_nothing() -> None:
     assert options_of(defaults_of(repetition_penalty=None)) == Options()
 
 
-def test_what_it_sets_is_the_default_of_requests() -> None:
+def test_settings_of_the_file_are_defaults_of_requests() -> None:
     # Given a config with all that decides tokens
     defaults = defaults_of(
         repetition_penalty=1.2,
@@ -85,14 +85,14 @@ def test_what_it_sets_is_the_default_of_requests() -> None:
         forced_bos_token_id=6,
         forced_eos_token_id=(7,),
     )
-    # And what it says itself goes before
+    # And options of the request go before
     given = {"repetition_penalty": 1.0, "bad_words_ids": [], "stop": [], "max_tokens": 5}
     chosen = options_of(defaults, **given, min_new_tokens=0)
     assert (chosen.repetition_penalty, chosen.bad_words_ids, chosen.stop) == (1.0, (), ())
     assert (chosen.max_tokens, chosen.min_new_tokens) == (5, 0)
 
 
-def test_it_does_not_switch_sampling_on() -> None:
+def test_the_file_does_not_switch_sampling_on() -> None:
     # Given a config as many chat models have it
     defaults = defaults_of(do_sample=True, temperature=0.6, top_k=20, top_p=0.9, min_p=0.1)
     # Then a request is greedy unless it says otherwise
@@ -148,19 +148,19 @@ def test_lengths(
         ("token_healing", True),
     ],
 )
-def test_what_would_change_answers_is_refused_by_name(name: str, value: Any) -> None:
+def test_settings_that_change_answers_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(UnsupportedModel, match=rf"generation_config\.json: {name} .*support"):
         defaults_of(**{name: value})
     assert defaults_of(**{name: UNSUPPORTED[name]}) == GenerationDefaults()
 
 
-def test_what_changes_samples_only_is_refused_to_requests_that_sample(
+def test_settings_that_change_samples_only_are_refused_for_sampled_requests(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # Given a config with a filter that is not there, and a setting that nobody knows
+    # Given a config with an unsupported filter and an unknown setting
     with caplog.at_level(logging.INFO):
         defaults = defaults_of(typical_p=0.9, eta_cutoff=0.0, chat_format="chatml", use_cache=True)
-    # Then greedy requests are answered, and the log says what is not used
+    # Then greedy requests are answered, and the log names the unused settings
     assert options_of(defaults) == Options()
     assert "chat_format, typical_p: not used" in caplog.text
     with pytest.raises(BadRequest, match=r"cannot be sampled: .* typical_p 0\.9"):
@@ -176,7 +176,7 @@ def test_a_broken_file_is_refused(content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"repetition_penalty": 0}, "repetition_penalty 0"),
         ({"suppress_tokens": [VOCAB]}, "suppress_tokens 50"),
@@ -186,20 +186,20 @@ def test_a_broken_file_is_refused(content: bytes) -> None:
     ids=str,
 )
 def test_values_that_no_request_could_have_are_refused_before_staging(
-    fields: dict[str, Any], told: str
+    fields: dict[str, Any], message: str
 ) -> None:
     files = {"generation_config.json": json.dumps(fields).encode()}
-    with pytest.raises(UnsupportedModel, match=rf"generation_config\.json: .*{told}"):
+    with pytest.raises(UnsupportedModel, match=rf"generation_config\.json: .*{message}"):
         check_generation_config(files, ARCH)
 
 
 @pytest.mark.parametrize("fields", [{"top_p": 0.0}, {"temperature": 1e-6}, {"top_k": -1}], ids=str)
-def test_what_cannot_be_sampled_is_left_to_requests_that_sample(
+def test_settings_for_sampling_only_do_not_refuse_greedy_requests(
     fields: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given settings that greedy answers do not use
     (name,) = fields
-    # When the model is staged / Then that is told
+    # When the model is staged / Then the log names them
     check_generation_config({"generation_config.json": json.dumps(fields).encode()}, ARCH)
     assert f"{name} {fields[name]}" in caplog.text
     # And greedy requests are answered
@@ -254,7 +254,7 @@ def test_the_longest_answer_of_an_encoder_decoder_is_its_config_s() -> None:
     assert check_options({}, 1, Limits(50, VOCAB, has_encoder=True), defaults).max_tokens == 49
 
 
-def test_a_config_of_before_generation_configs_is_heard() -> None:
+def test_generation_settings_in_an_old_config_are_read() -> None:
     # Given a config.json with settings among the model's sizes
     content = legacy_file({"d_model": 8, "num_beams": 3, "forced_eos_token_id": 2, "top_k": None})
     assert content is not None

@@ -31,7 +31,7 @@ def test_defaults_are_greedy() -> None:
     assert check_options(dict.fromkeys(KNOWN), 10, LIMITS) == Options(max_tokens=DEFAULT_MAX_TOKENS)
 
 
-def test_the_default_length_is_what_room_there_is() -> None:
+def test_the_default_length_fills_the_slot() -> None:
     # Given a prompt that leaves 3 tokens / Then 3 are asked for
     assert check_options({}, SLOT - 3, LIMITS).max_tokens == 3
 
@@ -93,7 +93,7 @@ def test_beams_arrive() -> None:
         check_options(given_options, 10, Limits(SLOT, num_slots=3))
 
 
-def test_who_samples_without_a_seed_is_given_one() -> None:
+def test_a_sampled_request_without_a_seed_gets_one() -> None:
     # Given two requests that sample / Then each can be replayed, and they differ
     first, second = (check_options({"temperature": 0.7}, 1, LIMITS).seed for _ in range(2))
     assert first is not None
@@ -102,7 +102,7 @@ def test_who_samples_without_a_seed_is_given_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"max_token": 5}, "unknown option max_token; known are max_tokens"),
         ({"best_of": 2, "n": 1}, "unknown option best_of, n"),
@@ -167,11 +167,11 @@ def test_who_samples_without_a_seed_is_given_one() -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_cannot_work_is_refused_by_name(options: dict[str, Any], told: str) -> None:
+def test_invalid_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
     # When / Then
     with pytest.raises(BadRequest) as raised:
         check_options(options, 10, Limits(SLOT, vocab_size=100))
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert len(str(raised.value)) < 500
 
 
@@ -208,7 +208,7 @@ def test_any_other_priority_is_refused(value: Any) -> None:
 
 
 def test_a_prompt_that_fills_its_slot_is_refused() -> None:
-    # Given a prompt as long as a slot / Then both numbers are told
+    # Given a prompt as long as a slot / Then the error has both numbers
     with pytest.raises(BadRequest, match=r"has 1000 tokens, the cluster holds 1000"):
         check_options({}, SLOT, LIMITS)
 
@@ -224,8 +224,8 @@ def test_a_prompt_that_fills_its_slot_is_refused() -> None:
         | st.lists(st.text("a\n", max_size=3), max_size=3),
     )
 )
-def test_anything_is_either_refused_or_within_its_limits(options: dict[str, Any]) -> None:
-    # Given whatever a caller may send
+def test_any_options_are_refused_or_within_their_limits(options: dict[str, Any]) -> None:
+    # Given any options that a caller may send
     try:
         checked = check_options(options, 10, LIMITS)
     except BadRequest:

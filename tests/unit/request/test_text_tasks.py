@@ -103,7 +103,7 @@ def test_a_decoder_with_the_files_embeds() -> None:
         ),
     ],
 )
-def test_files_of_sentence_transformers(
+def test_pooling_is_read_from_the_files_of_sentence_transformers(
     tmp_path: Path, pooling: dict[str, Any], kinds: list[str], expected: dict[str, Any]
 ) -> None:
     # Given a directory as sentence-transformers saves it

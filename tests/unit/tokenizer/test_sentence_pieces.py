@@ -48,7 +48,7 @@ def test_a_truncated_model_is_named(tmp_path_factory: pytest.TempPathFactory, lo
 
 
 @given(st.binary(max_size=60))
-def test_any_other_bytes_are_no_model(content: bytes) -> None:
+def test_other_bytes_are_refused_as_a_model(content: bytes) -> None:
     try:
         model = parse_sentencepiece(content)
     except ValueError:
@@ -82,7 +82,7 @@ def test_spaces_stay_where_the_model_keeps_them() -> None:
     assert cut(content, " ab  c") == ["▁ab", "▁", "▁", "c"]
 
 
-def test_bytes_stand_for_what_is_unknown() -> None:
+def test_unknown_characters_become_bytes() -> None:
     content = spm(WORDS, byte_fallback=True)
     assert cut(content, "aé") == ["▁", "a", "<0xC3>", "<0xA9>"]
 

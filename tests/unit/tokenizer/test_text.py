@@ -52,7 +52,7 @@ def byte_level_tokenizer() -> Tokenizer:
 
 
 def byte_fallback_tokenizer() -> Tokenizer:
-    """A BPE as Llama 2's: spaces as "▁", byte tokens for what it has no word for."""
+    """A BPE as Llama 2's: spaces as "▁", byte tokens for unknown characters."""
     words = ["<s>", "</s>", "<unk>", "▁", *"abcdefghij,.", "▁a", "▁b", "ab", "▁ab"]
     tokens = [*words, *(f"<0x{byte:02X}>" for byte in range(256))]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -131,7 +131,7 @@ def test_a_character_comes_out_when_its_last_byte_does() -> None:
     assert stream(BYTE_FALLBACK_TEXT, ids) == ["", "", "", "🙂", "", "é", ""]
 
 
-def test_bytes_that_no_byte_can_mend_are_let_go() -> None:
+def test_invalid_bytes_are_released() -> None:
     # Given an endless run of bytes that continue nothing, as a model gone astray makes it
     broken = BYTE_LEVEL.token_to_id(pre_tokenizers.ByteLevel(False).pre_tokenize_str("é")[0][0][1])
     ids = [broken] * 200
@@ -217,7 +217,7 @@ def test_messages_that_cannot_be_answered_are_refused(messages: Any, problem: st
     "template",
     ["{% if %}", "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}"],
 )
-def test_a_template_that_is_broken_or_reaches_out_is_refused(template: str) -> None:
+def test_a_broken_or_unsafe_template_is_refused(template: str) -> None:
     text = make_text(BYTE_LEVEL, chat_template__jinja=template.encode())
     with pytest.raises(BadRequest, match="chat template refuses"):
         text.chat([{"role": "user", "content": "x"}])
@@ -299,11 +299,13 @@ def first_stop(stops: list[str], text: str) -> tuple[str, bool]:
     st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
     st.lists(st.text("ab", max_size=4), max_size=8),
 )
-def test_stop_texts_are_found_wherever_pieces_are_cut(stops: list[str], pieces: list[str]) -> None:
+def test_stop_texts_are_matched_wherever_pieces_are_cut(
+    stops: list[str], pieces: list[str]
+) -> None:
     assert run_stops(stops, pieces) == first_stop(stops, "".join(pieces))
 
 
-def test_only_what_may_begin_a_stop_text_is_held_back() -> None:
+def test_only_a_possible_start_of_a_stop_text_is_held_back() -> None:
     checker = StopStrings(["\nUser:", "###"])
     assert checker.push("Hello\nUs") == ("Hello", False)
     assert checker.push("eful #") == ("\nUseful ", False)

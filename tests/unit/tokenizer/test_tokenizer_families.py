@@ -118,7 +118,7 @@ def test_a_language_code_is_one_token_at_the_start_only() -> None:
     assert text.encode(">>xyz<< Hello")[0] == text.encode("東")[-2]  # unknown
 
 
-def test_a_tokenizer_json_beside_marians_files_is_not_asked(marian: Path) -> None:
+def test_a_tokenizer_json_beside_marians_files_is_ignored(marian: Path) -> None:
     (marian / "tokenizer.json").write_text("{}")
     assert text_files(marian) == text_files(TOKENIZERS / "marian")
 
@@ -151,7 +151,7 @@ def test_two_vocabularies_need_both(marian: Path) -> None:
         text_files(marian)
 
 
-def test_what_is_not_computed_leaves_the_model_usable_by_ids(
+def test_an_unsupported_tokenizer_leaves_the_model_usable_by_ids(
     marian: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a SentencePiece model of another kind: 3, whole words
@@ -242,13 +242,13 @@ def test_a_tokenizer_json_of_an_older_order_names_the_language_as_transformers(
 def test_a_tokenizer_json_that_fits_is_staged_as_it_is(tmp_path: Path) -> None:
     save(nllb(src_lang="fra_Latn"), tmp_path)
     assert text_files(tmp_path)["tokenizer.json"] == (tmp_path / "tokenizer.json").read_bytes()
-    # And so is one that cannot be understood: whoever loads it says what is wrong
+    # And so is an invalid one: loading it names the error
     (tmp_path / "tokenizer.json").write_text("[]")
     assert text_files(tmp_path)["tokenizer.json"] == b"[]"
 
 
 @pytest.mark.parametrize("family", ["mbart50", "t5", "pegasus"])
-def test_what_is_made_of_a_sentencepiece_model_is_what_transformers_builds(
+def test_a_tokenizer_of_a_sentencepiece_model_equals_that_of_transformers(
     tmp_path: Path, family: str
 ) -> None:
     # Given Transformers' tokenizer over the same pieces, written as it saves one

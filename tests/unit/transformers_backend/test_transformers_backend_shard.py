@@ -39,7 +39,7 @@ def architecture(model_type: str, **fields: Any) -> TransformersArchitecture:
 
 
 class Weights:
-    """Tensors by region, the same each time; remembers what was asked for."""
+    """Tensors by region, the same each time; records the requested regions."""
 
     def __init__(self, arch: TransformersArchitecture) -> None:
         generator = torch.Generator().manual_seed(3)
@@ -119,7 +119,7 @@ def test_only_the_slice_is_fetched() -> None:
 
 
 @pytest.mark.parametrize("model_type", ["glm", "olmo3"])
-def test_what_is_gathered_is_made_by_one_shard_each(model_type: str) -> None:
+def test_gathered_parts_are_disjoint(model_type: str) -> None:
     # Given more shards than KV heads
     arch = architecture(model_type)
     name = {"glm": "mlp.gate_up_proj", "olmo3": "self_attn.k_proj"}[model_type]
@@ -141,7 +141,7 @@ def test_what_is_gathered_is_made_by_one_shard_each(model_type: str) -> None:
 
 @pytest.mark.parametrize("consume", [False, True])
 @pytest.mark.parametrize("model_type", ["apertus", "dots1", "glm", "hunyuan_v1_dense"])
-def test_what_is_here_of_a_slice_is_not_fetched_again(model_type: str, consume: bool) -> None:
+def test_loaded_parts_of_a_slice_are_not_fetched_again(model_type: str, consume: bool) -> None:
     # Given a shard, and its place in a plan of another shape
     arch = architecture(model_type, tie_word_embeddings=True)
     weights = Weights(arch)
@@ -179,12 +179,12 @@ def test_an_unchanged_slice_fetches_nothing(model_type: str) -> None:
     )
     # Then
     assert (weights.asked, made.fetched_bytes) == ([], 0)
-    # And what was taken apart has nothing left
+    # And the consumed slice has no weights left
     assert (old._weights.entries, old._stack, vars(old).get("_body")) == ({}, None, None)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_sums_are_numbered_alike_for_any_span(model_type: str) -> None:
+def test_all_reduces_have_the_same_numbers_for_any_span(model_type: str) -> None:
     # Given a model that runs span by span
     arch = architecture(model_type)
     model = shard_class(arch)(arch, plan_of(arch, 1, 1), (0, 0), Weights(arch))

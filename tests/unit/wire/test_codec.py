@@ -87,7 +87,7 @@ def test_numpy_numbers_round_trip() -> None:
     ]
 
 
-def test_a_memory_view_is_read_without_a_copy_of_ours() -> None:
+def test_a_memory_view_is_decoded_without_a_copy() -> None:
     data = codec.encode(np.arange(4, dtype=np.int32))
     back = codec.decode(memoryview(data))
     assert back.tolist() == [0, 1, 2, 3]
@@ -96,13 +96,13 @@ def test_a_memory_view_is_read_without_a_copy_of_ours() -> None:
 
 @pytest.mark.usefixtures("no_pickle")
 @pytest.mark.parametrize("dtype", ["object", "complex64", "U3", "S3", "datetime64[s]", ">f4"])
-def test_other_dtypes_do_not_leave(dtype: str) -> None:
+def test_other_dtypes_are_not_encoded(dtype: str) -> None:
     with pytest.raises(WireError, match="cannot be sent"):
         codec.encode(np.zeros(2, dtype))
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, 1j, 2**64, "\ud800"])
-def test_values_without_a_word_do_not_leave(value: object) -> None:
+def test_unsupported_values_are_not_encoded(value: object) -> None:
     with pytest.raises(WireError, match="cannot encode"):
         codec.encode([value])
 
@@ -152,7 +152,7 @@ def test_an_object_array_is_refused_without_pickle(request: pytest.FixtureReques
         {"data": [0] * 8},
     ],
 )
-def test_an_array_that_is_not_ours_is_refused(fields: dict[str, Any]) -> None:
+def test_an_array_message_with_invalid_fields_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(WireError):
         codec.decode(array_message(**fields))
 

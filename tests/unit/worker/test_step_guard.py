@@ -88,7 +88,7 @@ def histories(draw: st.DrawFn) -> list[Step]:
 
 
 @given(steps=histories(), data=st.data())
-def test_whatever_comes_nothing_wrong_is_computed(
+def test_spans_in_any_order_never_compute_on_wrong_slots(
     steps: Sequence[Step], data: st.DataObject
 ) -> None:
     # Given span messages of some steps: each any number of times, in any order, or never
@@ -102,13 +102,13 @@ def test_whatever_comes_nothing_wrong_is_computed(
             offer(guard, step, start, stop)
         except (Ignore, ShardUnready):
             continue
-        # Then what runs is right for what has run (Slots raises if not)
+        # Then each span that runs fits the spans before it (Slots raises if not)
         slots.run(step, start, stop)
     assert len(slots.ran) <= len(messages)
 
 
 @given(steps=histories())
-def test_what_comes_in_order_all_runs(steps: Sequence[Step]) -> None:
+def test_spans_in_order_all_run(steps: Sequence[Step]) -> None:
     # Given all messages once, in order
     guard, slots = StepGuard("stage1.shard0", FIRST), Slots()
     for step in steps:
@@ -131,7 +131,7 @@ def test_a_duplicate_is_dropped() -> None:
 def test_a_span_whose_predecessor_is_missing_fails_the_step() -> None:
     # Given a worker that has not seen the step's first span
     guard = StepGuard("stage1.shard0", FIRST)
-    # When a later one comes / Then it says what it lacks
+    # When a later one comes / Then the error names the missing layers
     with pytest.raises(ShardUnready, match=r"stage1\.shard0 has not computed the layers before 4"):
         offer(guard, step_of(0, (0, 0, 3)), 4, 5)
 
@@ -156,7 +156,7 @@ def test_a_late_step_does_not_write_over_a_later_one() -> None:
         offer(guard, early, 4, 5)
 
 
-def test_only_so_many_steps_are_remembered() -> None:
+def test_only_the_latest_steps_are_remembered() -> None:
     # Given more steps than are kept
     guard = StepGuard("stage1.shard0", FIRST)
     for number in range(REMEMBERED_STEPS + 5):
@@ -177,7 +177,7 @@ def test_a_slot_can_begin_as_a_copy_of_another() -> None:
         offer(guard, step_of(3, (0, 5, 1)), 2, 7)
 
 
-def test_a_copy_of_what_is_not_there_fails_the_step() -> None:
+def test_a_copy_of_a_slot_without_the_tokens_fails_the_step() -> None:
     # Given a slot with three tokens / When four are copied / Then the step fails with the numbers
     guard = StepGuard("stage1.shard0", FIRST)
     offer(guard, step_of(0, (5, 0, 3)), 2, 7)
@@ -187,7 +187,7 @@ def test_a_copy_of_what_is_not_there_fails_the_step() -> None:
         offer(guard, step_of(1, (0, 1, 1, 4)), 2, 7)
 
 
-def test_a_late_copy_does_not_take_what_a_later_step_has_written() -> None:
+def test_a_late_copy_does_not_take_tokens_of_a_later_step() -> None:
     # Given a slot that a later step has begun anew
     guard = StepGuard("stage1.shard0", FIRST)
     offer(guard, step_of(0, (5, 0, 3)), 2, 7)
@@ -197,12 +197,12 @@ def test_a_late_copy_does_not_take_what_a_later_step_has_written() -> None:
         offer(guard, step_of(1, (0, 2, 1, 5)), 2, 7)
 
 
-def test_what_an_encoder_reads_lies_beside_the_slots() -> None:
-    # Given a stage with the last encoder layer and decoder layers, and a text that was read
+def test_encoder_kv_is_separate_from_the_slots() -> None:
+    # Given a stage with the last encoder layer and decoder layers, and a text for the encoder
     guard = StepGuard("stage1.shard0", FIRST, encoder_layers=3)
     text = Step(1, 0, (Row(4, 0, (7, 7, 7), 3),), 2)
     token = Step(1, 1, (Row(4, 0, (7,), 1, encoder_kv=(4, 3)),), 2, start=3)
-    # When it was not read to the end here / Then no token may look at it
+    # When it was not encoded to the end here / Then no token may attend to it
     with pytest.raises(ShardUnready, match="has 0 tokens in encoder KV 4, step 1 reads 3"):
         offer(guard, token, 3, 5)
     offer(guard, text, 2, 3)
@@ -214,7 +214,7 @@ def test_what_an_encoder_reads_lies_beside_the_slots() -> None:
         offer(guard, Step(1, 3, (Row(4, 2, (7,), 1, encoder_kv=(4, 4)),), 2, start=3), 3, 5)
 
 
-def test_a_late_step_does_not_look_at_another_text() -> None:
+def test_a_late_step_does_not_use_the_encoder_kv_of_another_text() -> None:
     # Given a place that a later step has read another text for
     guard = StepGuard("stage0.shard0", 0, encoder_layers=3)
     offer(guard, Step(1, 0, (Row(0, 0, (7, 7), 2),), 9), 0, 5)

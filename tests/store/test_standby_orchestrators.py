@@ -1,4 +1,4 @@
-"""Several orchestrators on a real Redis: who leads, what a stale one may do, how one leaves."""
+"""Several orchestrators on a real Redis: the leader, stale leaders, and how one leaves."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_message_of_the_next_leaders_plan_is_given_back(
     # Then it is back in the queue, and this one steps down
     assert in_queue(client) == [expected]
     assert runtime.leader.service is None
-    # And the other drops it, since no such step is in flight
+    # And the other drops it, since that step is not in flight
     assert other.leader.service is not None
     assert not other.leader.service.plan_controller.switch.broken
 
@@ -270,7 +270,7 @@ def test_a_stopped_orchestrator_gives_its_leases_back(
     bring_up(runtime, shards)
     # When it stops
     runtime.stop()
-    # Then it is no member, and nobody leads
+    # Then it is no member, and there is no leader
     assert runtime.member.id not in {member.id for member in members.all()}
     assert leader_of(client) == ""
 

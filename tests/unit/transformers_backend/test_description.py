@@ -226,7 +226,7 @@ def test_the_notice_says_what_is_run() -> None:
     assert "every shard has all" in read(described("hunyuan_v1_dense")).notice
 
 
-# -- what is refused --------------------------------------------------------------------------
+# -- refusals ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_the_notice_says_what_is_run() -> None:
         ({"num_key_value_heads": 4}, "'arcee'.*6 query heads, which do not share 4"),
     ],
 )
-def test_what_is_not_understood_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+def test_unsupported_configs_are_refused_by_name(fields: dict[str, Any], message: str) -> None:
     # Given
     config = transformers_config("arcee").to_dict() | fields
     # When / Then
@@ -344,7 +344,7 @@ def test_tensors_that_are_called_otherwise_in_files_are_refused(tmp_path: Path) 
         opened(tmp_path / "exaone")
 
 
-def test_a_family_with_a_file_is_not_described(tmp_path: Path) -> None:
+def test_a_supported_family_is_not_described(tmp_path: Path) -> None:
     # Given
     save_random_model("llama", {}, tmp_path / "llama")
     # When / Then

@@ -146,7 +146,7 @@ def test_short_prompts(length: int) -> None:
     budget=st.integers(1, 9),
     data=st.data(),
 )
-def test_whatever_happens_each_has_the_answer_of_a_run_alone(
+def test_after_any_losses_each_sample_has_the_answer_of_a_run_alone(
     groups: list[int], stages: int, num_slots: int, budget: int, data: st.DataObject
 ) -> None:
     # Given samples of up to three prompts
