@@ -113,7 +113,7 @@ def test_invalid_requests_are_refused(running: LocalCluster) -> None:
         running.submit_prompt([1], n=2, num_beams=2)
     with pytest.raises(BadRequest, match="target_language 'de_DE': this model's tokenizer has no"):
         running.submit_prompt("\u4e05", target_language="de_DE")
-    with pytest.raises(BadRequest, match="source_language 'de_DE': only a text"):
+    with pytest.raises(BadRequest, match="source_language 'de_DE': only texts have a language"):
         running.submit_prompt([1], source_language="de_DE")
 
 
