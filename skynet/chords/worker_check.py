@@ -5,22 +5,12 @@ A worker with others would take a place and drop every step.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 from skynet.chords import config
 from skynet.errors import ConfigurationError
 from skynet.settings import hide_password
 from skynet.wire import keys
-
-TASKS = (
-    keys.GENERATE_TASK,
-    keys.CANCEL_TASK,
-    keys.RUN_SPAN_TASK,
-    keys.ADVANCE_TASK,
-    keys.FINISH_STEP_TASK,
-    keys.FAIL_STEP_TASK,
-)
 
 
 def check_worker(worker: Any) -> None:
@@ -35,7 +25,7 @@ def check_worker(worker: Any) -> None:
 
 
 def _check_tasks(app: Any) -> None:
-    for name in TASKS:
+    for name in keys.TASKS:
         task = app.tasks.get(name)
         module = "nothing" if task is None else task.run.__module__
         if not module.startswith("skynet.tasks."):
@@ -56,7 +46,7 @@ def _check_pool(pool: Any) -> None:
 
 
 def _check_settings(conf: Any) -> None:
-    for name, value in _settings_of(config).items():
+    for name, value in _settings().items():
         actual = getattr(conf, name)  # environment variables of Celery's included
         if actual != value:
             raise ConfigurationError(
@@ -66,8 +56,9 @@ def _check_settings(conf: Any) -> None:
             )
 
 
-def _settings_of(module: ModuleType) -> dict[str, Any]:
-    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+def _settings() -> dict[str, Any]:
+    """Those of SkyNet, by name."""
+    public = {name: value for name, value in vars(config).items() if not name.startswith("_")}
     return {name: value for name, value in public.items() if name.islower() and not callable(value)}
 
 

@@ -46,7 +46,7 @@ class Exchange:
         self._expire_s = str(int(4 * self.timeout_s)).encode()
 
     def swap(self, epoch: int, step: int, position: int, mine: Frame) -> dict[int, Frame]:
-        """Send `mine` to every peer and receive theirs; returns all frames by shard, `mine` too.
+        """Send `mine` to every peer, receive the peers' frames; returns all by shard, `mine` too.
 
         Raises:
             PeerLost: a peer's partial did not arrive in time, or the peer failed.

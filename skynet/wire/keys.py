@@ -47,6 +47,14 @@ RUN_SPAN_TASK = "skynet.run_span"
 ADVANCE_TASK = "skynet.advance"
 FINISH_STEP_TASK = "skynet.finish_step"
 FAIL_STEP_TASK = "skynet.fail_step"
+TASKS = (
+    GENERATE_TASK,
+    CANCEL_TASK,
+    RUN_SPAN_TASK,
+    ADVANCE_TASK,
+    FINISH_STEP_TASK,
+    FAIL_STEP_TASK,
+)
 
 SERIALIZER = "skynet-msgpack"
 
