@@ -16,6 +16,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from skynet.errors import ConfigurationError
 from skynet.redis_url import RedisURL
 
+# No character that has a meaning in patterns of Redis or in formats.
+PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,62}:")
+
 
 class Settings(BaseSettings):
     """The settings of a SkyNet process."""
@@ -25,6 +28,10 @@ class Settings(BaseSettings):
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
         description="URL of the Redis server: redis://, rediss://, unix:// or sentinel://",
+    )
+    prefix: str = Field(
+        "skynet:",
+        description="first part of all keys, queues and channels; ends with a colon",
     )
     exchange_urls: tuple[str, ...] = Field(
         (), description="Redis servers of the exchange; stage i uses server i modulo their number"
@@ -85,6 +92,16 @@ class Settings(BaseSettings):
     @classmethod
     def _known_scheme(cls, url: str) -> str:
         return check_url(url)
+
+    @field_validator("prefix")
+    @classmethod
+    def _literal_prefix(cls, prefix: str) -> str:
+        if not PREFIX.fullmatch(prefix):
+            raise ValueError(
+                "use at most 64 letters, digits and _ . : / -, first a letter or digit, last a colon: "
+                "SKYNET_PREFIX=skynet: or SKYNET_PREFIX=team-a:skynet:"
+            )
+        return prefix
 
     @field_validator("exchange_urls")
     @classmethod

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import kombu
 from kombu.transport import redis as kombu_redis
-from redis import ConnectionPool
+from redis import ConnectionPool, Redis
 from redis.sentinel import SentinelConnectionPool
 
 from skynet.redis_url import RedisURL
@@ -76,7 +76,8 @@ class Channel(kombu_redis.Channel):
         super().__init__(*args, **options)
         try:
             # A replica or a full Redis takes a ping. It refuses this, which else writes nothing.
-            self.client.set(keys.PROBE_KEY, 1, xx=True)
+            plain = Redis(connection_pool=self.async_pool)  # kombu's adds the prefix
+            plain.set(keys.probe_key(), 1, xx=True)
         except Exception:
             self.close()
             self._disconnect_pools()

@@ -33,6 +33,7 @@ broker_connection_retry_on_startup = True
 _broker = broker_settings(
     RedisURL.parse(_settings.redis_url),
     {
+        "global_keyprefix": _settings.prefix,
         "health_check_interval": 3,  # a pop without a reply for 3 s has lost its connection
         "polling_interval": POP_S,  # timeout of the pop; a message ends it at once
         "ack_emulation": False,
@@ -44,6 +45,7 @@ _broker = broker_settings(
 broker_url = _broker["broker_url"]
 broker_use_ssl = _broker["broker_use_ssl"]
 broker_transport_options = _broker["broker_transport_options"]
+result_backend_transport_options = {"global_keyprefix": _settings.prefix}
 redis_socket_timeout = 30
 redis_socket_connect_timeout = _settings.connect_timeout_s
 redis_retry_on_timeout = False

@@ -35,9 +35,9 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
     queues = [*places, keys.ORCHESTRATOR_QUEUE]
     with client.pipeline(transaction=False) as pipe:
         for queue in queues:
-            pipe.llen(queue)
+            pipe.llen(keys.queue_key(queue))
         lengths = pipe.execute()
-    engine = cast("bytes | None", client.get(keys.ENGINE_KEY))
+    engine = cast("bytes | None", client.get(keys.engine_key()))
     present = {m.address for m in members if m.state == READY and plan and m.epoch == plan.epoch}
     if any(member.state == "leading" for member in members):
         present.add(keys.ORCHESTRATOR_QUEUE)
@@ -45,6 +45,7 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
     now = seconds + micros / 1e6
     return {
         "redis": hide_password(url),
+        "prefix": settings().prefix,
         "redis_memory_bytes": server_info(client, "memory").get("used_memory", 0),
         "target": asdict(target) if target else None,
         "plan": plan.summary() if plan else None,

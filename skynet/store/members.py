@@ -94,19 +94,19 @@ class Members:
                 json.dumps(asdict(member)),
                 px=int(self.lease_s * 1000),
             )
-            pipe.zadd(keys.MEMBERS_KEY, {member.id: member.renewed})
+            pipe.zadd(keys.members_key(), {member.id: member.renewed})
             return int(pipe.execute()[0])
 
     def leave(self, member_id: str) -> None:
         """End the lease at once."""
         with self.client.pipeline(transaction=False) as pipe:
             pipe.delete(keys.member_key(member_id))
-            pipe.zrem(keys.MEMBERS_KEY, member_id)
+            pipe.zrem(keys.members_key(), member_id)
             pipe.execute()
 
     def all(self) -> list[Member]:
         """All members with a valid lease, by address, then by time of joining."""
-        ids: list[bytes] = self.client.zrange(keys.MEMBERS_KEY, 0, -1)  # type: ignore[assignment]
+        ids: list[bytes] = self.client.zrange(keys.members_key(), 0, -1)  # type: ignore[assignment]
         if not ids:
             return []
         texts: Iterable[bytes | None] = self.client.mget(  # type: ignore[assignment]
@@ -116,7 +116,7 @@ class Members:
         if len(leases) < len(ids):
             seconds, _ = self.client.time()
             # By Redis's clock, and not by id: an expired member may be back by now.
-            self.client.zremrangebyscore(keys.MEMBERS_KEY, 0, seconds - 2 * self.lease_s)
+            self.client.zremrangebyscore(keys.members_key(), 0, seconds - 2 * self.lease_s)
         members = [Member.from_json(text) for text in leases]
         return sorted(members, key=lambda m: (not m.address, m.address, m.joined, m.id))
 

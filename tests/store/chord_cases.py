@@ -14,7 +14,7 @@ from skynet.chords.messenger import Messenger
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
 from skynet.store.resp import RespConnection
-from skynet.wire import codec
+from skynet.wire import codec, keys
 
 TTL_S = 60
 
@@ -43,7 +43,7 @@ def tiny_plan(stages: int = 2, shards: int = 2) -> Plan:
 def queued(client: redis.Redis, queue: str) -> list[dict[str, Any]]:
     """All messages of a queue, first come first, their bodies decoded; the queue is empty then."""
     messages = []
-    while (text := client.rpop(queue)) is not None:
+    while (text := client.rpop(keys.queue_key(queue))) is not None:
         message: dict[str, Any] = json.loads(text)  # type: ignore[arg-type]
         message["body"] = decoded_body(message)
         messages.append(message)

@@ -75,6 +75,14 @@ def test_a_url_of_another_kind_is_refused_without_its_password(url: str) -> None
         ("SKYNET_CHORD_SHARE", "1"),
         ("SKYNET_EXCHANGE_DTYPE", "int4"),
         ("SKYNET_TILE_BYTES", "12"),
+        ("SKYNET_PREFIX", ""),
+        ("SKYNET_PREFIX", "skynet"),
+        ("SKYNET_PREFIX", "sky net:"),
+        ("SKYNET_PREFIX", "sky*:"),
+        ("SKYNET_PREFIX", "{skynet}:"),
+        ("SKYNET_PREFIX", "sky%d:"),
+        ("SKYNET_PREFIX", "skÿnet:"),
+        ("SKYNET_PREFIX", "s" * 64 + ":"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_variables_name(
@@ -90,10 +98,12 @@ def test_values_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SKYNET_REDIS_URL", "rediss://:secret@host:1/2")
     monkeypatch.setenv("SKYNET_EXCHANGE_URLS", '["redis://a", "unix:///b"]')
     monkeypatch.setenv("SKYNET_THREADS", "3")
+    monkeypatch.setenv("SKYNET_PREFIX", "team-b:skynet:")
     read = settings()
     assert read.redis_url == "rediss://:secret@host:1/2"
     assert read.exchange_urls == ("redis://a", "unix:///b")
     assert read.threads == 3
+    assert read.prefix == "team-b:skynet:"
 
 
 def test_settings_are_built_once_and_frozen() -> None:

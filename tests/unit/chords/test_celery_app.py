@@ -109,6 +109,9 @@ def test_settings_of_the_celery_app() -> None:
     assert conf.task_create_missing_queues is False
     assert set(conf.accept_content) == {"json", keys.SERIALIZER}
     assert conf.task_send_sent_event is False
+    # And kombu and the result backend put the prefix before their keys and channels
+    assert conf.broker_transport_options["global_keyprefix"] == "skynet:"
+    assert app.backend.get_key_for_task("7") == b"skynet:celery-task-meta-7"
 
 
 def test_two_clients_talk_to_two_clusters(tmp_path: Path) -> None:
