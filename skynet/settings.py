@@ -98,8 +98,8 @@ class Settings(BaseSettings):
     def _literal_prefix(cls, prefix: str) -> str:
         if not PREFIX.fullmatch(prefix):
             raise ValueError(
-                "use at most 64 letters, digits and _ . : / -, first a letter or digit, last a colon: "
-                "SKYNET_PREFIX=skynet: or SKYNET_PREFIX=team-a:skynet:"
+                "use at most 64 letters, digits and _ . : / -, first a letter or digit, last a "
+                "colon: SKYNET_PREFIX=skynet: or SKYNET_PREFIX=team-a:skynet:"
             )
         return prefix
 
