@@ -6,6 +6,7 @@ validated; an invalid value is refused with the variable's name.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
