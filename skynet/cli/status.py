@@ -11,9 +11,10 @@ import redis
 from skynet.planning.plan import Plan
 from skynet.redis_url import hide_password
 from skynet.settings import settings
+from skynet.store.access import CONNECTIONS, MEMORY
 from skynet.store.connection import ping, server_info
 from skynet.store.events import Events
-from skynet.store.members import READY, Members
+from skynet.store.members import READY, Member, Members
 from skynet.store.plans import Plans
 from skynet.store.requests import Requests
 from skynet.store.targets import Target, Targets
@@ -38,6 +39,8 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
             pipe.llen(keys.queue_key(queue))
         lengths = pipe.execute()
     engine = cast("bytes | None", client.get(keys.engine_key()))
+    state = json.loads(engine) if engine else None
+    memory = server_info(client, "memory")
     present = {m.address for m in members if m.state == READY and plan and m.epoch == plan.epoch}
     if any(member.state == "leading" for member in members):
         present.add(keys.ORCHESTRATOR_QUEUE)
@@ -46,7 +49,8 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
     return {
         "redis": hide_password(url),
         "prefix": settings().prefix,
-        "redis_memory_bytes": server_info(client, "memory").get("used_memory", 0),
+        "redis_memory_bytes": memory.get("used_memory"),
+        "unavailable": _unavailable(memory, members, state),
         "target": asdict(target) if target else None,
         "plan": plan.summary() if plan else None,
         "missing": [place for place in queues if place not in present] if target else [],
@@ -56,9 +60,19 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
         ],
         "queues": dict(zip(queues, lengths, strict=True)),
         "requests": {"open": Requests(client, settings().result_expires_s).num_open()},
-        "engine": json.loads(engine) if engine else None,
+        "engine": state,
         "events": [asdict(event) for event in Events(client).latest(events)],
     }
+
+
+def _unavailable(
+    memory: dict[str, Any], members: list[Member], engine: dict[str, Any] | None
+) -> list[str]:
+    """What does not work because Redis refuses a command that SkyNet can do without."""
+    listed = (engine or {}).get("sees_connections", True)
+    identified = all(member.connection for member in members)
+    reasons = {MEMORY: bool(memory), CONNECTIONS: listed and identified}
+    return [reason for reason, works in reasons.items() if not works]
 
 
 def _places(plan: Plan | None, target: Target | None) -> list[str]:

@@ -9,6 +9,7 @@ from kombu.exceptions import OperationalError
 from redis import ConnectionError as RedisConnectionError
 from redis import Redis
 
+from skynet.errors import CommandRefused
 from skynet.settings import settings
 from skynet.store.connection import connect, reachable
 from skynet.store.requests import Requests
@@ -66,7 +67,7 @@ class ClusterConnection:
                 self.app.send_task(task, arguments, queue=keys.ORCHESTRATOR_QUEUE, **options)
             except OperationalError as error:
                 cause = error.__cause__
-                if isinstance(cause, RedisConnectionError):
+                if isinstance(cause, RedisConnectionError | CommandRefused):
                     raise cause from None  # it says more
                 raise RedisConnectionError(str(error)) from error
 

@@ -187,6 +187,8 @@ class OrchestratorRuntime:
         service = self.leader.service
         if service is None:
             state = self.leader.problem or "waiting for a model"
-            return {"state": state, "running": 0, "waiting": 0, "leader": self.member.id}
-        plan_status = service.plan_controller.status()
-        return {**plan_status, "leader": self.member.id, **service.engine_status()}
+            return {"state": state, "running": 0, "waiting": 0, **self._about()}
+        return {**service.plan_controller.status(), **self._about(), **service.engine_status()}
+
+    def _about(self) -> dict[str, Any]:
+        return {"leader": self.member.id, "sees_connections": self.leader.sees_connections}

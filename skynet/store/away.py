@@ -11,6 +11,8 @@ from typing import Any
 
 import redis
 
+from skynet.store.access import NamesRefusals
+
 MASTER = "wait for the failover to end, or set SKYNET_REDIS_URL to the master"
 SHORT = "try again in a moment"
 
@@ -66,14 +68,14 @@ def away(reply: str) -> RedisAway | None:
     return RedisAway(*REPLIES[code]) if code in REPLIES else None
 
 
-class TranslatesReplies:
+class TranslatesReplies(NamesRefusals):
     """Mixin of redis-py's connections."""
 
     db: int
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().read_response(*args, **kwargs)  # type: ignore[misc]
+            return super().read_response(*args, **kwargs)
         except redis.ResponseError as error:
             if NO_DATABASE in str(error):
                 raise NoDatabase(self.db) from error

@@ -20,6 +20,7 @@ import hiredis
 import redis
 
 from skynet.redis_url import RedisURL
+from skynet.store.access import refusal
 from skynet.store.away import away
 from skynet.store.connection import connection_pool
 
@@ -136,9 +137,13 @@ class RespConnection:
             self._reader.feed(self._buffer, 0, size)
             while (reply := self._reader.gets()) is not False:
                 if isinstance(reply, hiredis.ReplyError):
-                    raise away(str(reply)) or redis.ResponseError(str(reply))
+                    raise self._error(str(reply))
                 replies.append(reply)
         return replies
+
+    def _error(self, reply: str) -> redis.RedisError:
+        user = self._pool.connection_kwargs.get("username")
+        return away(reply) or refusal(reply, "", user) or redis.ResponseError(reply)
 
     def _receive(self) -> int:
         if self.spin_s and not isinstance(self._socket, ssl.SSLSocket):

@@ -125,7 +125,7 @@ def test_a_form_of_url_means_one_database_to_all_clients(form: str, db: int, pla
     app.backend.client.set("celery-result", 1)
     # Then all is in one database
     with place.client(db) as client:
-        written = {b"redis-py", b"resp", b"orchestrator", b"celery-result"}
+        written = {b"redis-py", b"resp", b"skynet:orchestrator", b"celery-result"}
         assert written <= set(client.keys())  # type: ignore[arg-type]
         assert list(client.info("keyspace")) == [f"db{db}"]
     hot.close()
