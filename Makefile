@@ -20,7 +20,7 @@ SHOW_BIG := sed -un 's/^ *\(Downloading\|Using cached\) \(.*[0-9][0-9]\.[0-9] MB
 PROMPT ?= What is the capital of France?
 override export PROMPT := $(value PROMPT)
 
-.PHONY: help setup demo test lint chaos clean
+.PHONY: help setup demo test lint chaos redis clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -42,6 +42,23 @@ lint: setup ## Check style, format and types
 
 chaos: setup ## Attack a cluster under load: SECONDS=600 SEED=1 CHAOS="--help"
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED)) $(CHAOS)
+
+# Debian's package would start a service; policy-rc.d forbids that while it is installed.
+redis: ## Install redis-server, for the tests with TLS (as root on Debian)
+	@if command -v redis-server >/dev/null; then \
+		echo "==> redis-server is installed"; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "==> Installing redis-server"; \
+		if [ ! -e /usr/sbin/policy-rc.d ]; then \
+			trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \
+			printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; \
+			chmod +x /usr/sbin/policy-rc.d; \
+		fi; \
+		apt-get update -qq; \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; \
+	else \
+		echo "==> redis-server is not installed: tests with TLS will be skipped"; \
+	fi
 
 clean: ## Remove .venv, caches and build leftovers; converted models stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
+import redis
 from celery import signals
 
 from skynet.chords.app import SkynetCelery, configure_logging
 from skynet.chords.worker_check import check_worker
 from skynet.errors import SkynetError
 from skynet.settings import settings
+from skynet.store.access import check_access
+from skynet.store.connection import connect
 from skynet.wire.keys import ORCHESTRATOR_QUEUE
 
+ACCESS_S = 5.0  # for Redis to tell which commands it refuses
 LEFT_S = 0.05  # between checks whether the runtime has handed over
 
 
@@ -28,6 +33,7 @@ def _start(sender: str, instance: Any, **_: Any) -> None:
     """Start the runtime that belongs to the worker's queue."""
     try:
         check_worker(instance)
+        _check_access()
         if instance.place == ORCHESTRATOR_QUEUE:
             from skynet.orchestrator.runtime import OrchestratorRuntime
 
@@ -39,6 +45,12 @@ def _start(sender: str, instance: Any, **_: Any) -> None:
         app.runtime.start()
     except SkynetError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _check_access() -> None:
+    """Refuse to start if Redis refuses a command: the worker would take a place and drop steps."""
+    with suppress(redis.ConnectionError, redis.TimeoutError), connect(timeout_s=ACCESS_S) as client:
+        check_access(client)
 
 
 def _ready(sender: Any, **_: Any) -> None:

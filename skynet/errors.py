@@ -17,6 +17,10 @@ class ClusterUnreachable(SkynetError):
     """Redis does not answer; the message names its URL without the password."""
 
 
+class CommandRefused(SkynetError):
+    """Redis refuses a command to SkyNet's user; the message names command, key and user."""
+
+
 class NoModel(SkynetError):
     """No model has been split onto this cluster, or its weights are no longer in Redis."""
 

@@ -10,14 +10,15 @@ import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from skynet.errors import ConfigurationError
+from skynet.redis_url import RedisURL
 
-REDIS_SCHEMES = ("redis", "rediss", "unix")
+# No character that has a meaning in patterns of Redis or in formats.
+PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,62}:")
 
 
 class Settings(BaseSettings):
@@ -27,7 +28,11 @@ class Settings(BaseSettings):
 
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
-        description="URL of the Redis server: redis://, rediss:// or unix://",
+        description="URL of the Redis server: redis://, rediss://, unix:// or sentinel://",
+    )
+    prefix: str = Field(
+        "skynet:",
+        description="first part of all keys, queues and channels; ends with a colon",
     )
     exchange_urls: tuple[str, ...] = Field(
         (), description="Redis servers of the exchange; stage i uses server i modulo their number"
@@ -89,6 +94,16 @@ class Settings(BaseSettings):
     def _known_scheme(cls, url: str) -> str:
         return check_url(url)
 
+    @field_validator("prefix")
+    @classmethod
+    def _literal_prefix(cls, prefix: str) -> str:
+        if not PREFIX.fullmatch(prefix):
+            raise ValueError(
+                "use at most 64 letters, digits and _ . : / -, first a letter or digit, last a "
+                "colon: SKYNET_PREFIX=skynet: or SKYNET_PREFIX=team-a:skynet:"
+            )
+        return prefix
+
     @field_validator("exchange_urls")
     @classmethod
     def _known_schemes(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
@@ -104,25 +119,10 @@ def check_url(url: str) -> str:
     """The URL, unchanged.
 
     Raises:
-        ValueError: it is not a Redis URL; the message hides the password.
+        ValueError: it cannot be used; the message hides the password.
     """
-    if urlsplit(url).scheme not in REDIS_SCHEMES:
-        raise ValueError(
-            f"{hide_password(url)!r} is not a Redis URL; use redis://, rediss:// (TLS) "
-            "or unix:///path/to/socket"
-        )
+    RedisURL.parse(url)
     return url
-
-
-def hide_password(url: str) -> str:
-    """The URL for messages: `redis://user:***@host`."""
-    url = re.sub(r"(?i)([?&][^=&]*password=)[^&#]*", r"\1***", url)
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user = quote(parts.username or "", safe="")
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}"))
 
 
 @lru_cache(maxsize=1)

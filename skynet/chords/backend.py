@@ -15,6 +15,7 @@ import redis
 from celery.backends.redis import RedisBackend
 
 from skynet.errors import StepFailed
+from skynet.store.connection import connection_pool
 from skynet.store.resp import Script
 from skynet.wire import keys
 
@@ -54,7 +55,18 @@ return {1, parts}
 
 
 class ChordBackend(RedisBackend):
-    """Celery's Redis result backend with SkyNet's chords."""
+    """Celery's Redis result backend with SkyNet's chords, on the broker's Redis."""
+
+    def _get_pool(self, **options: Any) -> redis.ConnectionPool:
+        return connection_pool(
+            self.app.address,
+            timeout_s=options["socket_timeout"],
+            max_connections=options["max_connections"],
+        )
+
+    def as_uri(self, include_password: bool = False) -> str:
+        """For logs; never with a password."""
+        return str(self.app.address)
 
     def on_chord_part_return(
         self, request: Any, state: str, result: Any, propagate: Any = None, **kwargs: Any

@@ -106,7 +106,7 @@ class Messenger:
             {**task_message.properties, "delivery_mode": 2},
         )
         channel._inplace_augment_message(message, "", queue)
-        return channel._q_for_pri(queue, 0).encode(), json_dumps(message).encode()
+        return keys.queue_key(queue).encode(), json_dumps(message).encode()
 
     def send(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
         """Queue one task."""
@@ -160,7 +160,7 @@ class Messenger:
         # Atomic: if two chords of a stage were queued in different orders at two shards, each shard
         # would wait for the other in the exchange.
         pairs = [*values, *messages]
-        redis_keys = [keys.LEADER_KEY.encode(), *(key for key, _ in pairs)]
+        redis_keys = [keys.leader_key().encode(), *(key for key, _ in pairs)]
         arguments = [
             fence.encode(),
             self.ttl_ms,

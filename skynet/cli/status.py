@@ -9,10 +9,12 @@ from typing import Any, cast
 import redis
 
 from skynet.planning.plan import Plan
-from skynet.settings import hide_password, settings
+from skynet.redis_url import hide_password
+from skynet.settings import settings
+from skynet.store.access import CONNECTIONS, MEMORY
 from skynet.store.connection import ping, server_info
 from skynet.store.events import Events
-from skynet.store.members import READY, Members
+from skynet.store.members import READY, Member, Members
 from skynet.store.plans import Plans
 from skynet.store.requests import Requests
 from skynet.store.targets import Target, Targets
@@ -34,9 +36,11 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
     queues = [*places, keys.ORCHESTRATOR_QUEUE]
     with client.pipeline(transaction=False) as pipe:
         for queue in queues:
-            pipe.llen(queue)
+            pipe.llen(keys.queue_key(queue))
         lengths = pipe.execute()
-    engine = cast("bytes | None", client.get(keys.ENGINE_KEY))
+    engine = cast("bytes | None", client.get(keys.engine_key()))
+    state = json.loads(engine) if engine else None
+    memory = server_info(client, "memory")
     present = {m.address for m in members if m.state == READY and plan and m.epoch == plan.epoch}
     if any(member.state == "leading" for member in members):
         present.add(keys.ORCHESTRATOR_QUEUE)
@@ -44,7 +48,9 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
     now = seconds + micros / 1e6
     return {
         "redis": hide_password(url),
-        "redis_memory_bytes": server_info(client, "memory").get("used_memory", 0),
+        "prefix": settings().prefix,
+        "redis_memory_bytes": memory.get("used_memory"),
+        "unavailable": _unavailable(memory, members, state),
         "target": asdict(target) if target else None,
         "plan": plan.summary() if plan else None,
         "missing": [place for place in queues if place not in present] if target else [],
@@ -54,9 +60,19 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
         ],
         "queues": dict(zip(queues, lengths, strict=True)),
         "requests": {"open": Requests(client, settings().result_expires_s).num_open()},
-        "engine": json.loads(engine) if engine else None,
+        "engine": state,
         "events": [asdict(event) for event in Events(client).latest(events)],
     }
+
+
+def _unavailable(
+    memory: dict[str, Any], members: list[Member], engine: dict[str, Any] | None
+) -> list[str]:
+    """What does not work because Redis refuses a command that SkyNet can do without."""
+    listed = (engine or {}).get("sees_connections", True)
+    identified = all(member.connection for member in members)
+    reasons = {MEMORY: bool(memory), CONNECTIONS: listed and identified}
+    return [reason for reason, works in reasons.items() if not works]
 
 
 def _places(plan: Plan | None, target: Target | None) -> list[str]:

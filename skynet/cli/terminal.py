@@ -88,7 +88,11 @@ def print_up(url: str, workers: Sequence[WorkerProcess]) -> None:
 def print_status(status: dict[str, Any]) -> None:
     """Print the state of a cluster, of `status.cluster_status`."""
     plan, engine = status["plan"], status["engine"] or {}
-    _line("Redis", f"{status['redis']}, {_mb(status['redis_memory_bytes'])}")
+    memory = status["redis_memory_bytes"]
+    used = "memory unknown" if memory is None else _mb(memory)
+    _line("Redis", f"{status['redis']}, prefix {status['prefix']}, {used}")
+    for reason in status["unavailable"]:
+        _line("Without", reason, style="yellow")
     if plan is None:
         _line("Plan", "none; start one with `skynet split MODEL --stages S --shards N`")
     else:

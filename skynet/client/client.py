@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from skynet.client.connection import ClusterConnection
 from skynet.client.generation import Generation
-from skynet.errors import BadRequest, ClusterUnreachable
+from skynet.errors import BadRequest, ClusterUnreachable, CommandRefused
 from skynet.request.options import check_priority, check_samples
 from skynet.request.prompts import Prompt
 from skynet.request.record import Record
@@ -133,7 +133,7 @@ class Client(ClusterConnection):
                 argsrepr=f"(prompt of {len(record.prompt)} tokens)",
                 kwargsrepr=json.dumps(about),
             )
-        except ClusterUnreachable as error:
+        except (ClusterUnreachable, CommandRefused) as error:
             logger.warning("request %s: record written, message not sent: %s", record.id, error)
 
     def _target(self) -> Target:

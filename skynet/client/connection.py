@@ -9,8 +9,9 @@ from kombu.exceptions import OperationalError
 from redis import ConnectionError as RedisConnectionError
 from redis import Redis
 
+from skynet.errors import CommandRefused
 from skynet.settings import settings
-from skynet.store.connection import backend_url, broker_url, connect, reachable
+from skynet.store.connection import connect, reachable
 from skynet.store.requests import Requests
 from skynet.wire import keys
 
@@ -52,7 +53,7 @@ class ClusterConnection:
         from skynet.chords.app import SkynetCelery
 
         app = SkynetCelery("skynet")
-        app.conf.update(broker_url=broker_url(self.url), result_backend=backend_url(self.url))
+        app.use(self.url)
         return app
 
     def send(self, task: str, arguments: tuple[str, ...] = (), **options: Any) -> None:
@@ -65,6 +66,9 @@ class ClusterConnection:
             try:
                 self.app.send_task(task, arguments, queue=keys.ORCHESTRATOR_QUEUE, **options)
             except OperationalError as error:
+                cause = error.__cause__
+                if isinstance(cause, RedisConnectionError | CommandRefused):
+                    raise cause from None  # it says more
                 raise RedisConnectionError(str(error)) from error
 
     def close(self) -> None:

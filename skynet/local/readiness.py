@@ -37,7 +37,7 @@ def wait_until_ready(
             if member.state == FAILED:
                 raise SkynetError(f"{member.address} could not load: {member.problem}")
         _report_loading([member for member in present if member.weight_bytes], progress)
-        engine = cast("bytes | None", client.get(keys.ENGINE_KEY))
+        engine = cast("bytes | None", client.get(keys.engine_key()))
         state = json.loads(engine)["state"] if engine else "waiting for an orchestrator"
         plan = plans.current()
         complete = len({member.pid for member in present}) == len(processes.by_name)

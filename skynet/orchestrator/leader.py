@@ -47,6 +47,11 @@ class Leader:
         service = self.service
         return service.plan_controller.epoch if service is not None else 0
 
+    @property
+    def sees_connections(self) -> bool:
+        """Whether Redis tells which members' connections are closed."""
+        return self._members.sees_connections
+
     def follow_election(self) -> None:
         """Promote or demote this process as the lease's thread decided."""
         fence = self.election.leadership.fence

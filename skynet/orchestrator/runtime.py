@@ -112,7 +112,7 @@ class OrchestratorRuntime:
         """Give the leases back; unfinished requests stay in Redis for the next leader."""
         try:
             if self.context.fence:
-                self.context.client.delete(keys.ENGINE_KEY)
+                self.context.client.delete(keys.engine_key())
             self.leadership.resign()
         except redis.RedisError:
             logger.warning("could not give the leadership back: it expires")
@@ -179,7 +179,7 @@ class OrchestratorRuntime:
             steps=service.engine.num_steps if service is not None else 0,
         )
         self.context.client.set(
-            keys.ENGINE_KEY, json.dumps(self.status()), px=int(settings().lease_s * 1000)
+            keys.engine_key(), json.dumps(self.status()), px=int(settings().lease_s * 1000)
         )
 
     def status(self) -> dict[str, Any]:
@@ -187,6 +187,8 @@ class OrchestratorRuntime:
         service = self.leader.service
         if service is None:
             state = self.leader.problem or "waiting for a model"
-            return {"state": state, "running": 0, "waiting": 0, "leader": self.member.id}
-        plan_status = service.plan_controller.status()
-        return {**plan_status, "leader": self.member.id, **service.engine_status()}
+            return {"state": state, "running": 0, "waiting": 0, **self._about()}
+        return {**service.plan_controller.status(), **self._about(), **service.engine_status()}
+
+    def _about(self) -> dict[str, Any]:
+        return {"leader": self.member.id, "sees_connections": self.leader.sees_connections}

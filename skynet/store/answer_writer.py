@@ -144,7 +144,7 @@ class AnswerWriter:
             keys.request_key(request_id),
             keys.tokens_key(request_id),
             keys.end_key(request_id),
-            keys.OPEN_REQUESTS_KEY,
+            keys.open_requests_key(),
         ]
         key, result = meta or ("", "")
         redis_keys += [key] if key else []
@@ -160,4 +160,4 @@ class AnswerWriter:
         if self.fence is not None and not fence:
             raise Fenced("this orchestrator does not lead: it must not write")
         with fenced():
-            return script(keys=[keys.LEADER_KEY, *redis_keys], args=[fence, *arguments])
+            return script(keys=[keys.leader_key(), *redis_keys], args=[fence, *arguments])

@@ -36,11 +36,11 @@ class Events:
         fields: dict[Any, Any] = {"k": kind, "t": text}
         if duration_s:
             fields["d"] = f"{duration_s:.3f}"
-        self.client.xadd(keys.EVENTS_KEY, fields, maxlen=MAX_EVENTS, approximate=True)
+        self.client.xadd(keys.events_key(), fields, maxlen=MAX_EVENTS, approximate=True)
 
     def latest(self, count: int) -> list[Event]:
         """The newest events, oldest first."""
-        entries = cast(list[Any], self.client.xrevrange(keys.EVENTS_KEY, count=count))
+        entries = cast(list[Any], self.client.xrevrange(keys.events_key(), count=count))
         return [
             Event(
                 int(entry.split(b"-")[0]) / 1000,

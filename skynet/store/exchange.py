@@ -43,6 +43,7 @@ class Exchange:
         self.still_wanted: Callable[[], bool] = lambda: True
         spin_s = settings().exchange_spin_us * 1e-6
         self._connection = RespConnection(url, self.timeout_s + 5, spin_s)
+        self._inbox = keys.exchange_format(stage)
         self._expire_s = str(int(4 * self.timeout_s)).encode()
 
     def swap(self, epoch: int, step: int, position: int, mine: Frame) -> dict[int, Frame]:
@@ -86,13 +87,13 @@ class Exchange:
         return time.perf_counter() - started < self.timeout_s and self.still_wanted()
 
     def _pop(self, epoch: int, step: int, position: int, peer: int) -> bytes:
-        inbox = keys.exchange_key(epoch, step, position, self.stage, peer, self.shard)
+        inbox = self._inbox % (epoch, step, position, peer, self.shard)
         return _POP % (len(inbox), inbox)
 
     def _pushes(self, epoch: int, step: int, position: int, payload: bytes) -> list[bytes]:
         commands = []
         for peer in self.peers:
-            outbox = keys.exchange_key(epoch, step, position, self.stage, self.shard, peer)
+            outbox = self._inbox % (epoch, step, position, self.shard, peer)
             commands.append(_PUSH % (len(outbox), outbox, len(payload), payload))
             commands.append(_EXPIRE % (len(outbox), outbox, len(self._expire_s), self._expire_s))
         return commands

@@ -98,7 +98,7 @@ class Leadership:
 
     def acquire(self, epoch: int = 0) -> bool:
         """Try to become the leader. `epoch`: the last one this process knows."""
-        redis_keys = [keys.LEADER_KEY, keys.TERM_KEY, keys.EPOCH_KEY]
+        redis_keys = [keys.leader_key(), keys.term_key(), keys.epoch_key()]
         arguments: list[Any] = [self.member, self.lease_ms, self._term, epoch]
         fence = cast(bytes, self._acquire(keys=redis_keys, args=arguments)).decode()
         if fence:
@@ -108,17 +108,17 @@ class Leadership:
 
     def renew(self) -> Held:
         """Renew the lease."""
-        redis_keys = [keys.LEADER_KEY, keys.TERM_KEY]
+        redis_keys = [keys.leader_key(), keys.term_key()]
         arguments: list[Any] = [self.fence, self.lease_ms, self._term]
         return Held(int(cast(int, self._renew(keys=redis_keys, args=arguments))))
 
     def depose(self, holder: str) -> None:
         """Delete the lease of a dead leader. Safe even if it lives: it is fenced then."""
-        self._resign(keys=[keys.LEADER_KEY], args=[holder])
+        self._resign(keys=[keys.leader_key()], args=[holder])
 
     def holder(self) -> str:
         """The leader's fence, or ""."""
-        fence = cast("bytes | None", self.client.get(keys.LEADER_KEY))
+        fence = cast("bytes | None", self.client.get(keys.leader_key()))
         return fence.decode() if fence else ""
 
     def lose(self, fence: str | None = None) -> None:
@@ -130,10 +130,10 @@ class Leadership:
         """Release the lease at once."""
         fence, self.fence = self.fence, ""
         if fence:
-            self._resign(keys=[keys.LEADER_KEY], args=[fence])
+            self._resign(keys=[keys.leader_key()], args=[fence])
 
 
 def leader_of(client: redis.Redis) -> str:
     """The id of the leading orchestrator, or ""."""
-    holder = cast("bytes | None", client.get(keys.LEADER_KEY))
+    holder = cast("bytes | None", client.get(keys.leader_key()))
     return holder.decode().partition(":")[2] if holder else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -68,7 +69,7 @@ class Members:
     def __init__(self, client: redis.Redis, lease_s: float) -> None:
         self.client = client
         self.lease_s = lease_s
-        self._can_list = True
+        self.sees_connections = True  # until Redis refuses to list them
 
     def renew(self, member: Member) -> None:
         """Renew the lease of `member` for `lease_s` seconds.
@@ -94,19 +95,23 @@ class Members:
                 json.dumps(asdict(member)),
                 px=int(self.lease_s * 1000),
             )
-            pipe.zadd(keys.MEMBERS_KEY, {member.id: member.renewed})
-            return int(pipe.execute()[0])
+            pipe.zadd(keys.members_key(), {member.id: member.renewed})
+            number, *others = pipe.execute(raise_on_error=False)
+        for reply in others:
+            if isinstance(reply, Exception):
+                raise reply
+        return 0 if isinstance(number, Exception) else int(number)  # 0: forbidden by this Redis
 
     def leave(self, member_id: str) -> None:
         """End the lease at once."""
         with self.client.pipeline(transaction=False) as pipe:
             pipe.delete(keys.member_key(member_id))
-            pipe.zrem(keys.MEMBERS_KEY, member_id)
+            pipe.zrem(keys.members_key(), member_id)
             pipe.execute()
 
     def all(self) -> list[Member]:
         """All members with a valid lease, by address, then by time of joining."""
-        ids: list[bytes] = self.client.zrange(keys.MEMBERS_KEY, 0, -1)  # type: ignore[assignment]
+        ids: list[bytes] = self.client.zrange(keys.members_key(), 0, -1)  # type: ignore[assignment]
         if not ids:
             return []
         texts: Iterable[bytes | None] = self.client.mget(  # type: ignore[assignment]
@@ -115,8 +120,9 @@ class Members:
         leases = [text for text in texts if text is not None]
         if len(leases) < len(ids):
             seconds, _ = self.client.time()
-            # By Redis's clock, and not by id: an expired member may be back by now.
-            self.client.zremrangebyscore(keys.MEMBERS_KEY, 0, seconds - 2 * self.lease_s)
+            with suppress(redis.ResponseError):  # a user who may only read sees them, too
+                # By Redis's clock, and not by id: an expired member may be back by now.
+                self.client.zremrangebyscore(keys.members_key(), 0, seconds - 2 * self.lease_s)
         members = [Member.from_json(text) for text in leases]
         return sorted(members, key=lambda m: (not m.address, m.address, m.joined, m.id))
 
@@ -126,14 +132,14 @@ class Members:
         A live member reconnects within a moment: only a member that stays broken is dead.
         """
         asked = [member for member in members if member.connection]
-        if not asked or not self._can_list:
+        if not asked or not self.sees_connections:
             return set()
         try:
             listed: Any = self.client.client_list(
                 client_id=[str(member.connection) for member in asked]
             )
         except redis.ResponseError:  # forbidden by a managed Redis: leases expire, only later
-            self._can_list = False
+            self.sees_connections = False
             return set()
         connected = {int(entry["id"]) for entry in listed}
         return {member.id for member in asked if member.connection not in connected}

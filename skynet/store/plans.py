@@ -55,12 +55,12 @@ class Plans:
 
     def current(self) -> Plan | None:
         """The plan in force, or None."""
-        text = self.client.get(keys.PLAN_KEY)
+        text = self.client.get(keys.plan_key())
         return None if text is None else Plan.from_json(cast(bytes, text))
 
     def texts(self) -> tuple[bytes | None, bytes | None]:
         """The plan in force and the plan in preparation, as JSON."""
-        current, following = cast(Any, self.client.mget(keys.PLAN_KEY, keys.NEXT_PLAN_KEY))
+        current, following = cast(Any, self.client.mget(keys.plan_key(), keys.next_plan_key()))
         return current, following
 
     def number(self, plan: Plan, fence: str, known: int = 0) -> Plan:
@@ -70,7 +70,7 @@ class Plans:
             Fenced: the caller is not the leader any more.
         """
         with fenced():
-            redis_keys = [keys.LEADER_KEY, keys.EPOCH_KEY]
+            redis_keys = [keys.leader_key(), keys.epoch_key()]
             return plan.with_epoch(int(self._next_epoch(keys=redis_keys, args=[fence, known])))
 
     def publish(self, plan: Plan, fence: str, before: Plan | None = None) -> None:
@@ -79,14 +79,14 @@ class Plans:
         Drops the stale messages in the queues of its addresses and of those of the plan `before`.
         """
         addresses = {*plan.addresses(), *(before.addresses() if before else ())}
-        queues = sorted(str(keys.Address(*address)) for address in addresses)
+        queues = sorted(keys.queue_key(str(keys.Address(*address))) for address in addresses)
         with fenced():
             self._publish(keys=[*_keys(), *queues], args=[fence, plan.to_json()])
 
     def forget_next(self, fence: str) -> None:
         """Drop the plan in preparation; members free the slices that they loaded for it."""
         with fenced():
-            self._forget(keys=[keys.LEADER_KEY, keys.NEXT_PLAN_KEY], args=[fence])
+            self._forget(keys=[keys.leader_key(), keys.next_plan_key()], args=[fence])
 
     def prepare(self, plan: Plan, fence: str) -> None:
         """Have members load their slices for a numbered plan."""
@@ -95,12 +95,12 @@ class Plans:
 
     def ask_rebalance(self) -> None:
         """Ask the leading orchestrator to rebalance now."""
-        self.client.set(keys.REBALANCE_KEY, 1, ex=60)
+        self.client.set(keys.rebalance_key(), 1, ex=60)
 
     def take_rebalance(self) -> bool:
         """Whether a rebalance was asked for since the last call."""
-        return self.client.getdel(keys.REBALANCE_KEY) is not None
+        return self.client.getdel(keys.rebalance_key()) is not None
 
 
 def _keys() -> list[str]:
-    return [keys.LEADER_KEY, keys.PLAN_KEY, keys.NEXT_PLAN_KEY]
+    return [keys.leader_key(), keys.plan_key(), keys.next_plan_key()]

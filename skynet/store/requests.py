@@ -76,7 +76,7 @@ class Requests:
 
     def create_all(self, records: Sequence[Record], limit: int | None = None) -> None:
         """As `create`, for several records: all or none."""
-        redis_keys = [keys.ARRIVALS_KEY, keys.OPEN_REQUESTS_KEY]
+        redis_keys = [keys.arrivals_key(), keys.open_requests_key()]
         arguments: list[Any] = [-1 if limit is None else limit, len(records[0].fields())]
         for record in records:
             redis_keys.append(keys.request_key(record.id))
@@ -121,16 +121,16 @@ class Requests:
 
     def num_open(self) -> int:
         """Requests that have not ended."""
-        return self.client.zcard(keys.OPEN_REQUESTS_KEY)
+        return self.client.zcard(keys.open_requests_key())
 
     def open_ids(self) -> list[str]:
         """Ids of requests that have not ended, in order of arrival."""
-        ids = cast(list[bytes], self.client.zrange(keys.OPEN_REQUESTS_KEY, 0, -1))
+        ids = cast(list[bytes], self.client.zrange(keys.open_requests_key(), 0, -1))
         return [request_id.decode() for request_id in ids]
 
     def forget(self, request_id: str) -> None:
         """Remove an id without a record from the queue."""
-        self.client.zrem(keys.OPEN_REQUESTS_KEY, request_id)
+        self.client.zrem(keys.open_requests_key(), request_id)
 
     def emitted(self, request_id: str) -> list[Token]:
         """The tokens appended so far, in order."""

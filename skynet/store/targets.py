@@ -64,18 +64,18 @@ class Targets:
 
     def ask(self, target: Target) -> Target:
         """Ask for this target from now on; returns it with its revision."""
-        revision: int = self.client.incr(keys.REVISION_KEY)
+        revision: int = self.client.incr(keys.revision_key())
         numbered = replace(target, revision=revision)
-        self.client.set(keys.TARGET_KEY, numbered.to_json())
+        self.client.set(keys.target_key(), numbered.to_json())
         return numbered
 
     def restore(self, target: Target) -> None:
         """Ask again for a target that Redis has forgotten, unless another was asked for."""
-        self.client.set(keys.TARGET_KEY, target.to_json(), nx=True)
+        self.client.set(keys.target_key(), target.to_json(), nx=True)
 
     def current(self) -> Target | None:
         """The target asked for last, or None."""
-        text = self.client.get(keys.TARGET_KEY)
+        text = self.client.get(keys.target_key())
         return None if text is None else Target.from_json(cast(bytes, text))
 
     def require(self) -> Target:

@@ -1,35 +1,52 @@
 """Every Redis key, queue name and task name.
 
-The keys, beside queues and Celery's result keys; lifetimes are settings, an inbox's is four times
+All keys, queues and channels begin with SKYNET_PREFIX, `skynet:` by default, so that clusters and
+other applications share a Redis; the names that people type have no prefix (`-Q stage0.shard1`).
+One process has one prefix. Lifetimes are settings, an inbox's is four times
 SKYNET_EXCHANGE_TIMEOUT_S:
 
-    key                                         type     lifetime        value
-    skynet:plan                                 string   kept            plan in force, JSON
-    skynet:target                               string   kept            target asked for, JSON
-    skynet:revision                             integer  kept            revision of the last target
-    skynet:plan:next                            string   kept            plan in preparation, JSON
-    skynet:epoch                                integer  kept            epoch of the last plan
-    skynet:rebalance                            string   a minute        request to rebalance
-    skynet:leader                               string   the lease       TERM:ID of the leader
-    skynet:term                                 integer  kept            term of the last leader
-    skynet:events                               stream   newest 500      joins, losses, plans
-    skynet:model:<digest>:manifest              string   kept            manifest, written last
-    skynet:model:<digest>:file:<name>           string   kept            config, tokenizer, template
-    skynet:model:<digest>:tile:<tensor>:<i>     string   kept            one tile, msgpack-numpy
-    skynet:model:<digest>:lock                  string   30 s, renewed   token of the stager
-    skynet:model:<digest>:bad                   list     an hour         reports of bad tiles
-    skynet:members                              zset     kept            member id -> last renewal
-    skynet:member:<id>                          string   the lease       live worker, JSON
-    skynet:engine                               string   seconds         state of the engine, JSON
-    skynet:requests:open                        zset     kept            unfinished ids by arrival
-    skynet:requests:arrivals                    integer  kept            arrival counter
-    skynet:request:<id>                         hash     result_expires  record
-    skynet:request:<id>:tokens                  stream   result_expires  tokens, then the end
-    skynet:request:<id>:end                     stream   result_expires  the end alone
-    skynet:step:<epoch>.<step>                  string   step_timeout    step, msgpack
-    skynet:hidden:<epoch>.<step>.<layer>        string   step_timeout    hidden states, a frame
-    skynet:chord:<epoch>.<step>.<layer>         hash     step_timeout    parts by shard
-    x:<epoch>.<step>.<position>:<stage>.<a>>b   list     4 x exchange    partial of a for b, a frame
+    key, after the prefix                 type     lifetime        value
+    plan                                  string   kept            plan in force, JSON
+    target                                string   kept            target asked for, JSON
+    revision                              integer  kept            revision of the last target
+    plan:next                             string   kept            plan in preparation, JSON
+    epoch                                 integer  kept            epoch of the last plan
+    rebalance                             string   a minute        request to rebalance
+    leader                                string   the lease       TERM:ID of the leader
+    term                                  integer  kept            term of the last leader
+    events                                stream   newest 500      joins, losses, plans
+    model:<digest>:manifest               string   kept            manifest, written last
+    model:<digest>:file:<name>            string   kept            config, tokenizer, template
+    model:<digest>:tile:<tensor>:<i>      string   kept            one tile, msgpack-numpy
+    model:<digest>:lock                   string   30 s, renewed   token of the stager
+    model:<digest>:bad                    list     an hour         reports of bad tiles
+    members                               zset     kept            member id -> last renewal
+    member:<id>                           string   the lease       live worker, JSON
+    engine                                string   seconds         state of the engine, JSON
+    probe                                 string   never set       asks if Redis takes writes
+    requests:open                         zset     kept            unfinished ids by arrival
+    requests:arrivals                     integer  kept            arrival counter
+    request:<id>                          hash     result_expires  record
+    request:<id>:tokens                   stream   result_expires  tokens, then the end
+    request:<id>:end                      stream   result_expires  the end alone
+    step:<epoch>.<step>                   string   step_timeout    step, msgpack
+    hidden:<epoch>.<step>.<layer>         string   step_timeout    hidden states, a frame
+    chord:<epoch>.<step>.<layer>          hash     step_timeout    parts by shard
+    x:<epoch>.<step>.<position>:<stage>.<a>>b
+                                          list     4 x exchange    partial of a for b, a frame
+
+    Celery's and kombu's:
+    orchestrator, stage<i>.shard<j>       list     kept            queue: task messages
+    celery-task-meta-<id>                 string   result_expires  result of a request, JSON
+    <id>.reply.celery.pidbox              list     10 s            replies to `celery inspect`
+    _kombu.binding.<exchange>             set      kept            queues of an exchange
+    _kombu.binding_permanent.<exchange>   set      kept            those that do not expire
+    _kombu.binding_deadlines              zset     kept            when the others expire
+
+    channel, after the prefix
+    celery-task-meta-<id>                 the same result, when it is written
+    /<db>.celery.pidbox                   `celery inspect` and `celery control`
+    /<db>.celeryev/<event>                events, for Flower
 """
 
 from __future__ import annotations
@@ -38,6 +55,7 @@ import re
 from typing import NamedTuple
 
 from skynet.errors import ConfigurationError
+from skynet.settings import settings
 
 ORCHESTRATOR_QUEUE = "orchestrator"
 
@@ -59,20 +77,6 @@ TASKS = (
 SERIALIZER = "skynet-msgpack"
 
 POP_S = 0.5  # timeout of a worker's pop of its queue, which is then repeated
-
-PLAN_KEY = "skynet:plan"
-NEXT_PLAN_KEY = "skynet:plan:next"
-TARGET_KEY = "skynet:target"
-REVISION_KEY = "skynet:revision"
-REBALANCE_KEY = "skynet:rebalance"
-EPOCH_KEY = "skynet:epoch"
-TERM_KEY = "skynet:term"
-LEADER_KEY = "skynet:leader"
-EVENTS_KEY = "skynet:events"
-MEMBERS_KEY = "skynet:members"
-ENGINE_KEY = "skynet:engine"
-OPEN_REQUESTS_KEY = "skynet:requests:open"
-ARRIVALS_KEY = "skynet:requests:arrivals"
 
 _ADDRESS = re.compile(r"stage(0|[1-9]\d{0,4})\.shard(0|[1-9]\d{0,4})")
 
@@ -102,63 +106,134 @@ class Address(NamedTuple):
         return cls(int(match[1]), int(match[2]))
 
 
+def key(name: str) -> str:
+    """The Redis key of this name: under the prefix, like every key."""
+    return f"{settings().prefix}{name}"
+
+
+def queue_key(queue: str) -> str:
+    """The Redis key of a queue; kombu makes the same one of its `global_keyprefix`."""
+    return key(queue)
+
+
+def plan_key() -> str:
+    return key("plan")
+
+
+def next_plan_key() -> str:
+    return key("plan:next")
+
+
+def target_key() -> str:
+    return key("target")
+
+
+def revision_key() -> str:
+    return key("revision")
+
+
+def rebalance_key() -> str:
+    return key("rebalance")
+
+
+def epoch_key() -> str:
+    return key("epoch")
+
+
+def term_key() -> str:
+    return key("term")
+
+
+def leader_key() -> str:
+    return key("leader")
+
+
+def events_key() -> str:
+    return key("events")
+
+
+def members_key() -> str:
+    return key("members")
+
+
+def engine_key() -> str:
+    return key("engine")
+
+
+def probe_key() -> str:
+    return key("probe")
+
+
+def open_requests_key() -> str:
+    return key("requests:open")
+
+
+def arrivals_key() -> str:
+    return key("requests:arrivals")
+
+
 def manifest_key(digest: str) -> str:
-    return f"skynet:model:{digest}:manifest"
+    return key(f"model:{digest}:manifest")
 
 
 def file_key(digest: str, name: str) -> str:
-    return f"skynet:model:{digest}:file:{name}"
+    return key(f"model:{digest}:file:{name}")
 
 
 def tile_key(digest: str, tensor: str, index: int) -> str:
-    return f"skynet:model:{digest}:tile:{tensor}:{index}"
+    return key(f"model:{digest}:tile:{tensor}:{index}")
 
 
 def model_keys(digest: str) -> str:
     """A pattern that matches all keys of a model; digest `*`: of all models."""
-    return f"skynet:model:{digest}:*"
+    return key(f"model:{digest}:*")
 
 
 def digest_of(model_key: bytes) -> str:
     """The digest in a key of a model."""
-    return model_key.decode().split(":", 3)[2]
+    return _model_words(model_key)[0]
 
 
 def is_tile_key(model_key: bytes) -> bool:
-    return model_key.split(b":", 4)[3] == b"tile"
+    return _model_words(model_key)[1] == "tile"
+
+
+def _model_words(model_key: bytes) -> list[str]:
+    """Digest, kind and the rest of a key of a model."""
+    return model_key.decode().removeprefix(key("model:")).split(":", 2)
 
 
 def staging_lock_key(digest: str) -> str:
-    return f"skynet:model:{digest}:lock"
+    return key(f"model:{digest}:lock")
 
 
 def bad_tiles_key(digest: str) -> str:
-    return f"skynet:model:{digest}:bad"
+    return key(f"model:{digest}:bad")
 
 
 def member_key(member_id: str) -> str:
-    return f"skynet:member:{member_id}"
+    return key(f"member:{member_id}")
 
 
 def request_key(request_id: str) -> str:
-    return f"skynet:request:{request_id}"
+    return key(f"request:{request_id}")
 
 
 def tokens_key(request_id: str) -> str:
-    return f"skynet:request:{request_id}:tokens"
+    return key(f"request:{request_id}:tokens")
 
 
 def end_key(request_id: str) -> str:
-    return f"skynet:request:{request_id}:end"
+    return key(f"request:{request_id}:end")
 
 
 def step_key(epoch: int, step: int) -> str:
-    return f"skynet:step:{epoch}.{step}"
+    return key(f"step:{epoch}.{step}")
 
 
 def hidden_key(group_id: str) -> str:
     """The hidden states before the first layer of this chord."""
-    return f"skynet:hidden:{group_id}"
+    return key(f"hidden:{group_id}")
 
 
 def chord_id(epoch: int, step: int, layer: int) -> str:
@@ -167,8 +242,12 @@ def chord_id(epoch: int, step: int, layer: int) -> str:
 
 
 def chord_key(group_id: str) -> str:
-    return f"skynet:chord:{group_id}"
+    return key(f"chord:{group_id}")
 
 
-def exchange_key(epoch: int, step: int, position: int, stage: int, sender: int, to: int) -> bytes:
-    return b"x:%d.%d.%d:%d.%d>%d" % (epoch, step, position, stage, sender, to)
+def exchange_format(stage: int) -> bytes:
+    """The inboxes of a stage, with epoch, step, position, sender and receiver left open.
+
+    The exchange makes a key for each peer of each sum: the prefix is put in once.
+    """
+    return b"%bx:%%d.%%d.%%d:%d.%%d>%%d" % (settings().prefix.encode(), stage)

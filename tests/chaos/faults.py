@@ -206,7 +206,7 @@ def lose_messages(attack: Attack) -> None:
 def _queues(attack: Attack) -> list[str]:
     stages, shards = attack.cluster.shape
     addresses = [str(keys.Address(i, j)) for i in range(stages) for j in range(shards)]
-    return [*addresses, keys.ORCHESTRATOR_QUEUE]
+    return [keys.queue_key(queue) for queue in (*addresses, keys.ORCHESTRATOR_QUEUE)]
 
 
 def _take(client: redis.Redis, queues: list[str], seconds: float) -> tuple[bytes, bytes] | None:
@@ -215,7 +215,9 @@ def _take(client: redis.Redis, queues: list[str], seconds: float) -> tuple[bytes
 
 def corrupt_tile(attack: Attack) -> None:
     """Corrupt a staged tile, kill a worker so that a load meets it, and restore the tile."""
-    redis_keys = attack.patiently(lambda client: sorted(client.scan_iter("skynet:model:*:tile:*")))
+    redis_keys = attack.patiently(
+        lambda client: sorted(client.scan_iter(keys.key("model:*:tile:*")))
+    )
     key = attack.chance.choice(redis_keys)
     right = attack.patiently(lambda client: cast(bytes, client.get(key)))
     wrong = bytearray(right)

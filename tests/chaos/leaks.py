@@ -19,9 +19,10 @@ MEMORY_SHARE, MEMORY_BYTES = 0.1, 4 * 2**20  # allowed growth of Redis: script c
 RSS_SHARE, RSS_BYTES = 0.2, 192 * 2**20
 MORE_CLIENTS = 4  # connections that are opened when first needed
 UNIQUE = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27,}|[0-9a-f]{32,}")
-TRANSIENT = ("celery-task-meta-", "skynet:request:", "skynet:requests:open", "skynet:plan:next")
+# Names of keys after the prefix.
+TRANSIENT = ("celery-task-meta-", "request:", "requests:open", "plan:next")
 # Counters, logs and bindings, of which one exists from the first use on.
-ONCE = ("skynet:rebalance", "_kombu.binding.")
+ONCE = ("rebalance", "_kombu.binding")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def forget_requests(client: redis.Redis) -> None:
     Also reports of tiles that the harness corrupted and restored, which expire after an hour.
     """
     for pattern in (
-        "celery-task-meta-*",
+        redis_keys.key("celery-task-meta-*"),
         redis_keys.request_key("*"),
         redis_keys.bad_tiles_key("*"),
     ):
@@ -105,7 +106,8 @@ def compare(before: Level, now: Level) -> list[str]:
 
 
 def _kinds(client: redis.Redis) -> Counter[str]:
-    names = (key.decode(errors="replace") for key in client.scan_iter(count=1000))
+    found = (key.decode(errors="replace") for key in client.scan_iter(count=1000))
+    names = (name.removeprefix(redis_keys.key("")) for name in found)
     kinds = Counter[str]()
     for name in names:
         if not name.startswith((*TRANSIENT, *ONCE)):
@@ -117,4 +119,4 @@ def _without_numbers(name: str) -> str:
     """The kind of a key that belongs to a step."""
     if name.startswith("x:"):
         return "x:<exchange>"
-    return re.sub(r"^(skynet:(step|hidden|chord|member)):.*", r"\1:<id>", name)
+    return re.sub(r"^(step|hidden|chord|member):.*", r"\1:<id>", name)

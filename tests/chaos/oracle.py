@@ -49,7 +49,7 @@ def judge(
         if outcome.id not in known:
             problems.append("accepted, but its record is lost")
         verdict.wrong += [f"client of {outcome.id} ({outcome.mode}): {p}" for p in problems]
-    still_open = client.zcard(keys.OPEN_REQUESTS_KEY)
+    still_open = client.zcard(keys.open_requests_key())
     if still_open:
         verdict.wrong.append(f"{still_open} requests are still open")
     verdict.token_times.sort()

@@ -205,7 +205,7 @@ class Run:
         try:
             wait_for(
                 "every request to end",
-                lambda: not client.zcard(keys.OPEN_REQUESTS_KEY),
+                lambda: not client.zcard(keys.open_requests_key()),
                 self.plan.request_timeout_s + GRACE_S,
             )
         except AssertionError as error:
@@ -229,7 +229,7 @@ class Run:
             nonlocal last
             time.sleep(3)
             last, previous = leaks.measure(self.cluster, client), last
-            idle = not any(kind.startswith(("x:", "skynet:step")) for kind in last.keys)
+            idle = not any(kind.startswith(("x:", "step")) for kind in last.keys)
             return idle and last.keys == previous.keys
 
         wait_for("the cluster to be at rest", steady, leaks.SETTLE_S)

@@ -17,6 +17,7 @@ from skynet.client.generation import Generation
 from skynet.local.cluster import LocalCluster
 from skynet.store.events import Event, Events
 from skynet.store.members import Member, Members
+from skynet.wire import keys
 
 LONG = 500
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 11}
@@ -58,7 +59,7 @@ class Answers:
 
 def one_end(cluster: LocalCluster, generation: Generation) -> bool:
     """Is there exactly one terminal event in the request's stream?"""
-    entries = cluster.client.redis.xrange(f"skynet:request:{generation.id}:tokens")
+    entries = cluster.client.redis.xrange(keys.tokens_key(generation.id))
     ends = [fields for _, fields in entries if b"end" in fields]  # type: ignore[union-attr]
     return len(ends) == 1
 
@@ -89,7 +90,7 @@ class Undisturbed:
 
 def engine_state(cluster: LocalCluster) -> dict[str, object]:
     """The state that the leading orchestrator last wrote."""
-    text = cluster.client.redis.get("skynet:engine")
+    text = cluster.client.redis.get(keys.engine_key())
     return dict(json.loads(text)) if isinstance(text, bytes) else {}
 
 

@@ -58,3 +58,15 @@ def command(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def run(*words: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """`python -m WORDS` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )

@@ -242,7 +242,7 @@ def test_steps_leave_nothing_in_redis(cluster: LocalCluster, tiny: Tiny) -> None
     cluster.submit_prompt(tiny.prompts[0], max_tokens=NEW).get(timeout=60)
     # Then each key of its steps has a time to live
     redis = cluster.client.redis
-    for pattern in ("skynet:step:*", "skynet:hidden:*", "skynet:chord:*", "x:*"):
+    for pattern in ("skynet:step:*", "skynet:hidden:*", "skynet:chord:*", "skynet:x:*"):
         for key in redis.scan_iter(pattern, count=1000):
             assert redis.ttl(key) != -1, key
 

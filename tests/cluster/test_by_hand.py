@@ -100,7 +100,7 @@ def test_a_cluster_by_hand(
         wait_for("one that stands by", lambda: states() == ["leading", "ready", "spare"])
     # And a worker that gets SIGTERM returns its lease
     assert members(client) == {}
-    assert client.exists(keys.ENGINE_KEY) == 0
+    assert client.exists(keys.engine_key()) == 0
 
 
 def test_requests_wait_for_workers_that_come_later(
@@ -113,7 +113,7 @@ def test_requests_wait_for_workers_that_come_later(
     assert status["missing"] == ["stage0.shard0", "orchestrator"]
     assert status["requests"]["open"] == 3
     # When one of their messages is lost, and workers come
-    client.rpop(keys.ORCHESTRATOR_QUEUE)
+    client.rpop(keys.queue_key(keys.ORCHESTRATOR_QUEUE))
     with ExitStack() as stack:
         for place in ("orchestrator", "stage0.shard0"):
             stack.enter_context(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import socket
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +9,8 @@ from typing import Any
 
 import pytest
 from checkpoints import Tiny
-from processes import command, wait_for
+from flower_api import flower
+from processes import wait_for
 
 from skynet.local.cluster import LocalCluster
 from skynet.wire import keys
@@ -22,32 +19,11 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 Tasks = dict[str, dict[str, Any]]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
-def flower(cluster: LocalCluster, directory: Path) -> Iterator[Callable[[], Tasks]]:
-    """`celery -A skynet flower` against the cluster: a function that replies the tasks it shows."""
-    port = free_port()
-
-    def tasks() -> Tasks:
-        try:
-            url = f"http://127.0.0.1:{port}/api/tasks?limit=5000"
-            with urllib.request.urlopen(url, timeout=10) as reply:
-                return dict(json.load(reply))
-        except (urllib.error.URLError, ConnectionError):
-            return {}
-
-    with command(
-        *("celery", "-A", "skynet", "flower", "--address=127.0.0.1", f"--port={port}"),
-        environment={"SKYNET_REDIS_URL": cluster.url, "FLOWER_UNAUTHENTICATED_API": "1"},
-        log=directory / "flower.log",
-        cwd=directory,
-    ):
-        yield tasks
+def shown_tasks(cluster: LocalCluster, directory: Path) -> Iterator[Callable[[], Tasks]]:
+    """Flower beside the cluster: a function that replies the tasks it shows."""
+    with flower({"SKYNET_REDIS_URL": cluster.url}, directory) as page:
+        yield lambda: page("tasks?limit=5000")
 
 
 def shown(cluster: LocalCluster, tasks: Callable[[], Tasks], prompt: list[int]) -> dict[str, Any]:
@@ -67,7 +43,7 @@ def test_requests_are_tasks_and_shard_tasks_are_not_shown(
     cluster: LocalCluster, tiny: Tiny, tmp_path: Path
 ) -> None:
     # Given Flower beside a cluster
-    with flower(cluster, tmp_path) as tasks:
+    with shown_tasks(cluster, tmp_path) as tasks:
         # When requests are answered
         prompt = tiny.prompts[0]
         task = shown(cluster, tasks, prompt)
@@ -95,7 +71,7 @@ def test_traced_shard_tasks_are_shown(tiny: Tiny, tmp_path: Path) -> None:
     with LocalCluster(
         tiny.path, 1, 2, "float32", "layer", environment={"SKYNET_TRACE": "1"}
     ) as traced:
-        with flower(traced, tmp_path) as tasks:
+        with shown_tasks(traced, tmp_path) as tasks:
             # When a request is answered
             task = shown(traced, tasks, tiny.prompts[0])
             # Then it is there

@@ -10,6 +10,7 @@ import redis
 from processes import command, wait_for
 
 from skynet.local.server import EmbeddedServer
+from skynet.wire import keys
 
 FOREIGN = 'raise RuntimeError("this is the module of another application")\n'
 
@@ -32,7 +33,7 @@ def test_a_worker_beside_other_tasks_and_settings_runs_those_of_skynet(
     words = ("celery", "-A", "skynet", "worker", "-Q", queue)
     # When it has started / Then it is a member, and none of the application's modules is imported
     with command(*words, environment=environment, log=log, cwd=directory) as worker:
-        wait_for("a member", lambda: client.zcard("skynet:members") or worker.poll() is not None)
+        wait_for("a member", lambda: client.zcard(keys.members_key()) or worker.poll() is not None)
         assert worker.poll() is None, log.read_text()
     assert "another application" not in log.read_text()
 

@@ -13,16 +13,15 @@ from skynet.chords.app import SkynetCelery
 from skynet.chords.messenger import Messenger
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
-from skynet.store.connection import backend_url, broker_url
 from skynet.store.resp import RespConnection
-from skynet.wire import codec
+from skynet.wire import codec, keys
 
 TTL_S = 60
 
 
 def make_app(url: str) -> SkynetCelery:
     app = SkynetCelery("tests")
-    app.conf.update(broker_url=broker_url(url), result_backend=backend_url(url))
+    app.use(url)
     app.__dict__["messenger"] = Messenger(app, RespConnection(url, 10), TTL_S)
     return app
 
@@ -44,7 +43,7 @@ def tiny_plan(stages: int = 2, shards: int = 2) -> Plan:
 def queued(client: redis.Redis, queue: str) -> list[dict[str, Any]]:
     """All messages of a queue, first come first, their bodies decoded; the queue is empty then."""
     messages = []
-    while (text := client.rpop(queue)) is not None:
+    while (text := client.rpop(keys.queue_key(queue))) is not None:
         message: dict[str, Any] = json.loads(text)  # type: ignore[arg-type]
         message["body"] = decoded_body(message)
         messages.append(message)

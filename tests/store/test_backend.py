@@ -91,7 +91,7 @@ def test_the_last_part_sends_the_body_with_all_parts_by_shard(
     # When they return in any order
     for shard in order[:2]:
         shards.run(shard, part(shard))
-        assert client.llen(keys.ORCHESTRATOR_QUEUE) == 0
+        assert client.llen(keys.queue_key(keys.ORCHESTRATOR_QUEUE)) == 0
     shards.run(order[2], part(order[2]))
     # Then the body has the parts in the order of the shards
     assert finished(client) == [[0, 1, 2]]

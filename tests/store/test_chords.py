@@ -84,7 +84,7 @@ def test_a_chord_is_a_message_for_each_shard(app: SkynetCelery, client: redis.Re
     app.messenger.emit_chord(plan, SpanMessage(5, 9, second.start, 4, b"rows", b"hidden"))
     # Then each of its shards has one, with rows and hidden states, and no other shard
     for shard in range(3):
-        assert client.llen(f"stage0.shard{shard}") == 0
+        assert client.llen(keys.queue_key(f"stage0.shard{shard}")) == 0
         (message,) = queued(client, f"stage1.shard{shard}")
         assert message["headers"]["group_index"] == shard
         assert message["headers"]["group"] == f"5.9.{second.start}"
@@ -113,7 +113,8 @@ def test_large_rows_and_hidden_states_are_stored_under_keys(
     # And the rest lies there for a while
     assert client.get(keys.step_key(5, 9)) == rows
     assert client.get(keys.hidden_key(keys.chord_id(5, 9, 1))) == hidden
-    redis_keys = client.keys("skynet:*")
+    queued(client, "stage0.shard1")
+    redis_keys = client.keys("*")
     assert len(redis_keys) == 2
     assert all(0 < client.ttl(key) <= 60 for key in redis_keys)
 
@@ -150,7 +151,7 @@ def test_a_message_that_is_given_back_comes_next(app: SkynetCelery, client: redi
     # Given a queue with two messages, the first of which a worker took by mistake
     for step in (1, 2, 3):
         app.messenger.send(keys.FAIL_STEP_TASK, [5, step, "PeerLost", "late"], ADDRESS)
-    client.rpop(ADDRESS)
+    client.rpop(keys.queue_key(ADDRESS))
     # When it is given back
     headers: dict[str, Any] = {"group_id": "5.1.0", "group_index": 1, "chord": {"task": "x"}}
     app.messenger.give_back(keys.FAIL_STEP_TASK, [5, 1, "PeerLost", "late"], ADDRESS, **headers)
@@ -194,5 +195,5 @@ def test_a_deposed_leader_sends_nothing(app: SkynetCelery, client: redis.Redis) 
     with pytest.raises(Fenced):
         app.messenger.emit_chord(tiny_plan(), SpanMessage(5, 9, 0, 1, b"rows"), fence=old)
     # Then no shard has a message, and no rows are there
-    assert client.keys("stage*") == []
+    assert client.keys("*stage*") == []
     assert client.exists(keys.step_key(5, 9)) == 0

@@ -33,5 +33,5 @@ def test_the_log_does_not_grow_for_ever(client: redis.Redis) -> None:
     for number in range(3 * MAX_EVENTS):
         events.add("joined", str(number))
     # Then about so many are left, with the last
-    assert MAX_EVENTS <= client.xlen(keys.EVENTS_KEY) < 2 * MAX_EVENTS
+    assert MAX_EVENTS <= client.xlen(keys.events_key()) < 2 * MAX_EVENTS
     assert events.latest(1)[0].text == str(3 * MAX_EVENTS - 1)

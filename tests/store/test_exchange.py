@@ -16,6 +16,7 @@ import torch
 from skynet.errors import PeerLost, WireError
 from skynet.local.server import EmbeddedServer
 from skynet.store.exchange import Exchange
+from skynet.wire import keys
 from skynet.wire.frame import BFLOAT16, FLOAT32, Frame
 from skynet.worker.all_reduce import AllReduce
 
@@ -175,7 +176,7 @@ def test_a_partial_of_another_shape_is_an_error(server: EmbeddedServer, other: F
 
 def test_bytes_that_are_no_partial_are_refused(server: EmbeddedServer, client: redis.Redis) -> None:
     # Given something else in a shard's inbox
-    client.lpush("x:1.15.0:0.1>0", b"?")
+    client.lpush(keys.exchange_format(0) % (1, 15, 0, 1, 0), b"?")
     with shards(server, 2) as (exchanges, _):
         # When it is popped / Then it is no partial
         with pytest.raises(WireError, match="malformed partial"):
@@ -197,7 +198,7 @@ def test_a_late_push_is_never_taken_for_another_step(
     # Then it has its partials
     assert values(results[0][1]) == [1]
     # And partials that no peer took expire
-    left = list(client.scan_iter("x:*"))
+    left = list(client.scan_iter("skynet:x:*"))
     assert len(left) == 3
     assert all(0 < client.ttl(key) <= 80 for key in left)  # type: ignore[operator]
 

@@ -122,5 +122,5 @@ def test_an_application_keeps_its_celery(
     assert done.returncode == 0, done.stderr
     # And only SkyNet's message, if one was sent, is in SkyNet's Redis
     num_sent = 0 if process == "import of the app" else 1
-    assert client.llen(keys.ORCHESTRATOR_QUEUE) == num_sent
+    assert client.llen(keys.queue_key(keys.ORCHESTRATOR_QUEUE)) == num_sent
     assert not client.exists("celery")

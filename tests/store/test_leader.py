@@ -37,10 +37,10 @@ def test_a_lease_that_is_renewed_holds(client: redis.Redis) -> None:
     # Given a lease of which most is over
     leader = Leadership(client, "a", 60)
     leader.acquire()
-    client.pexpire(keys.LEADER_KEY, 1000)
+    client.pexpire(keys.leader_key(), 1000)
     # When it is renewed / Then it is as long as at first
     assert leader.renew() is Held.YES
-    assert 30_000 < int(client.pttl(keys.LEADER_KEY)) <= 60_000  # type: ignore[arg-type]
+    assert 30_000 < int(client.pttl(keys.leader_key())) <= 60_000  # type: ignore[arg-type]
 
 
 def test_a_lease_that_is_not_renewed_passes_on(client: redis.Redis) -> None:
@@ -60,13 +60,13 @@ def test_a_lease_that_ran_out_is_taken_up_again_if_nobody_had_it(client: redis.R
     # Given a lease that ran out
     leader = Leadership(client, "a", 60)
     leader.acquire()
-    client.delete(keys.LEADER_KEY)
+    client.delete(keys.leader_key())
     # When it is renewed, and no other has led since / Then it holds, under the same fence
     assert leader.renew() is Held.YES
     assert leader.holder() == leader.fence
     # But not if another has, even if that one is gone
     other = Leadership(client, "b", 60)
-    client.delete(keys.LEADER_KEY)
+    client.delete(keys.leader_key())
     other.acquire()
     other.resign()
     assert leader.renew() is Held.LOST
@@ -76,7 +76,7 @@ def test_a_lease_that_ran_out_is_taken_up_again_if_nobody_had_it(client: redis.R
 def test_lost_redis_data_is_distinguished_from_a_lost_lease(client: redis.Redis) -> None:
     # Given a leader of the fourth term, at epoch 9
     leader = Leadership(client, "a", 60)
-    client.set(keys.TERM_KEY, 3)
+    client.set(keys.term_key(), 3)
     leader.acquire()
     # When Redis has started again without its data
     client.flushall()
@@ -86,13 +86,13 @@ def test_lost_redis_data_is_distinguished_from_a_lost_lease(client: redis.Redis)
     leader.lose()
     assert leader.acquire(epoch=9)
     assert leader.fence == "5:a"
-    assert client.get(keys.EPOCH_KEY) == b"9"
+    assert client.get(keys.epoch_key()) == b"9"
 
 
 def test_a_new_leader_of_a_wiped_redis_is_a_loss_all_the_same(client: redis.Redis) -> None:
     # Given a leader whose Redis was wiped, and another that leads there, under a smaller term
     leader = Leadership(client, "a", 60)
-    client.set(keys.TERM_KEY, 3)
+    client.set(keys.term_key(), 3)
     leader.acquire()
     client.flushall()
     Leadership(client, "b", 60).acquire()
@@ -103,10 +103,10 @@ def test_a_new_leader_of_a_wiped_redis_is_a_loss_all_the_same(client: redis.Redi
 
 def test_an_epoch_that_is_ahead_stays(client: redis.Redis) -> None:
     # Given an epoch beyond what this one knows
-    client.set(keys.EPOCH_KEY, 12)
+    client.set(keys.epoch_key(), 12)
     # When it begins to lead / Then the epoch does not go back
     Leadership(client, "a", 60).acquire(epoch=9)
-    assert client.get(keys.EPOCH_KEY) == b"12"
+    assert client.get(keys.epoch_key()) == b"12"
 
 
 def test_only_the_leader_that_was_meant_is_deposed(client: redis.Redis) -> None:
@@ -145,13 +145,13 @@ def test_a_guarded_script_writes_for_the_leader_only(client: redis.Redis) -> Non
     # When the leader, and when tools that check nothing write / Then it is written
     for fence in (leader.fence, ""):
         with fenced():
-            script(keys=[keys.LEADER_KEY, "what"], args=[fence, "this"])
+            script(keys=[keys.leader_key(), "what"], args=[fence, "this"])
         assert client.getdel("what") == b"this"
     # But not by one that has led, nor while there is no leader
     old = leader.fence
     leader.resign()
     with pytest.raises(Fenced), fenced():
-        script(keys=[keys.LEADER_KEY, "what"], args=[old, "this"])
+        script(keys=[keys.leader_key(), "what"], args=[old, "this"])
     assert client.get("what") is None
     # And other errors stay what they are
     client.set("what", "a text")
@@ -183,7 +183,7 @@ def test_never_two_leaders_and_no_term_of_one_process_twice(
         elif action == "resign":
             one.resign()
         elif action == "expire":
-            client.delete(keys.LEADER_KEY)
+            client.delete(keys.leader_key())
         elif action == "depose":
             one.depose(one.holder())
         elif action == "wipe":

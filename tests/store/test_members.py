@@ -66,12 +66,12 @@ def test_a_leaving_member_is_gone_at_once(client: redis.Redis) -> None:
 def test_expired_members_are_removed(client: redis.Redis) -> None:
     # Given a node that died long ago
     members = Members(client, lease_s=60)
-    client.zadd(keys.MEMBERS_KEY, {"ancient": time.time() - 10_000})
+    client.zadd(keys.members_key(), {"ancient": time.time() - 10_000})
     # When another renews, and the members are listed
     members.renew(member("a", "stage0.shard0"))
     assert [m.node for m in members.all()] == ["a"]
     # Then its name is forgotten
-    assert client.zrange(keys.MEMBERS_KEY, 0, -1) == [b"a"]
+    assert client.zrange(keys.members_key(), 0, -1) == [b"a"]
 
 
 def test_a_renewal_keeps_the_arrival_and_the_shortest_round_trip(client: redis.Redis) -> None:
@@ -98,7 +98,7 @@ def test_a_connection_that_closes_is_seen_before_the_lease_runs_out(
     connection = connect(server.url, single_connection=True)
     Members(connection, lease_s=60).renew(member("a", "stage0.shard0"))
     client.set(keys.member_key("b"), json.dumps(asdict(member("b", "stage0.shard1"))))
-    client.zadd(keys.MEMBERS_KEY, {"b": time.time()})
+    client.zadd(keys.members_key(), {"b": time.time()})
     alive = members.all()
     assert [m.connection > 0 for m in alive] == [True, False]
     assert members.broken(alive) == set()

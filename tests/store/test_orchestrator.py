@@ -106,7 +106,7 @@ def test_a_message_whose_record_is_gone_is_forgotten(
 ) -> None:
     # Given an open id without a record
     bring_up(runtime, shards)
-    client.zadd(keys.OPEN_REQUESTS_KEY, {"ghost": 1})
+    client.zadd(keys.open_requests_key(), {"ghost": 1})
     # When its message comes
     runtime.messages.accept("ghost")
     # Then nothing runs and nothing is open

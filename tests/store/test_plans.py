@@ -52,7 +52,7 @@ def test_a_target_is_restored_only_where_there_is_none(client: redis.Redis) -> N
     # Given a target that Redis has forgotten
     targets = Targets(client)
     first = targets.ask(TARGET)
-    client.delete(keys.TARGET_KEY)
+    client.delete(keys.target_key())
     # When it is restored / Then it is in force, as it was
     targets.restore(first)
     assert targets.current() == first
@@ -69,7 +69,7 @@ def test_a_rebalance_is_taken_once_and_expires(client: redis.Redis) -> None:
     plans.ask_rebalance()
     plans.ask_rebalance()
     # When / Then it is taken once, and would have expired
-    assert 0 < int(client.ttl(keys.REBALANCE_KEY)) <= 60  # type: ignore[arg-type]
+    assert 0 < int(client.ttl(keys.rebalance_key())) <= 60  # type: ignore[arg-type]
     assert plans.take_rebalance()
     assert not plans.take_rebalance()
 
@@ -97,13 +97,13 @@ def test_a_deposed_leader_writes_no_plan(client: redis.Redis, leader: Leadership
     leader.resign()
     other = Leadership(client, "b", 60)
     other.acquire()
-    epoch = client.get(keys.EPOCH_KEY)
+    epoch = client.get(keys.epoch_key())
     # When it writes / Then nothing is written, not even a number
     for write in (plans.number, plans.prepare, plans.publish):
         with pytest.raises(Fenced):
             write(plan, old)
     assert plans.texts() == (None, None)
-    assert client.get(keys.EPOCH_KEY) == epoch
+    assert client.get(keys.epoch_key()) == epoch
 
 
 def test_a_new_plan_empties_the_queues_of_all_addresses(
@@ -115,11 +115,12 @@ def test_a_new_plan_empties_the_queues_of_all_addresses(
     after = plans.number(tiny_plan(1, 2), leader.fence)
     queues = ("stage0.shard0", "stage1.shard0", "stage0.shard1", "stage7.shard0")
     for queue in (*queues, keys.ORCHESTRATOR_QUEUE):
-        client.lpush(queue, "a message")
+        client.lpush(keys.queue_key(queue), "a message")
     # When the next one is put in force
     plans.publish(after, leader.fence, before)
     # Then what lay at either's addresses is gone
-    left = {queue for queue in (*queues, keys.ORCHESTRATOR_QUEUE) if client.exists(queue)}
+    everything = (*queues, keys.ORCHESTRATOR_QUEUE)
+    left = {queue for queue in everything if client.exists(keys.queue_key(queue))}
     assert left == {"stage7.shard0", keys.ORCHESTRATOR_QUEUE}
 
 

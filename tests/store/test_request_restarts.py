@@ -19,6 +19,7 @@ from skynet.request.completion import Completion
 from skynet.request.record import End, Options, Record, Token
 from skynet.store.connection import connect
 from skynet.store.requests import Requests
+from skynet.wire import keys
 
 WAIT_S = 30
 TOKENS = [Token(index, 10 + index, f"{index} ") for index in range(4)]
@@ -135,12 +136,12 @@ def test_entries_whose_ids_went_back_are_read(requests: Requests) -> None:
     reader = requests.stream("r1", timeout_s=WAIT_S)
     assert [next(reader), next(reader)] == TOKENS[:2]
     # When the stream is there again under ids of a clock that is behind
-    key = "skynet:request:r1:tokens"
+    key = keys.tokens_key("r1")
     requests.client.delete(key)
     for token in TOKENS[:3]:
         fields: dict[str, str | int] = {"i": token.index, "t": token.id, "p": token.text}
         requests.client.xadd(key, fields, id=f"1-{token.index + 1}")  # type: ignore[arg-type]
-    requests.client.hset("skynet:request:r1", "emitted", 3)
+    requests.client.hset(keys.request_key("r1"), "emitted", 3)
     # Then the reader gets the unread tokens
     assert next(reader) == TOKENS[2]
 

@@ -291,15 +291,15 @@ def test_a_queue_is_never_overfilled_by_many_at_once(
 def test_a_deposed_orchestrator_writes_nothing(requests: Requests, client: redis.Redis) -> None:
     # Given a leader with a request
     new(requests)
-    client.set(keys.LEADER_KEY, "1:me")
+    client.set(keys.leader_key(), "1:me")
     leader = Requests(client, 1000, fence=lambda: "1:me")
     leader.writer.start(["r1"])
     assert leader.writer.append([("r1", Token(0, 5, "x"))]) == [1]
     # When another one leads, or none does
     for holder in ("2:other", None):
-        client.delete(keys.LEADER_KEY)
+        client.delete(keys.leader_key())
         if holder:
-            client.set(keys.LEADER_KEY, holder)
+            client.set(keys.leader_key(), holder)
         before = client.hgetall(keys.request_key("r1"))
         # Then all it writes is refused, and nothing has changed
         with pytest.raises(Fenced):

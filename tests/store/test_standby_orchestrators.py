@@ -90,11 +90,11 @@ def test_a_deposed_leader_writes_nothing(
     submit(client, "r1")
     watch(runtime)
     ((epoch, step),) = sent_steps(client)
-    client.delete(keys.LEADER_KEY)  # its lease has run out
+    client.delete(keys.leader_key())  # its lease has run out
     other = make_runtime()
     beat(other)
     assert leader_of(client) == other.member.id
-    plan_before = client.get(keys.PLAN_KEY)
+    plan_before = client.get(keys.plan_key())
     # When it wakes up, with the result of its step and work to do
     with suppress(Fenced):
         runtime.messages.finish_step(parts(11), epoch, step, 0.0)
@@ -103,7 +103,7 @@ def test_a_deposed_leader_writes_nothing(
     # Then it has written no token, sent no step and made no plan, and knows that it does not lead
     assert [token.id for token in Requests(client, 1000).emitted("r1")] == []
     assert sent_steps(client) == []
-    assert client.get(keys.PLAN_KEY) == plan_before
+    assert client.get(keys.plan_key()) == plan_before
     beat(runtime)
     watch(runtime)
     assert runtime.leader.service is None
@@ -116,7 +116,7 @@ def test_a_deposed_leader_does_not_fail_a_request_it_is_sent(
 ) -> None:
     # Given a leader that was stopped, while another took the lead
     bring_up(runtime, shards)
-    client.delete(keys.LEADER_KEY)
+    client.delete(keys.leader_key())
     beat(make_runtime())
     # When it takes a message of a request that it would end at once
     submit(client, "old", model="another")
@@ -158,7 +158,7 @@ def test_a_message_of_the_next_leaders_plan_is_given_back(
 ) -> None:
     # Given a leader that was stopped while another took the lead and made a plan
     old = bring_up(runtime, shards)
-    client.delete(keys.LEADER_KEY)
+    client.delete(keys.leader_key())
     other = make_runtime()
     beat(other)
     new = bring_up(other, shards)

@@ -109,6 +109,9 @@ def test_settings_of_the_celery_app() -> None:
     assert conf.task_create_missing_queues is False
     assert set(conf.accept_content) == {"json", keys.SERIALIZER}
     assert conf.task_send_sent_event is False
+    # And kombu and the result backend put the prefix before their keys and channels
+    assert conf.broker_transport_options["global_keyprefix"] == "skynet:"
+    assert app.backend.get_key_for_task("7") == b"skynet:celery-task-meta-7"
 
 
 def test_two_clients_talk_to_two_clusters(tmp_path: Path) -> None:
@@ -116,9 +119,7 @@ def test_two_clients_talk_to_two_clusters(tmp_path: Path) -> None:
     first, second = Client(f"unix://{tmp_path}/a"), Client("redis://127.0.0.1:1/0")
     # Then each app differs, and the process's app stays as it was
     assert first.app.conf.broker_url == f"redis+socket://{tmp_path}/a"
-    assert (
-        first.app.conf.result_backend == f"skynet.chords.backend:ChordBackend+socket://{tmp_path}/a"
-    )
+    assert first.app.backend.as_uri() == f"unix://{tmp_path}/a"
     assert second.app.conf.broker_url == "redis://127.0.0.1:1/0"
     assert app.conf.broker_url not in (first.app.conf.broker_url, second.app.conf.broker_url)
     for client in (first, second):

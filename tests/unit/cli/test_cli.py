@@ -389,7 +389,9 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
     plan = {"epoch": 3, "model": "SmolLM2", "dtype": "float32", "chord_span": "auto"}
     status = {
         "redis": "redis://:***@redis:6379/0",
+        "prefix": "skynet:",
         "redis_memory_bytes": 275_000_000,
+        "unavailable": ["quick detection"],
         "plan": {**plan, "stages": [{"layers": [0, 30], "shards": [shard]}]},
         "missing": ["orchestrator"],
         "members": [member, {**member, **spare}],
@@ -405,6 +407,8 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
     assert result.exception is None
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
+    assert lines[0] == "Redis    redis://:***@redis:6379/0, prefix skynet:, 275 MB"
+    assert "Without  quick detection" in lines
     assert "Missing  orchestrator" in lines
     row = next(line for line in lines if line.startswith("stage0.shard0"))
     for cell in ("ready", "[0, 6)", "323 MB", "652 MB", "1091", "0.3 s", "41234", "rack7"):

@@ -1,0 +1,98 @@
+"""Two clusters with different prefixes in one database of one Redis do not see each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import Tiny, letters, make_tiny
+from flower_api import flower
+from processes import command, run, wait_for
+
+from skynet.cli.status import cluster_status
+from skynet.local.cluster import LocalCluster
+from skynet.store.staged_models import list_models
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+PREFIX = "team-b:skynet:"
+PLACES = ["orchestrator", "stage0.shard0"]
+
+
+@pytest.fixture(scope="module")
+def other_tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("other"), "gpt2")
+
+
+@pytest.fixture
+def other(cluster: LocalCluster, other_tiny: Tiny, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Another cluster in the same database, with another model: its variables."""
+    environment = {"SKYNET_REDIS_URL": cluster.url, "SKYNET_PREFIX": PREFIX}
+    with ExitStack() as stack:
+        for place in PLACES:
+            words = ("celery", "-A", "skynet", "worker", "-Q", place)
+            log = tmp_path / f"{place}.log"
+            stack.enter_context(command(*words, environment=environment, log=log, cwd=tmp_path))
+        shape = ("--stages", "1", "--shards", "1", "--dtype", "float32")
+        done = run("skynet.cli", "split", str(other_tiny.path), *shape, environment=environment)
+        assert done.returncode == 0, done.stderr
+        yield environment
+
+
+def told(environment: dict[str, str], *words: str) -> dict[str, Any]:
+    """The JSON object that a command prints."""
+    done = run("skynet.cli", *words, "--json", environment=environment)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_two_clusters_in_one_database_do_not_see_each_other(
+    cluster: LocalCluster, tiny: Tiny, other: dict[str, str], other_tiny: Tiny, tmp_path: Path
+) -> None:
+    # Given one with a request that runs
+    client = cluster.client.redis
+    running = cluster.submit_prompt(tiny.prompts[0], max_tokens=2000)
+    next(running.tokens(timeout=60))
+    # When the other is asked / Then it answers with its model
+    prompt = ("generate", "--raw", "--max-tokens", "24", letters(other_tiny.prompts[1]))
+    assert told(other, *prompt)["token_ids"] == other_tiny.tokens[1]
+    # And its status has its workers, model and requests only
+    status = told(other, "status")
+    assert sorted(member["address"] for member in status["members"]) == PLACES
+    assert (status["requests"]["open"], status["missing"]) == (0, [])
+    assert status["prefix"] == PREFIX
+    assert {model["name"] for model in told(other, "models")["models"]} == {other_tiny.path.name}
+    # And so has the first
+    status = cluster_status(client, cluster.url)
+    assert len(status["members"]) == 7
+    assert status["requests"]["open"] == 1
+    assert {model.name for model in list_models(client)} == {tiny.path.name}
+    running.cancel()
+    answer = cluster.submit_prompt(tiny.prompts[1], max_tokens=24).get(timeout=60)
+    assert answer.token_ids == tiny.tokens[1]
+    # And Celery's commands reach the workers of one cluster
+    ping = run("celery", "-A", "skynet", "inspect", "ping", "--json", environment=other)
+    assert ping.returncode == 0, ping.stderr
+    nodes = json.loads(ping.stdout)
+    assert sorted(node.split("@")[0] for node in nodes) == PLACES
+    # And Flower shows them and their queues, under the names that people type
+    with flower(other, tmp_path) as page:
+        shown = wait_for("Flower shows two workers", lambda: len(w := page("workers")) == 2 and w)
+        assert set(shown) == set(nodes)
+
+        def queues() -> dict[str, int]:
+            lengths = page("queues/length").get("active_queues", [])
+            return {queue["name"]: queue["messages"] for queue in lengths}
+
+        wait_for(
+            "Flower shows two queues", lambda: page("workers?refresh=1") and len(queues()) == 2
+        )
+        assert queues() == dict.fromkeys(PLACES, 0)
+    # And every key is under a prefix
+    names = [key.decode() for key in client.scan_iter(count=1000)]
+    assert [name for name in names if not name.startswith(("skynet:", PREFIX))] == []
+    assert any(name.startswith(f"{PREFIX}celery-task-meta-") for name in names)
+    assert any(name.startswith(f"{PREFIX}_kombu.binding.") for name in names)
