@@ -106,6 +106,7 @@ def up(model: str, port: int | None, spares: int, **options: Any) -> None:
         cluster.start()
     try:
         stop = told_to_end()
+        show_plan(cluster)
         terminal.print_up(cluster.url, cluster.workers)
         while not stop.wait(1):
             for name in cluster.processes.failed():

@@ -31,6 +31,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 SKYNET_SERVICES = {name: service for name, service in SERVICES.items() if name != "redis"}
 DOCKERFILE = read(ROOT / "Dockerfile")
 OPERATIONS = read(ROOT / "docs" / "operations.md")
+DEPLOYMENT = read(ROOT / "docs" / "deployment.md")
 
 each_skynet_service = pytest.mark.parametrize("name", SKYNET_SERVICES)
 
@@ -110,7 +111,7 @@ def test_passwords_come_from_the_environment_and_must_be_set() -> None:
         uses = re.findall(rf"\$\{{{variable}([^}}]*)\}}", text)
         assert uses
         assert all(use == f":?set {variable}" for use in uses)
-        assert f"{variable}=" in OPERATIONS
+        assert f"{variable}=" in DEPLOYMENT
 
 
 def test_the_section_that_the_comment_names_exists() -> None:
