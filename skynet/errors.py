@@ -25,6 +25,10 @@ class NoModel(SkynetError):
     """No model has been split onto this cluster, or its weights are no longer in Redis."""
 
 
+class IncompatibleVersion(SkynetError):
+    """A record in Redis was written by a version of SkyNet that this one does not understand."""
+
+
 class BadRequest(SkynetError, ValueError):
     """An invalid prompt, option or argument; refused at once."""
 

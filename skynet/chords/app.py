@@ -20,7 +20,7 @@ from celery import Celery
 from celery.app.amqp import AMQP, Queues
 from celery.apps.worker import Worker
 from celery.exceptions import CPendingDeprecationWarning
-from celery.worker.consumer import Consumer
+from celery.worker.consumer import Consumer, Control
 from celery.worker.state import maybe_shutdown
 from kombu import Exchange, Queue
 
@@ -73,7 +73,12 @@ class PatientConsumer(Consumer):
 
 
 class PlacedWorker(Worker):
-    """A Celery worker for one place, named after it, without gossip."""
+    """A Celery worker for one place, named after it, without gossip.
+
+    Without `-Q` its place, and so its name, may change while it runs.
+    """
+
+    hostname: str  # Celery's node name
 
     def __init__(self, app: Celery | None = None, hostname: str | None = None, **kwargs: Any):
         (app or self.app).worker_starting()
@@ -82,18 +87,53 @@ class PlacedWorker(Worker):
         except ConfigurationError as error:
             sys.exit(f"ConfigurationError: {error}")
         default_name = f"celery@{socket.gethostname()}"
-        if hostname is None or hostname == default_name:
-            hostname = f"{place or f'worker-{os.getpid()}'}@{socket.gethostname()}"
+        self.has_given_name = hostname not in (None, default_name)
+        if not self.has_given_name:
+            hostname = _name_at(str(place or ""))
         kwargs.update(without_gossip=True, without_mingle=True)
         self.place = place
-        _log_filter.place = str(place or f"worker-{os.getpid()}")
+        _log_filter.place = _short_name(str(place or ""))
         super().__init__(app, hostname=hostname, **kwargs)
+
+    def rename(self, place: str) -> str:
+        """Take the name of a place ("": none) in the log, in events and in remote control.
+
+        A name given with `-n` stays. Call it in Celery's thread. Returns the node name.
+        """
+        _log_filter.place = _short_name(place)
+        name = self.hostname if self.has_given_name else _name_at(place)
+        if name != self.hostname:
+            self.hostname = self.consumer.hostname = name
+            for step in self.consumer.steps:
+                if isinstance(step, Control):
+                    step.box.node.hostname = step.box.node.state.hostname = name
+            self._announce(self.consumer.event_dispatcher)
+        return name
+
+    def _announce(self, dispatcher: Any) -> None:
+        """Send "offline" under the old name, and "online" and heartbeats under the new one."""
+        if dispatcher is None:
+            return
+        for stop_heart in tuple(dispatcher.on_disabled):
+            stop_heart()
+        dispatcher.hostname, dispatcher.headers = self.hostname, {"hostname": self.hostname}
+        for start_heart in tuple(dispatcher.on_enabled):
+            start_heart()
 
     def setup_queues(self, include: Any, exclude: Any = None) -> None:
         """Declare the place's queue, but do not consume it yet."""
         queues = self.app.amqp.queues
         queues.select([str(self.place or ORCHESTRATOR_QUEUE)])
         queues.deselect(list(queues))
+
+
+def _short_name(place: str) -> str:
+    return place or f"worker-{os.getpid()}"
+
+
+def _name_at(place: str) -> str:
+    """The node name of a worker at a place; "": at none."""
+    return f"{_short_name(place)}@{socket.gethostname()}"
 
 
 class SkynetCelery(Celery):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,9 @@ from skynet.cli.options import (
     told_to_end,
 )
 from skynet.cli.root import main
+
+if TYPE_CHECKING:
+    from skynet.local.cluster import LocalCluster
 
 
 @main.command()
@@ -55,6 +58,8 @@ def run(prompt: str, model: str, as_json: bool, raw: bool, **options: Any) -> No
     try:
         with interruptible():
             up_s = time.monotonic() - started
+            if not as_json:
+                show_plan(cluster)
             generation = cluster.submit_prompt(prompt, raw=raw, **chosen(options))
             first_s = terminal.print_answer(generation, quiet=as_json, started=started)
             completion = generation.get()
@@ -101,6 +106,7 @@ def up(model: str, port: int | None, spares: int, **options: Any) -> None:
         cluster.start()
     try:
         stop = told_to_end()
+        show_plan(cluster)
         terminal.print_up(cluster.url, cluster.workers)
         while not stop.wait(1):
             for name in cluster.processes.failed():
@@ -129,6 +135,17 @@ def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
     from skynet.bench import run_scenarios
 
     run_scenarios(scenarios, rounds, as_json, terminal.err)
+
+
+def show_plan(cluster: LocalCluster) -> None:
+    """Print what each worker of a cluster that has just started has of the model."""
+    from skynet.settings import settings
+    from skynet.store.members import Members
+
+    members = Members(cluster.client.redis, settings().lease_s).all()
+    if cluster.plan is not None:
+        sizes = {member.address: member.weight_bytes for member in members}
+        terminal.print_plan(cluster.plan.summary(), sizes)
 
 
 def check_request(prompt: str, options: dict[str, Any]) -> None:

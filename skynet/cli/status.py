@@ -8,18 +8,19 @@ from typing import Any, cast
 
 import redis
 
-from skynet.planning.plan import Plan
+from skynet.planning.plan import Plan, protocol_of
 from skynet.redis_url import hide_password
 from skynet.settings import settings
 from skynet.store.access import CONNECTIONS, MEMORY
 from skynet.store.connection import ping, server_info
 from skynet.store.events import Events
 from skynet.store.members import READY, Member, Members
-from skynet.store.plans import Plans
+from skynet.store.plans import Plans, plan_of
 from skynet.store.requests import Requests
 from skynet.store.targets import Target, Targets
 from skynet.wire import keys
 from skynet.wire.keys import Address
+from skynet.wire.protocol import PROTOCOL
 
 
 def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str, Any]:
@@ -29,7 +30,9 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
         ClusterUnreachable: Redis does not answer.
     """
     ping(url)
-    plan = Plans(client).current()
+    text, _ = Plans(client).texts()
+    plan = plan_of(text)
+    problem = "" if text is None or plan is not None else _of_another_protocol(text)
     members = Members(client, settings().lease_s).all()
     target = Targets(client).current()
     places = _places(plan, target)
@@ -53,7 +56,9 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
         "unavailable": _unavailable(memory, members, state),
         "target": asdict(target) if target else None,
         "plan": plan.summary() if plan else None,
-        "missing": [place for place in queues if place not in present] if target else [],
+        "plan_problem": problem,
+        "missing": [p for p in queues if p not in present] if target and not problem else [],
+        "incompatible": _incompatible(members),
         "members": [
             {**asdict(member), "silent_s": round(max(0.0, now - member.renewed), 2)}
             for member in members
@@ -85,4 +90,24 @@ def _places(plan: Plan | None, target: Target | None) -> list[str]:
         str(Address(stage, shard))
         for stage in range(target.stages)
         for shard in range(target.shards)
+    ]
+
+
+def _of_another_protocol(text: bytes) -> str:
+    return (
+        f"the plan in force is of protocol {protocol_of(text)}, this command speaks {PROTOCOL}: "
+        "use `skynet` of the cluster's version"
+    )
+
+
+def _incompatible(members: list[Member]) -> list[str]:
+    """The members that the leading orchestrator gives no place because of their version."""
+    leader = next((member for member in members if member.state == "leading"), None)
+    return [
+        f"{member.node} speaks protocol {member.protocol}, the leading orchestrator "
+        f"{leader.protocol}: it has no place; upgrade the older of them"
+        for member in members
+        if leader is not None
+        and member.protocol != leader.protocol
+        and member.address != keys.ORCHESTRATOR_QUEUE
     ]

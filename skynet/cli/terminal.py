@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from skynet.cli.plan_table import many, megabytes, plan_table, slices, span
+
 if TYPE_CHECKING:
     from skynet.client.generation import Generation
     from skynet.local.processes import WorkerProcess
@@ -65,6 +67,20 @@ def print_end(completion: Completion) -> None:
     )
 
 
+def print_plan(plan: dict[str, Any], weight_bytes: dict[str, int]) -> None:
+    """Print a plan's summary; weight_bytes: of each address."""
+    stages, shards = len(plan["stages"]), len(plan["stages"][0]["shards"])
+    err.print(
+        f"{plan['model']}, {plan['dtype']}: {many(stages, 'stage')} x {many(shards, 'shard')}, "
+        "each shard a Celery worker",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    err.print(plan_table(plan, weight_bytes))
+    err.print()
+
+
 def print_up(url: str, workers: Sequence[WorkerProcess]) -> None:
     """Print the workers of a local cluster, its URL, and commands to use it."""
     quoted = shlex.quote(url)
@@ -89,18 +105,20 @@ def print_status(status: dict[str, Any]) -> None:
     """Print the state of a cluster, of `status.cluster_status`."""
     plan, engine = status["plan"], status["engine"] or {}
     memory = status["redis_memory_bytes"]
-    used = "memory unknown" if memory is None else _mb(memory)
+    used = "memory unknown" if memory is None else megabytes(memory)
     _line("Redis", f"{status['redis']}, prefix {status['prefix']}, {used}")
     for reason in status["unavailable"]:
         _line("Without", reason, style="yellow")
-    if plan is None:
+    if status.get("plan_problem"):
+        _line("Plan", status["plan_problem"], style="red")
+    elif plan is None:
         _line("Plan", "none; start one with `skynet split MODEL --stages S --shards N`")
     else:
         stages, shards = len(plan["stages"]), len(plan["stages"][0]["shards"])
         _line(
             "Plan",
-            f"{plan['epoch']}: {plan['model']}, {_many(stages, 'stage')} x "
-            f"{_many(shards, 'shard')}, {plan['dtype']}, chord span {plan['chord_span']}",
+            f"{plan['epoch']}: {plan['model']}, {many(stages, 'stage')} x "
+            f"{many(shards, 'shard')}, {plan['dtype']}, chord span {plan['chord_span']}",
         )
         _line("Layers", " ".join(span(stage["layers"]) for stage in plan["stages"]))
     _line(
@@ -112,6 +130,8 @@ def print_status(status: dict[str, Any]) -> None:
         _line("Shape", engine["reason"])
     if status["missing"]:
         _line("Missing", ", ".join(status["missing"]), style="red")
+    for text in status.get("incompatible", ()):
+        _line("Version", text, style="red")
     for member in status["members"]:
         if member["problem"]:
             _line("Problem", f"{member['address']}: {member['problem']}", style="red")
@@ -134,8 +154,7 @@ def _print_event(event: dict[str, Any]) -> None:
 def _print_members(status: dict[str, Any]) -> None:
     from rich.table import Table
 
-    stages = status["plan"]["stages"] if status["plan"] else []
-    heads = {shard["address"]: shard["heads"] for stage in stages for shard in stage["shards"]}
+    placed = slices(status["plan"])
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("address", no_wrap=True, min_width=13)
     table.add_column("state", no_wrap=True)
@@ -143,13 +162,13 @@ def _print_members(status: dict[str, Any]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("host")
     for member in status["members"]:
-        head_range = heads.get(member["address"])
+        _, heads = placed.get(member["address"], ("", ""))
         table.add_row(
             member["address"] or member["pinned"] or "(any)",
             "leaving" if member["leaving"] else member["state"],
-            span(head_range) if head_range else "",
-            _mb(member["weight_bytes"]) if head_range else "",
-            _mb(member["resident_bytes"]),
+            heads,
+            megabytes(member["weight_bytes"]) if heads else "",
+            megabytes(member["resident_bytes"]),
             str(member["steps"]),
             str(status["queues"].get(member["address"], "")),
             f"{member['silent_s']:.1f} s",
@@ -180,9 +199,8 @@ def print_models(models: Sequence[dict[str, Any]]) -> None:
         tiles = str(model["tiles"])
         if not model["complete"] and model["tiles_wanted"]:
             tiles += f" of {model['tiles_wanted']}"
-        table.add_row(
-            model["name"], model["digest"][:12], _mb(model["num_bytes"]), tiles, _state_of(model)
-        )
+        size = megabytes(model["num_bytes"])
+        table.add_row(model["name"], model["digest"][:12], size, tiles, _state_of(model))
     out.print(table)
 
 
@@ -208,19 +226,6 @@ def print_verified(results: Sequence[tuple[str, str, list[str]]]) -> None:
 
 def _line(name: str, text: str, style: str = "") -> None:
     out.print(f"{name:<9}{text}", style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
-
-
-def span(bounds: list[int]) -> str:
-    """A half-open range of layers or heads."""
-    return f"[{bounds[0]}, {bounds[1]})"
-
-
-def _mb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.0f} MB"
 
 
 @contextmanager

@@ -14,7 +14,13 @@ from skynet.architecture.architecture import Architecture
 from skynet.engine.engine import Engine
 from skynet.engine.output import ModelInfo
 from skynet.engine.sequence import Sequence
-from skynet.errors import BadRequest, RequestCancelled, RequestTimeout, StepFailed
+from skynet.errors import (
+    BadRequest,
+    IncompatibleVersion,
+    RequestCancelled,
+    RequestTimeout,
+    StepFailed,
+)
 from skynet.models.registry import load_architecture
 from skynet.orchestrator.answers import Answers
 from skynet.request.record import Record
@@ -39,7 +45,10 @@ class Served:
     def staged(cls, client: redis.Redis, target: Target) -> tuple[Served | None, str]:
         """The staged model, or None and the reason."""
         store = WeightStore(client)
-        manifest = store.manifest(target.model)
+        try:
+            manifest = store.manifest(target.model)
+        except IncompatibleVersion as error:
+            return None, str(error)
         if manifest is None:
             return None, f"{target.name} is asked for, and not staged"
         files = store.read_files(manifest)
@@ -75,6 +84,8 @@ class Intake:
                 self.requests.forget(request_id)
             elif record.state != "done" and request_id not in engine.sequences:
                 self._adopt(engine, record)
+        except IncompatibleVersion as error:
+            self.answers.refuse(request_id, error)
         except (ValueError, TypeError, KeyError) as error:
             logger.exception("request %s cannot be read", request_id)
             message = f"request {request_id} cannot be read: {type(error).__name__}: {error}"

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from skynet.engine.sequence import Sequence
+from skynet.errors import IncompatibleVersion
 from skynet.orchestrator.context import Context
 from skynet.orchestrator.election import Election
 from skynet.orchestrator.intake import Served
@@ -91,7 +92,14 @@ class Leader:
 
     def follow_target(self) -> None:
         """Serve the model that is asked for."""
-        target, service = self.context.targets.current(), self.service
+        service = self.service
+        try:
+            target = self.context.targets.current()
+        except IncompatibleVersion as error:  # go on with the target before it
+            if self.problem != str(error):
+                logger.error("%s", error)
+            self.problem = str(error)
+            return
         if target is None or (service is not None and target == service.target):
             return
         served = self._load(target)

@@ -14,6 +14,7 @@ from skynet.planning.cost import WORKER_BYTES, Candidate
 from skynet.planning.plan import Plan
 from skynet.store.members import FAILED, READY, Member, Members
 from skynet.wire import keys
+from skynet.wire.protocol import PROTOCOL
 
 BROKEN_S = 0.625  # a live process has opened a new connection by then
 FAILED_S, COOL_S = 10.0, 60.0  # a member that fails to load for so long is left out for so long
@@ -51,7 +52,8 @@ class Membership:
         for member in live.values():
             before = self.live.get(member.id)
             if before is None:
-                self.tell("joined", f"{describe(member)}, pid {member.pid} on {member.host}")
+                text = f"{describe(member)}, pid {member.pid} on {member.host}"
+                self.tell("joined", text + _misfit(member))
             elif before.connection != member.connection:
                 self.reconnected = True
             if member.leaving and not (before is not None and before.leaving):
@@ -106,8 +108,12 @@ class Membership:
         now = max((member.renewed for member in self.live.values()), default=0.0)
         return any(
             not member.speed and not member.leaving and now - member.joined < STARTING_S
-            for member in self.live.values()
+            for member in self.usable()
         )
+
+    def usable(self) -> list[Member]:
+        """The members of this orchestrator's protocol: a plan never has others."""
+        return [member for member in self.live.values() if member.protocol == PROTOCOL]
 
     def candidates(self) -> list[Candidate]:
         """The members that a plan may use."""
@@ -130,7 +136,7 @@ class Membership:
                 member.leaving,
                 member.joined,
             )
-            for member in self.live.values()
+            for member in self.usable()
             if member.speed  # else it is starting
         ]
 
@@ -185,6 +191,13 @@ class Membership:
 def describe(member: Member) -> str:
     """The name of a member in logs and status."""
     return f"{member.address or member.pinned or 'spare'} ({member.id})"
+
+
+def _misfit(member: Member) -> str:
+    """Why a member gets no place, or ""."""
+    if member.protocol == PROTOCOL:
+        return ""
+    return f"; it speaks protocol {member.protocol}, this orchestrator {PROTOCOL}: it gets no place"
 
 
 def _name(address: tuple[int, int]) -> str:

@@ -50,7 +50,8 @@ class Messages:
     def finish_step(self, parts: Sequence[bytes], epoch: int, step: int, spent_s: float) -> None:
         if self._is_for_next_leader(epoch):
             self._give_back(keys.FINISH_STEP_TASK, [list(parts), epoch, step, 0, spent_s])
-        elif self.leader.service is not None:
+        elif self.leader.service is not None and epoch == self.leader.epoch:
+            # Parts of an earlier epoch, and maybe of another protocol, are stale: not even decoded.
             decoded = [Part.decode(part) for part in parts]
             self.leader.service.engine.finish_step(epoch, step, decoded, spent_s)
 

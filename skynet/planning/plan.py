@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from skynet.planning.ranges import Range
+from skynet.wire.protocol import PROTOCOL, UNVERSIONED
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Plan:
     workers: tuple[str, ...] = ()
     revision: int = 0  # of the target that it was made for
     encoder_layers: int = 0  # of an encoder-decoder; they come first
+    protocol: int = PROTOCOL  # of all its workers
 
     @property
     def num_layers(self) -> int:
@@ -156,3 +158,8 @@ class Plan:
                 for index, stage in enumerate(self.stages)
             ],
         }
+
+
+def protocol_of(text: str | bytes) -> int:
+    """The protocol of a plan in JSON; the other fields of a plan depend on it."""
+    return int(json.loads(text).get("protocol", UNVERSIONED))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
+from skynet.errors import IncompatibleVersion
 from skynet.wire import codec
 
 
@@ -45,12 +46,24 @@ class Options:
     decoder_start_token_id: int | None = None
 
     def to_json(self) -> str:
-        return json.dumps(self.__dict__)
+        """The options that differ from the defaults above: an older orchestrator reads those."""
+        defaults = Options().__dict__
+        return json.dumps({n: value for n, value in self.__dict__.items() if value != defaults[n]})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Options:
-        """Options of a record; those that an earlier version did not write have their defaults."""
-        return cls(**{name: _tuples(value) for name, value in json.loads(text).items()})
+        """Options of a record.
+
+        Raises:
+            IncompatibleVersion: the request uses options that this version does not know.
+        """
+        options = {name: _tuples(value) for name, value in json.loads(text).items()}
+        if unknown := options.keys() - {field.name for field in fields(cls)}:
+            raise IncompatibleVersion(
+                f"{', '.join(sorted(unknown))}: unknown to the orchestrator, which is older than "
+                "the client; leave it out, or upgrade the orchestrator"
+            )
+        return cls(**options)
 
 
 def _tuples(value: Any) -> Any:
@@ -171,4 +184,6 @@ class End:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> End:
-        return cls(**json.loads(text))
+        """The end; fields that a later version has added are left out."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(text).items() if name in known})

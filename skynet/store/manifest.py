@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from skynet.errors import SkynetError
+from skynet.errors import IncompatibleVersion
 from skynet.wire import keys
 
 FORMAT = 1
@@ -98,9 +98,9 @@ class Manifest:
     def from_json(cls, text: bytes) -> Manifest:
         data = json.loads(text)
         if data.get("format") != FORMAT:
-            raise SkynetError(
+            raise IncompatibleVersion(
                 f"the staged model has format {data.get('format')}, this SkyNet reads {FORMAT}: "
-                "stage it again with `skynet split`"
+                "remove it with `skynet models remove --force` and split it again"
             )
         tensors = {
             name: StagedTensor(tuple(shape), dtype, axis, tuple(Tile(*tile) for tile in tiles))

@@ -16,6 +16,7 @@ from typing import Any
 import redis
 
 from skynet.wire import keys
+from skynet.wire.protocol import PROTOCOL, UNVERSIONED
 
 STARTING, SPARE, LOADING, READY, FAILED = "starting", "spare", "loading", "ready", "failed"
 
@@ -56,11 +57,13 @@ class Member:
     connection: int = 0  # Redis's client id of the connection that renews the lease
     joined: float = 0.0  # unix time
     renewed: float = 0.0  # unix time
+    protocol: int = PROTOCOL  # see skynet/wire/protocol.py
 
     @classmethod
     def from_json(cls, text: bytes) -> Member:
         known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in json.loads(text).items() if key in known})
+        data = {"protocol": UNVERSIONED, **json.loads(text)}
+        return cls(**{key: value for key, value in data.items() if key in known})
 
 
 class Members:

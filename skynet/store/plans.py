@@ -9,9 +9,10 @@ from typing import Any, cast
 
 import redis
 
-from skynet.planning.plan import Plan
+from skynet.planning.plan import Plan, protocol_of
 from skynet.store.leader import GUARD, fenced
 from skynet.wire import keys
+from skynet.wire.protocol import PROTOCOL
 
 # KEYS: leader, epoch. ARGV: fence, the last epoch that a member knows; a Redis that restarted
 # without its data has forgotten it. Replies the next epoch.
@@ -54,9 +55,8 @@ class Plans:
         self._forget = client.register_script(FORGET)
 
     def current(self) -> Plan | None:
-        """The plan in force, or None."""
-        text = self.client.get(keys.plan_key())
-        return None if text is None else Plan.from_json(cast(bytes, text))
+        """The plan in force, or None; see `plan_of`."""
+        return plan_of(self.texts()[0])
 
     def texts(self) -> tuple[bytes | None, bytes | None]:
         """The plan in force and the plan in preparation, as JSON."""
@@ -100,6 +100,11 @@ class Plans:
     def take_rebalance(self) -> bool:
         """Whether a rebalance was asked for since the last call."""
         return self.client.getdel(keys.rebalance_key()) is not None
+
+
+def plan_of(text: bytes | None) -> Plan | None:
+    """The plan in JSON; None if there is none, or if it is of another protocol."""
+    return Plan.from_json(text) if text and protocol_of(text) == PROTOCOL else None
 
 
 def _keys() -> list[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import cast
 
 import redis
 
-from skynet.errors import NoModel
+from skynet.errors import IncompatibleVersion, NoModel
 from skynet.planning.plan import Plan
 from skynet.wire import keys
 
@@ -53,7 +53,18 @@ class Target:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Target:
-        return cls(**json.loads(text))
+        """The target that `to_json` wrote, in this version or an earlier one.
+
+        Raises:
+            IncompatibleVersion: it has fields that this version does not know.
+        """
+        data = json.loads(text)
+        if unknown := data.keys() - {field.name for field in fields(cls)}:
+            raise IncompatibleVersion(
+                f"{', '.join(sorted(unknown))} in the target: a newer version of SkyNet split the "
+                "model; upgrade this one, or split the model again with it"
+            )
+        return cls(**data)
 
 
 class Targets:

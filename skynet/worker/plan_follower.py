@@ -11,20 +11,21 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import redis
 
 from skynet.errors import TileCorrupted, TileMissing
-from skynet.planning.plan import Plan
+from skynet.planning.plan import Plan, protocol_of
 from skynet.settings import settings
 from skynet.store.connection import connect
 from skynet.store.exchange import Exchange
 from skynet.store.lease import Lease
 from skynet.store.members import FAILED, LOADING, READY, SPARE, Members
-from skynet.store.plans import Plans
+from skynet.store.plans import Plans, plan_of
 from skynet.wire import keys
 from skynet.wire.keys import Address
+from skynet.wire.protocol import PROTOCOL
 from skynet.worker.memory import free_memory
 from skynet.worker.slice_loader import SliceLoader, collect_garbage
 from skynet.worker.step_guard import StepGuard
@@ -111,9 +112,11 @@ class PlanFollower:
         current = plans.texts()
         if current == self._seen:
             return
-        plan, following = (Plan.from_json(text) if text else None for text in current)
+        plan, following = (plan_of(text) for text in current)
         if plan is None:
             self._taken = None  # Redis restarted without its data: any plan is new
+            if current[0] is not None:
+                self._stand_by(protocol_of(current[0]))
         elif current[0] != self._taken:
             self._take(plan)
             self._taken = current[0]
@@ -166,15 +169,27 @@ class PlanFollower:
         )
 
     def _step_down(self, plan: Plan) -> None:
-        old = self.place
-        self.place, self.epoch = None, plan.epoch
-        self.lease.update(
-            state=SPARE, epoch=plan.epoch, address="", weight_bytes=0, loaded_bytes=0, problem=""
-        )
-        if old is not None:
+        self.epoch = plan.epoch
+        if self._give_up_place(epoch=plan.epoch, problem=""):
             logger.info("plan %d has no place for this worker: it is a spare", plan.epoch)
-            old = None
+
+    def _stand_by(self, protocol: int) -> None:
+        """Follow no plan until there is one of this worker's protocol."""
+        problem = (
+            f"the plan in force is of protocol {protocol}, this worker speaks {PROTOCOL}: it "
+            "waits; stop it, or start an orchestrator of its version"
+        )
+        if problem != self.member.problem:
+            logger.warning("%s", problem)
+        self._give_up_place(problem=problem)
+
+    def _give_up_place(self, **fields: Any) -> bool:
+        """Become a spare; whether there was a place."""
+        had_place, self.place = self.place is not None, None
+        self.lease.update(state=SPARE, address="", weight_bytes=0, loaded_bytes=0, **fields)
+        if had_place:
             collect_garbage()
+        return had_place
 
     def _report_ready(self) -> None:
         place = self.place

@@ -116,6 +116,9 @@ class ShardRuntime:
             self.app.amqp.queues[queue]  # declares it; add_task_queue does not
             self._consumer.add_task_queue(queue)
         self._queue = queue
+        node = self._consumer.controller.rename(queue or self.member.pinned)
+        if node != self.member.node:
+            self.lease.update(node=node)
 
     def _consumes(self, place: Place | None) -> bool:
         """Whether Celery consumes the queue of `place` and no other; tells the lease.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from checkpoints import Tiny
+from disturbed import kill, members, worker_with_a_place
 from flower_api import flower
 from processes import wait_for
 
@@ -49,9 +51,9 @@ def test_requests_are_tasks_and_shard_tasks_are_not_shown(
         task = shown(cluster, tasks, prompt)
         # Then the task tells the prompt's length and the tokens made
         assert task["name"] == keys.GENERATE_TASK
-        assert str(len(prompt)) in task["args"]
+        assert task["args"] == f"(prompt of {len(prompt)} tokens)"
         assert f'"prompt_tokens": {len(prompt)}' in task["kwargs"]
-        assert "5 tokens, length" in task["result"]
+        assert "answer of 5 tokens, length" in task["result"]
         assert task["runtime"] > 0
         assert task["worker"].startswith("orchestrator@")
         # And a cancelled one is shown as cancelled
@@ -95,3 +97,36 @@ def test_traced_shard_tasks_are_shown(tiny: Tiny, tmp_path: Path) -> None:
             # And traced answers are right
             completion = traced.submit_prompt(tiny.prompts[0], max_tokens=24).get(timeout=60)
             assert completion.token_ids == tiny.tokens[0]
+
+
+def test_workers_are_named_after_the_place_they_have(tiny: Tiny, tmp_path: Path) -> None:
+    # Given workers that take any place, one more than there are places, and Flower
+    with LocalCluster(tiny.path, 1, 2, "float32", elastic=True, spares=1) as elastic:
+        with flower({"SKYNET_REDIS_URL": elastic.url}, tmp_path) as get:
+
+            def answering() -> set[str]:
+                """Names of the workers that answer to remote control, before "@"."""
+                answers = elastic.client.app.control.ping(timeout=1.0)
+                return {name.split("@")[0] for answer in answers for name in answer}
+
+            def online() -> set[str]:
+                """Names of the workers that Flower shows as online, before "@"."""
+                states = get("workers?status=1")
+                return {name.split("@")[0] for name, is_online in states.items() if is_online}
+
+            # When they have places / Then they are named after them, and the spare is not
+            placed = {m.pid for m in members(elastic) if m.address}
+            (idle,) = [worker for worker in elastic.workers if worker.pid not in placed]
+            names = {"stage0.shard0", "stage0.shard1", "orchestrator"}
+            wait_for("their names", lambda: answering() == {*names, f"worker-{idle.pid}"})
+            wait_for("them in Flower", lambda: online() == {*names, f"worker-{idle.pid}"})
+            assert {member.node.split("@")[0] for member in members(elastic)} == answering()
+            # And when one of them is gone, the spare is named after its place
+            kill(elastic, worker_with_a_place(elastic))
+            wait_for("the name to pass on", lambda: answering() == names)
+            wait_for("the same in Flower", lambda: online() == names)
+            # And still works there, with the place in the lines of its log
+            answer = elastic.submit_prompt(tiny.prompts[0], max_tokens=24).get(timeout=60)
+            assert answer.token_ids == tiny.tokens[0]
+            elastic.processes.remove(idle.address)
+            assert re.search(r"INFO +stage0.shard\d leaving", idle.log.read_text())

@@ -31,29 +31,52 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 SKYNET_SERVICES = {name: service for name, service in SERVICES.items() if name != "redis"}
 DOCKERFILE = read(ROOT / "Dockerfile")
 OPERATIONS = read(ROOT / "docs" / "operations.md")
+DEPLOYMENT = read(ROOT / "docs" / "deployment.md")
 
 each_skynet_service = pytest.mark.parametrize("name", SKYNET_SERVICES)
 
 
 def words_of(name: str) -> list[str]:
     """A service's command, its variables replaced by their defaults or their names."""
-    command = re.sub(r"\$\{(\w+)(?::[-?]([^}]*))?\}", r"\1", SERVICES[name]["command"])
+
+    def value(match: re.Match[str]) -> str:
+        return match[3] if match[2] == ":-" else match[1]
+
+    command = re.sub(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}", value, SERVICES[name]["command"])
     return shlex.split(command)
 
 
-def test_the_services_are_two_stages_of_two_shards_and_what_they_need() -> None:
-    shards = {f"stage{stage}.shard{shard}" for stage in range(2) for shard in range(2)}
-    assert set(SERVICES) == {"redis", "orchestrator", "flower", "split", *shards}
-    # And every worker is in its place
-    for name in {"orchestrator", *shards}:
-        assert str(place_of(words_of(name)[-1])) == name
+def test_the_services_are_workers_and_what_they_need() -> None:
+    assert set(SERVICES) == {"redis", "orchestrator", "worker", "flower", "split"}
+    assert str(place_of(words_of("orchestrator")[-1])) == ORCHESTRATOR_QUEUE
+    # And by default there is a worker for each place of the model's shape, and a spare
+    words = words_of("split")
+    stages, shards = (int(words[words.index(name) + 1]) for name in ("--stages", "--shards"))
+    assert "-Q" not in words_of("worker")
+    assert SERVICES["worker"]["scale"] == stages * shards + 1
+    assert f"--scale worker={stages * shards + 1}" in read(ROOT / "docker-compose.yml")
 
 
 def test_every_service_is_of_the_one_dockerfile_or_redis() -> None:
-    assert all(service["build"] == "." for service in SKYNET_SERVICES.values())
+    assert all(service["build"]["context"] == "." for service in SKYNET_SERVICES.values())
     assert len({service["image"] for service in SKYNET_SERVICES.values()}) == 1
     assert SERVICES["redis"]["image"].startswith("redis:")
     assert "build" not in SERVICES["redis"]
+
+
+def test_local_models_token_and_proxies_are_passed_to_the_process_that_splits() -> None:
+    # Given
+    split, passed = SERVICES["split"], {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
+    # Then a model of this machine is mounted, to be read only
+    assert "${MODELS_DIR:-./models}:/models:ro" in split["volumes"]
+    # And variables without a value are taken from the environment, if they are there
+    assert {name for name, value in split["environment"].items() if value is None} == {
+        "HF_TOKEN",
+        *passed,
+    }
+    assert set(split["build"]["args"]) == passed
+    # And no other process has the token
+    assert [n for n, s in SERVICES.items() if "HF_TOKEN" in s.get("environment", {})] == ["split"]
 
 
 @each_skynet_service
@@ -88,7 +111,7 @@ def test_passwords_come_from_the_environment_and_must_be_set() -> None:
         uses = re.findall(rf"\$\{{{variable}([^}}]*)\}}", text)
         assert uses
         assert all(use == f":?set {variable}" for use in uses)
-        assert f"{variable}=" in OPERATIONS
+        assert f"{variable}=" in DEPLOYMENT
 
 
 def test_the_section_that_the_comment_names_exists() -> None:
@@ -111,7 +134,7 @@ def test_every_process_finds_redis_and_waits_for_it(name: str) -> None:
     assert url.endswith("@redis:6379/0")
     assert service["depends_on"]["redis"]["condition"] == "service_healthy"
     known = {f"SKYNET_{field.upper()}" for field in Settings.model_fields}
-    assert set(service["environment"]) <= known
+    assert {name for name, value in service["environment"].items() if value is not None} <= known
 
 
 def test_split_runs_only_when_asked() -> None:
@@ -131,13 +154,12 @@ def test_a_worker_is_healthy_while_it_holds_its_lease(name: str) -> None:
     command = SKYNET_SERVICES[name]["healthcheck"]["test"][1]
     status, _, search = command.partition(" | ")
     check_command(command_of(status))
-    wanted = shlex.split(search)[-1]
-    # When the worker is a member, with or without a place just now, and when another is
-    places = (name, "stage7.shard7")
+    wanted = shlex.split(search)[-1].replace("$$HOSTNAME", "3f2a")
+    # When it is a member, with or without a place just now, and when another is
     if name == ORCHESTRATOR_QUEUE:
-        mine, other = (Member("id", "n", place, "host", 1) for place in places)
+        mine, other = (Member("id", "n", place, "host", 1) for place in (name, "stage7.shard7"))
     else:
-        mine, other = (Member("id", "n", "", "host", 1, pinned=place) for place in places)
+        mine, other = (Member("id", "n", "", host, 1) for host in ("3f2a", "3f2a1"))
     # Then
     assert wanted in json.dumps(asdict(mine))
     assert wanted not in json.dumps(asdict(other))
@@ -161,3 +183,7 @@ def test_the_image_has_what_it_needs_and_no_root() -> None:
     assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE) == ["python:3.11-slim"]
     assert re.findall(r"^USER (\S+)", DOCKERFILE, re.MULTILINE) == ["skynet"]
     assert "download.pytorch.org/whl/cpu" in DOCKERFILE
+    # And the models that `make setup` installs
+    packages = re.findall(r"^\w+_PACKAGE := (\S+)", read(ROOT / "Makefile"), re.MULTILINE)
+    assert len(packages) == 2
+    assert all(f" {package} " in DOCKERFILE for package in packages)

@@ -72,7 +72,7 @@ class Mode(ABC):
     @property
     def summary(self) -> str:
         """The finished request in a few words, for Flower."""
-        return f"{len(self.output.tokens)} tokens, {self.output.finish_reason}"
+        return f"answer of {len(self.output.tokens)} tokens, {self.output.finish_reason}"
 
     @property
     @abstractmethod

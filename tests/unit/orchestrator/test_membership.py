@@ -12,6 +12,7 @@ from skynet.orchestrator.membership import BROKEN_S, COOL_S, FAILED_S, STARTING_
 from skynet.planning.cost import WORKER_BYTES
 from skynet.store.members import FAILED, LOADING, READY, SPARE, Member, Members
 from skynet.wire.keys import ORCHESTRATOR_QUEUE
+from skynet.wire.protocol import PROTOCOL, UNVERSIONED
 
 MIB = 2**20
 
@@ -263,3 +264,27 @@ def test_the_latest_epoch_of_any_member(room: Room) -> None:
     room.look()
     # When / Then
     assert room.membership.last_epoch == 9
+
+
+def test_members_of_another_protocol_get_no_place(room: Room) -> None:
+    # Given a member of this protocol, one of a later and one from before there was any
+    room.join("a")
+    room.join("later", protocol=PROTOCOL + 1, speed=0.0)
+    room.join("before", protocol=UNVERSIONED)
+    # When they are looked at
+    reasons = dict(text.split(", pid") for _, text in room.look())
+    # Then the events say why two of them get no place
+    assert reasons["spare (a)"] == " 7 on here"
+    assert (
+        f"it speaks protocol {PROTOCOL + 1}, this orchestrator {PROTOCOL}: it gets no place"
+        in (reasons["spare (later)"])
+    )
+    assert f"protocol {UNVERSIONED}" in reasons["spare (before)"]
+    # And plans have the first only, and do not wait for one of the others to start
+    assert [candidate.id for candidate in room.membership.candidates()] == ["a"]
+    assert not room.membership.coming
+    # And a plan waits until they have left its queues
+    plan = replace(tiny_plan(), workers=("a",))
+    room.leases.members["before"].queue = "stage0.shard0"
+    room.look()
+    assert "stage0.shard0 (still consumed by before)" in room.membership.not_ready(plan)
