@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +13,8 @@ from redis import ConnectionError as RedisConnectionError
 from redis import Redis
 
 from skynet.settings import settings
-from skynet.store.connection import backend_url, broker_url, connect, reachable
+from skynet.store.async_answers import AsyncAnswers
+from skynet.store.connection import backend_url, broker_url, connect, connect_async, reachable
 from skynet.store.requests import Requests
 from skynet.wire import keys
 
@@ -30,6 +34,8 @@ class ClusterConnection:
 
     def __init__(self, url: str | None = None, *, lazy: bool = False) -> None:
         self._given_url = url
+        # By event loop, with its number of uses: connections belong to a loop.
+        self._async_answers: dict[asyncio.AbstractEventLoop, tuple[AsyncAnswers, int]] = {}
         if not lazy:
             _ = self.requests  # refuses an invalid setting or URL; does not connect
 
@@ -66,6 +72,21 @@ class ClusterConnection:
                 self.app.send_task(task, arguments, queue=keys.ORCHESTRATOR_QUEUE, **options)
             except OperationalError as error:
                 raise RedisConnectionError(str(error)) from error
+
+    @asynccontextmanager
+    async def async_answers(self) -> AsyncIterator[AsyncAnswers]:
+        """The answers' reader of the running event loop. It is closed after its last use."""
+        loop = asyncio.get_running_loop()
+        answers, uses = self._async_answers.get(loop) or (AsyncAnswers(connect_async(self.url)), 0)
+        self._async_answers[loop] = (answers, uses + 1)
+        try:
+            yield answers
+        finally:
+            uses = self._async_answers[loop][1] - 1
+            self._async_answers[loop] = (answers, uses)
+            if not uses:
+                del self._async_answers[loop]
+                await answers.close()
 
     def close(self) -> None:
         """Close the connections that are open."""

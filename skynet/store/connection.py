@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -36,6 +38,18 @@ def connect(
         retry=Retry(NoBackoff(), 0),
         health_check_interval=30,
         single_connection_client=single_connection,
+    )
+
+
+def connect_async(url: str | None = None, *, timeout_s: float | None = 30) -> redis.asyncio.Redis:
+    """As `connect`, for one event loop."""
+    current = settings()
+    return redis.asyncio.Redis.from_url(
+        url or current.redis_url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=current.connect_timeout_s,
+        retry=AsyncRetry(NoBackoff(), 0),
+        health_check_interval=30,
     )
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from queue import Queue
 
 import pytest
@@ -23,17 +20,6 @@ from skynet.store.requests import Requests
 WAIT_S = 30
 TOKENS = [Token(index, 10 + index, f"{index} ") for index in range(4)]
 END = End("!", "stop", timings={"total_s": 1.5})
-
-
-@pytest.fixture
-def own_server() -> Iterator[EmbeddedServer]:
-    """A server that a test may stop. It starts with what was saved last."""
-    directory = Path(tempfile.mkdtemp(prefix="skynet-test-"))
-    embedded = EmbeddedServer(directory)
-    embedded.start()
-    yield embedded
-    embedded.stop()
-    shutil.rmtree(directory)
 
 
 @pytest.fixture
