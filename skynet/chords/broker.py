@@ -15,8 +15,7 @@ from redis import ConnectionPool
 from redis.sentinel import SentinelConnectionPool
 
 from skynet.redis_url import RedisURL
-from skynet.store.connection import connection_pool
-from skynet.wire import keys
+from skynet.store.connection import check_writes, connection_pool
 
 ADDRESS = "redis_url"  # the transport option with the RedisURL
 SECRET_INFO = ("password", "ssl", "transport_options")
@@ -75,8 +74,7 @@ class Channel(kombu_redis.Channel):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         try:
-            # A replica or a full Redis takes a ping. It refuses this, which else writes nothing.
-            self.client.set(keys.PROBE_KEY, 1, xx=True)
+            check_writes(self.client)  # so that a worker waits for them before it begins
         except Exception:
             self.close()
             self._disconnect_pools()

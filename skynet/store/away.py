@@ -40,6 +40,9 @@ class RedisAway(redis.ConnectionError):
         super().__init__(reason)
         self.remedy = remedy
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"  # redis-py's has no message
+
 
 class RedisFull(RedisAway):
     """Redis has reached its maxmemory and refuses to store more."""

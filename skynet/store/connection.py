@@ -21,6 +21,7 @@ from skynet.errors import ClusterUnreachable, ConfigurationError
 from skynet.redis_url import RedisURL, hide_password
 from skynet.settings import settings
 from skynet.store.away import NoDatabase, RedisAway, TranslatesReplies
+from skynet.wire import keys
 
 
 class Connection(TranslatesReplies, redis.Connection):
@@ -155,6 +156,11 @@ def ping(url: str | None = None) -> None:
     half = settings().connect_timeout_s / 2
     with reachable(url), connect(url, timeout_s=half, connect_timeout_s=half) as probe:
         probe.ping()
+
+
+def check_writes(client: redis.Redis) -> None:
+    """Raise RedisAway if Redis takes no writes; a replica or a full Redis answers a ping."""
+    client.set(keys.PROBE_KEY, 1, xx=True)  # the key does not exist: nothing is written
 
 
 def reason(error: Exception) -> str:
