@@ -6,18 +6,15 @@ validated; an invalid value is refused with the variable's name.
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from skynet.errors import ConfigurationError
-
-REDIS_SCHEMES = ("redis", "rediss", "unix")
+from skynet.redis_url import RedisURL
 
 
 class Settings(BaseSettings):
@@ -27,7 +24,7 @@ class Settings(BaseSettings):
 
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
-        description="URL of the Redis server: redis://, rediss:// or unix://",
+        description="URL of the Redis server: redis://, rediss://, unix:// or sentinel://",
     )
     exchange_urls: tuple[str, ...] = Field(
         (), description="Redis servers of the exchange; stage i uses server i modulo their number"
@@ -104,25 +101,10 @@ def check_url(url: str) -> str:
     """The URL, unchanged.
 
     Raises:
-        ValueError: it is not a Redis URL; the message hides the password.
+        ValueError: it cannot be used; the message hides the password.
     """
-    if urlsplit(url).scheme not in REDIS_SCHEMES:
-        raise ValueError(
-            f"{hide_password(url)!r} is not a Redis URL; use redis://, rediss:// (TLS) "
-            "or unix:///path/to/socket"
-        )
+    RedisURL.parse(url)
     return url
-
-
-def hide_password(url: str) -> str:
-    """The URL for messages: `redis://user:***@host`."""
-    url = re.sub(r"(?i)([?&][^=&]*password=)[^&#]*", r"\1***", url)
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user = quote(parts.username or "", safe="")
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}"))
 
 
 @lru_cache(maxsize=1)

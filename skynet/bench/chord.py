@@ -13,15 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import redis
-
 import skynet.chords.messenger  # registers the serializer of the workers' replies  # noqa: F401
 from skynet.bench.report import Result, take_turns
+from skynet.chords.broker import kombu_url
 from skynet.errors import SkynetError
 from skynet.local.cluster import LocalCluster
 from skynet.local.reaper import Reaper
 from skynet.local.server import local_server
-from skynet.store.connection import broker_url
+from skynet.redis_url import RedisURL
+from skynet.store.connection import connect
 from skynet.wire import keys
 
 LAYERS = 24
@@ -74,12 +74,10 @@ class StockWorkers:
     """Three solo workers with Celery's Redis backend: two for shards, one for bodies."""
 
     def __init__(self, url: str, reaper: Reaper) -> None:
-        environment = {
-            "SKYNET_BENCH_BROKER": broker_url(url),
-            "SKYNET_BENCH_BACKEND": broker_url(url),
-        }
+        stock_url = kombu_url(RedisURL.parse(url), with_password=True)
+        environment = {"SKYNET_BENCH_BROKER": stock_url, "SKYNET_BENCH_BACKEND": stock_url}
         self.environment = environment
-        self._client = redis.Redis.from_url(url, socket_timeout=120)
+        self._client = connect(url, timeout_s=120)
         self._processes = [self._start(queue) for queue in ("shard0", "shard1", "body")]
         for process in self._processes:
             reaper.watch(process.pid)

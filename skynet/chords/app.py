@@ -24,9 +24,12 @@ from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 from kombu import Exchange, Queue
 
+from skynet.chords.broker import ADDRESS, BrokerConnection, broker_settings
 from skynet.chords.messenger import Messenger
 from skynet.errors import ConfigurationError
+from skynet.redis_url import RedisURL
 from skynet.settings import settings
+from skynet.store.connection import reason
 from skynet.store.resp import RespConnection
 from skynet.wire.keys import ORCHESTRATOR_QUEUE, Address
 
@@ -47,7 +50,9 @@ class AddressQueues(Queues):
 
 
 class AddressAMQP(AMQP):
-    """Celery's AMQP helpers with AddressQueues."""
+    """Celery's AMQP helpers with AddressQueues and BrokerConnection."""
+
+    Connection = BrokerConnection
 
     def Queues(self, queues: Any, *args: Any, **kwargs: Any) -> AddressQueues:
         return AddressQueues(queues)
@@ -58,7 +63,7 @@ class PatientConsumer(Consumer):
 
     def ensure_connected(self, conn: Any) -> Any:
         def warn(error: Exception, interval: float) -> None:
-            logger.warning("no connection to Redis: %s", error)
+            logger.warning("no connection to Redis: %s", reason(error))
 
         connected = conn.ensure_connection(
             warn, None, RETRY_S, RETRY_S, MAX_RETRY_S, callback=maybe_shutdown
@@ -109,11 +114,22 @@ class SkynetCelery(Celery):
     def Worker(self) -> type[PlacedWorker]:
         return self.subclass_with_self(PlacedWorker)
 
+    @property
+    def address(self) -> RedisURL:
+        """The Redis of its broker and its results."""
+        address: RedisURL = self.conf.broker_transport_options[ADDRESS]
+        return address
+
+    def use(self, url: str) -> None:
+        """Use the Redis at `url` instead of SKYNET_REDIS_URL."""
+        options = self.conf.broker_transport_options
+        self.conf.update(broker_settings(RedisURL.parse(url), options))
+
     @cached_property
     def messenger(self) -> Messenger:
         current = settings()
         spin_s = current.exchange_spin_us * 1e-6
-        connection = RespConnection(current.redis_url, timeout_s=30, spin_s=spin_s)
+        connection = RespConnection(self.address, timeout_s=30, spin_s=spin_s)
         return Messenger(self, connection, current.step_timeout_s)
 
 

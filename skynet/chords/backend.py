@@ -15,6 +15,7 @@ import redis
 from celery.backends.redis import RedisBackend
 
 from skynet.errors import StepFailed
+from skynet.store.connection import connection_pool
 from skynet.store.resp import Script
 from skynet.wire import keys
 
@@ -54,7 +55,18 @@ return {1, parts}
 
 
 class ChordBackend(RedisBackend):
-    """Celery's Redis result backend with SkyNet's chords."""
+    """Celery's Redis result backend with SkyNet's chords, on the broker's Redis."""
+
+    def _get_pool(self, **options: Any) -> redis.ConnectionPool:
+        return connection_pool(
+            self.app.address,
+            timeout_s=options["socket_timeout"],
+            max_connections=options["max_connections"],
+        )
+
+    def as_uri(self, include_password: bool = False) -> str:
+        """For logs; never with a password."""
+        return str(self.app.address)
 
     def on_chord_part_return(
         self, request: Any, state: str, result: Any, propagate: Any = None, **kwargs: Any
@@ -63,22 +75,24 @@ class ChordBackend(RedisBackend):
         body = request.chord
         if body["task"] not in BODIES:
             return super().on_chord_part_return(request, state, result, propagate, **kwargs)
-        failed = isinstance(result, BaseException)
-        payload = b"" if failed else result.encode()
         try:
-            parts = self._return_part(request, body["chord_size"], payload, failed)
+            self._return_result(request, body, result)
         except redis.RedisError as lost:
             # The step fails at its deadline.
             logger.warning("chord %s: the part could not be returned: %s", request.group, lost)
-            return None
+        return None
+
+    def _return_result(self, request: Any, body: dict[str, Any], result: Any) -> None:
+        failed = isinstance(result, BaseException)
+        payload = b"" if failed else result.encode()
+        parts = self._return_part(request, body["chord_size"], payload, failed)
         if parts is None:
-            return None
+            return
         epoch, step = body["args"][:2]
         if failed:
             self._fail_step(epoch, step, result)
         else:
             self._run_body(request, body, parts)
-        return None
 
     def _return_part(
         self, request: Any, chord_size: int, payload: bytes, failed: bool

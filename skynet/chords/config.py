@@ -7,15 +7,15 @@
 SKYNET_REDIS_URL names the Redis server; see skynet/settings.py for the other settings.
 """
 
+from skynet.chords.broker import broker_settings
+from skynet.redis_url import RedisURL
 from skynet.settings import settings
-from skynet.store.connection import backend_url
-from skynet.store.connection import broker_url as kombu_url
 from skynet.wire.keys import GENERATE_TASK, POP_S, SERIALIZER
 
 _settings = settings()
 
-broker_url = kombu_url(_settings.redis_url)
-result_backend = backend_url(_settings.redis_url)
+# The broker's address is in its transport options; the result backend uses the same.
+result_backend = "skynet.chords.backend:ChordBackend"
 imports = ("skynet.tasks",)
 
 # One task at a time, in the process that holds the weights.
@@ -30,15 +30,20 @@ broker_connection_retry_on_startup = True
 
 # Span messages are delivered at most once: redelivery would repeat stale ones an hour later. One
 # priority, one BRPOP. Every wait of a publisher has a deadline.
-broker_transport_options = {
-    "health_check_interval": 3,  # a pop without a reply for 3 s has lost its connection
-    "polling_interval": POP_S,  # timeout of the pop; a message ends it at once
-    "ack_emulation": False,
-    "priority_steps": [0],
-    "socket_timeout": 30,
-    "socket_connect_timeout": _settings.connect_timeout_s,
-    "socket_keepalive": True,
-}
+_broker = broker_settings(
+    RedisURL.parse(_settings.redis_url),
+    {
+        "health_check_interval": 3,  # a pop without a reply for 3 s has lost its connection
+        "polling_interval": POP_S,  # timeout of the pop; a message ends it at once
+        "ack_emulation": False,
+        "priority_steps": [0],
+        "socket_timeout": 30,
+        "socket_connect_timeout": _settings.connect_timeout_s,
+    },
+)
+broker_url = _broker["broker_url"]
+broker_use_ssl = _broker["broker_use_ssl"]
+broker_transport_options = _broker["broker_transport_options"]
 redis_socket_timeout = 30
 redis_socket_connect_timeout = _settings.connect_timeout_s
 redis_retry_on_timeout = False

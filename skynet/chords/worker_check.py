@@ -5,11 +5,13 @@ A worker with others would take a place and drop every step.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from skynet.chords import config
-from skynet.errors import ConfigurationError
-from skynet.settings import hide_password
+from skynet.errors import ClusterUnreachable, ConfigurationError
+from skynet.redis_url import hide_password
+from skynet.store.connection import ping
 from skynet.wire import keys
 
 
@@ -22,6 +24,17 @@ def check_worker(worker: Any) -> None:
     _check_tasks(worker.app)
     _check_pool(worker.pool_cls)
     _check_settings(worker.app.conf)
+    check_server()
+
+
+def check_server() -> None:
+    """A server that answers must have the database; for one that is away a worker waits.
+
+    Raises:
+        ConfigurationError: names the database.
+    """
+    with suppress(ClusterUnreachable):
+        ping()
 
 
 def _check_tasks(app: Any) -> None:

@@ -91,7 +91,8 @@ def worker(place: str | None, celery_options: tuple[str, ...]) -> None:
     needs a worker, and stands by until one does. On SIGTERM or Ctrl-C it hands its place over
     before it ends; a second signal ends it at once. Arguments after `--` are passed to Celery.
     """
-    from skynet.settings import hide_password, settings
+    from skynet.redis_url import hide_password
+    from skynet.settings import settings
 
     current = settings()
     words = ["celery", "-A", "skynet", "worker", *(("-Q", place) if place else ()), *celery_options]

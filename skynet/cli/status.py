@@ -9,7 +9,8 @@ from typing import Any, cast
 import redis
 
 from skynet.planning.plan import Plan
-from skynet.settings import hide_password, settings
+from skynet.redis_url import hide_password
+from skynet.settings import settings
 from skynet.store.connection import ping, server_info
 from skynet.store.events import Events
 from skynet.store.members import READY, Members

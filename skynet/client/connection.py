@@ -14,7 +14,8 @@ from redis import Redis
 
 from skynet.settings import settings
 from skynet.store.async_answers import AsyncAnswers
-from skynet.store.connection import backend_url, broker_url, connect, connect_async, reachable
+from skynet.store.async_connection import connect_async
+from skynet.store.connection import connect, reachable
 from skynet.store.requests import Requests
 from skynet.wire import keys
 
@@ -58,7 +59,7 @@ class ClusterConnection:
         from skynet.chords.app import SkynetCelery
 
         app = SkynetCelery("skynet")
-        app.conf.update(broker_url=broker_url(self.url), result_backend=backend_url(self.url))
+        app.use(self.url)
         return app
 
     def send(self, task: str, arguments: tuple[str, ...] = (), **options: Any) -> None:
@@ -71,6 +72,9 @@ class ClusterConnection:
             try:
                 self.app.send_task(task, arguments, queue=keys.ORCHESTRATOR_QUEUE, **options)
             except OperationalError as error:
+                cause = error.__cause__
+                if isinstance(cause, RedisConnectionError):
+                    raise cause from None  # it says more
                 raise RedisConnectionError(str(error)) from error
 
     @asynccontextmanager

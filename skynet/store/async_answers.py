@@ -25,6 +25,7 @@ from skynet.store.answer_cursor import (
     entries_by_key,
     no_token,
 )
+from skynet.store.async_connection import close_async
 from skynet.store.clock import RedisClock
 from skynet.wire import keys
 
@@ -50,7 +51,7 @@ class AsyncAnswers:
                 self._task.cancel()
                 await asyncio.wait([self._task])
         finally:
-            await self.client.aclose()
+            await close_async(self.client)
 
     def tokens(
         self, request_id: str, start: int = 0, timeout_s: float | None = None

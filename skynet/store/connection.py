@@ -4,16 +4,122 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
-import redis.asyncio
-from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.sentinel import (
+    MasterNotFoundError,
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 
-from skynet.errors import ClusterUnreachable
-from skynet.settings import hide_password, settings
+from skynet.errors import ClusterUnreachable, ConfigurationError
+from skynet.redis_url import RedisURL, hide_password
+from skynet.settings import settings
+from skynet.store.away import NoDatabase, RedisAway, TranslatesReplies
+from skynet.wire import keys
+
+
+class Connection(TranslatesReplies, redis.Connection):
+    """To a server."""
+
+
+class TLSConnection(TranslatesReplies, redis.SSLConnection):
+    """To a server, with TLS."""
+
+
+class SocketConnection(TranslatesReplies, redis.UnixDomainSocketConnection):
+    """To a Unix socket."""
+
+
+class MasterConnection(TranslatesReplies, SentinelManagedConnection):
+    """To the master that the Sentinels name when it connects."""
+
+
+class TLSMasterConnection(TranslatesReplies, SentinelManagedSSLConnection):
+    """To that master, with TLS."""
+
+
+class Kinds(NamedTuple):
+    """redis-py's classes, for calls that block or for an event loop."""
+
+    pool: Any
+    sentinel_pool: Any
+    sentinel: Any
+    retry: Any
+    server: Any
+    tls: Any
+    socket: Any
+    master: Any
+    tls_master: Any
+
+
+BLOCKING = Kinds(
+    redis.ConnectionPool,
+    SentinelConnectionPool,
+    Sentinel,
+    Retry,
+    Connection,
+    TLSConnection,
+    SocketConnection,
+    MasterConnection,
+    TLSMasterConnection,
+)
+
+
+def connection_pool(
+    url: str | RedisURL,
+    *,
+    timeout_s: float | None,
+    connect_timeout_s: float | None = None,
+    kinds: Kinds = BLOCKING,
+    **options: Any,
+) -> Any:
+    """Connections to one Redis, for all clients; opened on first use, no command is repeated.
+
+    timeout_s: maximum wait for the bytes of a reply; None waits for ever.
+    options: more of redis-py's connection options.
+    """
+    at = RedisURL.parse(url) if isinstance(url, str) else url
+    waits = {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": connect_timeout_s or settings().connect_timeout_s,
+    }
+    login = {"username": at.username, "password": at.password}
+    options = {"db": at.db, **login, **waits, **options}
+    if at.path:
+        return kinds.pool(connection_class=kinds.socket, path=at.path, **options)
+    options |= {"socket_keepalive": True, **dict(at.tls or ())}
+    if at.master:
+        return kinds.sentinel_pool(
+            at.master,
+            _sentinels(at, waits["socket_connect_timeout"], kinds),
+            connection_class=kinds.master if at.tls is None else kinds.tls_master,
+            **options,
+        )
+    ((host, port),) = at.hosts
+    kind = kinds.server if at.tls is None else kinds.tls
+    return kinds.pool(connection_class=kind, host=host, port=port, **options)
+
+
+def _sentinels(at: RedisURL, timeout_s: float | None, kinds: Kinds) -> Any:
+    tls = {} if at.tls is None else {"ssl": True, **dict(at.tls)}
+    return kinds.sentinel(
+        at.hosts,
+        sentinel_kwargs={
+            "username": at.sentinel_username,
+            "password": at.sentinel_password,
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
+            "retry": kinds.retry(NoBackoff(), 0),
+            **tls,
+        },
+    )
 
 
 def connect(
@@ -30,39 +136,45 @@ def connect(
     timeout_s: maximum wait for a reply; None waits for ever (blocking commands).
     single_connection: one connection for all commands instead of a pool.
     """
-    current = settings()
-    return redis.Redis.from_url(
-        url or current.redis_url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=connect_timeout_s or current.connect_timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=30,
-        single_connection_client=single_connection,
-    )
-
-
-def connect_async(url: str | None = None, *, timeout_s: float | None = 30) -> redis.asyncio.Redis:
-    """As `connect`, for one event loop."""
-    current = settings()
-    return redis.asyncio.Redis.from_url(
-        url or current.redis_url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=current.connect_timeout_s,
-        retry=AsyncRetry(NoBackoff(), 0),
+    pool = connection_pool(
+        url or settings().redis_url,
+        timeout_s=timeout_s,
+        connect_timeout_s=connect_timeout_s,
         health_check_interval=30,
     )
+    client = redis.Redis(connection_pool=pool, single_connection_client=single_connection)
+    client.auto_close_connection_pool = True
+    return client
 
 
 @contextmanager
 def reachable(url: str | None = None) -> Iterator[None]:
-    """Turn redis-py's connection errors into a ClusterUnreachable that names the URL."""
+    """Turn redis-py's connection errors into errors of SkyNet that name the URL.
+
+    Raises:
+        ClusterUnreachable: Redis does not answer, or cannot serve now.
+        ConfigurationError: it has no such database.
+    """
     try:
         yield
+    except NoDatabase as error:
+        raise ConfigurationError(
+            f"Redis at {_shown(url)}: {error}; correct SKYNET_REDIS_URL, or raise `databases` "
+            "in the server's configuration"
+        ) from None
+    except RedisAway as error:
+        raise ClusterUnreachable(
+            f"Redis at {_shown(url)} cannot serve now: {error}; {error.remedy}"
+        ) from None
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise ClusterUnreachable(
-            f"no answer from Redis at {hide_password(url or settings().redis_url)}: "
-            f"{_reason(error)}. Start it, or set SKYNET_REDIS_URL"
+            f"no answer from Redis at {_shown(url)}: {reason(error)}. "
+            "Start it, or set SKYNET_REDIS_URL"
         ) from None
+
+
+def _shown(url: str | None) -> str:
+    return hide_password(url or settings().redis_url)
 
 
 def ping(url: str | None = None) -> None:
@@ -75,26 +187,17 @@ def ping(url: str | None = None) -> None:
         probe.ping()
 
 
-def _reason(error: Exception) -> str:
+def check_writes(client: redis.Redis) -> None:
+    """Raise RedisAway if Redis takes no writes; a replica or a full Redis answers a ping."""
+    client.set(keys.PROBE_KEY, 1, xx=True)  # the key does not exist: nothing is written
+
+
+def reason(error: Exception) -> str:
+    """The cause of a connection error, in a few words."""
+    if isinstance(error, MasterNotFoundError | AsyncMasterNotFoundError):
+        return "no Sentinel answers that names a live master"
     # redis-py: "Error 111 connecting to host:port. Connection refused."
     return str(error).rstrip(".").rpartition(". ")[2] or type(error).__name__
-
-
-def broker_url(url: str) -> str:
-    """The URL in the form of kombu's transport."""
-    return _checked(url).replace("unix://", "redis+socket://", 1)
-
-
-def backend_url(url: str) -> str:
-    """The URL in the form of Celery's result backends, with SkyNet's subclass."""
-    return f"skynet.chords.backend:ChordBackend+{_checked(url).replace('unix://', 'socket://', 1)}"
-
-
-def _checked(url: str) -> str:
-    """Celery requires rediss URLs to say whether certificates are checked: they are."""
-    if not url.startswith("rediss://") or "ssl_cert_reqs=" in url:
-        return url
-    return f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required"
 
 
 def server_info(client: redis.Redis, section: str) -> dict[str, Any]:

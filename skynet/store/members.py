@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import redis
 
+from skynet.store.away import RedisAway
 from skynet.wire import keys
 
 STARTING, SPARE, LOADING, READY, FAILED = "starting", "spare", "loading", "ready", "failed"
@@ -115,8 +117,9 @@ class Members:
         leases = [text for text in texts if text is not None]
         if len(leases) < len(ids):
             seconds, _ = self.client.time()
-            # By Redis's clock, and not by id: an expired member may be back by now.
-            self.client.zremrangebyscore(keys.MEMBERS_KEY, 0, seconds - 2 * self.lease_s)
+            with suppress(RedisAway):  # `skynet status` shows the members of a replica, too
+                # By Redis's clock, and not by id: an expired member may be back by now.
+                self.client.zremrangebyscore(keys.MEMBERS_KEY, 0, seconds - 2 * self.lease_s)
         members = [Member.from_json(text) for text in leases]
         return sorted(members, key=lambda m: (not m.address, m.address, m.joined, m.id))
 

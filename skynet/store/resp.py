@@ -19,7 +19,9 @@ from typing import Any
 import hiredis
 import redis
 
-from skynet.settings import settings
+from skynet.redis_url import RedisURL
+from skynet.store.away import away
+from skynet.store.connection import connection_pool
 
 READ_BYTES = 256 * 1024
 IDLE_S = 1.0
@@ -41,15 +43,10 @@ class RespConnection:
         in a virtual machine; the yield between polls lets the server run.
     """
 
-    def __init__(self, url: str, timeout_s: float, spin_s: float = 0.0) -> None:
+    def __init__(self, url: str | RedisURL, timeout_s: float, spin_s: float = 0.0) -> None:
         self.timeout_s = timeout_s
         self.spin_s = spin_s
-        self._pool = redis.ConnectionPool.from_url(
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=settings().connect_timeout_s,
-            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
-        )
+        self._pool = connection_pool(url, timeout_s=timeout_s)
         self._used = 0.0
         self._connection: Any = None
         self._socket: Any = None
@@ -60,8 +57,8 @@ class RespConnection:
         """Send commands in one write and read a reply to each.
 
         Raises:
-            redis.ConnectionError, redis.TimeoutError: the connection is closed; the commands may
-                have run.
+            redis.ConnectionError, redis.TimeoutError: the connection is closed, or Redis cannot
+                serve now; the commands may have run.
             redis.ResponseError: Redis refused one of them.
         """
         try:
@@ -139,7 +136,7 @@ class RespConnection:
             self._reader.feed(self._buffer, 0, size)
             while (reply := self._reader.gets()) is not False:
                 if isinstance(reply, hiredis.ReplyError):
-                    raise redis.ResponseError(str(reply))
+                    raise away(str(reply)) or redis.ResponseError(str(reply))
                 replies.append(reply)
         return replies
 

@@ -19,6 +19,7 @@ import redis
 from skynet.checkpoint.tensor_plans import TensorPlan
 from skynet.errors import CheckpointError, SkynetError
 from skynet.planning.ranges import Range
+from skynet.store.away import RedisFull
 from skynet.store.connection import server_info
 from skynet.store.manifest import TRAVELS_AS, Manifest, StagedTensor, Tile, TileName
 from skynet.store.room import check_room, needed_bytes, room_message
@@ -82,7 +83,7 @@ class ModelWriter:
                     job.digest, job.name, job.config, staged, tuple(job.files), num_bytes
                 )
                 self.lock.write_manifest(manifest.to_json())
-            except redis.exceptions.OutOfMemoryError as error:
+            except RedisFull as error:
                 self._batch.clear()
                 drop_model(self.client, self.lock)
                 allocator = str(server_info(self.client, "memory").get("mem_allocator", ""))

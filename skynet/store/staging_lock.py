@@ -132,7 +132,9 @@ class StagingLock:
                 pipeline.pexpire(self.key, self.lock_ms)
                 commands(pipeline)
                 pipeline.execute()
-            except redis.WatchError:
+            except redis.WatchError as error:
+                if isinstance(error.__context__, redis.ConnectionError):
+                    raise error.__context__ from None  # redis-py: a lost connection watches nothing
                 self._lost()
         self._schedule()
 

@@ -21,6 +21,7 @@ SKYNET_EXCHANGE_TIMEOUT_S:
     skynet:members                              zset     kept            member id -> last renewal
     skynet:member:<id>                          string   the lease       live worker, JSON
     skynet:engine                               string   seconds         state of the engine, JSON
+    skynet:probe                                string   never set       asks if Redis takes writes
     skynet:requests:open                        zset     kept            unfinished ids by arrival
     skynet:requests:arrivals                    integer  kept            arrival counter
     skynet:request:<id>                         hash     result_expires  record
@@ -73,6 +74,7 @@ MEMBERS_KEY = "skynet:members"
 ENGINE_KEY = "skynet:engine"
 OPEN_REQUESTS_KEY = "skynet:requests:open"
 ARRIVALS_KEY = "skynet:requests:arrivals"
+PROBE_KEY = "skynet:probe"
 
 _ADDRESS = re.compile(r"stage(0|[1-9]\d{0,4})\.shard(0|[1-9]\d{0,4})")
 

@@ -13,7 +13,6 @@ from skynet.chords.app import SkynetCelery
 from skynet.chords.messenger import Messenger
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
-from skynet.store.connection import backend_url, broker_url
 from skynet.store.resp import RespConnection
 from skynet.wire import codec
 
@@ -22,7 +21,7 @@ TTL_S = 60
 
 def make_app(url: str) -> SkynetCelery:
     app = SkynetCelery("tests")
-    app.conf.update(broker_url=broker_url(url), result_backend=backend_url(url))
+    app.use(url)
     app.__dict__["messenger"] = Messenger(app, RespConnection(url, 10), TTL_S)
     return app
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sentinels import SentinelServers
+from test_async_answers import blocked, until_blocked
 from test_request_restarts import END, TOKENS, append, lasting
 
 from skynet.client.client import Client
@@ -137,6 +140,61 @@ def test_a_redis_that_stays_away_ends_streams_when_their_time_is_over(
             await anext(stream)
         with pytest.raises(ClusterUnreachable):
             await generation.aget(timeout=0.3)
+
+    run(main())
+
+
+@pytest.mark.timeout(300)
+def test_streams_and_waiting_calls_follow_a_failover(tmp_path: Path) -> None:
+    # Given a master, its replica and three Sentinels, and a stream with two tokens
+    servers = SentinelServers(tmp_path)
+    try:
+        servers.start()
+        user = Client(servers.url)
+        requests = user.requests
+        now = requests.now()
+        requests.create(Record("r1", (1, 2, 3), Options(max_tokens=9), now, now + 600))
+        append(requests, *TOKENS[:2])
+
+        async def main() -> None:
+            stream = user.generation("r1").atokens(timeout=4 * WAIT_S)
+            waiting = asyncio.ensure_future(user.generation("r1"))
+            assert [await anext(stream), await anext(stream)] == TOKENS[:2]
+            # When the master is killed after its replica has all, and the rest comes
+            assert requests.client.wait(1, 10_000) == 1
+            await off_the_loop(servers.kill_master)
+            await off_the_loop(lambda: append(requests, *TOKENS[2:]))
+            requests.writer.finish("r1", END)
+            # Then each token is there once
+            assert [token.text async for token in stream] == ["2 ", "3 ", "!"]
+            assert await waiting == COMPLETION
+
+        asyncio.run(asyncio.wait_for(main(), 4 * WAIT_S))
+        user.close()
+    finally:
+        servers.stop()
+
+
+def test_a_master_that_becomes_a_replica_is_away_for_a_while(
+    own_server: EmbeddedServer, requests: Requests, generation: Generation
+) -> None:
+    append(requests, TOKENS[0])
+
+    async def main() -> None:
+        # Given a reader that waits
+        stream = generation.atokens(timeout=WAIT_S)
+        assert await anext(stream) == TOKENS[0]
+        following = asyncio.create_task(anext(stream))
+        await until_blocked(requests)
+        # When its Redis is made a replica, which ends blocked reads by an error, and a master again
+        requests.client.replicaof("127.0.0.1", "1")
+        async with asyncio.timeout(WAIT_S):
+            while blocked(requests.client):
+                await asyncio.sleep(0.005)
+        requests.client.replicaof("NO", "ONE")
+        append(requests, TOKENS[1])
+        # Then it reads on
+        assert await following == TOKENS[1]
 
     run(main())
 

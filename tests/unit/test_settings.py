@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from skynet.errors import ConfigurationError
-from skynet.settings import Settings, check_url, hide_password, settings
+from skynet.redis_url import hide_password
+from skynet.settings import Settings, check_url, settings
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,8 @@ def _fresh_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("redis://user:se%40cret@host", "redis://user:***@host"),
         ("redis://user:se@cret@host", "redis://user:***@host"),
         ("redis://user:se:cret@host", "redis://user:***@host"),
+        ("redis://user:se/cret@host:1/0", "redis://***@host:1/0"),
+        ("user:secret@host:6379", "***@host:6379"),
         ("redis://:secret@[::1]:6379/0", "redis://:***@[::1]:6379/0"),
         ("unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
         ("unix://user:secret@/run/redis.sock", "unix://user:***@/run/redis.sock"),
@@ -63,6 +66,8 @@ def test_a_url_of_another_kind_is_refused_without_its_password(url: str) -> None
     [
         ("SKYNET_REDIS_URL", "http://user:secret@host"),
         ("SKYNET_EXCHANGE_URLS", '["http://user:secret@host"]'),
+        ("SKYNET_REDIS_URL", "redis://:se/cret@host:6379/0"),
+        ("SKYNET_REDIS_URL", "redis://host:6379/abc"),
         ("SKYNET_THREADS", "0"),
         ("SKYNET_THREADS", "many"),
         ("SKYNET_LOG_LEVEL", "LOUD"),
