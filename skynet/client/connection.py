@@ -12,6 +12,9 @@ from kombu.exceptions import OperationalError
 from redis import ConnectionError as RedisConnectionError
 from redis import Redis
 
+from skynet.errors import BadRequest, ConfigurationError
+from skynet.redis_url import RedisURL
+from skynet.request.option_values import shown
 from skynet.settings import settings
 from skynet.store.async_answers import AsyncAnswers
 from skynet.store.async_connection import connect_async
@@ -30,10 +33,12 @@ class ClusterConnection:
     lazy: read the settings at the first use, too.
 
     Raises:
-        ConfigurationError: a setting has an invalid value, unless `lazy`.
+        ConfigurationError: the URL or a setting has an invalid value, unless `lazy`.
     """
 
     def __init__(self, url: str | None = None, *, lazy: bool = False) -> None:
+        if url is not None and not isinstance(url, str):
+            raise BadRequest(f"url {shown(url)}: a Redis URL, or None for SKYNET_REDIS_URL")
         self._given_url = url
         # By event loop, with its number of uses: connections belong to a loop.
         self._async_answers: dict[asyncio.AbstractEventLoop, tuple[AsyncAnswers, int]] = {}
@@ -42,7 +47,13 @@ class ClusterConnection:
 
     @cached_property
     def url(self) -> str:
-        return self._given_url or settings().redis_url
+        if self._given_url is None:
+            return settings().redis_url
+        try:
+            RedisURL.parse(self._given_url)
+        except ValueError as error:  # shows no password
+            raise ConfigurationError(f"url: {error}") from None
+        return self._given_url
 
     @cached_property
     def redis(self) -> Redis:

@@ -1,14 +1,14 @@
 """Reads any number of answers in one event loop, over two connections and without threads.
 
-One XREAD waits for the streams of all readers; commands that do not block take turns on the other
-connection. The answers are those of `AnswerReader`, through restarts of Redis.
+One XREAD waits for the streams of all readers; commands that do not block go through the other
+connection, in pipelines. The answers are those of `AnswerReader`, through restarts of Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -26,11 +26,11 @@ from skynet.store.answer_cursor import (
     no_token,
 )
 from skynet.store.async_connection import close_async
+from skynet.store.async_queries import AWAY, AsyncQueries
 from skynet.store.clock import RedisClock
 from skynet.wire import keys
 
 JOIN_S = 0.02  # longest that a blocked XREAD goes on without a stream that has joined
-AWAY = (redis.ConnectionError, redis.TimeoutError)
 
 
 class AsyncAnswers:
@@ -41,7 +41,7 @@ class AsyncAnswers:
         self._readers: list[_Reader] = []
         self._task: asyncio.Task[None] | None = None
         self._blocked: asyncio.Timeout | None = None  # around an XREAD
-        self._turn = asyncio.Lock()  # of commands that do not block
+        self._queries = AsyncQueries(client)  # commands that do not block
         self._error: redis.RedisError | None = None  # while Redis is away
 
     async def close(self) -> None:
@@ -67,7 +67,9 @@ class AsyncAnswers:
     async def answer(self, request_id: str, patience_s: float) -> list[Token | End]:
         """The whole answer to a request that has ended, in one reply."""
         key, cursor = keys.tokens_key(request_id), TokenCursor(request_id)
-        items = list(cursor.take(await self._ask(lambda: self.client.xrange(key), patience_s)))
+        items = list(
+            cursor.take(await self._queries.ask(lambda pipe: pipe.xrange(key), patience_s))
+        )
         if items and isinstance(items[-1], End):
             return items
         # Redis has restarted with less of it: it is written again.
@@ -76,31 +78,15 @@ class AsyncAnswers:
     async def record(self, request_id: str, patience_s: float) -> Record | None:
         """As `Requests.read`; waits for Redis as long as `patience_s`."""
         key = keys.request_key(request_id)
-        fields = await self._ask(lambda: self.client.hgetall(key), patience_s)
+        fields = await self._queries.ask(lambda pipe: pipe.hgetall(key), patience_s)
         return Record.from_fields(request_id, fields) if b"prompt" in fields else None
 
     async def now(self, clock: RedisClock, patience_s: float) -> float:
         """As `RedisClock.now`; waits for Redis as long as `patience_s`."""
         if (known := clock.known()) is not None:
             return known
-
-        async def compare() -> float:
-            before = time.monotonic()
-            return clock.compare(await self.client.time(), before)
-
-        return await self._ask(compare, patience_s)
-
-    async def _ask(self, query: Callable[[], Awaitable[Any]], patience_s: float) -> Any:
-        """The query's result; it is repeated for `patience_s` while Redis does not answer."""
-        give_up = time.monotonic() + patience_s
-        while True:
-            try:
-                async with self._turn:
-                    return await query()
-            except AWAY as error:
-                if isinstance(error, redis.AuthenticationError) or time.monotonic() > give_up:
-                    raise
-            await asyncio.sleep(RETRY_S)
+        before = time.monotonic()
+        return clock.compare(await self._queries.ask(lambda pipe: pipe.time(), patience_s), before)
 
     async def _items(self, cursor: Cursor, timeout_s: float | None) -> AsyncGenerator[Token | End]:
         reader = self._join(_Reader(cursor, timeout_s))

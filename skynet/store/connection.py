@@ -45,6 +45,9 @@ class TLSMasterConnection(TranslatesReplies, SentinelManagedSSLConnection):
     """To that master, with TLS."""
 
 
+MAX_CONNECTIONS = 2**31  # the server's maxclients is the limit
+
+
 class Kinds(NamedTuple):
     """redis-py's classes, for calls that block or for an event loop."""
 
@@ -91,7 +94,8 @@ def connection_pool(
         "socket_connect_timeout": connect_timeout_s or settings().connect_timeout_s,
     }
     login = {"username": at.username, "password": at.password}
-    options = {"db": at.db, **login, **waits, **options}
+    # redis-py's limit is 100, and each thread that reads an answer holds one.
+    options = {"db": at.db, "max_connections": MAX_CONNECTIONS, **login, **waits, **options}
     if at.path:
         return kinds.pool(connection_class=kinds.socket, path=at.path, **options)
     options |= {"socket_keepalive": True, **dict(at.tls or ())}

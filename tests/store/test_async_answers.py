@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import redis
 from celery.exceptions import TimeoutError as CeleryTimeoutError
+from redis.asyncio.client import Pipeline
+from waiting import wait_for
 
 from skynet.client.client import Client
 from skynet.client.generation import Generation
-from skynet.errors import BadRequest, PeerLost, RequestLost, RequestTimeout
+from skynet.errors import BadRequest, PeerLost, RequestLost, RequestTimeout, SkynetError
 from skynet.local.server import EmbeddedServer
 from skynet.request.record import End, Logprobs, Options, Record, Token
+from skynet.store.async_connection import close_async, connect_async
+from skynet.store.async_queries import AsyncQueries
 from skynet.store.requests import Requests
+from skynet.wire import keys
 
 WAIT_S = 30
 TOKENS = [Token(index, 10 + index, f"{index} ") for index in range(4)]
@@ -143,6 +148,54 @@ def test_awaiting_many_requests_needs_no_threads(user: Client, requests: Request
     asyncio.run(main())
 
 
+def test_commands_of_many_coroutines_share_a_pipeline(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
+    # Given a value for each of many coroutines
+    client.mset({f"key{number}": number for number in range(200)})
+
+    async def main() -> None:
+        connection = connect_async(server.url)
+        made: list[Pipeline] = []
+        make = connection.pipeline
+        connection.pipeline = lambda **options: made.append(make(**options)) or made[-1]  # type: ignore
+        queries = AsyncQueries(connection)
+
+        def ask(number: int) -> Coroutine[Any, Any, bytes]:
+            return queries.ask(lambda pipe: pipe.get(f"key{number}"), WAIT_S)
+
+        # When all ask at once, and the one that sends is cancelled
+        tasks = [asyncio.create_task(ask(number)) for number in range(200)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        replies = await asyncio.gather(*tasks[1:])
+        # Then each has its own reply, by few round trips
+        assert replies == [b"%d" % number for number in range(1, 200)]
+        assert len(made) <= 3
+        # And an error reply is that of its command only
+        both = asyncio.gather(
+            queries.ask(lambda pipe: pipe.lpop("key0"), WAIT_S), ask(5), return_exceptions=True
+        )
+        wrong, right = await both
+        assert isinstance(wrong, redis.ResponseError)
+        assert right == b"5"
+        await close_async(connection)
+
+    asyncio.run(main())
+
+
+def test_more_than_100_threads_share_a_client(user: Client, requests: Requests) -> None:
+    # Given 120 threads that wait for answers
+    names = [new(requests, f"r{number}") for number in range(120)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        waiting = [pool.submit(Generation(name, user).get, timeout=WAIT_S) for name in names]
+        wait_for("all threads to wait in Redis", lambda: len(blocked(requests.client)) == 120)
+        # When the requests end / Then each thread has its answer
+        for name in names:
+            write(requests, name, *TOKENS)
+        assert {each.result(WAIT_S).text for each in waiting} == {"".join(TEXT)}
+
+
 def test_a_stream_joins_others_that_are_silent(user: Client, requests: Requests) -> None:
     # Given a stream whose request makes no token
     silent, talking = new(requests, "silent"), new(requests, "talking")
@@ -197,8 +250,10 @@ def test_event_loops_of_several_threads_share_a_client(user: Client, requests: R
 
 def test_errors_are_those_of_get(user: Client, requests: Requests) -> None:
     # Given requests that failed, are over, are silent or unknown
-    for name in ("failed", "late", "silent"):
+    for name in ("failed", "late", "silent", "damaged"):
         new(requests, name)
+    write(requests, "damaged", *TOKENS)
+    requests.client.delete(keys.tokens_key("damaged"))
     requests.writer.finish("failed", End(error="PeerLost", message="stage0.shard1"))
     requests.writer.finish("late", End(error="RequestTimeout", message="within its 3 s"))
 
@@ -214,6 +269,7 @@ def test_errors_are_those_of_get(user: Client, requests: Requests) -> None:
         await expect(RequestTimeout, "late", "within its 3 s")
         await expect(TimeoutError, "silent", "no token and no end for 0.1 s", timeout=0.1)
         await expect(TimeoutError, "silent", "no token and no end for 0 s", timeout=0)
+        await expect(SkynetError, "damaged", "token 0 is missing in Redis")
         await expect(RequestLost, "unknown", "submit it again", timeout=0.1)
         await expect(RequestLost, "unknown", "submit it again")
         with pytest.raises(BadRequest, match="timeout '30'"):

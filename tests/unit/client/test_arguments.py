@@ -11,7 +11,7 @@ import pytest
 
 from skynet.client.client import Client
 from skynet.client.generation import Generation
-from skynet.errors import BadRequest
+from skynet.errors import BadRequest, ConfigurationError
 
 NAN, INFINITY = float("nan"), float("inf")
 SECONDS = "a finite number"
@@ -106,3 +106,16 @@ def test_a_generation_has_an_id(nowhere: Client, request_id: Any) -> None:
 def test_a_generation_has_a_client() -> None:
     with pytest.raises(BadRequest, match=r"client str: a skynet\.Client, or None"):
         Generation("id", "redis://other")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://host", "", "redis://user:se/cret@host"])
+def test_a_client_has_a_redis_url(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^url: ") as caught:
+        Client(url)
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", [5, b"redis://host", ["redis://host"]])
+def test_a_url_is_a_text(url: Any) -> None:
+    with pytest.raises(BadRequest, match=re.escape(f"url {url!r}: a Redis URL, or None")):
+        Client(url)
