@@ -69,6 +69,10 @@ class SentinelServers:
     def processes(self) -> list[ConfiguredServer]:
         return [*self.servers.values(), *self.sentinels]
 
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self.processes if process.pid]
+
     def start(self) -> None:
         """Start all, and wait until a failover is possible."""
         for process in self.processes:
@@ -93,6 +97,14 @@ class SentinelServers:
         self.servers[old].kill()
         self.wait_for_master_after(old)
         return old
+
+    def restart(self, down_s: float) -> None:
+        """Stop the master for `down_s` seconds: there may be a failover, or not."""
+        master = self.servers[self.master_port() or next(iter(self.servers))]
+        master.stop()
+        time.sleep(down_s)
+        master.start()
+        self.wait_for_replica()
 
     def wait_for_master_after(self, old: int) -> None:
         """Wait until the Sentinels name another master."""
