@@ -37,24 +37,36 @@ WAIT_S = 60.0
 
 
 class SentinelServers:
-    """Five processes with their files in `directory`."""
+    """Five processes with their files in `directory`.
 
-    def __init__(self, directory: Path) -> None:
+    password: of servers and Sentinels; None for none.
+    """
+
+    def __init__(self, directory: Path, password: str | None = None) -> None:
+        self.password = password
         master, other = free_port(), free_port()
+        secrets, sentinel_secrets = [], []
+        if password:
+            secrets = [f"requirepass {password}", f"masterauth {password}"]
+            sentinel_secrets = [
+                f"requirepass {password}",
+                f"sentinel auth-pass {NAME} {password}",
+                f"sentinel sentinel-pass {password}",
+            ]
         self.sentinel_ports = [free_port() for _ in range(3)]
         self.servers = {
             port: ConfiguredServer(
                 directory / f"server-{port}",
-                [f"port {port}", *SERVER.splitlines(), *lines],
-                answers_at(port),
+                [f"port {port}", *SERVER.splitlines(), *secrets, *lines],
+                answers_at(port, password),
             )
             for port, lines in ((master, []), (other, [f"replicaof 127.0.0.1 {master}"]))
         }
         self.sentinels = [
             ConfiguredServer(
                 directory / f"sentinel-{port}",
-                [f"port {port}", *SENTINEL.format(master=master).splitlines()],
-                answers_at(port),
+                [f"port {port}", *SENTINEL.format(master=master).splitlines(), *sentinel_secrets],
+                answers_at(port, password),
                 sentinel=True,
             )
             for port in self.sentinel_ports
@@ -63,11 +75,17 @@ class SentinelServers:
     @property
     def url(self) -> str:
         hosts = ",".join(f"127.0.0.1:{port}" for port in self.sentinel_ports)
-        return f"sentinel://{hosts}/{NAME}"
+        if not self.password:
+            return f"sentinel://{hosts}/{NAME}"
+        return f"sentinel://:{self.password}@{hosts}/{NAME}?sentinel_password={self.password}"
 
     @property
     def processes(self) -> list[ConfiguredServer]:
         return [*self.servers.values(), *self.sentinels]
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self.processes if process.pid]
 
     def start(self) -> None:
         """Start all, and wait until a failover is possible."""
@@ -94,12 +112,20 @@ class SentinelServers:
         self.wait_for_master_after(old)
         return old
 
+    def restart(self, down_s: float) -> None:
+        """Stop the master for `down_s` seconds: there may be a failover, or not."""
+        master = self.servers[self.master_port() or next(iter(self.servers))]
+        master.stop()
+        time.sleep(down_s)
+        master.start()
+        self.wait_for_replica()
+
     def wait_for_master_after(self, old: int) -> None:
         """Wait until the Sentinels name another master."""
 
         def moved() -> bool:
             new = self.master_port()
-            return new not in (0, old) and _replication(new).get("role") == "master"
+            return new not in (0, old) and self._replication(new).get("role") == "master"
 
         _wait("another master", moved)
 
@@ -108,11 +134,11 @@ class SentinelServers:
 
         def ready() -> bool:
             master = self.master_port()
-            if not master or _replication(master).get("role") != "master":
+            if not master or self._replication(master).get("role") != "master":
                 return False
             replica = next(port for port in self.servers if port != master)
             states = [self._state(port) for port in self.sentinel_ports]
-            return _replication(replica).get("master_link_status") == "up" and all(
+            return self._replication(replica).get("master_link_status") == "up" and all(
                 state.get("num-slaves") == 1
                 and state.get("num-other-sentinels") == 2
                 and state.get("flags") == "master"
@@ -124,27 +150,29 @@ class SentinelServers:
 
     def _state(self, port: int) -> dict[str, Any]:
         try:
-            with redis.Redis(port=port, socket_timeout=1) as client:
+            with self._client(port) as client:
                 return dict(client.sentinel_master(NAME))
         except redis.RedisError:
             return {}
 
     def _replica_is_well(self, port: int) -> bool:
         try:
-            with redis.Redis(port=port, socket_timeout=1) as client:
+            with self._client(port) as client:
                 replicas: Any = client.sentinel_slaves(NAME)
         except redis.RedisError:
             return False
         return [replica["flags"] for replica in replicas] == ["slave"]
 
+    def _replication(self, port: int) -> dict[str, Any]:
+        try:
+            with self._client(port) as client:
+                info: Any = client.info("replication")
+                return dict(info)
+        except redis.RedisError:
+            return {}
 
-def _replication(port: int) -> dict[str, Any]:
-    try:
-        with redis.Redis(port=port, socket_timeout=1) as client:
-            info: Any = client.info("replication")
-            return dict(info)
-    except redis.RedisError:
-        return {}
+    def _client(self, port: int) -> redis.Redis:
+        return redis.Redis(port=port, password=self.password, socket_timeout=1)
 
 
 def _wait(name: str, condition: Any) -> None:

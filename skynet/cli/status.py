@@ -11,7 +11,7 @@ import redis
 from skynet.planning.plan import Plan
 from skynet.redis_url import hide_password
 from skynet.settings import settings
-from skynet.store.connection import ping, server_info
+from skynet.store.connection import ping, reachable, server_info
 from skynet.store.events import Events
 from skynet.store.members import READY, Members
 from skynet.store.plans import Plans
@@ -28,6 +28,11 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
         ClusterUnreachable: Redis does not answer.
     """
     ping(url)
+    with reachable(url):
+        return _status(client, url, events)
+
+
+def _status(client: redis.Redis, url: str, events: int) -> dict[str, Any]:
     plan = Plans(client).current()
     members = Members(client, settings().lease_s).all()
     target = Targets(client).current()

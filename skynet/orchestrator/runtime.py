@@ -85,7 +85,8 @@ class OrchestratorRuntime:
         self.on_message = self.messages.handle
         self.intervals = Intervals()
         self.left = False
-        self._connection = 0  # Redis's id of the lease's connection: a new one, if it was lost
+        # The lease's connection: Redis's id, which another server may use too, and losses so far.
+        self._connection = 0, 0
         self._run_id = ""  # of the server, when that connection was made
         self._leaving_since = 0.0
 
@@ -145,7 +146,7 @@ class OrchestratorRuntime:
         if self.intervals.is_due("target", TARGET_S):
             leader.follow_target()
         service = leader.service
-        if self.member.connection != self._connection:
+        if (self.member.connection, self.lease.num_losses) != self._connection:
             self._reconnected()
         if context.redis_away:
             check_writes(context.client)
@@ -168,7 +169,7 @@ class OrchestratorRuntime:
 
         Another server is recognized by its run id. Where INFO is forbidden, deadlines tell.
         """
-        connection = self.member.connection
+        connection = self.member.connection, self.lease.num_losses
         run_id = str(server_info(self.context.client, "server").get("run_id", ""))
         if self._run_id not in ("", run_id):
             self.context.redis_away = True

@@ -50,7 +50,7 @@ class Cursor:
         if emitted is None:
             raise RequestLost(
                 f"request {self.id} is not in Redis: it expired after SKYNET_RESULT_EXPIRES_S, "
-                "never existed, or Redis restarted without its data; submit it again"
+                "never existed, or Redis lost it in a restart or failover; submit it again"
             )
         yield from self._behind(int(emitted), None if end is None else End.from_json(end))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import redis.asyncio
-import redis.asyncio.sentinel as sentinels
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
 from skynet.store.away import AsyncTranslatesReplies
 from skynet.store.connection import Kinds, connection_pool
@@ -22,18 +24,30 @@ class SocketConnection(AsyncTranslatesReplies, redis.asyncio.UnixDomainSocketCon
     """To a Unix socket."""
 
 
-class MasterConnection(AsyncTranslatesReplies, sentinels.SentinelManagedConnection):
-    """To the master that the Sentinels name when it connects."""
+class AsksSentinels:
+    """As the mixin of `connection.py`."""
+
+    def __init__(self, *, connection_pool: Any, **options: Any) -> None:
+        self.connection_pool = connection_pool  # a proxy of its pool
+        super().__init__(**options)
+
+    async def _connect(self) -> None:
+        self.host, self.port = await self.connection_pool.get_master_address()
+        await super()._connect()  # type: ignore[misc]
 
 
-class TLSMasterConnection(AsyncTranslatesReplies, sentinels.SentinelManagedSSLConnection):
+class MasterConnection(AsksSentinels, Connection):
+    """To the master that the Sentinels name."""
+
+
+class TLSMasterConnection(AsksSentinels, TLSConnection):
     """To that master, with TLS."""
 
 
 ASYNC = Kinds(
     redis.asyncio.ConnectionPool,
-    sentinels.SentinelConnectionPool,
-    sentinels.Sentinel,
+    SentinelConnectionPool,
+    Sentinel,
     Retry,
     Connection,
     TLSConnection,

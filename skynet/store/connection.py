@@ -10,13 +10,7 @@ import redis
 from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import (
-    MasterNotFoundError,
-    Sentinel,
-    SentinelConnectionPool,
-    SentinelManagedConnection,
-    SentinelManagedSSLConnection,
-)
+from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 
 from skynet.errors import ClusterUnreachable, ConfigurationError
 from skynet.redis_url import RedisURL, hide_password
@@ -37,11 +31,27 @@ class SocketConnection(TranslatesReplies, redis.UnixDomainSocketConnection):
     """To a Unix socket."""
 
 
-class MasterConnection(TranslatesReplies, SentinelManagedConnection):
-    """To the master that the Sentinels name when it connects."""
+class AsksSentinels:
+    """Mixin: every new socket leads to the master that the Sentinels name at that time.
+
+    Redis-py's class asks them when `connect` is called, and not when a command reopens a lost
+    connection: it would try the dead master for ever.
+    """
+
+    def __init__(self, *, connection_pool: Any, **options: Any) -> None:
+        self.connection_pool = connection_pool  # a proxy of its pool
+        super().__init__(**options)
+
+    def _connect(self) -> Any:
+        self.host, self.port = self.connection_pool.get_master_address()
+        return super()._connect()  # type: ignore[misc]
 
 
-class TLSMasterConnection(TranslatesReplies, SentinelManagedSSLConnection):
+class MasterConnection(AsksSentinels, Connection):
+    """To the master that the Sentinels name."""
+
+
+class TLSMasterConnection(AsksSentinels, TLSConnection):
     """To that master, with TLS."""
 
 

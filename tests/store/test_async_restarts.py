@@ -117,7 +117,7 @@ def test_a_redis_without_its_data_ends_streams(
         # When Redis restarts empty / Then
         await off_the_loop(own_server.stop)
         await off_the_loop(own_server.start)
-        with pytest.raises(RequestLost, match="without its data; submit it again"):
+        with pytest.raises(RequestLost, match="in a restart or failover; submit it again"):
             await anext(stream)
         with pytest.raises(RequestLost):
             await generation.aget(WAIT_S)

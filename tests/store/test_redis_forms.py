@@ -18,6 +18,7 @@ from redis_servers import (
     make_certificates,
     tls_binary,
 )
+from sentinels import SentinelServers
 
 from skynet.chords.app import SkynetCelery
 from skynet.errors import ClusterUnreachable, ConfigurationError
@@ -139,6 +140,47 @@ def test_a_form_of_url_means_one_database_to_all_clients(form: str, db: int, pla
         assert list(client.info("keyspace")) == [f"db{db}"]
     hot.close()
     app.close()
+
+
+def test_sentinels_with_passwords_lead_all_clients_to_each_new_master() -> None:
+    # Given
+    directory = Path(tempfile.mkdtemp(prefix="skynet-test-"))
+    servers = SentinelServers(directory, "secret")
+    try:
+        servers.start()
+        url = servers.url.replace("/main?", "/main/2?")
+        app = SkynetCelery("sentinels")
+        app.use(url)
+        hot, lease = RespConnection(url, 5), connect(url, single_connection=True)
+
+        def write(name: bytes) -> None:
+            hot.call_again([command(b"SET", b"resp-" + name, b"1")])
+            lease.set(b"redis-py-" + name, 1)
+            app.send_task("skynet.cancel", ("an id",), queue="orchestrator")
+            app.backend.client.set(b"celery-" + name, 1)
+
+        write(b"before")
+        # When the master is killed, and the Sentinels name another one
+        servers.wait_for_replica()
+        servers.kill_master()
+        with pytest.raises(redis.ConnectionError):
+            lease.ping()
+        # Then each of their clients writes to it, in the database of the URL
+        write(b"after")
+        with redis.Redis(port=servers.master_port(), password="secret", db=2) as master:
+            names = {
+                client + when
+                for client in (b"resp-", b"redis-py-", b"celery-")
+                for when in (b"before", b"after")
+            }
+            assert names <= set(master.keys())  # type: ignore[arg-type]
+            assert master.llen("orchestrator") == 2
+        app.close()
+        hot.close()
+        lease.close()
+    finally:
+        servers.stop()
+        shutil.rmtree(directory)
 
 
 @pytest.mark.parametrize("form", ["redis://127.0.0.1:{port}/99", "unix://{socket}?db=99"])
