@@ -14,7 +14,10 @@ class ConfigurationError(SkynetError):
 
 
 class ClusterUnreachable(SkynetError):
-    """Redis does not answer; the message names its URL without the password."""
+    """Redis does not answer, or takes no writes: it is a replica, or full, or loading its data.
+
+    The message names its URL without the password, and what to do.
+    """
 
 
 class CommandRefused(SkynetError):

@@ -105,11 +105,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def answers_at(port: int) -> Callable[[], object]:
-    """Whether a server without a password answers at this port."""
+def answers_at(port: int, password: str | None = None) -> Callable[[], object]:
+    """Whether a server answers at this port."""
 
     def ping() -> object:
-        with redis.Redis(port=port, socket_timeout=1) as client:
+        with redis.Redis(port=port, password=password, socket_timeout=1) as client:
             return client.ping()
 
     return ping

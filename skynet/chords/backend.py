@@ -75,22 +75,24 @@ class ChordBackend(RedisBackend):
         body = request.chord
         if body["task"] not in BODIES:
             return super().on_chord_part_return(request, state, result, propagate, **kwargs)
-        failed = isinstance(result, BaseException)
-        payload = b"" if failed else result.encode()
         try:
-            parts = self._return_part(request, body["chord_size"], payload, failed)
+            self._return_result(request, body, result)
         except redis.RedisError as lost:
             # The step fails at its deadline.
             logger.warning("chord %s: the part could not be returned: %s", request.group, lost)
-            return None
+        return None
+
+    def _return_result(self, request: Any, body: dict[str, Any], result: Any) -> None:
+        failed = isinstance(result, BaseException)
+        payload = b"" if failed else result.encode()
+        parts = self._return_part(request, body["chord_size"], payload, failed)
         if parts is None:
-            return None
+            return
         epoch, step = body["args"][:2]
         if failed:
             self._fail_step(epoch, step, result)
         else:
             self._run_body(request, body, parts)
-        return None
 
     def _return_part(
         self, request: Any, chord_size: int, payload: bytes, failed: bool

@@ -15,8 +15,7 @@ from redis import ConnectionPool, Redis
 from redis.sentinel import SentinelConnectionPool
 
 from skynet.redis_url import RedisURL
-from skynet.store.connection import connection_pool
-from skynet.wire import keys
+from skynet.store.connection import check_writes, connection_pool
 
 ADDRESS = "redis_url"  # the transport option with the RedisURL
 SECRET_INFO = ("password", "ssl", "transport_options")
@@ -75,9 +74,8 @@ class Channel(kombu_redis.Channel):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         try:
-            # A replica or a full Redis takes a ping. It refuses this, which else writes nothing.
-            plain = Redis(connection_pool=self.async_pool)  # kombu's adds the prefix
-            plain.set(keys.probe_key(), 1, xx=True)
+            # So that a worker waits for them before it begins. Kombu's own client adds the prefix.
+            check_writes(Redis(connection_pool=self.async_pool))
         except Exception:
             self.close()
             self._disconnect_pools()

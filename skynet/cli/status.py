@@ -12,7 +12,7 @@ from skynet.planning.plan import Plan, protocol_of
 from skynet.redis_url import hide_password
 from skynet.settings import settings
 from skynet.store.access import CONNECTIONS, MEMORY
-from skynet.store.connection import ping, server_info
+from skynet.store.connection import ping, reachable, server_info
 from skynet.store.events import Events
 from skynet.store.members import READY, Member, Members
 from skynet.store.plans import Plans, plan_of
@@ -30,6 +30,11 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
         ClusterUnreachable: Redis does not answer.
     """
     ping(url)
+    with reachable(url):
+        return _status(client, url, events)
+
+
+def _status(client: redis.Redis, url: str, events: int) -> dict[str, Any]:
     text, _ = Plans(client).texts()
     plan = plan_of(text)
     problem = "" if text is None or plan is not None else _of_another_protocol(text)

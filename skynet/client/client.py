@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
+from skynet.client.arguments import Arguments, check_prompts
 from skynet.client.connection import ClusterConnection
 from skynet.client.generation import Generation
-from skynet.errors import BadRequest, ClusterUnreachable, CommandRefused
-from skynet.request.options import check_priority, check_samples
+from skynet.errors import BadRequest, ClusterUnreachable, CommandRefused, QueueFull
+from skynet.request.option_values import shown
 from skynet.request.prompts import Prompt
-from skynet.request.record import Record
+from skynet.request.record import Options, Record
 from skynet.request.task_names import GENERATE
 from skynet.settings import settings
 from skynet.store.connection import ping, reachable
@@ -80,39 +81,64 @@ class Client(ClusterConnection):
             BadRequest: names the argument, its value and its limit.
             ClusterUnreachable, NoModel, QueueFull: why the cluster cannot take the request now.
         """
-        ping(self.url)
-        with reachable(self.url):
-            target = self._target()
-            model = self._model(target.model)
-            model.text_tasks.check_task(task, n)
-            ids, checked = model.encode(prompt, task, raw, options, target)
-            seconds = _checked_timeout(timeout)
-            now = self.requests.clock.now(exact=True)
-            record = Record(
-                str(uuid.uuid4()),
-                tuple(ids),
-                checked,
-                now,
-                now + seconds,
-                model=target.model,
-                priority=check_priority(priority),
-            )
-            records = samples_of(record, 1 if n is None else check_samples(n, checked))
-            self.requests.create_all(records, settings().max_waiting + target.num_slots)
-        for each in records:
-            self._send_generate(each)
-        generations = [Generation(each.id, self, each.deadline) for each in records]
+        arguments = Arguments.checked(task, timeout, raw, priority, n)
+        generations = self._submit([prompt], arguments, options)
         return generations[0] if n is None else generations
 
-    def submit_prompts(self, prompts: Iterable[Prompt], **options: Any) -> list[Generation]:
-        """Submit many requests, which share steps; options as of `submit_prompt`.
+    def submit_prompts(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        task: str = GENERATE,
+        timeout: float | None = None,
+        raw: bool = True,
+        priority: int = 0,
+        **options: Any,
+    ) -> list[Generation]:
+        """Submit many requests, which share steps: all, or none if one of them is refused.
+
+        Arguments and errors as of `submit_prompt`.
 
         Raises:
             BadRequest: `n`, which is for one prompt.
         """
-        if options.get("n") is not None:
-            raise BadRequest(f"n {options['n']!r:.80}: call submit_prompt for each prompt")
-        return [self.submit_prompt(prompt, **options) for prompt in prompts]
+        if (count := options.pop("n", None)) is not None:
+            raise BadRequest(f"n {shown(count)}: call submit_prompt for each prompt")
+        arguments = Arguments.checked(task, timeout, raw, priority)
+        many = list(check_prompts(prompts))
+        return self._submit(many, arguments, options) if many else []
+
+    def generation(self, request_id: str) -> Generation:
+        """A request of this cluster, which any process submitted."""
+        return Generation(request_id, self)
+
+    def _submit(
+        self, prompts: Sequence[Prompt], arguments: Arguments, options: Mapping[str, Any]
+    ) -> list[Generation]:
+        """Submit a request for each prompt, or for each answer to it: all or none."""
+        ping(self.url)
+        with reachable(self.url):
+            target = self._target()
+            limit = settings().max_waiting + target.num_slots
+            if len(prompts) > limit:
+                raise QueueFull(
+                    f"{len(prompts)} prompts at once, the limit is {limit}: submit fewer at a "
+                    "time, or raise SKYNET_MAX_WAITING"
+                )
+            model = self._model(target.model)
+            encoded = model.encode_all(prompts, arguments, options, target)
+            now = self.requests.clock.now(exact=True)
+            records = [
+                sample
+                for ids, checked in encoded
+                for sample in samples_of(
+                    record_of(ids, checked, arguments, target, now), arguments.n or 1
+                )
+            ]
+            self.requests.create_all(records, limit)
+        for each in records:
+            self._send_generate(each)
+        return [Generation(each.id, self, each.deadline) for each in records]
 
     def has_chat_template(self) -> bool:
         """Whether the current model expects chat messages."""
@@ -148,6 +174,21 @@ class Client(ClusterConnection):
         return self._models[digest]
 
 
+def record_of(
+    ids: Sequence[int], options: Options, arguments: Arguments, target: Target, now: float
+) -> Record:
+    """A new request's record."""
+    return Record(
+        str(uuid.uuid4()),
+        tuple(ids),
+        options,
+        now,
+        now + arguments.timeout_s,
+        model=target.model,
+        priority=arguments.priority,
+    )
+
+
 def samples_of(record: Record, count: int) -> list[Record]:
     """Records of `count` answers to one prompt, which share its prefill.
 
@@ -167,13 +208,6 @@ def samples_of(record: Record, count: int) -> list[Record]:
             )
         )
     return samples
-
-
-def _checked_timeout(timeout: float | None) -> float:
-    seconds = settings().request_timeout_s if timeout is None else timeout
-    if not 0 < seconds < 1e9:
-        raise BadRequest(f"timeout {timeout}: seconds, more than 0")
-    return seconds
 
 
 default_client = Client(lazy=True)  # of SKYNET_REDIS_URL, which is read at the first use

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +12,12 @@ from kombu.exceptions import OperationalError
 from redis import ConnectionError as RedisConnectionError
 from redis import Redis
 
-from skynet.errors import CommandRefused
+from skynet.errors import BadRequest, CommandRefused, ConfigurationError
+from skynet.redis_url import RedisURL
+from skynet.request.option_values import shown
 from skynet.settings import settings
+from skynet.store.async_answers import AsyncAnswers
+from skynet.store.async_connection import connect_async
 from skynet.store.connection import connect, reachable
 from skynet.store.requests import Requests
 from skynet.wire import keys
@@ -26,17 +33,27 @@ class ClusterConnection:
     lazy: read the settings at the first use, too.
 
     Raises:
-        ConfigurationError: a setting has an invalid value, unless `lazy`.
+        ConfigurationError: the URL or a setting has an invalid value, unless `lazy`.
     """
 
     def __init__(self, url: str | None = None, *, lazy: bool = False) -> None:
+        if url is not None and not isinstance(url, str):
+            raise BadRequest(f"url {shown(url)}: a Redis URL, or None for SKYNET_REDIS_URL")
         self._given_url = url
+        # By event loop, with its number of uses: connections belong to a loop.
+        self._async_answers: dict[asyncio.AbstractEventLoop, tuple[AsyncAnswers, int]] = {}
         if not lazy:
             _ = self.requests  # refuses an invalid setting or URL; does not connect
 
     @cached_property
     def url(self) -> str:
-        return self._given_url or settings().redis_url
+        if self._given_url is None:
+            return settings().redis_url
+        try:
+            RedisURL.parse(self._given_url)
+        except ValueError as error:  # shows no password
+            raise ConfigurationError(f"url: {error}") from None
+        return self._given_url
 
     @cached_property
     def redis(self) -> Redis:
@@ -70,6 +87,21 @@ class ClusterConnection:
                 if isinstance(cause, RedisConnectionError | CommandRefused):
                     raise cause from None  # it says more
                 raise RedisConnectionError(str(error)) from error
+
+    @asynccontextmanager
+    async def async_answers(self) -> AsyncIterator[AsyncAnswers]:
+        """The answers' reader of the running event loop. It is closed after its last use."""
+        loop = asyncio.get_running_loop()
+        answers, uses = self._async_answers.get(loop) or (AsyncAnswers(connect_async(self.url)), 0)
+        self._async_answers[loop] = (answers, uses + 1)
+        try:
+            yield answers
+        finally:
+            uses = self._async_answers[loop][1] - 1
+            self._async_answers[loop] = (answers, uses)
+            if not uses:
+                del self._async_answers[loop]
+                await answers.close()
 
     def close(self) -> None:
         """Close the connections that are open."""

@@ -9,10 +9,13 @@ from typing import Any
 
 from redis import Redis
 
+from skynet.client.arguments import Arguments
 from skynet.errors import BadRequest
 from skynet.models.registry import load_architecture
 from skynet.request.generation_config import GenerationDefaults, generation_defaults
-from skynet.request.options import LANGUAGES, Limits, check_options
+from skynet.request.option_table import BY_NAME
+from skynet.request.option_values import check_value, shown
+from skynet.request.options import LANGUAGES, Limits, check_options, check_samples
 from skynet.request.prompts import Prompt, check_token_ids, token_ids
 from skynet.request.record import Options
 from skynet.request.task_names import GENERATE
@@ -44,6 +47,32 @@ class ServedModel:
         text_tasks = TextTasks.of(arch, files, text.token_id("mask_token"))
         return cls(text, generation_defaults(files), text_tasks)
 
+    def encode_all(
+        self,
+        prompts: Sequence[Prompt],
+        arguments: Arguments,
+        given: Mapping[str, Any],
+        target: Target,
+    ) -> list[tuple[list[int], Options]]:
+        """`encode` of each prompt.
+
+        Raises:
+            BadRequest: also names which of several prompts cannot work.
+        """
+        self.text_tasks.check_task(arguments.task, arguments.n)
+        encoded = []
+        for index, prompt in enumerate(prompts):
+            try:
+                ids, options = self.encode(prompt, arguments.task, arguments.raw, given, target)
+            except BadRequest as error:
+                if len(prompts) == 1:
+                    raise
+                raise BadRequest(f"prompts[{index}]: {error}") from None
+            if arguments.n is not None:
+                check_samples(arguments.n, options)
+            encoded.append((ids, options))
+        return encoded
+
     def encode(
         self, prompt: Prompt, task: str, raw: bool, given: Mapping[str, Any], target: Target
     ) -> tuple[list[int], Options]:
@@ -57,13 +86,17 @@ class ServedModel:
         """
         options, languages = dict(given), {}
         if task == GENERATE:
-            languages = {name: options.pop(name, None) for name in LANGUAGES}
+            languages = {
+                name: check_value(BY_NAME[name], value)
+                for name in LANGUAGES
+                if (value := options.pop(name, None)) is not None
+            }
         ids = token_ids(prompt, self.text, raw or task != GENERATE, **languages)
         if (language := languages.get("target_language")) is not None:
             options = self._answering_in(options, language)
         if len(ids) >= target.slot_tokens:  # refused, if at all, before each id is checked
             self._check(task, options, ids, target)
-        check_token_ids(ids, self._vocab_size)
+        ids = check_token_ids(ids, self._vocab_size)
         return ids, self._check(task, options, ids, target)
 
     def _check(
@@ -103,7 +136,7 @@ class ServedModel:
         name = "decoder_start_token_id" if self.text.languages.has(start) else "forced_bos_token_id"
         if options.get(name) not in (None, token):
             raise BadRequest(
-                f"target_language {language!r}, {name} {options[name]!r:.40}: give one"
+                f"target_language {shown(language)}, {name} {shown(options[name])}: give one"
             )
         return {**options, name: token}
 

@@ -10,6 +10,7 @@ from skynet.engine.modes.mode import RowResult
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
 from skynet.errors import RequestCancelled, RequestTimeout, SkynetError, StepFailed
+from skynet.request.option_table import decimal
 from skynet.request.record import Token
 
 
@@ -95,9 +96,9 @@ def cancellation(sequence: Sequence) -> RequestCancelled:
 
 
 def _timeout(sequence: Sequence) -> RequestTimeout:
-    allowed_s = sequence.record.deadline - sequence.record.created
+    allowed_s = decimal(sequence.record.timeout_s)
     state = "it was running" if sequence.slot is not None else "it was still waiting"
     return RequestTimeout(
-        f"request {sequence.id} was not answered within its {allowed_s:g} s: {state}, "
+        f"request {sequence.id} was not answered within its {allowed_s} s: {state}, "
         f"{sequence.mode.num_done} tokens done"
     )

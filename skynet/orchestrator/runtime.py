@@ -23,7 +23,7 @@ from skynet.orchestrator.intake import expire
 from skynet.orchestrator.leader import STANDBY, Leader
 from skynet.orchestrator.messages import Messages
 from skynet.settings import settings
-from skynet.store.connection import connect
+from skynet.store.connection import check_writes, connect, server_info
 from skynet.store.leader import Leadership
 from skynet.store.lease import Lease
 from skynet.store.members import Member
@@ -85,7 +85,9 @@ class OrchestratorRuntime:
         self.on_message = self.messages.handle
         self.intervals = Intervals()
         self.left = False
-        self._connection = 0  # Redis's id of the lease's connection: a new one, if it was lost
+        # The lease's connection: Redis's id, which another server may use too, and losses so far.
+        self._connection = 0, 0
+        self._run_id = ""  # of the server, when that connection was made
         self._leaving_since = 0.0
 
     # -- lifecycle -----------------------------------------------------------------------------
@@ -144,16 +146,15 @@ class OrchestratorRuntime:
         if self.intervals.is_due("target", TARGET_S):
             leader.follow_target()
         service = leader.service
+        if (self.member.connection, self.lease.num_losses) != self._connection:
+            self._reconnected()
         if context.redis_away:
-            context.client.ping()
+            check_writes(context.client)
             context.redis_away = False
             context.tell("redis", "was away and is back")
             if service is not None:
                 service.redis_was_away()
         if service is not None and not self._leaving_since:
-            if self.member.connection != self._connection:
-                self._connection = self.member.connection
-                service.engine.hurry()
             service.plan_controller.tick()
             service.engine.tick()
             if self.intervals.is_due("sweep", SWEEP_S):
@@ -162,6 +163,19 @@ class OrchestratorRuntime:
             expire(context.requests, context.answers, leader.problem)
         if self.intervals.is_due("report", REPORT_S):
             self._report()
+
+    def _reconnected(self) -> None:
+        """The lease has another connection: messages may be lost, and after a failover data, too.
+
+        Another server is recognized by its run id. Where INFO is forbidden, deadlines tell.
+        """
+        connection = self.member.connection, self.lease.num_losses
+        run_id = str(server_info(self.context.client, "server").get("run_id", ""))
+        if self._run_id not in ("", run_id):
+            self.context.redis_away = True
+        elif self.leader.service is not None:
+            self.leader.service.engine.hurry()
+        self._connection, self._run_id = connection, run_id
 
     def _hand_over(self) -> None:
         """Resign at the step boundary, or when the running step takes too long."""

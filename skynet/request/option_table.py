@@ -15,6 +15,11 @@ from typing import Any
 MAX_INTEGER = 2**31 - 1
 
 
+def decimal(number: float) -> str:
+    """A number without rounding it: 0.01, 600, 1234567."""
+    return f"{number:.15g}"
+
+
 class Kind(Enum):
     """The type of an option's value."""
 
@@ -75,7 +80,7 @@ class Option:
             return self.default_text
         if self.default is None or self.default == ():
             return "none"
-        return f"{self.default:g}" if self.kind is Kind.NUMBER else str(self.default)
+        return decimal(self.default) if self.kind is Kind.NUMBER else str(self.default)
 
     @property
     def values(self) -> str:
@@ -102,11 +107,11 @@ class Option:
                 return f"a text, or up to {self.max_items}"
 
     def _range(self) -> str:
-        low = f"{'more than ' if self.above_minimum else ''}{self.minimum:g}"
+        low = f"{'more than ' if self.above_minimum else ''}{decimal(self.minimum)}"
         if self.maximum >= MAX_INTEGER:
             return low if self.above_minimum else f"{low} or more"
         joint = ", at most " if self.above_minimum else " to "
-        return f"{'0, or ' if self.or_zero else ''}{low}{joint}{self.maximum:g}"
+        return f"{'0, or ' if self.or_zero else ''}{low}{joint}{decimal(self.maximum)}"
 
 
 OPTIONS = (
@@ -378,6 +383,7 @@ ARGUMENTS = (
         None,
         "Seconds until the request fails with RequestTimeout.",
         default_text="`SKYNET_REQUEST_TIMEOUT_S`",
+        maximum=1e9,
         above_minimum=True,
         recorded=False,
         flag="--timeout",

@@ -14,7 +14,7 @@ from typing import Any
 from skynet.errors import BadRequest
 from skynet.request.generation_config import FILE, GenerationDefaults
 from skynet.request.option_table import BY_NAME, KNOWN, OPTIONS
-from skynet.request.option_values import check_integer, check_value
+from skynet.request.option_values import check_integer, check_value, shown
 from skynet.request.record import Options
 
 DEFAULT_MAX_TOKENS = BY_NAME["max_tokens"].default
@@ -160,7 +160,7 @@ def _samples(given: Mapping[str, Any], defaults: GenerationDefaults) -> bool:
     hot = temperature is not None and check_value(BY_NAME["temperature"], temperature) > 0
     samples: bool = check_value(BY_NAME["do_sample"], given.get("do_sample", hot))
     if samples != hot and temperature is not None:
-        raise BadRequest(f"do_sample {samples}, temperature {temperature}: they contradict")
+        raise BadRequest(f"do_sample {samples}, temperature {shown(temperature)}: they contradict")
     if samples and defaults.unsupported_sampling:
         settings = ", ".join(
             f"{name} {value}" for name, value in defaults.unsupported_sampling.items()
@@ -179,7 +179,9 @@ def _decoder_start(
     name = "decoder_start_token_id"
     if not has_encoder:
         if name in given:
-            raise BadRequest(f"{name} {given[name]!r:.80}: this model has no encoder, leave it out")
+            raise BadRequest(
+                f"{name} {shown(given[name])}: this model has no encoder, leave it out"
+            )
         return None
     if name not in values:
         raise BadRequest(f"{name}: the model names none, so the request must")

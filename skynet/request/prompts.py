@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from skynet.errors import BadRequest
+from skynet.request.option_values import is_integer, shown
 
 if TYPE_CHECKING:
     from skynet.tokenizer.text import Text
@@ -41,7 +42,7 @@ def token_ids(
             raise BadRequest("prompt: the tokenizer makes no tokens of it")
         return ids
     if source_language is not None:
-        raise BadRequest(f"source_language {source_language!r:.80}: only texts have a language")
+        raise BadRequest(f"source_language {shown(source_language)}: only texts have a language")
     if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
         raise BadRequest(
             f"prompt: expected text, chat messages or token ids, got {type(prompt).__name__}"
@@ -64,11 +65,12 @@ def check_text(prompt: str) -> None:
         raise BadRequest(f"prompt: {len(prompt)} characters, at most {MAX_PROMPT_CHARACTERS}")
 
 
-def check_token_ids(ids: Sequence[Any], vocab_size: int) -> None:
-    """Raise BadRequest unless all ids are in a vocabulary of this size."""
+def check_token_ids(ids: Sequence[Any], vocab_size: int) -> list[int]:
+    """The ids; raises BadRequest unless all are in a vocabulary of this size."""
     for position, token in enumerate(ids):
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+        if not is_integer(token) or not 0 <= token < vocab_size:
             raise BadRequest(
-                f"prompt: token {token!r:.40} at position {position} is not in the vocabulary: 0 "
+                f"prompt: token {shown(token)} at position {position} is not in the vocabulary: 0 "
                 f"to {vocab_size - 1}"
             )
+    return [int(token) for token in ids]

@@ -92,6 +92,11 @@ class Record:
     last_token_at: float = 0.0
     sample_group: str = ""  # id of the first sample of the same prompt
 
+    @property
+    def timeout_s(self) -> float:
+        """The request's timeout as it was given: times of today are exact to a microsecond."""
+        return round(self.deadline - self.created, 6)
+
     def fields(self) -> dict[str, str | bytes | int]:
         """The fields that are written at submit; Lua scripts write the others."""
         return {

@@ -10,6 +10,7 @@ from typing import Any
 
 from skynet.architecture.architecture import Architecture
 from skynet.errors import BadRequest
+from skynet.request.option_values import check_flag, check_integer, shown
 from skynet.request.record import Options
 from skynet.request.task_names import (
     CLASSIFY,
@@ -54,10 +55,10 @@ class TextTasks:
 
     def check_task(self, task: Any, samples: int | None = None) -> None:
         """Raise BadRequest unless the model supports the task, and several samples if asked for."""
-        if task not in TASKS:
-            raise BadRequest(f"task {task!r:.80}: one of {', '.join(TASKS)}")
+        if not isinstance(task, str) or task not in TASKS:
+            raise BadRequest(f"task {shown(task)}: one of {', '.join(TASKS)}")
         if task != GENERATE and samples is not None:
-            raise BadRequest(f"n {samples!r:.80}: task {task} has one answer")
+            raise BadRequest(f"n {shown(samples)}: task {task} has one answer")
         if task in self.tasks():
             return
         why = {
@@ -104,12 +105,10 @@ class TextTasks:
                 f"not supported; choose a pooling: {', '.join(POOLINGS)}"
             )
         pooling = DEFAULT_POOLING if pooling is None else pooling
-        if pooling not in POOLINGS:
-            raise BadRequest(f"pooling {pooling!r:.80}: one of {', '.join(POOLINGS)}")
+        if not isinstance(pooling, str) or pooling not in POOLINGS:
+            raise BadRequest(f"pooling {shown(pooling)}: one of {', '.join(POOLINGS)}")
         normalize = chosen.get("normalize", defaults.get("normalize", False))
-        if not isinstance(normalize, bool):
-            raise BadRequest(f"normalize {normalize!r:.80}: True or False")
-        return TextTask(EMBED, pooling, normalize)
+        return TextTask(EMBED, pooling, check_flag("normalize", normalize))
 
     def _fill_mask(self, chosen: Mapping[str, Any], ids: Sequence[int]) -> TextTask:
         if self.mask_id is None:
@@ -117,9 +116,7 @@ class TextTasks:
         positions = tuple(at for at, token in enumerate(ids) if token == self.mask_id)
         if not positions:
             raise BadRequest("task fill-mask: the text has no mask token, such as [MASK] or <mask>")
-        top = chosen.get("top_k", DEFAULT_TOP)
-        if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_TOP:
-            raise BadRequest(f"top_k {top!r:.80}: a whole number from 1 to {MAX_TOP}")
+        top = check_integer("top_k", chosen.get("top_k", DEFAULT_TOP), 1, MAX_TOP)
         return TextTask(FILL_MASK, positions=positions, top=top)
 
 

@@ -16,7 +16,7 @@ from skynet.planning.split import DTYPE_BYTES, PlanOptions, make_plan
 from skynet.request.generation_config import FILE, generation_defaults
 from skynet.settings import settings
 from skynet.staging.stager import Progress, Stager, stage_checkpoint
-from skynet.store.connection import connect, ping
+from skynet.store.connection import connect, ping, reachable
 from skynet.store.targets import Target, Targets
 from skynet.transformers_backend.opening import open_model
 
@@ -67,7 +67,7 @@ def skysplit(
 
     Raises:
         CheckpointError, UnsupportedModel, PlanError: nothing was written.
-        ClusterUnreachable: Redis does not answer.
+        ClusterUnreachable: Redis does not answer, or takes no writes.
     """
     if (stages is None) != (shards is None):
         raise PlanError(f"stages={stages}, shards={shards}: give both, or neither")
@@ -75,9 +75,10 @@ def skysplit(
     options = SplitOptions(stages or 1, shards or 1, dtype, chord_span, num_slots, slot_tokens)
     draft = draft_plan(checkpoint, options, progress)
     ping(url)
-    client = connect(url)
-    stage_checkpoint(client, checkpoint, draft.model, progress)
-    Targets(client).ask(Target.of(draft, fixed, any_shape=stages is None))
+    with reachable(url):
+        client = connect(url)
+        stage_checkpoint(client, checkpoint, draft.model, progress)
+        Targets(client).ask(Target.of(draft, fixed, any_shape=stages is None))
     return draft
 
 
@@ -85,7 +86,8 @@ def stay_staged(model: str, stop: threading.Event, url: str | None = None) -> No
     """Until `stop`: stage a model and ask for its plan again whenever Redis loses them."""
     checkpoint = open_model(model, settings().cache_dir)
     targets = Targets(connect(url))
-    target = targets.require()
+    with reachable(url):
+        target = targets.require()
     stager = Stager(url or settings().redis_url, checkpoint, lambda: targets.restore(target))
     stager.watch(stop)
 

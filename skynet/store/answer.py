@@ -1,4 +1,4 @@
-"""Reads an answer while it is generated, through restarts of Redis: tokens in index order."""
+"""Reads an answer while it is generated, through restarts of Redis, with a blocking connection."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from typing import Any, cast
 
 import redis
 
-from skynet.errors import RequestLost, SkynetError
 from skynet.request.record import End, Token
+from skynet.store.answer_cursor import (
+    PROGRESS_FIELDS,
+    Cursor,
+    Entry,
+    TokenCursor,
+    entries_by_key,
+    no_token,
+)
 from skynet.wire import keys
 
 POLL_S = 1.0  # longest blocking read
 RETRY_S = 0.1  # between tries while Redis is unreachable
-
-Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 class AnswerReader:
@@ -37,81 +42,40 @@ class AnswerReader:
             TimeoutError, RequestLost, redis.RedisError: see `Requests.stream`.
             SkynetError: tokens are missing in Redis.
         """
-        self._since = time.monotonic()
-        key = keys.tokens_key(self.id)
-        expected, last, reread = start, b"0", False
-        while True:
-            try:
-                entries = self._read(key, last)
-                is_behind = not entries and self._is_behind(expected)
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                self._wait_for_redis(error)
-                last = b"0"  # the stream may be restored under other entry ids
-                continue
-            if is_behind and reread:
-                raise self._missing(expected)
-            if is_behind:
-                last, reread = b"0", True
-            elif not entries:
-                self._check_time()
-            for entry, fields in entries:
-                last = entry
-                if b"end" in fields:
-                    yield End.from_json(fields[b"end"])
-                    return
-                token = Token.from_fields(fields)
-                if token.index > expected:
-                    raise self._missing(expected)
-                if token.index == expected:
-                    expected, reread = expected + 1, False
-                    yield token
-                    self._since = time.monotonic()  # the caller's time does not count
+        return self._items(TokenCursor(self.id, start))
 
     def end(self) -> End:
         """Wait for the end, without a wake-up for each token. Errors as of `tokens`."""
+        return cast(End, next(self._items(Cursor(self.id))))
+
+    def _items(self, cursor: Cursor) -> Iterator[Token | End]:
         self._since = time.monotonic()
         while True:
             try:
-                for _, fields in self._read(keys.end_key(self.id), b"0"):
-                    return End.from_json(fields[b"end"])
-                _, end = self._progress()
+                entries = self._read(cursor)
+                progress = () if entries else self._progress()
             except (redis.ConnectionError, redis.TimeoutError) as error:
                 self._wait_for_redis(error)
+                cursor.restart()
                 continue
-            if end is not None:
-                return end
-            self._check_time()
+            for item in cursor.take(entries) if entries else cursor.progressed(*progress):
+                yield item
+                if isinstance(item, End):
+                    return
+                self._since = time.monotonic()  # the caller's time does not count
+            if not entries and not cursor.rereads:
+                self._check_time()
 
-    def _read(self, key: str, last: bytes) -> list[Entry]:
-        """Entries after `last`; none if none comes within POLL_S."""
+    def _read(self, cursor: Cursor) -> list[Entry]:
+        """Entries after the cursor's last; none if none comes within POLL_S."""
         block_ms = max(1, int(min(POLL_S, self._time_left()) * 1000))
-        replies = cast(Any, self.client.xread({key: last}, count=256, block=block_ms))
-        if not replies:
-            return []
-        entries = replies[0][1] if isinstance(replies, list) else next(iter(replies.values()))[0]
-        return cast(list[Entry], entries)
+        replies = self.client.xread({cursor.key: cursor.last}, count=256, block=block_ms)
+        return entries_by_key(replies).get(cursor.key.encode(), [])
 
-    def _progress(self) -> tuple[int, End | None]:
+    def _progress(self) -> tuple[bytes | None, bytes | None]:
         """The record's number of tokens, and its end."""
-        fields = ["emitted", "end"]
-        emitted, end = cast(Any, self.client.hmget(keys.request_key(self.id), fields))
-        if emitted is None:
-            raise RequestLost(
-                f"request {self.id} is not in Redis: it expired after SKYNET_RESULT_EXPIRES_S, "
-                "never existed, or Redis restarted without its data; submit it again"
-            )
-        return int(emitted), None if end is None else End.from_json(end)
-
-    def _is_behind(self, expected: int) -> bool:
-        """Whether the record has tokens or an end that the stream has not given."""
-        emitted, end = self._progress()
-        return emitted > expected or end is not None
-
-    def _missing(self, expected: int) -> SkynetError:
-        return SkynetError(
-            f"request {self.id}: token {expected} is missing in Redis, but later ones exist: "
-            "submit the request again"
-        )
+        fields = self.client.hmget(keys.request_key(self.id), PROGRESS_FIELDS)
+        return cast(Any, tuple(fields))
 
     def _time_left(self) -> float:
         if self.timeout_s is None:
@@ -120,7 +84,7 @@ class AnswerReader:
 
     def _check_time(self) -> None:
         if self._time_left() <= 0:
-            raise TimeoutError(f"request {self.id}: no token and no end for {self.timeout_s:g} s")
+            raise no_token(self.id, self.timeout_s)
 
     def _wait_for_redis(self, error: redis.RedisError) -> None:
         """Pause before the next try; raise if access is denied or the time is over."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import redis
 
-from skynet.store.access import NamesRefusals
+from skynet.store.access import NamesRefusals, refusal
 
 MASTER = "wait for the failover to end, or set SKYNET_REDIS_URL to the master"
 SHORT = "try again in a moment"
@@ -42,6 +42,9 @@ class RedisAway(redis.ConnectionError):
         super().__init__(reason)
         self.remedy = remedy
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"  # redis-py's has no message
+
 
 class RedisFull(RedisAway):
     """Redis has reached its maxmemory and refuses to store more."""
@@ -68,6 +71,13 @@ def away(reply: str) -> RedisAway | None:
     return RedisAway(*REPLIES[code]) if code in REPLIES else None
 
 
+def translated(error: redis.ResponseError, db: int) -> redis.ConnectionError | None:
+    """The connection error for an error reply of database `db`, or None."""
+    if NO_DATABASE in str(error):
+        return NoDatabase(db)
+    return away(f"{error.status_code or ''} {error}".strip())
+
+
 class TranslatesReplies(NamesRefusals):
     """Mixin of redis-py's connections."""
 
@@ -77,10 +87,28 @@ class TranslatesReplies(NamesRefusals):
         try:
             return super().read_response(*args, **kwargs)
         except redis.ResponseError as error:
-            if NO_DATABASE in str(error):
-                raise NoDatabase(self.db) from error
-            translated = away(f"{error.status_code or ''} {error}".strip())
-            if translated is None:
+            away_error = translated(error, self.db)
+            if away_error is None:
                 raise
             self.disconnect()  # type: ignore[attr-defined]
-            raise translated from error
+            raise away_error from error
+
+
+class AsyncTranslatesReplies:
+    """Mixin of redis-py's connections of an event loop."""
+
+    db: Any
+    username: str | None
+
+    async def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().read_response(*args, **kwargs)  # type: ignore[misc]
+        except redis.ResponseError as error:
+            refused = refusal(f"{error.status_code or ''} {error}".strip(), "", self.username)
+            if refused is not None:
+                raise refused from None
+            away_error = translated(error, self.db)
+            if away_error is None:
+                raise
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]
+            raise away_error from error

@@ -26,20 +26,27 @@ class RedisClock:
         Raises:
             redis.RedisError: Redis is unreachable, and `exact` or no comparison was made before.
         """
-        offset = self._offset
-        if exact or offset is None or time.monotonic() >= self._due:
-            try:
-                offset = self._compare()
-            except redis.RedisError:
-                if exact or offset is None:
-                    raise
-                self._due = time.monotonic() + RETRY_S
-        return time.monotonic() + offset
-
-    def _compare(self) -> float:
+        if not exact and (known := self.known()) is not None:
+            return known
         before = time.monotonic()
-        seconds, microseconds = self.client.time()
+        try:
+            return self.compare(self.client.time(), before)
+        except redis.RedisError:
+            if exact or self._offset is None:
+                raise
+            self._due = time.monotonic() + RETRY_S
+            return before + self._offset
+
+    def known(self) -> float | None:
+        """Redis's time by the last comparison; None if another is due."""
+        if self._offset is None or time.monotonic() >= self._due:
+            return None
+        return time.monotonic() + self._offset
+
+    def compare(self, reply: tuple[int, int], before: float) -> float:
+        """Redis's time, from its reply to a TIME that was sent at `before`."""
+        seconds, microseconds = reply
         after = time.monotonic()
-        offset = seconds + microseconds * 1e-6 - (before + after) / 2
-        self._offset, self._due = offset, after + REFRESH_S
-        return offset
+        self._offset = seconds + microseconds * 1e-6 - (before + after) / 2
+        self._due = after + REFRESH_S
+        return after + self._offset

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
+from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import (
-    MasterNotFoundError,
-    Sentinel,
-    SentinelConnectionPool,
-    SentinelManagedConnection,
-    SentinelManagedSSLConnection,
-)
+from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 
 from skynet.errors import ClusterUnreachable, ConfigurationError
 from skynet.redis_url import RedisURL, hide_password
 from skynet.settings import settings
 from skynet.store.away import NoDatabase, RedisAway, TranslatesReplies
+from skynet.wire import keys
 
 
 class Connection(TranslatesReplies, redis.Connection):
@@ -35,12 +31,58 @@ class SocketConnection(TranslatesReplies, redis.UnixDomainSocketConnection):
     """To a Unix socket."""
 
 
-class MasterConnection(TranslatesReplies, SentinelManagedConnection):
-    """To the master that the Sentinels name when it connects."""
+class AsksSentinels:
+    """Mixin: every new socket leads to the master that the Sentinels name at that time.
+
+    Redis-py's class asks them when `connect` is called, and not when a command reopens a lost
+    connection: it would try the dead master for ever.
+    """
+
+    def __init__(self, *, connection_pool: Any, **options: Any) -> None:
+        self.connection_pool = connection_pool  # a proxy of its pool
+        super().__init__(**options)
+
+    def _connect(self) -> Any:
+        self.host, self.port = self.connection_pool.get_master_address()
+        return super()._connect()  # type: ignore[misc]
 
 
-class TLSMasterConnection(TranslatesReplies, SentinelManagedSSLConnection):
+class MasterConnection(AsksSentinels, Connection):
+    """To the master that the Sentinels name."""
+
+
+class TLSMasterConnection(AsksSentinels, TLSConnection):
     """To that master, with TLS."""
+
+
+MAX_CONNECTIONS = 2**31  # the server's maxclients is the limit
+
+
+class Kinds(NamedTuple):
+    """redis-py's classes, for calls that block or for an event loop."""
+
+    pool: Any
+    sentinel_pool: Any
+    sentinel: Any
+    retry: Any
+    server: Any
+    tls: Any
+    socket: Any
+    master: Any
+    tls_master: Any
+
+
+BLOCKING = Kinds(
+    redis.ConnectionPool,
+    SentinelConnectionPool,
+    Sentinel,
+    Retry,
+    Connection,
+    TLSConnection,
+    SocketConnection,
+    MasterConnection,
+    TLSMasterConnection,
+)
 
 
 def connection_pool(
@@ -48,8 +90,9 @@ def connection_pool(
     *,
     timeout_s: float | None,
     connect_timeout_s: float | None = None,
+    kinds: Kinds = BLOCKING,
     **options: Any,
-) -> redis.ConnectionPool:
+) -> Any:
     """Connections to one Redis, for all clients; opened on first use, no command is repeated.
 
     timeout_s: maximum wait for the bytes of a reply; None waits for ever.
@@ -61,32 +104,33 @@ def connection_pool(
         "socket_connect_timeout": connect_timeout_s or settings().connect_timeout_s,
     }
     login = {"username": at.username, "password": at.password}
-    options = {"db": at.db, **login, **waits, **options}
+    # redis-py's limit is 100, and each thread that reads an answer holds one.
+    options = {"db": at.db, "max_connections": MAX_CONNECTIONS, **login, **waits, **options}
     if at.path:
-        return redis.ConnectionPool(connection_class=SocketConnection, path=at.path, **options)
+        return kinds.pool(connection_class=kinds.socket, path=at.path, **options)
     options |= {"socket_keepalive": True, **dict(at.tls or ())}
     if at.master:
-        return SentinelConnectionPool(
+        return kinds.sentinel_pool(
             at.master,
-            _sentinels(at, waits["socket_connect_timeout"]),
-            connection_class=MasterConnection if at.tls is None else TLSMasterConnection,
+            _sentinels(at, waits["socket_connect_timeout"], kinds),
+            connection_class=kinds.master if at.tls is None else kinds.tls_master,
             **options,
         )
     ((host, port),) = at.hosts
-    kind = Connection if at.tls is None else TLSConnection
-    return redis.ConnectionPool(connection_class=kind, host=host, port=port, **options)
+    kind = kinds.server if at.tls is None else kinds.tls
+    return kinds.pool(connection_class=kind, host=host, port=port, **options)
 
 
-def _sentinels(at: RedisURL, timeout_s: float | None) -> Sentinel:
+def _sentinels(at: RedisURL, timeout_s: float | None, kinds: Kinds) -> Any:
     tls = {} if at.tls is None else {"ssl": True, **dict(at.tls)}
-    return Sentinel(
+    return kinds.sentinel(
         at.hosts,
         sentinel_kwargs={
             "username": at.sentinel_username,
             "password": at.sentinel_password,
             "socket_timeout": timeout_s,
             "socket_connect_timeout": timeout_s,
-            "retry": Retry(NoBackoff(), 0),
+            "retry": kinds.retry(NoBackoff(), 0),
             **tls,
         },
     )
@@ -157,9 +201,14 @@ def ping(url: str | None = None) -> None:
         probe.ping()
 
 
+def check_writes(client: redis.Redis) -> None:
+    """Raise RedisAway if Redis takes no writes; a replica or a full Redis answers a ping."""
+    client.set(keys.probe_key(), 1, xx=True)  # the key does not exist: nothing is written
+
+
 def reason(error: Exception) -> str:
     """The cause of a connection error, in a few words."""
-    if isinstance(error, MasterNotFoundError):
+    if isinstance(error, MasterNotFoundError | AsyncMasterNotFoundError):
         return "no Sentinel answers that names a live master"
     # redis-py: "Error 111 connecting to host:port. Connection refused."
     return str(error).rstrip(".").rpartition(". ")[2] or type(error).__name__

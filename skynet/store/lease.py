@@ -27,6 +27,7 @@ class Lease:
     change.
     beat: called after every renewal, in the lease's thread, with its Redis client.
     free_bytes: returns the free memory.
+    num_losses: how often Redis was away, and is back.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Lease:
         self.lease_s = lease_s
         self.beat = beat
         self.free_bytes = free_bytes
+        self.num_losses = 0
         self.lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
@@ -84,6 +86,7 @@ class Lease:
                     client.ping()  # reopens a lost connection at once
                 if problem:
                     logger.info("Redis is back")
+                    self.num_losses += 1
                 problem = ""
             except Exception as error:  # this thread must outlive every error
                 kind = "Redis" if isinstance(error, redis.RedisError) else type(error).__name__

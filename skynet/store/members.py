@@ -15,6 +15,7 @@ from typing import Any
 
 import redis
 
+from skynet.store.away import RedisAway
 from skynet.wire import keys
 from skynet.wire.protocol import PROTOCOL, UNVERSIONED
 
@@ -123,7 +124,8 @@ class Members:
         leases = [text for text in texts if text is not None]
         if len(leases) < len(ids):
             seconds, _ = self.client.time()
-            with suppress(redis.ResponseError):  # a user who may only read sees them, too
+            # `skynet status` shows the members of a replica, too, and to a user who may only read.
+            with suppress(RedisAway, redis.ResponseError):
                 # By Redis's clock, and not by id: an expired member may be back by now.
                 self.client.zremrangebyscore(keys.members_key(), 0, seconds - 2 * self.lease_s)
         members = [Member.from_json(text) for text in leases]

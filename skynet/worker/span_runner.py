@@ -60,10 +60,10 @@ class SpanRunner:
             StepFailed: this shard, or a peer it waited for, failed.
         """
         place = self.plan_follower.place
-        if place is None or place.plan.epoch != span.epoch:
-            self._refuse(request, place, span)
-            raise Ignore
         try:
+            if place is None or place.plan.epoch != span.epoch:
+                self._refuse(request, place, span)
+                raise Ignore(f"step {span.step} is of epoch {span.epoch}")
             place.guard.check(span.step, span.start)
             step, hidden = self._inputs(place, span)
             place.guard.admit(step, span.start)
@@ -71,7 +71,8 @@ class SpanRunner:
             logger.debug("%s, dropped", reason)
             raise
         except redis.RedisError as error:
-            raise ShardUnready(f"{place.address} lost its connection to Redis: {error}") from error
+            queue = request.delivery_info["routing_key"]
+            raise ShardUnready(f"{queue} lost its connection to Redis: {error}") from error
         part = self._compute(place, step, Range(span.start, span.stop), hidden)
         place.guard.done(span.step, span.stop)
         return part

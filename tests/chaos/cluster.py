@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import psutil
 import redis
 
 from skynet.local.reaper import Reaper
+from skynet.store.connection import connect
 from skynet.wire import keys
 from tests.chaos.server import PersistentServer
 from tests.cluster.proxy import Proxy
+from tests.sentinels import SentinelServers
 
 ROOT = Path(__file__).parents[2]
 LEAVE_S = 90.0  # limit from SIGTERM to exit
@@ -72,6 +75,7 @@ class Exits:
 class ChaosCluster:
     """A persistent server, workers, orchestrators, and a proxy for half of them.
 
+    sentinel: a master and a replica behind three Sentinels instead of one server, and no proxy.
     pinned: shard workers are started with `-Q`; otherwise they take any place, and there can be
         spares and joins.
     """
@@ -86,11 +90,14 @@ class ChaosCluster:
         spares: int,
         orchestrators: int,
         pinned: bool,
+        sentinel: bool,
         environment: Mapping[str, str],
     ) -> None:
         self.directory = directory
-        self.server = PersistentServer(directory)
+        self.sentinels = SentinelServers(directory / "redis") if sentinel else None
+        self.server = self.sentinels or PersistentServer(directory)
         self.proxy = Proxy(self.server.url, random.Random(chance.random()))
+        self._redis_lock = threading.Lock()  # one fault at a time stops Redis
         self.exits = Exits()
         self.pinned = pinned
         self.slots: list[Slot] = []
@@ -108,7 +115,8 @@ class ChaosCluster:
     def start(self) -> None:
         """Start everything; workers load once a model is split."""
         self.start_redis()
-        self.proxy.start()
+        if self.sentinels is None:
+            self.proxy.start()
         stages, shards = self.shape
         for stage in range(stages):
             for shard in range(shards):
@@ -136,22 +144,47 @@ class ChaosCluster:
                 slot.process.kill()
                 slot.process.wait()
         self.server.stop()
-        self.proxy.stop()
+        if self.sentinels is None:
+            self.proxy.stop()
         self._reaper.close()
 
     def start_redis(self) -> None:
         self.server.start()
-        self._reaper.watch(self.server.pid)
+        for pid in self.server.pids:
+            self._reaper.watch(pid)
 
     def restart_redis(self, down_s: float) -> None:
         """Stop Redis, and start it with its data after `down_s` seconds."""
-        self._reaper.forget(self.server.pid)
-        self.server.restart(down_s)
-        self._reaper.watch(self.server.pid)
+        with self._changes_redis():
+            self.server.restart(down_s)
+
+    def kill_master(self) -> None:
+        """SIGKILL the master, wait for the failover, and start it again as a replica."""
+        if self.sentinels is None:
+            raise ValueError("the cluster has no Sentinels")
+        with self._changes_redis():
+            self.sentinels.wait_for_replica()
+            old = self.sentinels.kill_master()
+            self.sentinels.servers[old].start()
+            self.sentinels.wait_for_replica()
+
+    @contextmanager
+    def _changes_redis(self) -> Iterator[None]:
+        """One fault that ends and starts servers; the reaper knows the new ones."""
+        with self._redis_lock:
+            before = set(self.server.pids)
+            try:
+                yield
+            finally:
+                after = set(self.server.pids)
+                for pid in before - after:
+                    self._reaper.forget(pid)
+                for pid in after - before:
+                    self._reaper.watch(pid)
 
     def connect(self) -> redis.Redis:
         """A client that bypasses the proxy."""
-        return redis.Redis.from_url(self.server.url, socket_timeout=30)
+        return connect(self.server.url)
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -164,9 +197,10 @@ class ChaosCluster:
         return [slot for slot in self.slots if slot.queue == keys.ORCHESTRATOR_QUEUE]
 
     def add_slot(self, name: str, queue: str) -> Slot:
-        """Start one more worker; every second one connects through the proxy."""
+        """Start one more worker; every second one connects through the proxy, if there is one."""
         with self._lock:
-            url = self.proxy.url if len(self.slots) % 2 else self.server.url
+            proxied = self.sentinels is None and len(self.slots) % 2
+            url = self.proxy.url if proxied else self.server.url
             log = self.directory / f"{name}.log"
             slot = Slot(name, queue, url, log, self._spawn(queue, url, log))
             self.slots = [*self.slots, slot]

@@ -119,6 +119,11 @@ def restart_redis(attack: Attack) -> None:
     attack.cluster.restart_redis(down_s)
 
 
+def kill_master(attack: Attack) -> None:
+    """SIGKILL the master: the Sentinels fail over to its replica; it returns as a replica."""
+    attack.cluster.kill_master()
+
+
 def cut_clients(attack: Attack) -> None:
     """Redis closes every connection but the harness's."""
 
@@ -231,6 +236,8 @@ def corrupt_tile(attack: Attack) -> None:
     attack.patiently(lambda client: client.set(key, right))
 
 
+PROXY_FAULTS = {"cut_proxied", "cut_in_message", "delay", "partition"}
+SENTINEL_FAULTS = {"kill_master"}
 Fault = Callable[[Attack], None]
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
@@ -246,6 +253,7 @@ FAULTS: dict[str, Fault] = {
             leave,
             join,
             restart_redis,
+            kill_master,
             cut_clients,
             cut_proxied,
             cut_in_message,

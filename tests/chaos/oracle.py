@@ -30,14 +30,26 @@ class Verdict:
     wrong: list[str] = field(default_factory=list)
     num_records: int = 0
     num_cancelled: int = 0
+    num_lost: int = 0
     token_times: list[float] = field(default_factory=list)
 
 
 def judge(
-    client: redis.Redis, outcomes: list[Outcome], answers: Mapping[Case, list[int]]
+    client: redis.Redis,
+    outcomes: list[Outcome],
+    answers: Mapping[Case, list[int]],
+    *,
+    may_lose: bool = False,
 ) -> Verdict:
-    """Check every record in Redis and every client's outcome."""
+    """Check every record in Redis and every client's outcome.
+
+    may_lose: a request may end with RequestLost: its replica did not have the newest writes when
+        the master was killed.
+    """
     verdict = Verdict()
+    if may_lose:
+        verdict.num_lost = sum(_is_lost(outcome) for outcome in outcomes)
+        outcomes = [outcome for outcome in outcomes if not _is_lost(outcome)]
     known = set()
     for record in _records(client):
         known.add(record.id)
@@ -54,6 +66,10 @@ def judge(
         verdict.wrong.append(f"{still_open} requests are still open")
     verdict.token_times.sort()
     return verdict
+
+
+def _is_lost(outcome: Outcome) -> bool:
+    return outcome.problem.startswith("RequestLost")
 
 
 def case_of(record: Record) -> Case:

@@ -78,6 +78,7 @@ class Report:
         table.add_row("reconnections to streams", str(reads))
         table.add_row("repeated submissions", str(self.num_retries))
         table.add_row("cancelled", str(self.verdict.num_cancelled))
+        table.add_row("lost in a failover", str(self.verdict.num_lost))
         table.add_row("tokens", str(len(self.verdict.token_times)))
         worst = max((outcome.seconds for outcome in self.outcomes), default=0.0)
         table.add_row("longest request", f"{worst:.1f} s")

@@ -46,6 +46,7 @@ class Plan:
     spares: int
     orchestrators: int
     pinned: bool
+    sentinel: bool
     faults: tuple[str, ...]
     clients: int
     gap_s: float
@@ -71,6 +72,7 @@ class Run:
             spares=plan.spares,
             orchestrators=plan.orchestrators,
             pinned=plan.pinned,
+            sentinel=plan.sentinel,
             environment={},
         )
         self._end = threading.Event()
@@ -132,7 +134,7 @@ class Run:
         self.say("no more faults: waiting for running requests")
         wrong = load.finish()
         wrong += self._drain(client)
-        verdict = oracle.judge(client, load.outcomes, answers)
+        verdict = oracle.judge(client, load.outcomes, answers, may_lose=plan.sentinel)
         wrong += verdict.wrong + self._recover()
         leaks.forget_requests(client)
         after, leaked = leaks.settled(self.cluster, client, before)

@@ -40,8 +40,8 @@ class PersistentServer:
         return f"unix://{self.socket}"
 
     @property
-    def pid(self) -> int:
-        return self._process.pid if self._process else 0
+    def pids(self) -> list[int]:
+        return [self._process.pid] if self._process else []
 
     def start(self) -> None:
         """Start it with its data, and wait until it answers."""

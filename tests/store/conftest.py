@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -13,6 +16,17 @@ from skynet.chords.app import SkynetCelery
 from skynet.local.server import EmbeddedServer
 from skynet.orchestrator.runtime import OrchestratorRuntime
 from skynet.settings import settings
+
+
+@pytest.fixture
+def own_server() -> Iterator[EmbeddedServer]:
+    """A server that a test may stop. It starts with what was saved last."""
+    directory = Path(tempfile.mkdtemp(prefix="skynet-test-"))
+    embedded = EmbeddedServer(directory)
+    embedded.start()
+    yield embedded
+    embedded.stop()
+    shutil.rmtree(directory)
 
 
 @pytest.fixture

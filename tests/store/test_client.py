@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 from chord_cases import queued
@@ -81,6 +82,9 @@ def test_a_request_is_written_and_its_task_sent(user: Client, client: redis.Redi
         ({"n": 0}, "n 0"),
         ({"n": 17}, "n 17"),
         ({"n": 3, "priority": 10}, "priority 10"),
+        ({"source_language": 5}, "source_language 5: a text"),
+        ({"target_language": b"en"}, "target_language b'en': a text"),
+        ({"task": "embed", "n": 2}, "n 2: task embed has one answer"),
         ({"suppress_tokens": [100]}, "suppress_tokens 100: a whole number from 0 to 99"),
     ],
 )
@@ -194,6 +198,34 @@ def test_samples_are_of_one_prompt(user: Client) -> None:
     with pytest.raises(BadRequest, match="n 2: call submit_prompt for each prompt"):
         user.submit_prompts([[1], [2]], n=2)
     assert user.requests.open_ids() == []
+
+
+def test_many_prompts_are_submitted_together_or_not_at_all(
+    user: Client, max_waiting: int, client: redis.Redis
+) -> None:
+    # Given prompts of which one cannot work, and more than the cluster takes / Then none is written
+    with pytest.raises(BadRequest, match=r"prompts\[1\]: prompt: token 100 at position 0"):
+        user.submit_prompts([[1], [100], [2]])
+    with pytest.raises(QueueFull, match="6 prompts at once, the limit is 5"):
+        user.submit_prompts([[1]] * 6)
+    user.submit_prompt([1])
+    with pytest.raises(QueueFull, match="1 requests are unfinished, the limit is 5"):
+        user.submit_prompts([[1]] * 5)
+    assert user.requests.num_open() == 1
+    assert len(queued(client, keys.ORCHESTRATOR_QUEUE)) == 1
+    # And those that fit are in order, from any iterable
+    submitted = user.submit_prompts(([token] for token in range(4)), max_tokens=3)
+    assert [generation.id for generation in submitted] == user.requests.open_ids()[1:]
+    assert user.submit_prompts([]) == []
+
+
+def test_token_ids_of_numpy_are_token_ids(user: Client) -> None:
+    generation = user.submit_prompt([np.int64(1), np.uint8(2)])
+    record = user.requests.read(generation.id)
+    assert record is not None
+    assert record.prompt == (1, 2)
+    with pytest.raises(BadRequest, match="token 100 at position 1 is not in the vocabulary"):
+        user.submit_prompt([np.int64(1), np.int64(100)])
 
 
 def test_log_probabilities_are_in_the_completion(user: Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,10 +18,12 @@ from redis_servers import (
     make_certificates,
     tls_binary,
 )
+from sentinels import SentinelServers
 
 from skynet.chords.app import SkynetCelery
 from skynet.errors import ClusterUnreachable, ConfigurationError
 from skynet.settings import settings
+from skynet.store.async_connection import close_async, connect_async
 from skynet.store.connection import connect, ping
 from skynet.store.resp import RespConnection, command
 
@@ -109,6 +112,12 @@ def url_of(form: str, place: Place) -> str:
     return form.format(**names)
 
 
+async def write_in_an_event_loop(url: str) -> None:
+    client = connect_async(url)
+    await client.set("asyncio", 1)
+    await close_async(client)
+
+
 @pytest.mark.parametrize(("form", "db"), FORMS)
 def test_a_form_of_url_means_one_database_to_all_clients(form: str, db: int, place: Place) -> None:
     # Given
@@ -123,13 +132,58 @@ def test_a_form_of_url_means_one_database_to_all_clients(form: str, db: int, pla
     hot.call([command(b"SET", b"resp", b"1")])
     app.send_task("skynet.cancel", ("an id",), queue="orchestrator")
     app.backend.client.set("celery-result", 1)
+    asyncio.run(write_in_an_event_loop(url))
     # Then all is in one database
     with place.client(db) as client:
-        written = {b"redis-py", b"resp", b"skynet:orchestrator", b"celery-result"}
+        written = {
+            *(b"redis-py", b"asyncio", b"resp"),
+            *(b"skynet:orchestrator", b"celery-result"),
+        }
         assert written <= set(client.keys())  # type: ignore[arg-type]
         assert list(client.info("keyspace")) == [f"db{db}"]
     hot.close()
     app.close()
+
+
+def test_sentinels_with_passwords_lead_all_clients_to_each_new_master() -> None:
+    # Given
+    directory = Path(tempfile.mkdtemp(prefix="skynet-test-"))
+    servers = SentinelServers(directory, "secret")
+    try:
+        servers.start()
+        url = servers.url.replace("/main?", "/main/2?")
+        app = SkynetCelery("sentinels")
+        app.use(url)
+        hot, lease = RespConnection(url, 5), connect(url, single_connection=True)
+
+        def write(name: bytes) -> None:
+            hot.call_again([command(b"SET", b"resp-" + name, b"1")])
+            lease.set(b"redis-py-" + name, 1)
+            app.send_task("skynet.cancel", ("an id",), queue="orchestrator")
+            app.backend.client.set(b"celery-" + name, 1)
+
+        write(b"before")
+        # When the master is killed, and the Sentinels name another one
+        servers.wait_for_replica()
+        servers.kill_master()
+        with pytest.raises(redis.ConnectionError):
+            lease.ping()
+        # Then each of their clients writes to it, in the database of the URL
+        write(b"after")
+        with redis.Redis(port=servers.master_port(), password="secret", db=2) as master:
+            names = {
+                client + when
+                for client in (b"resp-", b"redis-py-", b"celery-")
+                for when in (b"before", b"after")
+            }
+            assert names <= set(master.keys())  # type: ignore[arg-type]
+            assert master.llen("orchestrator") == 2
+        app.close()
+        hot.close()
+        lease.close()
+    finally:
+        servers.stop()
+        shutil.rmtree(directory)
 
 
 @pytest.mark.parametrize("form", ["redis://127.0.0.1:{port}/99", "unix://{socket}?db=99"])
@@ -141,6 +195,8 @@ def test_a_database_that_does_not_exist_is_named_in_a_line(form: str, place: Pla
         ping(url)
     # Then
     assert "has no database 99" in str(caught.value)
+    with pytest.raises(redis.ConnectionError, match="has no database 99"):
+        asyncio.run(write_in_an_event_loop(url))
     with pytest.raises(redis.ConnectionError, match="has no database 99"):
         RespConnection(url, 5).call([command(b"PING")])
 

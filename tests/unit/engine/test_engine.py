@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -264,6 +265,20 @@ def test_a_deadline_ends_waiting_and_running_requests() -> None:
     assert "waiting, 0 tokens done" in str(bench.notes.ended["b"])
     bench.run()
     assert bench.notes.written["c"] == answer([3], 4)
+
+
+@pytest.mark.parametrize(("timeout_s", "shown"), [(0.01, "0.01"), (1234567.5, "1234567.5")])
+def test_a_timeout_is_shown_as_it_was_given(timeout_s: float, shown: str) -> None:
+    # Given a request of today: floats of that size have steps of 0.2 microseconds
+    bench = Bench(tiny_plan(num_slots=1))
+    sequence = new_sequence("a", [1])
+    created = 1_790_000_000.25
+    sequence.record = replace(sequence.record, created=created, deadline=created + timeout_s)
+    bench.engine.accept(sequence)
+    # When its time is over / Then
+    bench.now = created + timeout_s + 1
+    bench.engine.tick()
+    assert f"not answered within its {shown} s" in str(bench.notes.ended["a"])
 
 
 @pytest.mark.parametrize("late", ["a", "b", "c"])

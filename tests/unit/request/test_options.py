@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from skynet.errors import BadRequest
 from skynet.request.option_table import ARGUMENTS, BY_NAME, KNOWN, OPTIONS
-from skynet.request.option_values import check_value
+from skynet.request.option_values import check_value, check_wait, shown
 from skynet.request.options import (
     DEFAULT_MAX_TOKENS,
     Limits,
@@ -19,7 +22,7 @@ from skynet.request.options import (
     check_priority,
     check_samples,
 )
-from skynet.request.record import Options
+from skynet.request.record import Options, Record
 
 SLOT = 1000
 LIMITS = Limits(SLOT)
@@ -115,7 +118,14 @@ def test_a_sampled_request_without_a_seed_gets_one() -> None:
         ({"temperature": -0.1}, "temperature -0.1"),
         ({"temperature": float("nan")}, "temperature nan"),
         ({"temperature": float("inf")}, "temperature inf"),
-        ({"temperature": 101}, "temperature 101"),
+        ({"temperature": 101}, "temperature 101: 0, or 0.001 to 100"),
+        ({"temperature": Fraction(1, 3)}, "temperature 1/3: a finite number"),
+        ({"temperature": np.float32(0.0007)}, "temperature 0.0007: 0, or 0.001 to 100"),
+        ({"temperature": np.float64("nan")}, "temperature nan: a finite number"),
+        ({"temperature": np.True_}, "temperature np.True_: a finite number"),
+        ({"max_tokens": np.int64(991)}, "max_tokens 991: 10 tokens of prompt"),
+        ({"max_tokens": np.float32(5)}, "max_tokens 5.0: a whole number"),
+        ({"max_tokens": 10**20}, f"max_tokens 1{'0' * 20}: a whole number"),
         ({"temperature": 1e-46}, "temperature 1e-46"),
         ({"temperature": 10**400}, "temperature"),
         ({"temperature": "hot"}, "temperature 'hot'"),
@@ -132,9 +142,9 @@ def test_a_sampled_request_without_a_seed_gets_one() -> None:
         ({"stop": ["a", ""]}, "stop ''"),
         ({"stop": ["x" * 257]}, "stop"),
         ({"stop": ["a"] * 17}, "stop"),
-        ({"stop": 5}, "stop"),
+        ({"stop": 5}, "stop 5: a text, or up to 16"),
         ({"stop": [5]}, "stop 5"),
-        ({"stop": b"a"}, "stop"),
+        ({"stop": b"a"}, "stop b'a': a text, or up to 16"),
         ({"ignore_eos": 1}, "ignore_eos 1"),
         ({"do_sample": 1}, "do_sample 1"),
         ({"min_p": 1.1}, "min_p 1.1: 0 to 1"),
@@ -161,7 +171,7 @@ def test_a_sampled_request_without_a_seed_gets_one() -> None:
         ({"num_beams": 2, "logprobs": 1}, "num_beams 2 with logprobs is not supported"),
         ({"num_beams": 2, "stop": "x"}, "num_beams 2 with stop is not supported"),
         ({"length_penalty": float("nan")}, "length_penalty nan"),
-        ({"length_penalty": 11}, "length_penalty 11.0: -10 to 10"),
+        ({"length_penalty": 11}, "length_penalty 11: -10 to 10"),
         ({"early_stopping": 1}, "early_stopping 1: True, False or 'never'"),
         ({"decoder_start_token_id": 1}, "decoder_start_token_id 1: this model has no encoder"),
     ],
@@ -173,6 +183,50 @@ def test_invalid_options_are_refused_by_name(options: dict[str, Any], message: s
         check_options(options, 10, Limits(SLOT, vocab_size=100))
     assert message in str(raised.value)
     assert len(str(raised.value)) < 500
+
+
+def test_an_integer_that_python_does_not_print_is_refused() -> None:
+    for name in ("max_tokens", "temperature"):
+        with pytest.raises(BadRequest, match=f"{name} of 16610 bits: a (whole|finite) number"):
+            check_options({name: 10**5000}, 10, LIMITS)
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    # Given options from an array / Then they are the numbers that the array shows
+    given_options = {
+        "max_tokens": np.int64(5),
+        "seed": np.uint64(2**64 - 1),
+        "repetition_penalty": np.float32(0.01),
+        "top_p": np.float64(0.9),
+        "suppress_tokens": [np.int32(4)],
+        "forced_eos_token_id": np.int64(8),
+    }
+    options = check_options(given_options, 10, LIMITS)
+    assert (options.max_tokens, options.seed) == (5, 2**64 - 1)
+    assert (options.repetition_penalty, options.top_p) == (0.01, 0.9)
+    assert (options.suppress_tokens, options.forced_eos_token_id) == ((4,), (8,))
+    # And they can be written into a record
+    assert Options.from_json(options.to_json()) == options
+
+
+@pytest.mark.parametrize("given", [None, 0, 0.01, np.float32(0.01), 1_000_000])
+def test_a_wait_is_seconds_or_none(given: Any) -> None:
+    assert check_wait(given) == (None if given is None else float(str(given)))
+
+
+@pytest.mark.parametrize("given", [-1, "30", True, float("nan"), float("inf"), 2e9, [1]])
+def test_any_other_wait_is_refused(given: Any) -> None:
+    with pytest.raises(BadRequest, match=rf"^timeout {re.escape(shown(given))}: "):
+        check_wait(given)
+
+
+@pytest.mark.parametrize("timeout_s", [0.01, 0.3, 1e-6, 600, 1_234_567.25, 1e9])
+def test_a_record_shows_the_timeout_that_was_given(timeout_s: float) -> None:
+    # Given a time of today, at which a float has steps of 0.2 microseconds
+    created = 1_790_000_000.123456
+    # Then their difference is what was given
+    record = Record("r", (1,), Options(), created, created + timeout_s)
+    assert record.timeout_s == timeout_s
 
 
 def test_bad_words_are_split_as_they_may_stand_in_a_text() -> None:

@@ -1,0 +1,59 @@
+"""The arguments of `submit_prompt` beside the prompt and the model's options. Knows no Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from skynet.errors import BadRequest
+from skynet.request.option_table import BY_NAME
+from skynet.request.option_values import check_flag, check_value, shown
+from skynet.request.options import check_priority
+from skynet.request.task_names import TASKS
+from skynet.settings import settings
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Checked arguments.
+
+    n: answers to each prompt; None: one, without a list.
+    """
+
+    task: str
+    timeout_s: float
+    raw: bool
+    priority: int
+    n: int | None = None
+
+    @classmethod
+    def checked(cls, task: Any, timeout: Any, raw: Any, priority: Any, n: Any = None) -> Arguments:
+        """
+        Raises:
+            BadRequest: names the argument, its value and its limits.
+        """
+        if not isinstance(task, str) or task not in TASKS:
+            raise BadRequest(f"task {shown(task)}: one of {', '.join(TASKS)}")
+        if timeout is None:
+            timeout = settings().request_timeout_s
+        return cls(
+            task,
+            check_value(BY_NAME["timeout"], timeout),
+            check_flag("raw", raw),
+            check_priority(priority),
+            None if n is None else check_value(BY_NAME["n"], n),
+        )
+
+
+def check_prompts(prompts: Any) -> Iterable[Any]:
+    """The prompts, if they are several; each is checked later.
+
+    Raises:
+        BadRequest: one text, one chat message, or nothing that can be iterated over.
+    """
+    if isinstance(prompts, (str, bytes, bytearray, Mapping)) or not isinstance(prompts, Iterable):
+        raise BadRequest(
+            f"prompts {shown(prompts)}: a list of prompts; call submit_prompt for a single one"
+        )
+    return prompts
