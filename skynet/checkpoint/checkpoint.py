@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,10 @@ HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 HUB_FILES_NOT_READ = ["*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja", "consolidated*"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 DIGEST_CHUNK = 8 * 2**20
-# Version of the staged content. 3: a head that is in the file is staged even if the config ties it.
-CONTENT = "checkpoint 3"
+# Version of the staged content. 4: the tokenizer as Transformers loads it.
+CONTENT = "checkpoint 4"
+# The tokenizer depends on them beside the files.
+LIBRARIES = " ".join(f"{name} {version(name)}" for name in ("transformers", "tokenizers"))
 
 
 class Checkpoint:
@@ -91,9 +94,8 @@ class Checkpoint:
         # The description is in no file, but a part of the content.
         description = self.config.get(transformers_model.KEY)
         suffix = "" if description is None else f" {json.dumps(description)}"
-        return cached_digest(
-            f"{CONTENT}{suffix}", files, self._cache_dir, lambda: self._compute_digest(progress)
-        )
+        kind = f"{CONTENT} {LIBRARIES}{suffix}"
+        return cached_digest(kind, files, self._cache_dir, lambda: self._compute_digest(progress))
 
     def _compute_digest(self, progress: Callable[[int], None] | None) -> str:
         digest = hashlib.sha256(CONTENT.encode())

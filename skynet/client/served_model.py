@@ -13,9 +13,9 @@ from skynet.errors import BadRequest
 from skynet.models.registry import load_architecture
 from skynet.request.generation_config import GenerationDefaults, generation_defaults
 from skynet.request.options import LANGUAGES, Limits, check_options
-from skynet.request.prompts import Prompt, check_token_ids, token_ids
+from skynet.request.prompts import Prompt, check_token_ids, embedding_ids, token_ids
 from skynet.request.record import Options
-from skynet.request.task_names import GENERATE
+from skynet.request.task_names import EMBED, GENERATE
 from skynet.request.text_tasks import TextTasks
 from skynet.store.targets import Target
 from skynet.store.weights import WeightStore
@@ -58,13 +58,26 @@ class ServedModel:
         options, languages = dict(given), {}
         if task == GENERATE:
             languages = {name: options.pop(name, None) for name in LANGUAGES}
-        ids = token_ids(prompt, self.text, raw or task != GENERATE, **languages)
+            self._check_languages(languages, target.name)
+        if task == EMBED and isinstance(prompt, str):
+            ids = embedding_ids(prompt, self.text, self.text_tasks.embedding or {})
+        else:
+            ids = token_ids(prompt, self.text, raw or task != GENERATE, **languages)
         if (language := languages.get("target_language")) is not None:
             options = self._answering_in(options, language)
         if len(ids) >= target.slot_tokens:  # refused, if at all, before each id is checked
             self._check(task, options, ids, target)
         check_token_ids(ids, self._vocab_size)
         return ids, self._check(task, options, ids, target)
+
+    def _check_languages(self, languages: Mapping[str, Any], name: str) -> None:
+        """Raise BadRequest if a language is asked for of the model `name`, which has none."""
+        for option, code in languages.items():
+            if code is not None and not self.text.languages.codes:
+                raise BadRequest(
+                    f"{option} {code!r:.80}: {name} has no language codes in its tokenizer; "
+                    "leave it out"
+                )
 
     def _check(
         self, task: str, options: Mapping[str, Any], ids: Sequence[int], target: Target

@@ -15,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from skynet.checkpoint.tensor_plans import TILE_HEADER_BYTES, TensorPlan
+from skynet.client.served_model import ServedModel
 from skynet.errors import CheckpointError, NoModel, SkynetError, TileCorrupted, TileMissing
 from skynet.local.server import EmbeddedServer
 from skynet.planning.ranges import Range
@@ -290,11 +291,22 @@ def test_a_redis_that_may_evict_is_refused(client: redis.Redis) -> None:
 def test_a_manifest_of_another_format_is_refused(client: redis.Redis) -> None:
     # Given what a later SkyNet staged
     manifest = stage(client, Source())
-    text = manifest.to_json().replace('"format": 1', '"format": 2')
+    text = manifest.to_json().replace('"format": 2', '"format": 3')
     client.set(keys.manifest_key(DIGEST), text)
     # When it is read / Then both formats are named
-    with pytest.raises(SkynetError, match="format 2, this SkyNet reads 1"):
+    with pytest.raises(SkynetError, match="format 3, this SkyNet reads 2"):
         WeightStore(client).manifest(DIGEST)
+
+
+def test_a_model_staged_before_its_tokenizer_was_transformers_is_refused(
+    client: redis.Redis,
+) -> None:
+    # Given what the SkyNet before staged: other files, which this one would not find
+    text = stage(client, Source()).to_json().replace('"format": 2', '"format": 1')
+    client.set(keys.manifest_key(DIGEST), text)
+    # When a client or an orchestrator reads it / Then it is told to stage it again
+    with pytest.raises(SkynetError, match=r"format 1, .*stage it again with `skynet split`"):
+        ServedModel.staged(client, DIGEST)
 
 
 def test_two_stagers_at_once_are_one_staging(client: redis.Redis, server: EmbeddedServer) -> None:
