@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from skynet.checkpoint.digests import cached_digest
 from skynet.checkpoint.gguf import convert_gguf
 from skynet.checkpoint.minilm import MINILM_MODEL, MINILM_NAMES, minilm_path
 from skynet.checkpoint.safetensors_file import TensorInfo, read_header, read_region, same_bytes
-from skynet.checkpoint.text_files import text_files
+from skynet.checkpoint.text_files import libraries, text_files
 from skynet.errors import CheckpointError
 from skynet.models.registry import settled
 
@@ -38,8 +37,6 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 DIGEST_CHUNK = 8 * 2**20
 # Version of the staged content. 4: the tokenizer as Transformers loads it.
 CONTENT = "checkpoint 4"
-# The tokenizer depends on them beside the files.
-LIBRARIES = " ".join(f"{name} {version(name)}" for name in ("transformers", "tokenizers"))
 
 
 class Checkpoint:
@@ -80,7 +77,7 @@ class Checkpoint:
 
     @cached_property
     def _text_files(self) -> dict[str, bytes]:
-        return text_files(self.path)
+        return text_files(self.path, self._cache_dir)
 
     def digest(self, progress: Callable[[int], None] | None = None) -> str:
         """sha256 hex of the content: config, tensors by name, text files.
@@ -94,7 +91,7 @@ class Checkpoint:
         # The description is in no file, but a part of the content.
         description = self.config.get(transformers_model.KEY)
         suffix = "" if description is None else f" {json.dumps(description)}"
-        kind = f"{CONTENT} {LIBRARIES}{suffix}"
+        kind = f"{CONTENT} {libraries()}{suffix}"
         return cached_digest(kind, files, self._cache_dir, lambda: self._compute_digest(progress))
 
     def _compute_digest(self, progress: Callable[[int], None] | None) -> str:

@@ -8,7 +8,7 @@ Transformers. Data only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +17,7 @@ from skynet.errors import CheckpointError
 FILE = "skynet_tokenizer.json"
 # SentencePiece models, unchanged: of prompts, and of texts within an answer if that is another one.
 SOURCE, TARGET = "source.spm", "target.spm"
+FORMAT: Final = 1  # a change of the staged form is another number
 MAX_BYTES = 2**29
 MAX_TEMPLATE_CHARACTERS = 2**20
 
@@ -90,7 +91,7 @@ class StagedTokenizer(_Record):
     model_max_length: tokens of a text, the limit for embeddings if the model sets no other.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1] = FORMAT
     class_name: str = ""
     backend: str | None = None
     pieces: Pieces | None = None

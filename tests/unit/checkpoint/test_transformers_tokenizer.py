@@ -154,3 +154,26 @@ def test_a_chat_template_file_takes_precedence(tmp_path: Path) -> None:
 
 def _template(path: Path) -> Any:
     return json.loads(text_files(path)[FILE])["chat_template"]
+
+
+def test_a_tokenizer_is_loaded_again_only_when_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a tokenizer that was staged once
+    path, cache = directory(tmp_path / "model", "marian", {}), tmp_path / "cache"
+    first = text_files(path, cache)
+    loaded: list[Path] = []
+    load = transformers_tokenizer._load
+    monkeypatch.setattr(
+        transformers_tokenizer, "_load", lambda path: loaded.append(path) or load(path)
+    )
+    # When it is staged again / Then Transformers is not asked
+    assert text_files(path, cache) == first
+    assert loaded == []
+    # Unless a file changes, or what is cached is damaged
+    directory(path, "marian", {"chat_template": "x"})
+    assert text_files(path, cache) != first
+    for entry in (cache / "tokenizers").iterdir():
+        entry.write_bytes(b"\xc1")
+    assert json.loads(text_files(path, cache)[FILE])["chat_template"] == "x"
+    assert len(loaded) == 2
