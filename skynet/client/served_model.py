@@ -12,6 +12,7 @@ from redis import Redis
 from skynet.errors import BadRequest
 from skynet.models.registry import load_architecture
 from skynet.request.generation_config import GenerationDefaults, generation_defaults
+from skynet.request.option_table import OPTIONS
 from skynet.request.options import LANGUAGES, Limits, check_options
 from skynet.request.prompts import Prompt, check_token_ids, embedding_ids, token_ids
 from skynet.request.record import Options
@@ -20,6 +21,8 @@ from skynet.request.text_tasks import TextTasks
 from skynet.store.targets import Target
 from skynet.store.weights import WeightStore
 from skynet.tokenizer.text import Text
+
+FLAGS = {option.name: option.flag for option in OPTIONS}  # of `skynet generate`
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ class ServedModel:
         for option, code in languages.items():
             if code is not None and not self.text.languages.codes:
                 raise BadRequest(
-                    f"{option} {code!r:.80}: {name} has no language codes in its tokenizer; "
-                    "leave it out"
+                    f"{option} {code!r:.80} ({FLAGS[option]}): {name} has no language codes in "
+                    "its tokenizer; leave it out"
                 )
 
     def _check(

@@ -36,15 +36,17 @@ def llama(tmp_path: Path) -> ServedModel:
 
 
 @pytest.mark.parametrize("raw", [False, True])
-@pytest.mark.parametrize("option", ["source_language", "target_language"])
+@pytest.mark.parametrize(
+    ("option", "flag"), [("source_language", "--from"), ("target_language", "--to")]
+)
 def test_a_language_is_refused_by_a_model_without_languages(
-    llama: ServedModel, option: str, raw: bool
+    llama: ServedModel, option: str, flag: str, raw: bool
 ) -> None:
     # When a language is asked for, in the chat template or not / Then option and model are named
     prompt = letters([5, 6])
     assert llama.encode(prompt, "generate", raw, {}, TARGET)[0] == [5, 6]
     for given in (prompt, [{"role": "user", "content": prompt}], [5, 6]):
-        with pytest.raises(BadRequest, match=f"{option} 'de': tiny-model has no language codes"):
+        with pytest.raises(BadRequest, match=rf"{option} 'de' \({flag}\): tiny-model has no"):
             llama.encode(given, "generate", raw, {option: "de"}, TARGET)
 
 

@@ -117,6 +117,11 @@ def test_tokens_that_only_look_like_words_are_no_languages() -> None:
     assert target_languages(tokens).tokens == {}
 
 
+def test_only_texts_have_a_language() -> None:
+    with pytest.raises(BadRequest, match="source_language 'de_DE': only texts have a language"):
+        token_ids([1], text_of("mbart"), raw=True, source_language="de_DE")
+
+
 def test_a_text_with_a_language_is_not_put_into_a_chat() -> None:
     # Given a model that both chats and translates
     vocabulary = {"[UNK]": 0, "x": 1, "de_DE": 2}
