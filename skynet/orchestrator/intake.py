@@ -14,7 +14,13 @@ from skynet.architecture.architecture import Architecture
 from skynet.engine.engine import Engine
 from skynet.engine.output import ModelInfo
 from skynet.engine.sequence import Sequence
-from skynet.errors import BadRequest, RequestCancelled, RequestTimeout, StepFailed
+from skynet.errors import (
+    BadRequest,
+    RequestCancelled,
+    RequestTimeout,
+    SkynetError,
+    StepFailed,
+)
 from skynet.models.registry import load_architecture
 from skynet.orchestrator.answers import Answers
 from skynet.request.record import Record
@@ -38,7 +44,13 @@ class Served:
     @classmethod
     def staged(cls, client: redis.Redis, target: Target) -> tuple[Served | None, str]:
         """The staged model, or None and the reason."""
-        store = WeightStore(client)
+        try:
+            return cls._staged(WeightStore(client), target)
+        except SkynetError as error:  # staged by another version of SkyNet
+            return None, f"{target.name}: {error}"
+
+    @classmethod
+    def _staged(cls, store: WeightStore, target: Target) -> tuple[Served | None, str]:
         manifest = store.manifest(target.model)
         if manifest is None:
             return None, f"{target.name} is asked for, and not staged"
