@@ -9,6 +9,9 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from skynet.tokenizer.staged_tokenizer import FILE, StagedTokenizer
+from skynet.tokenizer.text import Text
+
 VOCAB = 131
 FIRST_LETTER = 0x4E00  # token n is the letter n after this one
 
@@ -44,4 +47,11 @@ def save_tokenizer(directory: Path, **config: str) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
+    (directory / "tokenizer_config.json").write_text(json.dumps(named))
+
+
+def staged_text(tokenizer: Tokenizer, **fields: Any) -> Text:
+    """A model's text files with this tokenizer; `fields` of its staged form."""
+    staged = StagedTokenizer(backend=tokenizer.to_str(), **fields)
+    return Text({FILE: staged.to_json()})

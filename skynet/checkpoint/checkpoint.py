@@ -23,7 +23,7 @@ from skynet.checkpoint.digests import cached_digest
 from skynet.checkpoint.gguf import convert_gguf
 from skynet.checkpoint.minilm import MINILM_MODEL, MINILM_NAMES, minilm_path
 from skynet.checkpoint.safetensors_file import TensorInfo, read_header, read_region, same_bytes
-from skynet.checkpoint.text_files import text_files
+from skynet.checkpoint.text_files import libraries, text_files
 from skynet.errors import CheckpointError
 from skynet.models.registry import settled
 
@@ -35,8 +35,8 @@ HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 HUB_FILES_NOT_READ = ["*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja", "consolidated*"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 DIGEST_CHUNK = 8 * 2**20
-# Version of the staged content. 3: a head that is in the file is staged even if the config ties it.
-CONTENT = "checkpoint 3"
+# Version of the staged content. 4: the tokenizer as Transformers loads it.
+CONTENT = "checkpoint 4"
 
 
 class Checkpoint:
@@ -77,7 +77,7 @@ class Checkpoint:
 
     @cached_property
     def _text_files(self) -> dict[str, bytes]:
-        return text_files(self.path)
+        return text_files(self.path, self._cache_dir)
 
     def digest(self, progress: Callable[[int], None] | None = None) -> str:
         """sha256 hex of the content: config, tensors by name, text files.
@@ -91,9 +91,8 @@ class Checkpoint:
         # The description is in no file, but a part of the content.
         description = self.config.get(transformers_model.KEY)
         suffix = "" if description is None else f" {json.dumps(description)}"
-        return cached_digest(
-            f"{CONTENT}{suffix}", files, self._cache_dir, lambda: self._compute_digest(progress)
-        )
+        kind = f"{CONTENT} {libraries()}{suffix}"
+        return cached_digest(kind, files, self._cache_dir, lambda: self._compute_digest(progress))
 
     def _compute_digest(self, progress: Callable[[int], None] | None) -> str:
         digest = hashlib.sha256(CONTENT.encode())

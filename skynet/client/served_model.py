@@ -13,16 +13,18 @@ from skynet.client.arguments import Arguments
 from skynet.errors import BadRequest
 from skynet.models.registry import load_architecture
 from skynet.request.generation_config import GenerationDefaults, generation_defaults
-from skynet.request.option_table import BY_NAME
+from skynet.request.option_table import BY_NAME, OPTIONS
 from skynet.request.option_values import check_value, shown
 from skynet.request.options import LANGUAGES, Limits, check_options, check_samples
-from skynet.request.prompts import Prompt, check_token_ids, token_ids
+from skynet.request.prompts import Prompt, check_token_ids, embedding_ids, token_ids
 from skynet.request.record import Options
-from skynet.request.task_names import GENERATE
+from skynet.request.task_names import EMBED, GENERATE
 from skynet.request.text_tasks import TextTasks
 from skynet.store.targets import Target
 from skynet.store.weights import WeightStore
 from skynet.tokenizer.text import Text
+
+FLAGS = {option.name: option.flag for option in OPTIONS}  # of `skynet generate`
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,26 @@ class ServedModel:
                 for name in LANGUAGES
                 if (value := options.pop(name, None)) is not None
             }
-        ids = token_ids(prompt, self.text, raw or task != GENERATE, **languages)
+            self._check_languages(languages, target.name)
+        if task == EMBED and isinstance(prompt, str):
+            ids = embedding_ids(prompt, self.text, self.text_tasks.embedding or {})
+        else:
+            ids = token_ids(prompt, self.text, raw or task != GENERATE, **languages)
         if (language := languages.get("target_language")) is not None:
             options = self._answering_in(options, language)
         if len(ids) >= target.slot_tokens:  # refused, if at all, before each id is checked
             self._check(task, options, ids, target)
         ids = check_token_ids(ids, self._vocab_size)
         return ids, self._check(task, options, ids, target)
+
+    def _check_languages(self, languages: Mapping[str, Any], name: str) -> None:
+        """Raise BadRequest if a language is asked for of the model `name`, which has none."""
+        for option, code in languages.items():
+            if not self.text.languages.codes:
+                raise BadRequest(
+                    f"{option} {code!r:.80} ({FLAGS[option]}): {name} has no language codes in "
+                    "its tokenizer; leave it out"
+                )
 
     def _check(
         self, task: str, options: Mapping[str, Any], ids: Sequence[int], target: Target

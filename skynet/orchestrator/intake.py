@@ -19,6 +19,7 @@ from skynet.errors import (
     IncompatibleVersion,
     RequestCancelled,
     RequestTimeout,
+    SkynetError,
     StepFailed,
 )
 from skynet.models.registry import load_architecture
@@ -44,11 +45,14 @@ class Served:
     @classmethod
     def staged(cls, client: redis.Redis, target: Target) -> tuple[Served | None, str]:
         """The staged model, or None and the reason."""
-        store = WeightStore(client)
         try:
-            manifest = store.manifest(target.model)
-        except IncompatibleVersion as error:
-            return None, str(error)
+            return cls._staged(WeightStore(client), target)
+        except SkynetError as error:  # staged by another version of SkyNet
+            return None, f"{target.name}: {error}"
+
+    @classmethod
+    def _staged(cls, store: WeightStore, target: Target) -> tuple[Served | None, str]:
+        manifest = store.manifest(target.model)
         if manifest is None:
             return None, f"{target.name} is asked for, and not staged"
         files = store.read_files(manifest)

@@ -35,14 +35,19 @@ def token_ids(
     """
     if isinstance(prompt, str):
         check_text(prompt)
-        if not raw and text.has_chat_template:
+        is_translation = source_language is not None or target_language is not None
+        # Models that translate were trained on texts alone, not on texts in a chat.
+        if not raw and text.has_chat_template and not is_translation:
             return text.chat([{"role": "user", "content": prompt}])
         ids = text.languages.of_prompt(text.encode(prompt), source_language, target_language)
-        if not ids:
-            raise BadRequest("prompt: the tokenizer makes no tokens of it")
-        return ids
+        return _some(ids)
     if source_language is not None:
         raise BadRequest(f"source_language {shown(source_language)}: only texts have a language")
+    if target_language is not None and text.languages.in_prompt:
+        raise BadRequest(
+            f"target_language {shown(target_language)}: a token before a text names it in this "
+            "model's prompts; put it before the ids"
+        )
     if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
         raise BadRequest(
             f"prompt: expected text, chat messages or token ids, got {type(prompt).__name__}"
@@ -57,9 +62,31 @@ def token_ids(
     return list(prompt)  # type: ignore[arg-type]
 
 
+def embedding_ids(prompt: str, text: Text, settings: Mapping[str, Any]) -> list[int]:
+    """The token ids of a text to embed.
+
+    settings: the model's embedding.json.
+
+    Raises:
+        BadRequest: empty, too long, or the model lacks a tokenizer.
+    """
+    check_text(prompt)
+    max_tokens, lower = settings.get("max_tokens"), settings.get("do_lower_case", False)
+    return _some(text.encode_for_embedding(prompt, max_tokens, lower))
+
+
+def _some(ids: list[int]) -> list[int]:
+    if not ids:
+        raise BadRequest("prompt: the tokenizer makes no tokens of it")
+    return ids
+
+
 def check_text(prompt: str) -> None:
-    """Raise BadRequest if a prompt is empty or too long for any model."""
-    if not prompt.strip():
+    """Raise BadRequest if a prompt is empty or too long for any model.
+
+    White space alone is a prompt, as in Transformers; whether it makes tokens, the tokenizer says.
+    """
+    if not prompt:
         raise BadRequest("prompt: empty")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise BadRequest(f"prompt: {len(prompt)} characters, at most {MAX_PROMPT_CHARACTERS}")

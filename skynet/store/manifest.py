@@ -10,7 +10,7 @@ from typing import Any
 from skynet.errors import IncompatibleVersion
 from skynet.wire import keys
 
-FORMAT = 1
+FORMAT = 2  # 2: the tokenizer as Transformers loads it
 TRAVELS_AS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 
 

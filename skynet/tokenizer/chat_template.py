@@ -16,9 +16,12 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.utils import Namespace
 
 from skynet.errors import BadRequest
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
@@ -55,7 +58,7 @@ class ChatTemplate:
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Plain copies of the messages.
+    """Plain copies of the messages: of JSON's types only, so that a template meets no others.
 
     Raises:
         BadRequest: not a list of objects with a text `role` and `content`; names the message.
@@ -70,7 +73,20 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
             if not isinstance(message.get(field), str):
                 kind = type(message.get(field)).__name__
                 raise BadRequest(f"messages[{index}].{field}: expected text, got {kind}")
-    return [dict(message) for message in messages]
+    return [_plain(index, message) for index, message in enumerate(messages)]
+
+
+def _plain(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without fields that are None, and with the reasoning under each name that is read."""
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(dict(message)))
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"messages[{index}]: not of JSON's types: {error}") from error
+    copy = {name: value for name, value in copy.items() if value is not None}
+    reasoning = next((copy[name] for name in REASONING if name in copy), None)
+    if reasoning is None:
+        return copy
+    return {"thinking": reasoning, **copy, "reasoning_content": reasoning}
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -81,7 +97,36 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    # Restricted, as in Transformers: the type itself and names of Python's internals stay out of
+    # a template's reach.
+    environment.globals["dict"] = _Dict()
+    environment.globals["namespace"] = _Namespace
     return environment
+
+
+class _Dict:
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(Namespace):
+    def __init__(*args: Any, **kwargs: Any) -> None:  # so that a field may be called `self`
+        fields = dict(*args[1:], **kwargs)
+        for name in fields:
+            _check_field(name)
+        Namespace.__init__(args[0], fields)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_field(name)
+        super().__setitem__(name, value)
+
+
+def _check_field(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace of a chat template cannot have the field {name!r}")
 
 
 class GenerationBlocks(Extension):

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer
+from collections.abc import Sequence
+from typing import Protocol
 
 from skynet.tokenizer.cleanup import SpaceCleaner
+
+
+class Decoder(Protocol):
+    """The part of `skynet.tokenizer.text.Backend` that answers need."""
+
+    special_ids: frozenset[int]
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def has(self, token_id: int) -> bool: ...
 
 
 class Detokenizer:
@@ -20,17 +31,16 @@ class Detokenizer:
     # A character has four bytes at most, so an older incomplete one stays incomplete.
     MAX_CHARACTER_TOKENS = 4
 
-    def __init__(self, tokenizer: Tokenizer | None, silent_ids: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Decoder | None) -> None:
         self._tokenizer = tokenizer
-        self._silent_ids = silent_ids
         self._window: list[int] = []
         self._num_emitted = 0  # tokens at the window's start whose text is emitted
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; often empty."""
-        if self._tokenizer is None or token_id in self._silent_ids:
+        if self._tokenizer is None or token_id in self._tokenizer.special_ids:
             return ""
-        if self._tokenizer.id_to_token(token_id) is None:  # padding of the vocabulary
+        if not self._tokenizer.has(token_id):  # padding of the vocabulary
             return ""
         self._window.append(token_id)
         text = self._decode(self._window)
@@ -70,15 +80,14 @@ class Detokenizer:
     def _decode(self, ids: list[int]) -> str:
         if self._tokenizer is None or not ids:
             return ""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+        return self._tokenizer.decode(ids)
 
 
 class CleaningDetokenizer(Detokenizer):
     """A detokenizer that removes spaces before punctuation."""
 
-    def __init__(self, tokenizer: Tokenizer | None, silent_ids: frozenset[int]) -> None:
-        super().__init__(tokenizer, silent_ids)
+    def __init__(self, tokenizer: Decoder | None) -> None:
+        super().__init__(tokenizer)
         self._spaces = SpaceCleaner()
 
     def push(self, token_id: int) -> str:

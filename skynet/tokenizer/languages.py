@@ -6,13 +6,11 @@ Knows tokens and ids, not tokenization.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-
-from tokenizers import Tokenizer
+from collections.abc import Mapping, Sequence
 
 from skynet.errors import BadRequest
+from skynet.tokenizer.staged_tokenizer import LanguageCodes
 
 CODE = re.compile(r"[a-z]{2}_[A-Z]{2}|[a-z]{3}_[A-Z][a-z]{3}|__(?P<plain>[a-z]{2,3})__")
 TARGET_CODE = re.compile(r">>(?P<plain>.+)<<")
@@ -21,23 +19,21 @@ TARGET_CODE = re.compile(r">>(?P<plain>.+)<<")
 class Languages:
     """The languages of one tokenizer. Most tokenizers have none."""
 
-    def __init__(self, tokens: Mapping[str, int], prompt: Sequence[str | None]) -> None:
-        """
-        Args:
-            tokens: token -> id, of tokens that may be codes.
-            prompt: the special tokens of any prompt; None stands for its text.
-        """
-        self._spoken = _codes(CODE, tokens)
-        self._targets = _codes(TARGET_CODE, tokens)
-        self._place = _place_of_code(prompt)
+    def __init__(self, staged: LanguageCodes) -> None:
+        self._staged = staged
 
     @property
     def codes(self) -> tuple[str, ...]:
-        return tuple(sorted(self._spoken or self._targets))
+        return tuple(sorted(self._staged.tokens))
+
+    @property
+    def in_prompt(self) -> bool:
+        """Whether the answer's language is a token before the prompt."""
+        return self._staged.in_prompt
 
     def has(self, token: int | None) -> bool:
-        """Whether this token is a language code."""
-        return token in self._spoken.values()
+        """Whether an answer in some language begins with this token."""
+        return not self._staged.in_prompt and token in self._staged.tokens.values()
 
     def id_of(self, code: str, name: str = "language") -> int:
         """The token of a language; `name` is the option that holds the code.
@@ -45,12 +41,12 @@ class Languages:
         Raises:
             BadRequest: an unknown language; names the known ones.
         """
-        known = self._spoken or self._targets
+        known = self._staged.tokens
         if not known:
-            raise BadRequest(f"{name} {code!r}: this model's tokenizer has no language codes")
+            raise BadRequest(f"{name} {code!r:.80}: this model's tokenizer has no language codes")
         plain = _plain(code) if isinstance(code, str) else None
         if plain not in known:
-            raise BadRequest(f"{name} {code!r}: none of {', '.join(self.codes)}")
+            raise BadRequest(f"{name} {code!r:.80}: none of {', '.join(self.codes)}")
         return known[plain]
 
     def of_prompt(
@@ -72,15 +68,15 @@ class Languages:
         ids = list(ids)
         if source_language is not None:
             language = self.id_of(source_language, "source_language")
-            if self._place is None:
+            if self._staged.place is None:
                 raise BadRequest(
                     f"source_language {source_language!r}: this model's prompts do not name the "
                     "language they are in; leave it out"
                 )
-            ids[self._place] = language
+            ids[self._staged.place] = language
         if target_language is not None:
             language = self.id_of(target_language, "target_language")
-            if not self._spoken:
+            if self._staged.in_prompt:
                 ids.insert(0, language)
         return ids
 
@@ -91,32 +87,33 @@ class Languages:
             BadRequest: an unknown language.
         """
         language = self.id_of(target_language, "target_language")
-        return language if self._spoken else None
+        return None if self._staged.in_prompt else language
 
 
-def prompt_tokens(tokenizer: Tokenizer) -> list[str | None]:
-    """Special tokens that a tokenizer's template adds to a prompt; None stands for the text."""
-    if tokenizer.post_processor is None:
-        return [None]
-    processor = json.loads(tokenizer.post_processor.__getstate__())
-    parts: Iterable[Mapping[str, Mapping[str, str]]] = processor.get("single", ())
-    tokens = [part["SpecialToken"]["id"] if "SpecialToken" in part else None for part in parts]
-    return tokens or [None]
+def spoken_languages(
+    tokens: Mapping[str, int], before: Sequence[int], after: Sequence[int]
+) -> LanguageCodes:
+    """The languages among a tokenizer's tokens, which answers begin with.
+
+    before, after: the special tokens before and after any prompt.
+    """
+    codes = _codes(CODE, tokens)
+    places = [*range(len(before)), *range(-len(after), 0)]
+    found = zip(places, [*before, *after], strict=True)
+    place = next((place for place, number in found if number in codes.values()), None)
+    return LanguageCodes(tokens=codes, place=place)
+
+
+def target_languages(tokens: Mapping[str, int]) -> LanguageCodes:
+    """The languages of answers among the tokens of a Marian tokenizer, which prompts begin with."""
+    return LanguageCodes(tokens=_codes(TARGET_CODE, tokens), in_prompt=True)
 
 
 def _codes(pattern: re.Pattern[str], tokens: Mapping[str, int]) -> dict[str, int]:
-    return {_plain(token): number for token, number in tokens.items() if pattern.fullmatch(token)}
+    matching = {token: number for token, number in tokens.items() if pattern.fullmatch(token)}
+    return {_plain(token): number for token, number in matching.items()}
 
 
 def _plain(token: str) -> str:
     match = CODE.fullmatch(token) or TARGET_CODE.fullmatch(token)
     return (match and match["plain"]) or token
-
-
-def _place_of_code(prompt: Sequence[str | None]) -> int | None:
-    """Index of the language code in a prompt's ids; negative if it is after the text."""
-    text = prompt.index(None) if None in prompt else len(prompt)
-    for at, token in enumerate(prompt):
-        if token is not None and CODE.fullmatch(token):
-            return at if at < text else at - len(prompt)
-    return None

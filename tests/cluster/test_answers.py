@@ -185,7 +185,6 @@ def test_a_request_whose_time_is_over_ends_with_an_error(cluster: LocalCluster, 
     ("prompt", "options", "message"),
     [
         ("", {}, "prompt: empty"),
-        (" \n", {}, "prompt: empty"),
         ([], {}, "prompt: empty"),
         ([1] * 2048, {}, "has 2048 tokens, the cluster holds 2048"),
         ([1] * 2000, {"max_tokens": 49}, "leave room for 48"),

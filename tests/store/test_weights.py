@@ -15,14 +15,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from skynet.checkpoint.tensor_plans import TILE_HEADER_BYTES, TensorPlan
+from skynet.client.served_model import ServedModel
 from skynet.errors import CheckpointError, NoModel, SkynetError, TileCorrupted, TileMissing
 from skynet.local.server import EmbeddedServer
+from skynet.orchestrator.intake import Served
 from skynet.planning.ranges import Range
 from skynet.store.connection import connect
 from skynet.store.manifest import TRAVELS_AS, Manifest, TileName
 from skynet.store.room import needed_bytes
 from skynet.store.staging import StagingJob
 from skynet.store.staging_lock import StagingLock
+from skynet.store.targets import Target
 from skynet.store.weights import StagedWeights, WeightStore
 from skynet.wire import keys
 from tests.cluster.processes import wait_for
@@ -290,11 +293,25 @@ def test_a_redis_that_may_evict_is_refused(client: redis.Redis) -> None:
 def test_a_manifest_of_another_format_is_refused(client: redis.Redis) -> None:
     # Given what a later SkyNet staged
     manifest = stage(client, Source())
-    text = manifest.to_json().replace('"format": 1', '"format": 2')
+    text = manifest.to_json().replace('"format": 2', '"format": 3')
     client.set(keys.manifest_key(DIGEST), text)
     # When it is read / Then both formats are named
-    with pytest.raises(SkynetError, match="format 2, this SkyNet reads 1"):
+    with pytest.raises(SkynetError, match="format 3, this SkyNet reads 2"):
         WeightStore(client).manifest(DIGEST)
+
+
+def test_a_model_staged_before_its_tokenizer_was_transformers_is_refused(
+    client: redis.Redis,
+) -> None:
+    # Given what the SkyNet before staged: other files, which this one would not find
+    text = stage(client, Source()).to_json().replace('"format": 2', '"format": 1')
+    client.set(keys.manifest_key(DIGEST), text)
+    # When a client or an orchestrator reads it / Then it is told to stage it again
+    with pytest.raises(SkynetError, match=r"format 1, .*stage it again with `skynet split`"):
+        ServedModel.staged(client, DIGEST)
+    served, problem = Served.staged(client, Target(DIGEST, "tiny", "float32", "auto", 1, 8))
+    assert served is None
+    assert "tiny: the staged model has format 1" in problem
 
 
 def test_two_stagers_at_once_are_one_staging(client: redis.Redis, server: EmbeddedServer) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import save_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -21,8 +22,8 @@ from skynet.architecture.config import ABSENT
 from skynet.checkpoint import demo, gguf, safetensors_file
 from skynet.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from skynet.checkpoint.safetensors_file import read_header, read_region
-from skynet.checkpoint.text_files import text_files
 from skynet.errors import CheckpointError
+from skynet.tokenizer.staged_tokenizer import read_staged_tokenizer
 
 CONFIG = {"model_type": "llama", "hidden_size": 6}
 
@@ -304,11 +305,13 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
 def test_the_digest_covers_config_and_tokenizer(tmp_path: Path) -> None:
     path = write_model(tmp_path / "tiny")
     digests = {open_in(path).digest()}
-    (path / "config.json").write_text(json.dumps({**CONFIG, "hidden_size": 7}))
+    (path / "config.json").write_text(json.dumps({**CONFIG, "num_attention_heads": 2}))
     digests.add(open_in(path).digest())
-    (path / "chat_template.jinja").write_text("{{ messages }}")
+    save_tokenizer(path)
     digests.add(open_in(path).digest())
-    assert len(digests) == 3
+    save_tokenizer(path, chat_template="{{ messages }}")
+    digests.add(open_in(path).digest())
+    assert len(digests) == 4
 
 
 def test_the_digest_is_remembered_until_a_file_changes(tmp_path: Path) -> None:
@@ -336,40 +339,6 @@ def test_a_cache_directory_that_cannot_be_written_costs_only_time(tmp_path: Path
 
 def test_text_files_of_a_model_without_a_tokenizer(tmp_path: Path) -> None:
     assert open_in(write_model(tmp_path / "tiny")).text_files() == {}
-
-
-def test_text_files_as_older_checkpoints_hold_them(tmp_path: Path) -> None:
-    # Given a template in tokenizer_config.json and special tokens written in both ways
-    (tmp_path / "tokenizer.json").write_text("{}")
-    config = {
-        "bos_token": {"content": "<s>", "__type": "AddedToken"},
-        "eos_token": None,
-        "chat_template": [
-            {"name": "tool_use", "template": "tools"},
-            {"name": "default", "template": "plain"},
-        ],
-    }
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"unk_token": "<unk>"}))
-    # Then they come out in the one way
-    files = text_files(tmp_path)
-    assert json.loads(files["special_tokens.json"]) == {"bos_token": "<s>", "unk_token": "<unk>"}
-    assert files["chat_template.jinja"] == b"plain"
-    # And a chat template file takes precedence
-    (tmp_path / "chat_template.jinja").write_text("newer")
-    assert text_files(tmp_path)["chat_template.jinja"] == b"newer"
-
-
-def test_a_tokenizer_in_an_older_form_is_converted(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer
-
-    vocabulary = {token: index for index, token in enumerate([*"abc", "ab", "<|endoftext|>"])}
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    tokenizer = Tokenizer.from_buffer(text_files(tmp_path)["tokenizer.json"])
-    assert tokenizer.encode("abc").ids == [3, 2]
 
 
 def test_the_demo_model_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,8 +386,10 @@ def test_the_demo_model_is_the_instruct_model(demo_checkpoint: Checkpoint) -> No
     assert demo_checkpoint.config["model_type"] == "llama"
     files = demo_checkpoint.text_files()
     assert json.loads(files["generation_config.json"])["eos_token_id"] == 2
-    assert json.loads(files["special_tokens.json"])["eos_token"] == "<|im_end|>"
-    assert b"<|im_start|>assistant" in files["chat_template.jinja"]
+    staged = read_staged_tokenizer(files)
+    assert staged is not None
+    assert staged.special_tokens["eos_token"] == "<|im_end|>"
+    assert "<|im_start|>assistant" in (staged.chat_template or "")
     embedding = demo_checkpoint.tensors["model.embed_tokens.weight"]
     assert (embedding.shape, embedding.dtype) == ((49152, 576), "bfloat16")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from checkpoints import staged_text
 from engine_fakes import TINY, append, new_sequence
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ def letters() -> Text:
 def letter_text() -> Text:
     tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(LETTERS)}, unk_token=" "))
     tokenizer.decoder = decoders.Fuse()
-    return Text({"tokenizer.json": tokenizer.to_str().encode()})
+    return staged_text(tokenizer)
 
 
 def feed(sequence: Sequence, text: str) -> str:

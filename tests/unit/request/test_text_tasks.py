@@ -117,6 +117,47 @@ def test_pooling_is_read_from_the_files_of_sentence_transformers(
     assert json.loads(embedding_json(tmp_path) or b"") == expected
 
 
+@pytest.mark.parametrize(
+    ("files", "model_max_length", "expected"),
+    [
+        ({"sentence_bert_config.json": {"max_seq_length": 256, "do_lower_case": False}}, 512, 256),
+        ({"sentence_bert_config.json": {"max_seq_length": None}}, 512, 512),
+        ({"config.json": {"max_position_embeddings": 48}}, 512, 48),
+        ({"sentence_roberta_config.json": {"max_seq_length": 700}}, 512, 700),
+        ({}, 512, 512),
+        ({}, None, None),
+    ],
+)
+def test_texts_to_embed_are_cut_where_sentence_transformers_cuts(
+    tmp_path: Path, files: dict[str, Any], model_max_length: int | None, expected: int | None
+) -> None:
+    # Given
+    write_modules(tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    # When / Then
+    settings = json.loads(embedding_json(tmp_path, model_max_length) or b"")
+    assert settings.get("max_tokens") == expected
+    assert "do_lower_case" not in settings
+
+
+def test_texts_to_embed_are_lower_cased_if_the_model_says_so(tmp_path: Path) -> None:
+    write_modules(tmp_path, folder="0_Transformer")
+    (tmp_path / "0_Transformer").mkdir()
+    file = tmp_path / "0_Transformer" / "sentence_bert_config.json"
+    file.write_text('{"do_lower_case": true, "max_seq_length": 9}')
+    settings = json.loads(embedding_json(tmp_path) or b"")
+    assert settings["do_lower_case"] is True
+    assert settings["max_tokens"] == 9
+    file.write_text('{"max_seq_length": "9"}')
+    with pytest.raises(CheckpointError, match="max_seq_length '9'"):
+        embedding_json(tmp_path)
+
+
+def write_modules(path: Path, folder: str = "") -> None:
+    (path / "modules.json").write_text(json.dumps([{"type": "x.Transformer", "path": folder}]))
+
+
 def test_a_directory_without_them_sets_no_pooling(tmp_path: Path) -> None:
     assert embedding_json(tmp_path) is None
     (tmp_path / "modules.json").write_text("{")

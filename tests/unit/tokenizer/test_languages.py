@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from checkpoints import staged_text
+from tokenizers import Tokenizer, models
 
 from skynet.checkpoint.text_files import text_files
 from skynet.errors import BadRequest
-from skynet.tokenizer.languages import Languages
+from skynet.request.prompts import token_ids
+from skynet.tokenizer.languages import spoken_languages, target_languages
+from skynet.tokenizer.staged_tokenizer import LanguageCodes
 from skynet.tokenizer.text import Text
-
-TOKENIZERS = Path(__file__).parents[2] / "tokenizers"
+from tests.made_tokenizers import directory
 
 
 @cache
-def text_of(family: str) -> Text:
-    return Text(text_files(TOKENIZERS / family))
+def text_of(kind: str) -> Text:
+    with TemporaryDirectory() as path:
+        return Text(text_files(directory(Path(path), kind, {})))
 
 
 def encode_from(text: Text, prompt: str, **languages: Any) -> list[int]:
@@ -26,16 +31,18 @@ def encode_from(text: Text, prompt: str, **languages: Any) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("family", "saved_with", "other", "place"),
+    ("kind", "saved_with", "other", "place"),
     [
         ("mbart", "en_XX", "de_DE", -1),
         ("mbart50", "fr_XX", "uk_UA", 0),
         ("m2m100", "en", "ceb", 0),
+        ("m2m100-codes", "de", "fr", 0),
+        ("nllb", "deu_Latn", "eng_Latn", 0),
     ],
 )
-def test_a_prompt_names_its_language(family: str, saved_with: str, other: str, place: int) -> None:
+def test_a_prompt_names_its_language(kind: str, saved_with: str, other: str, place: int) -> None:
     # Given
-    text = text_of(family)
+    text = text_of(kind)
     ids = text.encode("the cat")
     assert ids[place] == text.languages.id_of(saved_with)
     # When
@@ -47,19 +54,23 @@ def test_a_prompt_names_its_language(family: str, saved_with: str, other: str, p
     assert encode_from(text, "the cat") == ids
 
 
-@pytest.mark.parametrize(("family", "code"), [("mbart", "ro_RO"), ("m2m100", "ro")])
-def test_an_answer_begins_with_its_language(family: str, code: str) -> None:
-    text = text_of(family)
+@pytest.mark.parametrize(("kind", "code"), [("mbart", "ro_RO"), ("m2m100", "ro")])
+def test_an_answer_begins_with_its_language(kind: str, code: str) -> None:
+    text = text_of(kind)
     assert text.languages.of_answer(code) == text.languages.id_of(code)
+    assert text.languages.has(text.languages.id_of(code))
     assert encode_from(text, "the cat", target_language=code) == text.encode("the cat")
 
 
 @pytest.mark.parametrize("code", ["fra", ">>fra<<"])
-@pytest.mark.parametrize("family", ["marian", "marian-separate"])
-def test_marians_prompts_name_the_answers_language(family: str, code: str) -> None:
-    text = text_of(family)
+@pytest.mark.parametrize("kind", ["marian", "marian-separate"])
+def test_marians_prompts_name_the_answers_language(kind: str, code: str) -> None:
+    text = text_of(kind)
     assert text.languages.of_answer(code) is None
+    assert not text.languages.has(text.languages.id_of(code))
     assert encode_from(text, "the cat", target_language=code) == text.encode(">>fra<< the cat")
+    with pytest.raises(BadRequest, match="target_language 'fra': a token before a text names it"):
+        token_ids([1, 2], text, raw=True, target_language="fra")
 
 
 def test_a_code_may_be_written_as_its_token() -> None:
@@ -77,7 +88,7 @@ def test_languages_are_those_of_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "languages", "problem"),
+    ("kind", "languages", "problem"),
     [
         ("marian", {"target_language": "xx"}, "target_language 'xx': none of deu_Latn, fra"),
         ("marian", {"source_language": "fra"}, "prompts do not name the language they are in"),
@@ -87,10 +98,10 @@ def test_languages_are_those_of_transformers() -> None:
     ],
 )
 def test_a_language_that_is_not_known_is_refused(
-    family: str, languages: dict[str, Any], problem: str
+    kind: str, languages: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(BadRequest, match=problem):
-        encode_from(text_of(family), "the cat", **languages)
+        encode_from(text_of(kind), "the cat", **languages)
 
 
 def test_the_answers_language_is_refused_by_the_name_of_its_option() -> None:
@@ -101,5 +112,26 @@ def test_the_answers_language_is_refused_by_the_name_of_its_option() -> None:
 
 
 def test_tokens_that_only_look_like_words_are_no_languages() -> None:
-    languages = Languages({"<s>": 0, "en": 1, "__name__": 2, "en_US.UTF-8": 3, ">><<": 4}, [None])
-    assert languages.codes == ()
+    tokens = {"<s>": 0, "en": 1, "__name__": 2, "en_US.UTF-8": 3, ">><<": 4}
+    assert spoken_languages(tokens, [0], []).tokens == {}
+    assert target_languages(tokens).tokens == {}
+
+
+def test_only_texts_have_a_language() -> None:
+    with pytest.raises(BadRequest, match="source_language 'de_DE': only texts have a language"):
+        token_ids([1], text_of("mbart"), raw=True, source_language="de_DE")
+
+
+def test_a_text_with_a_language_is_not_put_into_a_chat() -> None:
+    # Given a model that both chats and translates
+    vocabulary = {"[UNK]": 0, "x": 1, "de_DE": 2}
+    text = staged_text(
+        Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]")),
+        chat_template="{{ 'chat' }}",
+        languages=LanguageCodes(tokens={"de_DE": 2}),
+    )
+    # When / Then the language is never dropped without a word
+    assert token_ids("x", text, raw=False) == [0]
+    assert token_ids("x", text, raw=False, target_language="de_DE") == [1]
+    with pytest.raises(BadRequest, match="source_language 'de_DE': this model's prompts do not"):
+        token_ids("x", text, raw=False, source_language="de_DE")

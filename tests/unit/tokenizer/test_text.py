@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
+from checkpoints import staged_text
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -13,6 +13,8 @@ from tokenizers.trainers import BpeTrainer
 
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import BadRequest, CheckpointError
+from skynet.tokenizer import staged_tokenizer
+from skynet.tokenizer.staged_tokenizer import FILE
 from skynet.tokenizer.stop_strings import StopStrings
 from skynet.tokenizer.text import Text
 
@@ -74,13 +76,7 @@ def byte_fallback_tokenizer() -> Tokenizer:
 BYTE_LEVEL, BYTE_FALLBACK = byte_level_tokenizer(), byte_fallback_tokenizer()
 
 
-def make_text(tokenizer: Tokenizer, **files: bytes) -> Text:
-    named = {"tokenizer.json": tokenizer.to_str().encode()}
-    named.update({name.replace("__", "."): content for name, content in files.items()})
-    return Text(named)
-
-
-BYTE_LEVEL_TEXT, BYTE_FALLBACK_TEXT = make_text(BYTE_LEVEL), make_text(BYTE_FALLBACK)
+BYTE_LEVEL_TEXT, BYTE_FALLBACK_TEXT = staged_text(BYTE_LEVEL), staged_text(BYTE_FALLBACK)
 
 
 def stream(text: Text, ids: list[int]) -> list[str]:
@@ -98,7 +94,9 @@ def test_padding_and_truncation_saved_with_a_tokenizer_are_ignored() -> None:
     tokenizer = byte_level_tokenizer()
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=50)
-    assert make_text(tokenizer).encode("the capital of") == BYTE_LEVEL_TEXT.encode("the capital of")
+    assert staged_text(tokenizer).encode("the capital of") == BYTE_LEVEL_TEXT.encode(
+        "the capital of"
+    )
 
 
 @given(st.lists(st.integers(0, BYTE_LEVEL.get_vocab_size() + 3), max_size=60))
@@ -164,16 +162,30 @@ def test_a_model_without_a_tokenizer_speaks_ids_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("content", "problem"),
     [
-        ("tokenizer.json", b"{}"),
-        ("special_tokens.json", b"[1]"),
-        ("chat_template.jinja", b"\xff"),
+        (b"{}", "tokenizers library cannot read it"),
+        (b"\xff", "cannot be read"),
+        (b'{"format": 2}', r"cannot be read \(format: .*split the model again"),
+        (b'{"backend": 7}', r"cannot be read \(backend: .*split the model again"),
+        (b'{"chat_template": ["x"]}', r"cannot be read \(chat_template"),
+        (b'{"code": "x"}', r"cannot be read \(code: Extra inputs"),
+        (b'{"pieces": {"vocabulary": {"a": -1}, "unknown": "a"}}', "pieces.vocabulary.a"),
+        (b'{"pieces": {"vocabulary": {"a": 0}, "unknown": "b"}}', "'b' is not in the vocabulary"),
+        (b'{"pieces": {"vocabulary": {"a": 0}, "unknown": "a"}}', "source.spm is missing"),
     ],
 )
-def test_a_broken_file_is_named(name: str, content: bytes) -> None:
-    with pytest.raises(CheckpointError, match=f"{name} cannot be read"):
-        Text({name: content})
+def test_a_staged_tokenizer_that_cannot_be_read_is_refused(content: bytes, problem: str) -> None:
+    with pytest.raises(CheckpointError, match=problem):
+        Text({FILE: content})
+
+
+def test_a_staged_tokenizer_that_is_too_large_is_not_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(staged_tokenizer, "MAX_BYTES", 10)
+    with pytest.raises(CheckpointError, match="has 17 bytes, at most 10 are read"):
+        Text({FILE: b'{"class_name":""}'})
 
 
 def test_text_that_is_no_unicode_is_refused() -> None:
@@ -184,11 +196,7 @@ def test_text_that_is_no_unicode_is_refused() -> None:
 
 
 def test_a_chat_is_rendered_and_gets_no_second_start_token() -> None:
-    text = make_text(
-        BYTE_LEVEL,
-        chat_template__jinja=TEMPLATE.encode(),
-        special_tokens__json=json.dumps({"bos_token": "<s>"}).encode(),
-    )
+    text = staged_text(BYTE_LEVEL, chat_template=TEMPLATE, special_tokens={"bos_token": "<s>"})
     ids = text.chat([{"role": "user", "content": "<ö>"}, {"role": "skip", "content": ""}])
     expected = '<s>[user]{"role": "user", "content": "<ö>"}G[assistant]'
     assert ids == BYTE_LEVEL.encode(expected, add_special_tokens=False).ids
@@ -204,21 +212,29 @@ def test_a_chat_is_rendered_and_gets_no_second_start_token() -> None:
         ([{"role": "user"}], r"messages\[0\]\.content: expected text, got NoneType"),
         ([{"role": 1, "content": "x"}], r"messages\[0\]\.role: expected text, got int"),
         ([{"role": "user", "content": ["x"]}], r"messages\[0\]\.content"),
+        ([{"role": "user", "content": "x", "image": b"x"}], r"messages\[0\]: not of JSON's types"),
         ([{"role": "tool", "content": "x"}], "no tools"),
     ],
 )
 def test_messages_that_cannot_be_answered_are_refused(messages: Any, problem: str) -> None:
-    text = make_text(BYTE_LEVEL, chat_template__jinja=TEMPLATE.encode())
+    text = staged_text(BYTE_LEVEL, chat_template=TEMPLATE)
     with pytest.raises(BadRequest, match=problem):
         text.chat(messages)
 
 
 @pytest.mark.parametrize(
     "template",
-    ["{% if %}", "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}"],
+    [
+        "{% if %}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ dict.mro() }}",
+        "{% set fields = namespace(__class__=1) %}",
+        "{% set fields = namespace() %}{% set fields._x = 1 %}",
+    ],
 )
 def test_a_broken_or_unsafe_template_is_refused(template: str) -> None:
-    text = make_text(BYTE_LEVEL, chat_template__jinja=template.encode())
+    text = staged_text(BYTE_LEVEL, chat_template=template)
     with pytest.raises(BadRequest, match="chat template refuses"):
         text.chat([{"role": "user", "content": "x"}])
 
@@ -230,52 +246,13 @@ def test_a_chat_needs_a_template() -> None:
 
 
 @pytest.fixture(scope="module")
-def demo(demo_checkpoint: Checkpoint) -> tuple[Text, Any]:
-    from transformers import AutoTokenizer
-
-    path = str(demo_checkpoint.path)
-    return Text(demo_checkpoint.text_files()), AutoTokenizer.from_pretrained(path)
-
-
-@pytest.mark.parametrize("prompt", [*CORPUS, "", " x", "a<|im_end|>b", "\n\n\ttabs", "1234567"])
-def test_the_demo_models_ids_and_text_are_those_of_transformers(
-    demo: tuple[Text, Any], prompt: str
-) -> None:
-    text, reference = demo
-    ids = text.encode(prompt)
-    assert ids == reference(prompt)["input_ids"]
-    assert text.decode(ids) == reference.decode(ids, skip_special_tokens=True)
-    assert "".join(stream(text, ids)) == reference.decode(ids, skip_special_tokens=True)
-
-
-@pytest.mark.parametrize(
-    "messages",
-    [
-        [{"role": "user", "content": "What is the capital of France?"}],
-        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "東京?"}],
-        [
-            {"role": "user", "content": "hi"},
-            {"role": "assistant", "content": "hello"},
-            {"role": "user", "content": "<tag> & 'quote'"},
-        ],
-    ],
-)
-def test_the_demo_models_chats_are_those_of_transformers(
-    demo: tuple[Text, Any], messages: list[dict[str, str]]
-) -> None:
-    text, reference = demo
-    expected = reference.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=False
-    )
-    assert text.chat(messages) == expected
+def demo(demo_checkpoint: Checkpoint) -> Text:
+    return Text(demo_checkpoint.text_files())
 
 
 @given(st.lists(st.integers(0, 49151), max_size=20))
-def test_any_ids_of_the_demo_model_stream_as_they_decode(
-    demo: tuple[Text, Any], ids: list[int]
-) -> None:
-    text, _ = demo
-    assert "".join(stream(text, ids)) == text.decode(ids)
+def test_any_ids_of_the_demo_model_stream_as_they_decode(demo: Text, ids: list[int]) -> None:
+    assert "".join(stream(demo, ids)) == demo.decode(ids)
 
 
 def run_stops(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
