@@ -88,11 +88,14 @@ def _check_sentencepiece(path: Path) -> None:
 
     Such a file is valid, and Transformers would load it with fewer tokens.
     """
+    files = [*path.glob("*.model"), *path.glob("*.spm")]
+    if not files:
+        return
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
     messages: Any = sentencepiece_model_pb2  # its classes are made when it is imported
-    for file in (*path.glob("*.model"), *path.glob("*.spm")):
+    for file in files:
         content = file.read_bytes()
         try:
             model = messages.ModelProto.FromString(content)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import random
 import warnings
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 from tokenizers import normalizers
 
-from skynet.checkpoint.checkpoint import Checkpoint
-from skynet.checkpoint.demo import demo_checkpoint_path
+from skynet.checkpoint.gguf import convert_gguf
 from skynet.checkpoint.text_files import text_files
 from skynet.tokenizer.text import Text
-from tests.made_tokenizers import CHAT, KINDS, directory
+from tests.made_tokenizers import CHAT, KINDS, byte_level, directory
 
 TEXTS = [
     "Hello world, how are you today?",
@@ -227,13 +229,58 @@ def test_real_tokenizers(name: str, request: pytest.FixtureRequest) -> None:
     check_chats(text, tokenizer)
 
 
-def test_a_gguf_files_tokenizer_is_that_of_its_conversion(demo_checkpoint: Checkpoint) -> None:
-    # Given the tokenizer in the GGUF file itself
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_a_gguf_files_tokenizer_is_that_of_its_conversion(tmp_path: Path, model: str) -> None:
+    # Given a GGUF file, and the tokenizer that Transformers loads from it
     from transformers import AutoTokenizer
 
-    file = demo_checkpoint_path()
-    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    # Then the converted directory's is the same
-    text = Text(demo_checkpoint.text_files())
+    write_gguf(tmp_path / "tiny.gguf", model)
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path), gguf_file="tiny.gguf")
+    # Then it is that of the directory which the file is converted to
+    text = Text(text_files(convert_gguf(tmp_path / "tiny.gguf", tmp_path / "cache")))
+    assert text.has_chat_template
     check(text, tokenizer, TEXTS)
     check_chats(text, tokenizer)
+
+
+def write_gguf(file: Path, model: str) -> None:
+    """A Llama of one layer; its tokenizer is byte-level ("gpt2") or of SentencePiece ("llama")."""
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(8)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(8)
+    writer.add_head_count(1)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    parts = json.loads(gguf_tokenizer(model))["model"]
+    tokens = sorted(parts["vocab"], key=parts["vocab"].__getitem__)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model(model)
+    writer.add_token_list(tokens)
+    writer.add_token_merges([" ".join(pair) for pair in parts["merges"]])
+    writer.add_token_scores([-float(number) for number in range(len(tokens))])
+    special = {"<s>", "</s>", "<unk>"}
+    writer.add_token_types([3 if token in special else 1 for token in tokens])
+    writer.add_bos_token_id(tokens.index("<s>"))
+    writer.add_eos_token_id(tokens.index("</s>"))
+    writer.add_unk_token_id(tokens.index("<unk>"))
+    writer.add_chat_template(CHAT)
+    square = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    shapes = {f"blk.0.{name}.weight": (8, 8) for name in square}
+    shapes |= {f"blk.0.{name}.weight": (8,) for name in ("attn_norm", "ffn_norm")}
+    shapes |= {"output_norm.weight": (8,), "token_embd.weight": (len(tokens), 8)}
+    for name, shape in shapes.items():
+        writer.add_tensor(name, np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_tokenizer(model: str) -> str:
+    """A tokenizer.json with the vocabulary and merges to write."""
+    if model == "gpt2":
+        return byte_level("<s>", "</s>", "<unk>")
+    return KINDS["llama2-json"]()[1]["tokenizer.json"].decode()
