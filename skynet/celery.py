@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from celery import signals
@@ -13,7 +15,10 @@ from skynet.chords.app import SkynetCelery, configure_logging
 from skynet.chords.worker_check import check_worker
 from skynet.errors import SkynetError
 from skynet.settings import settings
+from skynet.settings_sources import CONFIG_VARIABLE, FILE_NAME
 from skynet.wire.keys import ORCHESTRATOR_QUEUE
+
+logger = logging.getLogger(__name__)
 
 LEFT_S = 0.05  # between checks whether the runtime has handed over
 
@@ -22,6 +27,13 @@ def _setup_logging(loglevel: Any = None, **_: Any) -> None:
     asked = loglevel if isinstance(loglevel, int) else logging.WARNING
     configured = logging.getLevelNamesMapping()[settings().log_level]
     configure_logging(min(asked, configured))
+    if CONFIG_VARIABLE not in os.environ and Path(FILE_NAME).is_file():
+        logger.warning(
+            "%s of this directory is not read: set %s=%s, or start the worker with `skynet worker`",
+            FILE_NAME,
+            CONFIG_VARIABLE,
+            FILE_NAME,
+        )
 
 
 def _start(sender: str, instance: Any, **_: Any) -> None:
