@@ -24,7 +24,7 @@ from pydantic_settings import (
 
 from skynet.errors import ConfigurationError
 from skynet.settings_sources import (
-    PREFIX,
+    VARIABLE_PREFIX,
     config_file,
     file_source,
     source_of,
@@ -40,7 +40,7 @@ REDIS_SCHEMES = ("redis", "rediss", "unix")
 class Settings(BaseSettings):
     """The settings of a SkyNet process."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=VARIABLE_PREFIX, frozen=True, extra="ignore")
 
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",

@@ -19,7 +19,7 @@ from skynet.errors import ConfigurationError
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings, TomlConfigSettingsSource
 
-PREFIX = "SKYNET_"
+VARIABLE_PREFIX = "SKYNET_"
 CONFIG_VARIABLE = "SKYNET_CONFIG"
 FILE_NAME = "skynet.toml"
 
@@ -30,7 +30,7 @@ _SERVICE = re.compile(r"(\w+)_SERVICE_HOST")
 
 def variable_of(name: str) -> str:
     """The environment variable of a setting."""
-    return f"{PREFIX}{name.upper()}"
+    return f"{VARIABLE_PREFIX}{name.upper()}"
 
 
 def config_file() -> Path | None:
@@ -88,12 +88,12 @@ def unknown_variables(names: Collection[str]) -> Iterator[str]:
 
 def _variables() -> set[str]:
     """The variables with SkyNet's prefix, in capitals: case does not matter to pydantic."""
-    return {name.upper() for name in os.environ if name.upper().startswith(PREFIX)}
+    return {name.upper() for name in os.environ if name.upper().startswith(VARIABLE_PREFIX)}
 
 
 def _hint(unknown: str, names: Collection[str]) -> str:
     """The name that was probably meant; "" if none is similar."""
-    by_stem = {name.upper().removeprefix(PREFIX): name for name in names}
-    stem = unknown.upper().removeprefix(PREFIX)
+    by_stem = {name.upper().removeprefix(VARIABLE_PREFIX): name for name in names}
+    stem = unknown.upper().removeprefix(VARIABLE_PREFIX)
     near = get_close_matches(stem, by_stem, n=1)
     return f"; did you mean {by_stem[near[0]]}?" if near else ""

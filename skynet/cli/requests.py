@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -77,13 +78,13 @@ def cancel_requests(ids: tuple[str, ...], all_of_them: bool, yes: bool) -> None:
 
     if bool(ids) == all_of_them:
         raise click.UsageError("give ids of `skynet requests`, or --all")
-    client = client_of_settings()
-    with reachable(client.url):
-        unfinished = client.requests.open_ids()
-    chosen = unfinished if all_of_them else [_find(unfinished, word) for word in ids]
-    if all_of_them and chosen and not yes:
-        click.confirm(f"Cancel {terminal.many(len(chosen), 'request')}?", abort=True, err=True)
-    cancelled = sum(Generation(each, client).cancel() for each in dict.fromkeys(chosen))
+    with closing(client_of_settings()) as client:
+        with reachable(client.url):
+            unfinished = client.requests.open_ids()
+        chosen = unfinished if all_of_them else [_find(unfinished, word) for word in ids]
+        if all_of_them and chosen and not yes:
+            click.confirm(f"Cancel {terminal.many(len(chosen), 'request')}?", abort=True, err=True)
+        cancelled = sum(Generation(each, client).cancel() for each in dict.fromkeys(chosen))
     terminal.err.print(f"Cancelled {terminal.many(cancelled, 'request')}.", highlight=False)
 
 

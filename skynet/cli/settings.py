@@ -25,7 +25,7 @@ def show_settings(as_json: bool) -> None:
     """
     from skynet.settings import setting_sources, settings
 
-    values = {name: _shown(value) for name, value in settings()}
+    values = {name: _shown(name, value) for name, value in settings()}
     sources = setting_sources()
     if as_json:
         path = config_file()
@@ -39,12 +39,10 @@ def show_settings(as_json: bool) -> None:
     terminal.print_table(("variable", "value", "source"), rows)
 
 
-def _shown(value: Any) -> Any:
+def _shown(name: str, value: Any) -> Any:
     """The value as JSON has it, without a password."""
     from skynet.settings import hide_password
 
-    if isinstance(value, tuple):
-        return [_shown(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    return hide_password(str(value))
+    if name.endswith(("url", "urls")):
+        return hide_password(value) if isinstance(value, str) else list(map(hide_password, value))
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)

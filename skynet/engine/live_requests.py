@@ -95,8 +95,7 @@ def cancellation(sequence: Sequence) -> RequestCancelled:
 
 
 def _timeout(sequence: Sequence) -> RequestTimeout:
-    # A double resolves 0.2 microseconds of the seconds since 1970: 0.01 would be 0.00999999.
-    allowed_s = round(sequence.record.deadline - sequence.record.created, 5)
+    allowed_s = sequence.record.deadline - sequence.record.created
     state = "it was running" if sequence.slot is not None else "it was still waiting"
     return RequestTimeout(
         f"request {sequence.id} was not answered within its {allowed_s:g} s: {state}, "

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from skynet import __version__, cli
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.cli import terminal
-from skynet.cli.options import chosen, interruptible
+from skynet.cli.options import MAX_PROMPT_BYTES, chosen, interruptible
 from skynet.local.processes import WorkerProcesses
 from skynet.local.server import EmbeddedServer
 from skynet.request.completion import Completion
@@ -355,6 +355,71 @@ def test_generate_prints_answers_and_log_probabilities(asked: Asked) -> None:
     # Tokens are texts; one that the text does not distinguish is its id
     each = "' river' -0.5000 |  ' river' -0.5000  '\\n' -2.2500  token 7 -3.0000\ntoken 6 -1.0000\n"
     assert result.stdout == f"text 0\n{each}text 1\n{each}"
+
+
+@pytest.mark.parametrize(
+    ("given", "prompt"),
+    [("one\ntwo\n", "one\ntwo"), ("a\r\n", "a"), ("é", "é"), ("a\n\n", "a\n"), ("-", "-")],
+)
+def test_a_prompt_is_read_from_standard_input(asked: Asked, given: str, prompt: str) -> None:
+    result = CliRunner().invoke(cli.main, ["generate", "-"], input=given)
+    assert (result.exit_code, asked.prompt) == (0, prompt)
+
+
+@pytest.mark.usefixtures("asked", "nothing_starts")
+@pytest.mark.parametrize("command", ["generate", "run"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (b"caf\xe9", "standard input is not UTF-8"),
+        (b"x" * (MAX_PROMPT_BYTES + 1), f"more than {MAX_PROMPT_BYTES} bytes"),
+    ],
+    ids=["bytes", "long"],
+)
+def test_standard_input_that_is_no_prompt_is_refused(
+    command: str, given: bytes, message: str
+) -> None:
+    refused(CliRunner().invoke(cli.main, [command, "-"], input=given), "BadRequest", message)
+
+
+def test_run_refuses_an_empty_standard_input() -> None:
+    refused(CliRunner().invoke(cli.main, ["run", "-"], input="\n"), "BadRequest", "prompt: empty")
+
+
+@pytest.mark.parametrize("columns", ["50", "80", "200"])
+@pytest.mark.parametrize("group", [(), ("models",), ("requests",)])
+def test_summaries_are_whole_sentences_at_any_width(
+    columns: str, group: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    monkeypatch.setenv("COLUMNS", columns)
+    command = cli.main.commands[group[0]] if group else cli.main
+    assert isinstance(command, click.Group)
+    # When
+    lines = skynet(*group, "--help").stdout.partition("\nCommands:\n")[2]
+    shown = " ".join(lines.split())
+    # Then
+    for name, each in command.commands.items():
+        sentence = " ".join((each.help or "").split("\n\n")[0].split())
+        assert f"{name} {sentence}" in shown
+        assert sentence.endswith(".")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_printed(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_SKYNET_COMPLETE", f"{shell}_source")
+    result = CliRunner().invoke(cli.main, [], prog_name="skynet")
+    assert result.exit_code == 0
+    assert f"_SKYNET_COMPLETE={shell}_complete" in result.stdout
+
+
+def test_completion_without_a_cluster_completes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKYNET_REDIS_URL", "unix:///nonexistent")
+    monkeypatch.setenv("_SKYNET_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "skynet models remove x")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    result = CliRunner().invoke(cli.main, [], prog_name="skynet")
+    assert (result.exit_code, result.output.strip()) == (0, "")
 
 
 def test_an_option_that_is_turned_off_arrives(asked: Asked) -> None:
