@@ -140,4 +140,5 @@ def _print(listed: list[dict[str, Any]], num_open: int, waiting_for: list[str]) 
     if num_open > len(listed):
         click.echo(f"and {num_open - len(listed)} more; --limit shows them")
     for reason in waiting_for:
-        terminal.err.print(f"They wait: {reason}", style="red", markup=False, highlight=False)
+        text = f"They wait: {reason}"
+        terminal.err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from skynet.cli import waiting
+from skynet.cli import text_tasks, waiting
 from skynet.cli.status import obstacles
 from skynet.cli.waiting import WaitingNotices
 
@@ -151,6 +151,28 @@ def test_a_reason_is_said_again_after_progress(
         # When a token comes, and then nothing again / Then it says so again
         notices.progress()
         output.wait_for(lambda text: text == 2 * "The request waits: no orchestrator\n")
+
+
+def test_text_tasks_say_why_they_wait(
+    clusters: Clusters, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a request that is answered once its command has said why it waits
+    clusters.reasons = ["no orchestrator"]
+
+    class Request:
+        def get(self) -> str:
+            Output(capsys).wait_for(lambda text: "waits: no orchestrator" in text)
+            return "answer"
+
+    class Submitting:
+        url = "unix:///x"
+
+        def submit_prompts(self, texts: tuple[str, ...], **_: Any) -> list[Request]:
+            return [Request() for _ in texts]
+
+    monkeypatch.setattr(text_tasks, "client_of_settings", Submitting)
+    # When / Then
+    assert text_tasks._complete(("a",), "embed", {}) == ["answer"]
 
 
 def test_nothing_is_said_while_the_cluster_only_takes_its_time(
