@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -15,9 +17,12 @@ from skynet.chords.app import SkynetCelery, configure_logging
 from skynet.chords.worker_check import check_worker
 from skynet.errors import SkynetError
 from skynet.settings import settings
+from skynet.settings_sources import CONFIG_VARIABLE, FILE_NAME
 from skynet.store.access import check_access
 from skynet.store.connection import connect
 from skynet.wire.keys import ORCHESTRATOR_QUEUE
+
+logger = logging.getLogger(__name__)
 
 ACCESS_S = 5.0  # for Redis to tell which commands it refuses
 LEFT_S = 0.05  # between checks whether the runtime has handed over
@@ -27,6 +32,13 @@ def _setup_logging(loglevel: Any = None, **_: Any) -> None:
     asked = loglevel if isinstance(loglevel, int) else logging.WARNING
     configured = logging.getLevelNamesMapping()[settings().log_level]
     configure_logging(min(asked, configured))
+    if CONFIG_VARIABLE not in os.environ and Path(FILE_NAME).is_file():
+        logger.warning(
+            "%s of this directory is not read: set %s=%s, or start the worker with `skynet worker`",
+            FILE_NAME,
+            CONFIG_VARIABLE,
+            FILE_NAME,
+        )
 
 
 def _start(sender: str, instance: Any, **_: Any) -> None:

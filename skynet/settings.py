@@ -1,21 +1,38 @@
-"""The only reader of the environment: every setting, its default and its limits.
+"""Every setting, its default and its limits.
 
-Each field is an environment variable with the prefix `SKYNET_`. Built once (`settings()`), frozen,
-validated; an invalid value is refused with the variable's name.
+Each field is an environment variable with the prefix `SKYNET_`, or a name in the settings file.
+Built once (`settings()`), frozen, validated; an invalid value is refused with its variable, or its
+file and name.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from skynet.errors import ConfigurationError
 from skynet.redis_url import RedisURL
+from skynet.settings_sources import (
+    VARIABLE_PREFIX,
+    config_file,
+    file_source,
+    source_of,
+    unknown_variables,
+    variable_of,
+)
+
+logger = logging.getLogger(__name__)
 
 # No character that has a meaning in patterns of Redis or in formats.
 PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,62}:")
@@ -24,7 +41,7 @@ PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,62}:")
 class Settings(BaseSettings):
     """The settings of a SkyNet process."""
 
-    model_config = SettingsConfigDict(env_prefix="SKYNET_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=VARIABLE_PREFIX, frozen=True, extra="ignore")
 
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
@@ -89,6 +106,19 @@ class Settings(BaseSettings):
     )
     cache_dir: Path = Field(Path("~/.cache/skynet"), description="directory of converted models")
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment before the file."""
+        path = config_file()
+        return env_settings, *([file_source(settings_cls, path)] if path else [])
+
     @field_validator("redis_url")
     @classmethod
     def _known_scheme(cls, url: str) -> str:
@@ -127,21 +157,38 @@ def check_url(url: str) -> str:
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The process's settings, read once.
+    """The process's settings, read once. Logs a warning for each `SKYNET_` variable that is none.
 
     Raises:
-        ConfigurationError: names the variables with invalid values.
+        ConfigurationError: names the variables, or the file and names, with invalid values.
     """
     try:
-        return Settings()
+        current = Settings()
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        raise ConfigurationError("; ".join(_explain(problem) for problem in problems)) from None
+        sources = setting_sources()
+        problems = (_explain(problem, sources) for problem in error.errors(include_url=False))
+        raise ConfigurationError("; ".join(problems)) from None
+    except SettingsError as error:  # a list that is not JSON; the message has the field's name
+        names = [name for name in Settings.model_fields if f'"{name}"' in str(error)]
+        variables = ", ".join(map(variable_of, names))
+        raise ConfigurationError(f"{variables}: not a list in JSON, as in '[\"a\"]'") from None
+    for problem in unknown_variables(Settings.model_fields):
+        logger.warning("%s", problem)
+    return current
 
 
-def _explain(problem: Any) -> str:
-    """One variable and its problem, without the values of URLs, which may hold a password."""
+def setting_sources() -> dict[str, str]:
+    """Where the value of each setting comes from: see `source_of`."""
+    path = config_file()
+    in_file = file_source(Settings, path).toml_data if path else {}
+    return {name: source_of(name, path, in_file) for name in Settings.model_fields}
+
+
+def _explain(problem: Any, sources: dict[str, str]) -> str:
+    """One value and its problem, without the values of URLs, which may hold a password."""
     name = str(problem["loc"][0])
     reason = problem["msg"].removeprefix("Value error, ")
     shown = "" if name.endswith(("url", "urls")) else f"={problem['input']!s:.80}"
-    return f"SKYNET_{name.upper()}{shown}: {reason}"
+    source = sources[name]
+    written = variable_of(name) if source == "environment" else f"{source}: {name}"
+    return f"{written}{shown}: {reason}"

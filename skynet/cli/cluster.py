@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skynet.cli import terminal
+from skynet.cli.completion import complete_places
 from skynet.cli.options import (
     answer_options,
     chosen,
     interruptible,
     json_option,
     model_options,
+    read_prompt,
     shape_of,
-    submit_options,
     told_to_end,
 )
 from skynet.cli.root import main
@@ -81,6 +82,7 @@ def split(model: str, any_shape: bool, stay: bool, **options: Any) -> None:
     "-Q",
     "--queues",
     "place",
+    shell_complete=complete_places,
     help="Place of the worker: stage0.shard1, say, or orchestrator.  [default: any place]",
 )
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
@@ -125,32 +127,22 @@ def rebalance() -> None:
 
 
 @main.command()
-@click.argument("prompt")
-@submit_options
 @answer_options
-def generate(prompt: str, n: int | None, as_json: bool, raw: bool, **options: Any) -> None:
+def generate(prompt: str, as_json: bool, **options: Any) -> None:
     """Answer PROMPT on the cluster at SKYNET_REDIS_URL.
 
-    Streams the answer. With --n the answers are printed one after the other, and --json prints a
-    list. Ctrl-C cancels the request.
+    Streams the answer. PROMPT - stands for standard input. With --n the answers are printed one
+    after the other, and --json prints a list. Ctrl-C cancels the request. While the cluster cannot
+    run it, for lack of workers, say, the reason is on stderr.
     """
-    client = client_of_settings()
-    completions = []
+    from skynet.cli.answers import answer_prompt
+
+    text, client = read_prompt(prompt), client_of_settings()
     with interruptible():
-        generations = client.submit_prompt(prompt, raw=raw, n=n or 1, **chosen(options))
-        try:
-            for generation in generations:
-                terminal.print_answer(generation, quiet=as_json)
-                completions.append(generation.get())
-                if not as_json:
-                    terminal.print_end(completions[-1])
-        except KeyboardInterrupt:
-            for generation in generations:
-                generation.cancel()
-            raise
+        answers = answer_prompt(client, text, as_json, **chosen(options))
     if as_json:
-        answers = [completion.__dict__ for completion in completions]
-        click.echo(json.dumps(answers if len(answers) > 1 else answers[0]))
+        shown = [answer.to_json() for answer in answers]
+        click.echo(json.dumps(shown if len(shown) > 1 else shown[0]))
 
 
 @main.command()

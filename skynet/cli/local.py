@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ from skynet.cli.options import (
     interruptible,
     json_option,
     model_options,
+    read_prompt,
     shape_of,
     told_to_end,
 )
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 
 @main.command()
-@click.argument("prompt")
 @click.option(
     "--model",
     default=DEFAULT_MODEL,
@@ -35,51 +36,37 @@ if TYPE_CHECKING:
 )
 @model_options
 @answer_options
-def run(prompt: str, model: str, as_json: bool, raw: bool, **options: Any) -> None:
+def run(prompt: str, model: str, as_json: bool, **options: Any) -> None:
     """Answer PROMPT on a temporary cluster on this machine.
 
     Starts an embedded Valkey, stages x shards Celery workers and an orchestrator, splits the model
-    over them, streams the answer, and stops them all.
+    over them, streams the answer, and stops them all. PROMPT - stands for standard input.
 
     \b
         skynet run "Name three rivers" --stages 1 --shards 3 --max-tokens 60
         skynet run "Once upon a time" --raw --temperature 0.8 --seed 7
     """
-    import time
-
     started = time.monotonic()
+    from skynet.cli.answers import Startup, answer_prompt
     from skynet.local.cluster import LocalCluster
 
-    shape = shape_of(options)
-    check_request(prompt, options)
+    shape, text = shape_of(options), read_prompt(prompt)
+    check_request(text, options)
     with interruptible(), terminal.progress(quiet=as_json) as progress:
         cluster = LocalCluster(model, **shape, progress=progress)
         cluster.start()
     try:
         with interruptible():
-            up_s = time.monotonic() - started
+            up = Startup(started, time.monotonic())
             if not as_json:
                 show_plan(cluster)
-            generation = cluster.submit_prompt(prompt, raw=raw, **chosen(options))
-            first_s = terminal.print_answer(generation, quiet=as_json, started=started)
-            completion = generation.get()
+            answers = answer_prompt(cluster.client, text, as_json, up, **chosen(options))
         if as_json:
-            summary = cluster.plan.summary() if cluster.plan else {}
-            click.echo(json.dumps({**completion.__dict__, "plan": summary}))
+            plan = cluster.plan.summary() if cluster.plan else {}
+            shown = [{**answer.to_json(), "plan": plan} for answer in answers]
+            click.echo(json.dumps(shown if len(shown) > 1 else shown[0]))
     finally:
         cluster.stop()
-    if not as_json:
-        terminal.print_logprobs(completion)
-        terminal.print_beams(completion)
-        timings = completion.timings
-        terminal.err.print(
-            f"[dim]{completion.prompt_tokens} prompt tokens, {len(completion.token_ids)} tokens "
-            f"({completion.finish_reason}) | first token {timings['first_token_s']:.2f} s after "
-            f"the prompt, {first_s:.1f} s after the command (cluster up in {up_s:.1f} s) | "
-            f"{timings['decode_tokens_per_s']:.1f} tokens/s[/]",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 @main.command()
@@ -150,10 +137,17 @@ def show_plan(cluster: LocalCluster) -> None:
 
 def check_request(prompt: str, options: dict[str, Any]) -> None:
     """Refuse a request that no cluster can answer before one is started."""
+    from skynet.request.option_table import ARGUMENTS
+    from skynet.request.option_values import check_value
     from skynet.request.options import Limits, check_options
     from skynet.request.prompts import check_text
 
     check_text(prompt)
+    given = chosen(options)
+    del given["raw"]
+    for argument in ARGUMENTS:
+        if argument.name in given:
+            check_value(argument, given.pop(argument.name))
     # The model is not known yet: accept options that only an encoder-decoder has.
-    given = {"decoder_start_token_id": 0, **chosen(options)}
-    check_options(given, 1, Limits(sys.maxsize, has_encoder=True))
+    limits = Limits(sys.maxsize, has_encoder=True)
+    check_options({"decoder_start_token_id": 0, **given}, 1, limits)

@@ -8,6 +8,7 @@ import sys
 import click
 
 from skynet.cli import terminal
+from skynet.cli.completion import complete_models
 from skynet.cli.options import json_option
 from skynet.cli.root import main
 
@@ -21,7 +22,7 @@ def models(context: click.Context, as_json: bool) -> None:
     \b
         skynet models
         skynet models verify
-        skynet models remove 3f2a
+        skynet models remove SmolLM2-135M-Instruct
     """
     if context.invoked_subcommand is not None:
         return
@@ -39,15 +40,19 @@ def models(context: click.Context, as_json: bool) -> None:
 
 
 @models.command("remove")
-@click.argument("digest")
+@click.argument("name", shell_complete=complete_models)
 @click.option("--force", is_flag=True, help="Remove the model even if the cluster runs it.")
-def remove_staged(digest: str, force: bool) -> None:
-    """Remove a staged model, whose digest starts with DIGEST."""
+def remove_staged(name: str, force: bool) -> None:
+    """Remove the staged model NAME, or whose digest starts with NAME.
+
+    Says how many bytes are free then. The model that the cluster runs is not removed, unless
+    --force.
+    """
     from skynet.store.connection import connect, reachable
     from skynet.store.staged_models import find_model, remove_model
 
     with reachable(), connect() as client:
-        model = find_model(client, digest)
+        model = find_model(client, name)
         remove_model(client, model, force=force)
     terminal.err.print(
         f"freed {model.num_bytes / 1e6:.1f} MB of {model.name} ({model.digest[:12]})",
@@ -56,19 +61,19 @@ def remove_staged(digest: str, force: bool) -> None:
 
 
 @models.command("verify")
-@click.argument("digest", default="")
+@click.argument("name", default="", shell_complete=complete_models)
 @json_option
-def verify_staged(digest: str, as_json: bool) -> None:
+def verify_staged(name: str, as_json: bool) -> None:
     """Verify the tiles of staged models.
 
-    Verifies the model whose digest starts with DIGEST, or all. The exit code is 1 if a tile or file
-    is missing or corrupted, else 0.
+    Verifies the model NAME, or whose digest starts with NAME, or all. The exit code is 1 if a tile
+    or file is missing or corrupted, else 0.
     """
     from skynet.store.connection import connect, reachable
     from skynet.store.staged_models import find_model, list_models, verify_model
 
     with reachable(), connect() as client, terminal.progress(quiet=as_json) as progress:
-        chosen = [find_model(client, digest)] if digest else list_models(client)
+        chosen = [find_model(client, name)] if name else list_models(client)
         broken = {model.digest: verify_model(client, model, progress) for model in chosen}
     if as_json:
         click.echo(json.dumps({"broken": broken}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +11,12 @@ from typing import Any
 
 import click
 
+from skynet.errors import BadRequest
 from skynet.request.option_table import ARGUMENTS, MAX_INTEGER, OPTIONS, Kind, Option
+from skynet.request.prompts import MAX_PROMPT_CHARACTERS
 
 DEFAULT_MODEL = "smollm2"
+MAX_PROMPT_BYTES = 4 * MAX_PROMPT_CHARACTERS  # of UTF-8
 COUNT = click.IntRange(min=1)
 
 Command = Callable[..., Any]
@@ -107,20 +111,16 @@ def model_options(command: Command) -> Command:
 
 
 def answer_options(command: Command) -> Command:
-    """How a prompt is answered: shared by run and generate."""
+    """A prompt and how it is answered: shared by run and generate."""
     return _with_options(
         command,
-        *(request_option(option) for option in OPTIONS if option.flag),
+        click.argument("prompt"),
+        *(request_option(option) for option in (*OPTIONS, *ARGUMENTS) if option.flag),
         click.option("--raw", is_flag=True, help="Continue PROMPT without the chat template."),
         click.option(
             "--json", "as_json", is_flag=True, help="Print one JSON object at the end, no stream."
         ),
     )
-
-
-def submit_options(command: Command) -> Command:
-    """How a request is submitted: number of answers, priority, time limit."""
-    return _with_options(command, *map(request_option, ARGUMENTS))
 
 
 def _with_options(command: Command, *options: Callable[[Command], Command]) -> Command:
@@ -141,6 +141,24 @@ def chosen(options: dict[str, Any]) -> dict[str, Any]:
         for name, value in options.items()
         if value is not None and value != ()
     }
+
+
+def read_prompt(prompt: str) -> str:
+    """The prompt; `-` stands for standard input, without the newline at its end.
+
+    Raises:
+        BadRequest: standard input is too long, or is no UTF-8.
+    """
+    if prompt != "-":
+        return prompt
+    content = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    if len(content) > MAX_PROMPT_BYTES:
+        raise BadRequest(f"prompt: more than {MAX_PROMPT_BYTES} bytes on standard input")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"prompt: standard input is not UTF-8: {error}") from None
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 @contextmanager

@@ -9,13 +9,28 @@ import click
 
 from skynet import __version__
 from skynet.cli import terminal
+from skynet.cli.config_file import use_config_file
 from skynet.errors import SkynetError
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+MAX_SUMMARY = 200
+
+
+class SkynetCommand(click.Command):
+    """A command whose summary in the group's help is a whole sentence at any width."""
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        return super().get_short_help_str(MAX_SUMMARY)
 
 
 class SkynetGroup(click.Group):
     """Prints a SkynetError in one line, with exit code 1."""
+
+    command_class = SkynetCommand
+    group_class = type
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        return super().get_short_help_str(MAX_SUMMARY)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -33,7 +48,12 @@ class SkynetGroup(click.Group):
     type=click.Choice(LOG_LEVELS, case_sensitive=False),
     help="Log level of the workers of `run` and `up`.  [default: SKYNET_LOG_LEVEL]",
 )
-def main(log_level: str | None) -> None:
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="Settings file in TOML.  [default: SKYNET_CONFIG, or skynet.toml of this directory]",
+)
+def main(log_level: str | None, config: str | None) -> None:
     """Run a transformer that is too big for one machine on several, with Celery and Redis.
 
     Answer one prompt on this machine:
@@ -55,5 +75,6 @@ def main(log_level: str | None) -> None:
         celery -A skynet worker                      one for each shard; more are spares
         skynet split MODEL --stages 1 --shards 2     once, where the checkpoint is
     """
+    use_config_file(config)
     if log_level:
         os.environ["SKYNET_LOG_LEVEL"] = log_level.upper()

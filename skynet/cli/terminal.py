@@ -1,13 +1,10 @@
-"""Terminal output: streamed answers, progress bars, tables. Answers go to stdout, the rest to
-stderr.
-"""
+"""Terminal output: progress bars and tables. Results go to stdout, the rest to stderr."""
 
 from __future__ import annotations
 
 import shlex
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,54 +14,11 @@ from rich.console import Console
 from skynet.cli.plan_table import many, megabytes, plan_table, slices, span
 
 if TYPE_CHECKING:
-    from skynet.client.generation import Generation
     from skynet.local.processes import WorkerProcess
-    from skynet.request.completion import Completion
     from skynet.staging.stager import Progress
 
 out = Console()
 err = Console(stderr=True)
-
-
-def print_answer(generation: Generation, quiet: bool, started: float = 0.0) -> float:
-    """Stream an answer; returns the seconds from `started` to its first token."""
-    first = 0.0
-    for token in generation.tokens():
-        first = first or time.monotonic() - started
-        if not quiet and token.text:
-            click.echo(token.text, nl=False)
-            sys.stdout.flush()
-    if not quiet:
-        click.echo()
-    return first
-
-
-def print_logprobs(completion: Completion) -> None:
-    """Print a line for each token, if log-probabilities were requested."""
-    for token_id, entry in zip(completion.token_ids, completion.logprobs, strict=False):
-        likeliest = "".join(f"  {other} {value:.4f}" for other, value in entry["top"])
-        separator = " |" if likeliest else ""
-        click.echo(f"token {token_id} {entry['logprob']:.4f}{separator}{likeliest}")
-
-
-def print_beams(completion: Completion) -> None:
-    """Print the scores of a beam search, and all hypotheses but the first, which is the answer."""
-    for number, beam in enumerate(completion.beams):
-        text = "" if number == 0 else f" {beam['text'] or beam['token_ids']}"
-        err.print(f"beam {number + 1}: {beam['score']:.4f}{text}", highlight=False, markup=False)
-
-
-def print_end(completion: Completion) -> None:
-    """Print log-probabilities, beams and timings of an answer."""
-    print_logprobs(completion)
-    print_beams(completion)
-    timings = completion.timings
-    err.print(
-        f"[dim]{len(completion.token_ids)} tokens ({completion.finish_reason}) | first token "
-        f"{timings['first_token_s']:.2f} s | {timings['decode_tokens_per_s']:.1f} tokens/s[/]",
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 def print_plan(plan: dict[str, Any], weight_bytes: dict[str, int]) -> None:
@@ -124,12 +78,13 @@ def print_status(status: dict[str, Any]) -> None:
     _line(
         "Engine",
         f"{engine.get('state', 'no orchestrator')}; {engine.get('running', 0)} running, "
-        f"{engine.get('waiting', 0)} waiting, {status['requests']['open']} open",
+        f"{engine.get('waiting', 0)} waiting, {status['requests']['open']} open, "
+        f"{engine.get('tokens_per_s', 0):.1f} tokens/s",
     )
     if engine.get("reason"):
         _line("Shape", engine["reason"])
-    if status["missing"]:
-        _line("Missing", ", ".join(status["missing"]), style="red")
+    for obstacle in status["waiting_for"]:
+        _line("Waits", obstacle, style="red")
     for text in status.get("incompatible", ()):
         _line("Version", text, style="red")
     for member in status["members"]:
@@ -158,9 +113,9 @@ def _print_members(status: dict[str, Any]) -> None:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("address", no_wrap=True, min_width=13)
     table.add_column("state", no_wrap=True)
-    for name in ("heads", "weights", "memory", "steps", "queue", "seen", "pid"):
+    for name in ("heads", "weights", "memory", "steps", "queue", "seen"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("host")
+    table.add_column("worker", overflow="fold")
     for member in status["members"]:
         _, heads = placed.get(member["address"], ("", ""))
         table.add_row(
@@ -172,10 +127,18 @@ def _print_members(status: dict[str, Any]) -> None:
             str(member["steps"]),
             str(status["queues"].get(member["address"], "")),
             f"{member['silent_s']:.1f} s",
-            str(member["pid"]),
-            member["host"],
+            member["node"],
         )
     out.print(table)
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print cells under the names of their columns; cells are whole, whatever the width is."""
+    lines = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
 
 
 def print_models(models: Sequence[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ import click
 from skynet.cli.cluster import client_of_settings
 from skynet.cli.options import chosen, interruptible, request_option
 from skynet.cli.root import main
+from skynet.cli.waiting import WaitingNotices
 from skynet.request.option_table import BY_NAME
 from skynet.request.task_names import CLASSIFY, EMBED, FILL_MASK, MAX_TOP, POOLINGS
 
@@ -96,7 +97,12 @@ def _complete(texts: tuple[str, ...], task: str, options: dict[str, Any]) -> lis
     with interruptible():
         requests = client.submit_prompts(texts, task=task, **chosen(options))
         try:
-            return [request.get() for request in requests]
+            with WaitingNotices(client.url) as notices:
+                completions = []
+                for request in requests:
+                    completions.append(request.get())
+                    notices.progress()
+                return completions
         except KeyboardInterrupt:
             for request in requests:
                 request.cancel()

@@ -144,6 +144,18 @@ class Client(ClusterConnection):
         """Whether the current model expects chat messages."""
         return self._model(self._target().model).text.has_chat_template
 
+    def spell(self, request_id: str, ids: Iterable[int]) -> dict[int, str]:
+        """The text of each token id, by the tokenizer of a request's model; "" without one.
+
+        Raises:
+            NoModel: the model is not in Redis any more.
+        """
+        with reachable(self.url):
+            record = self.requests.read(request_id)
+            digest = record.model if record is not None else self._target().model
+            text = self._model(digest).text
+        return {token_id: text.spell(token_id) for token_id in set(ids)}
+
     def _send_generate(self, record: Record) -> None:
         """Send the request's task. If the message is lost, a sweep finds the record."""
         options = record.options

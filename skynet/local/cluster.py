@@ -26,6 +26,7 @@ from skynet.local.server import EmbeddedServer, local_server
 from skynet.planning.plan import Plan
 from skynet.request.prompts import Prompt
 from skynet.settings import settings
+from skynet.settings_sources import CONFIG_VARIABLE, config_file
 from skynet.staging.split import SplitOptions, draft_plan
 from skynet.staging.stager import Progress, Stager, stage_checkpoint
 from skynet.store.targets import Target, Targets
@@ -61,7 +62,9 @@ class ClusterOptions:
 
     def variables(self, url: str) -> dict[str, str]:
         """Environment variables of the workers, besides this process'."""
+        config = config_file()  # absolute: workers run in another directory
         return {
+            **({CONFIG_VARIABLE: str(config)} if config else {}),
             "SKYNET_REDIS_URL": url,
             "SKYNET_THREADS": str(self.threads),
             "PYTHONUNBUFFERED": "1",

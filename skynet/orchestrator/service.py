@@ -8,6 +8,7 @@ import redis
 
 from skynet.chords.messenger import next_span
 from skynet.engine.engine import Engine, EngineOptions
+from skynet.engine.token_rate import TokenRate
 from skynet.errors import ClusterUnreachable, SkynetError
 from skynet.orchestrator.context import Context
 from skynet.orchestrator.intake import Intake, Served
@@ -35,6 +36,7 @@ class ModelService:
         )
         clock = context.requests.now
         self.engine = Engine(plans.layout(1, 1), self, context.answers, options, clock)
+        self.token_rate = TokenRate()
         self.plan_controller = PlanController(
             context.plans, membership, self.engine, plans, lambda: context.fence, context.tell
         )
@@ -60,14 +62,16 @@ class ModelService:
         self.intake.sweep(self.engine)
 
     def engine_status(self) -> dict[str, Any]:
-        """For `skynet status`."""
+        """For `skynet status`; measures the rate of tokens."""
         engine = self.engine
+        rate = self.token_rate.measure(engine.clock(), engine.num_tokens)
         return {
             "running": len(engine.scheduler.running),
             "waiting": len(engine.scheduler.waiting),
             "steps_in_flight": len(engine.in_flight),
             "steps": engine.num_steps,
             "tokens": engine.num_tokens,
+            "tokens_per_s": round(rate, 1),
             "chord_ms": round(engine.timing.spans.chord_s * 1000, 3),
             "layers_per_chord": engine.layers_per_chord,
         }

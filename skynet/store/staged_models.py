@@ -54,21 +54,25 @@ def digests_in_force(client: redis.Redis) -> set[str]:
     return {source.model for source in sources if source is not None}
 
 
-def find_model(client: redis.Redis, prefix: str) -> StagedModel:
-    """The one model whose digest starts with `prefix`.
+def find_model(client: redis.Redis, word: str) -> StagedModel:
+    """The one model of this name, or else whose digest starts with `word`.
 
     Raises:
-        NoModel: no digest does.
-        BadRequest: several do.
+        NoModel: there is none.
+        BadRequest: there are several.
     """
-    matches = [model for model in list_models(client) if model.digest.startswith(prefix)]
+    models = list_models(client)
+    named = [model for model in models if model.name == word]
+    matches = named or [model for model in models if model.digest.startswith(word)]
     if not matches:
         raise NoModel(
-            f"no model in Redis has a digest that starts with {prefix!r}: see `skynet models`"
+            f"no model in Redis has the name {word!r:.80}, or a digest that starts with it: see "
+            "`skynet models`"
         )
     if len(matches) > 1:
         digests = ", ".join(model.digest[:16] for model in matches)
-        raise BadRequest(f"several digests start with {prefix!r}: {digests}; give more digits")
+        what = "have the name" if named else "have a digest that starts with"
+        raise BadRequest(f"several models {what} {word!r:.80}: {digests}; give more of a digest")
     return matches[0]
 
 

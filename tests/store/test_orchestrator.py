@@ -63,7 +63,12 @@ def test_a_request_without_a_message_is_swept_and_answered(
         ((epoch, step),) = sent_steps(client)
         assert epoch == plan.epoch
         runtime.messages.finish_step(parts(token), epoch, step, 0.0)
-    # Then the request is over, in the record, in the stream and as Celery's result
+    # Then the engine's report has the rate of its tokens
+    runtime.status()
+    report = runtime.status()
+    assert report["tokens"] == 3
+    assert report["tokens_per_s"] > 0
+    # And the request is over, in the record, in the stream and as Celery's result
     requests = Requests(client, 1000)
     assert [token.id for token in requests.emitted("r1")] == [11, 12, 13]
     assert requests.open_ids() == []

@@ -35,6 +35,7 @@ from skynet.request import text_tasks
 from skynet.request.completion import Completion
 from skynet.request.option_table import BY_NAME
 from skynet.settings import Settings
+from skynet.settings_sources import CONFIG_VARIABLE, variable_of
 from skynet.staging.split import skysplit
 from tests.models_page import page
 from tests.options_table import MARKER, options_table
@@ -147,7 +148,7 @@ def shown(default: object) -> str:
 
 @documents
 def test_every_variable_named_is_a_setting(path: Path) -> None:
-    known = {f"SKYNET_{name.upper()}" for name in Settings.model_fields}
+    known = {CONFIG_VARIABLE, *map(variable_of, Settings.model_fields)}
     assert set(re.findall(r"\bSKYNET_[A-Z_]+[A-Z]\b", read(path))) <= known
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 import pytest
@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from skynet import __version__, cli
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.cli import terminal
-from skynet.cli.options import chosen, interruptible
+from skynet.cli.options import MAX_PROMPT_BYTES, chosen, interruptible
 from skynet.local.processes import WorkerProcesses
 from skynet.local.server import EmbeddedServer
 from skynet.request.completion import Completion
@@ -128,6 +128,10 @@ def test_version() -> None:
         ("generate", "hello", "--logprobs", "21"),
         ("up", "--spares", "-1"),
         ("models", "remove"),
+        ("requests", "cancel"),
+        ("requests", "cancel", "3f2a", "--all"),
+        ("requests", "--limit", "0"),
+        ("run", "hello", "--n", "17"),
         ("ask", "hello"),
     ],
 )
@@ -149,6 +153,7 @@ def test_wrong_usage_is_told_with_the_usage(words: tuple[str, ...]) -> None:
         (("hello", "--stop", ""), "BadRequest", ["stop"]),
         (("hello", "--repetition-penalty", "0"), "BadRequest", ["repetition_penalty", "0"]),
         (("hello", "--bad-word", ""), "BadRequest", ["bad_words"]),
+        (("hello", "--timeout", "0"), "BadRequest", ["timeout", "0"]),
         (("hello", "--sample", "--temperature", "0"), "BadRequest", ["do_sample", "temperature"]),
         (("hello", "--model", "/nowhere"), "CheckpointError", ["/nowhere"]),
         (("hello", "--model", "nowhere.gguf"), "CheckpointError", ["nowhere.gguf"]),
@@ -226,6 +231,8 @@ UNREACHABLE = [
         ("status",),
         ("status", "--json"),
         ("rebalance",),
+        ("requests",),
+        ("requests", "cancel", "--all"),
         ("models",),
         ("models", "verify"),
         ("models", "remove", "ab"),
@@ -289,6 +296,8 @@ def test_a_bad_variable_is_named(variable: str, value: str) -> None:
 class Answered:
     """A generation whose answer is there."""
 
+    id = "some-request"
+
     def __init__(self, text: str, logprobs: list[dict[str, Any]]) -> None:
         timings = {"first_token_s": 0.5, "decode_tokens_per_s": 3.0}
         self.completion = Completion(text, [5, 6], 1, "length", timings, logprobs)
@@ -303,12 +312,23 @@ class Answered:
 class Asked:
     """A client that answers at once, and records the requests."""
 
+    url = "unix:///nonexistent"
+    texts: ClassVar = {5: " river", 6: "", 9: "\n", 7: "\ufffd"}
+
     def __init__(self) -> None:
+        self.prompt = ""
         self.options: dict[str, Any] = {}
 
+    def spell(self, request_id: str, ids: list[int]) -> dict[int, str]:
+        assert request_id == Answered.id
+        return {token_id: self.texts[token_id] for token_id in ids}
+
     def submit_prompt(self, prompt: str, n: int, **options: Any) -> list[Answered]:
-        self.options = options
-        logprobs = [{"logprob": -0.5, "top": [[5, -0.5], [9, -2.25]]}, {"logprob": -1.0, "top": []}]
+        self.prompt, self.options = prompt, options
+        logprobs = [
+            {"logprob": -0.5, "top": [[5, -0.5], [9, -2.25], [7, -3.0]]},
+            {"logprob": -1.0, "top": []},
+        ]
         return [Answered(f"text {number}", logprobs) for number in range(n)]
 
 
@@ -332,8 +352,74 @@ def test_generate_prints_answers_and_log_probabilities(asked: Asked) -> None:
         "do_sample": True,
         "repetition_penalty": 1.5,
     }
-    each = "token 5 -0.5000 |  5 -0.5000  9 -2.2500\ntoken 6 -1.0000\n"
+    # Tokens are texts; one that the text does not distinguish is its id
+    each = "' river' -0.5000 |  ' river' -0.5000  '\\n' -2.2500  token 7 -3.0000\ntoken 6 -1.0000\n"
     assert result.stdout == f"text 0\n{each}text 1\n{each}"
+
+
+@pytest.mark.parametrize(
+    ("given", "prompt"),
+    [("one\ntwo\n", "one\ntwo"), ("a\r\n", "a"), ("é", "é"), ("a\n\n", "a\n"), ("-", "-")],
+)
+def test_a_prompt_is_read_from_standard_input(asked: Asked, given: str, prompt: str) -> None:
+    result = CliRunner().invoke(cli.main, ["generate", "-"], input=given)
+    assert (result.exit_code, asked.prompt) == (0, prompt)
+
+
+@pytest.mark.usefixtures("asked", "nothing_starts")
+@pytest.mark.parametrize("command", ["generate", "run"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (b"caf\xe9", "standard input is not UTF-8"),
+        (b"x" * (MAX_PROMPT_BYTES + 1), f"more than {MAX_PROMPT_BYTES} bytes"),
+    ],
+    ids=["bytes", "long"],
+)
+def test_standard_input_that_is_no_prompt_is_refused(
+    command: str, given: bytes, message: str
+) -> None:
+    refused(CliRunner().invoke(cli.main, [command, "-"], input=given), "BadRequest", message)
+
+
+def test_run_refuses_an_empty_standard_input() -> None:
+    refused(CliRunner().invoke(cli.main, ["run", "-"], input="\n"), "BadRequest", "prompt: empty")
+
+
+@pytest.mark.parametrize("columns", ["50", "80", "200"])
+@pytest.mark.parametrize("group", [(), ("models",), ("requests",)])
+def test_summaries_are_whole_sentences_at_any_width(
+    columns: str, group: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    monkeypatch.setenv("COLUMNS", columns)
+    command = cli.main.commands[group[0]] if group else cli.main
+    assert isinstance(command, click.Group)
+    # When
+    lines = skynet(*group, "--help").stdout.partition("\nCommands:\n")[2]
+    shown = " ".join(lines.split())
+    # Then
+    for name, each in command.commands.items():
+        sentence = " ".join((each.help or "").split("\n\n")[0].split())
+        assert f"{name} {sentence}" in shown
+        assert sentence.endswith(".")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_printed(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_SKYNET_COMPLETE", f"{shell}_source")
+    result = CliRunner().invoke(cli.main, [], prog_name="skynet")
+    assert result.exit_code == 0
+    assert f"_SKYNET_COMPLETE={shell}_complete" in result.stdout
+
+
+def test_completion_without_a_cluster_completes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKYNET_REDIS_URL", "unix:///nonexistent")
+    monkeypatch.setenv("_SKYNET_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "skynet models remove x")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    result = CliRunner().invoke(cli.main, [], prog_name="skynet")
+    assert (result.exit_code, result.output.strip()) == (0, "")
 
 
 def test_an_option_that_is_turned_off_arrives(asked: Asked) -> None:
@@ -349,9 +435,10 @@ def test_options_that_are_not_set_are_left_to_the_cluster() -> None:
     assert chosen({"normalize": False, "stop": ("a",)}) == {"normalize": False, "stop": ["a"]}
 
 
-def test_every_row_of_the_option_table_with_a_flag_is_an_option_of_generate() -> None:
+@pytest.mark.parametrize("command", ["generate", "run"])
+def test_every_row_of_the_option_table_with_a_flag_is_an_option(command: str) -> None:
     # When
-    flags = {parameter.name: parameter.opts for parameter in cli.main.commands["generate"].params}
+    flags = {parameter.name: parameter.opts for parameter in cli.main.commands[command].params}
     # Then
     for option in OPTIONS + ARGUMENTS:
         assert flags.get(option.name, [""]) == [option.flag]
@@ -360,7 +447,12 @@ def test_every_row_of_the_option_table_with_a_flag_is_an_option_of_generate() ->
 @pytest.mark.usefixtures("asked")
 def test_generate_as_json_is_a_list_if_there_are_several() -> None:
     one = json.loads(skynet("generate", "hello", "--json").stdout)
-    assert (one["text"], one["logprobs"][1]) == ("text 0", {"logprob": -1.0, "top": []})
+    first, second = one["logprobs"]
+    assert (one["text"], second) == (
+        "text 0",
+        {"token_id": 6, "token": "", "logprob": -1.0, "top": []},
+    )
+    assert first["top"][1] == {"token_id": 9, "token": "\n", "logprob": -2.25}
     several = json.loads(skynet("generate", "hello", "--json", "--n", "2").stdout)
     assert [answer["text"] for answer in several] == ["text 0", "text 1"]
 
@@ -372,6 +464,7 @@ def test_an_unknown_scenario_is_refused_with_those_known() -> None:
 def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given
     member = {
+        "node": "stage0.shard0@rack7",
         "address": "stage0.shard0",
         "pinned": "stage0.shard0",
         "state": "ready",
@@ -385,6 +478,7 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
         "problem": "",
     }
     spare = {"address": "", "pinned": "", "state": "loading", "leaving": True}
+    spare["node"] = "worker-41234@rack7"
     shard = {"address": "stage0.shard0", "heads": [0, 6]}
     plan = {"epoch": 3, "model": "SmolLM2", "dtype": "float32", "chord_span": "auto"}
     status = {
@@ -393,11 +487,11 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
         "redis_memory_bytes": 275_000_000,
         "unavailable": ["quick detection"],
         "plan": {**plan, "stages": [{"layers": [0, 30], "shards": [shard]}]},
-        "missing": ["orchestrator"],
+        "waiting_for": ["no orchestrator", "stage0.shard1 has no worker"],
         "members": [member, {**member, **spare}],
         "queues": {"stage0.shard0": 2, "orchestrator": 0},
         "requests": {"open": 4},
-        "engine": None,
+        "engine": {"state": "waiting", "tokens_per_s": 1234.5},
         "events": [{"at": 1.8e9, "kind": "ready", "text": "plan 3: all", "duration_s": 1.5}],
     }
     monkeypatch.setenv("COLUMNS", "80")
@@ -409,11 +503,15 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
     assert max(map(len, lines)) <= 80
     assert lines[0] == "Redis    redis://:***@redis:6379/0, prefix skynet:, 275 MB"
     assert "Without  quick detection" in lines
-    assert "Missing  orchestrator" in lines
+    assert "Waits    no orchestrator" in lines
+    assert "Waits    stage0.shard1 has no worker" in lines
+    assert any(line.startswith("Engine") and "1234.5 tokens/s" in line for line in lines)
     row = next(line for line in lines if line.startswith("stage0.shard0"))
-    for cell in ("ready", "[0, 6)", "323 MB", "652 MB", "1091", "0.3 s", "41234", "rack7"):
+    for cell in ("ready", "[0, 6)", "323 MB", "652 MB", "1091", "0.3 s"):
         assert cell in row
-    assert any(line.startswith("(any)") and "leaving" in line for line in lines)
+    (line,) = [line for line in lines if line.startswith("(any)")]
+    assert "leaving" in line
+    assert line.endswith("worker-41234@rack7")
     assert any(line.endswith("ready: plan 3: all, 1.50 s") for line in lines)
 
 
