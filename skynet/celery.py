@@ -51,8 +51,10 @@ def _start(sender: str, instance: Any, **_: Any) -> None:
 
             app.runtime = OrchestratorRuntime(app, sender)
         else:
+            from skynet.worker.machine_check import check_machine
             from skynet.worker.runtime import ShardRuntime
 
+            check_machine(settings())
             app.runtime = ShardRuntime(app, instance.place, sender)
         app.runtime.start()
     except SkynetError as error:

@@ -76,6 +76,17 @@ class ShardUnready(StepFailed):
     """A shard lacks the weights, keys or values of a step: it was started, stopped or moved."""
 
 
+class NotFinite(StepFailed):
+    """NaN or infinity among a shard's numbers; names the shard, the layer and the tensor.
+
+    rows: of the step, those with such numbers; empty: any.
+    """
+
+    def __init__(self, message: str, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
 class PeerLost(StepFailed):
     """A peer's partial did not arrive by the deadline, or the peer failed."""
 

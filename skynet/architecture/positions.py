@@ -23,7 +23,7 @@ class Rope:
     truncate: bool = True  # yarn
     attention_factor: float = 1.0  # yarn, longrope: multiplies cosines and sines
     divisors: tuple[float, ...] = ()  # longrope: one for each frequency
-    # longrope: those for sequences of more than `original_positions`.
+    # longrope: those for sequences of more than `original_positions`; none: the same ones.
     long_divisors: tuple[float, ...] = ()
 
 

@@ -10,7 +10,7 @@ from skynet.architecture.config import Config, refuse
 from skynet.architecture.positions import Rope
 from skynet.errors import CheckpointError, UnsupportedModel
 
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 FIELDS = {
     "rope_type",
     "type",
@@ -58,6 +58,8 @@ def read_rope(
     kind = kind_of(given)
     if kind not in KINDS:
         raise UnsupportedModel(f"rope type {kind!r} is not supported; known: {list(KINDS)}")
+    if kind == "longrope":
+        return read_longrope(config, dims, given, adjacent=adjacent)
     _check_fields(given, FIELDS, dims)
     rope: dict[str, Any] = {
         "dims": dims,
@@ -87,11 +89,13 @@ def read_rope(
     return Rope(**rope)
 
 
-def read_longrope(config: Config, dims: int, given: Mapping[str, Any]) -> Rope:
+def read_longrope(
+    config: Config, dims: int, given: Mapping[str, Any], *, adjacent: bool = False
+) -> Rope:
     """LongRoPE (Ding et al., 2024, arXiv:2402.13753).
 
-    A sequence longer than the positions of the pretraining has other frequencies for all of its
-    tokens: when it grows beyond them, it is recomputed from its first token.
+    A sequence longer than the positions of the pretraining may have other frequencies for all of
+    its tokens: when it grows beyond them, it is recomputed from its first token.
     """
     _check_fields(given, LONGROPE_FIELDS, dims)
     original = _original_positions(config, given)
@@ -100,15 +104,18 @@ def read_longrope(config: Config, dims: int, given: Mapping[str, Any]) -> Rope:
     if attention_factor is None:
         growth = math.log(max(factor, 1.0)) / math.log(original)
         attention_factor = math.sqrt(1 + growth)
+    divisors = _divisors(given, "short_factor", dims)
+    long_divisors = _divisors(given, "long_factor", dims)
     return Rope(
         dims=dims,
         kind="longrope",
         theta=_theta(config, given),
+        adjacent=adjacent,
         factor=float(factor),
         original_positions=original,
         attention_factor=float(attention_factor),
-        divisors=_divisors(given, "short_factor", dims),
-        long_divisors=_divisors(given, "long_factor", dims),
+        divisors=divisors,
+        long_divisors=() if long_divisors == divisors else long_divisors,
     )
 
 

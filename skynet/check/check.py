@@ -15,9 +15,10 @@ from skynet.check.model_head import question_of
 from skynet.check.report import Place, Report
 from skynet.check.skynet_shards import SkynetShards
 from skynet.check.stacks import stacks_of
+from skynet.checkpoint.bad_numbers import bad_tensors
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.fetch import CheckpointFetch
-from skynet.checkpoint.tensor_plans import model_files
+from skynet.checkpoint.tensor_plans import model_files, tensor_plans
 from skynet.layers.regions import Fetch
 from skynet.layers.shard_model import DTYPES
 from skynet.models.registry import load_architecture
@@ -91,6 +92,10 @@ def compare(
     """
     checkpoint, arch, inputs = checked.checkpoint, checked.arch, checked.inputs
     report, source = _new_report(checked), CheckpointFetch(checkpoint, arch)
+    report.bad_numbers = bad_tensors(checkpoint, tensor_plans(checkpoint, arch))
+    if report.bad_numbers:
+        report.peak_bytes = _peak_bytes()
+        return report
     stacks = stacks_of(arch, inputs)
     num_places = arch.total_layers + 2 * len(stacks)  # an embedding and an output of each stack
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from skynet.checkpoint.bad_numbers import spell_counts
 from skynet.reference.difference import DRIFT, Difference
 
 
@@ -62,7 +63,11 @@ class Answer:
 
 @dataclass
 class Report:
-    """The check of one model in one shape."""
+    """The check of one model in one shape.
+
+    bad_numbers: how many numbers of a tensor are NaN or infinite, by its name; if there are any,
+        nothing is compared.
+    """
 
     model: str
     model_type: str
@@ -76,6 +81,7 @@ class Report:
     places: list[Place] = field(default_factory=list)
     answer: Answer | None = None
     peak_bytes: int = 0
+    bad_numbers: dict[str, int] = field(default_factory=dict)
 
     @property
     def differing(self) -> list[Place]:
@@ -83,7 +89,7 @@ class Report:
 
     @property
     def equal(self) -> bool:
-        return not self.differing and not self.drifted
+        return not self.bad_numbers and not self.differing and not self.drifted
 
     @property
     def drifted(self) -> bool:
@@ -109,6 +115,7 @@ class Report:
             "answer": self._answer(),
             "peak_bytes": self.peak_bytes,
             "notes": self.notes,
+            "bad_numbers": self.bad_numbers,
         }
 
     def _place(self, place: Place) -> dict[str, Any]:
@@ -150,7 +157,12 @@ class Report:
             f"{self.model} ({self.model_type}), {self.stages} x {self.shards}, {self.dtype}, "
             f"{self.num_tokens} prompt tokens, against {self.versions}"
         )
-        if self.differing:
+        if self.bad_numbers:
+            yield (
+                f"BAD WEIGHTS: NaN or infinity in {spell_counts(self.bad_numbers)}. Nothing was "
+                "compared; download the checkpoint again, or convert it again from a good one"
+            )
+        elif self.differing:
             yield from self._differs()
         elif self.places:
             worst = max(self.places, key=lambda place: place.worst.difference.relative)

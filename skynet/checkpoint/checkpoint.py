@@ -201,27 +201,30 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
 
 
 def _read_sharded(path: Path) -> dict[str, TensorInfo]:
+    """All tensors of the files that the index names, as Transformers reads them.
+
+    A tensor that the index leaves out is read, and one that is in several files is the last one's.
+    """
     index = path / INDEX_FILE
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map; download it again")
-    headers: dict[str, dict[str, TensorInfo]] = {}
-    tensors: dict[str, TensorInfo] = {}
     for name, file_name in weight_map.items():
         if not isinstance(file_name, str) or Path(file_name).name != file_name:
             raise CheckpointError(f"{index}: {name} is in {file_name!r}, which is not a file name")
-        if file_name not in headers:
-            if not (path / file_name).is_file():
-                raise CheckpointError(
-                    f"{path / file_name} is missing, though {INDEX_FILE} names it; download it"
-                )
-            headers[file_name] = read_header(path / file_name)
-        if name not in headers[file_name]:
+    tensors: dict[str, TensorInfo] = {}
+    for file_name in sorted(set(weight_map.values())):
+        if not (path / file_name).is_file():
+            raise CheckpointError(
+                f"{path / file_name} is missing, though {INDEX_FILE} names it; download it"
+            )
+        tensors |= read_header(path / file_name)
+    for name, file_name in weight_map.items():
+        if name not in tensors:
             raise CheckpointError(
                 f"{path / file_name} does not hold {name}, which {INDEX_FILE} places there; "
                 "download both again"
             )
-        tensors[name] = headers[file_name][name]
     return tensors
 
 

@@ -1,11 +1,12 @@
 """Converts a GGUF file once to a Hugging Face directory in bfloat16.
 
-Transformers dequantises the weights and maps their names.
+Transformers dequantises the weights and maps their names; `gguf_rope` adds the rope's scaling.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import sys
@@ -17,9 +18,12 @@ from filelock import FileLock
 from rich.console import Console
 
 from skynet.checkpoint.digests import file_digest
+from skynet.checkpoint.gguf_rope import add_rope_scaling
 from skynet.errors import CheckpointError
 
 MAGIC = b"GGUF"
+# Version of the conversion. 2: with the scaling of the rope.
+CONVERSION = 2
 
 
 def convert_gguf(file: Path, cache_dir: Path) -> Path:
@@ -35,7 +39,7 @@ def convert_gguf(file: Path, cache_dir: Path) -> Path:
         if stream.read(len(MAGIC)) != MAGIC:
             raise CheckpointError(f"{file} is not a GGUF file: it does not start with {MAGIC!r}")
     models = cache_dir / "models"
-    target = models / file_digest(file, cache_dir)[:16]
+    target = models / f"{file_digest(file, cache_dir)[:16]}-{CONVERSION}"
     if target.is_dir():
         return target
     try:
@@ -82,6 +86,9 @@ def _convert(file: Path, directory: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, **unpack)
             tokenizer.save_pretrained(directory)
             model.save_pretrained(directory)
+    config = json.loads((directory / "config.json").read_text())
+    add_rope_scaling(config, file)
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
 
 
 @contextmanager

@@ -22,12 +22,16 @@ TILE_HEADER_BYTES = 64
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """A tensor to stage: its name in the checkpoint, and the axis along which tiles are cut."""
+    """A tensor to stage: its name in the checkpoint, and the axis along which tiles are cut.
+
+    suppresses: its numbers of -inf suppress tokens.
+    """
 
     source_name: str
     shape: tuple[int, ...]
     dtype: str
     axis: int
+    suppresses: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -53,7 +57,7 @@ class TensorPlan:
 def tensor_plans(checkpoint: Checkpoint, arch: Architecture) -> dict[str, TensorPlan]:
     """The plans of all tensors that the model needs; checks shapes and dtypes."""
     names: dict[str, str] = resolve_names(arch, checkpoint.tensors)
-    plans = {}
+    plans, suppressing = {}, suppressing_tensors(arch)
     for tensor in staged_tensors(arch):
         source_name = names[tensor.name]
         info = checkpoint.tensors[source_name]
@@ -67,8 +71,16 @@ def tensor_plans(checkpoint: Checkpoint, arch: Architecture) -> dict[str, Tensor
                 f"tensor {source_name} is {info.dtype}; known are {', '.join(ITEM_BYTES)}. "
                 "Quantised checkpoints are not supported"
             )
-        plans[tensor.name] = TensorPlan(source_name, tensor.shape, info.dtype, tensor.axis)
+        suppresses = tensor.name in suppressing
+        plans[tensor.name] = TensorPlan(
+            source_name, tensor.shape, info.dtype, tensor.axis, suppresses
+        )
     return plans
+
+
+def suppressing_tensors(arch: Architecture) -> set[str]:
+    """The bias of the head, in which -inf suppresses a token."""
+    return {weight.tensor() for weight in arch.weights if weight.role == "head_bias"}
 
 
 def model_files(checkpoint: Checkpoint) -> dict[str, bytes]:

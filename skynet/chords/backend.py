@@ -14,7 +14,7 @@ from typing import Any
 import redis
 from celery.backends.redis import RedisBackend
 
-from skynet.errors import StepFailed
+from skynet.errors import NotFinite, StepFailed
 from skynet.store.connection import connection_pool
 from skynet.store.resp import Script
 from skynet.wire import keys
@@ -131,6 +131,7 @@ class ChordBackend(RedisBackend):
 
     def _fail_step(self, epoch: int, step: int, error: BaseException) -> None:
         name = type(error).__name__ if isinstance(error, StepFailed) else "ShardFailed"
-        self.app.messenger.send(
-            keys.FAIL_STEP_TASK, [epoch, step, name, str(error)], keys.ORCHESTRATOR_QUEUE
-        )
+        arguments = [epoch, step, name, str(error)]
+        if isinstance(error, NotFinite):
+            arguments.append(list(error.rows))
+        self.app.messenger.send(keys.FAIL_STEP_TASK, arguments, keys.ORCHESTRATOR_QUEUE)

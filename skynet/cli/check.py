@@ -37,9 +37,9 @@ def check(
     Computes each layer with both: of decoders, encoder-decoders and encoders (bare, or with a
     masked-language-model or classification head). Needs neither Redis nor workers, and memory for
     one layer at a time. Names the first layer and shard that differ, and compares the answer: next
-    token, token for the mask, label or embedding. The exit code is 0 if all is equal up to
-    rounding, else 1. MODEL is as for `skynet split`; a .gguf file is converted first, which takes
-    memory for the complete model.
+    token, token for the mask, label or embedding. If weights are NaN or infinite, names their
+    tensors instead. The exit code is 0 if all is equal up to rounding, else 1. MODEL is as for
+    `skynet split`; a .gguf file is converted first, which takes memory for the complete model.
     """
     from skynet.check import check_model
 

@@ -67,19 +67,20 @@ def verify_staged(name: str, as_json: bool) -> None:
     """Verify the tiles of staged models.
 
     Verifies the model NAME, or whose digest starts with NAME, or all. The exit code is 1 if a tile
-    or file is missing or corrupted, else 0.
+    or file is missing or corrupted, or if a weight is NaN or infinite, else 0.
     """
     from skynet.store.connection import connect, reachable
     from skynet.store.staged_models import find_model, list_models, verify_model
 
     with reachable(), connect() as client, terminal.progress(quiet=as_json) as progress:
         chosen = [find_model(client, name)] if name else list_models(client)
-        broken = {model.digest: verify_model(client, model, progress) for model in chosen}
+        verified = {model.digest: verify_model(client, model, progress) for model in chosen}
     if as_json:
-        click.echo(json.dumps({"broken": broken}))
+        broken = {digest: result.broken for digest, result in verified.items()}
+        bad_numbers = {digest: result.bad_numbers for digest, result in verified.items()}
+        click.echo(json.dumps({"broken": broken, "bad_numbers": bad_numbers}))
     else:
-        terminal.print_verified(
-            [(model.name, model.digest, broken[model.digest]) for model in chosen]
-        )
-    if any(broken.values()):
+        for model in chosen:
+            terminal.print_verified(model.name, model.digest, verified[model.digest])
+    if not all(result.is_good for result in verified.values()):
         sys.exit(1)

@@ -16,6 +16,7 @@ from skynet.cli.plan_table import many, megabytes, plan_table, slices, span
 if TYPE_CHECKING:
     from skynet.local.processes import WorkerProcess
     from skynet.staging.stager import Progress
+    from skynet.store.staged_models import Verified
 
 out = Console()
 err = Console(stderr=True)
@@ -175,16 +176,20 @@ def _state_of(model: dict[str, Any]) -> str:
     return state + (", in force" if model["in_force"] else "")
 
 
-def print_verified(results: Sequence[tuple[str, str, list[str]]]) -> None:
-    """Print the results of `skynet models verify`: (name, digest, broken tiles) of each model."""
-    for name, digest, broken in results:
-        head = f"{name} ({digest[:12]}): "
-        if not broken:
-            out.print(f"{head}all tiles match", markup=False, highlight=False, soft_wrap=True)
-            continue
+def print_verified(name: str, digest: str, verified: Verified) -> None:
+    """Print the result of `skynet models verify` for one model."""
+    from skynet.checkpoint.bad_numbers import spell_counts
+
+    head, broken = f"{name} ({digest[:12]}): ", verified.broken
+    problems = []
+    if broken:
         shown = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
-        text = f"{head}{len(broken)} missing or corrupted: {shown}"
-        out.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+        problems.append(f"{len(broken)} missing or corrupted: {shown}")
+    if verified.bad_numbers:
+        problems.append(f"NaN or infinity in {spell_counts(verified.bad_numbers)}")
+    for text in problems or ["all tiles match"]:
+        style = "red" if problems else ""
+        out.print(f"{head}{text}", style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _line(name: str, text: str, style: str = "") -> None:

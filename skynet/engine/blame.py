@@ -38,6 +38,21 @@ def blame_loss(sequences: Iterable[Sequence], alone: bool) -> list[Sequence]:
     return guilty
 
 
+def blame_not_finite(sequences: Iterable[Sequence], found: bool) -> list[Sequence]:
+    """A shard found NaN or infinity in the rows of these; those that are guilty.
+
+    found: whether the step had one sequence and chords of one layer, so that the error names the
+        layer. Others are computed again in such a step: one confirmation, and no more.
+    """
+    guilty = []
+    for sequence in sequences:
+        if found:
+            guilty.append(sequence)
+        sequence.suspect = sequence.by_layer = True
+    return guilty
+
+
 def clear_blame(sequence: Sequence) -> None:
     """A step with it has succeeded."""
-    sequence.suspect, sequence.failures, sequence.losses = False, 0, 0
+    sequence.suspect = sequence.by_layer = False
+    sequence.failures = sequence.losses = 0

@@ -13,13 +13,13 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
 
-from skynet.engine.blame import blame_failure, blame_loss, clear_blame
+from skynet.engine.blame import blame_failure, blame_loss, blame_not_finite, clear_blame
 from skynet.engine.flight import Batch, InFlight, Replay, sequences_of
 from skynet.engine.live_requests import Journal, LiveRequests, cancellation
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
 from skynet.engine.step_timing import StepTiming
-from skynet.errors import ShardFailed, ShardLost, SkynetError
+from skynet.errors import NotFinite, ShardFailed, ShardLost, SkynetError
 from skynet.planning.plan import Plan
 from skynet.request.record import Token
 from skynet.wire.step import Part, Step
@@ -177,7 +177,8 @@ class Engine:
         for sequence in started:
             sequence.timings.started_at = now
         num_tokens = sum(len(row.tokens) for _, row in batch)
-        self.layers_per_chord = self.timing.spans.layers_per_chord(num_tokens)
+        by_layer = any(sequence.by_layer for sequence in sequences)
+        self.layers_per_chord = 1 if by_layer else self.timing.spans.layers_per_chord(num_tokens)
         step = Step(
             self.plan.epoch,
             self._next_step,
@@ -267,7 +268,7 @@ class Engine:
         """A step is lost: its requests continue when the engine is resumed.
 
         After a `ShardFailed` each of them runs alone, and ends with the error if shards keep
-        failing with it.
+        failing with it. After a `NotFinite` the shards keep their slots, and requests go on.
         """
         flight = self.in_flight.get(number) if epoch == self.plan.epoch else None
         if flight is None:
@@ -276,12 +277,32 @@ class Engine:
         sequences = flight.sequences
         for sequence in sequences:
             sequence.in_flight = False
+        if isinstance(error, NotFinite):
+            self._repeat_step(flight, error)
+            return
         if isinstance(error, ShardFailed):
             live = filter(self.requests.has, sequences)
             for sequence in blame_failure(live, alone=len(sequences) == 1):
                 self.requests.fail(sequence, error)
         self.suspend()  # gives up this step with the others
         self.carrier.step_failed(error)
+
+    def _repeat_step(self, flight: InFlight, error: NotFinite) -> None:
+        """Compute the rows of a step again, those with NaN or infinity alone and by layer."""
+        del self.in_flight[flight.step.number]
+        self.carrier.give_up(flight.step)
+        sequences = flight.sequences
+        for sequence in sequences:
+            if sequence.encoder_kv is not None:
+                sequence.encoder_kv.in_flight = False
+            if not self.requests.has(sequence):
+                self.scheduler.release(sequence)  # failed during the step: its deadline passed
+        named = flight.sequences_of_rows(error.rows)
+        live = filter(self.requests.has, named)
+        found = len(sequences) == 1 and flight.step.layers_per_chord == 1
+        for sequence in blame_not_finite(live, found):
+            self.requests.fail(sequence, error)
+        self.pump()
 
     def tick(self) -> None:
         """Check the deadlines of steps and of requests."""

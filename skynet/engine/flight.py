@@ -28,6 +28,12 @@ class InFlight:
     def sequences(self) -> list[Sequence]:
         return sequences_of(self.batch)
 
+    def sequences_of_rows(self, rows: Collection[int]) -> list[Sequence]:
+        """The sequences of these rows, by their numbers; without any, all."""
+        return sequences_of(
+            [item for number, item in enumerate(self.batch) if number in rows or not rows]
+        )
+
     def results(self, parts: Items[Part]) -> dict[Sequence, list[RowResult]]:
         """The shards' outputs by sequence, in the order of the rows."""
         outputs = ShardOutputs(parts)

@@ -40,6 +40,8 @@ class Sequence:
     admitted: it has had slots, under this orchestrator or an earlier one.
     suspect: a step with it failed in a shard or killed one: it runs alone.
     failures, losses: consecutive steps with it alone that failed in a shard, or killed one.
+    by_layer: NaN or infinity was found in its rows: its steps have chords of one layer, to tell
+        which layer it is.
     last_alone: number of its last batch alone.
     """
 
@@ -55,6 +57,7 @@ class Sequence:
     suspect: bool = False
     failures: int = 0
     losses: int = 0
+    by_layer: bool = False
     last_alone: int = 0
 
     @classmethod

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from skynet.architecture.architecture import Architecture
-from skynet.errors import StepFailed
 from skynet.wire.step import Candidates, Part, TextTask
 
 Vector = npt.NDArray[np.float32]
@@ -69,17 +68,11 @@ class TextAnswer:
         self._arch, self._spell = arch, spell
 
     def answer(self, output: TextOutput) -> dict[str, Any]:
-        """`embedding`, `predictions` of each mask, or `labels`, as `skynet.Completion` has them.
-
-        Raises:
-            StepFailed: the model has overflowed.
-        """
+        """`embedding`, `predictions` of each mask, or `labels`, as `skynet.Completion` has them."""
         task = self.text_task
         if isinstance(output, list):
             best = [predictions(candidates, task.top) for candidates in output]
             return {"predictions": [[self._prediction(*item) for item in mask] for mask in best]}
-        if not np.isfinite(output).all():
-            raise StepFailed(f"{task.task}: the model computed infinities, not numbers")
         if task.task == "embed":
             # The shortest decimals that give the same float32 again.
             return {"embedding": [float(str(number)) for number in output]}

@@ -35,6 +35,11 @@ def store(cache: torch.Tensor, new: torch.Tensor, context: StepContext) -> None:
         cache[context.slots, :, context.positions] = new
 
 
+def clear(cache: torch.Tensor, context: StepContext) -> None:
+    """Zero the keys and values of a step's tokens in their slots."""
+    cache[context.slots, :, context.positions] = 0
+
+
 def capped_attention(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from skynet.layers.attention import attend, store
+from skynet.layers.attention import attend, clear, store
 from skynet.layers.cache import KVLayout, allocate
 from skynet.layers.context import StepContext
 from skynet.layers.weights import Loader
@@ -27,6 +27,10 @@ class CrossAttention:
         """Store the encoder KV of texts; `x` (tokens, hidden) is the encoder's output."""
         keys_values = self._key_value(x).unflatten(1, (-1, self._head_dim))
         store(self._encoder_kv, keys_values, context)
+
+    def clear_encoder_kv(self, context: StepContext) -> None:
+        """See `Layer.clear_encoder_kv`."""
+        clear(self._encoder_kv, context)
 
     def __call__(self, x: torch.Tensor, context: StepContext) -> torch.Tensor:
         """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype."""

@@ -22,11 +22,16 @@ class Head:
         cap: float | None = None,
         bias: torch.Tensor | None = None,
     ) -> None:
-        """projection: between norm and product; bias: (vocabulary of this shard,) float32."""
+        """projection: between norm and product; bias: (vocabulary of this shard,) float32.
+
+        suppressed: which tokens have a bias of -inf; None: none.
+        """
         parts = (norm, projection, product, bias)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
         self.norm, self._projection, self._product = norm, projection, product
         self._scale, self._cap, self._bias = scale, cap, bias
+        hidden = None if bias is None else bias == -torch.inf
+        self.suppressed = hidden if hidden is not None and bool(hidden.any()) else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (rows, hidden) float32 to logits (rows, vocabulary of this shard) float32."""

@@ -48,6 +48,14 @@ class Layer(Protocol):
         """
         ...
 
+    def clear_kv(self, context: StepContext) -> None:
+        """Zero the keys and values of a step's tokens."""
+        ...
+
+    def clear_encoder_kv(self, context: StepContext) -> None:
+        """Zero the encoder KV of a step of texts."""
+        ...
+
 
 def load_mlp(load: Loader, layer: int) -> MLP | Experts:
     """The layer's MLP, or its mixture of experts."""
@@ -92,6 +100,13 @@ class SequentialLayer:
             raise _no_cross_attention()
         self._cross.store_encoder_kv(x.to(self._dtype), context)
 
+    def clear_kv(self, context: StepContext) -> None:
+        self._attention.clear_kv(context)
+
+    def clear_encoder_kv(self, context: StepContext) -> None:
+        if self._cross is not None:
+            self._cross.clear_encoder_kv(context)
+
     def __call__(
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
     ) -> torch.Tensor:
@@ -131,6 +146,12 @@ class ParallelLayer:
 
     def store_encoder_kv(self, x: torch.Tensor, context: StepContext) -> None:
         raise _no_cross_attention()
+
+    def clear_kv(self, context: StepContext) -> None:
+        self._attention.clear_kv(context)
+
+    def clear_encoder_kv(self, context: StepContext) -> None:
+        """There is none."""
 
     def __call__(
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce

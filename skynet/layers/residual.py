@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from skynet.layers.finite import no_part
 from skynet.layers.norm import AllReduce, NoNorm, Norm, load_norm
 from skynet.layers.weights import Loader
 
@@ -82,7 +83,7 @@ class Normed:
         self, x: torch.Tensor, partial: torch.Tensor, first: bool, all_reduce: AllReduce
     ) -> torch.Tensor:
         value = self(x, all_reduce(partial))
-        return value if first else torch.zeros_like(value)
+        return value if first else no_part(value)
 
 
 def load_residual(load: Loader, block: str, roles: tuple[str, ...], layer: int) -> Residual:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from skynet.errors import StepFailed
-from skynet.layers.attention import Kernel, attend, capped_attention, store
+from skynet.layers.attention import Kernel, attend, capped_attention, clear, store
 from skynet.layers.cache import KVLayout, allocate, copy_slot
 from skynet.layers.context import StepContext
 from skynet.layers.encoder_attention import attend_text_batches
@@ -69,6 +69,11 @@ class Attention:
         if self._cache is None:
             raise StepFailed(f"slot {source}: an encoder has no KV cache to copy from")
         copy_slot(self._cache, source, target, tokens)
+
+    def clear_kv(self, context: StepContext) -> None:
+        """See `Layer.clear_kv`."""
+        if self._cache is not None:
+            clear(self._cache, context)
 
     def _change(self, heads: torch.Tensor, context: StepContext, all_reduce: AllReduce) -> None:
         """Norm and rope of Q and K (tokens, heads, head_dim), in place."""

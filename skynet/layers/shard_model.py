@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from skynet.architecture.architecture import Architecture
-from skynet.errors import StepFailed
+from skynet.errors import NotFinite, StepFailed
 from skynet.layers.cache import KVLayout
 from skynet.layers.candidates import pick
 from skynet.layers.context import StepContext
 from skynet.layers.embedding import Embedding, load_embedding
 from skynet.layers.encoder import Encoder
+from skynet.layers.finite import FiniteCheck, no_part
 from skynet.layers.head import load_head
 from skynet.layers.norm import AllReduce, load_norm
 from skynet.layers.pooler import Vector, load_pooler
@@ -26,6 +27,7 @@ from skynet.layers.stack import Stack
 from skynet.layers.weights import Loader
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
+from skynet.wire.keys import Address
 from skynet.wire.step import Candidates, LogitsRequest, Row, Step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -63,6 +65,7 @@ class ShardModel:
         previous: weights that it shares with this slice are not fetched again.
         """
         stage, self._shard = address
+        self._address = str(Address(*address))
         self._arch, self._plan = arch, plan
         self.layers = plan.stages[stage].layers
         part = plan.stages[stage].shards[self._shard]
@@ -91,6 +94,7 @@ class ShardModel:
         self._norm = load_norm(load, "final_norm") if last and not self._head else None
         norm = self._head.norm if self._head else self._norm
         self._pooler = load_pooler(load, norm) if norm else None
+        self._suppressed = self._head.suppressed if self._head else None
         parts = (self._encoder, self._embedding, self._stack, self._norm, self._head, self._pooler)
         self.weight_bytes = sum(part.nbytes for part in parts if part is not None)
 
@@ -127,27 +131,51 @@ class ShardModel:
         each row with a logits request or a mask and, from the first shard, the pooled vectors.
 
         Raises:
+            NotFinite: NaN or infinity in the results; no slot of the step's rows keeps any.
             StepFailed: a row that does not fit the plan, or a span outside of this stage.
         """
         self._check(step, span, hidden)
         if self._stack is None:
             raise StepFailed("this slice was freed: a new slice has its weights")
+        finite = FiniteCheck(step, self._address)
+        if step.layers_per_chord == 1:
+            all_reduce = finite.partials(all_reduce, span.start, embeds=hidden is None)
+        try:
+            x = self._forward(self._stack, step, span, hidden, all_reduce)
+            finite(f"the hidden states after layer {span.stop - 1}", x)
+            if span.stop < self._arch.total_layers:
+                return x, [], []
+            if step.start < self._arch.encoder_layers:
+                return None, [], []
+            return None, self._candidates(step, x, finite), self._vectors(step, x, finite)
+        except NotFinite:
+            if self._context is not None:
+                self._stack.clear(self._context, texts=step.start < self._arch.encoder_layers)
+            raise
+
+    def _forward(
+        self,
+        stack: Stack,
+        step: Step,
+        span: Range,
+        hidden: torch.Tensor | None,
+        all_reduce: AllReduce,
+    ) -> torch.Tensor:
+        """The hidden states after the span: all of them after the last layer, else the part."""
         if step.start < self._arch.encoder_layers:
-            return self._encode(self._stack, step, span, hidden, all_reduce)
-        context = self._prepare(self._stack, step)
+            return self._encode(stack, step, span, hidden, all_reduce)
+        context = self._prepare(stack, step)
         if span.start == max(step.start, self.layers.start):
-            for row in step.rows:
-                if row.source is not None:
-                    self._stack.copy_slot(row.source, row.slot, row.start)
+            stack.copy_sources(step)
         x = self._embed(context, all_reduce) if hidden is None else hidden.to(self._device)
-        layers = self._stack.of(span)
+        layers = stack.of(span)
         if span.stop == self._arch.total_layers:
             for layer in layers:
                 x = layer(x, context, all_reduce)
-            return None, self._candidates(step, x), self._vectors(step, x)
+            return x
         for layer in layers[:-1]:
             x = layer(x, context, all_reduce)
-        return layers[-1].part(x, context, self._shard == 0, all_reduce), [], []
+        return layers[-1].part(x, context, self._shard == 0, all_reduce)
 
     def _encode(
         self,
@@ -156,7 +184,7 @@ class ShardModel:
         span: Range,
         hidden: torch.Tensor | None,
         all_reduce: AllReduce,
-    ) -> Result:
+    ) -> torch.Tensor:
         """A step of whole texts: the encoder runs, and the decoder's layers store encoder KV."""
         if self._encoder is None:
             raise StepFailed(f"{self._arch.model_type} has no encoder")
@@ -164,9 +192,7 @@ class ShardModel:
         x, is_whole = self._encoder.run(context, span, hidden, first, all_reduce)
         for layer in stack.of(span):
             layer.store_encoder_kv(x, context)
-        if span.stop == self._arch.total_layers:
-            return None, [], []
-        return x if first or not is_whole else torch.zeros_like(x), [], []
+        return x if first or not is_whole else no_part(x)
 
     def _prepare(self, stack: Stack, step: Step) -> StepContext:
         # A step comes once for each span, and its layout is the same for all of them.
@@ -188,18 +214,29 @@ class ShardModel:
             raise StepFailed("this stage has no embedding")
         return self._embedding(context.ids, context.positions, all_reduce)
 
-    def _candidates(self, step: Step, x: torch.Tensor) -> list[Candidates]:
+    def _candidates(self, step: Step, x: torch.Tensor, finite: FiniteCheck) -> list[Candidates]:
         tokens, logits_requests = _logits_requests(step.rows)
         if not logits_requests:
             return []
         if self._head is None:
             raise StepFailed("this stage has no head")
-        return pick(self._head(x[tokens]), logits_requests, self._vocab.start)
+        logits = self._head(x[tokens])
+        # Tokens that the model itself suppresses have a bias of -inf.
+        hidden = self._suppressed
+        finite("the logits", logits if hidden is None else logits.masked_fill(hidden, 0), tokens)
+        return pick(logits, logits_requests, self._vocab.start)
 
-    def _vectors(self, step: Step, x: torch.Tensor) -> list[Vector]:
+    def _vectors(self, step: Step, x: torch.Tensor, finite: FiniteCheck) -> list[Vector]:
         if self._pooler is None or self._shard:
             return []
-        return self._pooler(step.rows, x)
+        vectors, start = self._pooler(step.rows, x), 0
+        results = iter(vectors)
+        for row in step.rows:
+            if row.text_task is not None and row.text_task.is_vector:
+                what = f"the result of task {row.text_task.task}"
+                finite(what, torch.from_numpy(next(results))[None], [start])
+            start += len(row.tokens)
+        return vectors
 
 
 def _logits_requests(rows: Sequence[Row]) -> tuple[list[int], list[LogitsRequest]]:

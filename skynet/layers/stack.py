@@ -48,7 +48,22 @@ class Stack:
         both = span.overlap(self.run)
         return self._layers[both.start - self.run.start : both.stop - self.run.start]
 
-    def copy_slot(self, source: int, target: int, tokens: int) -> None:
-        """Copy a slot in all layers at once: by the next span it may hold another sequence."""
+    def copy_sources(self, step: Step) -> None:
+        """Copy the slots that rows take keys and values from.
+
+        In all layers at once: by the next span a source may hold another sequence.
+        """
+        for row in step.rows:
+            if row.source is not None:
+                for layer in self._layers:
+                    layer.copy_slot(row.source, row.slot, row.start)
+
+    def clear(self, context: StepContext, texts: bool) -> None:
+        """Zero the keys and values that a step stored, if NaN may be among them.
+
+        A slot's next sequence reads those past its end under a mask, and NaN passes any mask.
+
+        texts: the step's rows are texts, which have encoder KV.
+        """
         for layer in self._layers:
-            layer.copy_slot(source, target, tokens)
+            layer.clear_encoder_kv(context) if texts else layer.clear_kv(context)

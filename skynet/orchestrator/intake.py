@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import redis
 
@@ -24,6 +21,7 @@ from skynet.errors import (
 )
 from skynet.models.registry import load_architecture
 from skynet.orchestrator.answers import Answers
+from skynet.request.generation_config import end_ids
 from skynet.request.record import Record
 from skynet.store.requests import Requests
 from skynet.store.targets import Target
@@ -153,11 +151,3 @@ def expire(requests: Requests, answers: Answers, problem: str) -> None:
         elif now > record.deadline:
             message = f"request {request_id} was not begun by its deadline: {problem}"
             answers.refuse(request_id, RequestTimeout(message))
-
-
-def end_ids(config: Mapping[str, Any], files: Mapping[str, bytes]) -> frozenset[int]:
-    """End-of-sequence ids: the generation config's, or else the model config's."""
-    generation = json.loads(files.get("generation_config.json", b"{}") or b"{}")
-    eos = generation.get("eos_token_id", config.get("eos_token_id"))
-    ids = eos if isinstance(eos, list) else [eos]
-    return frozenset(int(item) for item in ids if item is not None)

@@ -9,7 +9,7 @@ from typing import Any
 import redis
 
 from skynet import errors
-from skynet.errors import Fenced, StepFailed
+from skynet.errors import Fenced, NotFinite, StepFailed
 from skynet.orchestrator.leader import Leader
 from skynet.wire import keys
 from skynet.wire.step import Part
@@ -55,14 +55,13 @@ class Messages:
             decoded = [Part.decode(part) for part in parts]
             self.leader.service.engine.finish_step(epoch, step, decoded, spent_s)
 
-    def fail_step(self, epoch: int, step: int, kind: str, message: str) -> None:
+    def fail_step(
+        self, epoch: int, step: int, kind: str, message: str, rows: Sequence[int] = ()
+    ) -> None:
         if self._is_for_next_leader(epoch):
-            self._give_back(keys.FAIL_STEP_TASK, [epoch, step, kind, message])
+            self._give_back(keys.FAIL_STEP_TASK, [epoch, step, kind, message, list(rows)])
         elif self.leader.service is not None:
-            cls = getattr(errors, kind, StepFailed)
-            if not (isinstance(cls, type) and issubclass(cls, StepFailed)):
-                cls = StepFailed
-            self.leader.service.engine.fail_step(epoch, step, cls(message))
+            self.leader.service.engine.fail_step(epoch, step, _failure(kind, message, rows))
 
     def _give_back(self, task: str, arguments: list[Any]) -> None:
         messenger = self.leader.context.app.messenger
@@ -78,3 +77,13 @@ class Messages:
             return False  # stale, of an earlier leader
         leader.lose()
         return True
+
+
+def _failure(kind: str, message: str, rows: Sequence[int]) -> StepFailed:
+    """The error of a shard, of a class by its name."""
+    cls = getattr(errors, kind, StepFailed)
+    if cls is NotFinite:
+        return NotFinite(message, tuple(rows))
+    if not (isinstance(cls, type) and issubclass(cls, StepFailed)):
+        cls = StepFailed
+    return cls(message)

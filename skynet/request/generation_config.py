@@ -127,6 +127,17 @@ def legacy_file(config: Mapping[str, Any]) -> bytes | None:
     return json.dumps(settings, sort_keys=True).encode() if settings else None
 
 
+def end_ids(config: Mapping[str, Any], files: Mapping[str, bytes]) -> frozenset[int]:
+    """End-of-sequence ids: of the file if there is one, as in Transformers, else of the config.
+
+    Raises:
+        UnsupportedModel: the file is no JSON object.
+    """
+    eos = (_settings(files[FILE]) if FILE in files else config).get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [eos]
+    return frozenset(int(item) for item in ids if item is not None)
+
+
 def _settings(content: bytes) -> dict[str, Any]:
     """The file's settings that are not null."""
     try:

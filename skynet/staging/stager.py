@@ -18,7 +18,7 @@ from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.tensor_plans import model_files, tensor_plans
 from skynet.errors import BadRequest, UnsupportedModel
 from skynet.models.registry import load_architecture
-from skynet.request.generation_config import FILE, generation_defaults
+from skynet.request.generation_config import FILE, end_ids, generation_defaults
 from skynet.request.options import Limits, check_options
 from skynet.settings import settings
 from skynet.store.bad_tiles import forget_reports, reported_tiles
@@ -54,6 +54,7 @@ def stage_checkpoint(
     arch = load_architecture(checkpoint.config)
     job = staging_job(checkpoint, digest, arch)
     check_generation_config(job.files, arch)
+    _note_unused_end(checkpoint.config, job.files, arch)
     total = sum(tensor.num_bytes for tensor in job.tensors.values())
     done = 0
 
@@ -107,6 +108,19 @@ def check_generation_config(files: Mapping[str, bytes], arch: Architecture) -> N
         check_options(sampled, 1, limits, defaults)
     except BadRequest as error:
         logger.warning("%s: %s; requests that sample must set another value", FILE, error)
+
+
+def _note_unused_end(
+    config: Mapping[str, Any], files: Mapping[str, bytes], arch: Architecture
+) -> None:
+    unused = config.get("eos_token_id")
+    if not arch.bidirectional and unused is not None and not end_ids(config, files):
+        logger.warning(
+            "%s names no eos_token_id: answers end at max_tokens, as with Transformers, which does "
+            "not use config.json's %s beside that file",
+            FILE,
+            unused,
+        )
 
 
 class Stager:

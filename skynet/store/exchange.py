@@ -13,13 +13,14 @@ from typing import Any
 
 import redis
 
-from skynet.errors import PeerLost, WireError
+from skynet.errors import NotFinite, PeerLost, WireError
 from skynet.settings import settings
 from skynet.store.resp import RespConnection
 from skynet.wire import keys
 from skynet.wire.frame import Frame
 
-ABORT = b"SXabort:"  # instead of a frame, before the reason
+# Instead of a frame, before the reason: a shard failed, or computed NaN or infinity.
+ABORT, NOT_FINITE = b"SXabort:", b"SXnotfinite:"
 MAX_ABORT_BYTES = 4096
 # Templates: `resp.command` would take some microseconds more for each sum.
 _PUSH = b"*3\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
@@ -51,6 +52,7 @@ class Exchange:
 
         Raises:
             PeerLost: a peer's partial did not arrive in time, or the peer failed.
+            NotFinite: a peer found NaN or infinity among its numbers; the error is the peer's.
             WireError: a peer's partial is malformed, or of another shape or kind than `mine`.
         """
         started = time.perf_counter()
@@ -70,9 +72,12 @@ class Exchange:
             frames[peer] = self._unpack(peer, position, reply, mine)
         return frames
 
-    def abort(self, epoch: int, step: int, position: int, reason: str) -> None:
-        """Tell the peers, waiting at `position` now or later, that this shard failed."""
-        payload = ABORT + reason.encode()[:MAX_ABORT_BYTES]
+    def abort(self, epoch: int, step: int, position: int, error: Exception) -> None:
+        """Tell the peers, waiting at `position` now or later, how this shard failed."""
+        named = isinstance(error, PeerLost | NotFinite)
+        reason = str(error) if named else f"{type(error).__name__}: {error}"
+        marker = NOT_FINITE if isinstance(error, NotFinite) else ABORT
+        payload = marker + reason.encode()[:MAX_ABORT_BYTES]
         try:
             self._connection.call(self._pushes(epoch, step, position, payload))
         except redis.RedisError:
@@ -108,6 +113,8 @@ class Exchange:
         sender = f"stage{self.stage}.shard{peer}"
         if isinstance(data, bytes) and data.startswith(ABORT):
             raise PeerLost(f"{sender} failed: {data[len(ABORT) :].decode(errors='replace')}")
+        if isinstance(data, bytes) and data.startswith(NOT_FINITE):
+            raise NotFinite(data[len(NOT_FINITE) :].decode(errors="replace"))
         try:
             frame = Frame.decode(data)
         except WireError as error:

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 
 import redis
 
+from skynet.checkpoint.bad_numbers import add_count, count_bad_numbers
+from skynet.checkpoint.tensor_plans import suppressing_tensors
 from skynet.errors import BadRequest, NoModel, SkynetError
-from skynet.store.manifest import Manifest
+from skynet.models.registry import load_architecture
+from skynet.store.manifest import Manifest, TileName
 from skynet.store.plans import Plans
 from skynet.store.staging import KEYS_AT_ONCE, drop_model
 from skynet.store.staging_lock import LOCK_S, StagingLock
 from skynet.store.targets import Targets
 from skynet.store.weights import WeightStore
-from skynet.wire import keys
+from skynet.wire import codec, keys
 
 Progress = Callable[[str, int, int], None]  # activity, bytes done, total bytes
 
@@ -102,14 +105,31 @@ def remove_model(
         lock.release()
 
 
+@dataclass(frozen=True)
+class Verified:
+    """What is wrong with a staged model.
+
+    broken: names of missing or corrupted tiles and files.
+    bad_numbers: how many numbers of a tensor are NaN or infinite, by its name.
+    """
+
+    broken: list[str]
+    bad_numbers: dict[str, int]
+
+    @property
+    def is_good(self) -> bool:
+        return not self.broken and not self.bad_numbers
+
+
 def verify_model(
     client: redis.Redis, model: StagedModel, progress: Progress | None = None
-) -> list[str]:
-    """Read the whole model; returns the names of missing or corrupted tiles and files."""
-    store = WeightStore(client)
+) -> Verified:
+    """Read the whole model."""
+    store, bad_numbers = WeightStore(client), dict[str, int]()
     manifest = _readable_manifest(client, model.digest)
     if manifest is None:
-        return ["the manifest"]
+        return Verified(["the manifest"], bad_numbers)
+    suppressing = suppressing_tensors(load_architecture(manifest.config))
     done = 0
 
     def advance(num_bytes: int) -> None:
@@ -118,8 +138,14 @@ def verify_model(
         if progress:
             progress("checking", min(done, manifest.num_bytes), manifest.num_bytes)
 
-    broken = [str(tile) for tile in store.verify(manifest, advance)]
-    return broken + [f"file {name}" for name in store.missing_files(manifest)]
+    def count(tile: TileName, payload: bytes) -> None:
+        dtype, suppresses = manifest.tensors[tile.tensor].dtype, tile.tensor in suppressing
+        bad = count_bad_numbers(codec.decode(payload), dtype, suppresses)
+        add_count(bad_numbers, tile.tensor, bad)
+
+    broken = [str(tile) for tile in store.verify(manifest, advance, visit=count)]
+    broken += [f"file {name}" for name in store.missing_files(manifest)]
+    return Verified(broken, bad_numbers)
 
 
 def _describe(

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import redis
 
+from skynet.checkpoint.bad_numbers import add_count, count_bad_numbers, spell_counts
 from skynet.checkpoint.tensor_plans import TensorPlan
 from skynet.errors import CheckpointError, SkynetError
 from skynet.planning.ranges import Range
@@ -64,6 +65,7 @@ class ModelWriter:
         self.job = job
         self.progress = progress
         self.lock = StagingLock(client, job.digest, lock_s)
+        self._bad_numbers: dict[str, int] = {}
         self._batch: dict[str, bytes] = {}
         self._batch_bytes = 0
 
@@ -92,6 +94,12 @@ class ModelWriter:
             except CheckpointError:
                 drop_model(self.client, self.lock)
                 raise
+        if self._bad_numbers:
+            logger.warning(
+                "%s: NaN or infinity among the weights, in %s; requests that meet them will fail",
+                job.name,
+                spell_counts(self._bad_numbers),
+            )
         return manifest, True
 
     def repair(
@@ -127,7 +135,10 @@ class ModelWriter:
         return staged
 
     def _stage_tile(self, name: TileName, plan: TensorPlan, region: Range) -> Tile:
-        payload = self._read(plan, region)
+        array = self._read(plan, region)
+        bad = count_bad_numbers(array, plan.dtype, plan.suppresses)
+        add_count(self._bad_numbers, plan.source_name, bad)
+        payload = codec.encode(array)
         self._add(name.key(self.job.digest), payload)
         return Tile(region.start, region.stop, zlib.crc32(payload))
 
@@ -135,7 +146,7 @@ class ModelWriter:
         tile, plan = manifest.tile(name), self.job.tensors.get(name.tensor)
         if tile is None or plan is None:
             raise CheckpointError(f"the checkpoint has no {name} of {manifest.name}")
-        payload = self._read(plan, Range(tile.start, tile.stop))
+        payload = codec.encode(self._read(plan, Range(tile.start, tile.stop)))
         if zlib.crc32(payload) != tile.checksum:
             raise CheckpointError(
                 f"{name} of {manifest.name} reads differently from what was staged: the "
@@ -143,8 +154,8 @@ class ModelWriter:
             )
         self._add(name.key(self.job.digest), payload)
 
-    def _read(self, plan: TensorPlan, region: Range) -> bytes:
-        """A tile's value in Redis."""
+    def _read(self, plan: TensorPlan, region: Range) -> npt.NDArray[Any]:
+        """A tile's numbers, contiguous."""
         self.lock.keep()
         array = self.job.source.read(plan.source_name, plan.axis, region.start, region.stop)
         expected = list(plan.shape)
@@ -154,7 +165,7 @@ class ModelWriter:
                 f"tensor {plan.source_name} [{region.start}, {region.stop}) was read as "
                 f"{array.dtype}{list(array.shape)}, expected {plan.dtype}{expected}"
             )
-        return codec.encode(np.ascontiguousarray(array))
+        return np.ascontiguousarray(array)
 
     def _add_files(self, names: Iterable[str]) -> None:
         for name in names:

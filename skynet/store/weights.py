@@ -6,7 +6,7 @@ Reads and checks; `skynet/store/staging.py` writes. Holds at most `BATCH_BYTES` 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -97,8 +97,12 @@ class WeightStore:
         manifest: Manifest,
         progress: Progress | None = None,
         among: Iterable[TileName] | None = None,
+        visit: Callable[[TileName, bytes], None] | None = None,
     ) -> list[TileName]:
-        """Read tiles (all, or `among`); return the missing and corrupted ones, in order."""
+        """Read tiles (all, or `among`); return the missing and corrupted ones, in order.
+
+        visit: called with each of the others, and its value in Redis.
+        """
         wanted = manifest.tile_names() if among is None else iter(among)
         bad: list[TileName] = []
         for group in _groups(manifest, wanted):
@@ -108,6 +112,8 @@ class WeightStore:
                 staged = manifest.tile(tile)
                 if payload is None or staged is None or zlib.crc32(payload) != staged.checksum:
                     bad.append(tile)
+                elif visit:
+                    visit(tile, payload)
             if progress:
                 progress(sum(len(payload or b"") for payload in payloads))
         return bad

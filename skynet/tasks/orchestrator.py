@@ -1,5 +1,6 @@
 """Tasks of the orchestrator. `skynet.generate` is the one that Flower shows for a request."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from celery.exceptions import Ignore
@@ -31,6 +32,6 @@ def finish_step(
 
 
 @app.task(name=keys.FAIL_STEP_TASK, ignore_result=True, send_events=settings().trace)
-def fail_step(epoch: int, step: int, kind: str, message: str) -> None:
-    """A shard could not compute its part."""
-    app.runtime.on_message("fail_step", epoch, step, kind, message)
+def fail_step(epoch: int, step: int, kind: str, message: str, rows: Sequence[int] = ()) -> None:
+    """A shard could not compute its part; rows: those with NaN or infinity."""
+    app.runtime.on_message("fail_step", epoch, step, kind, message, rows)

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from skynet.errors import StepFailed
-from skynet.layers.attention import Kernel, attend, capped_attention, store
+from skynet.layers.attention import Kernel, attend, capped_attention, clear, store
 from skynet.layers.cache import KVLayout, allocate, copy_slot
+from skynet.layers.context import StepContext
 from skynet.transformers_backend.loader import TransformersLoader
 from skynet.transformers_backend.state import Running
 from skynet.transformers_backend.trace import unsupported_arguments
@@ -36,6 +37,10 @@ class Slots:
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
         """See `skynet.layers.cache.copy_slot`."""
         copy_slot(self._cache, source, target, tokens)
+
+    def clear_kv(self, context: StepContext) -> None:
+        """See `skynet.layers.attention.clear`."""
+        clear(self._cache, context)
 
     def attend(
         self,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 
 from skynet.architecture.transformers_model import TransformersArchitecture
-from skynet.errors import StepFailed
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext, StepLayout, make_context
+from skynet.layers.finite import no_part
 from skynet.layers.norm import AllReduce
 from skynet.layers.pooler import Pooler
 from skynet.layers.regions import Fetch
 from skynet.layers.reuse import SliceWeights
-from skynet.layers.shard_model import Result, ShardModel
+from skynet.layers.shard_model import ShardModel
+from skynet.layers.stack import Stack
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 from skynet.transformers_backend.attention import Slots
@@ -45,29 +46,27 @@ class TransformersShard(ShardModel):
         # The base class needs a stack for the layout of steps, and a head for logits; no more.
         self._stack = _Stack(load, kv, layers)  # type: ignore[assignment]
         self._encoder = self._embedding = None
-        self._head = self._pooler = None
+        self._head = self._pooler = self._suppressed = None
         if self.layers.stop == arch.num_layers:
             self.weight_bytes += body.load_head(load)
             self._head = body.head  # type: ignore[assignment]
             self._pooler = Pooler(_LastNorm(body), None, None, arch.label_pooling, self._dtype)
 
-    @torch.inference_mode()
-    def run(
-        self, step: Step, span: Range, hidden: torch.Tensor | None, all_reduce: AllReduce
-    ) -> Result:
-        """See `ShardModel.run`; the first shard's part is the whole hidden states."""
-        self._check(step, span, hidden)
-        if self._stack is None:
-            raise StepFailed("this slice was freed: a new slice has its weights")
-        context = self._prepare(self._stack, step)
+    def _forward(
+        self,
+        stack: Stack,
+        step: Step,
+        span: Range,
+        hidden: torch.Tensor | None,
+        all_reduce: AllReduce,
+    ) -> torch.Tensor:
+        """See `ShardModel._forward`; the first shard's part is the whole hidden states."""
+        context = self._prepare(stack, step)
         if span.start == self.layers.start:
-            for row in step.rows:
-                if row.source is not None:
-                    self._stack.copy_slot(row.source, row.slot, row.start)
+            stack.copy_sources(step)
         x = self._body.run(context, span, hidden, all_reduce)
-        if span.stop == self._arch.num_layers:
-            return None, self._candidates(step, x), self._vectors(step, x)
-        return (x if self._shard == 0 else torch.zeros_like(x)), [], []
+        is_whole = self._shard == 0 or span.stop == self._arch.num_layers
+        return x if is_whole else no_part(x)
 
     def _free(self) -> None:
         super()._free()
@@ -86,10 +85,17 @@ class _Stack:
         """See `Stack.prepare`."""
         return make_context(step, self._layout)
 
-    def copy_slot(self, source: int, target: int, tokens: int) -> None:
-        """See `Stack.copy_slot`."""
+    def copy_sources(self, step: Step) -> None:
+        """See `Stack.copy_sources`."""
+        for row in step.rows:
+            if row.source is not None:
+                for slots in self._layers:
+                    slots.copy_slot(row.source, row.slot, row.start)
+
+    def clear(self, context: StepContext, texts: bool) -> None:
+        """See `Stack.clear`."""
         for slots in self._layers:
-            slots.copy_slot(source, target, tokens)
+            slots.clear_kv(context)
 
 
 class _LastNorm:

@@ -111,6 +111,11 @@ class Row:
     def stop(self) -> int:
         return self.start + len(self.tokens)
 
+    @property
+    def places(self) -> range:
+        """The positions of its tokens in the slot."""
+        return range(self.start, self.stop)
+
     def pack(self) -> list[Any]:
         logits_request = None if self.logits_request is None else self.logits_request.pack()
         text_task = None if self.text_task is None else self.text_task.pack()

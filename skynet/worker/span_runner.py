@@ -14,7 +14,7 @@ import redis
 from celery.exceptions import Ignore
 
 from skynet.chords.messenger import next_span
-from skynet.errors import PeerLost, ShardFailed, ShardUnready, WireError
+from skynet.errors import NotFinite, PeerLost, ShardFailed, ShardUnready, WireError
 from skynet.planning.ranges import Range
 from skynet.settings import settings
 from skynet.store.plans import Plans
@@ -57,6 +57,7 @@ class SpanRunner:
 
         Raises:
             Ignore: the message is stale, a duplicate or for another worker; nothing changes.
+            NotFinite: NaN or infinity among the numbers of this shard, or of a peer it waited for.
             StepFailed: this shard, or a peer it waited for, failed.
         """
         place = self.plan_follower.place
@@ -166,16 +167,14 @@ class SpanRunner:
             before = None if hidden is None else _hidden_states(hidden, step)
             partial, candidates, vectors = place.model.run(step, span, before, all_reduce)
         except Exception as error:
-            cause = (
-                str(error) if isinstance(error, PeerLost) else f"{type(error).__name__}: {error}"
-            )
-            exchange.abort(step.epoch, step.number, all_reduce.position, cause)
-            if isinstance(error, PeerLost):
+            exchange.abort(step.epoch, step.number, all_reduce.position, error)
+            if isinstance(error, PeerLost | NotFinite):
                 raise
             member = self.plan_follower.member
             raise ShardFailed(
                 f"{place.address} (pid {member.pid} on {member.host}) failed at layers "
-                f"[{span.start}, {span.stop}) of step {step.number}: {cause}"
+                f"[{span.start}, {span.stop}) of step {step.number}: {type(error).__name__}: "
+                f"{error}"
             ) from error
         self.plan_follower.member.steps += 1
         waited = exchange.waited_s

@@ -64,3 +64,21 @@ def test_a_worker_with_another_broker_says_so_without_its_password(
     text = log.read_text()
     assert "ConfigurationError: Celery setting broker_url is redis://:***@127.0.0.1:1/0" in text
     assert "hunter2" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("SKYNET_DEVICE", "cuda:63"), ("SKYNET_THREADS", "1000000")]
+)
+def test_a_worker_that_this_machine_cannot_run_says_so_and_never_joins(
+    name: str, value: str, tmp_path: Path, server: EmbeddedServer, client: redis.Redis
+) -> None:
+    # Given
+    log, environment = tmp_path / "log", {"SKYNET_REDIS_URL": server.url, name: value}
+    start = ("celery", "-A", "skynet", "worker")
+    # When
+    with command(*start, environment=environment, log=log, cwd=tmp_path) as worker:
+        wait_for("the end", lambda: worker.poll() is not None)
+    # Then
+    assert worker.returncode == 1
+    assert f"ConfigurationError: {name}={value}: " in log.read_text()
+    assert client.zcard("skynet:members") == 0

@@ -118,15 +118,16 @@ class Cluster:
         self, rows: Sequence[Row], layers_per_chord: int, start: int | None = None
     ) -> tuple[list[list[Candidates]], list[np.ndarray]]:
         """Candidates and vectors, of rows that ask for either."""
-        results = self._step(rows, layers_per_chord, start)
+        results = self.results(rows, layers_per_chord, start)
         first, *others = results
         assert not any(vectors for _, _, vectors in others)
         candidates = zip(*(shard_candidates for _, shard_candidates, _ in results), strict=True)
         return [list(row) for row in candidates], first[2]
 
-    def _step(
+    def results(
         self, rows: Sequence[Row], layers_per_chord: int, start: int | None = None
     ) -> list[Result]:
+        """The results of the last span, by shard."""
         self._number += 1
         start = self.plan.encoder_layers if start is None else start
         step = Step(self.plan.epoch, self._number, tuple(rows), layers_per_chord, start)
@@ -163,7 +164,11 @@ class Cluster:
         if self.plan.num_shards == 1:
             return [run(0)]
         futures = [self._pool.submit(run, shard) for shard in range(self.plan.num_shards)]
-        return [future.result(WAIT_S) for future in futures]
+        errors = [future.exception(WAIT_S) for future in futures]
+        for error in errors:  # the cause, not what it broke
+            if error is not None and not isinstance(error, threading.BrokenBarrierError):
+                raise error
+        return [future.result() for future in futures]
 
 
 @dataclass

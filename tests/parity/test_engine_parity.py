@@ -65,9 +65,9 @@ class InProcess:
     def deliver(self, engine: Engine) -> None:
         """Compute the oldest step and bring its parts back."""
         step = self.sent.popleft()
-        rows = self.cluster.step(step.rows, step.layers_per_chord, step.start)
-        by_shard = zip(*rows, strict=True) if rows else [()] * self.cluster.plan.num_shards
-        engine.finish_step(step.epoch, step.number, [Part(None, list(c), 0.001) for c in by_shard])
+        results = self.cluster.results(step.rows, step.layers_per_chord, step.start)
+        parts = [Part(None, candidates, 0.001, 0.0, vectors) for _, candidates, vectors in results]
+        engine.finish_step(step.epoch, step.number, parts)
 
 
 def answers(

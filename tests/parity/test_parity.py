@@ -42,6 +42,12 @@ ROPE: dict[str, dict[str, Any]] = {
     },
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
     "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "longrope": {
+        "rope_type": "longrope",
+        "short_factor": [1.0, 1.2, 1.5, 2.5],
+        "long_factor": [1.0, 2.0, 5.0, 9.0],
+        "original_max_position_embeddings": 64,
+    },
 }
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

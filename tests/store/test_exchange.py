@@ -13,7 +13,7 @@ import pytest
 import redis
 import torch
 
-from skynet.errors import PeerLost, WireError
+from skynet.errors import NotFinite, PeerLost, WireError
 from skynet.local.server import EmbeddedServer
 from skynet.store.exchange import Exchange
 from skynet.wire import keys
@@ -134,7 +134,7 @@ def test_a_peer_that_fails_says_why_at_once(server: EmbeddedServer) -> None:
 
         def run(exchange: Exchange) -> None:
             if exchange.shard == 1:
-                exchange.abort(1, 13, 2, "out of memory")
+                exchange.abort(1, 13, 2, PeerLost("out of memory"))
             else:
                 exchange.swap(1, 13, 2, frame(1))
 
@@ -143,6 +143,22 @@ def test_a_peer_that_fails_says_why_at_once(server: EmbeddedServer) -> None:
         # When the next step comes / Then both go on
         results = together(lambda exchange: exchange.swap(1, 14, 0, frame(exchange.shard)))
         assert [values(result[1 - shard]) for shard, result in enumerate(results)] == [[1], [0]]
+        assert exchanges[0].waited_s < 10
+
+
+def test_a_peer_that_finds_nan_passes_its_own_words_on(server: EmbeddedServer) -> None:
+    # Given a shard that finds NaN before a sum its peer waits for
+    with shards(server, 2) as (exchanges, together):
+
+        def run(exchange: Exchange) -> None:
+            if exchange.shard == 1:
+                exchange.abort(1, 13, 2, NotFinite("stage0.shard1: 3 NaN", (0,)))
+            else:
+                exchange.swap(1, 13, 2, frame(1))
+
+        # When / Then the peer fails likewise, whoever is heard first
+        with pytest.raises(NotFinite, match=r"^stage0\.shard1: 3 NaN$"):
+            together(run)
         assert exchanges[0].waited_s < 10
 
 

@@ -174,6 +174,37 @@ def test_a_request_that_makes_shards_fail_by_itself_ends_with_their_error(
     assert sent_steps(client) == []
 
 
+def test_a_request_with_nan_ends_without_another_plan(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
+) -> None:
+    # Given a request in the step of another
+    plan = bring_up(runtime, shards)
+    submit(client, "bad")
+    submit(client, "good")
+    watch(runtime)
+    running = {}
+    # When shards find NaN in its rows, in the first step and alone
+    for _ in range(3):
+        for epoch, step in sent_steps(client):
+            assert runtime.leader.service is not None
+            batch = runtime.leader.service.engine.in_flight[step].batch
+            rows = [at for at, (sequence, _) in enumerate(batch) if sequence.id == "bad"]
+            if rows:
+                message = "stage0.shard1: 3 NaN"
+                runtime.messages.fail_step(epoch, step, "NotFinite", message, rows)
+            else:
+                running[step] = epoch
+    # Then it ends with their error, and the other goes on under the same plan
+    record = Requests(client, 1000).read("bad")
+    assert record is not None
+    assert record.end is not None
+    assert (record.end["error"], record.end["message"]) == ("NotFinite", "stage0.shard1: 3 NaN")
+    assert set(running.values()) == {plan.epoch}
+    watch(runtime)
+    assert runtime.leader.service.engine.ready
+    assert runtime.leader.service.engine.plan.epoch == plan.epoch
+
+
 def test_a_lost_shard_is_waited_for_and_its_successor_replays(
     runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
 ) -> None:

@@ -355,7 +355,7 @@ def test_missing_tensors_are_named() -> None:
         (config("llama", hidden_act="relu6"), "hidden_act='relu6'"),
         (config("llama", partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
         (config("llama", quantization_config={"quant_method": "gptq"}), "gptq"),
-        (config("llama", rope_scaling={"type": "longrope"}), "'longrope'"),
+        (config("llama", rope_scaling={"type": "shortrope"}), "'shortrope'"),
         (config("llama", rope_scaling={"rope_type": "default", "mrope_section": [1]}), "mrope"),
         (config("llama", num_key_value_heads=4), "6 query heads cannot share 4"),
         (config("llama", head_dim=7), "rope on 7 dimensions"),
@@ -476,6 +476,9 @@ def test_longrope_has_other_divisors_beyond_the_pretraining_context() -> None:
     assert arch.rope_kinds[0].divisors == (1.0,) * 4
     assert arch.rope_kinds[0].long_divisors == (2.0,) * 4
     assert load_architecture(config("phi3")).rope_switch == 0
+    # And the same divisors for all lengths need no switch, in any family
+    same = rope | {"long_factor": [1.0] * 4}
+    assert load_architecture(config("llama", rope_scaling=same, **fields)).rope_switch == 0
 
 
 @pytest.mark.parametrize(

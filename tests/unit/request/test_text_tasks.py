@@ -12,7 +12,7 @@ from model_families import encoder_config, tiny_config
 
 from skynet.checkpoint.pooling_config import embedding_json
 from skynet.engine.text_answers import TextAnswer, predictions
-from skynet.errors import BadRequest, CheckpointError, StepFailed
+from skynet.errors import BadRequest, CheckpointError
 from skynet.models.registry import load_architecture
 from skynet.request.record import End, Options
 from skynet.request.text_tasks import TextTasks
@@ -190,11 +190,6 @@ def test_an_embedding_loses_nothing_in_json() -> None:
     again = End.from_json(End(answer=answer).to_json()).answer["embedding"]
     # Then
     assert np.array_equal(np.array(again, np.float32), vector)
-
-
-def test_an_overflow_is_an_error() -> None:
-    with pytest.raises(StepFailed, match="infinities"):
-        TextAnswer(TextTask("embed"), BERT, str).answer(np.array([1.0, np.inf], np.float32))
 
 
 def test_steps_and_parts_keep_text_tasks() -> None:
