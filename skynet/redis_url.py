@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, unquote
 
+from skynet.errors import ConfigurationError
+
 DEFAULT_HOST, PORT, SENTINEL_PORT = "localhost", 6379, 26379
 TLS_OPTIONS = (
     "ssl_ca_certs",
@@ -91,6 +93,18 @@ class RedisURL:
             tls=_tls(scheme, options),
             **where,
         )
+
+    @classmethod
+    def given(cls, text: str) -> RedisURL:
+        """As `parse`, of a URL that a caller gave.
+
+        Raises:
+            ConfigurationError: it cannot be used, and why.
+        """
+        try:
+            return cls.parse(text)
+        except ValueError as error:
+            raise ConfigurationError(f"Redis URL: {error}") from None
 
     def address(self) -> str:
         """Host and port, several with commas, or the path of the socket."""

@@ -47,10 +47,10 @@ class ConfiguredServer:
     def pid(self) -> int:
         return self.process.pid if self.process else 0
 
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
+    def start(self, *options: str) -> None:
+        """Start it, with more options, and wait until it answers."""
         self.process = subprocess.Popen(
-            self._words,
+            [*self._words, *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -14,7 +14,9 @@ except ImportError:  # from the chaos suite, which runs as a module
     from tests.redis_servers import ConfiguredServer, answers_at, free_port
 
 NAME = "main"
-DOWN_MS = 1000  # without an answer until a Sentinel takes a server for dead
+# Without an answer until a Sentinel takes a server for dead. Sentinels ping once a second: with
+# less than two of these they took new masters for dead, and chose a replica that was not in step.
+DOWN_MS = 2500
 SERVER = """\
 bind 127.0.0.1
 protected-mode no
@@ -114,10 +116,22 @@ class SentinelServers:
 
     def restart(self, down_s: float) -> None:
         """Stop the master for `down_s` seconds: there may be a failover, or not."""
-        master = self.servers[self.master_port() or next(iter(self.servers))]
-        master.stop()
+        port = self.master_port()
+        self.servers[port].stop()
         time.sleep(down_s)
-        master.start()
+        if self.master_port() == port:
+            self.servers[port].start()
+            self.wait_for_replica()
+        else:
+            self.start_replica(port)
+
+    def start_replica(self, port: int) -> None:
+        """Start a server that was the master as a replica, and wait until it is in step.
+
+        As a master it would be one of old data for seconds, until the Sentinels have noticed, and
+        the next failover could promote it.
+        """
+        self.servers[port].start("--replicaof", "127.0.0.1", str(self.master_port()))
         self.wait_for_replica()
 
     def wait_for_master_after(self, old: int) -> None:

@@ -74,7 +74,7 @@ class StockWorkers:
     """Three solo workers with Celery's Redis backend: two for shards, one for bodies."""
 
     def __init__(self, url: str, reaper: Reaper) -> None:
-        stock_url = kombu_url(RedisURL.parse(url), with_password=True)
+        stock_url = kombu_url(RedisURL.given(url), with_password=True)
         environment = {"SKYNET_BENCH_BROKER": stock_url, "SKYNET_BENCH_BACKEND": stock_url}
         self.environment = environment
         self._client = connect(url, timeout_s=120)

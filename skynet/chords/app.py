@@ -163,7 +163,7 @@ class SkynetCelery(Celery):
     def use(self, url: str) -> None:
         """Use the Redis at `url` instead of SKYNET_REDIS_URL."""
         options = self.conf.broker_transport_options
-        self.conf.update(broker_settings(RedisURL.parse(url), options))
+        self.conf.update(broker_settings(RedisURL.given(url), options))
 
     @cached_property
     def messenger(self) -> Messenger:

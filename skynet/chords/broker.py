@@ -12,7 +12,6 @@ from urllib.parse import quote
 import kombu
 from kombu.transport import redis as kombu_redis
 from redis import ConnectionPool, Redis
-from redis.sentinel import SentinelConnectionPool
 
 from skynet.redis_url import RedisURL
 from skynet.store.connection import check_writes, connection_pool
@@ -93,9 +92,6 @@ class Channel(kombu_redis.Channel):
         )
         if asynchronous:
             pool.connection_class = self._watched(pool.connection_class)
-        if isinstance(pool, SentinelConnectionPool):  # kombu closes its connections
-            name = "_async_sentinel_manager" if asynchronous else "_sentinel_manager"
-            setattr(self, name, pool.sentinel_manager)
         return pool
 
     def _watched(self, kind: Any) -> Any:

@@ -31,7 +31,7 @@ broker_connection_retry_on_startup = True
 # Span messages are delivered at most once: redelivery would repeat stale ones an hour later. One
 # priority, one BRPOP. Every wait of a publisher has a deadline.
 _broker = broker_settings(
-    RedisURL.parse(_settings.redis_url),
+    RedisURL.given(_settings.redis_url),
     {
         "global_keyprefix": _settings.prefix,
         "health_check_interval": 3,  # a pop without a reply for 3 s has lost its connection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -29,6 +30,24 @@ class TLSConnection(TranslatesReplies, redis.SSLConnection):
 
 class SocketConnection(TranslatesReplies, redis.UnixDomainSocketConnection):
     """To a Unix socket."""
+
+
+class Sentinels(Sentinel):
+    """Redis-py's Sentinels, asked by one thread at a time, without connections between questions.
+
+    Each pool has its own: connections kept open would be several for each connection to Redis.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._lock = threading.Lock()
+
+    def discover_master(self, service_name: str) -> Any:
+        with self._lock:
+            try:
+                return super().discover_master(service_name)
+            finally:
+                self.close()
 
 
 class AsksSentinels:
@@ -75,7 +94,7 @@ class Kinds(NamedTuple):
 BLOCKING = Kinds(
     redis.ConnectionPool,
     SentinelConnectionPool,
-    Sentinel,
+    Sentinels,
     Retry,
     Connection,
     TLSConnection,
@@ -98,7 +117,7 @@ def connection_pool(
     timeout_s: maximum wait for the bytes of a reply; None waits for ever.
     options: more of redis-py's connection options.
     """
-    at = RedisURL.parse(url) if isinstance(url, str) else url
+    at = RedisURL.given(url) if isinstance(url, str) else url
     waits = {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": connect_timeout_s or settings().connect_timeout_s,

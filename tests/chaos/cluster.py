@@ -165,8 +165,7 @@ class ChaosCluster:
         with self._changes_redis():
             self.sentinels.wait_for_replica()
             old = self.sentinels.kill_master()
-            self.sentinels.servers[old].start()
-            self.sentinels.wait_for_replica()
+            self.sentinels.start_replica(old)
 
     @contextmanager
     def _changes_redis(self) -> Iterator[None]:

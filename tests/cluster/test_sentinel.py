@@ -84,8 +84,7 @@ def test_a_master_dies_and_requests_go_on(
         assert_status_names(servers.url)
 
         # Given the old master as a replica, which loses its link before a request is submitted
-        servers.servers[old].start()
-        servers.wait_for_replica()
+        servers.start_replica(old)
         known = begin(client, tiny.prompts[0])
         with redis.Redis(port=servers.replica_port()) as replica:
             replica.execute_command("REPLICAOF", "127.0.0.1", "1")  # where nobody listens

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skynet.client.client import Client
+from skynet.errors import ConfigurationError
 from skynet.redis_url import RedisURL, hide_password
 
 CHECKED = (("ssl_cert_reqs", "required"), ("ssl_check_hostname", True))
@@ -147,3 +149,8 @@ def test_no_message_shows_a_piece_of_any_password(password: str) -> None:
 )
 def test_as_text_it_has_no_password(url: str, shown: str) -> None:
     assert str(RedisURL.parse(url)) == shown
+
+
+def test_a_client_of_a_url_that_cannot_be_used_is_refused_at_once() -> None:
+    with pytest.raises(ConfigurationError, match="'abc' is not a database"):
+        Client("redis://:secret@host/abc")
