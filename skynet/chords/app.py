@@ -24,6 +24,7 @@ from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 from kombu import Exchange, Queue
 
+from skynet.chords.broker import CheckedConnection
 from skynet.chords.messenger import Messenger
 from skynet.errors import ConfigurationError
 from skynet.settings import settings
@@ -47,7 +48,9 @@ class AddressQueues(Queues):
 
 
 class AddressAMQP(AMQP):
-    """Celery's AMQP helpers with AddressQueues."""
+    """Celery's AMQP helpers with AddressQueues and CheckedConnection."""
+
+    Connection = CheckedConnection
 
     def Queues(self, queues: Any, *args: Any, **kwargs: Any) -> AddressQueues:
         return AddressQueues(queues)

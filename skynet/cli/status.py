@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from skynet.store.requests import Requests
 from skynet.store.targets import Target, Targets
 from skynet.wire import keys
 from skynet.wire.keys import Address
+from skynet.wire.typed_json import parse_object
 
 
 def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def cluster_status(client: redis.Redis, url: str, events: int = 12) -> dict[str,
         ],
         "queues": dict(zip(queues, lengths, strict=True)),
         "requests": {"open": Requests(client, settings().result_expires_s).num_open()},
-        "engine": json.loads(engine) if engine else None,
+        "engine": parse_object(engine, keys.ENGINE_KEY) if engine else None,
         "events": [asdict(event) for event in Events(client).latest(events)],
     }
 

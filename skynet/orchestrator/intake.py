@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +13,25 @@ from skynet.architecture.architecture import Architecture
 from skynet.engine.engine import Engine
 from skynet.engine.output import ModelInfo
 from skynet.engine.sequence import Sequence
-from skynet.errors import BadRequest, RequestCancelled, RequestTimeout, StepFailed
+from skynet.errors import (
+    BadRequest,
+    CheckpointError,
+    RequestCancelled,
+    RequestTimeout,
+    SkynetError,
+    StepFailed,
+    WireError,
+)
 from skynet.models.registry import load_architecture
 from skynet.orchestrator.answers import Answers
+from skynet.request.options import check_record
 from skynet.request.record import Record
+from skynet.store.foreign import is_wrong_type
 from skynet.store.requests import Requests
 from skynet.store.targets import Target
 from skynet.store.weights import WeightStore
 from skynet.tokenizer.text import Text
+from skynet.wire.typed_json import parse_object
 
 logger = logging.getLogger(__name__)
 
@@ -68,19 +78,21 @@ class Intake:
                 self.accept(engine, request_id)
 
     def accept(self, engine: Engine, request_id: str) -> None:
-        """Accept one; a record that this version cannot decode ends with an error."""
+        """Accept one; a record that cannot be read, or that breaks limits, ends with an error."""
         try:
             record = self.requests.read(request_id)
             if record is None:
                 self.requests.forget(request_id)
-            elif record.state != "done" and request_id not in engine.sequences:
+            elif record.state == "done":
+                self.requests.forget(request_id)  # its end removes it, nonsense may add it again
+            elif request_id not in engine.sequences:
                 self._adopt(engine, record)
-        except (ValueError, TypeError, KeyError) as error:
-            logger.exception("request %s cannot be read", request_id)
-            message = f"request {request_id} cannot be read: {type(error).__name__}: {error}"
-            self.answers.refuse(request_id, BadRequest(message))
+        except (WireError, BadRequest) as error:
+            reject(self.requests, self.answers, request_id, error)
 
     def _adopt(self, engine: Engine, record: Record) -> None:
+        arch = self.served.arch
+        check_record(record, (arch.encoder or arch).vocab_size, arch.vocab_size)
         sequence = self._sequence_of(record)
         logger.info(
             "request %s: prompt of %d tokens, up to %d more",
@@ -125,11 +137,27 @@ def _misfit(sequence: Sequence, target: Target) -> str:
     return ""
 
 
+def reject(requests: Requests, answers: Answers, request_id: str, error: SkynetError) -> None:
+    """End a request that cannot be read; one that cannot even be ended is deleted."""
+    try:
+        if answers.refuse(request_id, BadRequest(str(error))):
+            return
+    except redis.ResponseError as problem:
+        if not is_wrong_type(problem):
+            raise
+    logger.error("%s: deleted", error)
+    requests.discard(request_id)
+
+
 def expire(requests: Requests, answers: Answers, problem: str) -> None:
     """End cancelled and overdue requests while no model is served, because of `problem`."""
     now = requests.now()
     for request_id in requests.open_ids():
-        record = requests.read(request_id)
+        try:
+            record = requests.read(request_id)
+        except WireError as error:
+            reject(requests, answers, request_id, error)
+            continue
         if record is None:
             requests.forget(request_id)
         elif record.cancelled:
@@ -141,8 +169,15 @@ def expire(requests: Requests, answers: Answers, problem: str) -> None:
 
 
 def end_ids(config: Mapping[str, Any], files: Mapping[str, bytes]) -> frozenset[int]:
-    """End-of-sequence ids: the generation config's, or else the model config's."""
-    generation = json.loads(files.get("generation_config.json", b"{}") or b"{}")
+    """End-of-sequence ids: the generation config's, or else the model config's.
+
+    Raises:
+        CheckpointError: the file is no JSON object, or an id is no number.
+    """
+    content = files.get("generation_config.json") or b"{}"
+    generation = parse_object(content, "generation_config.json", CheckpointError)
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
-    ids = eos if isinstance(eos, list) else [eos]
-    return frozenset(int(item) for item in ids if item is not None)
+    ids = [item for item in (eos if isinstance(eos, list) else [eos]) if item is not None]
+    if not all(type(item) is int for item in ids):
+        raise CheckpointError(f"eos_token_id {eos!r:.80} is not a token id, or a list of them")
+    return frozenset(ids)

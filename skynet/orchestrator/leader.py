@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from skynet.engine.sequence import Sequence
+from skynet.errors import SkynetError, WireError
 from skynet.orchestrator.context import Context
 from skynet.orchestrator.election import Election
 from skynet.orchestrator.intake import Served
@@ -86,7 +87,14 @@ class Leader:
 
     def follow_target(self) -> None:
         """Serve the model that is asked for."""
-        target, service = self.context.targets.current(), self.service
+        service = self.service
+        try:
+            target = self.context.targets.current()
+        except WireError as error:
+            self._note(str(error))
+            if service is not None:
+                self.context.targets.replace_unreadable(service.target)
+            return
         if target is None or (service is not None and target == service.target):
             return
         served = self._load(target)
@@ -106,5 +114,15 @@ class Leader:
         """The staged model; None if it is not staged."""
         if self._served is not None and self._served.digest == target.model:
             return self._served
-        served, self.problem = Served.staged(self.context.client, target)
+        try:
+            served, problem = Served.staged(self.context.client, target)
+        except SkynetError as error:
+            served, problem = None, f"{target.name}: {error}"
+        self._note(problem)
         return served
+
+    def _note(self, problem: str) -> None:
+        """Say why no model, or an earlier one, is served."""
+        if problem and problem != self.problem:
+            logger.error("%s", problem)
+        self.problem = problem

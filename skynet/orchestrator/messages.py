@@ -9,10 +9,10 @@ from typing import Any
 import redis
 
 from skynet import errors
-from skynet.errors import Fenced, StepFailed
+from skynet.errors import Fenced, StepFailed, WireError
 from skynet.orchestrator.leader import Leader
 from skynet.wire import keys
-from skynet.wire.step import Part
+from skynet.wire.step import Part, SpanMessage
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ class Messages:
             getattr(self, name)(*arguments)
         except Fenced:
             self.leader.lose()
+        except WireError as error:
+            logger.error("%s: a message was dropped: %s", name, error)
         except redis.RedisError as error:
             logger.warning("%s: Redis: %s", name, error)
             self.leader.context.redis_away = True
@@ -47,21 +49,46 @@ class Messages:
         if self.leader.service is not None:
             self.leader.service.engine.cancel(request_id)
 
-    def finish_step(self, parts: Sequence[bytes], epoch: int, step: int, spent_s: float) -> None:
+    def finish_step(
+        self, parts: Sequence[bytes], epoch: int, step: int, spent_s: float, plan_id: str = ""
+    ) -> None:
+        """All shards' parts of a step.
+
+        Raises:
+            WireError: the message or a part is malformed.
+        """
+        SpanMessage(epoch, step, 0, 0).check()
         if self._is_for_next_leader(epoch):
-            self._give_back(keys.FINISH_STEP_TASK, [list(parts), epoch, step, 0, spent_s])
-        elif self.leader.service is not None:
+            self._give_back(keys.FINISH_STEP_TASK, [list(parts), epoch, step, 0, spent_s, plan_id])
+        elif self.leader.service is not None and self._is_own_plan(step, plan_id):
             decoded = [Part.decode(part) for part in parts]
             self.leader.service.engine.finish_step(epoch, step, decoded, spent_s)
 
-    def fail_step(self, epoch: int, step: int, kind: str, message: str) -> None:
+    def fail_step(self, epoch: int, step: int, kind: str, message: str, plan_id: str = "") -> None:
+        """A shard could not compute its part of a step.
+
+        Raises:
+            WireError: the message is malformed.
+        """
+        SpanMessage(epoch, step, 0, 0).check()
+        if not isinstance(message, str):
+            raise WireError(f"step {step}: the error {message!r:.80} is not a text")
         if self._is_for_next_leader(epoch):
-            self._give_back(keys.FAIL_STEP_TASK, [epoch, step, kind, message])
-        elif self.leader.service is not None:
-            cls = getattr(errors, kind, StepFailed)
+            self._give_back(keys.FAIL_STEP_TASK, [epoch, step, kind, message, plan_id])
+        elif self.leader.service is not None and self._is_own_plan(step, plan_id):
+            cls = getattr(errors, str(kind), StepFailed)
             if not (isinstance(cls, type) and issubclass(cls, StepFailed)):
                 cls = StepFailed
             self.leader.service.engine.fail_step(epoch, step, cls(message))
+
+    def _is_own_plan(self, step: int, plan_id: str) -> bool:
+        """False for a message of another cluster, whose plan has the same epoch."""
+        service = self.leader.service
+        own = "" if service is None else service.engine.plan.id
+        if plan_id in ("", own):  # "": of an earlier version
+            return True
+        logger.info("step %d is of plan %r, not of %r: of another cluster", step, plan_id, own)
+        return False
 
     def _give_back(self, task: str, arguments: list[Any]) -> None:
         messenger = self.leader.context.app.messenger

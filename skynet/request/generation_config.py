@@ -131,7 +131,7 @@ def _settings(content: bytes) -> dict[str, Any]:
     """The file's settings that are not null."""
     try:
         settings = json.loads(content or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnsupportedModel(f"{FILE} is not JSON: {error}; download it again") from error
     if not isinstance(settings, dict):
         raise UnsupportedModel(f"{FILE} holds a {type(settings).__name__}, expected an object")

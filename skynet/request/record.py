@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from pydantic import ConfigDict
 
+from skynet.errors import WireError
 from skynet.wire import codec
+from skynet.wire.typed_json import NO_OTHER_FIELDS, parse_object, read_json
+
+MAX_TOKEN_ID = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,8 @@ class Options:
 
     read: the fields of a `step.TextTask`, if the request is a text task.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = NO_OTHER_FIELDS
 
     max_tokens: int = 128
     temperature: float = 0.0
@@ -49,13 +58,12 @@ class Options:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Options:
-        """Options of a record; those that an earlier version did not write have their defaults."""
-        return cls(**{name: _tuples(value) for name, value in json.loads(text).items()})
+        """Options of a record; those that an earlier version did not write have their defaults.
 
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists to tuples."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        Raises:
+            WireError: not options, or an option has a wrong type. Limits are not checked.
+        """
+        return read_json(cls, text, "options")
 
 
 @dataclass(frozen=True)
@@ -94,25 +102,53 @@ class Record:
         }
 
     @classmethod
-    def from_fields(cls, request_id: str, fields: dict[bytes, bytes]) -> Record:
+    def from_fields(cls, request_id: str, fields: Mapping[bytes, bytes]) -> Record:
+        """The record that `fields` and Lua scripts wrote.
+
+        Raises:
+            WireError: a field is missing or has a wrong type. Limits of options are not checked.
+        """
+        try:
+            return cls._from_fields(request_id, fields)
+        except KeyError as error:
+            raise WireError(f"field {error.args[0]!r} is missing") from None
+        except (ValueError, OverflowError) as error:  # WireError is a ValueError
+            raise WireError(str(error)) from None
+
+    @classmethod
+    def _from_fields(cls, request_id: str, fields: Mapping[bytes, bytes]) -> Record:
         return cls(
             id=request_id,
-            prompt=tuple(codec.decode(fields[b"prompt"]).tolist()),
+            prompt=_token_ids(fields[b"prompt"]),
             options=Options.from_json(fields[b"options"]),
-            created=float(fields[b"created"]),
-            deadline=float(fields[b"deadline"]),
+            created=_seconds(fields[b"created"]),
+            deadline=_seconds(fields[b"deadline"]),
             state=fields[b"state"].decode(),
             emitted=int(fields[b"emitted"]),
             arrival=int(fields[b"arrival"]),
             cancelled=b"cancel" in fields,
             model=fields.get(b"model", b"").decode(),
-            end=json.loads(fields[b"end"]) if b"end" in fields else None,
+            end=parse_object(fields[b"end"], "the end") if b"end" in fields else None,
             priority=int(fields.get(b"priority", 0)),
-            started_at=float(fields.get(b"started_at", 0)),
-            first_token_at=float(fields.get(b"first_token_at", 0)),
-            last_token_at=float(fields.get(b"last_token_at", 0)),
+            started_at=_seconds(fields.get(b"started_at", b"0")),
+            first_token_at=_seconds(fields.get(b"first_token_at", b"0")),
+            last_token_at=_seconds(fields.get(b"last_token_at", b"0")),
             sample_group=fields.get(b"family", b"").decode(),
         )
+
+
+def _token_ids(data: bytes) -> tuple[int, ...]:
+    array = codec.decode(data)
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != np.int32:
+        raise WireError("the prompt is not an array of int32")
+    return tuple(array.tolist())
+
+
+def _seconds(text: bytes) -> float:
+    seconds = float(text)
+    if not math.isfinite(seconds):
+        raise WireError(f"{text!r:.40} is not a time")
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -136,8 +172,17 @@ class Logprobs:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Logprobs:
-        logprob, top = json.loads(text)
-        return cls(logprob, _tuples(top))
+        """The value that `to_json` wrote.
+
+        Raises:
+            WireError: anything else.
+        """
+        return cls(*read_json(_Packed, text, "log-probabilities"))
+
+
+class _Packed(NamedTuple):
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -151,8 +196,20 @@ class Token:
 
     @classmethod
     def from_fields(cls, fields: dict[bytes, bytes]) -> Token:
+        """An entry of a request's stream.
+
+        Raises:
+            WireError: it has no token, or is malformed.
+        """
+        try:
+            index, token = int(fields[b"i"]), int(fields[b"t"])
+            text = fields[b"p"].decode()
+        except (KeyError, ValueError) as error:
+            raise WireError(f"a token cannot be read: {type(error).__name__}: {error}") from None
+        if index < 0 or not 0 <= token <= MAX_TOKEN_ID:
+            raise WireError(f"a token cannot be read: id {token} at index {index}")
         logprobs = Logprobs.from_json(fields[b"l"]) if b"l" in fields else None
-        return cls(int(fields[b"i"]), int(fields[b"t"]), fields[b"p"].decode(), logprobs)
+        return cls(index, token, text, logprobs)
 
 
 @dataclass(frozen=True)
@@ -171,4 +228,9 @@ class End:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> End:
-        return cls(**json.loads(text))
+        """The end that `to_json` wrote.
+
+        Raises:
+            WireError: anything else.
+        """
+        return read_json(cls, text, "the end of a request")

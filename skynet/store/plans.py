@@ -10,16 +10,17 @@ from typing import Any, cast
 import redis
 
 from skynet.planning.plan import Plan
-from skynet.store.leader import GUARD, fenced
+from skynet.store.leader import COUNT, GUARD, fenced
 from skynet.wire import keys
 
 # KEYS: leader, epoch. ARGV: fence, the last epoch that a member knows; a Redis that restarted
 # without its data has forgotten it. Replies the next epoch.
 NEXT_EPOCH = (
     GUARD
+    + COUNT
     + """
-local epoch = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[2])) + 1
-redis.call('SET', KEYS[2], epoch)
+local epoch = math.max(count(redis.call('GET', KEYS[2])), tonumber(ARGV[2])) + 1
+redis.call('SET', KEYS[2], string.format('%.0f', epoch))
 return epoch
 """
 )
@@ -39,6 +40,16 @@ return 1
 # KEYS: leader, plan, plan in preparation. ARGV: fence, the plan to prepare.
 PREPARE = GUARD + "redis.call('SET', KEYS[3], ARGV[2]); return 1"
 
+# KEYS: leader, plan, plan in preparation. ARGV: fence, their JSON; "": no plan in preparation.
+RESTORE = (
+    GUARD
+    + """
+redis.call('SET', KEYS[2], ARGV[2])
+if ARGV[3] == '' then redis.call('DEL', KEYS[3]) else redis.call('SET', KEYS[3], ARGV[3]) end
+return 1
+"""
+)
+
 # KEYS: leader, plan in preparation. ARGV: fence.
 FORGET = GUARD + "return redis.call('DEL', KEYS[2])"
 
@@ -52,9 +63,14 @@ class Plans:
         self._publish = client.register_script(PUBLISH)
         self._prepare = client.register_script(PREPARE)
         self._forget = client.register_script(FORGET)
+        self._restore = client.register_script(RESTORE)
 
     def current(self) -> Plan | None:
-        """The plan in force, or None."""
+        """The plan in force, or None.
+
+        Raises:
+            WireError: the key holds something else.
+        """
         text = self.client.get(keys.PLAN_KEY)
         return None if text is None else Plan.from_json(cast(bytes, text))
 
@@ -92,6 +108,15 @@ class Plans:
         """Have members load their slices for a numbered plan."""
         with fenced():
             self._prepare(keys=_keys(), args=[fence, plan.to_json()])
+
+    def restore(self, plan: Plan, following: Plan | None, fence: str) -> bool:
+        """Write the plans again if another client has changed them; whether one had."""
+        text, next_text = plan.to_json(), following.to_json() if following else ""
+        if self.texts() == (text.encode(), next_text.encode() or None):
+            return False
+        with fenced():
+            self._restore(keys=_keys(), args=[fence, text, next_text])
+        return True
 
     def ask_rebalance(self) -> None:
         """Ask the leading orchestrator to rebalance now."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import redis
 
-from skynet.errors import BadRequest, NoModel, SkynetError
+from skynet.errors import BadRequest, NoModel
 from skynet.store.manifest import Manifest
 from skynet.store.plans import Plans
-from skynet.store.staging import KEYS_AT_ONCE, drop_model
+from skynet.store.staging import KEYS_AT_ONCE, drop_model, readable_manifest
 from skynet.store.staging_lock import LOCK_S, StagingLock
 from skynet.store.targets import Targets
 from skynet.store.weights import WeightStore
@@ -103,7 +103,7 @@ def verify_model(
 ) -> list[str]:
     """Read the whole model; returns the names of missing or corrupted tiles and files."""
     store = WeightStore(client)
-    manifest = _readable_manifest(client, model.digest)
+    manifest = readable_manifest(client, model.digest)
     if manifest is None:
         return ["the manifest"]
     done = 0
@@ -123,7 +123,7 @@ def _describe(
 ) -> StagedModel:
     present = set(redis_keys)
     tiles = sum(keys.is_tile_key(key) for key in present)
-    manifest = _readable_manifest(client, digest)
+    manifest = readable_manifest(client, digest)
     complete = manifest is not None and all(key.encode() in present for key in _keys_of(manifest))
     return StagedModel(
         digest=digest,
@@ -135,13 +135,6 @@ def _describe(
         in_force=digest in used,
         being_staged=keys.staging_lock_key(digest).encode() in present,
     )
-
-
-def _readable_manifest(client: redis.Redis, digest: str) -> Manifest | None:
-    try:
-        return WeightStore(client).manifest(digest)
-    except SkynetError:  # of another version's format: listed, and can be removed
-        return None
 
 
 def _keys_of(manifest: Manifest) -> Iterator[str]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import cast
+from typing import ClassVar, cast
 
 import redis
+from pydantic import ConfigDict
 
-from skynet.errors import NoModel
-from skynet.planning.plan import Plan
+from skynet.errors import NoModel, WireError
+from skynet.planning.plan import ChordSpan, DType, Plan
 from skynet.wire import keys
+from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, read_json
+
+# KEYS: target. ARGV: the value it has, the value it gets.
+REPLACE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2]) end"
 
 
 @dataclass(frozen=True)
@@ -22,16 +27,18 @@ class Target:
     revision: set by `Targets.ask`.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = NO_OTHER_FIELDS
+
     model: str  # content digest of the staged checkpoint
     name: str
-    dtype: str
-    chord_span: str
-    num_slots: int
-    slot_tokens: int
-    stages: int | None = None
-    shards: int | None = None
+    dtype: DType
+    chord_span: ChordSpan
+    num_slots: Size
+    slot_tokens: Size
+    stages: Size | None = None
+    shards: Size | None = None
     fixed: bool = False
-    revision: int = 0
+    revision: Count = 0
 
     @classmethod
     def of(cls, plan: Plan, fixed: bool = False, *, any_shape: bool = False) -> Target:
@@ -53,7 +60,12 @@ class Target:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Target:
-        return cls(**json.loads(text))
+        """The target that `to_json` wrote.
+
+        Raises:
+            WireError: anything else.
+        """
+        return read_json(cls, text, "the target")
 
 
 class Targets:
@@ -61,6 +73,7 @@ class Targets:
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
+        self._replace = client.register_script(REPLACE)
 
     def ask(self, target: Target) -> Target:
         """Ask for this target from now on; returns it with its revision."""
@@ -73,8 +86,20 @@ class Targets:
         """Ask again for a target that Redis has forgotten, unless another was asked for."""
         self.client.set(keys.TARGET_KEY, target.to_json(), nx=True)
 
+    def replace_unreadable(self, target: Target) -> None:
+        """Ask again for a target whose key another client has overwritten with something else."""
+        text = self.client.get(keys.TARGET_KEY)
+        try:
+            Target.from_json(cast(bytes, text or b""))
+        except WireError:
+            self._replace(keys=[keys.TARGET_KEY], args=[text or b"", target.to_json()])
+
     def current(self) -> Target | None:
-        """The target asked for last, or None."""
+        """The target asked for last, or None.
+
+        Raises:
+            WireError: the key holds something else.
+        """
         text = self.client.get(keys.TARGET_KEY)
         return None if text is None else Target.from_json(cast(bytes, text))
 

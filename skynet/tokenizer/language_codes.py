@@ -97,7 +97,13 @@ def with_frame(content: bytes, config: TokenizerConfig) -> bytes:
         tokenizer: dict[str, Any] = json.loads(content)
         ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
         before, after = frame.around(config)
-    except (AttributeError, KeyError, TypeError, ValueError):  # `Text` reports the error
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ):  # `Text` reports the error
         return content
     if not {*before, *after} <= ids.keys():
         return content

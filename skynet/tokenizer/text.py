@@ -180,7 +180,7 @@ def _piece_encoder(
 def _load_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     try:
         return dict(json.loads(files.get(name, b"{}")))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{name} cannot be read: {error}") from error
 
 

@@ -108,7 +108,7 @@ def read_object(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(read_file(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not JSON: {error}; download it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, expected an object")
