@@ -20,7 +20,7 @@ SHOW_BIG := sed -un 's/^ *\(Downloading\|Using cached\) \(.*[0-9][0-9]\.[0-9] MB
 PROMPT ?= What is the capital of France?
 override export PROMPT := $(value PROMPT)
 
-.PHONY: help setup demo test lint chaos clean
+.PHONY: help setup demo test lint chaos fuzz clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -42,6 +42,11 @@ lint: setup ## Check style, format and types
 
 chaos: setup ## Attack a cluster under load: SECONDS=600 SEED=1 CHAOS="--help"
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED)) $(CHAOS)
+
+fuzz: setup ## Fuzz every reader of foreign bytes: SECONDS=600 TARGET=plan FUZZ="--help"
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP_INSTALL) --quiet -c constraints.txt -e '.[fuzz]' \
+		|| echo "==> atheris has no wheel for this Python: inputs are mutated without coverage"
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) $(if $(TARGET),--target $(TARGET)) $(FUZZ)
 
 clean: ## Remove .venv, caches and build leftovers; converted models stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -103,7 +103,12 @@ def _fuzz(console: Console, directory: Path, seconds: int, names: list[str]) -> 
     """Fuzz these targets; the number of findings."""
     command = [sys.executable, "-m", "tests.fuzz.child", str(directory), str(seconds), *names]
     progress = Progress(console, directory)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child, progress.status:
+    log = (directory / "imports.log").open("wb")
+    with (
+        log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as child,
+        progress.status,
+    ):
         for line in child.stdout or ():
             try:
                 report = json.loads(line)
@@ -111,7 +116,9 @@ def _fuzz(console: Console, directory: Path, seconds: int, names: list[str]) -> 
                 continue  # of a library
             progress.take(report)
     if child.returncode:
-        raise click.ClickException(f"the fuzzing process ended with code {child.returncode}")
+        raise click.ClickException(
+            f"the fuzzing process ended with code {child.returncode}: see {directory}/imports.log"
+        )
     return progress.num_findings
 
 

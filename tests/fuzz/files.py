@@ -63,7 +63,7 @@ TEXT_FILES = [
 
 
 def read_text_files(data: bytes) -> None:
-    text = Text({name: value for name, value in unpack(data, TEXT_FILES).items()})
+    text = Text(unpack(data, TEXT_FILES))
     if text.has_tokenizer:
         text.decode(text.encode("ab a"))
         text.token_id("mask_token")
