@@ -46,6 +46,7 @@ class CheckedDeliveries:
     reading: an item is being read, and no message is delivered yet.
     """
 
+    channels: Any
     reading = False
 
     def _deliver(self, message: Any, queue: str) -> None:
@@ -55,6 +56,17 @@ class CheckedDeliveries:
         except MALFORMED as error:
             problem = f"{type(error).__name__}: {error}"
             logger.error("queue %s: dropped %.200r: %s", queue, message, problem)
+            self._settle(message)
+
+    def _settle(self, message: Any) -> None:
+        """Count a dropped message as done: the worker would wait for it before the next one."""
+        try:
+            tag = message["properties"]["delivery_tag"]
+            for channel in self.channels:
+                if tag in channel.qos._delivered:
+                    channel.basic_reject(tag, requeue=False)
+        except (LookupError, TypeError):
+            pass  # it has no tag, and was not counted
 
 
 class CheckedReads:

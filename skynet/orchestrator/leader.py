@@ -92,9 +92,9 @@ class Leader:
             target = self.context.targets.current()
         except WireError as error:
             self._note(str(error))
-            if service is not None:
-                self.context.targets.replace_unreadable(service.target)
-            return
+            target = None
+        if target is None and service is not None:
+            self.context.targets.keep(service.target, self.context.fence)
         if target is None or (service is not None and target == service.target):
             return
         served = self._load(target)

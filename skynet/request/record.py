@@ -121,18 +121,18 @@ class Record:
             id=request_id,
             prompt=_token_ids(fields[b"prompt"]),
             options=Options.from_json(fields[b"options"]),
-            created=_seconds(fields[b"created"]),
-            deadline=_seconds(fields[b"deadline"]),
+            created=_seconds(fields, b"created"),
+            deadline=_seconds(fields, b"deadline"),
             state=fields[b"state"].decode(),
-            emitted=int(fields[b"emitted"]),
-            arrival=int(fields[b"arrival"]),
+            emitted=_count(fields, b"emitted"),
+            arrival=_count(fields, b"arrival"),
             cancelled=b"cancel" in fields,
             model=fields.get(b"model", b"").decode(),
             end=parse_object(fields[b"end"], "the end") if b"end" in fields else None,
-            priority=int(fields.get(b"priority", 0)),
-            started_at=_seconds(fields.get(b"started_at", b"0")),
-            first_token_at=_seconds(fields.get(b"first_token_at", b"0")),
-            last_token_at=_seconds(fields.get(b"last_token_at", b"0")),
+            priority=_count(fields, b"priority", b"0"),
+            started_at=_seconds(fields, b"started_at", b"0"),
+            first_token_at=_seconds(fields, b"first_token_at", b"0"),
+            last_token_at=_seconds(fields, b"last_token_at", b"0"),
             sample_group=fields.get(b"family", b"").decode(),
         )
 
@@ -144,11 +144,22 @@ def _token_ids(data: bytes) -> tuple[int, ...]:
     return tuple(array.tolist())
 
 
-def _seconds(text: bytes) -> float:
-    seconds = float(text)
+def _seconds(fields: Mapping[bytes, bytes], name: bytes, default: bytes | None = None) -> float:
+    text = fields[name] if default is None else fields.get(name, default)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
     if not math.isfinite(seconds):
-        raise WireError(f"{text!r:.40} is not a time")
+        raise WireError(f"field {name!r}: {text!r:.40} is not a time")
     return seconds
+
+
+def _count(fields: Mapping[bytes, bytes], name: bytes, default: bytes | None = None) -> int:
+    text = fields[name] if default is None else fields.get(name, default)
+    if not text.isdigit() or len(text) > 18:
+        raise WireError(f"field {name!r}: {text!r:.40} is not a whole number")
+    return int(text)
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,7 @@ class Manifest:
             stored = read_json(_Stored, text, "the manifest")
             tensors = {name: _tensor(name, *packed) for name, packed in stored.tensors.items()}
         except WireError as error:
-            found = parse_object(text, "the manifest").get("format")
-            known = f"the staged model has format {found!r:.20}, this SkyNet reads {FORMAT}"
-            problem = error if found == FORMAT else known
+            problem = _other_format(text) or str(error)
             raise WireError(f"{problem}: stage it again with `skynet split`") from None
         return cls(
             stored.digest,
@@ -121,6 +119,16 @@ class Manifest:
             stored.files,
             stored.num_bytes,
         )
+
+
+def _other_format(text: bytes) -> str:
+    """Why the manifest of another version cannot be read; "" if it is not one."""
+    try:
+        found = parse_object(text, "").get("format", FORMAT)
+    except WireError:
+        return ""
+    differs = f"the staged model has format {found!r:.20}, this SkyNet reads {FORMAT}"
+    return "" if found == FORMAT else differs
 
 
 PackedTile = tuple[Count, Count, Count]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, cast
 
@@ -11,11 +12,17 @@ from pydantic import ConfigDict
 
 from skynet.errors import NoModel, WireError
 from skynet.planning.plan import ChordSpan, DType, Plan
+from skynet.store.leader import GUARD, fenced
 from skynet.wire import keys
 from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, read_json
 
-# KEYS: target. ARGV: the value it has, the value it gets.
-REPLACE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2]) end"
+logger = logging.getLogger(__name__)
+
+# KEYS: leader, target. ARGV: fence, the value it has ('': none), the value it gets.
+KEEP = (
+    GUARD
+    + "if (redis.call('GET', KEYS[2]) or '') == ARGV[2] then redis.call('SET', KEYS[2], ARGV[3]) end"
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Targets:
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
-        self._replace = client.register_script(REPLACE)
+        self._keep = client.register_script(KEEP)
 
     def ask(self, target: Target) -> Target:
         """Ask for this target from now on; returns it with its revision."""
@@ -86,13 +93,20 @@ class Targets:
         """Ask again for a target that Redis has forgotten, unless another was asked for."""
         self.client.set(keys.TARGET_KEY, target.to_json(), nx=True)
 
-    def replace_unreadable(self, target: Target) -> None:
-        """Ask again for a target whose key another client has overwritten with something else."""
-        text = self.client.get(keys.TARGET_KEY)
+    def keep(self, target: Target, fence: str) -> None:
+        """Write the target in force again if its key was deleted, or holds something else.
+
+        Raises:
+            Fenced: the caller is not the leader any more.
+        """
+        text = cast("bytes | None", self.client.get(keys.TARGET_KEY)) or b""
         try:
-            Target.from_json(cast(bytes, text or b""))
+            Target.from_json(text)
         except WireError:
-            self._replace(keys=[keys.TARGET_KEY], args=[text or b"", target.to_json()])
+            with fenced():
+                redis_keys = [keys.LEADER_KEY, keys.TARGET_KEY]
+                self._keep(keys=redis_keys, args=[fence, text, target.to_json()])
+            logger.error("another client has changed the target in Redis: written again")
 
     def current(self) -> Target | None:
         """The target asked for last, or None.

@@ -127,6 +127,8 @@ class Text:
             encoding = tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate, from "\\ud800" in JSON
             raise BadRequest(f"prompt: cannot be written as UTF-8: {error}") from error
+        except Exception as error:  # the library raises plain Exception
+            raise CheckpointError(f"tokenizer.json cannot split a text: {error}") from error
         ids: list[int] = encoding.ids
         return ids
 
@@ -171,7 +173,7 @@ def _piece_encoder(
         files[name],
         name,
         vocabulary.get if vocabulary else tokenizer.token_to_id,
-        unknown=tokenizer.model.unk_token,
+        unknown=getattr(tokenizer.model, "unk_token", None) or "",
         special=[token.content for token in added if not LANGUAGE_CODE.fullmatch(token.content)],
         codes_first="target.spm" in files,
     )

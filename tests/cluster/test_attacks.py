@@ -176,7 +176,7 @@ def test_forged_and_replayed_messages_change_no_token(
         for _ in range(3)
     ]
     # When they come while requests run, with copies of what is in the queues
-    while not all(generation.done() for generation in generations):
+    while not all(generation.ready() for generation in generations):
         for queue in _queues(attacked):
             taken = cast("list[bytes]", attacked.lrange(queue, 0, -1))
             if queue == keys.ORCHESTRATOR_QUEUE:
