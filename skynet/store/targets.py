@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 # KEYS: leader, target. ARGV: fence, the value it has ('': none), the value it gets.
 KEEP = (
     GUARD
-    + "if (redis.call('GET', KEYS[2]) or '') == ARGV[2] then redis.call('SET', KEYS[2], ARGV[3]) end"
+    + """
+if (redis.call('GET', KEYS[2]) or '') == ARGV[2] then redis.call('SET', KEYS[2], ARGV[3]) end
+"""
 )
 
 
