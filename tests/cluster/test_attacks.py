@@ -231,18 +231,18 @@ TEXT_KEYS = (
 )
 
 
-@pytest.mark.parametrize("number", range(len(NONSENSE)))
 def test_nonsense_in_the_keys_of_the_cluster_is_replaced(
-    cluster: LocalCluster, attacked: redis.Redis, chance: random.Random, number: int
+    cluster: LocalCluster, attacked: redis.Redis, chance: random.Random
 ) -> None:
     # Given the plan
     plan, target = _plan(attacked), attacked.get(keys.TARGET_KEY)
     # When nonsense is written over it, the target, the counters, and a member
-    for key in TEXT_KEYS:
-        attacked.set(key, NONSENSE[number](chance))
-    attacked.set(keys.member_key("forged"), NONSENSE[number](chance))
-    attacked.zadd(keys.MEMBERS_KEY, {"forged": 2e9, b"\xff\xfe": 2e9})
-    attacked.xadd(keys.EVENTS_KEY, {"x": NONSENSE[number](chance)})
+    for number, key in enumerate(TEXT_KEYS):
+        attacked.set(key, NONSENSE[number % 3](chance))
+    for number, nonsense in enumerate(NONSENSE):
+        attacked.set(keys.member_key(f"forged{number}"), nonsense(chance))
+        attacked.zadd(keys.MEMBERS_KEY, {f"forged{number}": 2e9, b"\xff\xfe": 2e9})
+        attacked.xadd(keys.EVENTS_KEY, {"x": nonsense(chance)})
 
     # Then the leader writes plan and target again
     def is_back() -> bool:
@@ -253,7 +253,7 @@ def test_nonsense_in_the_keys_of_the_cluster_is_replaced(
 
     wait_for("the plan", is_back)
     wait_for("the target", lambda: attacked.get(keys.TARGET_KEY) == target)
-    attacked.delete(keys.member_key("forged"))
+    attacked.delete(*(keys.member_key(f"forged{number}") for number in range(len(NONSENSE))))
 
 
 def test_keys_of_another_type_are_made_again(cluster: LocalCluster, attacked: redis.Redis) -> None:

@@ -125,7 +125,7 @@ def test_the_body_advances_until_the_last_layer() -> None:
     inner = body_signature(plan, 3, Range(1, 2), 2, 0.5)
     last = body_signature(plan, 3, Range(3, 4), 2, 0.75)
     assert (inner["task"], inner["args"]) == (keys.ADVANCE_TASK, [5, 3, 2, 0.5, plan.id])
-    assert (last["task"], last["args"]) == (keys.FINISH_STEP_TASK, [5, 3, 4, 0.75])
+    assert (last["task"], last["args"]) == (keys.FINISH_STEP_TASK, [5, 3, 4, 0.75, plan.id])
     assert inner["options"] == {}
 
 
