@@ -16,7 +16,7 @@ from waiting import wait_for
 
 from skynet.chords.app import SkynetCelery
 from skynet.engine.engine import Engine
-from skynet.errors import Fenced, WireError
+from skynet.errors import Fenced, RequestLost, WireError
 from skynet.orchestrator.runtime import OrchestratorRuntime
 from skynet.request.record import Options, Record, Token
 from skynet.store.events import Events
