@@ -30,7 +30,7 @@ def _index(value: Any) -> int:
 def _indices(values: Any) -> tuple[int, ...]:
     if not isinstance(values, list):
         raise WireError(f"{values!r:.40} is not a list of numbers")
-    if not all(type(value) is int for value in values):
+    if values and set(map(type, values)) != {int}:
         raise WireError("a list of numbers holds something else")
     if values and not 0 <= min(values) <= max(values) <= MAX_INDEX:
         raise WireError(f"numbers from {min(values)} to {max(values)}, not from 0 to {MAX_INDEX}")
