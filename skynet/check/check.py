@@ -18,8 +18,8 @@ from skynet.check.stacks import stacks_of
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.fetch import CheckpointFetch
 from skynet.checkpoint.tensor_plans import model_files
+from skynet.layers.dtypes import DTYPES
 from skynet.layers.regions import Fetch
-from skynet.layers.shard_model import DTYPES
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
 from skynet.planning.split import PlanOptions, make_plan

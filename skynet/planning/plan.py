@@ -54,7 +54,8 @@ class Plan:
     epoch: int
     model: str  # content digest of the staged checkpoint
     name: str  # for people
-    dtype: str  # "float32" or "bfloat16"
+    dtype: str  # "float32" or "bfloat16": of activations, sums, keys and values
+    weight_dtype: str  # of weights in memory; never wider than `dtype`
     chord_span: str  # "layer", "stage" or "auto"
     num_slots: int  # sequences a shard can hold at once
     slot_tokens: int  # tokens of one slot: prompt and answer together
@@ -105,7 +106,7 @@ class Plan:
 
     def same_slice(self, address: tuple[int, int], other: Plan, there: tuple[int, int]) -> bool:
         """Whether `address` has exactly the slice that `there` has in the other plan."""
-        same = ("model", "dtype", "num_slots", "slot_tokens")
+        same = ("model", "dtype", "weight_dtype", "num_slots", "slot_tokens")
         stage, other_stage = self.stages[address[0]], other.stages[there[0]]
         return (
             all(getattr(self, name) == getattr(other, name) for name in same)
@@ -136,6 +137,7 @@ class Plan:
             "epoch": self.epoch,
             "model": self.name,
             "dtype": self.dtype,
+            "weight_dtype": self.weight_dtype,
             "chord_span": self.chord_span,
             "stages": [
                 {

@@ -25,6 +25,7 @@ class Target:
     model: str  # content digest of the staged checkpoint
     name: str
     dtype: str
+    weight_dtype: str
     chord_span: str
     num_slots: int
     slot_tokens: int
@@ -40,6 +41,7 @@ class Target:
             plan.model,
             plan.name,
             plan.dtype,
+            plan.weight_dtype,
             plan.chord_span,
             plan.num_slots,
             plan.slot_tokens,

@@ -25,6 +25,7 @@ FLOOR_PLAN = (
     "tokenizer",
     "request",
     "checkpoint",
+    "kernels",
     "layers",
     "reference",
     "transformers_backend",
