@@ -88,7 +88,9 @@ def _role_bytes(
     size, bias_size = DTYPE_BYTES[plan.weight_dtype], DTYPE_BYTES[plan.dtype]
     if isinstance(arch, TransformersArchitecture) and isinstance(weight, TransformersWeight):
         is_table = weight.role == "embed" or weight.style in ("whole", "experts")
-        return role_bytes(arch, part, weight, bias_size, size if product or not is_table else bias_size)
+        return role_bytes(
+            arch, part, weight, bias_size, size if product or not is_table else bias_size
+        )
     if weight.role in HEAD_NORMS:  # a row for each head, even if all heads share one weight
         heads = part.heads if weight.role == "q_norm" else part.kv_heads
         return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)

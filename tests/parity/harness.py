@@ -230,9 +230,11 @@ def last_logits(cluster: Cluster, arch: Architecture, prompt: list[int], span: i
 
 def round_weights(model: torch.nn.Module) -> None:
     """Round a model's weights to numbers that bfloat16 has; they stay float32."""
+    computed = getattr(model, "_keys_to_ignore_on_save", None) or []  # sinusoids
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.bfloat16())
+        for name, parameter in model.named_parameters():
+            if name not in computed:
+                parameter.copy_(parameter.bfloat16())
 
 
 def cluster_of(checkpoint: Checkpoint, stages: int, shards: int, **options: Any) -> Cluster:
