@@ -61,6 +61,11 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, description="compute threads of a shard worker; unset: its share of the cores"
     )
+    kernels: Literal["auto", "avx512", "avx2", "neon", "torch"] = Field(
+        "auto",
+        description="kernels of products with bfloat16 weights; auto: the CPU's best; "
+        "torch: PyTorch's operators",
+    )
     device: str = Field("cpu", description="torch device of a shard worker: cpu, cuda, cuda:1")
     max_batch_tokens: int = Field(
         512, ge=1, description="maximum number of prompt tokens in a step"

@@ -58,7 +58,8 @@ class Plan:
     epoch: Count
     model: str  # content digest of the staged checkpoint
     name: str  # for people
-    dtype: DType
+    dtype: DType  # of activations, sums, keys and values
+    weight_dtype: DType  # of weights in memory; never wider than `dtype`
     chord_span: ChordSpan
     num_slots: Size  # sequences a shard can hold at once
     slot_tokens: Size  # tokens of one slot: prompt and answer together
@@ -112,7 +113,7 @@ class Plan:
 
     def same_slice(self, address: tuple[int, int], other: Plan, there: tuple[int, int]) -> bool:
         """Whether `address` has exactly the slice that `there` has in the other plan."""
-        same = ("model", "dtype", "num_slots", "slot_tokens")
+        same = ("model", "dtype", "weight_dtype", "num_slots", "slot_tokens")
         stage, other_stage = self.stages[address[0]], other.stages[there[0]]
         return (
             all(getattr(self, name) == getattr(other, name) for name in same)
@@ -159,6 +160,7 @@ class Plan:
             "epoch": self.epoch,
             "model": self.name,
             "dtype": self.dtype,
+            "weight_dtype": self.weight_dtype,
             "chord_span": self.chord_span,
             "stages": [
                 {

@@ -48,6 +48,7 @@ class Target:
     shards: Size | None = None
     fixed: bool = False
     revision: Count = 0
+    weight_dtype: DType | None = None  # None: as dtype
 
     @classmethod
     def of(cls, plan: Plan, fixed: bool = False, *, any_shape: bool = False) -> Target:
@@ -62,6 +63,7 @@ class Target:
             None if any_shape else len(plan.stages),
             None if any_shape else plan.num_shards,
             fixed,
+            weight_dtype=plan.weight_dtype,
         )
 
     def to_json(self) -> str:
