@@ -115,9 +115,10 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment before the file."""
+        """Arguments before the environment, and that before the file."""
         path = config_file()
-        return env_settings, *([file_source(settings_cls, path)] if path else [])
+        file = [file_source(settings_cls, path)] if path else []
+        return init_settings, env_settings, *file
 
     @field_validator("redis_url")
     @classmethod
