@@ -128,7 +128,7 @@ def test_a_command_of_a_script_and_of_the_hot_path_is_named(
 @pytest.mark.parametrize(
     ("words", "refused", "what"),
     [
-        (("status",), "-get", "GET skynet:plan"),
+        (("status",), "-get", "GET skynet:target"),
         (("models",), "-scan", "SCAN"),
         (("rebalance",), "-set", "SET skynet:rebalance"),
         (("generate", "one"), "-time", "TIME"),
