@@ -68,6 +68,13 @@ class ChordBackend(RedisBackend):
         """For logs; never with a password."""
         return str(self.app.address)
 
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Subscribe to nothing, unlike Celery's: answers are read from the requests' streams.
+
+        Celery would end the subscription in the result's `__del__`, and try that for 20 s in
+        whatever thread the garbage collector interrupts, if Redis is away.
+        """
+
     def on_chord_part_return(
         self, request: Any, state: str, result: Any, propagate: Any = None, **kwargs: Any
     ) -> Any:

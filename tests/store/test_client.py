@@ -67,6 +67,8 @@ def test_a_request_is_written_and_its_task_sent(user: Client, client: redis.Redi
         keys.GENERATE_TASK,
         generation.id,
     )
+    # And no subscription, whose end would have to wait for a Redis that is away
+    assert client.pubsub_channels() == []
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ from typing import IO, Any
 import kombu.pools
 import pytest
 import redis
-from checkpoints import save_tokenizer
+from checkpoints import letters, save_tokenizer
 from chord_cases import queued
 from click.testing import CliRunner, Result
 from orchestrator_cases import CONFIG, submit
 from waiting import wait_for
 
 from skynet import cli
+from skynet.checkpoint.transformers_tokenizer import tokenizer_files
 from skynet.local.server import EmbeddedServer
 from skynet.request.record import End, Logprobs, Token
 from skynet.settings import settings
@@ -39,7 +40,7 @@ TARGET = Target("d", "tiny", "float32", "auto", num_slots=2, slot_tokens=64, sta
 def cluster(server: EmbeddedServer, client: redis.Redis, tmp_path: Path) -> EmbeddedServer:
     """A model without weights, asked for in 1 stage x 2 shards; no workers."""
     save_tokenizer(tmp_path)
-    files = {"tokenizer.json": (tmp_path / "tokenizer.json").read_bytes()}
+    files = tokenizer_files(tmp_path)
     WeightStore(client).stage(StagingJob("d", "tiny", CONFIG, {}, files, None, 4096))  # type: ignore[arg-type]
     Targets(client).ask(TARGET)
     return server
@@ -121,17 +122,11 @@ def test_generate_says_why_it_waits_and_answers_when_it_can(
         records.writer.append([(request_id, token)])
     timings = {"first_token_s": 0.5, "decode_tokens_per_s": 3.0}
     records.writer.finish(request_id, End(finish_reason="stop", timings=timings))
-    texts = [client_text(client, token.id) for token in tokens]
+    texts = [letters([token.id]) for token in tokens]
     assert stdout.read().decode() == (
         f"ab\n{texts[0]!r} -0.5000 |  {texts[0]!r} -0.5000\n{texts[1]!r} -1.0000\n"
     )
     assert "5 prompt tokens, 2 tokens (stop)" in stderr.read_text()
-
-
-def client_text(client: redis.Redis, token: int) -> str:
-    """What the tokenizer in Redis has for a token."""
-    vocabulary = json.loads(client.get(keys.file_key("d", "tokenizer.json")))["model"]["vocab"]  # type: ignore[arg-type]
-    return next(text for text, token_id in vocabulary.items() if token_id == token)
 
 
 def test_requests_are_listed_with_what_they_wait_for(

@@ -26,6 +26,7 @@ from skynet.settings import settings
 from skynet.store.async_connection import close_async, connect_async
 from skynet.store.connection import connect, ping
 from skynet.store.resp import RespConnection, command
+from skynet.wire import keys
 
 PASSWORD = "a@b:c/d#e%f?g h"
 ENCODED = "a%40b%3Ac%2Fd%23e%25f%3Fg%20h"
@@ -159,7 +160,7 @@ def test_sentinels_with_passwords_lead_all_clients_to_each_new_master() -> None:
         def write(name: bytes) -> None:
             hot.call_again([command(b"SET", b"resp-" + name, b"1")])
             lease.set(b"redis-py-" + name, 1)
-            app.send_task("skynet.cancel", ("an id",), queue="orchestrator")
+            app.send_task("skynet.cancel", ("an id",), queue=keys.ORCHESTRATOR_QUEUE)
             app.backend.client.set(b"celery-" + name, 1)
 
         write(b"before")
@@ -177,7 +178,7 @@ def test_sentinels_with_passwords_lead_all_clients_to_each_new_master() -> None:
                 for when in (b"before", b"after")
             }
             assert names <= set(master.keys())  # type: ignore[arg-type]
-            assert master.llen("orchestrator") == 2
+            assert master.llen(keys.queue_key(keys.ORCHESTRATOR_QUEUE)) == 2
         app.close()
         hot.close()
         lease.close()

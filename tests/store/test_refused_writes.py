@@ -30,6 +30,7 @@ from skynet.store.members import Member, Members
 from skynet.store.resp import RespConnection, Script, command
 from skynet.store.staging import StagingJob
 from skynet.store.weights import WeightStore
+from skynet.tokenizer.staged_tokenizer import FILE, StagedTokenizer
 
 Refusal = Callable[[redis.Redis], None]
 
@@ -53,7 +54,7 @@ def staged(
     monkeypatch.setenv("SKYNET_REDIS_URL", server.url)
     settings.cache_clear()
     tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "hello": 1}, unk_token="[UNK]"))
-    files = {"tokenizer.json": tokenizer.to_str().encode()}
+    files = {FILE: StagedTokenizer(backend=tokenizer.to_str()).to_json()}
     WeightStore(client).stage(StagingJob("d", "tiny", CONFIG, {}, files, None, 4096))  # type: ignore[arg-type]
     ask(client)
     yield client
