@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ class Checkpoint:
         names = resolve_names(self.arch, tensors)
         self.tensors = {name: tensors[name_in_file] for name, name_in_file in names.items()}
         self.axes = {tensor.name: tensor.axis for tensor in staged_tensors(self.arch)}
+
+    @cached_property
+    def is_rounded(self) -> bool:
+        """Whether bfloat16 has all numbers of the matrices."""
+        matrices = [tensor.float() for tensor in self.tensors.values() if tensor.ndim > 1]
+        return all(torch.equal(each, each.bfloat16().float()) for each in matrices)
 
     def fetch(self, name: str, region: Range) -> torch.Tensor:
         return self.tensors[name].narrow(self.axes[name], region.start, region.size)
@@ -243,11 +250,11 @@ def round_weights(model: torch.nn.Module) -> None:
 
 
 def cluster_of(checkpoint: Checkpoint, stages: int, shards: int, **options: Any) -> Cluster:
-    """The shards of a plan; with an even number of them, the plan keeps weights in bfloat16.
+    """The shards of a plan; an even number of them keep weights in bfloat16 if that loses nothing.
 
-    That loses nothing of a checkpoint whose weights were rounded.
+    It does not where they were rounded.
     """
-    if shards % 2 == 0:
+    if shards % 2 == 0 and checkpoint.is_rounded:
         options.setdefault("weight_dtype", "bfloat16")
     plan = plan_for(checkpoint.arch, stages, shards, **options)
     return Cluster(checkpoint, plan)
