@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from skynet.errors import ConfigurationError
+from skynet.kernels.library import kernels
 from skynet.settings import Settings
 
 MAX_THREADS_PER_CORE = 8
@@ -18,6 +19,8 @@ def check_machine(settings: Settings) -> None:
     _check_threads(settings.threads)
     if settings.device != "cpu":  # importing torch takes seconds, which a start on the CPU overlaps
         _check_device(settings.device)
+    if settings.kernels not in ("auto", "torch"):
+        kernels()
 
 
 def _check_threads(threads: int | None) -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from skynet.errors import ConfigurationError
-from skynet.settings import Settings
+from skynet.kernels.library import available, kernels
+from skynet.settings import Settings, settings
 from skynet.worker.machine_check import MAX_THREADS_PER_CORE, check_machine
 
 
@@ -47,3 +48,18 @@ def test_a_worker_on_the_cpu_starts_without_torch() -> None:
         "check_machine(Settings()); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_kernels_that_the_cpu_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a setting that asks for another CPU's kernels
+    absent = next(name for name in ("neon", "avx512", "avx2") if name not in available())
+    monkeypatch.setenv("SKYNET_KERNELS", absent)
+    settings.cache_clear()
+    kernels.cache_clear()
+    # When / Then
+    try:
+        with pytest.raises(ConfigurationError, match=f"^SKYNET_KERNELS={absent}: this machine has"):
+            check_machine(settings())
+    finally:
+        settings.cache_clear()
+        kernels.cache_clear()
