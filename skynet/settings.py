@@ -61,6 +61,11 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, description="compute threads of a shard worker; unset: its share of the cores"
     )
+    kernels: Literal["auto", "avx512", "avx2", "neon", "torch"] = Field(
+        "auto",
+        description="kernels of products with bfloat16 weights; auto: the CPU's best; "
+        "torch: PyTorch's operators",
+    )
     device: str = Field("cpu", description="torch device of a shard worker: cpu, cuda, cuda:1")
     max_batch_tokens: int = Field(
         512, ge=1, description="maximum number of prompt tokens in a step"
@@ -115,10 +120,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments before the environment, and that before the file."""
+        """Arguments, then the environment, then the file."""
         path = config_file()
-        file = [file_source(settings_cls, path)] if path else []
-        return init_settings, env_settings, *file
+        return init_settings, env_settings, *([file_source(settings_cls, path)] if path else [])
 
     @field_validator("redis_url")
     @classmethod

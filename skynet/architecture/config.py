@@ -11,6 +11,7 @@ from typing import Any, cast
 from skynet.errors import CheckpointError, UnsupportedModel
 
 Config = Mapping[str, Any]
+MAX_SIZE, MAX_LAYERS = 2**28, 10_000  # far above any model's
 ABSENT = "skynet_absent"  # in a settled config: the optional tensors that the file lacks
 
 ACTIVATIONS = {
@@ -33,9 +34,12 @@ def size(config: Config, field: str) -> int:
     value = config.get(field)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(
-            f"config.json: {field} is {value!r}, expected a positive integer; is this a complete "
-            f"{config.get('model_type')} checkpoint?"
+            f"config.json: {field} is {value!r:.40}, expected a positive integer; is this a "
+            f"complete {config.get('model_type')} checkpoint?"
         )
+    limit = MAX_LAYERS if "layer" in field else MAX_SIZE
+    if value > limit:
+        raise CheckpointError(f"config.json: {field} is {value:.3g}, expected at most {limit}")
     return value
 
 
@@ -54,7 +58,7 @@ def head_dim(config: Config, hidden: str, heads: str) -> int:
 def activation(config: Config, field: str) -> str:
     """The activation's name, one of `ACTIVATIONS`' values."""
     name = config[field]
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise UnsupportedModel(f"{field}={name!r} is not supported; known: {sorted(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 

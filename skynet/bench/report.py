@@ -16,7 +16,7 @@ Contestant = Callable[[], float]
 class Result:
     """Samples of one scenario.
 
-    target: of the ratio, the first contestant's median to the second's.
+    target: of the ratio, the first contestant's median to that of the best other.
     targets: upper limits of contestants' medians; then there is no ratio.
     """
 
@@ -33,7 +33,10 @@ class Result:
         if self.targets:
             return None
         medians = [statistics.median(values) for values in self.samples.values() if values]
-        return medians[0] / medians[1] if len(medians) > 1 else None
+        if len(medians) < 2:
+            return None
+        more_is_better = self.target is not None and self.target[0] == ">="
+        return medians[0] / (max if more_is_better else min)(medians[1:])
 
     @property
     def reached(self) -> bool | None:

@@ -19,8 +19,8 @@ from skynet.checkpoint.bad_numbers import bad_tensors
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.fetch import CheckpointFetch
 from skynet.checkpoint.tensor_plans import model_files, tensor_plans
+from skynet.layers.dtypes import DTYPES
 from skynet.layers.regions import Fetch
-from skynet.layers.shard_model import DTYPES
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
 from skynet.planning.split import PlanOptions, make_plan

@@ -9,11 +9,11 @@ import torch
 
 from skynet.architecture.architecture import Architecture
 from skynet.check.stacks import CheckedStack
+from skynet.layers.dtypes import Dtypes
 from skynet.layers.head import load_head
 from skynet.layers.norm import load_norm
 from skynet.layers.pooler import load_pooler
 from skynet.layers.regions import Fetch
-from skynet.layers.shard_model import DTYPES
 from skynet.layers.weights import Loader
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.request.task_names import CLASSIFY
@@ -43,7 +43,7 @@ class SkynetHead:
 
     def __init__(self, arch: Architecture, plan: Plan, fetch: Fetch, stack: CheckedStack) -> None:
         self._arch, self._fetch, self._stack = arch, fetch, stack
-        self._parts, self._dtype = plan.stages[-1].shards, DTYPES[plan.dtype]
+        self._parts, self._dtypes = plan.stages[-1].shards, Dtypes.of(plan)
 
     def logits(self, hidden: Sequence[torch.Tensor]) -> list[list[ShardResult]]:
         """Of (rows, hidden): logits of each shard's part of the vocabulary."""
@@ -70,4 +70,4 @@ class SkynetHead:
         return [[ShardResult(None, 0, each[None])] for each in logits]
 
     def _loader(self, part: ShardPlan) -> Loader:
-        return Loader(self._stack.arch, self._stack.part(part), self._fetch, self._dtype, CPU)
+        return Loader(self._stack.arch, self._stack.part(part), self._fetch, self._dtypes, CPU)

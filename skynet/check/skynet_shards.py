@@ -18,13 +18,13 @@ from skynet.check.skynet_head import CPU, SkynetHead
 from skynet.check.stacks import CheckedStack
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
+from skynet.layers.dtypes import Dtypes
 from skynet.layers.embedding import load_embedding
 from skynet.layers.encoder import Encoder
 from skynet.layers.layer import Layer
 from skynet.layers.lockstep import ShardOutputs, run_in_lockstep, sum_partials
 from skynet.layers.norm import AllReduce
 from skynet.layers.regions import Fetch
-from skynet.layers.shard_model import DTYPES
 from skynet.layers.stack import Stack
 from skynet.layers.weights import Loader
 from skynet.planning.plan import Plan, ShardPlan
@@ -48,7 +48,7 @@ class SkynetShards:
     ) -> None:
         self.arch, self.plan, self.stacks = arch, plan, stacks
         self.head = SkynetHead(arch, plan, fetch, stacks[-1])
-        self._fetch, self._dtype = fetch, DTYPES[plan.dtype]
+        self._fetch, self._dtypes = fetch, Dtypes.of(plan)
 
     def parts(self, layer: int) -> tuple[ShardPlan, ...]:
         """The shards of a layer's stage."""
@@ -82,7 +82,7 @@ class SkynetShards:
         return run_in_lockstep(runs)
 
     def _loader(self, part: ShardPlan, stack: CheckedStack) -> Loader:
-        return Loader(stack.arch, stack.part(part), self._fetch, self._dtype, CPU)
+        return Loader(stack.arch, stack.part(part), self._fetch, self._dtypes, CPU)
 
     def _step(self, stack: CheckedStack) -> Step:
         return Step(self.plan.epoch, 1, (stack.row,), 1, stack.layers.start)

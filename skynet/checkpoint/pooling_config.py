@@ -87,5 +87,5 @@ def _pooling(config: Any) -> dict[str, str]:
 def _read(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {file}: {error}; download it again") from error

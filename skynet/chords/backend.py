@@ -14,7 +14,7 @@ from typing import Any
 import redis
 from celery.backends.redis import RedisBackend
 
-from skynet.errors import NotFinite, StepFailed
+from skynet.errors import NotFinite, StepFailed, WireError
 from skynet.store.connection import connection_pool
 from skynet.store.resp import Script
 from skynet.wire import keys
@@ -83,6 +83,11 @@ class ChordBackend(RedisBackend):
         if body["task"] not in BODIES:
             return super().on_chord_part_return(request, state, result, propagate, **kwargs)
         try:
+            check_chord(request)
+        except WireError as error:
+            logger.error("a part was dropped: %s", error)
+            return None
+        try:
             self._return_result(request, body, result)
         except redis.RedisError as lost:
             # The step fails at its deadline.
@@ -95,9 +100,8 @@ class ChordBackend(RedisBackend):
         parts = self._return_part(request, body["chord_size"], payload, failed)
         if parts is None:
             return
-        epoch, step = body["args"][:2]
         if failed:
-            self._fail_step(epoch, step, result)
+            self._fail_step(body, result)
         else:
             self._run_body(request, body, parts)
 
@@ -134,11 +138,30 @@ class ChordBackend(RedisBackend):
             self.app.tasks[body["task"]](parts, *body["args"])
         except Exception as error:
             logger.exception("chord %s: the body failed", request.group)
-            self._fail_step(body["args"][0], body["args"][1], error)
+            self._fail_step(body, error)
 
-    def _fail_step(self, epoch: int, step: int, error: BaseException) -> None:
+    def _fail_step(self, body: dict[str, Any], error: BaseException) -> None:
+        epoch, step = body["args"][:2]
+        plan_id = body["args"][4:5] or [""]
         name = type(error).__name__ if isinstance(error, StepFailed) else "ShardFailed"
         arguments = [epoch, step, name, str(error)]
-        if isinstance(error, NotFinite):
-            arguments.append(list(error.rows))
-        self.app.messenger.send(keys.FAIL_STEP_TASK, arguments, keys.ORCHESTRATOR_QUEUE)
+        arguments.append(list(error.rows) if isinstance(error, NotFinite) else [])
+        self.app.messenger.send(
+            keys.FAIL_STEP_TASK, [*arguments, *plan_id], keys.ORCHESTRATOR_QUEUE
+        )
+
+
+def check_chord(request: Any) -> None:
+    """Raise WireError unless a task's headers `group`, `group_index` and `chord` are SkyNet's."""
+    body = request.chord
+    numbers = (request.group_index, body.get("chord_size"))
+    arguments, options = body.get("args"), body.get("options")
+    if (
+        not isinstance(request.group, str)
+        or not all(type(number) is int for number in numbers)
+        or not isinstance(arguments, list)
+        or len(arguments) < 4
+        or not isinstance(options, dict)
+        or options.get("queue") not in (None, keys.ORCHESTRATOR_QUEUE)
+    ):
+        raise WireError(f"chord {request.group!r:.40} with body {body!r:.200} is not SkyNet's")

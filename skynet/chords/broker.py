@@ -13,6 +13,7 @@ import kombu
 from kombu.transport import redis as kombu_redis
 from redis import ConnectionPool, Redis
 
+from skynet.chords.checked_queue import CheckedDeliveries, CheckedReads
 from skynet.redis_url import RedisURL
 from skynet.store.connection import check_writes, connection_pool
 
@@ -65,7 +66,7 @@ class BrokerConnection(kombu.Connection):
         return {**info, "hostname": self.as_uri(), "transport": "redis"}
 
 
-class Channel(kombu_redis.Channel):
+class Channel(CheckedReads, kombu_redis.Channel):
     """Kombu's channel on SkyNet's connections."""
 
     keyprefix_fanout: str
@@ -107,7 +108,7 @@ class Channel(kombu_redis.Channel):
         return Watched
 
 
-class Transport(kombu_redis.Transport):
+class Transport(CheckedDeliveries, kombu_redis.Transport):
     """Kombu's Redis transport with that channel."""
 
     Channel = Channel

@@ -132,6 +132,7 @@ class Messenger:
         Raises:
             Fenced: another orchestrator leads.
         """
+        span = span._replace(plan_id=plan.id)
         rows, hidden = span.rows or b"", span.hidden
         stage = plan.stage_of(span.start)
         num_shards = len(plan.stages[stage].shards)
@@ -188,7 +189,7 @@ def body_signature(
         dict[str, Any],
         {
             "task": task,
-            "args": [plan.epoch, step, span.stop, spent_s],
+            "args": [plan.epoch, step, span.stop, spent_s, plan.id],
             "kwargs": {},
             "options": options,
             "subtask_type": None,

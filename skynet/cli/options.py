@@ -83,7 +83,10 @@ def model_options(command: Command) -> Command:
         click.option(
             "--dtype",
             type=click.Choice(["float32", "bfloat16"]),
-            help="Precision of the computation.  [default: the checkpoint's]",
+            default="float32",
+            show_default=True,
+            help="What workers compute in. float32 gives the answers of Transformers in float32; "
+            "weights stay bfloat16 in memory where the checkpoint has them so.",
         ),
         click.option(
             "--chord-span",

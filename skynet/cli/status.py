@@ -4,7 +4,6 @@ wait.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, cast
@@ -24,6 +23,7 @@ from skynet.store.targets import Target, Targets
 from skynet.wire import keys
 from skynet.wire.keys import Address
 from skynet.wire.protocol import PROTOCOL
+from skynet.wire.typed_json import parse_object
 
 MAX_NAMED = 4  # places in one phrase, and problems
 
@@ -51,7 +51,7 @@ def _status(client: redis.Redis, url: str, events: int) -> dict[str, Any]:
             pipe.llen(keys.queue_key(queue))
         lengths = pipe.execute()
     engine = cast("bytes | None", client.get(keys.engine_key()))
-    engine_state = json.loads(engine) if engine else None
+    engine_state = parse_object(engine, keys.engine_key()) if engine else None
     memory = server_info(client, "memory")
     present = {m.address for m in members if m.state == READY and plan and m.epoch == plan.epoch}
     if any(member.state == "leading" for member in members):

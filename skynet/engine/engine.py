@@ -214,11 +214,16 @@ class Engine:
         A step that is not in flight changes nothing: it is a duplicate, stale or given up.
 
         spent_s: compute of all spans but the last one.
+
+        Raises:
+            WireError: the parts are not of this step's shards and rows; the step stays in flight.
         """
-        flight = self.in_flight.pop(number, None) if epoch == self.plan.epoch else None
+        flight = self.in_flight.get(number) if epoch == self.plan.epoch else None
         if flight is None:
             logger.info("step %d of epoch %d is not in flight, dropped", number, epoch)
             return
+        flight.check(parts, self.plan.num_shards)
+        del self.in_flight[number]
         self.timing.learn(flight.step, parts, spent_s, self.clock() - flight.sent)
         tokens = self._take_results(flight, parts)
         finished, cancelled = self.requests.pop_ended(flight.sequences)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from skynet.engine.modes.mode import RowResult
 from skynet.engine.sequence import Sequence
 from skynet.engine.text_answers import ShardOutputs
+from skynet.errors import WireError
 from skynet.wire.step import Part, Row, Step
 
 Batch = list[tuple[Sequence, Row]]
@@ -33,6 +34,20 @@ class InFlight:
         return sequences_of(
             [item for number, item in enumerate(self.batch) if number in rows or not rows]
         )
+
+    def check(self, parts: Items[Part], num_shards: int) -> None:
+        """Raise WireError unless `parts` are of all shards, with an output for each row."""
+        tasks = [row.text_task for _, row in self.batch if row.text_task]
+        vectors = sum(task.is_vector for task in tasks)
+        candidates = sum(row.logits_request is not None for _, row in self.batch)
+        candidates += sum(len(task.positions) for task in tasks if not task.is_vector)
+        if len(parts) != num_shards or len(parts[0].vectors) != vectors:
+            raise WireError(f"step {self.step.number}: {len(parts)} parts of {num_shards} shards")
+        for part in parts:
+            if len(part.candidates) != candidates:
+                raise WireError(
+                    f"step {self.step.number}: {len(part.candidates)} candidates for {candidates}"
+                )
 
     def results(self, parts: Items[Part]) -> dict[Sequence, list[RowResult]]:
         """The shards' outputs by sequence, in the order of the rows."""

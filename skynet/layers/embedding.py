@@ -62,9 +62,10 @@ class Projection:
 
     product: Linear
     after_norm: bool  # else before positions are added
+    dtype: torch.dtype  # what is computed in
 
-    def __call__(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return self.product(x.to(dtype)).float()
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.product(x.to(self.dtype)).float()
 
 
 class Embedding:
@@ -97,11 +98,11 @@ class Embedding:
 
     def complete(self, x: torch.Tensor, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """The part done once, after the sum: `x` (tokens, embedding) to (tokens, hidden)."""
-        projection, dtype = self._projection, self._tokens.table.dtype
+        projection = self._projection
         if self._tokens.scale != 1:
             x = x * self._tokens.scale
         if projection is not None and not projection.after_norm:
-            x = projection(x, dtype)
+            x = projection(x)
         if self._positions is not None:
             x = x + self._positions(ids, positions)
         if self._types is not None:
@@ -109,7 +110,7 @@ class Embedding:
         if self._norm is not None:
             x = self._norm(x)
         if projection is not None and projection.after_norm:
-            x = projection(x, dtype)
+            x = projection(x)
         return x
 
 
@@ -131,20 +132,20 @@ def load_embedding(load: Loader, shared: bool = False) -> Embedding:
             table,
             vocab,
             whole=vocab.size == arch.vocab_size,
-            # Gemma was trained with a scale that is rounded as its weights are.
-            scale=float(torch.tensor(arch.embed_scale, dtype=table.dtype)),
+            # Transformers rounds Gemma's scale to what it computes in.
+            scale=float(torch.tensor(arch.embed_scale, dtype=load.dtype)),
             nbytes=0 if shared else table.nbytes,
         ),
-        positions=_load_positions(load, table),
+        positions=_load_positions(load),
         types=load.matrix("token_types") if load.has("token_types") else None,
         norm=load_norm(load, "embed_norm", dtype=torch.float32) if load.has("embed_norm") else None,
-        projection=Projection(load.linear("project_in"), arch.project_after_norm)
+        projection=Projection(load.linear("project_in"), arch.project_after_norm, load.dtype)
         if projected
         else None,
     )
 
 
-def _load_positions(load: Loader, like: torch.Tensor) -> PositionTable | None:
+def _load_positions(load: Loader) -> PositionTable | None:
     """The file's table, else the computed one; None where the model adds no positions."""
     arch = load.arch
     if load.has("positions"):
@@ -156,5 +157,5 @@ def _load_positions(load: Loader, like: torch.Tensor) -> PositionTable | None:
         table = sinusoid_table(arch.sinusoids, arch.position_offset, count, width)
         if arch.unplaced_token is not None:
             table = torch.cat([torch.zeros(1, width), table])
-        table = table.to(like)
+        table = table.to(load.device, load.dtype)
     return PositionTable(table, arch.unplaced_token, whole_texts=arch.bidirectional)

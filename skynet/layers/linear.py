@@ -1,36 +1,107 @@
-"""A product `y = x W^T + b`, with the weight in the fastest layout of the device."""
+"""A product `y = x W^T + b`, with the weight in the fastest layout of the device.
+
+Activations may be wider than weights: bfloat16 weights stay bfloat16 in memory, and their products
+with float32 activations are those of the float32 weights, exact to float32's rounding.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from skynet.kernels.library import kernels
+from skynet.kernels.products import PackedWeight
 
-class Linear:
-    """The product with `weight` (out, in) and `bias` (out,), both of one dtype.
+TILE_ROWS = 256  # outputs of which PyTorch's operators have a float32 copy at a time
 
-    On a CPU the weight is packed once for oneDNN, which halves the time of products of up to some
-    tens of rows; the plain layout is then freed.
-    """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+class Linear(ABC):
+    """The product with a weight (out, in) and a bias (out,)."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
-        self.packed = can_pack(weight)
-        self._weight = _OPS["reorder"](weight, None) if self.packed else weight
-        self._bias = bias
-        self._product: Callable[..., torch.Tensor] = _OPS["product"] if self.packed else F.linear
-        self._extra: tuple[Any, ...] = ("none", [], "") if self.packed else ()
 
+    @abstractmethod
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (tokens, in), contiguous, to (tokens, out) in the same dtype."""
-        return self._product(x, self._weight, self._bias, *self._extra)
 
+    @abstractmethod
     def dense(self) -> torch.Tensor:
         """The weight in the plain layout, (out, in); a copy if it is packed."""
-        return self._weight.to_dense() if self.packed else self._weight
+
+
+def make_linear(
+    weight: torch.Tensor, bias: torch.Tensor | None = None, dtype: torch.dtype | None = None
+) -> Linear:
+    """The fastest product of activations of `dtype` with `weight`; `bias` is of that dtype too.
+
+    dtype: the weight's by default, and never narrower.
+    """
+    if dtype is None or dtype == weight.dtype:
+        return (OneDnnLinear if can_pack(weight) else PlainLinear)(weight, bias)
+    chosen = kernels() if weight.device.type == "cpu" and weight.numel() else None
+    if chosen is None:
+        return WideningLinear(weight, bias)
+    return KernelLinear(PackedWeight(chosen, weight, bias), weight, bias)
+
+
+class PlainLinear(Linear):
+    """PyTorch's product."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(weight, bias)
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self._weight, self._bias)
+
+    def dense(self) -> torch.Tensor:
+        return self._weight
+
+
+class OneDnnLinear(Linear):
+    """The weight is packed once for oneDNN, which halves the time of products of up to some tens
+    of rows; the plain layout is then freed.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(weight, bias)
+        self._weight, self._bias = _OPS["reorder"](weight, None), bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = _OPS["product"](x, self._weight, self._bias, "none", [], "")
+        return y
+
+    def dense(self) -> torch.Tensor:
+        return self._weight.to_dense()
+
+
+class KernelLinear(Linear):
+    """SkyNet's kernels: float32 activations, bfloat16 weights."""
+
+    def __init__(
+        self, packed: PackedWeight, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> None:
+        super().__init__(weight, bias)
+        self._packed = packed
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._packed(x)
+
+    def dense(self) -> torch.Tensor:
+        return self._packed.dense()
+
+
+class WideningLinear(PlainLinear):
+    """PyTorch's operators on a copy of the weight in the dtype of the activations, tile by tile."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        tiles = [F.linear(x, tile.to(x.dtype)) for tile in self._weight.split(TILE_ROWS)]
+        y = tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=-1)
+        return y if self._bias is None else y.add_(self._bias)
 
 
 def can_pack(weight: torch.Tensor) -> bool:

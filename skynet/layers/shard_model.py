@@ -15,6 +15,7 @@ from skynet.errors import NotFinite, StepFailed
 from skynet.layers.cache import KVLayout
 from skynet.layers.candidates import pick
 from skynet.layers.context import StepContext
+from skynet.layers.dtypes import Dtypes
 from skynet.layers.embedding import Embedding, load_embedding
 from skynet.layers.encoder import Encoder
 from skynet.layers.finite import FiniteCheck, no_part
@@ -29,8 +30,6 @@ from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.wire.keys import Address
 from skynet.wire.step import Candidates, LogitsRequest, Row, Step
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Result = tuple[torch.Tensor | None, list[Candidates], list[Vector]]
 
@@ -70,7 +69,7 @@ class ShardModel:
         self.layers = plan.stages[stage].layers
         part = plan.stages[stage].shards[self._shard]
         self._vocab, self._device = part.vocab, torch.device(device)
-        self._dtype = DTYPES[plan.dtype]
+        self._dtypes = Dtypes.of(plan)
         self._context: StepContext | None = None
         weights = SliceWeights(self._reusable(previous) if previous else None)
         self.weight_bytes = 0
@@ -81,7 +80,7 @@ class ShardModel:
     def _load(self, part: ShardPlan, fetch: Fetch, weights: SliceWeights) -> None:
         """Load the modules of the slice, and count their bytes."""
         arch, kv = self._arch, KVLayout.of(self._plan)
-        load = Loader(arch, part, fetch, self._dtype, self._device, weights)
+        load = Loader(arch, part, fetch, self._dtypes, self._device, weights)
         encoder = load.for_encoder()
         self._encoder = Encoder(encoder, kv, self.layers) if encoder else None
         self._embedding: Embedding | None = None
@@ -99,9 +98,9 @@ class ShardModel:
         self.weight_bytes = sum(part.nbytes for part in parts if part is not None)
 
     def _reusable(self, previous: PreviousSlice) -> LoadedWeights | None:
-        """The weights of an earlier slice, if it was of the same model in the same dtype."""
+        """The weights of an earlier slice, if it was of the same model in the same dtypes."""
         plan, model = self._plan, previous.model
-        if (plan.model, plan.dtype) != (model._plan.model, model._plan.dtype):
+        if (plan.model, self._dtypes) != (model._plan.model, model._dtypes):
             return None
         weights = LoadedWeights(dict(model._weights.entries))
         if previous.consume:

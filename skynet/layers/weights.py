@@ -7,8 +7,9 @@ from typing import ClassVar
 import torch
 
 from skynet.architecture.architecture import Architecture, Weight
+from skynet.layers.dtypes import Dtypes
 from skynet.layers.float_weights import FloatLoader
-from skynet.layers.linear import Linear
+from skynet.layers.linear import Linear, make_linear
 from skynet.layers.regions import Fetch, ShardRegions
 from skynet.layers.reuse import Key, SliceWeights, without
 from skynet.planning.plan import ShardPlan
@@ -25,12 +26,12 @@ class Loader:
         arch: Architecture,
         part: ShardPlan,
         fetch: Fetch,
-        dtype: torch.dtype,
+        dtypes: Dtypes,
         device: torch.device,
         weights: SliceWeights | None = None,
     ) -> None:
-        """dtype: of the products; weights: where they are collected, and reused from."""
-        self.arch, self.part, self.dtype, self.device = arch, part, dtype, device
+        """weights: where they are collected, and reused from."""
+        self.arch, self.part, self.dtypes, self.device = arch, part, dtypes, device
         self.regions = self.regions_class(arch, part, fetch)
         self.weights = SliceWeights() if weights is None else weights
         self.float32 = FloatLoader(self.regions, self.weights, device)
@@ -40,7 +41,17 @@ class Loader:
         arch, part = self.arch.encoder, self.part.encoder
         if arch is None or part is None:
             return None
-        return Loader(arch, part, self.regions.fetch, self.dtype, self.device, self.weights)
+        return Loader(arch, part, self.regions.fetch, self.dtypes, self.device, self.weights)
+
+    @property
+    def table_dtype(self) -> torch.dtype:
+        """Of tables whose rows are looked up."""
+        return self.dtypes.weights
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in: of activations, biases, keys and values."""
+        return self.dtypes.compute
 
     def has(self, role: str, layer: int | None = None) -> bool:
         weight = self.arch.weight(role)
@@ -62,20 +73,20 @@ class Loader:
         key, units = self._key("product", weights, layer, piece)
         product = self.weights.get(key, units)
         if not isinstance(product, Linear):
-            matrix = self._matrix(key, weights, layer, piece)
-            product = Linear(matrix, self._bias(weights, layer) if bias else None)
+            matrix = self._matrix(key, weights, layer, piece, self.dtypes.weights)
+            product = make_linear(matrix, self._bias(weights, layer) if bias else None, self.dtype)
         self.weights.add(key, product, units)
         return product
 
     def matrix(
         self, *roles: str, layer: int | None = None, piece: int | None = None
     ) -> torch.Tensor:
-        """The weights of `roles`, one above the other: (out, in) in the plan's dtype."""
+        """The weights of `roles`, one above the other: (out, in) in the dtype of weights."""
         weights = [self.regions.weight(role) for role in roles]
         key, units = self._key("table", weights, layer, piece)
         table = self.weights.get(key, units)
         if not isinstance(table, torch.Tensor):
-            table = self._matrix(key, weights, layer, piece)
+            table = self._matrix(key, weights, layer, piece, self.table_dtype)
         self.weights.add(key, table, units)
         return table
 
@@ -89,10 +100,15 @@ class Loader:
         return (kind, *names, *roles, self.regions.layer_number(layer)), units
 
     def _matrix(
-        self, key: Key, weights: list[Weight], layer: int | None, piece: int | None
+        self,
+        key: Key,
+        weights: list[Weight],
+        layer: int | None,
+        piece: int | None,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
         shapes = [self.regions.matrix_shape(weight) for weight in weights]
-        out = self._empty(sum(shape[0] for shape in shapes), shapes[0][1])
+        out = self._empty(dtype, sum(shape[0] for shape in shapes), shapes[0][1])
         parts = out.split([shape[0] for shape in shapes])
         for index, (weight, part) in enumerate(zip(weights, parts, strict=True)):
             if part.numel():
@@ -118,12 +134,12 @@ class Loader:
         return reused
 
     def _bias(self, weights: list[Weight], layer: int | None) -> torch.Tensor | None:
-        """The biases of column-parallel weights, end to end, in the plan's dtype; or None."""
+        """The biases of column-parallel weights, end to end, in the dtype computed in; or None."""
         if not weights[0].bias:
             return None
         ranges = [self.regions.units(weight) for weight in weights]
         sizes = [units.size for units in ranges]
-        out = self._empty(sum(sizes))
+        out = self._empty(self.dtype, sum(sizes))
         for weight, units, part in zip(weights, ranges, out.split(sizes), strict=True):
             if part.numel():
                 raw = self.regions.read(weight, weight.tensor(layer, "bias"), units)
@@ -137,5 +153,5 @@ class Loader:
         self.regions.copy(weight, raw, out, layer)
         self.weights.fetched_bytes += out.nbytes
 
-    def _empty(self, *shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+    def _empty(self, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.device)

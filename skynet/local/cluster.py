@@ -96,7 +96,7 @@ class LocalCluster:
         model: str | os.PathLike[str] = "smollm2",
         stages: int = 1,
         shards: int = 2,
-        dtype: str | None = None,
+        dtype: str = "float32",
         chord_span: str = "auto",
         *,
         num_slots: int = 16,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import cast
 
@@ -16,7 +15,9 @@ from skynet.staging.stager import Progress
 from skynet.store.members import FAILED, READY, Member, Members
 from skynet.store.plans import Plans
 from skynet.wire import keys
+from skynet.wire.typed_json import parse_object
 
+NO_LEADER = "waiting for an orchestrator"
 POLL_S = 0.05
 
 
@@ -38,7 +39,7 @@ def wait_until_ready(
                 raise SkynetError(f"{member.address} could not load: {member.problem}")
         _report_loading([member for member in present if member.weight_bytes], progress)
         engine = cast("bytes | None", client.get(keys.engine_key()))
-        state = json.loads(engine)["state"] if engine else "waiting for an orchestrator"
+        state = parse_object(engine, keys.engine_key()).get("state") if engine else NO_LEADER
         plan = plans.current()
         complete = len({member.pid for member in present}) == len(processes.by_name)
         if state == "ready" and plan is not None and complete:

@@ -16,7 +16,7 @@ from skynet.architecture import transformers_model
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.config import ABSENT, Config
 from skynet.architecture.tensors import Same, absent_tensors
-from skynet.errors import CheckpointError, UnsupportedModel
+from skynet.errors import CheckpointError, SkynetError, UnsupportedModel
 
 
 def _families() -> dict[str, ModuleType]:
@@ -36,9 +36,9 @@ def family_of(config: Config) -> str:
         UnsupportedModel: it is missing, or none of `KNOWN`.
     """
     name = config.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise UnsupportedModel(f"model_type {name!r} is not supported; known: {', '.join(KNOWN)}")
-    return str(name)
+    return name
 
 
 def load_architecture(config: Config) -> Architecture:
@@ -53,6 +53,19 @@ def load_architecture(config: Config) -> Architecture:
 
 def _with_all_weights(config: Config) -> Architecture:
     """With all optional weights, several of which may have the same role."""
+    try:
+        return _read(config)
+    except SkynetError:
+        raise
+    # Families read fields of many types. What Python says of a wrong one names its value.
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        raise CheckpointError(
+            f"config.json: a field of this {config.get('model_type')!r:.40} model has an "
+            f"impossible value: {type(error).__name__}: {error!s:.200}"
+        ) from error
+
+
+def _read(config: Config) -> Architecture:
     if transformers_model.KEY in config:
         return transformers_model.read(config)
     family = FAMILIES[family_of(config)]

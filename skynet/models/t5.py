@@ -45,7 +45,9 @@ def encoder_decoder(config: read.Config) -> Architecture:
     """The architecture shared by T5 and mT5; `config` has all defaults."""
     layers = read.size(config, "num_layers")
     encoder = _stack(config, "encoder", layers)
-    decoder = _stack(config, "decoder", config.get("num_decoder_layers") or layers)
+    has_other = config.get("num_decoder_layers") is not None
+    decoder_layers = read.size(config, "num_decoder_layers") if has_other else layers
+    decoder = _stack(config, "decoder", decoder_layers)
     # Only if the field is absent does the tie decide; null means no scale.
     tied = config.get("tie_word_embeddings") is not False
     scaled = config.get("scale_decoder_outputs", tied)

@@ -88,12 +88,14 @@ class Answers:
             error,
         )
 
-    def refuse(self, request_id: str, error: SkynetError) -> None:
-        """End a request that has no sequence."""
+    def refuse(self, request_id: str, error: SkynetError) -> bool:
+        """End a request that has no sequence; False if it has no record, or has ended."""
         end = End(error=type(error).__name__, message=str(error))
         cancelled = isinstance(error, errors.RequestCancelled)
-        if self._end(request_id, end, error, "REVOKED" if cancelled else "FAILURE"):
+        ended = self._end(request_id, end, error, "REVOKED" if cancelled else "FAILURE")
+        if ended:
             logger.error("request %s: %s: %s", request_id, end.error, error)
+        return ended
 
     def bury(self, sequence: Sequence) -> None:
         """End a request whose record was lost with Redis's data, so that its client is told."""

@@ -18,11 +18,14 @@ from skynet.errors import (
     RequestTimeout,
     SkynetError,
     StepFailed,
+    WireError,
 )
 from skynet.models.registry import load_architecture
 from skynet.orchestrator.answers import Answers
 from skynet.request.generation_config import end_ids
+from skynet.request.options import check_record
 from skynet.request.record import Record
+from skynet.store.foreign import is_wrong_type
 from skynet.store.requests import Requests
 from skynet.store.targets import Target
 from skynet.store.weights import WeightStore
@@ -79,21 +82,21 @@ class Intake:
                 self.accept(engine, request_id)
 
     def accept(self, engine: Engine, request_id: str) -> None:
-        """Accept one; a record that this version cannot decode ends with an error."""
+        """Accept one; a record that cannot be read, or that breaks limits, ends with an error."""
         try:
             record = self.requests.read(request_id)
             if record is None:
                 self.requests.forget(request_id)
-            elif record.state != "done" and request_id not in engine.sequences:
+            elif record.state == "done":
+                self.requests.forget(request_id)  # its end removes it, nonsense may add it again
+            elif request_id not in engine.sequences:
                 self._adopt(engine, record)
-        except IncompatibleVersion as error:
-            self.answers.refuse(request_id, error)
-        except (ValueError, TypeError, KeyError) as error:
-            logger.exception("request %s cannot be read", request_id)
-            message = f"request {request_id} cannot be read: {type(error).__name__}: {error}"
-            self.answers.refuse(request_id, BadRequest(message))
+        except (WireError, BadRequest, IncompatibleVersion) as error:
+            reject(self.requests, self.answers, request_id, error)
 
     def _adopt(self, engine: Engine, record: Record) -> None:
+        arch = self.served.arch
+        check_record(record, (arch.encoder or arch).vocab_size, arch.vocab_size)
         sequence = self._sequence_of(record)
         logger.info(
             "request %s: prompt of %d tokens, up to %d more",
@@ -138,11 +141,28 @@ def _misfit(sequence: Sequence, target: Target) -> str:
     return ""
 
 
+def reject(requests: Requests, answers: Answers, request_id: str, error: SkynetError) -> None:
+    """End a request that cannot be read; one that cannot even be ended is deleted."""
+    try:
+        kept = error if isinstance(error, IncompatibleVersion) else BadRequest(str(error))
+        if answers.refuse(request_id, kept):
+            return
+    except redis.ResponseError as problem:
+        if not is_wrong_type(problem):
+            raise
+    logger.error("%s: deleted", error)
+    requests.discard(request_id)
+
+
 def expire(requests: Requests, answers: Answers, problem: str) -> None:
     """End cancelled and overdue requests while no model is served, because of `problem`."""
     now = requests.now()
     for request_id in requests.open_ids():
-        record = requests.read(request_id)
+        try:
+            record = requests.read(request_id)
+        except WireError as error:
+            reject(requests, answers, request_id, error)
+            continue
         if record is None:
             requests.forget(request_id)
         elif record.cancelled:

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from skynet.engine.sequence import Sequence
-from skynet.errors import IncompatibleVersion
+from skynet.errors import IncompatibleVersion, SkynetError, WireError
 from skynet.orchestrator.context import Context
 from skynet.orchestrator.election import Election
 from skynet.orchestrator.intake import Served
@@ -96,10 +96,13 @@ class Leader:
         try:
             target = self.context.targets.current()
         except IncompatibleVersion as error:  # go on with the target before it
-            if self.problem != str(error):
-                logger.error("%s", error)
-            self.problem = str(error)
+            self._note(str(error))
             return
+        except WireError as error:
+            self._note(str(error))
+            target = None
+        if target is None and service is not None:
+            self.context.targets.keep(service.target, self.context.fence)
         if target is None or (service is not None and target == service.target):
             return
         served = self._load(target)
@@ -119,5 +122,15 @@ class Leader:
         """The staged model; None if it is not staged."""
         if self._served is not None and self._served.digest == target.model:
             return self._served
-        served, self.problem = Served.staged(self.context.client, target)
+        try:
+            served, problem = Served.staged(self.context.client, target)
+        except SkynetError as error:
+            served, problem = None, f"{target.name}: {error}"
+        self._note(problem)
         return served
+
+    def _note(self, problem: str) -> None:
+        """Say why no model, or an earlier one, is served."""
+        if problem and problem != self.problem:
+            logger.error("%s", problem)
+        self.problem = problem

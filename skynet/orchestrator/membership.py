@@ -137,7 +137,7 @@ class Membership:
                 member.joined,
             )
             for member in self.usable()
-            if member.speed  # else it is starting
+            if member.speed >= 1  # else it is starting
         ]
 
     def not_ready(self, plan: Plan) -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any
 import redis
 
 from skynet import errors
-from skynet.errors import Fenced, NotFinite, StepFailed
+from skynet.errors import Fenced, NotFinite, StepFailed, WireError
 from skynet.orchestrator.leader import Leader
 from skynet.wire import keys
-from skynet.wire.step import Part
+from skynet.wire.step import Part, SpanMessage
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ class Messages:
             getattr(self, name)(*arguments)
         except Fenced:
             self.leader.lose()
+        except WireError as error:
+            logger.error("%s: a message was dropped: %s", name, error)
         except redis.RedisError as error:
             logger.warning("%s: Redis: %s", name, error)
             self.leader.context.redis_away = True
@@ -47,21 +49,56 @@ class Messages:
         if self.leader.service is not None:
             self.leader.service.engine.cancel(request_id)
 
-    def finish_step(self, parts: Sequence[bytes], epoch: int, step: int, spent_s: float) -> None:
+    def finish_step(
+        self, parts: Sequence[bytes], epoch: int, step: int, spent_s: float, plan_id: str = ""
+    ) -> None:
+        """All shards' parts of a step.
+
+        Raises:
+            WireError: the message or a part is malformed.
+        """
+        SpanMessage(epoch, step, 0, 0).check()
+        service = self.leader.service
         if self._is_for_next_leader(epoch):
-            self._give_back(keys.FINISH_STEP_TASK, [list(parts), epoch, step, 0, spent_s])
-        elif self.leader.service is not None and epoch == self.leader.epoch:
-            # Parts of an earlier epoch, and maybe of another protocol, are stale: not even decoded.
+            self._give_back(keys.FINISH_STEP_TASK, [list(parts), epoch, step, 0, spent_s, plan_id])
+        elif service is None or epoch != self.leader.epoch:
+            logger.debug("step %d is of epoch %d, dropped", step, epoch)
+        elif self._is_own_plan(step, plan_id):
+            # Parts of another epoch may be of another protocol, too: only these are decoded.
             decoded = [Part.decode(part) for part in parts]
-            self.leader.service.engine.finish_step(epoch, step, decoded, spent_s)
+            service.engine.finish_step(epoch, step, decoded, spent_s)
 
     def fail_step(
-        self, epoch: int, step: int, kind: str, message: str, rows: Sequence[int] = ()
+        self,
+        epoch: int,
+        step: int,
+        kind: str,
+        message: str,
+        rows: Sequence[int] = (),
+        plan_id: str = "",
     ) -> None:
+        """A shard could not compute its part of a step; rows: those with NaN or infinity.
+
+        Raises:
+            WireError: the message is malformed.
+        """
+        SpanMessage(epoch, step, 0, 0).check()
+        if not isinstance(message, str) or not _are_numbers(rows):
+            raise WireError(f"step {step}: the error {message!r:.80} of rows {rows!r:.80} is none")
+        service = self.leader.service
         if self._is_for_next_leader(epoch):
-            self._give_back(keys.FAIL_STEP_TASK, [epoch, step, kind, message, list(rows)])
-        elif self.leader.service is not None:
-            self.leader.service.engine.fail_step(epoch, step, _failure(kind, message, rows))
+            self._give_back(keys.FAIL_STEP_TASK, [epoch, step, kind, message, list(rows), plan_id])
+        elif service is not None and self._is_own_plan(step, plan_id):
+            service.engine.fail_step(epoch, step, _failure(str(kind), message, rows))
+
+    def _is_own_plan(self, step: int, plan_id: str) -> bool:
+        """False for a message of another cluster, whose plan has the same epoch."""
+        service = self.leader.service
+        own = "" if service is None else service.engine.plan.id
+        if plan_id in ("", own):  # "": of an earlier version
+            return True
+        logger.info("step %d is of plan %r, not of %r: of another cluster", step, plan_id, own)
+        return False
 
     def _give_back(self, task: str, arguments: list[Any]) -> None:
         messenger = self.leader.context.app.messenger
@@ -77,6 +114,10 @@ class Messages:
             return False  # stale, of an earlier leader
         leader.lose()
         return True
+
+
+def _are_numbers(rows: Any) -> bool:
+    return isinstance(rows, list | tuple) and all(type(row) is int for row in rows)
 
 
 def _failure(kind: str, message: str, rows: Sequence[int]) -> StepFailed:

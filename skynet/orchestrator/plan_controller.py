@@ -104,6 +104,7 @@ class PlanController:
             # Messages to a worker that lost its connection may be lost.
             self.membership.reconnected = False
             self.engine.hurry()
+        switch.keep()
         switch.finish()
         decision = self._decide()
         if switch.next is not None and self._may_go_on(switch.next, decision):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from skynet.engine.engine import Engine
+from skynet.errors import WireError
 from skynet.orchestrator.membership import Membership
 from skynet.planning.plan import Plan
 from skynet.store.plans import Plans
+
+logger = logging.getLogger(__name__)
 
 
 class PlanSwitch:
@@ -34,7 +38,7 @@ class PlanSwitch:
         self.engine = engine
         self.fence = fence
         self.tell = tell
-        self.plan = plans.current()
+        self.plan = _current(plans)
         self.next: Plan | None = None
         self.next_reason = ""
         self.switching = False
@@ -102,6 +106,13 @@ class PlanSwitch:
     def _number(self, plan: Plan) -> Plan:
         return self.plans.number(plan, self.fence(), max(self.epoch, self.membership.last_epoch))
 
+    def keep(self) -> None:
+        """Write the plans again if another client has changed them: workers follow the keys."""
+        if self.plan is None or self.broken:
+            return
+        if self.plans.restore(self.plan, self.next, self.fence()):
+            logger.error("another client has changed the plan in Redis: written again")
+
     def finish(self) -> None:
         """Resume the engine once all shards of the published plan are ready."""
         plan = self.plan
@@ -125,3 +136,12 @@ class PlanSwitch:
         if self.next is not None:
             return [f"preparing {name}" for name in self.membership.not_prepared(self.next)]
         return self.membership.not_ready(self.plan) if self.switching and self.plan else []
+
+
+def _current(plans: Plans) -> Plan | None:
+    """The plan in force; None, with an error in the log, if it cannot be read."""
+    try:
+        return plans.current()
+    except WireError as error:
+        logger.error("%s: another is made", error)
+        return None

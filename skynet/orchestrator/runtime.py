@@ -24,6 +24,7 @@ from skynet.orchestrator.leader import STANDBY, Leader
 from skynet.orchestrator.messages import Messages
 from skynet.settings import settings
 from skynet.store.connection import check_writes, connect, server_info
+from skynet.store.foreign import delete_foreign, is_wrong_type
 from skynet.store.leader import Leadership
 from skynet.store.lease import Lease
 from skynet.store.members import Member
@@ -137,6 +138,8 @@ class OrchestratorRuntime:
         except Fenced:
             self.leader.lose()
         except redis.RedisError as error:
+            if is_wrong_type(error) and delete_foreign(self.context.client):
+                return
             if not self.context.redis_away:
                 logger.warning("Redis: %s; trying again", error)
             self.context.redis_away = True

@@ -28,6 +28,7 @@ class TargetPlans:
             target.model,
             target.name,
             target.dtype,
+            target.weight_dtype,
             target.chord_span,
             target.num_slots,
             target.slot_tokens,
@@ -44,5 +45,7 @@ class TargetPlans:
 
     def can_run(self, plan: Plan) -> bool:
         """Whether the engine can run a plan, even of another shape than the target's."""
-        same = ("model", "dtype", "num_slots", "slot_tokens")
-        return all(getattr(plan, name) == getattr(self.target, name) for name in same)
+        target, same = self.target, ("model", "dtype", "num_slots", "slot_tokens")
+        return plan.weight_dtype == (target.weight_dtype or target.dtype) and all(
+            getattr(plan, name) == getattr(target, name) for name in same
+        )

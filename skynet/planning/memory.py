@@ -27,7 +27,7 @@ LAST_ROLES = ("final_norm", "project_out", *HEAD_ROLES)
 def shard_weight_bytes(
     arch: Architecture, plan: Plan, stage: int, shard: int, since: int = 0
 ) -> int:
-    """The memory of one shard's weights, in `plan.dtype`.
+    """The memory of one shard's weights, in the dtypes of the plan.
 
     since: the first layer to count.
 
@@ -53,7 +53,8 @@ def shard_weight_bytes(
     if stage == len(plan.stages) - 1:
         total += _roles_bytes(arch, plan, part, *LAST_ROLES)
         if arch.has_head:
-            total += _roles_bytes(arch, plan, part, "embed" if arch.tied else "head")
+            head = arch.weight("embed" if arch.tied else "head")
+            total += _role_bytes(arch, plan, part, head, product=True) if head else 0
     return total
 
 
@@ -80,10 +81,16 @@ def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -
     return sum(_role_bytes(arch, plan, part, w) for w in arch.weights if w.role in roles)
 
 
-def _role_bytes(arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight) -> int:
-    size = DTYPE_BYTES[plan.dtype]
+def _role_bytes(
+    arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight, product: bool = False
+) -> int:
+    """product: count the weight as that of a product, whatever its role."""
+    size, bias_size = DTYPE_BYTES[plan.weight_dtype], DTYPE_BYTES[plan.dtype]
     if isinstance(arch, TransformersArchitecture) and isinstance(weight, TransformersWeight):
-        return role_bytes(arch, part, weight, size)
+        is_table = weight.role == "embed" or weight.style in ("whole", "experts")
+        return role_bytes(
+            arch, part, weight, bias_size, size if product or not is_table else bias_size
+        )
     if weight.role in HEAD_NORMS:  # a row for each head, even if all heads share one weight
         heads = part.heads if weight.role == "q_norm" else part.kv_heads
         return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)
@@ -91,14 +98,14 @@ def _role_bytes(arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight)
         shape = arch.shape(weight)
         if len(shape) == 1 or weight.role in ("router", "relative"):
             return prod(shape) * NORM_BYTES * (2 if weight.bias else 1)
-        return (prod(shape) + (shape[0] if weight.bias else 0)) * size
+        return prod(shape) * size + (shape[0] * bias_size if weight.bias else 0)
     if weight.bias_only or weight.as_row:
         return unit_width(arch, part, weight) * NORM_BYTES
     width = unit_width(arch, part, weight)
     if weight.cut == "row":
         return width * arch.hidden_size * size * arch.pieces(weight) + _row_bias_bytes(arch, weight)
     total = width * (arch.inputs(weight) or 0) * size * arch.pieces(weight)
-    return total + (width * size if weight.bias else 0)
+    return total + (width * bias_size if weight.bias else 0)
 
 
 def _row_bias_bytes(arch: Architecture, weight: Weight) -> int:

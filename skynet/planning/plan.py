@@ -6,12 +6,20 @@ Knows neither how plans are made (split.py) nor where they are stored (store/).
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from skynet.planning.ranges import Range
+from pydantic import ConfigDict, Field
+
+from skynet.errors import PlanError, WireError
+from skynet.planning.ranges import Range, check_tiling
 from skynet.wire.protocol import PROTOCOL, UNVERSIONED
+from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, parse_object, read_json
+
+DType = Annotated[str, Field(pattern="^(float32|bfloat16)$")]
+ChordSpan = Annotated[str, Field(pattern="^(layer|stage|auto)$")]
 
 
 @dataclass(frozen=True)
@@ -27,13 +35,6 @@ class ShardPlan:
     columns: Range
     vocab: Range
     encoder: ShardPlan | None = None
-
-    @classmethod
-    def of(cls, data: dict[str, Any]) -> ShardPlan:
-        """From the output of `asdict`."""
-        ranges = {name: Range(**bounds) for name, bounds in data.items() if name != "encoder"}
-        encoder = data.get("encoder")
-        return cls(**ranges, encoder=None if encoder is None else cls.of(encoder))
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,22 @@ class Plan:
     empty address. A plan that is only a layout has no workers.
     """
 
-    epoch: int
+    __pydantic_config__: ClassVar[ConfigDict] = NO_OTHER_FIELDS
+
+    epoch: Count
     model: str  # content digest of the staged checkpoint
     name: str  # for people
-    dtype: str  # "float32" or "bfloat16"
-    chord_span: str  # "layer", "stage" or "auto"
-    num_slots: int  # sequences a shard can hold at once
-    slot_tokens: int  # tokens of one slot: prompt and answer together
+    dtype: DType  # of activations, sums, keys and values
+    weight_dtype: DType  # of weights in memory; never wider than `dtype`
+    chord_span: ChordSpan
+    num_slots: Size  # sequences a shard can hold at once
+    slot_tokens: Size  # tokens of one slot: prompt and answer together
     stages: tuple[StagePlan, ...]
     workers: tuple[str, ...] = ()
-    revision: int = 0  # of the target that it was made for
-    encoder_layers: int = 0  # of an encoder-decoder; they come first
-    protocol: int = PROTOCOL  # of all its workers
+    revision: Count = 0  # of the target that it was made for
+    encoder_layers: Count = 0  # of an encoder-decoder; they come first
+    protocol: Count = PROTOCOL  # of all its workers
+    id: str = ""  # random: tells it from another cluster's plan of the same epoch
 
     @property
     def num_layers(self) -> int:
@@ -98,7 +103,8 @@ class Plan:
         return sum(-(-span.size // layers_per_chord) for span in spans)
 
     def with_epoch(self, epoch: int) -> Plan:
-        return replace(self, epoch=epoch)
+        """The plan under this epoch, with a new id."""
+        return replace(self, epoch=epoch, id=secrets.token_hex(4))
 
     def placed(self) -> dict[str, tuple[int, int]]:
         """Member id -> (stage, shard), for members with an address."""
@@ -107,7 +113,7 @@ class Plan:
 
     def same_slice(self, address: tuple[int, int], other: Plan, there: tuple[int, int]) -> bool:
         """Whether `address` has exactly the slice that `there` has in the other plan."""
-        same = ("model", "dtype", "num_slots", "slot_tokens")
+        same = ("model", "dtype", "weight_dtype", "num_slots", "slot_tokens")
         stage, other_stage = self.stages[address[0]], other.stages[there[0]]
         return (
             all(getattr(self, name) == getattr(other, name) for name in same)
@@ -121,16 +127,32 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:
-        data: dict[str, Any] = json.loads(text)
-        data["stages"] = tuple(
-            StagePlan(
-                layers=Range(**stage["layers"]),
-                shards=tuple(ShardPlan.of(shard) for shard in stage["shards"]),
-            )
-            for stage in data["stages"]
-        )
-        data["workers"] = tuple(data.get("workers", ()))
-        return cls(**data)
+        """The plan that `to_json` wrote.
+
+        Raises:
+            WireError: anything else.
+        """
+        plan = read_json(cls, text, "the plan")
+        try:
+            plan._check()
+        except PlanError as error:
+            raise WireError(f"the plan cannot be read: {error}") from None
+        return plan
+
+    def _check(self) -> None:
+        """Raise PlanError unless stages tile the layers and shards the heads and columns."""
+        if not self.stages or not all(stage.shards for stage in self.stages):
+            raise PlanError("a plan has at least one stage, and a stage at least one shard")
+        check_tiling([stage.layers for stage in self.stages], self.num_layers, "layers")
+        for stage in self.stages:
+            if len(stage.shards) != self.num_shards:
+                raise PlanError(f"stages of {len(stage.shards)} and of {self.num_shards} shards")
+            for name in ("heads", "columns", "vocab"):
+                parts = [getattr(shard, name) for shard in stage.shards]
+                check_tiling(parts, parts[-1].stop, name)
+        num_addresses = len(self.stages) * self.num_shards
+        if len(self.workers) not in (0, num_addresses):
+            raise PlanError(f"{len(self.workers)} workers for {num_addresses} addresses")
 
     def summary(self) -> dict[str, Any]:
         """The plan for people and `--json`: layers per stage, heads per shard."""
@@ -138,6 +160,7 @@ class Plan:
             "epoch": self.epoch,
             "model": self.name,
             "dtype": self.dtype,
+            "weight_dtype": self.weight_dtype,
             "chord_span": self.chord_span,
             "stages": [
                 {
@@ -161,5 +184,13 @@ class Plan:
 
 
 def protocol_of(text: str | bytes) -> int:
-    """The protocol of a plan in JSON; the other fields of a plan depend on it."""
-    return int(json.loads(text).get("protocol", UNVERSIONED))
+    """The protocol of a plan in JSON; the other fields of a plan depend on it.
+
+    Raises:
+        WireError: not a plan of any version.
+    """
+    plan = parse_object(text, "the plan")
+    protocol = plan.get("protocol", UNVERSIONED)
+    if type(protocol) is not int or "epoch" not in plan:
+        raise WireError(f"the plan cannot be read: no epoch, or not a protocol: {protocol!r:.40}")
+    return protocol

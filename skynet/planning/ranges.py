@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from skynet.errors import PlanError
+from skynet.wire.typed_json import Count
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Range:
     """`[start, stop)`, never reversed."""
 
-    start: int
-    stop: int
+    start: Count
+    stop: Count
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.stop:

@@ -30,12 +30,14 @@ COLUMN_UNIT, VOCAB_UNIT, WIDE = 32, 16, 256
 class PlanOptions:
     """The fields of a plan that do not follow from its shape; see `Plan`.
 
+    weight_dtype: by default `dtype`.
     slot_tokens: by default the model's positions, at most `DEFAULT_SLOT_TOKENS`.
     """
 
     model: str
     name: str
     dtype: str = "float32"
+    weight_dtype: str | None = None
     chord_span: str = "auto"
     num_slots: int = 16
     slot_tokens: int | None = None
@@ -67,6 +69,7 @@ def make_plan(
         model=options.model,
         name=options.name,
         dtype=options.dtype,
+        weight_dtype=options.weight_dtype or options.dtype,
         chord_span=options.chord_span,
         num_slots=options.num_slots,
         slot_tokens=_slot_tokens(arch, options.slot_tokens),
@@ -101,8 +104,15 @@ def _check_shape(arch: Architecture, stages: int, shards: int) -> None:
 
 
 def _check_options(options: PlanOptions) -> None:
-    if options.dtype not in DTYPE_BYTES:
-        raise PlanError(f"dtype {options.dtype!r} is not supported; known: {list(DTYPE_BYTES)}")
+    weight_dtype = options.weight_dtype or options.dtype
+    for name, dtype in (("dtype", options.dtype), ("weight_dtype", weight_dtype)):
+        if dtype not in DTYPE_BYTES:
+            raise PlanError(f"{name} {dtype!r} is not supported; known: {list(DTYPE_BYTES)}")
+    if DTYPE_BYTES[weight_dtype] > DTYPE_BYTES[options.dtype]:
+        raise PlanError(
+            f"weight_dtype {weight_dtype!r} is wider than dtype {options.dtype!r}: "
+            "weights are kept in what is computed in, or smaller"
+        )
     if options.chord_span not in CHORD_SPANS:
         raise PlanError(
             f"chord_span {options.chord_span!r} is not supported; known: {list(CHORD_SPANS)}"

@@ -26,12 +26,17 @@ def units(arch: TransformersArchitecture, part: ShardPlan, weight: Weight) -> Ra
 
 
 def role_bytes(
-    arch: TransformersArchitecture, part: ShardPlan, weight: TransformersWeight, item_bytes: int
+    arch: TransformersArchitecture,
+    part: ShardPlan,
+    weight: TransformersWeight,
+    item_bytes: int,
+    weight_bytes: int,
 ) -> int:
-    """The memory of a weight and its bias on a shard, with `item_bytes` per number."""
-    item_bytes = FLOAT_BYTES if weight.float32 else item_bytes
+    """The memory of a weight and its bias on a shard, with so many bytes per number."""
+    if weight.float32:
+        item_bytes = weight_bytes = FLOAT_BYTES
     shape, width = arch.shape(weight), units(arch, part, weight).size
-    total = prod(shape) // max(1, shape[1 if weight.cut == "row" else 0]) * width * item_bytes
+    total = prod(shape) // max(1, shape[1 if weight.cut == "row" else 0]) * width * weight_bytes
     total *= arch.pieces(weight)
     if not weight.bias:
         return total

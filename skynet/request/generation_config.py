@@ -131,18 +131,20 @@ def end_ids(config: Mapping[str, Any], files: Mapping[str, bytes]) -> frozenset[
     """End-of-sequence ids: of the file if there is one, as in Transformers, else of the config.
 
     Raises:
-        UnsupportedModel: the file is no JSON object.
+        UnsupportedModel: the file is no JSON object, or an id is no number.
     """
     eos = (_settings(files[FILE]) if FILE in files else config).get("eos_token_id")
-    ids = eos if isinstance(eos, list) else [eos]
-    return frozenset(int(item) for item in ids if item is not None)
+    ids = [item for item in (eos if isinstance(eos, list) else [eos]) if item is not None]
+    if not all(type(item) is int for item in ids):
+        raise UnsupportedModel(f"eos_token_id {eos!r:.80} is not a token id, or a list of them")
+    return frozenset(ids)
 
 
 def _settings(content: bytes) -> dict[str, Any]:
     """The file's settings that are not null."""
     try:
         settings = json.loads(content or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnsupportedModel(f"{FILE} is not JSON: {error}; download it again") from error
     if not isinstance(settings, dict):
         raise UnsupportedModel(f"{FILE} holds a {type(settings).__name__}, expected an object")

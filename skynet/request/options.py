@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skynet.errors import BadRequest
 from skynet.request.generation_config import FILE, GenerationDefaults
 from skynet.request.option_table import BY_NAME, KNOWN, OPTIONS
 from skynet.request.option_values import check_integer, check_value, shown
-from skynet.request.record import Options
+from skynet.request.prompts import check_token_ids
+from skynet.request.record import Options, Record
+from skynet.request.text_tasks import check_text_task
 
 DEFAULT_MAX_TOKENS = BY_NAME["max_tokens"].default
 LANGUAGES = ("source_language", "target_language")  # of a text to translate: part of its prompt
+
+
+# The tokens of a text of `bad_words` may be more than an item of `bad_words_ids` may have.
+RECORDED = {"bad_words_ids": replace(BY_NAME["bad_words_ids"], max_item_length=2048)}
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,26 @@ def _recorded(checked: Mapping[str, Any]) -> Options:
             if option.recorded and option.name in checked and (has_beams or not option.beams_only)
         }
     )
+
+
+def check_record(record: Record, prompt_vocab_size: int, vocab_size: int) -> None:
+    """Refuse a record whose tokens or options no client of this version writes.
+
+    Raises:
+        BadRequest: names the prompt's token or the option, its value and its limit.
+    """
+    check_token_ids(record.prompt, prompt_vocab_size)
+    options = record.options
+    if not record.prompt:
+        raise BadRequest("prompt: empty")
+    if options.read is not None:
+        check_text_task(options.read, len(record.prompt))
+        return
+    for option in OPTIONS:
+        value = getattr(options, option.name, None)
+        if value is not None:
+            check_value(RECORDED.get(option.name, option), value, vocab_size)
+    _check_beams(options)
 
 
 def check_priority(value: Any) -> int:

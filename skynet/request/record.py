@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from pydantic import ConfigDict
 
-from skynet.errors import IncompatibleVersion
+from skynet.errors import IncompatibleVersion, WireError
 from skynet.wire import codec
+from skynet.wire.typed_json import NO_OTHER_FIELDS, parse_object, read_json
+
+MAX_TOKEN_ID = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,8 @@ class Options:
 
     read: the fields of a `step.TextTask`, if the request is a text task.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = NO_OTHER_FIELDS
 
     max_tokens: int = 128
     temperature: float = 0.0
@@ -52,23 +60,19 @@ class Options:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Options:
-        """Options of a record.
+        """Options of a record; those that are left out have their defaults.
 
         Raises:
             IncompatibleVersion: the request uses options that this version does not know.
+            WireError: not options, or an option has a wrong type. Limits are not checked.
         """
-        options = {name: _tuples(value) for name, value in json.loads(text).items()}
-        if unknown := options.keys() - {field.name for field in fields(cls)}:
+        given = parse_object(text, "options")
+        if unknown := given.keys() - {field.name for field in fields(cls)}:
             raise IncompatibleVersion(
-                f"{', '.join(sorted(unknown))}: unknown to the orchestrator, which is older than "
-                "the client; leave it out, or upgrade the orchestrator"
+                f"{', '.join(sorted(unknown)):.200}: unknown to the orchestrator, which is older "
+                "than the client; leave it out, or upgrade the orchestrator"
             )
-        return cls(**options)
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists to tuples."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        return read_json(cls, text, "options")
 
 
 @dataclass(frozen=True)
@@ -112,25 +116,64 @@ class Record:
         }
 
     @classmethod
-    def from_fields(cls, request_id: str, fields: dict[bytes, bytes]) -> Record:
+    def from_fields(cls, request_id: str, fields: Mapping[bytes, bytes]) -> Record:
+        """The record that `fields` and Lua scripts wrote.
+
+        Raises:
+            WireError: a field is missing or has a wrong type. Limits of options are not checked.
+        """
+        try:
+            return cls._from_fields(request_id, fields)
+        except KeyError as error:
+            raise WireError(f"field {error.args[0]!r} is missing") from None
+        except (ValueError, OverflowError) as error:  # WireError is a ValueError
+            raise WireError(str(error)) from None
+
+    @classmethod
+    def _from_fields(cls, request_id: str, fields: Mapping[bytes, bytes]) -> Record:
         return cls(
             id=request_id,
-            prompt=tuple(codec.decode(fields[b"prompt"]).tolist()),
+            prompt=_token_ids(fields[b"prompt"]),
             options=Options.from_json(fields[b"options"]),
-            created=float(fields[b"created"]),
-            deadline=float(fields[b"deadline"]),
+            created=_seconds(fields, b"created"),
+            deadline=_seconds(fields, b"deadline"),
             state=fields[b"state"].decode(),
-            emitted=int(fields[b"emitted"]),
-            arrival=int(fields[b"arrival"]),
+            emitted=_count(fields, b"emitted"),
+            arrival=_count(fields, b"arrival"),
             cancelled=b"cancel" in fields,
             model=fields.get(b"model", b"").decode(),
-            end=json.loads(fields[b"end"]) if b"end" in fields else None,
-            priority=int(fields.get(b"priority", 0)),
-            started_at=float(fields.get(b"started_at", 0)),
-            first_token_at=float(fields.get(b"first_token_at", 0)),
-            last_token_at=float(fields.get(b"last_token_at", 0)),
+            end=parse_object(fields[b"end"], "the end") if b"end" in fields else None,
+            priority=_count(fields, b"priority", b"0"),
+            started_at=_seconds(fields, b"started_at", b"0"),
+            first_token_at=_seconds(fields, b"first_token_at", b"0"),
+            last_token_at=_seconds(fields, b"last_token_at", b"0"),
             sample_group=fields.get(b"family", b"").decode(),
         )
+
+
+def _token_ids(data: bytes) -> tuple[int, ...]:
+    array = codec.decode(data)
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != np.int32:
+        raise WireError("the prompt is not an array of int32")
+    return tuple(array.tolist())
+
+
+def _seconds(fields: Mapping[bytes, bytes], name: bytes, default: bytes | None = None) -> float:
+    text = fields[name] if default is None else fields.get(name, default)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise WireError(f"field {name!r}: {text!r:.40} is not a time")
+    return seconds
+
+
+def _count(fields: Mapping[bytes, bytes], name: bytes, default: bytes | None = None) -> int:
+    text = fields[name] if default is None else fields.get(name, default)
+    if not text.isdigit() or len(text) > 18:
+        raise WireError(f"field {name!r}: {text!r:.40} is not a whole number")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -154,8 +197,17 @@ class Logprobs:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Logprobs:
-        logprob, top = json.loads(text)
-        return cls(logprob, _tuples(top))
+        """The value that `to_json` wrote.
+
+        Raises:
+            WireError: anything else.
+        """
+        return cls(*read_json(_Packed, text, "log-probabilities"))
+
+
+class _Packed(NamedTuple):
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -169,8 +221,20 @@ class Token:
 
     @classmethod
     def from_fields(cls, fields: dict[bytes, bytes]) -> Token:
+        """An entry of a request's stream.
+
+        Raises:
+            WireError: it has no token, or is malformed.
+        """
+        try:
+            index, token = int(fields[b"i"]), int(fields[b"t"])
+            text = fields[b"p"].decode()
+        except (KeyError, ValueError) as error:
+            raise WireError(f"a token cannot be read: {type(error).__name__}: {error}") from None
+        if index < 0 or not 0 <= token <= MAX_TOKEN_ID:
+            raise WireError(f"a token cannot be read: id {token} at index {index}")
         logprobs = Logprobs.from_json(fields[b"l"]) if b"l" in fields else None
-        return cls(int(fields[b"i"]), int(fields[b"t"]), fields[b"p"].decode(), logprobs)
+        return cls(index, token, text, logprobs)
 
 
 @dataclass(frozen=True)
@@ -189,6 +253,9 @@ class End:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> End:
-        """The end; fields that a later version has added are left out."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in json.loads(text).items() if name in known})
+        """The end that `to_json` wrote; fields that a later version has added are left out.
+
+        Raises:
+            WireError: anything else.
+        """
+        return read_json(cls, text, "the end of a request")

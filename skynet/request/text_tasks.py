@@ -3,13 +3,12 @@ knows no Redis."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from skynet.architecture.architecture import Architecture
-from skynet.errors import BadRequest
+from skynet.errors import BadRequest, CheckpointError
 from skynet.request.option_values import check_flag, check_integer, shown
 from skynet.request.record import Options
 from skynet.request.task_names import (
@@ -22,6 +21,7 @@ from skynet.request.task_names import (
     TASKS,
 )
 from skynet.wire.step import TextTask
+from skynet.wire.typed_json import parse_object
 
 KNOWN: dict[str, tuple[str, ...]] = {
     EMBED: ("pooling", "normalize"),
@@ -46,7 +46,8 @@ class TextTasks:
     @classmethod
     def of(cls, arch: Architecture, files: Mapping[str, bytes], mask_id: int | None) -> TextTasks:
         content = files.get("embedding.json")
-        return cls(arch, None if content is None else json.loads(content), mask_id)
+        embedding = content and parse_object(content, "embedding.json", CheckpointError)
+        return cls(arch, embedding or None, mask_id)
 
     def tasks(self) -> tuple[str, ...]:
         """Supported tasks, `generate` included."""
@@ -122,3 +123,27 @@ class TextTasks:
 
 def _classify(_chosen: Mapping[str, Any], _ids: Sequence[int]) -> TextTask:
     return TextTask(CLASSIFY)
+
+
+def check_text_task(fields: Mapping[str, Any], length: int) -> TextTask:
+    """The text task in a record's options, on a text of `length` tokens.
+
+    Raises:
+        BadRequest: it is none that a client writes.
+    """
+    try:
+        task = TextTask.of(fields)
+        numbers = (*task.positions, task.top)
+        is_task = (
+            task.task in KNOWN
+            and task.pooling in POOLINGS
+            and isinstance(task.normalize, bool)
+            and all(type(number) is int for number in numbers)
+            and all(0 <= position < length for position in task.positions)
+            and 1 <= task.top <= MAX_TOP
+        )
+    except (KeyError, TypeError):
+        is_task = False
+    if not is_task:
+        raise BadRequest(f"text task {dict(fields)!r:.80}: no client writes it")
+    return task

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.checkpoint import Checkpoint
-from skynet.checkpoint.tensor_plans import model_files, tensor_plans
+from skynet.checkpoint.tensor_plans import TensorPlan, model_files, tensor_plans
 from skynet.errors import PlanError
-from skynet.models.registry import checkpoint_dtype, load_architecture
+from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
-from skynet.planning.split import DTYPE_BYTES, PlanOptions, make_plan
+from skynet.planning.split import PlanOptions, make_plan
 from skynet.request.generation_config import FILE, generation_defaults
 from skynet.settings import settings
 from skynet.staging.stager import Progress, Stager, stage_checkpoint
@@ -27,12 +28,12 @@ logger = logging.getLogger(__name__)
 class SplitOptions:
     """Options of `skysplit` that decide the plan.
 
-    dtype: None for the checkpoint's, or float32 if workers do not support that.
+    dtype: what is computed in.
     """
 
     stages: int = 1
     shards: int = 1
-    dtype: str | None = None
+    dtype: str = "float32"
     chord_span: str = "auto"
     num_slots: int = 16
     slot_tokens: int | None = None
@@ -44,7 +45,7 @@ def skysplit(
     shards: int | None = 2,
     *,
     fixed: bool = False,
-    dtype: str | None = None,
+    dtype: str = "float32",
     chord_span: str = "auto",
     num_slots: int = 16,
     slot_tokens: int | None = None,
@@ -60,7 +61,8 @@ def skysplit(
     model: a Hugging Face directory, a hub id, a .gguf file, or `smollm2`.
     stages, shards: None for both lets the orchestrator choose a shape for the live members.
     fixed: never another shape; wait for members instead.
-    dtype: of the workers' computation, "float32" or "bfloat16"; the checkpoint's by default.
+    dtype: of activations, sums, keys and values: "float32", which gives the answers of Transformers
+        in float32, or "bfloat16". Weights stay bfloat16 in memory where the checkpoint has them so.
     slot_tokens: longest prompt and answer together; by default the model's positions, up to 4,096.
 
     Returns the plan of that shape (1x1 if both are None), without workers.
@@ -100,11 +102,7 @@ def draft_plan(
     progress: of the self-test of a model on the Transformers backend.
     """
     arch = load_architecture(checkpoint.config)
-    dtype = options.dtype
-    if dtype is None:
-        stored = checkpoint_dtype(checkpoint.config)
-        dtype = stored if stored in DTYPE_BYTES else "float32"
-    tensor_plans(checkpoint, arch)
+    weight_dtype = narrowest(tensor_plans(checkpoint, arch).values(), options.dtype)
     if isinstance(arch, TransformersArchitecture):
         from skynet.transformers_backend.self_test import self_test  # imports Transformers
 
@@ -114,12 +112,22 @@ def draft_plan(
     named = PlanOptions(
         checkpoint.digest(),
         checkpoint.name,
-        dtype,
+        options.dtype,
+        weight_dtype,
         options.chord_span,
         options.num_slots,
         options.slot_tokens,
     )
     return make_plan(arch, named, stages=options.stages, shards=options.shards)
+
+
+def narrowest(tensors: Iterable[TensorPlan], dtype: str) -> str:
+    """The dtype for weights in memory: bfloat16 if that loses nothing, else `dtype`.
+
+    Norms and biases count for nothing: they are float32 in memory whatever the file has.
+    """
+    stored = {tensor.dtype for tensor in tensors if len(tensor.shape) > 1}
+    return "bfloat16" if stored == {"bfloat16"} else dtype
 
 
 def _check_beams(checkpoint: Checkpoint, num_slots: int) -> None:

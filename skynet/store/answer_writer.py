@@ -26,7 +26,7 @@ START = (
     + NOW
     + """
 for i = 2, #KEYS do
-  if redis.call('HGET', KEYS[i], 'state') == 'waiting' then
+  if redis.pcall('HGET', KEYS[i], 'state') == 'waiting' then
     redis.call('HSET', KEYS[i], 'state', 'running', 'started_at', now)
   end
 end
@@ -44,15 +44,15 @@ local replies = {}
 for i = 1, (#KEYS - 1) / 2 do
   local record, stream = KEYS[2 * i], KEYS[2 * i + 1]
   local index, token, text, logprobs = unpack(ARGV, 4 * i - 2, 4 * i + 1)
-  local emitted, state, cancel = unpack(redis.call('HMGET', record, 'emitted', 'state', 'cancel'))
+  -- pcall: a key of another type must not keep the other requests' tokens from being written.
+  local emitted, state, cancel = unpack(redis.pcall('HMGET', record, 'emitted', 'state', 'cancel'))
+  local entry = {'i', index, 't', token, 'p', text}
+  if logprobs ~= '' then entry[7], entry[8] = 'l', logprobs end
   if emitted ~= index or state == 'done' then
     replies[i] = 0
+  elseif type(redis.pcall('XADD', stream, '*', unpack(entry))) == 'table' then
+    replies[i] = 0
   else
-    if logprobs == '' then
-      redis.call('XADD', stream, '*', 'i', index, 't', token, 'p', text)
-    else
-      redis.call('XADD', stream, '*', 'i', index, 't', token, 'p', text, 'l', logprobs)
-    end
     redis.call('HSET', record, 'emitted', index + 1, 'last_token_at', now)
     if index == '0' then redis.call('HSET', record, 'first_token_at', now) end
     replies[i] = cancel and -1 or 1
@@ -72,7 +72,10 @@ FINISH = (
     + """
 local state, emitted = unpack(redis.call('HMGET', KEYS[2], 'state', 'emitted'))
 if not state or state == 'done' then return 0 end
-local count = tonumber(emitted)
+local count = tonumber(emitted) or 0
+for i = 3, 4 do  -- a stream that another client has given another type
+  if redis.call('TYPE', KEYS[i]).ok ~= 'stream' then redis.call('DEL', KEYS[i]) end
+end
 for i = 6, #ARGV, 3 do
   if tonumber(ARGV[i]) == count then
     redis.call('XADD', KEYS[3], '*', 'i', ARGV[i], 't', ARGV[i + 1], 'p', ARGV[i + 2])

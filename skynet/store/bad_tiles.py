@@ -60,7 +60,7 @@ def reported_tiles(client: redis.Redis, digest: str) -> list[TileName]:
         try:
             tensor, index = json.loads(report)
             tiles[TileName(str(tensor), int(index))] = None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             continue  # it expires
     return list(tiles)
 

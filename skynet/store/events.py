@@ -44,9 +44,17 @@ class Events:
         return [
             Event(
                 int(entry.split(b"-")[0]) / 1000,
-                fields[b"k"].decode(),
-                fields[b"t"].decode(),
-                float(fields.get(b"d", 0)),
+                fields[b"k"].decode(errors="replace"),
+                fields[b"t"].decode(errors="replace"),
+                _seconds(fields.get(b"d", b"0")),
             )
             for entry, fields in reversed(entries)
+            if b"k" in fields and b"t" in fields
         ]
+
+
+def _seconds(text: bytes) -> float:
+    try:
+        return float(text)
+    except ValueError:  # another client has written it
+        return 0.0

@@ -25,36 +25,52 @@ if ARGV[1] ~= '' and redis.call('GET', KEYS[1]) ~= ARGV[1] then
 end
 """
 
+# A counter that is no number, or beyond the integers of Lua, counts as 0.
+COUNT = """
+local function count(text)
+  local number = tonumber(text or '0') or 0
+  if number >= 0 and number < 2^53 and number == math.floor(number) then return number end
+  return 0
+end
+"""
+
 # KEYS: leader, term, epoch. ARGV: id, lease in ms, the last term and epoch that the caller knows.
 # Counters never go back, even if Redis lost its data. Replies the fence, or "" if another leads.
-ACQUIRE = """
+ACQUIRE = (
+    COUNT
+    + """
 if redis.call('EXISTS', KEYS[1]) == 1 then return '' end
-local term = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[3])) + 1
+local term = math.max(count(redis.call('GET', KEYS[2])), tonumber(ARGV[3])) + 1
+term = string.format('%.0f', term)
 redis.call('SET', KEYS[2], term)
-if tonumber(redis.call('GET', KEYS[3]) or '0') < tonumber(ARGV[4]) then
+if count(redis.call('GET', KEYS[3])) < tonumber(ARGV[4]) then
   redis.call('SET', KEYS[3], ARGV[4])
 end
 local fence = term .. ':' .. ARGV[1]
 redis.call('SET', KEYS[1], fence, 'PX', ARGV[2])
 return fence
 """
+)
 
 # KEYS: leader, term. ARGV: fence, lease in ms, term. Replies 1: held, 0: lost, -1: Redis lost its
 # data. An expired lease is renewed if no other orchestrator held it since.
-RENEW = """
+RENEW = (
+    COUNT
+    + """
 local holder = redis.call('GET', KEYS[1])
 if holder == ARGV[1] then
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
   return 1
 end
 local term = redis.call('GET', KEYS[2])
-if not term or tonumber(term) < tonumber(ARGV[3]) then return -1 end
+if not term or count(term) < tonumber(ARGV[3]) then return -1 end
 if not holder and term == ARGV[3] then
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
   return 1
 end
 return 0
 """
+)
 
 # KEYS: leader. ARGV: fence.
 RESIGN = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end"
@@ -119,7 +135,7 @@ class Leadership:
     def holder(self) -> str:
         """The leader's fence, or ""."""
         fence = cast("bytes | None", self.client.get(keys.leader_key()))
-        return fence.decode() if fence else ""
+        return fence.decode(errors="replace") if fence else ""
 
     def lose(self, fence: str | None = None) -> None:
         """The lease was lost; ignored if `fence` is not the current one."""
@@ -136,4 +152,4 @@ class Leadership:
 def leader_of(client: redis.Redis) -> str:
     """The id of the leading orchestrator, or ""."""
     holder = cast("bytes | None", client.get(keys.leader_key()))
-    return holder.decode().partition(":")[2] if holder else ""
+    return holder.decode(errors="replace").partition(":")[2] if holder else ""

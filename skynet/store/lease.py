@@ -12,6 +12,7 @@ import psutil
 import redis
 
 from skynet.store.connection import connect
+from skynet.store.foreign import delete_foreign, is_wrong_type
 from skynet.store.members import Member, Members
 
 logger = logging.getLogger(__name__)
@@ -89,11 +90,19 @@ class Lease:
                     self.num_losses += 1
                 problem = ""
             except Exception as error:  # this thread must outlive every error
+                if client is not None and is_wrong_type(error):
+                    self._delete_foreign(client)
                 kind = "Redis" if isinstance(error, redis.RedisError) else type(error).__name__
                 if kind != problem:
                     logger.warning("lease: %s: %s; trying until it works", kind, error)
                 problem = kind
             self._wake.wait(0.1 if problem else min(PING_S, self.lease_s / RENEWALS))
+
+    def _delete_foreign(self, client: redis.Redis) -> None:
+        try:
+            delete_foreign(client)
+        except redis.RedisError as error:
+            logger.warning("lease: Redis: %s", error)
 
     def _renew(self, client: redis.Redis) -> None:
         resident = psutil.Process().memory_info().rss

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from skynet.errors import IncompatibleVersion
-from skynet.wire import keys
+import numpy as np
+
+from skynet.errors import IncompatibleVersion, WireError
+from skynet.wire import codec, keys
+from skynet.wire.typed_json import Count, parse_object, read_json
 
 FORMAT = 2  # 2: the tokenizer as Transformers loads it
 TRAVELS_AS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
@@ -96,21 +100,63 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:
-        data = json.loads(text)
-        if data.get("format") != FORMAT:
-            raise IncompatibleVersion(
-                f"the staged model has format {data.get('format')}, this SkyNet reads {FORMAT}: "
-                "remove it with `skynet models remove --force` and split it again"
-            )
-        tensors = {
-            name: StagedTensor(tuple(shape), dtype, axis, tuple(Tile(*tile) for tile in tiles))
-            for name, (shape, dtype, axis, tiles) in data["tensors"].items()
-        }
+        """The manifest that `to_json` wrote.
+
+        Raises:
+            IncompatibleVersion: it has another format.
+            WireError: anything else.
+        """
+        try:
+            written = parse_object(text, "the manifest").get("format")
+            if type(written) is int and written != FORMAT:
+                raise IncompatibleVersion(
+                    f"the staged model has format {written!r:.20}, this SkyNet reads {FORMAT}: "
+                    "split it again with `skynet split`"
+                )
+            stored = read_json(_Stored, text, "the manifest")
+            tensors = {name: _tensor(name, *packed) for name, packed in stored.tensors.items()}
+        except WireError as error:
+            raise WireError(f"{error}: stage it again with `skynet split`") from None
         return cls(
-            data["digest"],
-            data["name"],
-            data["config"],
+            stored.digest,
+            stored.name,
+            stored.config,
             tensors,
-            tuple(data["files"]),
-            data["num_bytes"],
+            stored.files,
+            stored.num_bytes,
         )
+
+
+PackedTile = tuple[Count, Count, Count]
+PackedTensor = tuple[tuple[Count, ...], str, Count, tuple[PackedTile, ...]]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A manifest as JSON holds it."""
+
+    format: Literal[2]  # FORMAT
+    digest: str
+    name: str
+    config: dict[str, Any]
+    tensors: dict[str, PackedTensor]
+    files: tuple[str, ...]
+    num_bytes: Count
+
+
+def _tensor(
+    name: str, shape: tuple[int, ...], dtype: str, axis: int, tiles: tuple[PackedTile, ...]
+) -> StagedTensor:
+    """Raises WireError unless the tiles cover the tensor, each of a size that Redis may hold."""
+    item_bytes = np.dtype(TRAVELS_AS.get(dtype, "V0")).itemsize
+    if not item_bytes or len(shape) > codec.MAX_DIMENSIONS or axis >= len(shape):
+        raise WireError(f"tensor {name!r:.80}: {dtype!r:.20} {shape} cut along axis {axis}")
+    row_bytes = math.prod(shape[:axis]) * math.prod(shape[axis + 1 :]) * item_bytes
+    position = 0
+    for start, stop, _ in tiles:
+        if start != position or stop < start or (stop - start) * row_bytes > codec.MAX_ARRAY_BYTES:
+            raise WireError(f"tensor {name!r:.80}: no tile may be [{start}, {stop})")
+        position = stop
+    if position != shape[axis]:
+        raise WireError(f"tensor {name!r:.80}: its tiles end at {position} of {shape[axis]}")
+    return StagedTensor(shape, dtype, axis, tuple(Tile(*tile) for tile in tiles))

@@ -7,17 +7,23 @@ closed connection.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import redis
 
+from skynet.errors import WireError
 from skynet.store.away import RedisAway
 from skynet.wire import keys
 from skynet.wire.protocol import PROTOCOL, UNVERSIONED
+from skynet.wire.typed_json import Amount, Count, parse_object, read_json
+
+logger = logging.getLogger(__name__)
 
 STARTING, SPARE, LOADING, READY, FAILED = "starting", "spare", "loading", "ready", "failed"
 
@@ -34,37 +40,43 @@ class Member:
     node: str  # Celery's node name
     address: str  # its place: "stage0.shard1", "orchestrator", or "": none
     host: str
-    pid: int
+    pid: Count
     state: str = STARTING  # starting, spare, loading, ready, failed; orchestrator: leading, standby
     pinned: str = ""  # the address given with -Q, the only one it takes
     queue: str = ""  # the queue it consumes
-    epoch: int = 0  # of the plan in which it took its place
-    prepared: int = 0  # epoch of the next plan, once its slice is loaded
+    epoch: Count = 0  # of the plan in which it took its place
+    prepared: Count = 0  # epoch of the next plan, once its slice is loaded
     leaving: bool = False  # works on until another worker has its place
     device: str = "cpu"
-    cores: int = 0  # of its host
-    threads: int = 0
-    asked_threads: int = 0  # SKYNET_THREADS; 0: a share of the cores
-    speed: float = 0.0
-    round_trip_s: float = 0.0
-    weight_bytes: int = 0  # size of its slice, loaded or not
-    loaded_bytes: int = 0  # of that, fetched so far
-    kept_bytes: int = 0  # of that, reused from the slice before
-    load_s: float = 0.0  # time to load it
-    resident_bytes: int = 0
-    free_bytes: int = 0  # free memory of its device
-    steps: int = 0
+    cores: Count = 0  # of its host
+    threads: Count = 0
+    asked_threads: Count = 0  # SKYNET_THREADS; 0: a share of the cores
+    speed: Amount = 0.0
+    round_trip_s: Amount = 0.0
+    weight_bytes: Count = 0  # size of its slice, loaded or not
+    loaded_bytes: Count = 0  # of that, fetched so far
+    kept_bytes: Count = 0  # of that, reused from the slice before
+    load_s: Amount = 0.0  # time to load it
+    resident_bytes: Count = 0
+    free_bytes: Count = 0  # free memory of its device
+    steps: Count = 0
     problem: str = ""
-    connection: int = 0  # Redis's client id of the connection that renews the lease
-    joined: float = 0.0  # unix time
-    renewed: float = 0.0  # unix time
-    protocol: int = PROTOCOL  # see skynet/wire/protocol.py
+    connection: Count = 0  # Redis's client id of the connection that renews the lease
+    joined: Amount = 0.0  # unix time
+    renewed: Amount = 0.0  # unix time
+    protocol: Count = PROTOCOL  # see skynet/wire/protocol.py
 
     @classmethod
     def from_json(cls, text: bytes) -> Member:
-        known = {field.name for field in fields(cls)}
-        data = {"protocol": UNVERSIONED, **json.loads(text)}
-        return cls(**{key: value for key, value in data.items() if key in known})
+        """A member's record. Fields of a later version are ignored.
+
+        Raises:
+            WireError: anything else.
+        """
+        member = read_json(cls, text, "the record")
+        if "protocol" not in parse_object(text, "the record"):  # of before there was a version
+            return replace(member, protocol=UNVERSIONED)
+        return member
 
 
 class Members:
@@ -114,21 +126,26 @@ class Members:
             pipe.execute()
 
     def all(self) -> list[Member]:
-        """All members with a valid lease, by address, then by time of joining."""
+        """All members with a valid lease, by address, then by time of joining.
+
+        A record that cannot be read is left out, with a warning.
+        """
         ids: list[bytes] = self.client.zrange(keys.members_key(), 0, -1)  # type: ignore[assignment]
         if not ids:
             return []
+        names = [member_id.decode(errors="replace") for member_id in ids]
         texts: Iterable[bytes | None] = self.client.mget(  # type: ignore[assignment]
-            [keys.member_key(member_id.decode()) for member_id in ids]
+            [keys.member_key(name) for name in names]
         )
-        leases = [text for text in texts if text is not None]
+        pairs = zip(names, texts, strict=True)
+        leases = {name: text for name, text in pairs if text is not None}
         if len(leases) < len(ids):
             seconds, _ = self.client.time()
             # `skynet status` shows the members of a replica, too, and to a user who may only read.
             with suppress(RedisAway, redis.ResponseError):
                 # By Redis's clock, and not by id: an expired member may be back by now.
                 self.client.zremrangebyscore(keys.members_key(), 0, seconds - 2 * self.lease_s)
-        members = [Member.from_json(text) for text in leases]
+        members = [member for name in leases if (member := _read(name, leases[name]))]
         return sorted(members, key=lambda m: (not m.address, m.address, m.joined, m.id))
 
     def broken(self, members: Iterable[Member]) -> set[str]:
@@ -148,3 +165,22 @@ class Members:
             return set()
         connected = {int(entry["id"]) for entry in listed}
         return {member.id for member in asked if member.connection not in connected}
+
+
+def _read(member_id: str, text: bytes) -> Member | None:
+    """The member of that id; None, with a warning, if the record is not this member's."""
+    try:
+        member = Member.from_json(text)
+    except WireError as error:
+        _warn(f"member {member_id!r:.40}: {error}")
+        return None
+    if member.id != member_id:
+        _warn(f"member {member_id!r:.40}: the record is of {member.id!r:.40}")
+        return None
+    return member
+
+
+@lru_cache(maxsize=100)
+def _warn(message: str) -> None:
+    """Once for each message: members are read every second."""
+    logger.warning("%s; it is left out", message)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import redis
 
 from skynet.planning.plan import Plan, protocol_of
-from skynet.store.leader import GUARD, fenced
+from skynet.store.leader import COUNT, GUARD, fenced
 from skynet.wire import keys
 from skynet.wire.protocol import PROTOCOL
 
@@ -18,9 +18,10 @@ from skynet.wire.protocol import PROTOCOL
 # without its data has forgotten it. Replies the next epoch.
 NEXT_EPOCH = (
     GUARD
+    + COUNT
     + """
-local epoch = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[2])) + 1
-redis.call('SET', KEYS[2], epoch)
+local epoch = math.max(count(redis.call('GET', KEYS[2])), tonumber(ARGV[2])) + 1
+redis.call('SET', KEYS[2], string.format('%.0f', epoch))
 return epoch
 """
 )
@@ -40,6 +41,16 @@ return 1
 # KEYS: leader, plan, plan in preparation. ARGV: fence, the plan to prepare.
 PREPARE = GUARD + "redis.call('SET', KEYS[3], ARGV[2]); return 1"
 
+# KEYS: leader, plan, plan in preparation. ARGV: fence, their JSON; "": no plan in preparation.
+RESTORE = (
+    GUARD
+    + """
+redis.call('SET', KEYS[2], ARGV[2])
+if ARGV[3] == '' then redis.call('DEL', KEYS[3]) else redis.call('SET', KEYS[3], ARGV[3]) end
+return 1
+"""
+)
+
 # KEYS: leader, plan in preparation. ARGV: fence.
 FORGET = GUARD + "return redis.call('DEL', KEYS[2])"
 
@@ -53,9 +64,14 @@ class Plans:
         self._publish = client.register_script(PUBLISH)
         self._prepare = client.register_script(PREPARE)
         self._forget = client.register_script(FORGET)
+        self._restore = client.register_script(RESTORE)
 
     def current(self) -> Plan | None:
-        """The plan in force, or None; see `plan_of`."""
+        """The plan in force, or None; see `plan_of`.
+
+        Raises:
+            WireError: the key holds something else.
+        """
         return plan_of(self.texts()[0])
 
     def texts(self) -> tuple[bytes | None, bytes | None]:
@@ -92,6 +108,15 @@ class Plans:
         """Have members load their slices for a numbered plan."""
         with fenced():
             self._prepare(keys=_keys(), args=[fence, plan.to_json()])
+
+    def restore(self, plan: Plan, following: Plan | None, fence: str) -> bool:
+        """Write the plans again if another client has changed them; whether one had."""
+        text, next_text = plan.to_json(), following.to_json() if following else ""
+        if self.texts() == (text.encode(), next_text.encode() or None):
+            return False
+        with fenced():
+            self._restore(keys=_keys(), args=[fence, text, next_text])
+        return True
 
     def ask_rebalance(self) -> None:
         """Ask the leading orchestrator to rebalance now."""

@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import redis
 
-from skynet.errors import QueueFull
+from skynet.errors import QueueFull, WireError
 from skynet.request.record import End, Record, Token
 from skynet.store.answer import AnswerReader
 from skynet.store.answer_writer import AnswerWriter
 from skynet.store.clock import RedisClock
+from skynet.store.foreign import is_wrong_type
 from skynet.wire import keys
 
 # KEYS: arrival counter, open requests, then records. ARGV: limit of open requests (-1: none),
@@ -27,7 +28,12 @@ local count, size, arrival = #KEYS - 2, 2 * tonumber(ARGV[2]), 0
 if limit >= 0 and open + count > limit then return {0, open} end
 for i = 1, count do
   local at = 3 + (i - 1) * (size + 1)
-  arrival = redis.call('INCR', KEYS[1])
+  arrival = redis.pcall('INCR', KEYS[1])
+  if type(arrival) == 'table' then  -- no number: go on after the last arrival
+    local last = redis.call('ZRANGE', KEYS[2], 0, 0, 'REV', 'WITHSCORES')
+    redis.call('SET', KEYS[1], string.format('%.0f', last[2] or 0))
+    arrival = redis.call('INCR', KEYS[1])
+  end
   redis.call('HSET', KEYS[2 + i], 'arrival', arrival, unpack(ARGV, at + 1, at + size))
   redis.call('ZADD', KEYS[2], arrival, ARGV[at])
 end
@@ -115,9 +121,20 @@ class Requests:
     # -- records -------------------------------------------------------------------------------
 
     def read(self, request_id: str) -> Record | None:
-        """The record, or None if the id is unknown or the record has expired."""
-        fields = cast(dict[bytes, bytes], self.client.hgetall(keys.request_key(request_id)))
-        return Record.from_fields(request_id, fields) if b"prompt" in fields else None
+        """The record, or None if the id is unknown or the record has expired.
+
+        Raises:
+            WireError: the key holds something else.
+        """
+        try:
+            fields = cast(dict[bytes, bytes], self.client.hgetall(keys.request_key(request_id)))
+            return Record.from_fields(request_id, fields) if fields else None
+        except WireError as error:
+            raise WireError(f"request {request_id} cannot be read: {error}") from None
+        except redis.ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            raise WireError(f"request {request_id} cannot be read: its key is no hash") from None
 
     def num_open(self) -> int:
         """Requests that have not ended."""
@@ -126,13 +143,31 @@ class Requests:
     def open_ids(self) -> list[str]:
         """Ids of requests that have not ended, in order of arrival."""
         ids = cast(list[bytes], self.client.zrange(keys.open_requests_key(), 0, -1))
-        return [request_id.decode() for request_id in ids]
+        readable = [request_id for request_id in ids if request_id.isascii()]
+        if len(readable) < len(ids):  # no client makes such ids
+            self.client.zrem(keys.open_requests_key(), *(set(ids) - set(readable)))
+        return [request_id.decode() for request_id in readable]
 
     def forget(self, request_id: str) -> None:
         """Remove an id without a record from the queue."""
         self.client.zrem(keys.open_requests_key(), request_id)
 
+    def discard(self, request_id: str) -> None:
+        """Delete a request that has no readable record: its client is told that it is lost."""
+        names = (keys.request_key, keys.tokens_key, keys.end_key)
+        self.client.delete(*(name(request_id) for name in names))
+        self.forget(request_id)
+
     def emitted(self, request_id: str) -> list[Token]:
-        """The tokens appended so far, in order."""
-        entries = cast(list[Any], self.client.xrange(keys.tokens_key(request_id)))
+        """The tokens appended so far, in order.
+
+        Raises:
+            WireError: the key holds something else.
+        """
+        try:
+            entries = cast(list[Any], self.client.xrange(keys.tokens_key(request_id)))
+        except redis.ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            raise WireError(f"request {request_id}: the key of its tokens is no stream") from None
         return [Token.from_fields(fields) for _, fields in entries if b"t" in fields]

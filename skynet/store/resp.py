@@ -61,6 +61,7 @@ class RespConnection:
             redis.ConnectionError, redis.TimeoutError: the connection is closed, or Redis cannot
                 serve now; the commands may have run.
             redis.ResponseError: Redis refused one of them.
+            redis.InvalidResponse: the server does not speak Redis's protocol.
         """
         try:
             self._close_if_stale()
@@ -69,6 +70,9 @@ class RespConnection:
         except redis.ResponseError:
             self.close()
             raise
+        except hiredis.HiredisError as error:
+            self.close()
+            raise redis.InvalidResponse(f"not a reply of Redis: {error}") from error
         except (BlockingIOError, TimeoutError) as error:
             self.close()
             raise redis.TimeoutError(f"no reply from Redis within {self.timeout_s:g} s") from error

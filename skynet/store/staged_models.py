@@ -10,11 +10,11 @@ import redis
 
 from skynet.checkpoint.bad_numbers import add_count, count_bad_numbers
 from skynet.checkpoint.tensor_plans import suppressing_tensors
-from skynet.errors import BadRequest, NoModel, SkynetError
+from skynet.errors import BadRequest, NoModel
 from skynet.models.registry import load_architecture
 from skynet.store.manifest import Manifest, TileName
 from skynet.store.plans import Plans
-from skynet.store.staging import KEYS_AT_ONCE, drop_model
+from skynet.store.staging import KEYS_AT_ONCE, drop_model, readable_manifest
 from skynet.store.staging_lock import LOCK_S, StagingLock
 from skynet.store.targets import Targets
 from skynet.store.weights import WeightStore
@@ -126,7 +126,7 @@ def verify_model(
 ) -> Verified:
     """Read the whole model."""
     store, bad_numbers = WeightStore(client), dict[str, int]()
-    manifest = _readable_manifest(client, model.digest)
+    manifest = readable_manifest(client, model.digest)
     if manifest is None:
         return Verified(["the manifest"], bad_numbers)
     suppressing = suppressing_tensors(load_architecture(manifest.config))
@@ -153,7 +153,7 @@ def _describe(
 ) -> StagedModel:
     present = set(redis_keys)
     tiles = sum(keys.is_tile_key(key) for key in present)
-    manifest = _readable_manifest(client, digest)
+    manifest = readable_manifest(client, digest)
     complete = manifest is not None and all(key.encode() in present for key in _keys_of(manifest))
     return StagedModel(
         digest=digest,
@@ -165,13 +165,6 @@ def _describe(
         in_force=digest in used,
         being_staged=keys.staging_lock_key(digest).encode() in present,
     )
-
-
-def _readable_manifest(client: redis.Redis, digest: str) -> Manifest | None:
-    try:
-        return WeightStore(client).manifest(digest)
-    except SkynetError:  # of another version's format: listed, and can be removed
-        return None
 
 
 def _keys_of(manifest: Manifest) -> Iterator[str]:

@@ -18,10 +18,11 @@ import redis
 
 from skynet.checkpoint.bad_numbers import add_count, count_bad_numbers, spell_counts
 from skynet.checkpoint.tensor_plans import TensorPlan
-from skynet.errors import CheckpointError, SkynetError
+from skynet.errors import CheckpointError, SkynetError, WireError
 from skynet.planning.ranges import Range
 from skynet.store.away import RedisFull
 from skynet.store.connection import server_info
+from skynet.store.foreign import is_wrong_type
 from skynet.store.manifest import TRAVELS_AS, Manifest, StagedTensor, Tile, TileName
 from skynet.store.room import check_room, needed_bytes, room_message
 from skynet.store.staging_lock import StagingLock
@@ -73,9 +74,9 @@ class ModelWriter:
         """Write the whole model. Returns its manifest; False if another process staged it."""
         job = self.job
         with self.lock.held(waiting):
-            text = self.client.get(keys.manifest_key(job.digest))
-            if text is not None:  # staged by another process during the wait
-                return Manifest.from_json(cast(bytes, text)), False
+            manifest = readable_manifest(self.client, job.digest)
+            if manifest is not None:  # staged by another process during the wait
+                return manifest, False
             drop_model(self.client, self.lock)  # leftovers, perhaps of another tile size
             check_room(self.client, job.tensors.values(), job.files, job.tile_bytes)
             try:
@@ -111,8 +112,7 @@ class ModelWriter:
     ) -> None:
         """Write these tiles and files again, byte for byte as they were."""
         with self.lock.held(waiting):
-            text = self.client.get(keys.manifest_key(self.job.digest))
-            if text is None or Manifest.from_json(cast(bytes, text)) != manifest:
+            if readable_manifest(self.client, self.job.digest) != manifest:
                 raise SkynetError(
                     f"model {self.job.digest[:12]} was removed or staged anew before its repair: "
                     "try again"
@@ -186,6 +186,19 @@ class ModelWriter:
             self.progress(self._batch_bytes)
         self._batch.clear()
         self._batch_bytes = 0
+
+
+def readable_manifest(client: redis.Redis, digest: str) -> Manifest | None:
+    """The manifest of this digest; None if there is none that this version can read."""
+    try:
+        text = client.get(keys.manifest_key(digest))
+        return None if text is None else Manifest.from_json(cast(bytes, text))
+    except WireError:
+        return None
+    except redis.ResponseError as error:
+        if is_wrong_type(error):
+            return None
+        raise
 
 
 def drop_model(client: redis.Redis, lock: StagingLock) -> int:

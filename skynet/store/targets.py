@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass, fields, replace
-from typing import cast
+from typing import ClassVar, cast
 
 import redis
+from pydantic import ConfigDict
 
-from skynet.errors import IncompatibleVersion, NoModel
-from skynet.planning.plan import Plan
+from skynet.errors import IncompatibleVersion, NoModel, WireError
+from skynet.planning.plan import ChordSpan, DType, Plan
+from skynet.store.leader import GUARD, fenced
 from skynet.wire import keys
+from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, parse_object, read_json
+
+logger = logging.getLogger(__name__)
+
+# KEYS: leader, target. ARGV: fence, the value it has ('': none), the value it gets.
+KEEP = (
+    GUARD
+    + """
+if (redis.call('GET', KEYS[2]) or '') == ARGV[2] then redis.call('SET', KEYS[2], ARGV[3]) end
+"""
+)
 
 
 @dataclass(frozen=True)
@@ -22,16 +36,19 @@ class Target:
     revision: set by `Targets.ask`.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = NO_OTHER_FIELDS
+
     model: str  # content digest of the staged checkpoint
     name: str
-    dtype: str
-    chord_span: str
-    num_slots: int
-    slot_tokens: int
-    stages: int | None = None
-    shards: int | None = None
+    dtype: DType
+    chord_span: ChordSpan
+    num_slots: Size
+    slot_tokens: Size
+    stages: Size | None = None
+    shards: Size | None = None
     fixed: bool = False
-    revision: int = 0
+    revision: Count = 0
+    weight_dtype: DType | None = None  # None: as dtype
 
     @classmethod
     def of(cls, plan: Plan, fixed: bool = False, *, any_shape: bool = False) -> Target:
@@ -46,6 +63,7 @@ class Target:
             None if any_shape else len(plan.stages),
             None if any_shape else plan.num_shards,
             fixed,
+            weight_dtype=plan.weight_dtype,
         )
 
     def to_json(self) -> str:
@@ -57,14 +75,15 @@ class Target:
 
         Raises:
             IncompatibleVersion: it has fields that this version does not know.
+            WireError: anything else.
         """
-        data = json.loads(text)
-        if unknown := data.keys() - {field.name for field in fields(cls)}:
+        given = parse_object(text, "the target")
+        if unknown := given.keys() - {field.name for field in fields(cls)}:
             raise IncompatibleVersion(
-                f"{', '.join(sorted(unknown))} in the target: a newer version of SkyNet split the "
-                "model; upgrade this one, or split the model again with it"
+                f"{', '.join(sorted(unknown)):.200} in the target: a newer version of SkyNet split "
+                "the model; upgrade this one, or split the model again with it"
             )
-        return cls(**data)
+        return read_json(cls, text, "the target")
 
 
 class Targets:
@@ -72,6 +91,7 @@ class Targets:
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
+        self._keep = client.register_script(KEEP)
 
     def ask(self, target: Target) -> Target:
         """Ask for this target from now on; returns it with its revision."""
@@ -84,8 +104,28 @@ class Targets:
         """Ask again for a target that Redis has forgotten, unless another was asked for."""
         self.client.set(keys.target_key(), target.to_json(), nx=True)
 
+    def keep(self, target: Target, fence: str) -> None:
+        """Write the target in force again if its key was deleted, or holds something else.
+
+        Raises:
+            Fenced: the caller is not the leader any more.
+        """
+        text = cast("bytes | None", self.client.get(keys.target_key())) or b""
+        try:
+            Target.from_json(text)
+        except WireError:
+            with fenced():
+                redis_keys = [keys.leader_key(), keys.target_key()]
+                self._keep(keys=redis_keys, args=[fence, text, target.to_json()])
+            logger.error("another client has changed the target in Redis: written again")
+
     def current(self) -> Target | None:
-        """The target asked for last, or None."""
+        """The target asked for last, or None.
+
+        Raises:
+            IncompatibleVersion: a newer version asked for it.
+            WireError: the key holds something else.
+        """
         text = self.client.get(keys.target_key())
         return None if text is None else Target.from_json(cast(bytes, text))
 

@@ -18,7 +18,14 @@ from skynet.errors import NoModel, TileCorrupted, TileMissing
 from skynet.planning.ranges import Range
 from skynet.store.bad_tiles import tile_error
 from skynet.store.manifest import TRAVELS_AS, Manifest, StagedTensor, Tile, TileName
-from skynet.store.staging import BATCH_BYTES, ModelWriter, Progress, StagingJob, Waiting
+from skynet.store.staging import (
+    BATCH_BYTES,
+    ModelWriter,
+    Progress,
+    StagingJob,
+    Waiting,
+    readable_manifest,
+)
 from skynet.store.staging_lock import LOCK_S
 from skynet.wire import codec, keys
 
@@ -34,7 +41,11 @@ class WeightStore:
         self.lock_s = lock_s
 
     def manifest(self, digest: str) -> Manifest | None:
-        """The manifest of this digest, or None if it is not completely staged."""
+        """The manifest of this digest, or None if it is not completely staged.
+
+        Raises:
+            WireError: the key holds something else, or a manifest of another version.
+        """
         text = self.client.get(keys.manifest_key(digest))
         return None if text is None else Manifest.from_json(cast(bytes, text))
 
@@ -82,7 +93,7 @@ class WeightStore:
             SkynetError: Redis has too little memory, or may evict keys; or this process was
                 suspended for longer than its lock lives.
         """
-        manifest = self.manifest(job.digest)
+        manifest = readable_manifest(self.client, job.digest)
         if manifest is None:
             writer = ModelWriter(self.client, job, self.lock_s, progress)
             manifest, written = writer.stage(waiting)

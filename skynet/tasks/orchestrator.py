@@ -25,13 +25,20 @@ def cancel(request_id: str) -> None:
 
 @app.task(name=keys.FINISH_STEP_TASK, ignore_result=True, send_events=settings().trace)
 def finish_step(
-    parts: list[bytes], epoch: int, step: int, layer: int, spent_s: float = 0.0
+    parts: list[bytes], epoch: int, step: int, layer: int, spent_s: float = 0.0, plan_id: str = ""
 ) -> None:
     """Merge the shards' candidates and sample: the body of a step's last chord."""
-    app.runtime.on_message("finish_step", parts, epoch, step, spent_s)
+    app.runtime.on_message("finish_step", parts, epoch, step, spent_s, plan_id)
 
 
 @app.task(name=keys.FAIL_STEP_TASK, ignore_result=True, send_events=settings().trace)
-def fail_step(epoch: int, step: int, kind: str, message: str, rows: Sequence[int] = ()) -> None:
+def fail_step(
+    epoch: int,
+    step: int,
+    kind: str,
+    message: str,
+    rows: Sequence[int] = (),
+    plan_id: str = "",
+) -> None:
     """A shard could not compute its part; rows: those with NaN or infinity."""
-    app.runtime.on_message("fail_step", epoch, step, kind, message, rows)
+    app.runtime.on_message("fail_step", epoch, step, kind, message, rows, plan_id)

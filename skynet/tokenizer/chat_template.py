@@ -7,7 +7,8 @@ tokenizers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Sized
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -16,11 +17,15 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
 
 from skynet.errors import BadRequest
 
+MAX_CHARACTERS = 4_000_000  # as of a prompt
+MAX_BITS = 4096
+LONG_NUMBER = re.compile(r"\d{5}")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -89,11 +94,31 @@ def _plain(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     return {"thinking": reasoning, **copy, "reasoning_content": reasoning}
 
 
+class LimitedEnvironment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which a short template cannot make a huge text or number either."""
+
+    intercepted_binops = frozenset(["*", "**", "%"])
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Raises SecurityError if the result may be larger than any prompt."""
+        if operator == "*":
+            sizes = [len(side) if isinstance(side, Sized) else side for side in (left, right)]
+            if sizes != [left, right] and sizes[0] * sizes[1] > MAX_CHARACTERS:
+                raise SecurityError(f"a text or list of {sizes[0]} times {sizes[1]} items")
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            if left.bit_length() * abs(right) > MAX_BITS:
+                raise SecurityError(f"a power with an exponent of {right}")
+        elif operator == "%" and isinstance(left, str) and LONG_NUMBER.search(left):
+            raise SecurityError(f"a format with a large width: {left!r:.80}")
+        return super().call_binop(context, operator, left, right)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     """The environment of Transformers' apply_chat_template, in a sandbox."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationBlocks]
     )
+    del environment.globals["lipsum"]  # as much text as one asks for
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

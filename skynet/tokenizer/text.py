@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
-from skynet.errors import BadRequest
+from skynet.errors import BadRequest, CheckpointError, SkynetError
 from skynet.tokenizer.chat_template import ChatTemplate
 from skynet.tokenizer.cleanup import clean_up
 from skynet.tokenizer.detokenizer import CleaningDetokenizer, Detokenizer
@@ -164,3 +164,7 @@ def _split(text: str, split: Callable[[], list[int]]) -> list[int]:
         return split()
     except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate, from "\\ud800" in JSON
         raise BadRequest(f"prompt: cannot be written as UTF-8: {error}") from error
+    except SkynetError:
+        raise
+    except Exception as error:  # the libraries raise plain Exception
+        raise CheckpointError(f"the model's tokenizer cannot split a text: {error}") from error

@@ -35,6 +35,11 @@ class TransformersLoader(Loader):
     regions_class = TransformersRegions
     arch: TransformersArchitecture
 
+    @property
+    def table_dtype(self) -> torch.dtype:
+        """Transformers' modules compute with their tables."""
+        return self.dtype
+
     def product(self, weight: Weight, layer: int | None = None) -> Linear:
         """The shard's part of a product, with its bias unless that is added after a sum."""
         return self.linear(weight.role, layer=layer, bias=weight.bias and weight.cut != "row")
@@ -54,7 +59,7 @@ class TransformersLoader(Loader):
         return stacked
 
     def whole(self, weight: TransformersWeight, kind: str, layer: int | None) -> torch.Tensor:
-        """A weight or bias that every shard has all of, in the plan's dtype or in float32."""
+        """A weight or bias that every shard has all of, in the dtype computed in or in float32."""
         name = weight.tensor(layer, kind)
         key = ("whole", name, self.regions.layer_number(layer))
         value = self.weights.get(key, ())

@@ -15,7 +15,7 @@ from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.fetch import CheckpointFetch
 from skynet.checkpoint.tensor_plans import model_files
 from skynet.errors import UnsupportedModel
-from skynet.layers.shard_model import DTYPES
+from skynet.layers.dtypes import DTYPES
 from skynet.planning.split import PlanOptions, make_plan
 from skynet.reference.difference import DRIFT, LIMITS, difference, row_scale
 from skynet.reference.forward import Reference

@@ -34,7 +34,7 @@ class TransformersShard(ShardModel):
             ConfigurationError: the Transformers version is not the one that was described.
         """
         arch, kv = self._arch, KVLayout.of(self._plan)
-        load = TransformersLoader(arch, part, fetch, self._dtype, self._device, weights)
+        load = TransformersLoader(arch, part, fetch, self._dtypes, self._device, weights)
         body = self._body = Body(load, kv)
         if self.layers.start == 0:
             self.weight_bytes += body.load_tokens(load)
@@ -50,7 +50,9 @@ class TransformersShard(ShardModel):
         if self.layers.stop == arch.num_layers:
             self.weight_bytes += body.load_head(load)
             self._head = body.head  # type: ignore[assignment]
-            self._pooler = Pooler(_LastNorm(body), None, None, arch.label_pooling, self._dtype)
+            self._pooler = Pooler(
+                _LastNorm(body), None, None, arch.label_pooling, self._dtypes.compute
+            )
 
     def _forward(
         self,

@@ -16,10 +16,10 @@ from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.errors import SkynetError, UnsupportedModel
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext, StepLayout, make_context
+from skynet.layers.dtypes import Dtypes
 from skynet.layers.lockstep import run_in_lockstep
 from skynet.layers.norm import AllReduce
 from skynet.layers.regions import Fetch
-from skynet.layers.shard_model import DTYPES
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.reference.difference import LIMITS, difference
@@ -41,7 +41,7 @@ class ShardGroup:
         self, arch: TransformersArchitecture, plan: Plan, fetch: Fetch, prompt: Sequence[int]
     ) -> None:
         self._arch, self._plan, self._fetch = arch, replace(plan, num_slots=SLOTS), fetch
-        self._prompt, self._dtype = tuple(prompt), DTYPES[plan.dtype]
+        self._prompt, self._dtypes = tuple(prompt), Dtypes.of(plan)
         self._bodies: dict[ShardPlan, Body] = {}  # whose layer is replaced by the next one
         self._layer, self._parts = 0, plan.stages[0].shards
 
@@ -151,7 +151,7 @@ class ShardGroup:
         return Body(self._loader(part), KVLayout.of(self._plan))
 
     def _loader(self, part: ShardPlan) -> TransformersLoader:
-        return TransformersLoader(self._arch, part, self._fetch, self._dtype, CPU)
+        return TransformersLoader(self._arch, part, self._fetch, self._dtypes, CPU)
 
     def _context(self, part: ShardPlan, rows: tuple[Row, ...]) -> StepContext:
         kv = KVLayout.of(self._plan)

@@ -5,6 +5,7 @@ Shared by engine/ (which makes steps) and layers/ and worker/ (which compute the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,6 +16,39 @@ import numpy.typing as npt
 from skynet.errors import WireError
 from skynet.wire import codec
 from skynet.wire.frame import FLOAT32, MAGIC, Frame
+
+MAX_INDEX = 2**31 - 1
+
+
+def _index(value: Any) -> int:
+    """Of a slot, token, layer, step or epoch; a size."""
+    if type(value) is not int or not 0 <= value <= MAX_INDEX:
+        raise WireError(f"{value!r:.40} is not a whole number from 0 to {MAX_INDEX}")
+    return value
+
+
+def _indices(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list):
+        raise WireError(f"{values!r:.40} is not a list of numbers")
+    if values and set(map(type, values)) != {int}:
+        raise WireError("a list of numbers holds something else")
+    if values and not 0 <= min(values) <= max(values) <= MAX_INDEX:
+        raise WireError(f"numbers from {min(values)} to {max(values)}, not from 0 to {MAX_INDEX}")
+    return tuple(values)
+
+
+def _amount(value: Any) -> float:
+    """A finite number, 0 or more."""
+    if not isinstance(value, float | int) or not 0 <= value < math.inf:
+        raise WireError(f"{value!r:.40} is not a number of 0 or more")
+    return float(value)
+
+
+def _row_of(array: Any, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """An array of one dimension."""
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != dtype:
+        raise WireError(f"{array!r:.40} is not a row of {dtype.__name__}")
+    return array
 
 
 @dataclass(frozen=True)
@@ -47,10 +81,12 @@ class LogitsRequest:
     @classmethod
     def unpack(cls, data: list[Any]) -> LogitsRequest:
         top, floor, temperature, *more = data
+        plain = _index(top), _amount(floor), _amount(temperature)
         if not more:
-            return cls(top, floor, temperature)
+            return cls(*plain)
         ids, logprobs = more
-        return cls(top, floor, temperature, tuple(ids.tolist()), logprobs)
+        listed = _indices(_row_of(ids, np.int32).tolist())
+        return cls(*plain, listed, None if logprobs is None else _index(logprobs))
 
 
 @dataclass(frozen=True)
@@ -85,7 +121,10 @@ class TextTask:
     @classmethod
     def unpack(cls, data: list[Any]) -> TextTask:
         task, pooling, normalize, positions, top = data
-        return cls(task, pooling, normalize, tuple(positions.tolist()), top)
+        if not (isinstance(task, str) and isinstance(pooling, str) and type(normalize) is bool):
+            raise WireError(f"{data!r:.80} is not a text task")
+        listed = _indices(_row_of(positions, np.int32).tolist())
+        return cls(task, pooling, normalize, listed, _index(top))
 
 
 @dataclass(frozen=True)
@@ -136,12 +175,20 @@ class Row:
     def unpack(cls, data: list[Any]) -> Row:
         slot, start, tokens, prompt_length, logits, *more = data
         source, task, kv = (*more, None, None, None)[:3]
-        logits_request = None if logits is None else LogitsRequest.unpack(logits)
-        text_task = None if task is None else TextTask.unpack(task)
-        encoder_kv = None if kv is None else (kv[0], kv[1])
-        return cls(
-            slot, start, tuple(tokens), prompt_length, logits_request, source, text_task, encoder_kv
+        row = cls(
+            _index(slot),
+            _index(start),
+            _indices(tokens),
+            _index(prompt_length),
+            None if logits is None else LogitsRequest.unpack(logits),
+            None if source is None else _index(source),
+            None if task is None else TextTask.unpack(task),
+            None if kv is None else (_index(kv[0]), _index(kv[1])),
         )
+        positions = () if row.text_task is None else row.text_task.positions
+        if not row.tokens or max(positions, default=0) >= len(row.tokens):
+            raise WireError(f"a row of {len(row.tokens)} tokens, with masks at {positions}")
+        return row
 
 
 @dataclass(frozen=True)
@@ -173,8 +220,9 @@ class Step:
         try:
             epoch, number, layers_per_chord, packed, *start = codec.decode(data)
             rows = tuple(Row.unpack(row) for row in packed)
-            return cls(epoch, number, rows, layers_per_chord, *start)
-        except (TypeError, ValueError, AttributeError) as error:
+            start = [_index(layer) for layer in start]
+            return cls(_index(epoch), _index(number), rows, _index(layers_per_chord), *start)
+        except (TypeError, ValueError, LookupError) as error:
             raise WireError(f"not a step: {error}") from error
 
 
@@ -184,6 +232,7 @@ class SpanMessage(NamedTuple):
     rows: the encoded Step; None: under `keys.step_key`.
     hidden: the hidden states before `start`, an encoded Frame of (tokens, hidden) float32; None:
         under `keys.hidden_key`, or the step begins at `start`.
+    plan_id: of the plan with this epoch; another cluster may have a plan with the same epoch.
     """
 
     epoch: int
@@ -192,6 +241,14 @@ class SpanMessage(NamedTuple):
     stop: int
     rows: bytes | None = None
     hidden: bytes | None = None
+    plan_id: str = ""
+
+    def check(self) -> None:
+        """Raise WireError unless all arguments are of their types."""
+        for number in self[:4]:
+            _index(number)
+        if not all(data is None or isinstance(data, bytes) for data in (self.rows, self.hidden)):
+            raise WireError(f"step {self.step}: rows and hidden states are bytes")
 
 
 @dataclass(frozen=True)
@@ -212,7 +269,10 @@ class Candidates:
     @classmethod
     def unpack(cls, data: list[Any]) -> Candidates:
         ids, logits, peak, mass, *best = data
-        return cls(ids, logits, float(peak), float(mass), Best(*best) if best else None)
+        listed, numbers = _row_of(ids, np.int32), _row_of(logits, np.float32)
+        if len(listed) != len(numbers) or (len(listed) and listed.min() < 0):
+            raise WireError(f"{len(listed)} candidates with {len(numbers)} logits")
+        return cls(listed, numbers, float(peak), float(mass), Best.unpack(best) if best else None)
 
 
 @dataclass(frozen=True)
@@ -222,6 +282,14 @@ class Best:
     ids: npt.NDArray[np.int32]  # (k,)
     logits: npt.NDArray[np.float32]  # (k,)
     total: float  # log of the sum of exp(logit) over the shard
+
+    @classmethod
+    def unpack(cls, data: list[Any]) -> Best:
+        ids, logits, total = data
+        listed, numbers = _row_of(ids, np.int32), _row_of(logits, np.float32)
+        if len(listed) != len(numbers):
+            raise WireError(f"{len(listed)} tokens with {len(numbers)} logits")
+        return cls(listed, numbers, float(total))
 
 
 @dataclass(repr=False)
@@ -239,6 +307,10 @@ class Part:
     compute_s: float = 0.0  # without the exchange
     wait_s: float = 0.0  # in the exchange
     vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+    @property
+    def hidden_size(self) -> int:
+        return 0 if self.hidden is None else int(self.hidden.shape[1])
 
     @property
     def busy_s(self) -> float:
@@ -276,6 +348,8 @@ class Part:
                 hidden = frame.array()
             candidates, compute_s, wait_s, *vectors = codec.decode(fields)
             unpacked = [Candidates.unpack(candidate) for candidate in candidates]
-            return cls(hidden, unpacked, compute_s, wait_s, *vectors)
+            (listed,) = vectors or [[]]
+            rows = [_row_of(vector, np.float32) for vector in listed]
+            return cls(hidden, unpacked, _amount(compute_s), _amount(wait_s), rows)
         except (TypeError, ValueError, AttributeError) as error:
             raise WireError(f"not a part: {error}") from error

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from skynet.errors import TileCorrupted, TileMissing
+from skynet.errors import TileCorrupted, TileMissing, WireError
 from skynet.planning.plan import Plan, protocol_of
 from skynet.settings import settings
 from skynet.store.connection import connect
@@ -112,7 +112,12 @@ class PlanFollower:
         current = plans.texts()
         if current == self._seen:
             return
-        plan, following = (plan_of(text) for text in current)
+        try:
+            plan, following = (plan_of(text) for text in current)
+        except WireError as error:
+            logger.error("%s: this worker stays where it is", error)
+            self._seen = current
+            return
         if plan is None:
             self._taken = None  # Redis restarted without its data: any plan is new
             if current[0] is not None:

@@ -59,12 +59,15 @@ class SpanRunner:
             Ignore: the message is stale, a duplicate or for another worker; nothing changes.
             NotFinite: NaN or infinity among the numbers of this shard, or of a peer it waited for.
             StepFailed: this shard, or a peer it waited for, failed.
+            WireError: the message, its step or its hidden states are malformed.
         """
+        span.check()
         place = self.plan_follower.place
         try:
             if place is None or place.plan.epoch != span.epoch:
                 self._refuse(request, place, span)
                 raise Ignore(f"step {span.step} is of epoch {span.epoch}")
+            _check_plan(place, span)
             place.guard.check(span.step, span.start)
             step, hidden = self._inputs(place, span)
             place.guard.admit(step, span.start)
@@ -78,26 +81,34 @@ class SpanRunner:
         place.guard.done(span.step, span.stop)
         return part
 
-    def advance(
-        self, parts: list[bytes], epoch: int, number: int, layer: int, spent_s: float
-    ) -> None:
-        """Sum the parts of a span, in shard order, and send the chord that starts at `layer`."""
-        place = self.plan_follower.place
-        if place is None or place.plan.epoch != epoch or number not in place.guard.steps:
-            logger.info("step %d of epoch %d is stale, not advanced", number, epoch)
+    def advance(self, parts: list[bytes], at: SpanMessage, spent_s: float) -> None:
+        """Sum the parts of a span, in shard order, and send the chord that starts at `at.start`.
+
+        Raises:
+            WireError: the message or a part is malformed.
+        """
+        at.check()
+        place, layer = self.plan_follower.place, at.start
+        if place is None or place.plan.epoch != at.epoch or at.step not in place.guard.steps:
+            logger.info("step %d of epoch %d is stale, not advanced", at.step, at.epoch)
             return
-        step, rows = place.guard.steps[number]
+        _check_plan(place, at)
+        step, rows = place.guard.steps[at.step]
         decoded = [Part.decode(data) for data in parts]
+        if len(decoded) != place.plan.num_shards or not 0 < layer < place.plan.num_layers:
+            raise WireError(f"step {at.step}: {len(decoded)} parts before layer {layer}")
         total: Any = None
         for part in decoded:
             if part.hidden is None:
-                raise ShardFailed(f"step {number}: a part before layer {layer} is empty")
+                raise ShardFailed(f"step {at.step}: a part before layer {layer} is empty")
+            if part.hidden.shape != (step.num_tokens, decoded[0].hidden_size):
+                raise WireError(f"step {at.step}: a part of shape {part.hidden.shape}")
             total = part.hidden.copy() if total is None else total + part.hidden
         span = next_span(place.plan, layer, step.layers_per_chord)
         hidden = Frame.of(total).encode()
         self.app.messenger.emit_chord(
             place.plan,
-            SpanMessage(epoch, number, span.start, span.stop, rows, hidden),
+            SpanMessage(at.epoch, at.step, span.start, span.stop, rows, hidden),
             spent_s=spent_s + max(part.busy_s for part in decoded),
         )
 
@@ -108,7 +119,11 @@ class SpanRunner:
         """
         epoch, member = span.epoch, self.plan_follower.member
         last_epoch = max(self.plan_follower.epoch, place.plan.epoch if place else 0)
-        plan = Plans(self.client).current()
+        try:
+            plan = Plans(self.client).current()
+        except WireError as error:
+            logger.error("step %d of epoch %d is dropped: %s", span.step, epoch, error)
+            return
         if epoch < last_epoch or plan is None or plan.epoch != epoch:
             logger.debug("step %d of epoch %d is stale, dropped", span.step, epoch)
             return
@@ -134,7 +149,7 @@ class SpanRunner:
         """The step and the hidden states before it; those not in the message in one round trip."""
         known = place.guard.steps.get(span.step)
         if known is None and span.rows is not None:
-            known = _remember(place, span.rows)
+            known = _remember(place, span, span.rows)
         rows_key = keys.step_key(span.epoch, span.step)
         hidden_key = keys.hidden_key(keys.chord_id(span.epoch, span.step, span.start))
         redis_keys = [rows_key] if known is None else []
@@ -143,7 +158,7 @@ class SpanRunner:
         values: list[bytes | None] = self.client.mget(redis_keys) if redis_keys else []  # type: ignore[assignment]
         fetched = dict(zip(redis_keys, values, strict=True))
         if known is None:
-            known = _remember(place, fetched[rows_key], rows_key)
+            known = _remember(place, span, fetched[rows_key], rows_key)
         if span.start == known[0].start:
             return known[0], None
         hidden = span.hidden or fetched.get(hidden_key)
@@ -209,11 +224,23 @@ def _hidden_states(payload: bytes, step: Step) -> torch.Tensor:
     return torch.from_numpy(frame.copy())
 
 
-def _remember(place: Place, rows: bytes | None, key: str = "") -> tuple[Step, bytes]:
+def _check_plan(place: Place, span: SpanMessage) -> None:
+    """Raise Ignore for a message of another cluster, whose plan has the same epoch."""
+    if span.plan_id not in ("", place.plan.id):  # "": of an earlier version
+        raise Ignore(
+            f"step {span.step} is of plan {span.plan_id!r:.40}, not of {place.plan.id!r}: of "
+            "another cluster"
+        )
+
+
+def _remember(
+    place: Place, span: SpanMessage, rows: bytes | None, key: str = ""
+) -> tuple[Step, bytes]:
     """Keep a step for its later spans; `key` is where its rows were looked for."""
     if rows is None:
         raise ShardUnready(_missing(place, key))
     known = (Step.decode(rows), rows)
+    place.guard.check_step(known[0], place.plan, span.step)
     place.guard.remember(*known)
     return known
 

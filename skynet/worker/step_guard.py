@@ -10,7 +10,8 @@ from typing import Any
 
 from celery.exceptions import Ignore
 
-from skynet.errors import ShardUnready
+from skynet.errors import ShardUnready, WireError
+from skynet.planning.plan import Plan
 from skynet.wire.step import Row, Step
 
 REMEMBERED_SPANS = 4096
@@ -42,6 +43,25 @@ class StepGuard:
         """Keep a step for its later spans."""
         self.steps[step.number] = (step, rows)
         _limit(self.steps, REMEMBERED_STEPS)
+
+    def check_step(self, step: Step, plan: Plan, number: int) -> None:
+        """Refuse a step that is not the one of its message, or that does not fit the plan.
+
+        Raises:
+            WireError: another epoch or number, or a row beyond the slots.
+        """
+        if (step.epoch, step.number) != (plan.epoch, number) or not step.rows:
+            raise WireError(
+                f"the rows of step {number} of epoch {plan.epoch} are of step {step.number} of "
+                f"epoch {step.epoch}"
+            )
+        for row in step.rows:
+            slots = [row.slot, row.source or 0, row.encoder_kv[0] if row.encoder_kv else 0]
+            if max(slots) >= plan.num_slots or row.stop > plan.slot_tokens:
+                raise WireError(
+                    f"step {number}: slot {max(slots)} up to token {row.stop}, of {plan.num_slots} "
+                    f"slots of {plan.slot_tokens} tokens"
+                )
 
     def check(self, number: int, start: int) -> None:
         """Refuse a duplicate of the span of step `number` that starts at layer `start`.

@@ -225,9 +225,9 @@ class ChaosCluster:
                 slot.process.send_signal(signal.SIGCONT)
 
     def ask_to_leave(self, slot: Slot, wanted: bool = True) -> None:
-        """SIGTERM; `wanted`: start a new process after it."""
+        """SIGTERM; `wanted`: start a new process after it, unless an earlier call said no."""
         with self._lock:
-            slot.wanted = wanted
+            slot.wanted = slot.wanted and wanted
             if slot.alive() and not slot.left_at:
                 slot.left_at = time.monotonic()
                 slot.process.terminate()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ class Checkpoint:
         names = resolve_names(self.arch, tensors)
         self.tensors = {name: tensors[name_in_file] for name, name_in_file in names.items()}
         self.axes = {tensor.name: tensor.axis for tensor in staged_tensors(self.arch)}
+
+    @cached_property
+    def is_rounded(self) -> bool:
+        """Whether bfloat16 has all numbers of the matrices."""
+        matrices = [tensor.float() for tensor in self.tensors.values() if tensor.ndim > 1]
+        return all(torch.equal(each, each.bfloat16().float()) for each in matrices)
 
     def fetch(self, name: str, region: Range) -> torch.Tensor:
         return self.tensors[name].narrow(self.axes[name], region.start, region.size)
@@ -233,6 +240,21 @@ def last_logits(cluster: Cluster, arch: Architecture, prompt: list[int], span: i
     return full_logits(cluster.step([row], span)[0], arch.vocab_size)
 
 
+def round_weights(model: torch.nn.Module) -> None:
+    """Round a model's weights to numbers that bfloat16 has; they stay float32."""
+    computed = getattr(model, "_keys_to_ignore_on_save", None) or []  # sinusoids
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name not in computed:
+                parameter.copy_(parameter.bfloat16())
+
+
 def cluster_of(checkpoint: Checkpoint, stages: int, shards: int, **options: Any) -> Cluster:
+    """The shards of a plan; an even number of them keep weights in bfloat16 if that loses nothing.
+
+    It does not where they were rounded.
+    """
+    if shards % 2 == 0 and checkpoint.is_rounded:
+        options.setdefault("weight_dtype", "bfloat16")
     plan = plan_for(checkpoint.arch, stages, shards, **options)
     return Cluster(checkpoint, plan)

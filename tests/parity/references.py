@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from harness import Checkpoint
+from harness import Checkpoint, round_weights
 from model_families import ENCODERS, tiny_config
 
 PROMPTS = [
@@ -90,6 +90,7 @@ def _saved(model: Any, directory: Path) -> Any:
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):  # of routers, zeros too
                 buffer.add_(torch.randn_like(buffer) * 0.2)
+    round_weights(model)
     model.save_pretrained(directory)
     return model
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from harness import Checkpoint, Cluster, full_logits
+from harness import Checkpoint, Cluster, full_logits, round_weights
 from model_families import encoder_decoder_config
 
 from skynet.wire.step import LogitsRequest, Row
@@ -105,6 +105,7 @@ def make_translator(family: str, fields: dict[str, Any], directory: Path) -> Tra
     randomise(model)
     if own_head:  # as T5 1.1 has one, which no config asks for
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.3)
+    round_weights(model)
     model.save_pretrained(directory)
     return Translator(Checkpoint(directory), model, directory)
 

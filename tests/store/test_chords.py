@@ -88,7 +88,7 @@ def test_a_chord_is_a_message_for_each_shard(app: SkynetCelery, client: redis.Re
         (message,) = queued(client, f"stage1.shard{shard}")
         assert message["headers"]["group_index"] == shard
         assert message["headers"]["group"] == f"5.9.{second.start}"
-        assert message["body"][0] == [5, 9, second.start, 4, b"rows", b"hidden"]
+        assert message["body"][0] == [5, 9, second.start, 4, b"rows", b"hidden", plan.id]
         chord = message["body"][2]["chord"]
         assert chord["task"] == keys.FINISH_STEP_TASK
         assert chord["options"] == {"queue": keys.ORCHESTRATOR_QUEUE}
@@ -108,8 +108,8 @@ def test_large_rows_and_hidden_states_are_stored_under_keys(
     app.messenger.emit_chord(plan, SpanMessage(5, 9, 1, 4, rows, hidden))
     # Then the messages are small
     first, inner = queued(client, "stage0.shard0")
-    assert first["body"][0] == [5, 9, 0, 1, None, None]
-    assert inner["body"][0] == [5, 9, 1, 4, None, None]
+    assert first["body"][0] == [5, 9, 0, 1, None, None, plan.id]
+    assert inner["body"][0] == [5, 9, 1, 4, None, None, plan.id]
     # And the rest lies there for a while
     assert client.get(keys.step_key(5, 9)) == rows
     assert client.get(keys.hidden_key(keys.chord_id(5, 9, 1))) == hidden
@@ -125,8 +125,8 @@ def test_the_body_advances_until_the_last_layer() -> None:
     # Then inner spans advance to where the next one starts; the last one ends the step
     inner = body_signature(plan, 3, Range(1, 2), 2, 0.5)
     last = body_signature(plan, 3, Range(3, 4), 2, 0.75)
-    assert (inner["task"], inner["args"]) == (keys.ADVANCE_TASK, [5, 3, 2, 0.5])
-    assert (last["task"], last["args"]) == (keys.FINISH_STEP_TASK, [5, 3, 4, 0.75])
+    assert (inner["task"], inner["args"]) == (keys.ADVANCE_TASK, [5, 3, 2, 0.5, plan.id])
+    assert (last["task"], last["args"]) == (keys.FINISH_STEP_TASK, [5, 3, 4, 0.75, plan.id])
     assert inner["options"] == {}
 
 

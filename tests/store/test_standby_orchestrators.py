@@ -166,10 +166,10 @@ def test_a_message_of_the_next_leaders_plan_is_given_back(
     # When it wakes up with a message for the other in its hands
     if task == keys.FINISH_STEP_TASK:
         runtime.messages.finish_step([b"part"], new.epoch, 0, 0.5)
-        expected = [task, [[b"part"], new.epoch, 0, 0, 0.5]]
+        expected = [task, [[b"part"], new.epoch, 0, 0, 0.5, ""]]
     else:
         runtime.messages.fail_step(new.epoch, 0, "NotFinite", "late", [1])
-        expected = [task, [new.epoch, 0, "NotFinite", "late", [1]]]
+        expected = [task, [new.epoch, 0, "NotFinite", "late", [1], ""]]
     # Then it is back in the queue, and this one steps down
     assert in_queue(client) == [expected]
     assert runtime.leader.service is None

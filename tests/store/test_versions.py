@@ -229,4 +229,4 @@ def test_a_model_staged_in_another_format_is_not_served(
     # When the leader looks at its target / Then it says what to do
     watch(runtime)
     assert "format 99" in runtime.status()["state"]
-    assert "skynet models remove --force" in runtime.status()["state"]
+    assert "split it again with `skynet split`" in runtime.status()["state"]

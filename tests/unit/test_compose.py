@@ -178,7 +178,7 @@ def test_the_image_has_what_it_needs_and_no_root() -> None:
     assert all((ROOT / name).exists() for name in copied)
     assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == copied
     assert project["tool"]["setuptools"]["packages"]["find"]["include"] == ["skynet*"]
-    assert {"skynet", "constraints.txt", project["project"]["readme"]} <= copied
+    assert {"skynet", "setup.py", "constraints.txt", project["project"]["readme"]} <= copied
     # And
     assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE) == ["python:3.11-slim"]
     assert re.findall(r"^USER (\S+)", DOCKERFILE, re.MULTILINE) == ["skynet"]

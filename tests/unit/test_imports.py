@@ -27,6 +27,7 @@ FLOOR_PLAN = (
     "tokenizer",
     "request",
     "checkpoint",
+    "kernels",
     "layers",
     "reference",
     "transformers_backend",

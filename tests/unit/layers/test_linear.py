@@ -1,4 +1,4 @@
-"""The packed product is the plain one."""
+"""Every kind of product gives the plain product."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from skynet.layers import linear
-from skynet.layers.linear import Linear, can_pack
+from skynet.layers.linear import PlainLinear, can_pack, make_linear
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64, 257])
@@ -24,7 +24,7 @@ def test_packed_agrees_with_plain(
     x = torch.randn(rows, 48).to(dtype)
     # When both multiply
     with torch.inference_mode():
-        result = Linear(weight, bias)(x)
+        result = make_linear(weight, bias)(x)
         expected = F.linear(x, weight, bias)
     # Then they agree up to rounding
     assert result.dtype == dtype
@@ -36,20 +36,23 @@ def test_without_packing_the_plain_product_is_used(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(linear, "_OPS", {})
     weight, x = torch.randn(5, 4), torch.randn(2, 4)
     # When a product is made
-    product = Linear(weight)
+    product = make_linear(weight)
     # Then it is the plain one
-    assert not product.packed
+    assert isinstance(product, PlainLinear)
     assert torch.equal(product(x), F.linear(x, weight))
 
 
-def test_an_empty_weight_is_not_packed() -> None:
+@pytest.mark.parametrize("weight", [torch.empty(6, 0), torch.empty(6, 0, dtype=torch.bfloat16)])
+def test_an_empty_weight_is_not_packed(weight: torch.Tensor) -> None:
     # Given a shard without MLP columns
-    weight = torch.empty(6, 0)
     # When / Then its product is zero, not an error
     assert not can_pack(weight)
-    assert torch.equal(Linear(weight)(torch.empty(2, 0)), torch.zeros(2, 6))
+    product = make_linear(weight, dtype=torch.float32)
+    assert torch.equal(product(torch.empty(2, 0)), torch.zeros(2, 6))
 
 
 def test_bytes_count_weight_and_bias() -> None:
     # When / Then
-    assert Linear(torch.zeros(6, 4), torch.zeros(6)).nbytes == (24 + 6) * 4
+    assert make_linear(torch.zeros(6, 4), torch.zeros(6)).nbytes == (24 + 6) * 4
+    narrow = torch.zeros(6, 4, dtype=torch.bfloat16)
+    assert make_linear(narrow, torch.zeros(6), torch.float32).nbytes == 24 * 2 + 6 * 4

@@ -72,6 +72,9 @@ class FakePlans:
         self._check(fence)
         self.next = None
 
+    def restore(self, plan: Plan, following: Plan | None, fence: str) -> bool:
+        return False
+
     def _check(self, fence: str) -> None:
         if fence != self.leader:
             raise Fenced("another orchestrator leads")

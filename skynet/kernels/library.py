@@ -1,0 +1,72 @@
+"""Loads the compiled kernels that this machine's CPU can run."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from functools import lru_cache
+from pathlib import Path
+
+from skynet.errors import ConfigurationError
+from skynet.kernels.build import library_name
+from skynet.settings import settings
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 32  # outputs; see products.c
+TORCH = "torch"  # PyTorch's operators instead of kernels
+# PyTorch's name of the CPU's best instruction set -> the variants that it can run, best first.
+VARIANTS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",), "DEFAULT": ("neon",)}
+
+
+class Library:
+    """The functions of one compiled variant. They check nothing: see products.py."""
+
+    def __init__(self, variant: str, path: Path) -> None:
+        """Raises OSError: the file is missing, or made for another system."""
+        self.variant = variant
+        library = ctypes.CDLL(str(path))
+        self.product, self.unpack = library.skynet_product, library.skynet_unpack
+        pointer, number = ctypes.c_void_p, ctypes.c_long
+        self.product.argtypes = [*[pointer] * 4, *[number] * 3, ctypes.c_int]
+        self.unpack.argtypes = [pointer, pointer, number, number, number]
+        self.product.restype = self.unpack.restype = None
+
+
+def available() -> dict[str, Library]:
+    """Instruction set -> its library, for those that are built and that this CPU has."""
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    loaded = {}
+    for variant in VARIANTS.get(capability, ()):
+        try:
+            path = Path(__file__).with_name(library_name(variant))
+            loaded[variant] = Library(variant, path)
+        except OSError as error:
+            logger.debug("no kernels for %s: %s", variant, error)
+    return loaded
+
+
+@lru_cache(maxsize=1)
+def kernels() -> Library | None:
+    """The kernels that `SKYNET_KERNELS` chooses; None: PyTorch's operators.
+
+    Raises:
+        ConfigurationError: this machine lacks the instruction set or the library.
+    """
+    chosen = settings().kernels
+    if chosen == TORCH:
+        return None
+    loaded = available()
+    if chosen == "auto":
+        best = next(iter(loaded.values()), None)
+        if best is None:
+            logger.warning("no compiled kernels for this machine: products are slower")
+        return best
+    if chosen not in loaded:
+        raise ConfigurationError(
+            f"SKYNET_KERNELS={chosen}: this machine has {', '.join(loaded) or 'no kernels'}; "
+            "use auto, or torch"
+        )
+    return loaded[chosen]

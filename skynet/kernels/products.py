@@ -1,0 +1,82 @@
+"""bfloat16 weights packed for the kernels, and their products with float32 activations."""
+
+from __future__ import annotations
+
+import torch
+
+from skynet.kernels.library import BLOCK, Library
+
+# From this many rows on, weights are unpacked a tile at a time for PyTorch's float32 product,
+# which computes faster than the kernel but reads four times the bytes.
+UNPACKED_ROWS = 32
+TILE_BYTES = 2 * 2**20
+
+
+class PackedWeight:
+    """A weight (out, in) of bfloat16 in blocks of 32 outputs; see products.c."""
+
+    def __init__(self, kernels: Library, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """bias: (out,) float32."""
+        self.outputs, self.inputs = weight.shape
+        self.blocks = -(-self.outputs // BLOCK)
+        self._kernels = kernels
+        padded = self.blocks * BLOCK
+        packed = torch.zeros(self.blocks, self.inputs, BLOCK, dtype=torch.bfloat16)
+        _halves(packed)[: self.outputs // BLOCK] = (
+            weight[: self.outputs // BLOCK * BLOCK]
+            .unflatten(0, (-1, 2, BLOCK // 2))
+            .permute(0, 3, 2, 1)
+        )
+        rest = self.outputs % BLOCK
+        if rest:
+            last = torch.zeros(BLOCK, self.inputs, dtype=torch.bfloat16)
+            last[:rest] = weight[-rest:]
+            _halves(packed)[-1] = last.unflatten(0, (2, BLOCK // 2)).permute(2, 1, 0)
+        self._packed = packed
+        self._bias = torch.zeros(padded, dtype=torch.float32)
+        if bias is not None:
+            self._bias[: self.outputs] = bias
+        tile = max(1, TILE_BYTES // (self.inputs * BLOCK * 4 or 1))
+        self._tile_blocks = min(self.blocks, tile)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` (rows, in) float32, contiguous, to (rows, out) float32."""
+        rows = x.shape[0]
+        if rows >= UNPACKED_ROWS:
+            return self._many_rows(x)
+        y = torch.empty(rows, self.outputs, dtype=torch.float32)
+        self._kernels.product(
+            self._packed.data_ptr(),
+            self._bias.data_ptr(),
+            x.data_ptr(),
+            y.data_ptr(),
+            rows,
+            self.inputs,
+            self.outputs,
+            torch.get_num_threads(),
+        )
+        return y
+
+    def dense(self) -> torch.Tensor:
+        """The weight in the plain layout, (out, in) bfloat16."""
+        plain = _halves(self._packed).permute(0, 3, 2, 1).reshape(-1, self.inputs)
+        return plain[: self.outputs]
+
+    def _many_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """Tile by tile: float32 weights (in, tile), and PyTorch's product with them."""
+        y = torch.empty(x.shape[0], self.blocks * BLOCK, dtype=torch.float32)
+        memory = torch.empty(self.inputs * self._tile_blocks * BLOCK, dtype=torch.float32)
+        for first in range(0, self.blocks, self._tile_blocks):
+            blocks = min(self._tile_blocks, self.blocks - first)
+            tile = memory[: self.inputs * blocks * BLOCK].view(self.inputs, blocks * BLOCK)
+            self._kernels.unpack(
+                self._packed.data_ptr(), tile.data_ptr(), self.inputs, first, blocks
+            )
+            columns = slice(first * BLOCK, (first + blocks) * BLOCK)
+            y[:, columns] = torch.addmm(self._bias[columns], x, tile)
+        return y if self.outputs == y.shape[1] else y[:, : self.outputs].contiguous()
+
+
+def _halves(packed: torch.Tensor) -> torch.Tensor:
+    """(blocks, in, 32) as (blocks, in, 16, 2): the pairs of outputs that share 32 bits."""
+    return packed.unflatten(2, (BLOCK // 2, 2))

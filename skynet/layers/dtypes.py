@@ -1,0 +1,22 @@
+"""The dtypes of a plan: what is computed in, and what the weights of products are kept in."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from skynet.planning.plan import Plan
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Dtypes(NamedTuple):
+    """compute: of activations, biases, keys and values; weights: of products and tables."""
+
+    compute: torch.dtype
+    weights: torch.dtype
+
+    @classmethod
+    def of(cls, plan: Plan) -> Dtypes:
+        return cls(DTYPES[plan.dtype], DTYPES[plan.weight_dtype])

@@ -1,0 +1,1 @@
+"""Fuzzing of everything that comes from Redis, from the queues and from model files."""
