@@ -10,7 +10,6 @@ import json
 import logging
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 import redis
 
 from skynet.errors import WireError
-from skynet.store.away import RedisAway
 from skynet.wire import keys
 from skynet.wire.protocol import PROTOCOL, UNVERSIONED
 from skynet.wire.typed_json import Amount, Count, parse_object, read_json
@@ -112,6 +110,9 @@ class Members:
                 px=int(self.lease_s * 1000),
             )
             pipe.zadd(keys.members_key(), {member.id: member.renewed})
+            # Members forget the dead, which clients may not. By the clock of Redis, and not by id:
+            # an expired member may be back by now.
+            pipe.zremrangebyscore(keys.members_key(), 0, member.renewed - 2 * self.lease_s)
             number, *others = pipe.execute(raise_on_error=False)
         for reply in others:
             if isinstance(reply, Exception):
@@ -139,12 +140,6 @@ class Members:
         )
         pairs = zip(names, texts, strict=True)
         leases = {name: text for name, text in pairs if text is not None}
-        if len(leases) < len(ids):
-            seconds, _ = self.client.time()
-            # `skynet status` shows the members of a replica, too, and to a user who may only read.
-            with suppress(RedisAway, redis.ResponseError):
-                # By Redis's clock, and not by id: an expired member may be back by now.
-                self.client.zremrangebyscore(keys.members_key(), 0, seconds - 2 * self.lease_s)
         members = [member for name in leases if (member := _read(name, leases[name]))]
         return sorted(members, key=lambda m: (not m.address, m.address, m.joined, m.id))
 

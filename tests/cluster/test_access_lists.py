@@ -121,7 +121,7 @@ def test_a_cluster_with_the_documented_rights_only(
     # And staged models can be checked, repaired and removed
     owner = Client(guarded.url("skynet"))
     (model,) = list_models(owner.redis)
-    assert verify_model(owner.redis, model) == []
+    assert verify_model(owner.redis, model).is_good
     push_bad_tile(owner.redis, model.digest, TileName("x", 0))
     forget_reports(owner.redis, model.digest, reported_tiles(owner.redis, model.digest))
     remove_model(owner.redis, model, force=True)

@@ -144,7 +144,7 @@ def test_a_failed_part_ends_the_step_at_once(app: SkynetCelery, client: redis.Re
     # Then the orchestrator is told once, with the first cause
     (message,) = queued(client, keys.ORCHESTRATOR_QUEUE)
     assert message["headers"]["task"] == keys.FAIL_STEP_TASK
-    assert message["body"][0] == [5, 7, "PeerLost", "stage0.shard1, sum 4: no partial", ""]
+    assert message["body"][0] == [5, 7, "PeerLost", "stage0.shard1, sum 4: no partial", [], ""]
 
 
 def test_any_other_error_is_a_failed_shard(app: SkynetCelery, client: redis.Redis) -> None:
@@ -152,7 +152,7 @@ def test_any_other_error_is_a_failed_shard(app: SkynetCelery, client: redis.Redi
     Shards(app, 2).run(0, KeyError("weights"))
     # Then the orchestrator is told of it
     (message,) = queued(client, keys.ORCHESTRATOR_QUEUE)
-    assert message["body"][0] == [5, 7, "ShardFailed", "'weights'", ""]
+    assert message["body"][0] == [5, 7, "ShardFailed", "'weights'", [], ""]
 
 
 def test_an_ignored_message_returns_no_part(app: SkynetCelery, client: redis.Redis) -> None:
@@ -191,7 +191,7 @@ def test_an_inner_body_that_fails_fails_the_step(app: SkynetCelery, client: redi
     shards.run(0, Broken(), group="5.7.0")
     (message,) = queued(client, keys.ORCHESTRATOR_QUEUE)
     assert message["headers"]["task"] == keys.FAIL_STEP_TASK
-    assert message["body"][0] == [5, 7, "ShardFailed", "a broken sum", ""]
+    assert message["body"][0] == [5, 7, "ShardFailed", "a broken sum", [], ""]
 
 
 def test_a_traced_inner_body_is_a_task_of_its_own(app: SkynetCelery, client: redis.Redis) -> None:

@@ -307,7 +307,7 @@ def test_a_model_staged_before_its_tokenizer_was_transformers_is_refused(
     text = stage(client, Source()).to_json().replace('"format": 2', '"format": 1')
     client.set(keys.manifest_key(DIGEST), text)
     # When a client or an orchestrator reads it / Then it is told to stage it again
-    with pytest.raises(SkynetError, match=r"format 1, .*remove --force` and split it again"):
+    with pytest.raises(SkynetError, match=r"format 1, .*split it again with `skynet split`"):
         ServedModel.staged(client, DIGEST)
     served, problem = Served.staged(client, Target(DIGEST, "tiny", "float32", "auto", 1, 8))
     assert served is None
