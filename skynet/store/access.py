@@ -23,7 +23,7 @@ HDEL k f | HEXISTS k f | HGET k f | HGETALL k | HLEN k | HMGET k f | HSET k f v 
 INCRBY k 1 | LLEN k | LPUSH k v | LRANGE k 0 0 | LREM k 0 v | LTRIM k 0 0 | MGET k | PING
 PEXPIRE k 1 | PSUBSCRIBE c | PUBLISH c v | PUNSUBSCRIBE c | RPUSH k v | SADD k v | SCAN 0
 SCRIPT EXISTS s | SCRIPT LOAD s | SET k v | SETEX k 1 v | SMEMBERS k | SREM k v | STRLEN k
-SUBSCRIBE r | TIME | TYPE k | UNLINK k | UNSUBSCRIBE r | UNWATCH | XADD k * f v | XRANGE k - +
+TIME | TYPE k | UNLINK k | UNWATCH | XADD k * f v | XRANGE k - +
 XREAD STREAMS k 0 | XREVRANGE k + - | ZADD k 0 v | ZCARD k | ZRANGE k 0 0 | ZRANGEBYSCORE k 0 0
 ZREM k v | ZREMRANGEBYSCORE k 0 0 | WATCH k | MULTI | EXEC | DISCARD
 """
@@ -145,7 +145,6 @@ def _probes(db: int) -> Iterable[list[str]]:
     words = {
         "k": keys.probe_key(),
         "c": keys.key(f"/{db}.celery.pidbox"),
-        "r": keys.key("celery-task-meta-0"),
         "s": "0" * 40,
     }
     for command in commands(NEEDED):

@@ -28,7 +28,7 @@ from skynet.wire.step import LogitsRequest, Part, Row, Step
 
 pytestmark = pytest.mark.cluster
 SEED = 20261128
-MAX_QUEUED = 100  # messages of an attack in a queue
+MAX_QUEUED = 4  # messages of an attack in a queue: more of them starve the requests
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_forged_and_replayed_messages_change_no_token(
             # A few copies at a time: of a whole queue they would double it faster than it is read.
             if attacked.llen(queue) > MAX_QUEUED:
                 continue
-            taken = cast("list[bytes]", attacked.lrange(queue, 0, 7))
+            taken = cast("list[bytes]", attacked.lrange(queue, 0, 1))
             if queue == keys.queue_key(keys.ORCHESTRATOR_QUEUE):
                 forged = [_message(keys.FINISH_STEP_TASK, chance.choice(ends))]
             else:
