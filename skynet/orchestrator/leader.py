@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from skynet.engine.sequence import Sequence
-from skynet.errors import IncompatibleVersion, SkynetError, WireError
+from skynet.errors import IncompatibleVersion, WireError
 from skynet.orchestrator.context import Context
 from skynet.orchestrator.election import Election
 from skynet.orchestrator.intake import Served
@@ -122,10 +122,7 @@ class Leader:
         """The staged model; None if it is not staged."""
         if self._served is not None and self._served.digest == target.model:
             return self._served
-        try:
-            served, problem = Served.staged(self.context.client, target)
-        except SkynetError as error:
-            served, problem = None, f"{target.name}: {error}"
+        served, problem = Served.staged(self.context.client, target)
         self._note(problem)
         return served
 

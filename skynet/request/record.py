@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import ConfigDict
 
-from skynet.errors import IncompatibleVersion, WireError
+from skynet.errors import WireError
 from skynet.wire import codec
 from skynet.wire.typed_json import NO_OTHER_FIELDS, parse_object, read_json
 
@@ -66,13 +66,11 @@ class Options:
             IncompatibleVersion: the request uses options that this version does not know.
             WireError: not options, or an option has a wrong type. Limits are not checked.
         """
-        given = parse_object(text, "options")
-        if unknown := given.keys() - {field.name for field in fields(cls)}:
-            raise IncompatibleVersion(
-                f"{', '.join(sorted(unknown)):.200}: unknown to the orchestrator, which is older "
-                "than the client; leave it out, or upgrade the orchestrator"
-            )
-        return read_json(cls, text, "options")
+        unknown = (
+            ": unknown to the orchestrator, which is older than the client; leave it out, or "
+            "upgrade the orchestrator"
+        )
+        return read_json(cls, text, "options", unknown=unknown)
 
 
 @dataclass(frozen=True)

@@ -67,14 +67,19 @@ def refusal(reply: str, what: str, user: str | None) -> CommandRefused | None:
     return error
 
 
+def reply_of(error: redis.ResponseError) -> str:
+    """An error reply as Redis sent it: redis-py takes its code off."""
+    return f"{error.status_code or ''} {error}".strip()
+
+
 class NamesRefusals:
     """Mixin of redis-py's connections: refused commands are CommandRefused, with their key."""
 
     username: str | None
-    _sent: Iterator[str] = iter(())  # commands whose replies are due
+    _sent: Iterator[Sequence[Any]] = iter(())  # commands whose replies are due
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
-        self._sent = iter([_named(args)])
+        self._sent = iter([args])
         super().send_command(*args, **kwargs)  # type: ignore[misc]
 
     def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
@@ -84,15 +89,16 @@ class NamesRefusals:
 
     def pack_commands(self, commands: Iterable[Sequence[Any]]) -> Any:
         listed = list(commands)
-        self._sent = iter([_named(command) for command in listed])
+        self._sent = iter(listed)
         return super().pack_commands(listed)  # type: ignore[misc]
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        what = next(self._sent, "")
+        sent = next(self._sent, None)
         try:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]
         except redis.ResponseError as error:
-            refused = refusal(f"{error.status_code or ''} {error}".strip(), what, self.username)
+            what = _named(sent) if sent else ""
+            refused = refusal(reply_of(error), what, self.username)
             if refused is None:
                 raise
             raise refused from None

@@ -11,7 +11,7 @@ from typing import Any
 
 import redis
 
-from skynet.store.access import NamesRefusals, refusal
+from skynet.store.access import NamesRefusals, refusal, reply_of
 
 MASTER = "wait for the failover to end, or set SKYNET_REDIS_URL to the master"
 SHORT = "try again in a moment"
@@ -75,7 +75,7 @@ def translated(error: redis.ResponseError, db: int) -> redis.ConnectionError | N
     """The connection error for an error reply of database `db`, or None."""
     if NO_DATABASE in str(error):
         return NoDatabase(db)
-    return away(f"{error.status_code or ''} {error}".strip())
+    return away(reply_of(error))
 
 
 class TranslatesReplies(NamesRefusals):
@@ -104,7 +104,7 @@ class AsyncTranslatesReplies:
         try:
             return await super().read_response(*args, **kwargs)  # type: ignore[misc]
         except redis.ResponseError as error:
-            refused = refusal(f"{error.status_code or ''} {error}".strip(), "", self.username)
+            refused = refusal(reply_of(error), "", self.username)
             if refused is not None:
                 raise refused from None
             away_error = translated(error, self.db)

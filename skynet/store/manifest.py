@@ -107,15 +107,10 @@ class Manifest:
             WireError: anything else.
         """
         try:
-            written = parse_object(text, "the manifest").get("format")
-            if type(written) is int and written != FORMAT:
-                raise IncompatibleVersion(
-                    f"the staged model has format {written!r:.20}, this SkyNet reads {FORMAT}: "
-                    "split it again with `skynet split`"
-                )
             stored = read_json(_Stored, text, "the manifest")
             tensors = {name: _tensor(name, *packed) for name, packed in stored.tensors.items()}
         except WireError as error:
+            _check_format(text)
             raise WireError(f"{error}: stage it again with `skynet split`") from None
         return cls(
             stored.digest,
@@ -125,6 +120,19 @@ class Manifest:
             stored.files,
             stored.num_bytes,
         )
+
+
+def _check_format(text: bytes) -> None:
+    """Raise IncompatibleVersion if a manifest that cannot be read has another format."""
+    try:
+        written = parse_object(text, "the manifest").get("format")
+    except WireError:
+        return
+    if type(written) is int and written != FORMAT:
+        raise IncompatibleVersion(
+            f"the staged model has format {written!r:.20}, this SkyNet reads {FORMAT}: "
+            "split it again with `skynet split`"
+        ) from None
 
 
 PackedTile = tuple[Count, Count, Count]

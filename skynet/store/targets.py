@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, cast
 
 import redis
 from pydantic import ConfigDict
 
-from skynet.errors import IncompatibleVersion, NoModel, WireError
+from skynet.errors import NoModel, WireError
 from skynet.planning.plan import ChordSpan, DType, Plan
 from skynet.store.leader import GUARD, fenced
 from skynet.wire import keys
-from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, parse_object, read_json
+from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +77,11 @@ class Target:
             IncompatibleVersion: it has fields that this version does not know.
             WireError: anything else.
         """
-        given = parse_object(text, "the target")
-        if unknown := given.keys() - {field.name for field in fields(cls)}:
-            raise IncompatibleVersion(
-                f"{', '.join(sorted(unknown)):.200} in the target: a newer version of SkyNet split "
-                "the model; upgrade this one, or split the model again with it"
-            )
-        return read_json(cls, text, "the target")
+        unknown = (
+            " in the target: a newer version of SkyNet split the model; upgrade this one, or split "
+            "the model again with it"
+        )
+        return read_json(cls, text, "the target", unknown=unknown)
 
 
 class Targets:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from skynet.errors import SkynetError, WireError
+from skynet.errors import IncompatibleVersion, SkynetError, WireError
 
 T = TypeVar("T")
 
@@ -26,18 +26,23 @@ Amount = Annotated[float, Field(ge=0, le=1e18)]
 NO_OTHER_FIELDS = ConfigDict(extra="forbid")
 
 
-def read_json(kind: type[T], text: str | bytes, what: str) -> T:
+def read_json(kind: type[T], text: str | bytes, what: str, *, unknown: str = "") -> T:
     """JSON as a value of `kind`, such as a dataclass. No type is converted to another.
 
     what: names the source in the error.
+    unknown: of a record that a later version may have written: what fields that this version does
+        not know mean, and what to do. It follows their names in the error.
 
     Raises:
+        IncompatibleVersion: there are such fields, with `unknown`.
         WireError: not JSON, nested too deeply, or a field has a wrong type or an impossible value.
     """
     try:
         value: T = _adapter(cast(Any, kind)).validate_json(text, strict=True)
         return value
     except ValidationError as error:
+        if unknown and (names := _unknown_fields(error)):
+            raise IncompatibleVersion(f"{', '.join(names):.200}{unknown}") from None
         raise WireError(f"{what} cannot be read: {_first(error)}") from None
 
 
@@ -70,6 +75,15 @@ def parse_object(
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
+
+
+def _unknown_fields(error: ValidationError) -> list[str]:
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    return sorted(
+        str(problem["loc"][0])
+        for problem in problems
+        if problem["type"] == "unexpected_keyword_argument" and len(problem["loc"]) == 1
+    )
 
 
 def _first(error: ValidationError) -> str:

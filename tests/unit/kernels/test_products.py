@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from skynet.errors import ConfigurationError
-from skynet.kernels import library
+from skynet.kernels import build, library
 from skynet.kernels.library import Library, available, kernels
 from skynet.kernels.products import UNPACKED_ROWS, PackedWeight
 from skynet.layers.linear import KernelLinear, WideningLinear, make_linear
@@ -140,7 +140,7 @@ def test_without_kernels_pytorch_widens_the_weight(
     monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     # Given a machine without kernels
-    monkeypatch.setattr(linear_module(), "kernels", lambda: None)
+    monkeypatch.setattr("skynet.layers.linear.kernels", lambda: None)
     weight, bias = torch.randn(600, 40).bfloat16(), torch.randn(600)
     x = torch.randn(rows, 40)
     # When a product of float32 activations is made
@@ -181,14 +181,6 @@ def choose(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     kernels.cache_clear()
 
 
-def linear_module() -> object:
-    from skynet.layers import linear
-
-    return linear
-
-
 def test_every_source_is_where_the_build_looks() -> None:
     # When / Then
-    from skynet.kernels import build
-
     assert Path(build.__file__).with_name(build.SOURCE).is_file()
