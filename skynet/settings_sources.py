@@ -37,7 +37,7 @@ def config_file() -> Path | None:
     """The absolute path in `SKYNET_CONFIG`; None if that is unset or empty.
 
     Raises:
-        ConfigurationError: there is no such file.
+        ConfigurationError: the file does not exist.
     """
     named = os.environ.get(CONFIG_VARIABLE, "")
     if not named:

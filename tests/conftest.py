@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 from hypothesis import settings as hypothesis_settings
+from redis_servers import embedded_server
 
 from skynet.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from skynet.checkpoint.demo import demo_checkpoint_path
@@ -50,12 +49,8 @@ def minilm_checkpoint() -> Checkpoint:
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedServer]:
     """An embedded Redis on a Unix socket: its path must be short."""
-    directory = Path(tempfile.mkdtemp(prefix="skynet-test-"))
-    embedded = EmbeddedServer(directory)
-    embedded.start()
-    yield embedded
-    embedded.stop()
-    shutil.rmtree(directory)
+    with embedded_server() as embedded:
+        yield embedded
 
 
 @pytest.fixture

@@ -6,15 +6,28 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import redis
 
-from skynet.local.server import server_binary
+from skynet.local.server import EmbeddedServer, server_binary
 
 START_S = 20.0
+
+
+@contextmanager
+def embedded_server() -> Iterator[EmbeddedServer]:
+    """SkyNet's embedded server in a temporary directory with a short path, for its socket."""
+    directory = Path(tempfile.mkdtemp(prefix="skynet-test-"))
+    embedded = EmbeddedServer(directory)
+    embedded.start()
+    yield embedded
+    embedded.stop()
+    shutil.rmtree(directory)
 
 
 class ConfiguredServer:

@@ -86,7 +86,7 @@ def _has_tokenizer(path: Path) -> bool:
 def _check_sentencepiece(path: Path) -> None:
     """Raise CheckpointError if a SentencePiece model ends between two of its pieces.
 
-    Such a file is valid, and Transformers would load it with fewer tokens.
+    A file that ends there is valid, and Transformers would load it with fewer tokens.
     """
     files = [*path.glob("*.model"), *path.glob("*.spm")]
     if not files:
@@ -267,7 +267,7 @@ def _compare(tokenizer: Any, staged: StagedTokenizer, text: Text) -> None:
     for probe in (*PROBES, "the".join(special), f" a {' a '.join(special)} "):
         try:
             same = text.encode(probe) == tokenizer(probe)["input_ids"]
-            # Answers of a Marian model have a vocabulary of their own.
+            # A Marian model has one vocabulary for source texts and another for answers.
             name = "text_target" if staged.class_name == MARIAN else "text"
             ids = tokenizer(**{name: probe}, add_special_tokens=False)["input_ids"]
             same = same and text.encode_inside(probe) == ids

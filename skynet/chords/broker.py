@@ -1,7 +1,7 @@
 """Celery's way to Redis: kombu's Redis transport on the connections of `skynet/store/`.
 
-Kombu and Celery get no URL to read: their settings hold the parsed one, and `broker_url` is for
-people and for Flower. The settings that are shown anywhere hold no password.
+The settings of kombu and Celery hold the parsed address; `broker_url` is only shown, and read by
+Flower. Settings that are shown hold no password.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Channel(CheckedReads, kombu_redis.Channel):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         try:
-            # So that a worker waits for them before it begins. Kombu's own client adds the prefix.
+            # A worker waits until Redis takes writes. `self.client` would add the prefix again.
             check_writes(Redis(connection_pool=self.async_pool))
         except Exception:
             self.close()
@@ -115,6 +115,6 @@ class Transport(CheckedDeliveries, kombu_redis.Transport):
     can_parse_url = True  # its connections ask it for their URL
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-        """For logs; with the password for Flower's own connection."""
+        """The URL for logs; with the password, for the connection that Flower opens."""
         address = self.client.transport_options[ADDRESS]
         return kombu_url(address, with_password=True) if include_password else str(address)

@@ -98,15 +98,15 @@ def obstacles(state: Mapping[str, Any]) -> list[str]:
     if state["target"] is None:
         return ["no model (stage one with `skynet split MODEL --stages S --shards N`)"]
     engine = state["engine"] or {}
-    found = []
+    reasons = []
     if keys.ORCHESTRATOR_QUEUE in state["missing"]:
-        found.append("no orchestrator (start one with `celery -A skynet worker -Q orchestrator`)")
+        reasons.append("no orchestrator (start one with `celery -A skynet worker -Q orchestrator`)")
     elif engine.get("state", "").startswith("ready"):
         return []
-    found += _empty_places(state)
-    if not found and engine:  # the model is not staged, or no plan fits the members
-        found.append(engine.get("reason") or engine["state"])
-    return found
+    reasons += _empty_places(state)
+    if not reasons and engine:  # the model is not staged, or no plan fits the members
+        reasons.append(engine.get("reason") or engine["state"])
+    return reasons
 
 
 def _empty_places(state: Mapping[str, Any]) -> list[str]:

@@ -134,7 +134,7 @@ def _print_members(status: dict[str, Any]) -> None:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print cells under the names of their columns; cells are whole, whatever the width is."""
+    """Print a table. No cell is cut or wrapped, even if the terminal is narrower."""
     lines = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:

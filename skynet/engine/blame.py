@@ -38,18 +38,16 @@ def blame_loss(sequences: Iterable[Sequence], alone: bool) -> list[Sequence]:
     return guilty
 
 
-def blame_not_finite(sequences: Iterable[Sequence], found: bool) -> list[Sequence]:
-    """A shard found NaN or infinity in the rows of these; those that are guilty.
+def blame_not_finite(sequences: Iterable[Sequence], located: bool) -> list[Sequence]:
+    """The sequences to end, after a shard has reported NaN or infinity in the rows of `sequences`.
 
-    found: whether the step had one sequence and chords of one layer, so that the error names the
-        layer. Others are computed again in such a step: one confirmation, and no more.
+    located: the step had one sequence and chords of one layer, so the error names the layer, and
+        the sequence ends. Otherwise each of them is computed again in a step of that kind.
     """
-    guilty = []
-    for sequence in sequences:
-        if found:
-            guilty.append(sequence)
+    suspects = list(sequences)
+    for sequence in suspects:
         sequence.suspect = sequence.by_layer = True
-    return guilty
+    return suspects if located else []
 
 
 def clear_blame(sequence: Sequence) -> None:

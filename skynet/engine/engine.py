@@ -304,8 +304,8 @@ class Engine:
                 self.scheduler.release(sequence)  # failed during the step: its deadline passed
         named = flight.sequences_of_rows(error.rows)
         live = filter(self.requests.has, named)
-        found = len(sequences) == 1 and flight.step.layers_per_chord == 1
-        for sequence in blame_not_finite(live, found):
+        located = len(sequences) == 1 and flight.step.layers_per_chord == 1
+        for sequence in blame_not_finite(live, located):
             self.requests.fail(sequence, error)
         self.pump()
 

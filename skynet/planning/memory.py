@@ -84,7 +84,7 @@ def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -
 def _role_bytes(
     arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight, product: bool = False
 ) -> int:
-    """product: count the weight as that of a product, whatever its role."""
+    """The memory of a weight; product: it is multiplied, as a tied embedding is in the head."""
     size, bias_size = DTYPE_BYTES[plan.weight_dtype], DTYPE_BYTES[plan.dtype]
     if isinstance(arch, TransformersArchitecture) and isinstance(weight, TransformersWeight):
         is_table = weight.role == "embed" or weight.style in ("whole", "experts")

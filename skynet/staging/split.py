@@ -124,7 +124,7 @@ def draft_plan(
 def narrowest(tensors: Iterable[TensorPlan], dtype: str) -> str:
     """The dtype for weights in memory: bfloat16 if that loses nothing, else `dtype`.
 
-    Norms and biases count for nothing: they are float32 in memory whatever the file has.
+    Only matrices are asked: norms and biases are never bfloat16 in memory under a float32 `dtype`.
     """
     stored = {tensor.dtype for tensor in tensors if len(tensor.shape) > 1}
     return "bfloat16" if stored == {"bfloat16"} else dtype

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
 from chord_cases import make_app
 from orchestrator_cases import Consumer, MakeRuntime, Shards, ask, beat, stage_model
+from redis_servers import embedded_server
 
 from skynet.chords.app import SkynetCelery
 from skynet.local.server import EmbeddedServer
@@ -21,12 +19,8 @@ from skynet.settings import settings
 @pytest.fixture
 def own_server() -> Iterator[EmbeddedServer]:
     """A server that a test may stop. It starts with what was saved last."""
-    directory = Path(tempfile.mkdtemp(prefix="skynet-test-"))
-    embedded = EmbeddedServer(directory)
-    embedded.start()
-    yield embedded
-    embedded.stop()
-    shutil.rmtree(directory)
+    with embedded_server() as embedded:
+        yield embedded
 
 
 @pytest.fixture

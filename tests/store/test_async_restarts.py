@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from restart_cases import END, TOKENS, append, lasting, one_waiting
 from sentinels import SentinelServers
 from test_async_answers import blocked, until_blocked
-from test_request_restarts import END, TOKENS, append, lasting
 
 from skynet.client.client import Client
 from skynet.client.generation import Generation
@@ -18,7 +18,6 @@ from skynet.errors import ClusterUnreachable, RequestLost
 from skynet.local.server import EmbeddedServer
 from skynet.request.completion import Completion
 from skynet.request.record import Options, Record
-from skynet.store.connection import connect
 from skynet.store.requests import Requests
 
 WAIT_S = 30
@@ -28,10 +27,7 @@ COMPLETION = Completion("0 1 2 3 !", [10, 11, 12, 13], 3, "stop", {"total_s": 1.
 @pytest.fixture
 def requests(own_server: EmbeddedServer) -> Iterator[Requests]:
     """One request, r1, waiting."""
-    with connect(own_server.url) as client:
-        requests = Requests(client, 1000)
-        now = requests.now()
-        requests.create(Record("r1", (1, 2, 3), Options(max_tokens=9), now, now + 600))
+    with one_waiting(own_server) as requests:
         yield requests
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 
 import pytest
+from restart_cases import END, TOKENS, append, lasting, one_waiting
 
 from skynet.client.client import Client
 from skynet.client.generation import Generation
@@ -19,17 +20,12 @@ from skynet.store.requests import Requests
 from skynet.wire import keys
 
 WAIT_S = 30
-TOKENS = [Token(index, 10 + index, f"{index} ") for index in range(4)]
-END = End("!", "stop", timings={"total_s": 1.5})
 
 
 @pytest.fixture
 def requests(own_server: EmbeddedServer) -> Iterator[Requests]:
     """One request, r1, waiting."""
-    with connect(own_server.url) as client:
-        requests = Requests(client, 1000)
-        now = requests.now()
-        requests.create(Record("r1", (1, 2, 3), Options(max_tokens=9), now, now + 600))
+    with one_waiting(own_server) as requests:
         yield requests
 
 
@@ -40,21 +36,11 @@ def user(own_server: EmbeddedServer) -> Iterator[Client]:
     user.close()
 
 
-def append(requests: Requests, *tokens: Token) -> None:
-    for token in tokens:
-        assert requests.writer.append([("r1", token)]) == [1]
-
-
 def away(server: EmbeddedServer, then: Callable[[], object] = lambda: None) -> None:
     """Stop the server, do something, and start it again."""
     server.stop()
     then()
     server.start()
-
-
-def lasting(requests: Requests) -> None:
-    """What is in Redis now will be there after a restart."""
-    assert requests.client.save()
 
 
 def test_a_reader_goes_on_after_a_restart(own_server: EmbeddedServer, requests: Requests) -> None:
