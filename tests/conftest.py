@@ -28,6 +28,14 @@ hypothesis_settings.load_profile("skynet")
 sys.path.insert(0, str(Path(__file__).parent / "parity"))
 
 
+@pytest.fixture(autouse=True)
+def own_settings() -> Iterator[None]:
+    """No test reads settings that another has left: this ends after `monkeypatch`'s undoing."""
+    settings.cache_clear()
+    yield
+    settings.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def demo_checkpoint() -> Checkpoint:
     """The demo model, converted; `make setup` does that, so that this is quick."""

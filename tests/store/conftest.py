@@ -56,7 +56,6 @@ def make_runtime(
         runtime.leadership.client.close()
         runtime.context.app.messenger.connection.close()
         runtime.context.app.close()
-    settings.cache_clear()
 
 
 @pytest.fixture

@@ -42,7 +42,6 @@ def url_of(
     yield url_of
     for user in PASSWORDS:
         client.acl_deluser(user)
-    settings.cache_clear()
 
 
 def allow(client: redis.Redis, user: str, *rules: str) -> None:

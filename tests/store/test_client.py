@@ -42,12 +42,11 @@ def user(server: EmbeddedServer, client: redis.Redis) -> Iterator[Client]:
 
 
 @pytest.fixture
-def max_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def max_waiting(monkeypatch: pytest.MonkeyPatch) -> int:
     """SKYNET_MAX_WAITING."""
     monkeypatch.setenv("SKYNET_MAX_WAITING", "3")
     settings.cache_clear()
-    yield 3
-    settings.cache_clear()
+    return 3
 
 
 def test_a_request_is_written_and_its_task_sent(user: Client, client: redis.Redis) -> None:

@@ -37,4 +37,3 @@ def test_a_lease_that_starts_before_redis_does_is_kept_as_soon_as_it_is_there(
     finally:
         lease.stop()
         server.stop()
-        settings.cache_clear()

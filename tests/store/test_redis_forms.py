@@ -225,4 +225,3 @@ def test_a_setting_of_a_database_that_does_not_exist_ends_a_worker(
     # When / Then
     with pytest.raises(ConfigurationError, match="has no database 99"):
         check_server()
-    settings.cache_clear()

@@ -60,7 +60,6 @@ def staged(
     yield client
     client.config_set("maxmemory", 0)
     client.execute_command("REPLICAOF", "NO", "ONE")
-    settings.cache_clear()
 
 
 @pytest.fixture(scope="module")

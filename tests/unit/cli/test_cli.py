@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,12 +38,10 @@ CONFIG = {
 
 
 @pytest.fixture(autouse=True)
-def _fresh_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command reads the environment as a new process would."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"SKYNET_{name.upper()}", raising=False)
-    settings.cache_clear()
-    yield
     settings.cache_clear()
 
 

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import inspect
 import pickle
-from collections.abc import Iterator
 
 import pytest
 
 import skynet
 from skynet.client.client import Client
 from skynet.errors import ConfigurationError
-from skynet.settings import settings
-
-
-@pytest.fixture(autouse=True)
-def _fresh_settings() -> Iterator[None]:
-    settings.cache_clear()
-    yield
-    settings.cache_clear()
 
 
 def test_an_invalid_url_is_refused_before_the_first_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,6 @@ def test_the_setting_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _forget_choice() -> object:
     yield
-    settings.cache_clear()
     kernels.cache_clear()
 
 

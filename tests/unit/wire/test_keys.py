@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,10 +21,8 @@ NAMES = {
 
 
 @pytest.fixture(autouse=True)
-def _another_prefix(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _another_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKYNET_PREFIX", PREFIX)
-    settings.cache_clear()
-    yield
     settings.cache_clear()
 
 
