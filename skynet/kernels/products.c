@@ -5,44 +5,25 @@
 // read from memory once, in order. Two weights share 32 bits: output j the low half, output 16 + j
 // the high half; a bfloat16 number becomes float32 by a shift or a mask.
 //
-// Plain C with vectors of LANES floats: the compiler's -march decides the instructions.
-
-#include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
-#include <unistd.h>
 
-#if defined(__AVX512F__)
-#define LANES 16
-#define MAX_ROWS 4
-#elif defined(__AVX2__)
-#define LANES 8
-#define MAX_ROWS 3
-#else
-#define LANES 4
-#define MAX_ROWS 2
-#endif
+#include "pool.h"
+#include "vectors.h"
 
 #define BLOCK 32
 #define PARTS (BLOCK / 2 / LANES)
 #define AHEAD 64 // inputs between the weights in use and those being prefetched
 
-#if defined(__x86_64__)
-#define PAUSE() __builtin_ia32_pause()
+#if LANES == 16
+#define MAX_ROWS 4
+#elif LANES == 8
+#define MAX_ROWS 3
 #else
-#define PAUSE() __asm__ __volatile__("yield")
+#define MAX_ROWS 2
 #endif
 
-typedef float floats __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef uint32_t pairs __attribute__((vector_size(LANES * 4), aligned(4)));
-
-static inline floats load(const float *from) {
-  floats value;
-  memcpy(&value, from, sizeof value);
-  return value;
-}
 
 // One block of outputs for ROWS rows of x. Rows of x and y are `x_stride` and `y_stride` floats
 // apart; `bias` has a float for each output of the block.
@@ -109,7 +90,8 @@ typedef struct {
   long rows, inputs, outputs; // x (rows, inputs) and y (rows, outputs), both contiguous
 } job;
 
-static void multiply_block(const job *the, long block) {
+static void multiply_block(const void *argument, long block) {
+  const job *the = argument;
   const uint16_t *weights = the->weights + block * BLOCK * the->inputs;
   const float *bias = the->bias + block * BLOCK;
   float *y = the->y + block * BLOCK;
@@ -129,117 +111,12 @@ static void multiply_block(const job *the, long block) {
   }
 }
 
-// Threads beside the caller's. A job's blocks are taken one run at a time by compare-and-swap of
-// `ticket`, which holds the job's number and the next block, so that a thread that wakes late can
-// take nothing of a later job with an earlier job's arguments.
-#define MAX_THREADS 256
-#define SPINS 4000
-
-static job current;
-static long current_blocks, current_run;
-static _Atomic uint64_t ticket; // number of the job << 32 | next block
-static _Atomic long finished;   // blocks of the current job
-static _Atomic int sleeping;
-static int started_threads;
-static pid_t started_by;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
-static pthread_mutex_t one_caller = PTHREAD_MUTEX_INITIALIZER;
-
-// Take runs of blocks of job `number` until there are none.
-static void work(uint32_t number) {
-  job mine = current;
-  long blocks = current_blocks, run = current_run;
-  for (;;) {
-    uint64_t seen = atomic_load(&ticket);
-    long first = (long)(seen & 0xffffffffu);
-    if ((uint32_t)(seen >> 32) != number || first >= blocks)
-      return;
-    long next = first + run < blocks ? first + run : blocks;
-    if (!atomic_compare_exchange_weak(&ticket, &seen, (uint64_t)number << 32 | (uint64_t)next))
-      continue;
-    for (long block = first; block < next; block++)
-      multiply_block(&mine, block);
-    atomic_fetch_add(&finished, next - first);
-  }
-}
-
-static void *serve(void *unused) {
-  (void)unused;
-  uint32_t done = 0;
-  for (;;) {
-    uint32_t number = 0;
-    for (int spin = 0; spin < SPINS; spin++) {
-      number = (uint32_t)(atomic_load(&ticket) >> 32);
-      if (number != done)
-        break;
-      PAUSE();
-    }
-    if (number == done || number == 0) {
-      pthread_mutex_lock(&lock);
-      atomic_fetch_add(&sleeping, 1);
-      while ((number = (uint32_t)(atomic_load(&ticket) >> 32)) == done || number == 0)
-        pthread_cond_wait(&wake, &lock);
-      atomic_fetch_sub(&sleeping, 1);
-      pthread_mutex_unlock(&lock);
-    }
-    work(number);
-    done = number;
-  }
-  return 0;
-}
-
-static void start_threads(int wanted) {
-  if (started_by != getpid()) { // threads do not survive a fork
-    started_threads = 0;
-    started_by = getpid();
-  }
-  pthread_attr_t attributes;
-  pthread_attr_init(&attributes);
-  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-  pthread_t thread;
-  while (started_threads < wanted && started_threads < MAX_THREADS &&
-         pthread_create(&thread, &attributes, serve, 0) == 0)
-    started_threads++;
-  pthread_attr_destroy(&attributes);
-}
-
-static void run_shared(const job *the, long blocks, int threads) {
-  static uint32_t last = 0;
-  pthread_mutex_lock(&one_caller);
-  start_threads(threads - 1);
-  uint32_t number = ++last ? last : ++last; // 0 stands for no job
-  atomic_store(&ticket, (uint64_t)(number - 1) << 32 | 0xffffffffu);
-  current = *the;
-  current_blocks = blocks;
-  current_run = blocks / (threads * 4) > 0 ? blocks / (threads * 4) : 1;
-  atomic_store(&finished, 0);
-  atomic_store(&ticket, (uint64_t)number << 32);
-  if (atomic_load(&sleeping)) {
-    pthread_mutex_lock(&lock);
-    pthread_cond_broadcast(&wake);
-    pthread_mutex_unlock(&lock);
-  }
-  work(number);
-  for (long spin = 0; atomic_load(&finished) < blocks; spin++)
-    if (spin < SPINS)
-      PAUSE();
-    else
-      sched_yield(); // the thread that computes the last blocks may want this core
-  pthread_mutex_unlock(&one_caller);
-}
-
 // y (rows, outputs) = x (rows, inputs) W^T + bias; `bias` has a float for each output of all blocks.
 void skynet_product(const uint16_t *weights, const float *bias, const float *x, float *y, long rows,
                     long inputs, long outputs, int threads) {
   job the = {weights, bias, x, y, rows, inputs, outputs};
   long blocks = (outputs + BLOCK - 1) / BLOCK;
-  if (threads > 1 && blocks > 1) {
-    run_shared(&the, blocks, threads < blocks ? threads : (int)blocks);
-    return;
-  }
-  for (long block = 0; block < blocks; block++)
-    multiply_block(&the, block);
+  run_blocks(multiply_block, &the, blocks, threads);
 }
 
 // Float32 weights of blocks [first, first + blocks): `out` is (inputs, blocks x 32).
