@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from skynet.errors import ConfigurationError
-from skynet.kernels import build, library
+from skynet.kernels import library
 from skynet.kernels.library import Library, available, kernels
 from skynet.kernels.products import UNPACKED_ROWS, PackedWeight
 from skynet.layers.linear import KernelLinear, WideningLinear, make_linear
@@ -178,8 +177,3 @@ def choose(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(os.environ, "SKYNET_KERNELS", name)
     settings.cache_clear()
     kernels.cache_clear()
-
-
-def test_every_source_is_where_the_build_looks() -> None:
-    # When / Then
-    assert Path(build.__file__).with_name(build.SOURCE).is_file()
