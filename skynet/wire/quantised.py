@@ -107,8 +107,7 @@ def quantise(weight: npt.NDArray[np.float32], layout: Layout, group: int = GROUP
 
 def pack_nibbles(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Codes below 16, (out, in), to (out, in / 2): see `Quantised`."""
-    packed: npt.NDArray[np.uint8] = codes[:, ::2] | (codes[:, 1::2] << 4)
-    return packed
+    return (codes[:, ::2] | (codes[:, 1::2] << 4)).astype(np.uint8)
 
 
 def unpack_nibbles(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
