@@ -109,7 +109,15 @@ class Settings(BaseSettings):
         le=64 * 2**20,
         description="bytes of a tile, the unit in which weights are stored in Redis",
     )
-    cache_dir: Path = Field(Path("~/.cache/skynet"), description="directory of converted models")
+    cache_dir: Path = Field(
+        Path("~/.cache/skynet"), description="directory of converted models and fetched weights"
+    )
+    tile_cache_gib: float = Field(
+        64,
+        ge=0,
+        description="GiB of fetched weights to keep on this machine's disk, for all workers "
+        "together; 0: none",
+    )
 
     @classmethod
     def settings_customise_sources(

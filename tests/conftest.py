@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from skynet.errors import CheckpointError
 from skynet.local.server import EmbeddedServer
 from skynet.settings import settings
 from skynet.store.connection import connect
+
+# Weights of tests do not belong into the developer's cache; tests of the cache name a directory.
+os.environ["SKYNET_TILE_CACHE_GIB"] = "0"
 
 # No test passes or fails by how fast it was.
 hypothesis_settings.register_profile("skynet", deadline=None)

@@ -30,6 +30,7 @@ def _scenarios() -> dict[str, Scenario]:
         "chord": chord.chord,
         "exchange": exchange.exchange,
         "load": load.load,
+        "reload": load.reload,
         "recover": recover.recover,
     }
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -46,6 +47,27 @@ def load(rounds: int) -> Result:
         ),
     }
     return result
+
+
+def reload(rounds: int) -> Result:
+    """Load SmolLM2's slices from this machine's cache and from Redis, seconds of the slower."""
+    open_checkpoint(MODEL, settings().cache_dir).digest()
+    samples: dict[str, list[float]] = {"the cache on disk": [], "Redis": []}
+    with tempfile.TemporaryDirectory() as directory:
+        cached = {"SKYNET_CACHE_DIR": directory, "SKYNET_TILE_CACHE_GIB": "8"}
+        _load_s(cached)  # fills the cache
+        for _ in range(rounds):
+            samples["the cache on disk"].append(_load_s(cached))
+            samples["Redis"].append(_load_s({"SKYNET_TILE_CACHE_GIB": "0"}))
+    what = "SmolLM2-135M's slices, 1x2, by two workers at once"
+    return Result("reload", what, "s", samples, ("<=", 1 / 3))
+
+
+def _load_s(environment: dict[str, str]) -> float:
+    """Seconds of the slower of two workers to load its slice."""
+    with LocalCluster(MODEL, 1, 2, environment=environment) as cluster:
+        members = Members(cluster.client.redis, 6).all()
+        return max(member.load_s for member in members)
 
 
 def _stage_once() -> tuple[float, float]:

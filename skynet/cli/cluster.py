@@ -41,8 +41,13 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Keep running, to stage again if Redis loses the weights.",
 )
+@click.option(
+    "--lean",
+    is_flag=True,
+    help="Keep running, and drop the weights from Redis while every worker has its own on disk.",
+)
 @model_options
-def split(model: str, any_shape: bool, stay: bool, **options: Any) -> None:
+def split(model: str, any_shape: bool, stay: bool, lean: bool, **options: Any) -> None:
     """Stage MODEL in Redis, to run in stages x shards.
 
     The Redis is that of SKYNET_REDIS_URL. The orchestrator starts the plan as soon as there are
@@ -72,9 +77,9 @@ def split(model: str, any_shape: bool, stay: bool, **options: Any) -> None:
                     f"celery -A skynet worker -Q {place}    # layers {layers}, heads {heads}"
                 )
     click.echo("celery -A skynet worker -Q orchestrator")
-    if stay:
+    if stay or lean:
         terminal.err.print("Staging it again whenever Redis loses it; press Ctrl-C to stop.")
-        stay_staged(model, told_to_end())
+        stay_staged(model, told_to_end(), lean=lean)
 
 
 @main.command()

@@ -172,7 +172,8 @@ def _state_of(model: dict[str, Any]) -> str:
     if model["being_staged"]:
         state = "being staged"
     else:
-        state = "complete" if model["complete"] else "[red]incomplete[/]"
+        absent = "on the workers' disks" if model["lean"] else "[red]incomplete[/]"
+        state = "complete" if model["complete"] else absent
     return state + (", in force" if model["in_force"] else "")
 
 

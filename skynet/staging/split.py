@@ -84,13 +84,19 @@ def skysplit(
     return draft
 
 
-def stay_staged(model: str, stop: threading.Event, url: str | None = None) -> None:
-    """Until `stop`: stage a model and ask for its plan again whenever Redis loses them."""
+def stay_staged(
+    model: str, stop: threading.Event, url: str | None = None, *, lean: bool = False
+) -> None:
+    """Until `stop`: stage a model and ask for its plan again whenever Redis loses them.
+
+    lean: let Redis drop the weights that all workers have on disk, and stage them on demand.
+    """
     checkpoint = open_model(model, settings().cache_dir)
     targets = Targets(connect(url))
     with reachable(url):
         target = targets.require()
-    stager = Stager(url or settings().redis_url, checkpoint, lambda: targets.restore(target))
+    redis_url = url or settings().redis_url
+    stager = Stager(redis_url, checkpoint, lambda: targets.restore(target), lean=lean)
     stager.watch(stop)
 
 

@@ -21,6 +21,7 @@ from skynet.models.registry import load_architecture
 from skynet.request.generation_config import FILE, end_ids, generation_defaults
 from skynet.request.options import Limits, check_options
 from skynet.settings import settings
+from skynet.staging.lean import announce, drop_kept_tiles
 from skynet.store.bad_tiles import forget_reports, reported_tiles
 from skynet.store.connection import connect
 from skynet.store.events import Events
@@ -127,6 +128,7 @@ class Stager:
     """Keeps one model staged while it watches.
 
     publish: called after each staging to ask for the model's plan again; may be called twice.
+    lean: let Redis drop tiles that every placed worker keeps; see `skynet/staging/lean.py`.
     """
 
     def __init__(
@@ -137,12 +139,14 @@ class Stager:
         *,
         progress: Progress | None = None,
         lock_s: float = LOCK_S,
+        lean: bool = False,
     ) -> None:
         self.url = url
         self.checkpoint = checkpoint
         self.publish = publish
         self.progress = progress
         self.lock_s = lock_s
+        self.lean = lean
         self.digest = checkpoint.digest()
         self._to_publish = False
         self._problem = ""
@@ -191,6 +195,15 @@ class Stager:
             self._to_publish = False
             logger.info("%s is staged again", self.checkpoint.name)
         self._repair(store, stop)
+        if self.lean:
+            announce(client, self.digest)
+            manifest = store.require_manifest(self.digest)
+            if dropped := drop_kept_tiles(client, manifest, self.lock_s):
+                logger.info(
+                    "%s: %d tiles dropped from Redis: every worker has its own on disk",
+                    self.checkpoint.name,
+                    dropped,
+                )
 
     def _stage(self, client: redis.Redis, stop: threading.Event) -> None:
         def progress(what: str, done: int, total: int) -> None:
@@ -214,6 +227,8 @@ class Stager:
         manifest = store.require_manifest(self.digest)
         known = [tile for tile in reported if manifest.tile(tile) is not None]
         bad = store.verify(manifest, among=known)
+        if self.lean and bad:  # the worker that misses one will miss others
+            bad = list(dict.fromkeys([*bad, *store.missing_tiles(manifest)]))
         job = staging_job(self.checkpoint, self.digest, load_architecture(self.checkpoint.config))
         num_tiles = store.restage_tiles(manifest, job, bad, waiting)
         forget_reports(store.client, self.digest, reported)

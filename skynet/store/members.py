@@ -55,6 +55,7 @@ class Member:
     loaded_bytes: Count = 0  # of that, fetched so far
     kept_bytes: Count = 0  # of that, reused from the slice before
     load_s: Amount = 0.0  # time to load it
+    keeps_tiles: bool = False  # the tiles of its slice are in its machine's cache
     resident_bytes: Count = 0
     free_bytes: Count = 0  # free memory of its device
     steps: Count = 0

@@ -28,7 +28,8 @@ class StagedModel:
     """One model in Redis.
 
     num_bytes: sum of its values' sizes. tiles, tiles_wanted: number of tiles in Redis, and in the
-    manifest; the latter is 0 without a manifest.
+    manifest; the latter is 0 without a manifest. lean: a stager stays that stages absent tiles on
+    demand.
     """
 
     digest: str
@@ -39,6 +40,7 @@ class StagedModel:
     complete: bool
     in_force: bool
     being_staged: bool
+    lean: bool = False
 
 
 def list_models(client: redis.Redis) -> list[StagedModel]:
@@ -124,7 +126,7 @@ class Verified:
 def verify_model(
     client: redis.Redis, model: StagedModel, progress: Progress | None = None
 ) -> Verified:
-    """Read the whole model."""
+    """Read the whole model; of a lean one, what is in Redis."""
     store, bad_numbers = WeightStore(client), dict[str, int]()
     manifest = readable_manifest(client, model.digest)
     if manifest is None:
@@ -143,7 +145,9 @@ def verify_model(
         bad = count_bad_numbers(codec.decode(payload), dtype, suppresses)
         add_count(bad_numbers, tile.tensor, bad)
 
-    broken = [str(tile) for tile in store.verify(manifest, advance, visit=count)]
+    absent = set(store.missing_tiles(manifest)) if model.lean else set()
+    wanted = (tile for tile in manifest.tile_names() if tile not in absent)
+    broken = [str(tile) for tile in store.verify(manifest, advance, wanted, visit=count)]
     broken += [f"file {name}" for name in store.missing_files(manifest)]
     return Verified(broken, bad_numbers)
 
@@ -164,6 +168,7 @@ def _describe(
         complete=complete,
         in_force=digest in used,
         being_staged=keys.staging_lock_key(digest).encode() in present,
+        lean=keys.lean_key(digest).encode() in present,
     )
 
 

@@ -1,25 +1,23 @@
-"""Staged weights: the checkpoints in one Redis, and fetching regions of their tensors.
+"""The staged checkpoints in one Redis.
 
-Reads and checks; `skynet/store/staging.py` writes. Holds at most `BATCH_BYTES` beside its results.
+Reads and checks; `skynet/store/staging.py` writes, `skynet/store/staged_weights.py` reads tensors.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import redis
 
 from skynet.checkpoint.tensor_plans import ITEM_BYTES
-from skynet.errors import NoModel, TileCorrupted, TileMissing
-from skynet.planning.ranges import Range
-from skynet.store.bad_tiles import tile_error
-from skynet.store.manifest import TRAVELS_AS, Manifest, StagedTensor, Tile, TileName
+from skynet.errors import NoModel
+from skynet.store.manifest import Manifest, TileName
 from skynet.store.staging import (
     BATCH_BYTES,
+    KEYS_AT_ONCE,
     ModelWriter,
     Progress,
     StagingJob,
@@ -27,7 +25,7 @@ from skynet.store.staging import (
     readable_manifest,
 )
 from skynet.store.staging_lock import LOCK_S
-from skynet.wire import codec, keys
+from skynet.wire import keys
 
 
 class WeightStore:
@@ -129,6 +127,18 @@ class WeightStore:
                 progress(sum(len(payload or b"") for payload in payloads))
         return bad
 
+    def missing_tiles(self, manifest: Manifest) -> list[TileName]:
+        """Tiles of the manifest that are not in Redis."""
+        names, missing = list(manifest.tile_names()), []
+        for at in range(0, len(names), KEYS_AT_ONCE):
+            group = names[at : at + KEYS_AT_ONCE]
+            with self.client.pipeline(transaction=False) as pipeline:
+                for name in group:
+                    pipeline.exists(name.key(manifest.digest))
+                present = pipeline.execute()
+            missing += [name for name, there in zip(group, present, strict=True) if not there]
+        return missing
+
     def missing_files(self, manifest: Manifest) -> list[str]:
         """Files of the manifest that are not in Redis."""
         return [
@@ -179,80 +189,3 @@ def _tile_bytes(manifest: Manifest, name: TileName) -> int:
     tensor = manifest.tensors[name.tensor]
     whole = int(np.prod(tensor.shape, dtype=np.int64)) * ITEM_BYTES[tensor.dtype]
     return whole * (tile.stop - tile.start) // max(1, tensor.shape[tensor.axis])
-
-
-class StagedWeights:
-    """Fetches regions of one staged model, tile by tile."""
-
-    def __init__(self, client: redis.Redis, manifest: Manifest) -> None:
-        self.client = client
-        self.manifest = manifest
-        self.fetched_bytes = 0
-
-    def fetch(self, name: str, region: Range) -> tuple[npt.NDArray[Any], str]:
-        """Indices `region` of a tensor along its axis: (array, dtype name). bfloat16 is uint16.
-
-        Reads only the tiles that overlap the region.
-
-        Raises:
-            TileMissing, TileCorrupted: the message names the tile.
-        """
-        tensor = self.manifest.tensors.get(name)
-        if tensor is None:
-            raise TileMissing(f"tensor {name} was not staged for {self.manifest.name}")
-        shape = list(tensor.shape)
-        shape[tensor.axis] = region.size
-        result = np.empty(shape, dtype=TRAVELS_AS[tensor.dtype])
-        wanted = [
-            (index, tile)
-            for index, tile in enumerate(tensor.tiles)
-            if tile.start < region.stop and tile.stop > region.start
-        ]
-        per_tile = max(1, result.nbytes // max(1, len(wanted)))
-        group = max(1, BATCH_BYTES // per_tile)
-        for at in range(0, len(wanted), group):
-            self._fetch_tiles(name, tensor, wanted[at : at + group], region, result)
-        return result, tensor.dtype
-
-    def _fetch_tiles(
-        self,
-        name: str,
-        tensor: StagedTensor,
-        wanted: list[tuple[int, Tile]],
-        region: Range,
-        result: npt.NDArray[Any],
-    ) -> None:
-        redis_keys = [keys.tile_key(self.manifest.digest, name, index) for index, _ in wanted]
-        payloads: list[bytes | None] = self.client.mget(redis_keys)  # type: ignore[assignment]
-        for (index, tile), payload in zip(wanted, payloads, strict=True):
-            array = _check_tile(self.manifest.digest, name, index, tensor, tile, payload)
-            overlap = Range(tile.start, tile.stop).overlap(region)
-            target = _along(tensor.axis, overlap.start - region.start, overlap.stop - region.start)
-            result[target] = array[
-                _along(tensor.axis, overlap.start - tile.start, overlap.stop - tile.start)
-            ]
-            self.fetched_bytes += len(payload or b"")
-
-
-def _check_tile(
-    digest: str, name: str, index: int, tensor: StagedTensor, tile: Tile, payload: bytes | None
-) -> npt.NDArray[Any]:
-    where = f"tile {index} of {name} [{tile.start}, {tile.stop})"
-    tile_name = TileName(name, index)
-    if payload is None:
-        message = f"{where} is not in Redis: stage the model again"
-        raise tile_error(TileMissing, message, digest, tile_name)
-    if zlib.crc32(payload) != tile.checksum:
-        message = f"{where} does not match its checksum: stage the model again"
-        raise tile_error(TileCorrupted, message, digest, tile_name)
-    array = codec.decode(payload)
-    expected = list(tensor.shape)
-    expected[tensor.axis] = tile.stop - tile.start
-    if not isinstance(array, np.ndarray) or list(array.shape) != expected:
-        message = f"{where} has a wrong shape: stage the model again"
-        raise tile_error(TileCorrupted, message, digest, tile_name)
-    return array
-
-
-def _along(axis: int, start: int, stop: int) -> tuple[slice, ...]:
-    return (*(slice(None),) * axis, slice(start, stop))

@@ -20,6 +20,7 @@ SKYNET_EXCHANGE_TIMEOUT_S:
     model:<digest>:tile:<tensor>:<i>      string   kept            one tile, msgpack-numpy
     model:<digest>:lock                   string   30 s, renewed   token of the stager
     model:<digest>:bad                    list     an hour         reports of bad tiles
+    model:<digest>:lean                   string   10 s, renewed   tiles may be absent: see --lean
     members                               zset     kept            member id -> last renewal
     member:<id>                           string   the lease       live worker, JSON
     engine                                string   seconds         state of the engine, JSON
@@ -209,6 +210,10 @@ def staging_lock_key(digest: str) -> str:
 
 def bad_tiles_key(digest: str) -> str:
     return key(f"model:{digest}:bad")
+
+
+def lean_key(digest: str) -> str:
+    return key(f"model:{digest}:lean")
 
 
 def member_key(member_id: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from typing import NamedTuple
 
 import redis
 import torch
@@ -15,7 +16,9 @@ from skynet.planning.memory import shard_weight_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.settings import settings
-from skynet.store.weights import StagedWeights, WeightStore
+from skynet.store.staged_weights import StagedWeights
+from skynet.store.tile_cache import TileCache
+from skynet.store.weights import WeightStore
 from skynet.wire.keys import Address
 from skynet.worker.shard_class import shard_class
 
@@ -38,34 +41,43 @@ class TensorFetcher:
         return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
 
 
+class LoadedSlice(NamedTuple):
+    """A slice, and the bytes of tiles that were read for it from Redis and from the cache."""
+
+    model: ShardModel
+    fetched_bytes: int
+    cached_bytes: int
+
+
 def load_slice(
     client: redis.Redis,
     plan: Plan,
     address: Address,
     progress: Callable[[int], None],
     previous: PreviousSlice | None = None,
-) -> tuple[ShardModel, int]:
-    """Fetch the tiles of this shard's slice that `previous` lacks, and build its layers.
+    cache: TileCache | None = None,
+) -> LoadedSlice:
+    """Read the tiles of this shard's slice that `previous` lacks, and build its layers.
 
-    progress: called with the bytes of each region fetched.
+    progress: called with the bytes of each region read.
     previous: an earlier slice whose weights are reused; see `ShardModel`.
-
-    Returns the model and the number of bytes fetched.
+    cache: where tiles are looked for first, and kept.
 
     Raises:
         TileMissing, TileCorrupted, NoModel: Redis no longer holds what was staged.
     """
     manifest = WeightStore(client).require_manifest(plan.model)
     arch = load_architecture(manifest.config)
+    weights = StagedWeights(client, manifest, cache)
     model = shard_class(arch)(
         arch,
         plan,
         address,
-        TensorFetcher(StagedWeights(client, manifest), plan.dtype, progress),
+        TensorFetcher(weights, plan.dtype, progress),
         device=settings().device,
         previous=previous,
     )
-    return model, model.fetched_bytes
+    return LoadedSlice(model, weights.fetched_bytes, weights.cached_bytes)
 
 
 def slice_bytes(client: redis.Redis, plan: Plan, address: Address) -> int:

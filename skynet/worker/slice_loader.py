@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import redis
 
 from skynet.planning.plan import Plan
+from skynet.settings import settings
 from skynet.store.lease import Lease
+from skynet.store.tile_cache import TileCache
 from skynet.wire.keys import Address
 
 if TYPE_CHECKING:
@@ -53,19 +55,31 @@ class SliceLoader:
             self.lease.update(quietly=True, loaded_bytes=member.loaded_bytes + num_bytes)
 
         reused = None if previous is None else PreviousSlice(previous, consume)
-        model, fetched = load_slice(self.client, plan, address, progress, reused)
+        cache = tile_cache()
+        model, fetched, cached = load_slice(self.client, plan, address, progress, reused, cache)
         load_s = round(time.monotonic() - started, 3)
-        reused_bytes = max(0, model.weight_bytes - fetched)
-        self.lease.update(quietly=True, load_s=load_s, kept_bytes=reused_bytes)
+        reused_bytes = max(0, model.weight_bytes - model.fetched_bytes)
+        keeps_tiles = cache is not None and cache.fits
+        self.lease.update(
+            quietly=True, load_s=load_s, kept_bytes=reused_bytes, keeps_tiles=keeps_tiles
+        )
         logger.info(
-            "plan %d: fetched %.1f MB for %s in %.2f s, %.1f MB were reused",
+            "plan %d: %s in %.2f s: %.1f MB from Redis, %.1f MB from this machine's cache, %.1f MB "
+            "were reused",
             plan.epoch,
-            fetched / 1e6,
             address,
             load_s,
+            fetched / 1e6,
+            cached / 1e6,
             reused_bytes / 1e6,
         )
         return model
+
+
+def tile_cache() -> TileCache | None:
+    """The cache that the settings name, if any."""
+    max_bytes = int(settings().tile_cache_gib * 2**30)
+    return TileCache(settings().cache_dir / "tiles", max_bytes) if max_bytes else None
 
 
 def collect_garbage() -> None:

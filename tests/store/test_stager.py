@@ -29,9 +29,10 @@ from skynet.store.bad_tiles import push_bad_tile, report_bad_tile, reported_tile
 from skynet.store.connection import connect
 from skynet.store.manifest import TileName
 from skynet.store.staged_models import find_model, list_models, remove_model
+from skynet.store.staged_weights import StagedWeights
 from skynet.store.staging_lock import StagingLock
 from skynet.store.targets import Target, Targets
-from skynet.store.weights import StagedWeights, WeightStore
+from skynet.store.weights import WeightStore
 from skynet.wire import keys
 from tests.cluster.processes import wait_for
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ from skynet.planning.ranges import Range
 from skynet.store.connection import connect
 from skynet.store.manifest import TRAVELS_AS, Manifest, TileName
 from skynet.store.room import needed_bytes
+from skynet.store.staged_weights import StagedWeights
 from skynet.store.staging import StagingJob
 from skynet.store.staging_lock import StagingLock
 from skynet.store.targets import Target
-from skynet.store.weights import StagedWeights, WeightStore
+from skynet.store.tile_cache import TileCache
+from skynet.store.weights import WeightStore
 from skynet.wire import keys
 from tests.cluster.processes import wait_for
 
@@ -93,6 +96,29 @@ def test_any_region_comes_back_bit_by_bit(
     assert array.dtype.str == TRAVELS_AS[plan.dtype]
     assert array.shape == expected.shape
     assert array.tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(sorted(TENSORS)),
+    ends=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+)
+def test_any_region_comes_back_from_the_cache(
+    client: redis.Redis, tmp_path: Path, name: str, ends: tuple[int, int]
+) -> None:
+    # Given a machine that has fetched a whole tensor
+    manifest = stage(client, Source())
+    plan, cache = TENSORS[name], TileCache(tmp_path, 2**20)
+    length = plan.shape[plan.axis]
+    whole, _ = StagedWeights(client, manifest, cache).fetch(name, Range(0, length))
+    # When a region is read of what it keeps
+    start, stop = sorted(min(end, length) for end in ends)
+    weights = StagedWeights(client, manifest, cache)
+    array, dtype = weights.fetch(name, Range(start, stop))
+    # Then it is the same, and nothing is fetched
+    assert dtype == plan.dtype
+    np.testing.assert_array_equal(array, whole.take(range(start, stop), plan.axis))
+    assert weights.fetched_bytes == 0
 
 
 def test_only_the_tiles_of_the_region_are_read(client: redis.Redis) -> None:
