@@ -59,7 +59,7 @@ class TileCache:
         path, header = self._path(digest, tile, checksum), bytearray(HEADER.size)
         numbers = array.data.cast("B")
         try:
-            with path.open("rb", buffering=0) as file:
+            with open(path, "rb", buffering=0) as file:
                 whole = os.fstat(file.fileno()).st_size == HEADER.size + numbers.nbytes
                 done = os.readv(file.fileno(), [header, numbers]) if whole else 0
         except OSError:
@@ -80,7 +80,7 @@ class TileCache:
         content = HEADER.pack(zlib.crc32(numbers)) + numbers
         try:
             self._make_room(len(content))
-            write_atomically(self._path(digest, tile, checksum), content)
+            write_atomically(Path(self._path(digest, tile, checksum)), content)
         except OSError as error:
             self.fits = False
             logger.warning(
@@ -121,11 +121,11 @@ class TileCache:
                 status = path.stat()
                 yield _File(status.st_mtime, status.st_size, path)
 
-    def _delete(self, path: Path) -> None:
+    def _delete(self, path: str | Path) -> None:
         with suppress(OSError):
-            path.unlink()
+            os.unlink(path)
 
-    def _path(self, digest: str, tile: TileName, checksum: int) -> Path:
+    def _path(self, digest: str, tile: TileName, checksum: int) -> str:
         name = hashlib.sha256(f"{tile.tensor}\0{tile.index}".encode()).hexdigest()[:32]
         model = digest if digest.isalnum() else hashlib.sha256(digest.encode()).hexdigest()
-        return self.directory / model / f"{name}-{checksum:08x}"
+        return f"{self.directory}/{model}/{name}-{checksum:08x}"
