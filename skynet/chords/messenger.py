@@ -3,7 +3,8 @@
 The messages are in Celery's format (protocol 2: `group`, `group_index`, `chord`), made with
 Celery's and kombu's functions, without the steps that cost Celery 20 ms a chord: a subscription, a
 routing look-up, a `repr` and a round trip for each task. All messages of a chord, and the hidden
-states they start from, are sent in one script.
+states they start from, are sent in one script. All messages are of one step: see
+skynet/store/transient.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from kombu.utils.json import dumps as json_dumps
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.store.leader import GUARD, fenced
-from skynet.store.resp import RespConnection, Script, command
+from skynet.store.resp import RespConnection, Script
+from skynet.store.transient import TRANSIENT
 from skynet.wire import codec, keys
 from skynet.wire.frame import HEADER
 from skynet.wire.step import SpanMessage
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 # KEYS: leader, keys to set, queues. ARGV: fence, time to live in ms, number of keys to set, then a
 # value or message for each of KEYS[2] and later.
 EMIT = Script(
-    GUARD
+    TRANSIENT
+    + GUARD
     + """
 local values = tonumber(ARGV[3])
 for i = 2, #KEYS do
@@ -44,6 +47,9 @@ end
 return 1
 """
 )
+
+# KEYS: queue. ARGV: LPUSH, or RPUSH for the head of the queue; message.
+PUSH = Script(TRANSIENT + "return redis.call(ARGV[1], KEYS[1], ARGV[2])")
 
 # Larger values are not sent in the messages: base64 and two decodings cost more than a key. One
 # row of 4,096 float32 numbers still is.
@@ -110,11 +116,15 @@ class Messenger:
 
     def send(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
         """Queue one task."""
-        self.connection.call_again([command(b"LPUSH", *self.message(task, args, queue, **headers))])
+        self._push(b"LPUSH", self.message(task, args, queue, **headers))
 
     def give_back(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
         """Put a task of another worker back at the head of its queue."""
-        self.connection.call_again([command(b"RPUSH", *self.message(task, args, queue, **headers))])
+        self._push(b"RPUSH", self.message(task, args, queue, **headers))
+
+    def _push(self, push: bytes, message: tuple[bytes, bytes]) -> None:
+        queue, value = message
+        self.connection.run(PUSH, [queue], [push, value])
 
     def emit_chord(
         self, plan: Plan, span: SpanMessage, *, spent_s: float = 0.0, fence: str = ""
