@@ -139,7 +139,7 @@ class ChordBackend(RedisBackend):
             self.app.messenger.send(body["task"], [parts, *body["args"]], queue)
             return
         try:
-            self.app.tasks[body["task"]](parts, *body["args"])
+            self.app.tasks[body["task"]].run(parts, *body["args"])
         except Exception as error:
             logger.exception("chord %s: the body failed", request.group)
             self._fail_step(body, error)

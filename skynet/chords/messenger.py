@@ -1,23 +1,22 @@
 """Chords as Celery messages: a header task for each shard of a stage, and a body.
 
-The messages are in Celery's format (protocol 2: `group`, `group_index`, `chord`), made with
-Celery's and kombu's functions, without the steps that cost Celery 20 ms a chord: a subscription, a
-routing look-up, a `repr` and a round trip for each task. All messages of a chord, and the hidden
-states they start from, are sent in one script. All messages are of one step: see
-skynet/store/transient.py.
+The messages are in Celery's format (protocol 2: `group`, `group_index`, `chord`), made from forms
+of Celery's and kombu's (skynet/chords/message_form.py), without the steps that cost Celery 20 ms a
+chord: a subscription, a routing look-up, a `repr` and a round trip for each task. All messages of a
+chord, and the hidden states they start from, are sent in one script. All messages are of one step:
+see skynet/store/transient.py.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from kombu.serialization import dumps, register
-from kombu.utils.json import dumps as json_dumps
+from kombu.serialization import register
 
+from skynet.chords.message_form import MessageForm, encode_body
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.store.leader import GUARD, fenced
@@ -81,38 +80,23 @@ class Messenger:
         self.connection = connection
         self.ttl_ms = b"%d" % int(ttl_s * 1000)
         self.origin = f"{os.getpid()}@{socket.gethostname()}"
-        self._channel: Any = None
+        self._forms: dict[str, MessageForm] = {}
 
     def message(
-        self, task: str, args: Sequence[Any], queue: str, **headers: Any
+        self,
+        task: str,
+        args: Sequence[Any],
+        queue: str,
+        *,
+        chord: dict[str, Any] | None = None,
+        **headers: Any,
     ) -> tuple[bytes, bytes]:
         """(key, value) to LPUSH so that the worker of `queue` runs the task.
 
-        headers: of Celery's protocol: `group_id`, `group_index`, `chord` and others.
+        chord, headers: as of `encode_body` and `MessageForm.fill`.
         """
-        task_message = self.app.amqp.as_task_v2(
-            headers.pop("task_id", None) or str(uuid.uuid4()),
-            task,
-            args=list(args),
-            kwargs={},
-            argsrepr=headers.pop("argsrepr", ""),
-            kwargsrepr="",
-            ignore_result=True,
-            origin=self.origin,
-            **headers,
-        )
-        content_type, encoding, body = dumps(task_message.body, serializer=keys.SERIALIZER)
-        channel = self._broker_channel()
-        message = channel.prepare_message(
-            body,
-            0,
-            content_type,
-            encoding,
-            task_message.headers,
-            {**task_message.properties, "delivery_mode": 2},
-        )
-        channel._inplace_augment_message(message, "", queue)
-        return keys.queue_key(queue).encode(), json_dumps(message).encode()
+        value = self._form(task).fill(queue, encode_body(args, chord), **headers)
+        return keys.queue_key(queue).encode(), value
 
     def send(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
         """Queue one task."""
@@ -149,6 +133,7 @@ class Messenger:
         group = keys.chord_id(span.epoch, span.step, span.start)
         body = body_signature(plan, span.step, Range(span.start, span.stop), num_shards, spent_s)
         values: list[tuple[bytes, bytes]] = []
+        messages: list[tuple[bytes, bytes]] = []
         if hidden is None:  # this key exists for as long as the step is wanted
             values.append((keys.step_key(span.epoch, span.step).encode(), rows))
         elif len(hidden) > INLINE_BYTES:
@@ -156,18 +141,12 @@ class Messenger:
             span = span._replace(hidden=None)
         if len(rows) > INLINE_BYTES:
             span = span._replace(rows=None)
-        messages = [
-            self.message(
-                keys.RUN_SPAN_TASK,
-                span,
-                str(keys.Address(stage, shard)),
-                group_id=group,
-                group_index=shard,
-                chord=body,
-                argsrepr=f"(step {span.step}, layers [{span.start}, {span.stop}))",
-            )
-            for shard in range(num_shards)
-        ]
+        form, text = self._form(keys.RUN_SPAN_TASK), encode_body(span, body)
+        argsrepr = f"(step {span.step}, layers [{span.start}, {span.stop}))"
+        for shard in range(num_shards):
+            queue = str(keys.Address(stage, shard))
+            message = form.fill(queue, text, group_id=group, group_index=shard, argsrepr=argsrepr)
+            messages.append((keys.queue_key(queue).encode(), message))
         # Atomic: if two chords of a stage were queued in different orders at two shards, each shard
         # would wait for the other in the exchange.
         pairs = [*values, *messages]
@@ -181,10 +160,11 @@ class Messenger:
         with fenced():
             self.connection.run(EMIT, redis_keys, arguments)
 
-    def _broker_channel(self) -> Any:
-        if self._channel is None:
-            self._channel = self.app.connection_for_write().default_channel
-        return self._channel
+    def _form(self, task: str) -> MessageForm:
+        if task not in self._forms:
+            channel = self.app.connection_for_write().default_channel
+            self._forms[task] = MessageForm(self.app, channel, task, self.origin)
+        return self._forms[task]
 
 
 def body_signature(
