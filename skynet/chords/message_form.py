@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from base64 import b64encode
 from collections.abc import Sequence
+from json.encoder import encode_basestring_ascii as quoted
 from typing import TYPE_CHECKING, Any
 
 from kombu.serialization import dumps
@@ -60,13 +61,14 @@ class MessageForm:
         argsrepr: str = "",
     ) -> bytes:
         """The message to LPUSH into a queue. body: of `encode_body`."""
+        id_ = f'"{uuid.uuid4()}"'
         values = {
-            "id": f'"{uuid.uuid4()}"',
-            "group": json_dumps(group_id),
-            "group_index": json_dumps(group_index),
-            "argsrepr": json_dumps(argsrepr),
-            "delivery_tag": f'"{uuid.uuid4()}"',
-            "routing_key": json_dumps(queue),
+            "id": id_,
+            "group": "null" if group_id is None else quoted(group_id),
+            "group_index": "null" if group_index is None else group_index,
+            "argsrepr": quoted(argsrepr),
+            "delivery_tag": id_,
+            "routing_key": quoted(queue),
             "body": f'"{body}"',
         }
         return (self._form % values).encode()

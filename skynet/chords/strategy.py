@@ -48,8 +48,16 @@ def direct(task: Any, app: Any, consumer: Any) -> Handler:
         if _is_special(message.headers, payload):
             return celerys_way(message, body, ack, reject, callbacks)
         args, kwargs, embed = payload
-        fields = {**message.headers, **embed, "hostname": consumer.hostname, "is_eager": False}
-        fields |= {"args": args, "kwargs": kwargs, "delivery_info": message.delivery_info}
+        fields = {
+            **message.headers,
+            **embed,
+            "args": args,
+            "kwargs": kwargs,
+            "delivery_info": message.delivery_info,
+            "hostname": consumer.hostname,
+            "is_eager": False,
+            "headers": {},  # Celery would look for custom ones
+        }
         request = Context(fields, called_directly=False)
         state.total_count.update({task.name: 1})
         state.all_total_count[0] += 1
