@@ -2,6 +2,10 @@
 
 Messages of steps, hidden states and parts of chords are useless once their step has ended. After a
 restart of Redis or a failover all steps run again under a new epoch, so nothing misses them there.
+
+Pops of queues are propagated, because scripts cannot block. Where the message never was they take
+nothing, or from the orchestrator's queue the message of a waiting request, whose record a sweep
+accepts (skynet/orchestrator/intake.py).
 """
 
 from __future__ import annotations
