@@ -20,6 +20,7 @@ from skynet.settings import settings
 from skynet.settings_sources import CONFIG_VARIABLE, FILE_NAME
 from skynet.store.access import check_access
 from skynet.store.connection import connect
+from skynet.store.transient import PROPAGATED, keeps_transient
 from skynet.wire.keys import ORCHESTRATOR_QUEUE
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ def _check_access() -> None:
     """Refuse to start if Redis refuses a command: the worker would take a place and drop steps."""
     with suppress(redis.ConnectionError, redis.TimeoutError), connect(timeout_s=ACCESS_S) as client:
         check_access(client)
+        if not keeps_transient(client):
+            logger.warning("not available: %s", PROPAGATED)
 
 
 def _ready(sender: Any, **_: Any) -> None:

@@ -22,12 +22,13 @@ Scenario = Callable[[int], Result]
 
 
 def _scenarios() -> dict[str, Scenario]:
-    from skynet.bench import chord, exchange, generation, load, recover
+    from skynet.bench import append_only, chord, exchange, generation, load, recover
 
     return {
         "decode": generation.decode,
         "batch": generation.batch,
         "chord": chord.chord,
+        "aof": append_only.append_only,
         "exchange": exchange.exchange,
         "load": load.load,
         "reload": load.reload,

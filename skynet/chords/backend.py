@@ -2,8 +2,8 @@
 
 Stock Celery needs seven serial round trips from the last part to the queued body. Here one script
 counts parts by shard (a duplicate cannot complete a chord), gives all parts to the worker that
-returns the last one, and leaves a tombstone, so that late parts change nothing. A failed part ends
-the chord at once. Chords that are not SkyNet's are left to Celery.
+returns the last one, and notes how far the step is, so that late parts change nothing. A failed
+part ends the chord at once. Chords that are not SkyNet's are left to Celery.
 """
 
 from __future__ import annotations
@@ -17,41 +17,43 @@ from celery.backends.redis import RedisBackend
 from skynet.errors import NotFinite, StepFailed, WireError
 from skynet.store.connection import connection_pool
 from skynet.store.resp import Script
+from skynet.store.transient import TRANSIENT
 from skynet.wire import keys
 
 logger = logging.getLogger(__name__)
 
 BODIES = frozenset({keys.ADVANCE_TASK, keys.FINISH_STEP_TASK})
 
-# KEYS: the chord's hash: shard number -> part, or `done` -> 1; the hidden states it started from,
-# deleted once all parts are there.
-# ARGV: shard, number of shards, time to live in ms, part, 1 if it is a failure.
+# KEYS: the step's hash: shard number -> part of the current chord, `done` -> last layer of the last
+# chord that is done; the hidden states the chord started from, deleted once all parts are there.
+# ARGV: shard, number of shards, time to live in ms, part, 1 if it is a failure, last layer.
 # Replies {0}: parts are missing, or the chord is done; {1}: the chord has failed; or
 # {1, {shard, part, ...}}: this part was the last, with all others.
-PART_RETURN = Script("""
-local key = KEYS[1]
-if redis.call('HEXISTS', key, 'done') == 1 then return {0} end
-if ARGV[5] == '1' then
+PART_RETURN = Script(
+    TRANSIENT
+    + """
+local key, shard, failed, layer = KEYS[1], ARGV[1], ARGV[5] == '1', ARGV[6]
+local done = tonumber(redis.call('HGET', key, 'done') or -1)
+if tonumber(layer) <= done then return {0} end
+redis.call('HSET', key, shard, '')
+local missing = tonumber(ARGV[2]) + (done < 0 and 0 or 1) - redis.call('HLEN', key)
+local reply = {1}
+if missing > 0 and not failed then
+  redis.call('HSET', key, shard, ARGV[4])
+  reply = {0}
+else
+  if not failed then
+    redis.call('HDEL', key, shard, 'done')
+    reply = {1, redis.call('HGETALL', key)}
+  end
   redis.call('DEL', key)
-  redis.call('HSET', key, 'done', 1)
-  redis.call('PEXPIRE', key, ARGV[3])
+  redis.call('HSET', key, 'done', layer)
   redis.call('UNLINK', KEYS[2])
-  return {1}
 end
-redis.call('HSET', key, ARGV[1], '')
-if redis.call('HLEN', key) < tonumber(ARGV[2]) then
-  redis.call('HSET', key, ARGV[1], ARGV[4])
-  redis.call('PEXPIRE', key, ARGV[3])
-  return {0}
-end
-redis.call('HDEL', key, ARGV[1])
-local parts = redis.call('HGETALL', key)
-redis.call('DEL', key)
-redis.call('HSET', key, 'done', 1)
 redis.call('PEXPIRE', key, ARGV[3])
-redis.call('UNLINK', KEYS[2])
-return {1, parts}
-""")
+return reply
+"""
+)
 
 
 class ChordBackend(RedisBackend):
@@ -109,13 +111,15 @@ class ChordBackend(RedisBackend):
         self, request: Any, chord_size: int, payload: bytes, failed: bool
     ) -> list[bytes] | None:
         """All parts in shard order if this part completes or fails the chord, else None."""
-        redis_keys = [keys.chord_key(request.group), keys.hidden_key(request.group)]
+        epoch, step, layer = request.chord["args"][:3]
+        redis_keys = [keys.chord_key(epoch, step), keys.hidden_key(request.group)]
         arguments = (
             b"%d" % request.group_index,
             b"%d" % chord_size,
             self.app.messenger.ttl_ms,
             payload,
             b"1" if failed else b"0",
+            b"%d" % layer,
         )
         connection = self.app.messenger.connection
         reply = connection.run(PART_RETURN, [key.encode() for key in redis_keys], arguments)
@@ -135,7 +139,7 @@ class ChordBackend(RedisBackend):
             self.app.messenger.send(body["task"], [parts, *body["args"]], queue)
             return
         try:
-            self.app.tasks[body["task"]](parts, *body["args"])
+            self.app.tasks[body["task"]].run(parts, *body["args"])
         except Exception as error:
             logger.exception("chord %s: the body failed", request.group)
             self._fail_step(body, error)
@@ -154,13 +158,15 @@ class ChordBackend(RedisBackend):
 def check_chord(request: Any) -> None:
     """Raise WireError unless a task's headers `group`, `group_index` and `chord` are SkyNet's."""
     body = request.chord
-    numbers = (request.group_index, body.get("chord_size"))
     arguments, options = body.get("args"), body.get("options")
     if (
         not isinstance(request.group, str)
-        or not all(type(number) is int for number in numbers)
         or not isinstance(arguments, list)
         or len(arguments) < 4
+        or not all(
+            type(number) is int
+            for number in (request.group_index, body.get("chord_size"), *arguments[:3])
+        )
         or not isinstance(options, dict)
         or options.get("queue") not in (None, keys.ORCHESTRATOR_QUEUE)
     ):

@@ -1,26 +1,27 @@
 """Chords as Celery messages: a header task for each shard of a stage, and a body.
 
-The messages are in Celery's format (protocol 2: `group`, `group_index`, `chord`), made with
-Celery's and kombu's functions, without the steps that cost Celery 20 ms a chord: a subscription, a
-routing look-up, a `repr` and a round trip for each task. All messages of a chord, and the hidden
-states they start from, are sent in one script.
+The messages are in Celery's format (protocol 2: `group`, `group_index`, `chord`), made from forms
+of Celery's and kombu's (skynet/chords/message_form.py), without the steps that cost Celery 20 ms a
+chord: a subscription, a routing look-up, a `repr` and a round trip for each task. All messages of a
+chord, and the hidden states they start from, are sent in one script. All messages are of one step:
+see skynet/store/transient.py.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from kombu.serialization import dumps, register
-from kombu.utils.json import dumps as json_dumps
+from kombu.serialization import register
 
+from skynet.chords.message_form import MessageForm, encode_body
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.store.leader import GUARD, fenced
-from skynet.store.resp import RespConnection, Script, command
+from skynet.store.resp import RespConnection, Script
+from skynet.store.transient import TRANSIENT
 from skynet.wire import codec, keys
 from skynet.wire.frame import HEADER
 from skynet.wire.step import SpanMessage
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 # KEYS: leader, keys to set, queues. ARGV: fence, time to live in ms, number of keys to set, then a
 # value or message for each of KEYS[2] and later.
 EMIT = Script(
-    GUARD
+    TRANSIENT
+    + GUARD
     + """
 local values = tonumber(ARGV[3])
 for i = 2, #KEYS do
@@ -44,6 +46,9 @@ end
 return 1
 """
 )
+
+# KEYS: queue. ARGV: LPUSH, or RPUSH for the head of the queue; message.
+PUSH = Script(TRANSIENT + "return redis.call(ARGV[1], KEYS[1], ARGV[2])")
 
 # Larger values are not sent in the messages: base64 and two decodings cost more than a key. One
 # row of 4,096 float32 numbers still is.
@@ -75,46 +80,35 @@ class Messenger:
         self.connection = connection
         self.ttl_ms = b"%d" % int(ttl_s * 1000)
         self.origin = f"{os.getpid()}@{socket.gethostname()}"
-        self._channel: Any = None
+        self._forms: dict[str, MessageForm] = {}
 
     def message(
-        self, task: str, args: Sequence[Any], queue: str, **headers: Any
+        self,
+        task: str,
+        args: Sequence[Any],
+        queue: str,
+        *,
+        chord: dict[str, Any] | None = None,
+        **headers: Any,
     ) -> tuple[bytes, bytes]:
         """(key, value) to LPUSH so that the worker of `queue` runs the task.
 
-        headers: of Celery's protocol: `group_id`, `group_index`, `chord` and others.
+        chord, headers: as of `encode_body` and `MessageForm.fill`.
         """
-        task_message = self.app.amqp.as_task_v2(
-            headers.pop("task_id", None) or str(uuid.uuid4()),
-            task,
-            args=list(args),
-            kwargs={},
-            argsrepr=headers.pop("argsrepr", ""),
-            kwargsrepr="",
-            ignore_result=True,
-            origin=self.origin,
-            **headers,
-        )
-        content_type, encoding, body = dumps(task_message.body, serializer=keys.SERIALIZER)
-        channel = self._broker_channel()
-        message = channel.prepare_message(
-            body,
-            0,
-            content_type,
-            encoding,
-            task_message.headers,
-            {**task_message.properties, "delivery_mode": 2},
-        )
-        channel._inplace_augment_message(message, "", queue)
-        return keys.queue_key(queue).encode(), json_dumps(message).encode()
+        value = self._form(task).fill(queue, encode_body(args, chord), **headers)
+        return keys.queue_key(queue).encode(), value
 
     def send(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
         """Queue one task."""
-        self.connection.call_again([command(b"LPUSH", *self.message(task, args, queue, **headers))])
+        self._push(b"LPUSH", self.message(task, args, queue, **headers))
 
     def give_back(self, task: str, args: Sequence[Any], queue: str, **headers: Any) -> None:
         """Put a task of another worker back at the head of its queue."""
-        self.connection.call_again([command(b"RPUSH", *self.message(task, args, queue, **headers))])
+        self._push(b"RPUSH", self.message(task, args, queue, **headers))
+
+    def _push(self, push: bytes, message: tuple[bytes, bytes]) -> None:
+        queue, value = message
+        self.connection.run(PUSH, [queue], [push, value])
 
     def emit_chord(
         self, plan: Plan, span: SpanMessage, *, spent_s: float = 0.0, fence: str = ""
@@ -139,6 +133,7 @@ class Messenger:
         group = keys.chord_id(span.epoch, span.step, span.start)
         body = body_signature(plan, span.step, Range(span.start, span.stop), num_shards, spent_s)
         values: list[tuple[bytes, bytes]] = []
+        messages: list[tuple[bytes, bytes]] = []
         if hidden is None:  # this key exists for as long as the step is wanted
             values.append((keys.step_key(span.epoch, span.step).encode(), rows))
         elif len(hidden) > INLINE_BYTES:
@@ -146,18 +141,12 @@ class Messenger:
             span = span._replace(hidden=None)
         if len(rows) > INLINE_BYTES:
             span = span._replace(rows=None)
-        messages = [
-            self.message(
-                keys.RUN_SPAN_TASK,
-                span,
-                str(keys.Address(stage, shard)),
-                group_id=group,
-                group_index=shard,
-                chord=body,
-                argsrepr=f"(step {span.step}, layers [{span.start}, {span.stop}))",
-            )
-            for shard in range(num_shards)
-        ]
+        form, text = self._form(keys.RUN_SPAN_TASK), encode_body(span, body)
+        argsrepr = f"(step {span.step}, layers [{span.start}, {span.stop}))"
+        for shard in range(num_shards):
+            queue = str(keys.Address(stage, shard))
+            message = form.fill(queue, text, group_id=group, group_index=shard, argsrepr=argsrepr)
+            messages.append((keys.queue_key(queue).encode(), message))
         # Atomic: if two chords of a stage were queued in different orders at two shards, each shard
         # would wait for the other in the exchange.
         pairs = [*values, *messages]
@@ -171,10 +160,11 @@ class Messenger:
         with fenced():
             self.connection.run(EMIT, redis_keys, arguments)
 
-    def _broker_channel(self) -> Any:
-        if self._channel is None:
-            self._channel = self.app.connection_for_write().default_channel
-        return self._channel
+    def _form(self, task: str) -> MessageForm:
+        if task not in self._forms:
+            channel = self.app.connection_for_write().default_channel
+            self._forms[task] = MessageForm(self.app, channel, task, self.origin)
+        return self._forms[task]
 
 
 def body_signature(

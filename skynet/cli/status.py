@@ -20,6 +20,7 @@ from skynet.store.members import LOADING, READY, Member, Members
 from skynet.store.plans import Plans, plan_of
 from skynet.store.requests import Requests
 from skynet.store.targets import Target, Targets
+from skynet.store.transient import PROPAGATED, keeps_transient
 from skynet.wire import keys
 from skynet.wire.keys import Address
 from skynet.wire.protocol import PROTOCOL
@@ -62,7 +63,7 @@ def _status(client: redis.Redis, url: str, events: int) -> dict[str, Any]:
         "redis": hide_password(url),
         "prefix": settings().prefix,
         "redis_memory_bytes": memory.get("used_memory"),
-        "unavailable": _unavailable(memory, members, engine_state),
+        "unavailable": _unavailable(memory, members, engine_state, keeps_transient(client)),
         "target": asdict(target) if target else None,
         "plan": plan.summary() if plan else None,
         "plan_problem": problem,
@@ -81,12 +82,19 @@ def _status(client: redis.Redis, url: str, events: int) -> dict[str, Any]:
 
 
 def _unavailable(
-    memory: dict[str, Any], members: list[Member], engine: dict[str, Any] | None
+    memory: dict[str, Any],
+    members: list[Member],
+    engine: dict[str, Any] | None,
+    transient: bool,
 ) -> list[str]:
     """What does not work because Redis refuses a command that SkyNet can do without."""
     listed = (engine or {}).get("sees_connections", True)
     identified = all(member.connection for member in members)
-    reasons = {MEMORY: bool(memory), CONNECTIONS: listed and identified}
+    reasons = {
+        MEMORY: bool(memory),
+        CONNECTIONS: listed and identified,
+        PROPAGATED: transient,
+    }
     return [reason for reason, works in reasons.items() if not works]
 
 

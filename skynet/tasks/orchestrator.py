@@ -6,6 +6,7 @@ from typing import Any
 from celery.exceptions import Ignore
 
 from skynet.celery import app
+from skynet.chords.strategy import DIRECT
 from skynet.settings import settings
 from skynet.wire import keys
 
@@ -23,7 +24,9 @@ def cancel(request_id: str) -> None:
     app.runtime.on_message("cancel", request_id)
 
 
-@app.task(name=keys.FINISH_STEP_TASK, ignore_result=True, send_events=settings().trace)
+@app.task(
+    name=keys.FINISH_STEP_TASK, ignore_result=True, send_events=settings().trace, Strategy=DIRECT
+)
 def finish_step(
     parts: list[bytes], epoch: int, step: int, layer: int, spent_s: float = 0.0, plan_id: str = ""
 ) -> None:
@@ -31,7 +34,9 @@ def finish_step(
     app.runtime.on_message("finish_step", parts, epoch, step, spent_s, plan_id)
 
 
-@app.task(name=keys.FAIL_STEP_TASK, ignore_result=True, send_events=settings().trace)
+@app.task(
+    name=keys.FAIL_STEP_TASK, ignore_result=True, send_events=settings().trace, Strategy=DIRECT
+)
 def fail_step(
     epoch: int,
     step: int,

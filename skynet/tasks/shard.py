@@ -3,6 +3,7 @@
 from typing import Any
 
 from skynet.celery import app
+from skynet.chords.strategy import DIRECT
 from skynet.errors import StepFailed, WireError
 from skynet.settings import settings
 from skynet.wire import keys
@@ -15,6 +16,7 @@ from skynet.wire.step import Part, SpanMessage
     ignore_result=True,
     throws=(StepFailed, WireError),
     send_events=settings().trace,
+    Strategy=DIRECT,
 )
 def run_span(self: Any, *span: Any) -> Part:
     """Compute this shard's part of a `SpanMessage`: a chord's header task."""

@@ -32,7 +32,7 @@ SKYNET_EXCHANGE_TIMEOUT_S:
     request:<id>:end                      stream   result_expires  the end alone
     step:<epoch>.<step>                   string   step_timeout    step, msgpack
     hidden:<epoch>.<step>.<layer>         string   step_timeout    hidden states, a frame
-    chord:<epoch>.<step>.<layer>          hash     step_timeout    parts by shard
+    chord:<epoch>.<step>                  hash     step_timeout    parts by shard, layers done
     x:<epoch>.<step>.<position>:<stage>.<a>>b
                                           list     4 x exchange    partial of a for b, a frame
 
@@ -246,8 +246,9 @@ def chord_id(epoch: int, step: int, layer: int) -> str:
     return f"{epoch}.{step}.{layer}"
 
 
-def chord_key(group_id: str) -> str:
-    return key(f"chord:{group_id}")
+def chord_key(epoch: int, step: int) -> str:
+    """The parts of the step's current chord."""
+    return key(f"chord:{epoch}.{step}")
 
 
 def exchange_format(stage: int) -> bytes:

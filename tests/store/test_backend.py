@@ -21,7 +21,6 @@ from skynet.store.resp import command
 from skynet.wire import keys
 from skynet.wire.step import Part
 
-GROUP = "5.7.3"
 LAST = Range(3, 4)
 
 
@@ -31,7 +30,8 @@ class Shards:
     def __init__(self, app: SkynetCelery, num_shards: int, span: Range = LAST) -> None:
         self.results: dict[int, Any] = {}
         self.advanced: list[list[Any]] = []
-        self.body = body_signature(tiny_plan(2, num_shards), 7, span, num_shards, 0.25)
+        self.num_shards = num_shards
+        self.take(span)
         results, advanced = self.results, self.advanced
         app.finalize()
         for name in (keys.RUN_SPAN_TASK, keys.ADVANCE_TASK):
@@ -52,12 +52,18 @@ class Shards:
 
         self.trace = build_tracer(run_span.name, run_span, app=app, propagate=False)
 
-    def run(self, shard: int, result: Any, group: str = GROUP) -> None:
+    def take(self, span: Range) -> None:
+        """Their next messages are of this span."""
+        plan = tiny_plan(2, self.num_shards)
+        self.body = body_signature(plan, 7, span, self.num_shards, 0.25)
+        self.group = keys.chord_id(5, 7, span.start)
+
+    def run(self, shard: int, result: Any, group: str = "") -> None:
         """The shard's worker gets its message and runs it."""
         self.results[shard] = result
         request = {
             "id": f"id-{shard}",
-            "group": group,
+            "group": group or self.group,
             "group_index": shard,
             "chord": self.body,
             "ignore_result": True,
@@ -97,7 +103,7 @@ def test_the_last_part_sends_the_body_with_all_parts_by_shard(
     assert finished(client) == [[0, 1, 2]]
     # And Celery has stored no result; what is left expires
     left = client.keys("*")
-    assert left == [keys.chord_key(GROUP).encode()]
+    assert left == [keys.chord_key(5, 7).encode()]
     assert 0 < client.pttl(left[0]) <= 60_000  # type: ignore[index, operator]
 
 
@@ -127,10 +133,32 @@ def test_one_shard_alone_is_a_chord(app: SkynetCelery, client: redis.Redis) -> N
 def test_chords_do_not_mix(app: SkynetCelery, client: redis.Redis) -> None:
     # Given parts of two chords / When each has one of two
     shards = Shards(app, 2)
-    shards.run(0, part(0), group="5.7.3")
+    shards.run(0, part(0))
+    shards.body["args"][1] = 8
     shards.run(1, part(1), group="5.8.3")
     # Then none is complete
     assert finished(client) == []
+
+
+def test_parts_of_earlier_chords_of_a_step_change_nothing(
+    app: SkynetCelery, client: redis.Redis
+) -> None:
+    # Given a step of four chords of one layer
+    shards = Shards(app, 2)
+    for layer in range(4):
+        # When parts of the chord before come again, among this chord's, which come twice
+        for shard in (1, 0):
+            shards.take(Range(max(0, layer - 1), max(1, layer)))
+            shards.run(shard, part(9)) if layer else None
+            shards.take(Range(layer, layer + 1))
+            shards.run(shard, part(layer))
+            shards.run(shard, part(layer))
+    # Then each chord was completed once, with its parts
+    sums = [[Part.decode(data).compute_s for data in parts] for parts, *_ in shards.advanced]
+    assert sums == [[0, 0], [1, 1], [2, 2]]
+    assert finished(client) == [[3, 3]]
+    # And one key is left of the step, which expires
+    assert client.keys("*") == [keys.chord_key(5, 7).encode()]
 
 
 def test_a_failed_part_ends_the_step_at_once(app: SkynetCelery, client: redis.Redis) -> None:
@@ -170,14 +198,14 @@ def test_an_inner_body_runs_where_the_last_part_came(
     # Given a chord of an inner span
     shards = Shards(app, 2, Range(0, 1))
     # When all parts are there
-    shards.run(1, part(1), group="5.7.0")
+    shards.run(1, part(1))
     assert shards.advanced == []
-    shards.run(0, part(0), group="5.7.0")
+    shards.run(0, part(0))
     # Then its body has run, with no message
     ((parts, *args),) = shards.advanced
     assert [Part.decode(data).compute_s for data in parts] == [0, 1]
     assert args == [5, 7, 1, 0.25, ""]
-    assert client.keys("*") == [keys.chord_key("5.7.0").encode()]
+    assert client.keys("*") == [keys.chord_key(5, 7).encode()]
 
 
 def test_an_inner_body_that_fails_fails_the_step(app: SkynetCelery, client: redis.Redis) -> None:
@@ -188,7 +216,7 @@ def test_an_inner_body_that_fails_fails_the_step(app: SkynetCelery, client: redi
 
     shards = Shards(app, 1, Range(0, 1))
     # When it runs / Then the orchestrator is told
-    shards.run(0, Broken(), group="5.7.0")
+    shards.run(0, Broken())
     (message,) = queued(client, keys.ORCHESTRATOR_QUEUE)
     assert message["headers"]["task"] == keys.FAIL_STEP_TASK
     assert message["body"][0] == [5, 7, "ShardFailed", "a broken sum", [], ""]
@@ -199,7 +227,7 @@ def test_a_traced_inner_body_is_a_task_of_its_own(app: SkynetCelery, client: red
     shards = Shards(app, 1, Range(0, 1))
     app.tasks[keys.ADVANCE_TASK].send_events = True
     # When the part comes
-    shards.run(0, part(0), group="5.7.0")
+    shards.run(0, part(0))
     # Then the body waits in the queue of the shard that brought the last
     (message,) = queued(client, "stage0.shard0")
     assert message["headers"]["task"] == keys.ADVANCE_TASK
@@ -221,7 +249,7 @@ def test_a_foreign_chord_uses_celerys_backend(
     # When a part comes / Then Celery's code has it
     shards.run(0, 5, group="theirs")
     assert seen == [("theirs", "SUCCESS")]
-    assert client.exists(keys.chord_key("theirs")) == 0
+    assert client.keys("*chord*") == []
 
 
 def test_a_connection_that_breaks_is_opened_again(app: SkynetCelery, client: redis.Redis) -> None:
@@ -252,7 +280,7 @@ def test_redis_errors_in_a_part_return_do_not_kill_the_worker(
     app: SkynetCelery, client: redis.Redis
 ) -> None:
     # Given a chord's key of another type
-    client.set(keys.chord_key(GROUP), "?")
+    client.set(keys.chord_key(5, 7), "?")
     # When a part comes / Then it is lost with a log line; the step's deadline finds it
     Shards(app, 1).run(0, part(0))
     assert finished(client) == []
