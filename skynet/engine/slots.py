@@ -32,14 +32,14 @@ class SlotPool:
 
     def can_allocate(self, sequence: Sequence) -> bool:
         """Whether all slots are free that it needs at once."""
-        return len(self._writable()) >= sequence.mode.num_slots
+        return len(self.free) >= sequence.mode.num_slots
 
     def allocate(self, sequence: Sequence, running: Iterable[Sequence]) -> None:
         """Free slots for a sequence: the one that holds its first tokens, then the least useful.
 
         running: sequences whose encoder KV it may share.
         """
-        order = sorted(self._writable(), key=lambda slot: (self._last_used(slot), slot))
+        order = sorted(self.free, key=lambda slot: (self._last_used(slot), slot))
         best = self._to_continue(sequence, order)
         if best is not None:
             order.remove(best)
@@ -65,7 +65,7 @@ class SlotPool:
         sequence.leave_place()
 
     def is_read(self, sequence: Sequence) -> bool:
-        """Whether a step in flight copies from one of its slots.
+        """Whether a step in flight copies from one of its slots, for itself or an earlier owner.
 
         A step that writes to them could reach a later stage before that step.
         """
@@ -96,9 +96,6 @@ class SlotPool:
         """A step has finished, or failed without a loss of the slots' earlier tokens."""
         for row in rows:
             self.contents.end(row, finished)
-
-    def _writable(self) -> list[int]:
-        return [slot for slot in self.free if not self.contents[slot].num_readers]
 
     def _last_used(self, slot: int) -> int:
         content = self.contents[slot]

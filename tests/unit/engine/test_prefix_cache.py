@@ -262,6 +262,20 @@ def test_a_step_with_nan_leaves_the_tokens_before_it() -> None:
     assert turns.ask((*chat(1), *turns.written(first), 2)).cached_tokens == 0
 
 
+def test_a_request_that_ends_with_nan_leaves_nothing() -> None:
+    # Given a request with some tokens, whose next step finds NaN, twice
+    turns = Turns()
+    guilty = turns.ask(chat(1), run=False)
+    for _ in range(3):
+        turns.bench.finish_oldest()
+    for _ in range(2):
+        number = min(turns.bench.engine.in_flight)
+        turns.bench.engine.fail_step(turns.bench.plan.epoch, number, NotFinite("NaN", (0,)))
+    assert guilty.id in turns.bench.notes.ended
+    # When its prompt comes again / Then all of it is computed
+    assert turns.ask(chat(1)).cached_tokens == 0
+
+
 def test_an_innocent_request_of_a_step_with_nan_copies_again() -> None:
     # Given a chat, and in one step a request that copies from it and one with NaN
     turns = Turns()
