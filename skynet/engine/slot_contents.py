@@ -6,19 +6,21 @@ Follows the rows of steps, as the shards do. Knows neither sequences nor which s
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from skynet.engine.output import KVKind
 from skynet.wire.step import Row
 
 MIN_PREFIX = 16  # tokens; shorter common prefixes are computed again
-Tokens = array  # of C ints; compared through numpy
+Ids = npt.NDArray[np.intc]
 
 
-def tokens_of(ids: Iterable[int]) -> Tokens[int]:
+def _array(ids: Sequence[int] = ()) -> array[int]:
+    """Of C ints: it grows as a list does, and numpy compares it."""
     return array("i", ids)
 
 
@@ -32,7 +34,7 @@ class SlotContent:
     num_readers: rows in flight that copy from it; it must not be written to.
     """
 
-    tokens: Tokens[int] = field(default_factory=lambda: tokens_of(()))
+    tokens: array[int] = field(default_factory=_array)
     num_valid: int = 0
     kind: KVKind | None = None
     last_used: int = 0
@@ -43,28 +45,25 @@ class SlotContent:
         """Whether a sequence could take a prefix from it."""
         return self.kind is not None and self.num_valid >= MIN_PREFIX
 
-    def common(self, tokens: Tokens[int], kind: KVKind | None) -> int:
-        """How many leading tokens it shares with a sequence; 0 if fewer than `MIN_PREFIX`."""
+    def common(self, tokens: Ids) -> int:
+        """How many leading tokens it shares with others."""
         count = min(self.num_valid, len(tokens))
-        if kind is None or self.kind != kind or count < MIN_PREFIX:
-            return 0
-        if self.tokens[:MIN_PREFIX] != tokens[:MIN_PREFIX]:  # most slots end here
-            return 0
-        mine = np.frombuffer(self.tokens, np.intc, count)
-        differs = mine != np.frombuffer(tokens, np.intc, count)
+        differs = np.frombuffer(self.tokens, np.intc, count) != tokens[:count]
         first = int(differs.argmax())
         return first if differs[first] else count
 
     def is_within(self, other: SlotContent) -> bool:
         """Whether another slot holds all of its tokens."""
         count = self.num_valid
-        if other.num_valid < count or other.tokens[count - 1] != self.tokens[count - 1]:
+        if other.kind != self.kind or other.num_valid < count:
             return False
-        return other.common(self.tokens[:count], self.kind) == count
+        if other.tokens[count - 1] != self.tokens[count - 1]:  # most slots end here
+            return False
+        return other.common(np.frombuffer(self.tokens, np.intc, count)) == count
 
     def forget(self) -> None:
         """Its tokens are of no use to others."""
-        self.tokens, self.num_valid, self.kind, self.last_used = tokens_of(()), 0, None, 0
+        self.tokens, self.num_valid, self.kind, self.last_used = _array(), 0, None, 0
 
 
 class SlotContents:
@@ -80,6 +79,23 @@ class SlotContents:
 
     def __getitem__(self, slot: int) -> SlotContent:
         return self._contents[slot]
+
+    def common(
+        self, slots: Iterable[int], tokens: Sequence[int], kind: KVKind | None
+    ) -> dict[int, int]:
+        """How many leading tokens of a sequence lie in these slots, where it is enough of them."""
+        if not self.enabled or kind is None or len(tokens) < MIN_PREFIX:
+            return {}
+        head = _array(tokens[:MIN_PREFIX])
+        alike = [
+            slot
+            for slot in slots
+            if self[slot].kind == kind
+            and self[slot].is_useful
+            and self[slot].tokens[:MIN_PREFIX] == head
+        ]
+        whole = np.array(tokens if alike else (), np.intc)
+        return {slot: self[slot].common(whole) for slot in alike}
 
     def begin(self, row: Row, kind: KVKind | None) -> None:
         """A step is about to write a row's tokens; `kind` is of their keys and values."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from skynet.engine.modes.mode import Prefix
 from skynet.engine.sequence import EncoderKV, Sequence
-from skynet.engine.slot_contents import MIN_PREFIX, SlotContents, Tokens, tokens_of
+from skynet.engine.slot_contents import MIN_PREFIX, SlotContents
 from skynet.wire.step import Row
 
 MAX_LOST = 16  # tokens after a prefix that may be overwritten; more are worth a copy
@@ -73,18 +73,16 @@ class SlotPool:
 
     def prefix_of(self, sequence: Sequence) -> Prefix | None:
         """The longest prefix that lies in its first slot, or in another one to be copied from."""
-        tokens = self._reusable(sequence)
-        if tokens is None or sequence.slot is None:
+        first = sequence.slot
+        if first is None or not sequence.mode.unfilled:
             return None
-        kind = sequence.kv_kind
-        best = Prefix(self.contents[sequence.slot].common(tokens, kind))
-        others = [slot for slot in range(self.num_slots) if slot != sequence.slot]
-        for slot in sorted(others, key=self._owners.__contains__):  # free slots first
+        counts = self._common(range(self.num_slots), sequence)
+        best = Prefix(counts.pop(first, 0))
+        for slot in sorted(counts, key=self._owners.__contains__):  # free slots first
             owner = self._owners.get(slot)
-            if owner is None or not owner.suspect:
-                count = self.contents[slot].common(tokens, kind)
-                if count >= best.num_tokens + MIN_PREFIX:
-                    best = Prefix(count, slot)
+            is_longer = counts[slot] >= best.num_tokens + MIN_PREFIX
+            if is_longer and (owner is None or not owner.suspect):
+                best = Prefix(counts[slot], slot)
         return best if best.num_tokens else None
 
     def begin(self, sequence: Sequence, rows: Iterable[Row]) -> None:
@@ -101,26 +99,23 @@ class SlotPool:
         content = self.contents[slot]
         return content.last_used if content.is_useful else 0
 
-    def _reusable(self, sequence: Sequence) -> Tokens[int] | None:
-        """The tokens that a sequence may take from a slot; the last one has to be computed."""
-        unfilled = sequence.mode.unfilled
-        if not self.contents.enabled or sequence.suspect or len(unfilled) <= MIN_PREFIX:
-            return None
-        return tokens_of(unfilled[:-1])
+    def _common(self, slots: Iterable[int], sequence: Sequence) -> dict[int, int]:
+        """How many leading tokens of a sequence lie in these slots; its last one is computed."""
+        if sequence.suspect:
+            return {}
+        return self.contents.common(slots, sequence.mode.unfilled[:-1], sequence.kv_kind)
 
     def _to_continue(self, sequence: Sequence, order: list[int]) -> int | None:
         """The free slot with the longest prefix, unless a copy keeps tokens that follow it there.
 
         order: free slots, the least useful first.
         """
-        tokens = self._reusable(sequence)
-        if tokens is None:
+        counts = self._common(order, sequence)
+        best = max(counts, key=counts.__getitem__, default=None)
+        if best is None:
             return None
-        kind = sequence.kv_kind
-        counts = {slot: self.contents[slot].common(tokens, kind) for slot in order}
-        best = max(order, key=counts.__getitem__)
         lost = self.contents[best].num_valid - counts[best]
-        return best if counts[best] and (lost <= MAX_LOST or best == order[0]) else None
+        return best if lost <= MAX_LOST or best == order[0] else None
 
     def _encoder_kv(self, sequence: Sequence, running: Iterable[Sequence]) -> EncoderKV:
         """Another sample's place, or a free one."""

@@ -25,7 +25,8 @@ class Generation(Mode):
 
     @property
     def unfilled(self) -> tuple[int, ...]:
-        return () if self.computed else (*self.output.prefix, *self.output.tokens)
+        prefix, tokens = self.output.prefix, self.output.tokens
+        return () if self.computed else (*prefix, *tokens) if tokens else prefix
 
     def rows(self, max_tokens: int, known: Prefix | None = None) -> list[Row]:
         """One row; the one that reaches the last token has a logits request."""

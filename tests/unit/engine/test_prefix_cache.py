@@ -293,14 +293,18 @@ def test_an_innocent_request_of_a_step_with_nan_copies_again() -> None:
 
 
 def test_suspects_neither_take_nor_give() -> None:
-    # Given a chat, and a running request whose step failed in a shard
-    turns = Turns()
+    # Given a running request whose step failed in a shard, and steps that hold a chunk of it
+    turns = Turns(max_batch_tokens=20)
     suspect = turns.ask(chat(*range(30)), run=False, max_tokens=40)
     turns.bench.engine.fail_step(turns.bench.plan.epoch, 0, ShardFailed("stage0.shard0"))
     turns.bench.recover()
+    turns.bench.finish_oldest()
     assert suspect.suspect
     other = turns.ask(chat(5), run=False, max_tokens=40)
-    assert [row.source for row in turns.rows_of(0)] == [None, None]
+    turns.bench.finish_oldest()
+    assert suspect.mode.computed >= MIN_PREFIX
+    assert other.in_flight
+    assert {row.source for row in turns.rows_of(0)} == {None}
     # When it has succeeded once / Then its prompt is like any other
     turns.bench.run()
     assert not suspect.suspect
