@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(
         512, ge=1, description="maximum number of prompt tokens in a step"
     )
+    prefix_cache: bool = Field(
+        True,
+        description="use the keys and values of earlier prompts for prompts that begin alike",
+    )
     max_waiting: int = Field(
         1024, ge=1, description="maximum number of waiting requests; more are refused"
     )

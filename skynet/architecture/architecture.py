@@ -212,6 +212,26 @@ class Architecture:
         return max((r.original_positions for r in self.rope_kinds if r.long_divisors), default=0)
 
     @property
+    def continues_anywhere(self) -> bool:
+        """Whether a slot with n tokens can be continued from any of its first n, by any sequence.
+
+        Not with recurrent state, which only has its last token, nor where keys and values depend
+        on more than the tokens before: on an encoder's output, or on later tokens.
+        """
+        return self.encoder is None and not self.bidirectional
+
+    @property
+    def shared_length(self) -> int:
+        """The longest sequence whose keys and values another one with the same tokens has too.
+
+        A dynamic rope rotates longer ones by their exact length.
+        """
+        if not self.continues_anywhere:
+            return 0
+        limits = (r.original_positions for r in self.rope_kinds if r.kind == "dynamic")
+        return min((self.max_positions, *limits))
+
+    @property
     def rope_kinds(self) -> tuple[Rope, ...]:
         """The distinct ropes, in the order of the layers that use them first."""
         return tuple(dict.fromkeys(rope for rope in self.ropes if rope is not None))

@@ -119,9 +119,11 @@ def _print_end(answer: Answer, up: Startup | None) -> None:
     for line in answer.lines():
         click.echo(line)
     _print_beams(completion)
+    cached = f" ({completion.cached_tokens} cached)" if completion.cached_tokens else ""
     since = "" if up is None else f" {up.since(answer.first_at)}"
     terminal.err.print(
-        f"[dim]{completion.prompt_tokens} prompt tokens, {len(completion.token_ids)} tokens "
+        f"[dim]{completion.prompt_tokens} prompt tokens{cached}, "
+        f"{len(completion.token_ids)} tokens "
         f"({completion.finish_reason}) | first token {timings['first_token_s']:.2f} s{since} | "
         f"{timings['decode_tokens_per_s']:.1f} tokens/s[/]",
         highlight=False,

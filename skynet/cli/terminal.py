@@ -82,6 +82,9 @@ def print_status(status: dict[str, Any]) -> None:
         f"{engine.get('waiting', 0)} waiting, {status['requests']['open']} open, "
         f"{engine.get('tokens_per_s', 0):.1f} tokens/s",
     )
+    if engine.get("cached_tokens"):
+        cached, prompts = engine["cached_tokens"], engine.get("prompt_tokens", 0)
+        _line("Cache", f"{cached:,} of {prompts:,} prompt tokens were reused")
     if engine.get("reason"):
         _line("Shape", engine["reason"])
     for obstacle in status["waiting_for"]:

@@ -21,6 +21,7 @@ def completion_of(items: Sequence[Token | End], record: Record | None) -> Comple
         finish_reason=end.finish_reason,
         timings=end.timings,
         logprobs=[token.logprobs.as_dict() for token in tokens if token.logprobs],
+        cached_tokens=end.cached_tokens,
         **end.answer,
     )
 

@@ -109,7 +109,7 @@ class Generation(AsyncResult):
     @property
     def completion(self) -> Completion | None:
         """The answer if the request has ended with one; does not wait."""
-        return Completion(**self.result) if self.successful() else None
+        return Completion.of(self.result) if self.successful() else None
 
     def tokens(self, start: int = 0, timeout: float | None = None) -> AnswerStream[Token]:
         """Tokens from index `start` on, as they are generated, for `for` and `async for`. Any

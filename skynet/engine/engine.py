@@ -51,11 +51,13 @@ class EngineOptions:
     max_batch_tokens: of a step; a text that cannot be cut may have more.
     step_timeout_s: after which a step is lost, however long its shards are expected to take.
     chord_share: of a step's time that chords may cost; see `SpanChooser`.
+    prefix_cache: whether requests use the keys and values of others that began alike.
     """
 
     max_batch_tokens: int = 512
     step_timeout_s: float = 120
     chord_share: float = 0.05
+    prefix_cache: bool = True
 
 
 class Engine:
@@ -82,7 +84,9 @@ class Engine:
         self.carrier = carrier
         self.journal = journal
         self.clock = clock
-        self.scheduler = Scheduler(plan.num_slots, len(plan.stages), options.max_batch_tokens)
+        self.scheduler = Scheduler(
+            plan.num_slots, len(plan.stages), options.max_batch_tokens, options.prefix_cache
+        )
         self.timing = StepTiming(plan, options.step_timeout_s, options.chord_share)
         self.requests = LiveRequests(self.scheduler, journal)
         self.sequences = self.requests.by_id
@@ -91,6 +95,8 @@ class Engine:
         self.draining = False
         self.num_steps = 0
         self.num_tokens = 0
+        self.num_prompt_tokens = 0  # of requests that this engine started
+        self.num_cached_tokens = 0  # of these, that were not computed
         self.layers_per_chord = 0
         self._next_step = 0
         self._given_up: list[Batch] = []  # in flight at the last `suspend`
@@ -204,6 +210,8 @@ class Engine:
             self.fail_step(step.epoch, step.number, error)
             return
         if started:
+            self.num_prompt_tokens += sum(len(sequence.record.prompt) for sequence in started)
+            self.num_cached_tokens += sum(sequence.cached_tokens for sequence in started)
             self.journal.started(started)
 
     def finish_step(
@@ -246,6 +254,7 @@ class Engine:
     def _take_results(self, flight: InFlight, parts: Items[Part]) -> list[tuple[Sequence, Token]]:
         """Hand a step's results to its sequences; the tokens to be written."""
         tokens = []
+        self.scheduler.note_end(flight.batch, finished=True)
         for sequence, results in flight.results(parts).items():
             sequence.in_flight = False
             encoder_kv = sequence.encoder_kv
@@ -296,6 +305,7 @@ class Engine:
         """Compute the rows of a step again, those with NaN or infinity alone and by layer."""
         del self.in_flight[flight.step.number]
         self.carrier.give_up(flight.step)
+        self.scheduler.note_end(flight.batch, finished=False)
         sequences = flight.sequences
         for sequence in sequences:
             if sequence.encoder_kv is not None:

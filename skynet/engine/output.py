@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from skynet.architecture.architecture import Architecture
 from skynet.request.record import Logprobs, Options, Record, Token
@@ -29,12 +29,24 @@ class ModelInfo:
     max_length: int
 
 
+class KVKind(NamedTuple):
+    """Sequences of one kind have the same keys and values for the same first tokens.
+
+    cache_salt: a request option.
+    is_past_rope_switch: of the sequence.
+    """
+
+    cache_salt: str | None
+    is_past_rope_switch: bool
+
+
 @dataclass
 class Output:
     """The answer to one request, and the limits on it.
 
     prefix: tokens before the answer: the prompt, or a decoder's start token.
     rope_switch: length beyond which RoPE rotates all tokens differently (LongRoPE); 0: none.
+    shared_length: longest sequence whose keys and values another one may use.
     logprobs: one entry per token, if requested.
     pending: tokens to be written together with the end of the request.
     answer: beams, an embedding, predictions or labels; see `skynet.Completion`.
@@ -45,6 +57,7 @@ class Output:
     end_ids: frozenset[int]
     max_length: int
     rope_switch: int
+    shared_length: int
     detokenizer: Detokenizer
     stop_strings: StopStrings
     tokens: list[int] = field(default_factory=list)
@@ -64,6 +77,7 @@ class Output:
             model.end_ids,
             model.max_length,
             model.arch.rope_switch,
+            model.arch.shared_length,
             model.text.detokenizer(),
             StopStrings(options.stop),
         )
@@ -79,6 +93,12 @@ class Output:
     def rope_length(self, length: int) -> int:
         """`Row.prompt_length` of a row in a sequence of `length` tokens."""
         return length if 0 < self.rope_switch < length else len(self.prefix)
+
+    def kv_kind(self, length: int) -> KVKind | None:
+        """The kind of the keys and values in a sequence of `length` tokens; None: its own."""
+        if length > self.shared_length:
+            return None
+        return KVKind(self.options.cache_salt, 0 < self.rope_switch < length)
 
     def append(self, token: int, logprobs: Logprobs | None = None) -> Token:
         """Add a token; sets `finish_reason` if it is the last one."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterator
 
+from skynet.engine.flight import Batch
+from skynet.engine.modes.mode import Prefix
 from skynet.engine.sample_groups import donor_of, waits_for_prompt
 from skynet.engine.sequence import Sequence
 from skynet.engine.slots import SlotPool
@@ -18,10 +20,12 @@ from skynet.wire.step import Row
 class Scheduler:
     """Waiting and running sequences, and the slots they run in."""
 
-    def __init__(self, num_slots: int, num_batches: int, max_batch_tokens: int) -> None:
+    def __init__(
+        self, num_slots: int, num_batches: int, max_batch_tokens: int, prefix_cache: bool = True
+    ) -> None:
         self.num_batches = num_batches
         self.max_batch_tokens = max_batch_tokens
-        self.slots = SlotPool(num_slots)
+        self.slots = SlotPool(num_slots, prefix_cache)
         self.waiting: list[Sequence] = []  # by rank
         self.running: list[Sequence] = []
         self._num_alone = 0
@@ -58,12 +62,14 @@ class Scheduler:
         self.num_batches = num_batches
         self.waiting = list(self)
         self.running = []
-        self.slots = SlotPool(self.slots.num_slots if num_slots is None else num_slots)
+        self.slots = SlotPool(
+            self.slots.num_slots if num_slots is None else num_slots, self.slots.contents.enabled
+        )
         for sequence in self.waiting:
             sequence.leave_place()
         self._admit()
 
-    def next_batch(self) -> list[tuple[Sequence, Row]]:
+    def next_batch(self) -> Batch:
         """The rows of the next step, or none. Decodes first, then prompts in chunks.
 
         A batch is either of encoder inputs (`Sequence.needs_encoder`) or of all others; the two
@@ -79,7 +85,7 @@ class Scheduler:
             self._encoder_turn = False
             return self._encoder_batch(encoder)
         self._encoder_turn = True
-        batch: list[tuple[Sequence, Row]] = []
+        batch: Batch = []
         budget = self.max_batch_tokens
         for sequence in others:
             if budget <= 0:
@@ -87,17 +93,31 @@ class Scheduler:
             mode = sequence.mode
             if not mode.chunked and batch and mode.num_tokens > budget:
                 continue  # it waits for an emptier step
-            donor = donor_of(sequence, self.running)
-            rows = sequence.rows(budget, None if donor is None else donor.slot)
+            if self.slots.is_read(sequence):
+                continue
+            rows = sequence.rows(budget, self._known_prefix(sequence))
+            self.slots.begin(sequence, rows)
             budget -= sum(len(row.tokens) for row in rows)
             sequence.in_flight = True
             batch += [(sequence, row) for row in rows]
         batch.sort(key=_place)
         return batch
 
-    def _encoder_batch(self, sequences: list[Sequence]) -> list[tuple[Sequence, Row]]:
+    def note_end(self, batch: Batch, finished: bool) -> None:
+        """A step has finished, or failed without a loss of the slots' earlier tokens."""
+        rows = [row for sequence, row in batch if not sequence.needs_encoder]
+        self.slots.end(rows, finished)
+
+    def _known_prefix(self, sequence: Sequence) -> Prefix | None:
+        """The tokens that a sequence without any in its slot can take from another, or from it."""
+        donor = donor_of(sequence, self.running)
+        if donor is not None:
+            return Prefix(len(sequence.output.prefix) - 1, donor.slot)
+        return self.slots.prefix_of(sequence)
+
+    def _encoder_batch(self, sequences: list[Sequence]) -> Batch:
         """Whole prompts for the encoder, by length; one for all samples of a prompt."""
-        batch: list[tuple[Sequence, Row]] = []
+        batch: Batch = []
         budget = self.max_batch_tokens
         for sequence in sequences:
             encoder_kv, length = sequence.encoder_kv, len(sequence.record.prompt)

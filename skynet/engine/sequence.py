@@ -11,9 +11,9 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
-from skynet.engine.modes.mode import Mode, RowResult
+from skynet.engine.modes.mode import Mode, Prefix, RowResult
 from skynet.engine.modes.registry import mode_of
-from skynet.engine.output import ModelInfo, Output
+from skynet.engine.output import KVKind, ModelInfo, Output
 from skynet.engine.timings import Timings
 from skynet.request.record import End, Record, Token
 from skynet.wire.step import Row
@@ -43,6 +43,7 @@ class Sequence:
     by_layer: NaN or infinity was found in its rows: its steps have chords of one layer, to tell
         which layer it is.
     last_alone: number of its last batch alone.
+    cached_tokens: of the prompt, that were in a slot when this orchestrator computed it.
     """
 
     record: Record
@@ -59,6 +60,7 @@ class Sequence:
     losses: int = 0
     by_layer: bool = False
     last_alone: int = 0
+    cached_tokens: int = 0
 
     @classmethod
     def of(
@@ -90,6 +92,11 @@ class Sequence:
         return self.record.options.decoder_start_token_id is not None
 
     @property
+    def kv_kind(self) -> KVKind | None:
+        """The kind of keys and values that it needs next; None: only its own."""
+        return self.output.kv_kind(self.mode.length)
+
+    @property
     def needs_encoder(self) -> bool:
         """Whether the encoder has to run before the next token."""
         return self.encoder_kv is not None and not self.encoder_kv.filled
@@ -117,11 +124,13 @@ class Sequence:
         prompt = self.record.prompt
         return Row(self.encoder_kv.place, 0, prompt, len(prompt))
 
-    def rows(self, max_tokens: int, donor_slot: int | None = None) -> list[Row]:
+    def rows(self, max_tokens: int, known: Prefix | None = None) -> list[Row]:
         """Rows for the next step; see `Mode.rows`."""
         if not self.slots:
             raise ValueError(f"request {self.id} has no slot")
-        return self.mode.rows(max_tokens, donor_slot)
+        if self.mode.unfilled and not self.output.tokens:
+            self.cached_tokens = 0 if known is None else known.num_tokens
+        return self.mode.rows(max_tokens, known)
 
     def take(self, results: Items[RowResult]) -> list[Token]:
         """Use the results of a step; the tokens to be written now. See `Mode.take`."""
@@ -137,4 +146,5 @@ class Sequence:
             finish_reason=self.finish_reason,
             timings=self.timings.report(len(self.output.tokens)),
             answer=self.output.answer,
+            cached_tokens=self.cached_tokens,
         )

@@ -49,6 +49,7 @@ class Answers:
             "prompt_tokens": len(sequence.record.prompt),
             "finish_reason": end.finish_reason,
             "timings": end.timings,
+            "cached_tokens": end.cached_tokens,
             **sequence.output.answer,
         }
         if sequence.record.options.logprobs is not None:
@@ -58,8 +59,11 @@ class Answers:
         summary, runtime_s = sequence.mode.summary, end.timings["total_s"]
         self._event("task-succeeded", sequence, result=summary, runtime=runtime_s)
         logger.info(
-            "request %s: %d tokens (%s), first after %.3f s, then %.1f tokens/s",
+            "request %s: %d prompt tokens (%d cached), %d tokens (%s), first after %.3f s, then "
+            "%.1f tokens/s",
             sequence.id,
+            len(sequence.record.prompt),
+            end.cached_tokens,
             len(sequence.output.tokens),
             end.finish_reason,
             end.timings["first_token_s"],

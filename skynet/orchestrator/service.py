@@ -32,7 +32,10 @@ class ModelService:
         self.target = target
         plans = TargetPlans(served.arch, target)
         options = EngineOptions(
-            settings().max_batch_tokens, settings().step_timeout_s, settings().chord_share
+            settings().max_batch_tokens,
+            settings().step_timeout_s,
+            settings().chord_share,
+            settings().prefix_cache,
         )
         clock = context.requests.now
         self.engine = Engine(plans.layout(1, 1), self, context.answers, options, clock)
@@ -71,6 +74,8 @@ class ModelService:
             "steps_in_flight": len(engine.in_flight),
             "steps": engine.num_steps,
             "tokens": engine.num_tokens,
+            "prompt_tokens": engine.num_prompt_tokens,
+            "cached_tokens": engine.num_cached_tokens,
             "tokens_per_s": round(rate, 1),
             "chord_ms": round(engine.timing.spans.chord_s * 1000, 3),
             "layers_per_chord": engine.layers_per_chord,

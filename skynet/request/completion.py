@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -21,6 +22,7 @@ class Completion:
     embedding: of task `embed`, a number for each hidden dimension.
     predictions: of task `fill-mask`, for each mask the likeliest tokens: token_id, token, score.
     labels: of task `classify`: label, score; best first. Text tasks have no text.
+    cached_tokens: of the prompt, that were not computed: an earlier request began with the same.
     """
 
     text: str
@@ -33,3 +35,10 @@ class Completion:
     predictions: list[list[dict[str, Any]]] = field(default_factory=list)
     labels: list[dict[str, Any]] = field(default_factory=list)
     beams: list[dict[str, Any]] = field(default_factory=list)
+    cached_tokens: int = 0
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Completion:
+        """From Celery's result; fields that a later version has added are left out."""
+        known = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in result.items() if name in known})

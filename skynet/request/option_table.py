@@ -46,6 +46,7 @@ class Option:
     or_zero: a number may also be 0, below its minimum.
     choices: of a choice.
     max_items, max_item_length: of a list; an item's length counts tokens or characters.
+    max_length: of a text, in characters; 0: no limit.
     config_field: the field of generation_config.json that sets the model's default.
     samples_only: that field applies to requests that sample.
     beams_only: without effect unless the request is a beam search.
@@ -66,6 +67,7 @@ class Option:
     choices: tuple[Any, ...] = ()
     max_items: int = 0
     max_item_length: int = 0
+    max_length: int = 0
     config_field: str = ""
     samples_only: bool = False
     beams_only: bool = False
@@ -102,7 +104,9 @@ class Option:
             case Kind.TOKEN_ID_LISTS:
                 return f"up to {self.max_items} lists of 1 to {self.max_item_length} token ids"
             case Kind.TEXT:
-                return "a text"
+                return (
+                    f"a text of 1 to {self.max_length} characters" if self.max_length else "a text"
+                )
             case Kind.TEXTS:
                 return f"a text, or up to {self.max_items}"
 
@@ -353,6 +357,14 @@ OPTIONS = (
         recorded=False,
         flag="--to",
         metavar="CODE",
+    ),
+    Option(
+        "cache_salt",
+        Kind.TEXT,
+        None,
+        "Use cached prompts of requests with the same salt only, and leave the prompt to those.",
+        max_length=256,
+        flag="--cache-salt",
     ),
 )
 # Arguments of `submit_prompt` beside the options: no model sets or records them.

@@ -44,7 +44,7 @@ def check_value(option: Option, value: Any, vocab_size: int = MAX_INTEGER + 1) -
         case Kind.TOKEN_ID_LISTS:
             return _token_id_lists(option, value, max_id)
         case Kind.TEXT:
-            if isinstance(value, str) and value:
+            if isinstance(value, str) and 1 <= len(value) <= (option.max_length or len(value)):
                 return value
         case Kind.TEXTS:
             return _texts(option, value)

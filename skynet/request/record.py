@@ -52,6 +52,7 @@ class Options:
     early_stopping: bool | str = False
     renormalize_logits: bool = False
     decoder_start_token_id: int | None = None
+    cache_salt: str | None = None
 
     def to_json(self) -> str:
         """The options that differ from the defaults above: an older orchestrator reads those."""
@@ -245,6 +246,7 @@ class End:
     message: str = ""
     timings: dict[str, float] = field(default_factory=dict)
     answer: dict[str, Any] = field(default_factory=dict)  # embedding, predictions, labels or beams
+    cached_tokens: int = 0  # of the prompt
 
     def to_json(self) -> str:
         return json.dumps(self.__dict__)

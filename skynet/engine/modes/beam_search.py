@@ -10,7 +10,7 @@ from skynet.engine.modes.hypotheses import (
     best_continuations,
     next_beams,
 )
-from skynet.engine.modes.mode import Mode, RowResult
+from skynet.engine.modes.mode import Mode, Prefix, RowResult
 from skynet.engine.output import LENGTH, Output
 from skynet.engine.processors import rules_of
 from skynet.request.record import Token
@@ -45,6 +45,14 @@ class BeamSearch(Mode):
         )
 
     @property
+    def length(self) -> int:
+        return len(self.output.prefix) + len(self.beams[0].tokens)
+
+    @property
+    def unfilled(self) -> tuple[int, ...]:
+        return () if self._prefix_computed else self.output.prefix
+
+    @property
     def num_tokens(self) -> int:
         return len(self.output.prefix) + sum(len(beam.tokens) for beam in self.beams)
 
@@ -60,14 +68,14 @@ class BeamSearch(Mode):
 
     # -- rows ----------------------------------------------------------------------------------
 
-    def rows(self, max_tokens: int, donor_slot: int | None = None) -> list[Row]:
+    def rows(self, max_tokens: int, known: Prefix | None = None) -> list[Row]:
         """A chunk of what a replay lacks, or a row with a logits request for each beam.
 
         A replay computes the prefix in the first slot, then each beam up to its last token.
         """
         num_prefix = len(self.output.prefix)
         if self._prefix_computed < num_prefix:
-            return [self._prefix_row(max_tokens)]
+            return [self._prefix_row(max_tokens, known or Prefix(self._prefix_computed))]
         missing = [beam for beam in self.beams if beam.num_missing(num_prefix)]
         if not missing:
             return [self._row(beam, 1, self._logits_request(beam)) for beam in self.beams]
@@ -78,8 +86,8 @@ class BeamSearch(Mode):
                 max_tokens -= len(rows[-1].tokens)
         return rows
 
-    def _prefix_row(self, max_tokens: int) -> Row:
-        prefix, start = self.output.prefix, self._prefix_computed
+    def _prefix_row(self, max_tokens: int, known: Prefix) -> Row:
+        prefix, start = self.output.prefix, known.num_tokens
         stop = min(len(prefix), start + max_tokens)
         first = self.beams[0]
         is_first_choice = not first.tokens and stop == len(prefix)
@@ -89,6 +97,7 @@ class BeamSearch(Mode):
             prefix[start:stop],
             self._rope_length,
             self._logits_request(first) if is_first_choice else None,
+            known.source,
             encoder_kv=self.encoder_kv,
         )
 
@@ -106,7 +115,7 @@ class BeamSearch(Mode):
 
     @property
     def _rope_length(self) -> int:
-        return self.output.rope_length(len(self.output.prefix) + len(self.beams[0].tokens))
+        return self.output.rope_length(self.length)
 
     def _logits_request(self, beam: Beam) -> LogitsRequest:
         output = self.output

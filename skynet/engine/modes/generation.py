@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from skynet.engine.modes.mode import Mode, RowResult
+from skynet.engine.modes.mode import Mode, Prefix, RowResult
 from skynet.engine.output import Output
 from skynet.engine.processors import Rules, rules_of
 from skynet.engine.sampling import logits_request_of, logprobs_of, sample
@@ -23,11 +23,16 @@ class Generation(Mode):
     def is_decoding(self) -> bool:
         return self.output.length - self.computed <= 1
 
-    def rows(self, max_tokens: int, donor_slot: int | None = None) -> list[Row]:
+    @property
+    def unfilled(self) -> tuple[int, ...]:
+        prefix, tokens = self.output.prefix, self.output.tokens
+        return () if self.computed else (*prefix, *tokens) if tokens else prefix
+
+    def rows(self, max_tokens: int, known: Prefix | None = None) -> list[Row]:
         """One row; the one that reaches the last token has a logits request."""
         output = self.output
         prefix, length = output.prefix, output.length
-        start = self.computed if donor_slot is None else len(prefix) - 1
+        start = self.computed if known is None else known.num_tokens
         stop = min(length, start + max_tokens)
         if start >= len(prefix):
             tokens = tuple(output.tokens[start - len(prefix) : stop - len(prefix)])
@@ -44,7 +49,7 @@ class Generation(Mode):
                 tokens,
                 output.rope_length(length),
                 logits_request,
-                donor_slot,
+                None if known is None else known.source,
                 encoder_kv=self.encoder_kv,
             )
         ]

@@ -30,6 +30,17 @@ class RowResult:
         return self.row.logits_request is not None or self.text_output is not None
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """The first tokens of a sequence, which need not be computed.
+
+    source: another slot to copy them from; None: they lie in the sequence's first slot.
+    """
+
+    num_tokens: int
+    source: int | None = None
+
+
 class Mode(ABC):
     """How one request is answered: its rows in each step, and the use of their results.
 
@@ -53,6 +64,16 @@ class Mode(ABC):
         encoder_kv: `Row.encoder_kv` of an encoder-decoder's rows.
         """
         self.slots, self.encoder_kv, self.computed = slots, encoder_kv, 0
+
+    @property
+    def length(self) -> int:
+        """Tokens before the answer and of the answer so far."""
+        return self.output.length
+
+    @property
+    def unfilled(self) -> tuple[int, ...]:
+        """The tokens that the first slot is to hold, while none of them is computed; else ()."""
+        return ()
 
     @property
     def num_tokens(self) -> int:
@@ -80,12 +101,12 @@ class Mode(ABC):
         """Whether one more token per slot extends the answer."""
 
     @abstractmethod
-    def rows(self, max_tokens: int, donor_slot: int | None = None) -> list[Row]:
+    def rows(self, max_tokens: int, known: Prefix | None = None) -> list[Row]:
         """Rows for the next step, of `max_tokens` tokens if they can be cut.
 
         Changes no state that a replay needs: the step may fail.
 
-        donor_slot: a slot that holds the whole prefix; all but its last token is copied.
+        known: of `unfilled` at most all but the last.
         """
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from skynet.engine.modes.mode import Mode, RowResult
+from skynet.engine.modes.mode import Mode, Prefix, RowResult
 from skynet.engine.output import STOP, Output
 from skynet.engine.text_answers import TextAnswer
 from skynet.request.record import Token
@@ -32,7 +32,7 @@ class TextTaskMode(Mode):
     def is_decoding(self) -> bool:
         return self.output.length <= 1
 
-    def rows(self, max_tokens: int, donor_slot: int | None = None) -> list[Row]:
+    def rows(self, max_tokens: int, known: Prefix | None = None) -> list[Row]:
         tokens = self.output.prefix
         return [Row(self.slots[0], 0, tokens, len(tokens), text_task=self._text_answer.text_task)]
 
