@@ -22,6 +22,7 @@ from skynet.checkpoint.demo import DEMO_MODEL, DEMO_NAMES, demo_checkpoint_path
 from skynet.checkpoint.digests import cached_digest
 from skynet.checkpoint.gguf import convert_gguf
 from skynet.checkpoint.minilm import MINILM_MODEL, MINILM_NAMES, minilm_path
+from skynet.checkpoint.quantised_source import QuantisedSource
 from skynet.checkpoint.safetensors_file import TensorInfo, read_header, read_region, same_bytes
 from skynet.checkpoint.text_files import libraries, text_files
 from skynet.errors import CheckpointError
@@ -48,6 +49,7 @@ class Checkpoint:
         self._cache_dir = cache_dir
         config = _read_config(path)
         self.tensors: dict[str, TensorInfo] = _read_tensors(path)
+        self.quantised: dict[str, QuantisedSource] = {}
         self.config: dict[str, Any] = dict(settled(config, self.tensors, self._same))
 
     def describe(self, description: dict[str, Any]) -> None:
