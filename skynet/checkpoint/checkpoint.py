@@ -17,11 +17,12 @@ from typing import Any
 import numpy.typing as npt
 
 from skynet.architecture import transformers_model
-from skynet.architecture.config import ABSENT
+from skynet.architecture.config import ABSENT, QUANTISED
 from skynet.checkpoint.demo import DEMO_MODEL, DEMO_NAMES, demo_checkpoint_path
 from skynet.checkpoint.digests import cached_digest
 from skynet.checkpoint.gguf import convert_gguf
 from skynet.checkpoint.minilm import MINILM_MODEL, MINILM_NAMES, minilm_path
+from skynet.checkpoint.quantised_source import QuantisedSource
 from skynet.checkpoint.safetensors_file import TensorInfo, read_header, read_region, same_bytes
 from skynet.checkpoint.text_files import libraries, text_files
 from skynet.errors import CheckpointError
@@ -48,12 +49,18 @@ class Checkpoint:
         self._cache_dir = cache_dir
         config = _read_config(path)
         self.tensors: dict[str, TensorInfo] = _read_tensors(path)
+        self.quantised: dict[str, QuantisedSource] = {}
         self.config: dict[str, Any] = dict(settled(config, self.tensors, self._same))
 
     def describe(self, description: dict[str, Any]) -> None:
         """Add the description of a model on the Transformers backend to the config."""
         described = {**self.config, transformers_model.KEY: description}
         self.config = dict(settled(described, self.tensors, self._same))
+
+    @property
+    def original(self) -> Checkpoint:
+        """This checkpoint: see `ModelSource`."""
+        return self
 
     def _same(self, one: str, other: str) -> bool:
         return same_bytes(self.tensors[one], self.tensors[other])
@@ -155,7 +162,7 @@ def _download(hub_id: str) -> Path:
 def _read_config(path: Path) -> dict[str, Any]:
     if (path / "config.json").is_file():
         config = _read_json(path / "config.json")
-        for name in (transformers_model.KEY, ABSENT):  # set by SkyNet only
+        for name in (transformers_model.KEY, ABSENT, QUANTISED):  # set by SkyNet only
             config.pop(name, None)
         return config
     gguf_files = sorted(file.name for file in path.glob("*.gguf"))

@@ -29,7 +29,7 @@ class StagedModel:
 
     num_bytes: sum of its values' sizes. tiles, tiles_wanted: number of tiles in Redis, and in the
     manifest; the latter is 0 without a manifest. lean: a stager stays that stages absent tiles on
-    demand.
+    demand. weights: the layouts and dtypes of its matrices.
     """
 
     digest: str
@@ -40,6 +40,7 @@ class StagedModel:
     complete: bool
     in_force: bool
     being_staged: bool
+    weights: str
     lean: bool = False
 
 
@@ -169,6 +170,7 @@ def _describe(
         in_force=digest in used,
         being_staged=keys.staging_lock_key(digest).encode() in present,
         lean=keys.lean_key(digest).encode() in present,
+        weights=manifest.weights if manifest else "?",
     )
 
 

@@ -15,10 +15,11 @@ import redis
 from skynet.errors import TileCorrupted, TileMissing
 from skynet.planning.ranges import Range
 from skynet.store.bad_tiles import tile_error
-from skynet.store.manifest import TRAVELS_AS, Manifest, StagedTensor, Tile, TileName
+from skynet.store.manifest import Manifest, StagedTensor, Tile, TileName
 from skynet.store.staging import BATCH_BYTES
 from skynet.store.tile_cache import TileCache
 from skynet.wire import codec, keys
+from skynet.wire.tensor_dtypes import travels_as
 
 
 class StagedWeights:
@@ -49,7 +50,7 @@ class StagedWeights:
             raise TileMissing(f"tensor {name} was not staged for {self.manifest.name}")
         shape = list(tensor.shape)
         shape[tensor.axis] = region.size
-        result = np.empty(shape, dtype=TRAVELS_AS[tensor.dtype])
+        result = np.empty(shape, dtype=travels_as(tensor.dtype))
         wanted = [
             (index, tile)
             for index, tile in enumerate(tensor.tiles)

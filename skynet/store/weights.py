@@ -12,7 +12,6 @@ from typing import cast
 import numpy as np
 import redis
 
-from skynet.checkpoint.tensor_plans import ITEM_BYTES
 from skynet.errors import NoModel
 from skynet.store.manifest import Manifest, TileName
 from skynet.store.staging import (
@@ -26,6 +25,7 @@ from skynet.store.staging import (
 )
 from skynet.store.staging_lock import LOCK_S
 from skynet.wire import keys
+from skynet.wire.tensor_dtypes import item_bytes
 
 
 class WeightStore:
@@ -187,5 +187,5 @@ def _tile_bytes(manifest: Manifest, name: TileName) -> int:
     if tile is None:
         return 0
     tensor = manifest.tensors[name.tensor]
-    whole = int(np.prod(tensor.shape, dtype=np.int64)) * ITEM_BYTES[tensor.dtype]
+    whole = int(np.prod(tensor.shape, dtype=np.int64)) * item_bytes(tensor.dtype)
     return whole * (tile.stop - tile.start) // max(1, tensor.shape[tensor.axis])
