@@ -42,7 +42,7 @@ def chord(rounds: int) -> Result:
                 {"SkyNet chord": lambda: _skynet(cluster), "stock celery.chord": stock.run}, rounds
             )
     what = f"2 shards and a body, {HIDDEN} floats; SkyNet's with a layer's compute and exchange"
-    return Result("chord", what, "ms", samples, target=("<=", 1 / 8))
+    return Result("chord", what, "ms", samples, target=("<=", 1 / 14))
 
 
 def _skynet(cluster: LocalCluster) -> float:

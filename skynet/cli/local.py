@@ -116,7 +116,7 @@ def up(model: str, port: int | None, spares: int, **options: Any) -> None:
 def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
     """Time SkyNet and its alternatives in turn.
 
-    Prints medians, spread and ratios. SCENARIOS are decode, chord, exchange, batch, load,
+    Prints medians, spread and ratios. SCENARIOS are decode, batch, chord, aof, exchange, load,
     reload and recover; all by default.
     """
     from skynet.bench import run_scenarios
