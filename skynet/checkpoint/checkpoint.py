@@ -25,13 +25,18 @@ from skynet.checkpoint.formats.table import FIELD, is_known, quantised_matrices
 from skynet.checkpoint.gguf import convert_gguf
 from skynet.checkpoint.minilm import MINILM_MODEL, MINILM_NAMES, minilm_path
 from skynet.checkpoint.quantised_source import QuantisedSource
-from skynet.checkpoint.safetensors_file import TensorInfo, read_header, read_region, same_bytes
+from skynet.checkpoint.safetensors_file import (
+    INDEX_FILE,
+    TensorInfo,
+    read_header,
+    read_region,
+    same_bytes,
+)
 from skynet.checkpoint.text_files import libraries, text_files
 from skynet.errors import CheckpointError
 from skynet.models.registry import settled
 
 SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 # Sub-folders hold other formats, and config.json files of sentence-transformers; consolidated* are
 # the same weights under the vendor's names.

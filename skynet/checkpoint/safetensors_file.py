@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from skynet.errors import CheckpointError
 
+INDEX_FILE = "model.safetensors.index.json"  # which tensor is in which file
 MAX_HEADER_BYTES = 100_000_000  # the format's limit
 COMPARE_CHUNK = 8 * 2**20
 
-# Name in the file -> (name of the dtype, numpy's dtype). numpy lacks bfloat16 and float8: their bits
-# are uint16 and uint8.
+# Name in the file -> (name of the dtype, numpy's dtype). numpy lacks bfloat16 and float8: their
+# bits are uint16 and uint8.
 DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "F64": ("float64", np.dtype("<f8")),
     "F32": ("float32", np.dtype("<f4")),

@@ -33,7 +33,8 @@ def undisturbed_answers(
     cases = make_cases(chance, int(checkpoint.config["vocab_size"]), max_tokens)
     answers = _ask(client, cases, say)
     say("Transformers' answers")
-    for case, expected in greedy_answers(checkpoint.path, cases).items():
+    directory = unpacked_directory(checkpoint, settings().cache_dir)
+    for case, expected in greedy_answers(directory, cases).items():
         wrong = difference(answers[case][0], expected)
         if wrong:
             raise WarmupFailed(f"{case}: Transformers answers otherwise: {wrong}")

@@ -78,6 +78,14 @@ def columns(matrix: Quantised, start: int, stop: int) -> Quantised:
     )
 
 
+def reordered_rows(matrix: Quantised, order: npt.NDArray[Any]) -> Quantised:
+    """Output i is output `order[i]` of `matrix`."""
+    minimums = None if matrix.minimums is None else matrix.minimums[order]
+    return replace(
+        matrix, codes=matrix.codes[order], scales=matrix.scales[order], minimums=minimums
+    )
+
+
 def numbers(matrix: QuantisedSource, axis: int, start: int, stop: int) -> npt.NDArray[np.float32]:
     """The numbers of outputs (axis 0) or inputs (axis 1) [start, stop).
 

@@ -6,16 +6,47 @@ NAME.minimums.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from skynet.checkpoint.formats.matrix import Matrix
 from skynet.checkpoint.formats.parts import Parts, Tensors, modules
+from skynet.checkpoint.safetensors_file import INDEX_FILE
 from skynet.wire.quantised import Layout, Quantised
 
+FILE_BYTES = 2**30
 LAYOUTS: dict[str, Layout] = {"int8": "q8", "uint8": "q4"}  # by the dtype of codes
+
+
+def write_model(tensors: Iterable[tuple[str, Any]], directory: Path) -> None:
+    """Write tensors and quantised matrices by name, to files of about `FILE_BYTES` and their index.
+
+    bfloat16 numbers are given as their uint16 bits.
+    """
+    from safetensors.torch import save_file  # numpy has no bfloat16
+
+    places: dict[str, str] = {}
+    held: dict[str, npt.NDArray[Any]] = {}
+
+    def flush() -> None:
+        file_name = f"model-{len(set(places.values())) + 1:05}.safetensors"
+        save_file({name: _to_torch(array) for name, array in held.items()}, directory / file_name)
+        places.update(dict.fromkeys(held, file_name))
+        held.clear()
+
+    for name, value in tensors:
+        held |= tensors_of(name, value) if isinstance(value, Quantised) else {name: value}
+        if sum(array.nbytes for array in held.values()) >= FILE_BYTES:
+            flush()
+    flush()
+    index = {"metadata": {}, "weight_map": places}
+    (directory / INDEX_FILE).write_text(json.dumps(index))
 
 
 def tensors_of(name: str, matrix: Quantised) -> dict[str, npt.NDArray[Any]]:
@@ -24,13 +55,20 @@ def tensors_of(name: str, matrix: Quantised) -> dict[str, npt.NDArray[Any]]:
     return {f"{name}.{part}": array for part, array in parts.items() if array is not None}
 
 
+def _to_torch(array: npt.NDArray[Any]) -> Any:
+    import torch
+
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
+
+
 def matrices(tensors: Tensors) -> dict[str, Matrix]:
     """The quantised matrices of a checkpoint, by name.
 
     Raises:
         CheckpointError: tensors that do not belong together.
     """
-    found = (_matrix(parts) for parts in modules(tensors, "codes"))
+    found = (_matrix(parts) for parts in modules(tensors, "codes") if parts.has("scales"))
     return {matrix.name: matrix for matrix in found}
 
 
