@@ -1,4 +1,4 @@
-"""A copy of a quantised checkpoint with plain numbers, for programs that read no other: Transformers.
+"""A copy of a quantised checkpoint with plain numbers, for programs that read no other.
 
 What answers are compared with: the model that the codes and scales define.
 """

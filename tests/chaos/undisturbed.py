@@ -6,7 +6,9 @@ import random
 from collections.abc import Callable, Sequence
 
 from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.checkpoint.unpacked import unpacked_directory
 from skynet.client.client import Client
+from skynet.settings import settings
 from tests.chaos.cases import greedy_answers, make_cases, stopped_cases
 from tests.chaos.load import Case
 from tests.chaos.oracle import difference
