@@ -27,6 +27,7 @@ from skynet.checkpoint.minilm import MINILM_MODEL, MINILM_NAMES, minilm_path
 from skynet.checkpoint.quantised_source import QuantisedSource
 from skynet.checkpoint.safetensors_file import (
     INDEX_FILE,
+    SINGLE_FILE,
     TensorInfo,
     read_header,
     read_region,
@@ -36,7 +37,6 @@ from skynet.checkpoint.text_files import libraries, text_files
 from skynet.errors import CheckpointError
 from skynet.models.registry import settled
 
-SINGLE_FILE = "model.safetensors"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 # Sub-folders hold other formats, and config.json files of sentence-transformers; consolidated* are
 # the same weights under the vendor's names.

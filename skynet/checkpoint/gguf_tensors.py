@@ -70,7 +70,7 @@ class GgufTensors:
             path, _, kind = stored.name.rpartition(".")
             mapped = paths.get_name(PIECE.sub(".experts.", path))
             tensor = self._tensors.get(f"{mapped}.{kind}")
-            if tensor is None:
+            if mapped is None or tensor is None:
                 continue  # optional, or named when the converted model is opened
             piece = PIECE.search(stored.name)
             data = tensor.data if piece is None else self._piece(tensor, int(piece[1]))

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from skynet.errors import CheckpointError
 
+SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"  # which tensor is in which file
 MAX_HEADER_BYTES = 100_000_000  # the format's limit
 COMPARE_CHUNK = 8 * 2**20

@@ -7,7 +7,7 @@ NAME.minimums.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from skynet.checkpoint.formats.matrix import Matrix
 from skynet.checkpoint.formats.parts import Parts, Tensors, modules
-from skynet.checkpoint.safetensors_file import INDEX_FILE
+from skynet.checkpoint.safetensors_file import INDEX_FILE, SINGLE_FILE
 from skynet.wire.quantised import Layout, Quantised
 
 FILE_BYTES = 2**30
@@ -25,28 +25,32 @@ LAYOUTS: dict[str, Layout] = {"int8": "q8", "uint8": "q4"}  # by the dtype of co
 
 
 def write_model(tensors: Iterable[tuple[str, Any]], directory: Path) -> None:
-    """Write tensors and quantised matrices by name, to files of about `FILE_BYTES` and their index.
+    """Write tensors and quantised matrices by name, to one file or to several of `FILE_BYTES`.
 
     bfloat16 numbers are given as their uint16 bits.
     """
-    from safetensors.torch import save_file  # numpy has no bfloat16
-
     places: dict[str, str] = {}
     held: dict[str, npt.NDArray[Any]] = {}
-
-    def flush() -> None:
-        file_name = f"model-{len(set(places.values())) + 1:05}.safetensors"
-        save_file({name: _to_torch(array) for name, array in held.items()}, directory / file_name)
-        places.update(dict.fromkeys(held, file_name))
-        held.clear()
-
     for name, value in tensors:
         held |= tensors_of(name, value) if isinstance(value, Quantised) else {name: value}
         if sum(array.nbytes for array in held.values()) >= FILE_BYTES:
-            flush()
-    flush()
+            file_name = f"model-{len(set(places.values())) + 1:05}.safetensors"
+            places |= _write_file(held, directory / file_name)
+            held = {}
+    if not places:
+        _write_file(held, directory / SINGLE_FILE)
+        return
+    places |= _write_file(held, directory / "model-last.safetensors")
     index = {"metadata": {}, "weight_map": places}
     (directory / INDEX_FILE).write_text(json.dumps(index))
+
+
+def _write_file(tensors: Mapping[str, npt.NDArray[Any]], file: Path) -> dict[str, str]:
+    """Returns the file's name for each tensor."""
+    from safetensors.torch import save_file  # numpy has no bfloat16
+
+    save_file({name: _to_torch(array) for name, array in tensors.items()}, file)
+    return dict.fromkeys(tensors, file.name)
 
 
 def tensors_of(name: str, matrix: Quantised) -> dict[str, npt.NDArray[Any]]:

@@ -4,46 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from skynet.checkpoint.formats.gguf_blocks import DECODERS, decode
 from skynet.errors import CheckpointError
+from tests.gguf_files import random_blocks
 
-# Where the blocks of a type have float16 numbers.
-HALVES = {
-    "Q4_0": [0],
-    "Q4_1": [0, 2],
-    "Q5_0": [0],
-    "Q5_1": [0, 2],
-    "Q8_0": [0],
-    "Q2_K": [80, 82],
-    "Q3_K": [108],
-    "Q4_K": [0, 2],
-    "Q5_K": [0, 2],
-    "Q6_K": [208],
-    "IQ4_NL": [0],
-    "IQ4_XS": [0],
-    "IQ3_S": [0],
-}
 ROUNDED = ["Q5_1", "Q5_K", "IQ3_S"]
 
 
-def random_rows(kind: str, rows: int, blocks: int) -> np.ndarray:
-    """Any bytes, but numbers between 2**-7 and 2."""
-    size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1]
-    content = np.random.default_rng(0).integers(0, 256, (rows, blocks, size), dtype=np.uint8)
-    for at in HALVES.get(kind, []):
-        content[:, :, at + 1] = content[:, :, at + 1] & 0b10111111 | 0b00100000
-    if kind == "MXFP4":
-        content[:, :, 0] = 100 + content[:, :, 0] % 28
-    return content.reshape(rows, -1)
+def random_rows(kind: str) -> np.ndarray:
+    return random_blocks(kind, (5, 768), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_blocks_are_decoded_exactly(kind: str) -> None:
     # Given
-    rows = random_rows(kind, 5, 3)
+    rows = random_rows(kind)
     # When
     matrix = decode(rows, kind)
     # Then
@@ -55,7 +33,7 @@ def test_blocks_are_decoded_exactly(kind: str) -> None:
 @pytest.mark.parametrize("kind", ROUNDED)
 def test_other_blocks_are_rounded_to_q8(kind: str) -> None:
     # Given
-    rows = random_rows(kind, 5, 8)
+    rows = random_rows(kind)
     # When
     matrix = decode(rows, kind)
     # Then no number is further off than half a step of its group, and the scale's rounding
