@@ -82,7 +82,7 @@ def _check_header(file: Path, header: Any, start: int, size: int) -> dict[str, T
             for name, entry in header.items()
             if name != "__metadata__"
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{file}: its safetensors header is malformed: {error}") from error
     expected = max((info.offset + info.num_bytes for info in tensors.values()), default=start)
     if expected != size:

@@ -148,7 +148,7 @@ def decode(rows: Bytes, kind: str) -> Quantised:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     type_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1]
-    if rows.ndim != 2 or rows.shape[1] % type_bytes:
+    if rows.ndim != 2 or not rows.size or rows.shape[1] % type_bytes:
         raise CheckpointError(f"rows of {rows.shape} bytes are no blocks of {kind} ({type_bytes})")
     if kind not in DECODERS:
         return quantise(unpack(rows, kind), "q8", GROUP)

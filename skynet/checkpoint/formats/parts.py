@@ -100,13 +100,14 @@ def group_size(settings: Settings, inputs: int) -> int:
     """The inputs that share a scale; all of them if the config says -1 or nothing.
 
     Raises:
-        CheckpointError: it is no positive integer.
+        CheckpointError: it is no integer from 1 to `inputs`.
     """
     size = settings.get("group_size")
     size = inputs if size in (None, -1) else size
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= inputs:
         raise CheckpointError(
-            f"quantization_config: group_size {size!r:.40} is no positive integer"
+            f"quantization_config: group_size {size!r:.40}, expected an integer from 1 to the "
+            f"{inputs} inputs of a matrix"
         )
     return size
 

@@ -256,7 +256,7 @@ def test_other_settings_are_refused_by_name(
         (
             {**GPTQ, "group_size": 0},
             gptq(CODES, SCALES, MIDDLE),
-            "group_size 0 is no positive integer",
+            "group_size 0, expected an integer from 1",
         ),
         (GPTQ, {"qweight": words_of(CODES, 4).T}, r"lacks .*up_proj\.scales"),
         (
@@ -264,6 +264,7 @@ def test_other_settings_are_refused_by_name(
             gptq(CODES, SCALES, MIDDLE, g_idx=np.full(IN, 7, np.int32)),
             "g_idx names groups 7 to 7 of 2",
         ),
+        ({**GPTQ, "group_size": 10**30}, gptq(CODES, SCALES, MIDDLE), "group_size 10000"),
         (GPTQ, {"weight": CODES}, "no tensor is of that format"),
         (AWQ, {**awq(CODES, SCALES, ZEROS), "qzeros": CODES}, "qzeros is uint8"),
         (INT, {"weight": CODES, "weight_scale": PER_OUTPUT}, "weight is uint8"),
