@@ -6,11 +6,12 @@ layers read it and know no family by name.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from skynet.architecture.positions import Alibi, Relative, Rope, Sinusoids
+from skynet.wire.blocks import BlockFormat
 
 Cut = Literal["column", "row", "vocab", "replicated"]
 Unit = Literal[
@@ -149,6 +150,8 @@ class Architecture:
     relative: Relative | None = None
     sinusoids: Sinusoids | None = None  # the positions, if the file has no table of them
     encoder: Architecture | None = None
+    # Of the quantised matrices, by the name of the tensor; the others are numbers.
+    formats: Mapping[str, BlockFormat] = field(default_factory=dict)
 
     @property
     def encoder_layers(self) -> int:
@@ -182,6 +185,22 @@ class Architecture:
                 present.setdefault(weight.role, weight)
         encoder = None if self.encoder is None else self.encoder.lacking(tensors)
         return replace(self, weights=tuple(present.values()), encoder=encoder)
+
+    def quantised(self, formats: Mapping[str, BlockFormat]) -> Self:
+        """The same model with quantised matrices: their formats by the names of the tensors."""
+        encoder = None if self.encoder is None else self.encoder.quantised(formats)
+        return replace(self, formats=formats, encoder=encoder)
+
+    def block_format(
+        self, weight: Weight, layer: int | None = None, piece: int | None = None
+    ) -> BlockFormat | None:
+        """The format of a quantised weight, or of one piece of it; None where it is numbers."""
+        return self.formats.get(weight.tensor(layer, piece=piece)) if self.formats else None
+
+    @property
+    def quantisation(self) -> str:
+        """The layouts of the quantised weights: "", "q8", "q4" or "q4+q8"."""
+        return "+".join(sorted({form.layout for form in self.formats.values()}))
 
     @property
     def group(self) -> int:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from skynet.errors import CheckpointError, UnsupportedModel
+from skynet.errors import CheckpointError, UnsupportedModel, WireError
+from skynet.wire.blocks import BlockFormat
 
 Config = Mapping[str, Any]
 MAX_SIZE, MAX_LAYERS = 2**28, 10_000  # far above any model's
 ABSENT = "skynet_absent"  # in a settled config: the optional tensors that the file lacks
+QUANTISED = "skynet_quantised"  # in a staged config: the formats of quantised tensors, by name
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -23,6 +25,22 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_pytorch_tanh",
     "relu": "relu",
 }
+
+
+def block_formats(config: Config) -> dict[str, BlockFormat]:
+    """The formats of the quantised tensors of a staged model, by canonical name.
+
+    Raises:
+        CheckpointError: a format that this version does not know.
+    """
+    written = config.get(QUANTISED) or {}
+    try:
+        formats = {name: BlockFormat.parse(name) for name in set(written.values())}
+        return {tensor: formats[name] for tensor, name in written.items()}
+    except (AttributeError, TypeError, WireError) as error:
+        raise CheckpointError(
+            f"config: {QUANTISED} cannot be read ({error}); split the model again"
+        ) from None
 
 
 def size(config: Config, field: str) -> int:

@@ -1,13 +1,21 @@
-"""How weights are stored in a checkpoint: fused, transposed, in pieces, with an offset."""
+"""How weights are stored in a checkpoint: fused, transposed, in pieces, with an offset.
+
+Quantised matrices are (out, groups, block), never transposed.
+"""
 
 from __future__ import annotations
 
 from skynet.architecture.architecture import HEAD_NORMS, Architecture, Weight
+from skynet.wire.blocks import BlockFormat
 
 
-def stored_shape(arch: Architecture, weight: Weight) -> tuple[int, ...]:
+def stored_shape(
+    arch: Architecture, weight: Weight, form: BlockFormat | None = None
+) -> tuple[int, ...]:
     """The shape of the tensor, all fused parts together, or of one of its pieces."""
     shape = (_stored_outputs(arch, weight), *arch.shape(weight)[1:])
+    if form is not None:
+        return form.shape(*matrix_shape(arch, weight))
     if weight.role in HEAD_NORMS and weight.in_pieces:
         return (arch.head_dim,)
     if weight.by_head:
@@ -17,9 +25,17 @@ def stored_shape(arch: Architecture, weight: Weight) -> tuple[int, ...]:
     return shape[::-1] if weight.transposed else shape
 
 
-def stored_axis(weight: Weight) -> int:
+def matrix_shape(arch: Architecture, weight: Weight) -> tuple[int, int]:
+    """(out, in) of a matrix, all fused parts together, however it is stored."""
+    (inputs,) = arch.shape(weight)[1:]
+    return _stored_outputs(arch, weight), inputs
+
+
+def stored_axis(weight: Weight, form: BlockFormat | None = None) -> int:
     """The axis that the tensor is cut along."""
     is_row = weight.cut == "row"
+    if form is not None:
+        return int(is_row)
     return int(weight.as_row or is_row != weight.transposed)
 
 

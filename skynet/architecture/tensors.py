@@ -31,6 +31,18 @@ def staged_tensors(arch: Architecture) -> list[StagedTensor]:
     return list(tensors.values())
 
 
+def stored_weights(arch: Architecture) -> Iterator[tuple[Architecture, Weight, str]]:
+    """Each tensor that is no bias: its stack, its weight (of fused ones the first) and its name."""
+    seen: set[str] = set()
+    for stack in arch.stacks:
+        for weight, layer in _weights_in_order(stack):
+            for piece in range(stack.pieces(weight)):
+                name = weight.tensor(layer, piece=piece)
+                if name not in seen and not weight.bias_only:
+                    seen.add(name)
+                    yield stack, weight, name
+
+
 def _weights_in_order(arch: Architecture) -> Iterator[tuple[Weight, int | None]]:
     last = {"final_norm", "head", "head_dense", "head_dense_norm", "head_bias"}
     last |= {"label_dense", "label_norm", "label_out"}
@@ -47,8 +59,9 @@ def _weights_in_order(arch: Architecture) -> Iterator[tuple[Weight, int | None]]
 
 
 def _tensors(arch: Architecture, weight: Weight, layer: int | None) -> Iterator[StagedTensor]:
-    shape, axis = stored_shape(arch, weight), stored_axis(weight)
     for piece in range(arch.pieces(weight)):
+        form = arch.block_format(weight, layer, piece)
+        shape, axis = stored_shape(arch, weight, form), stored_axis(weight, form)
         yield StagedTensor(weight.tensor(layer, piece=piece), shape, axis)
         if weight.bias:
             name = weight.tensor(layer, "bias", piece)

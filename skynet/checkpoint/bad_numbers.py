@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.checkpoint.model_source import ModelSource
 from skynet.checkpoint.tensor_plans import TensorPlan
+from skynet.wire.blocks import SCALES, BlockFormat
+from skynet.wire.tensor_dtypes import block_format
 
 CHUNK_BYTES = 8 * 2**20
 # By dtype: the bits of a number as an integer, and its exponent, all ones in NaN and infinities.
@@ -29,6 +31,9 @@ def count_bad_numbers(array: npt.NDArray[Any], dtype: str, suppresses: bool = Fa
     dtype: by name; bfloat16 numbers are given as uint16.
     suppresses: -inf is none of them.
     """
+    form = block_format(dtype)
+    if form is not None:
+        return _bad_weights(array, form)
     kind, exponent = EXPONENTS[dtype]
     bits = np.ascontiguousarray(array).view(kind)
     count = int(np.count_nonzero((bits & exponent) == exponent))
@@ -38,7 +43,14 @@ def count_bad_numbers(array: npt.NDArray[Any], dtype: str, suppresses: bool = Fa
     return count
 
 
-def bad_tensors(checkpoint: Checkpoint, plans: Mapping[str, TensorPlan]) -> dict[str, int]:
+def _bad_weights(blocks: npt.NDArray[Any], form: BlockFormat) -> int:
+    """How many weights of a quantised matrix have a bad scale or minimum."""
+    numbers = np.ascontiguousarray(blocks[..., form.code_bytes :])
+    good = np.isfinite(numbers.view(SCALES[form.scale_dtype])).all(axis=-1)
+    return int(np.count_nonzero(~good)) * form.group
+
+
+def bad_tensors(checkpoint: ModelSource, plans: Mapping[str, TensorPlan]) -> dict[str, int]:
     """The tensors with NaN or infinity, by their names in the checkpoint, and how many.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy.typing as npt
 
 from skynet.architecture import transformers_model
-from skynet.architecture.config import ABSENT
+from skynet.architecture.config import ABSENT, QUANTISED
 from skynet.checkpoint.demo import DEMO_MODEL, DEMO_NAMES, demo_checkpoint_path
 from skynet.checkpoint.digests import cached_digest
 from skynet.checkpoint.formats.matrix import numbers, same_matrix
@@ -70,6 +70,11 @@ class Checkpoint:
         """Add the description of a model on the Transformers backend to the config."""
         described = {**self.config, transformers_model.KEY: description}
         self.config = dict(settled(described, self.tensors, self._same))
+
+    @property
+    def original(self) -> Checkpoint:
+        """This checkpoint: see `ModelSource`."""
+        return self
 
     def _same(self, one: str, other: str) -> bool:
         if one in self.quantised and other in self.quantised:
@@ -177,7 +182,7 @@ def _download(hub_id: str) -> Path:
 def _read_config(path: Path) -> dict[str, Any]:
     if (path / "config.json").is_file():
         config = _read_json(path / "config.json")
-        for name in (transformers_model.KEY, ABSENT):  # set by SkyNet only
+        for name in (transformers_model.KEY, ABSENT, QUANTISED):  # set by SkyNet only
             config.pop(name, None)
         return config
     gguf_files = sorted(file.name for file in path.glob("*.gguf"))

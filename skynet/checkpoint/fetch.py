@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from skynet.architecture.architecture import Architecture
-from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.checkpoint.model_source import ModelSource
 from skynet.checkpoint.tensor_plans import tensor_plans
 from skynet.planning.ranges import Range
 
@@ -17,7 +17,7 @@ class CheckpointFetch:
         CheckpointError, UnsupportedModel: tensors are missing or not of the config's shapes.
     """
 
-    def __init__(self, checkpoint: Checkpoint, arch: Architecture) -> None:
+    def __init__(self, checkpoint: ModelSource, arch: Architecture) -> None:
         self._checkpoint, self._plans = checkpoint, tensor_plans(checkpoint, arch)
 
     def __call__(self, name: str, region: Range) -> torch.Tensor:

@@ -9,12 +9,12 @@ import numpy as np
 
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.tensors import resolve_names, staged_tensors
-from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.checkpoint.model_source import ModelSource
 from skynet.errors import CheckpointError, UnsupportedModel
 from skynet.planning.ranges import Range
 from skynet.request.generation_config import FILE, legacy_file
+from skynet.wire.tensor_dtypes import TRAVELS_AS, item_bytes, travels_as
 
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Bytes that the codec and Redis' string header add to a tile's data. Tiles leave them free: one
 # byte above a power of two, jemalloc allocates a quarter more.
 TILE_HEADER_BYTES = 64
@@ -35,7 +35,7 @@ class TensorPlan:
 
     @property
     def num_bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * ITEM_BYTES[self.dtype]
+        return int(np.prod(self.shape, dtype=np.int64)) * item_bytes(self.dtype)
 
     @property
     def bytes_per_index(self) -> int:
@@ -54,7 +54,7 @@ class TensorPlan:
             yield Range(start, min(start + step, length))
 
 
-def tensor_plans(checkpoint: Checkpoint, arch: Architecture) -> dict[str, TensorPlan]:
+def tensor_plans(checkpoint: ModelSource, arch: Architecture) -> dict[str, TensorPlan]:
     """The plans of all tensors that the model needs; checks shapes and dtypes."""
     names: dict[str, str] = resolve_names(arch, checkpoint.tensors)
     plans, suppressing = {}, suppressing_tensors(arch)
@@ -66,10 +66,9 @@ def tensor_plans(checkpoint: Checkpoint, arch: Architecture) -> dict[str, Tensor
                 f"tensor {source_name} has shape {list(info.shape)}, the config says "
                 f"{list(tensor.shape)}: config.json and the weights do not belong together"
             )
-        if info.dtype not in ITEM_BYTES:
+        if travels_as(info.dtype) is None:
             raise UnsupportedModel(
-                f"tensor {source_name} is {info.dtype}; known are {', '.join(ITEM_BYTES)}. "
-                "Quantised checkpoints are not supported"
+                f"tensor {source_name} is {info.dtype}; known are {', '.join(TRAVELS_AS)}"
             )
         suppresses = tensor.name in suppressing
         plans[tensor.name] = TensorPlan(
@@ -83,7 +82,7 @@ def suppressing_tensors(arch: Architecture) -> set[str]:
     return {weight.tensor() for weight in arch.weights if weight.role == "head_bias"}
 
 
-def model_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+def model_files(checkpoint: ModelSource) -> dict[str, bytes]:
     """The text files to stage, with a generation config from config.json if there is no file."""
     files = checkpoint.text_files()
     legacy = None if FILE in files else legacy_file(checkpoint.config)

@@ -23,6 +23,7 @@ from skynet.cli.options import (
     shape_of,
     told_to_end,
 )
+from skynet.cli.plan_table import dtypes_of
 from skynet.cli.root import main
 
 if TYPE_CHECKING:
@@ -50,14 +51,15 @@ def split(model: str, any_shape: bool, stay: bool, **options: Any) -> None:
     shape that the others can hold, unless --fixed. MODEL is a Hugging Face directory, a hub id, a
     .gguf file, or smollm2.
     """
-    from skynet.staging.split import skysplit, stay_staged
+    from skynet.staging.split import SplitOptions, skysplit, stay_staged
 
     shape = shape_of(options)
     if any_shape:
         shape.update(stages=None, shards=None)
     with terminal.progress() as progress:
         plan = skysplit(model, **shape, progress=progress)
-    terminal.err.print(f"{plan.name}, {plan.dtype}, is staged; `skynet status` shows when it runs")
+    dtypes = dtypes_of(plan.summary())
+    terminal.err.print(f"{plan.name}, {dtypes}, is staged; `skynet status` shows when it runs")
     if any_shape:
         click.echo("celery -A skynet worker    # any number of them, on any machine")
     else:
@@ -74,7 +76,8 @@ def split(model: str, any_shape: bool, stay: bool, **options: Any) -> None:
     click.echo("celery -A skynet worker -Q orchestrator")
     if stay:
         terminal.err.print("Staging it again whenever Redis loses it; press Ctrl-C to stop.")
-        stay_staged(model, told_to_end())
+        form = SplitOptions(weights=shape["weights"], keep_embeddings=shape["keep_embeddings"])
+        stay_staged(model, form, told_to_end())
 
 
 @main.command()

@@ -89,6 +89,17 @@ def model_options(command: Command) -> Command:
             "weights stay bfloat16 in memory where the checkpoint has them so.",
         ),
         click.option(
+            "--weights",
+            type=click.Choice(["bf16", "q8", "q4"]),
+            help="Quantise the matrices to 8 or 4 bits, or round them to bfloat16, while they are "
+            "staged.  [default: as the checkpoint has them]",
+        ),
+        click.option(
+            "--keep-embeddings",
+            is_flag=True,
+            help="Leave embedding and head as the checkpoint has them, whatever --weights says.",
+        ),
+        click.option(
             "--chord-span",
             type=click.Choice(["layer", "stage", "auto"]),
             default="auto",
@@ -134,7 +145,7 @@ def _with_options(command: Command, *options: Callable[[Command], Command]) -> C
 
 def shape_of(options: dict[str, Any]) -> dict[str, Any]:
     names = ("stages", "shards", "fixed", "dtype", "chord_span", "num_slots", "slot_tokens")
-    return {name: options.pop(name) for name in names}
+    return {name: options.pop(name) for name in (*names, "weights", "keep_embeddings")}
 
 
 def chosen(options: dict[str, Any]) -> dict[str, Any]:

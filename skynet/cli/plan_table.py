@@ -47,3 +47,9 @@ def megabytes(num_bytes: int) -> str:
 
 def many(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def dtypes_of(plan: dict[str, Any]) -> str:
+    """What a plan computes in and, where they are quantised, the layouts of its weights."""
+    quantisation = plan["quantisation"]
+    return plan["dtype"] + (f", {quantisation} weights" if quantisation else "")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from skynet.cli.plan_table import many, megabytes, plan_table, slices, span
+from skynet.cli.plan_table import dtypes_of, many, megabytes, plan_table, slices, span
 
 if TYPE_CHECKING:
     from skynet.local.processes import WorkerProcess
@@ -26,7 +26,7 @@ def print_plan(plan: dict[str, Any], weight_bytes: dict[str, int]) -> None:
     """Print a plan's summary; weight_bytes: of each address."""
     stages, shards = len(plan["stages"]), len(plan["stages"][0]["shards"])
     err.print(
-        f"{plan['model']}, {plan['dtype']}: {many(stages, 'stage')} x {many(shards, 'shard')}, "
+        f"{plan['model']}, {dtypes_of(plan)}: {many(stages, 'stage')} x {many(shards, 'shard')}, "
         "each shard a Celery worker",
         highlight=False,
         markup=False,
@@ -73,7 +73,7 @@ def print_status(status: dict[str, Any]) -> None:
         _line(
             "Plan",
             f"{plan['epoch']}: {plan['model']}, {many(stages, 'stage')} x "
-            f"{many(shards, 'shard')}, {plan['dtype']}, chord span {plan['chord_span']}",
+            f"{many(shards, 'shard')}, {dtypes_of(plan)}, chord span {plan['chord_span']}",
         )
         _line("Layers", " ".join(span(stage["layers"]) for stage in plan["stages"]))
     _line(
@@ -156,6 +156,7 @@ def print_models(models: Sequence[dict[str, Any]]) -> None:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("name", no_wrap=True)
     table.add_column("digest", no_wrap=True)
+    table.add_column("weights", no_wrap=True)
     for name in ("size", "tiles"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -164,7 +165,8 @@ def print_models(models: Sequence[dict[str, Any]]) -> None:
         if not model["complete"] and model["tiles_wanted"]:
             tiles += f" of {model['tiles_wanted']}"
         size = megabytes(model["num_bytes"])
-        table.add_row(model["name"], model["digest"][:12], size, tiles, _state_of(model))
+        name, digest, weights = model["name"], model["digest"][:12], model["weights"]
+        table.add_row(name, digest, weights, size, tiles, _state_of(model))
     out.print(table)
 
 

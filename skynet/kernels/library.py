@@ -13,7 +13,7 @@ from skynet.settings import settings
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 32  # outputs; see products.c
+BLOCK = 32  # outputs; see products.c and quantised.c
 TORCH = "torch"  # PyTorch's operators instead of kernels
 # PyTorch's name of the CPU's best instruction set -> the variants that it can run, best first.
 VARIANTS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",), "DEFAULT": ("neon",)}
@@ -31,6 +31,18 @@ class Library:
         self.product.argtypes = [*[pointer] * 4, *[number] * 3, ctypes.c_int]
         self.unpack.argtypes = [pointer, pointer, number, number, number]
         self.product.restype = self.unpack.restype = None
+        self.quantised_product = library.skynet_quantised_product
+        self.quantised_unpack = library.skynet_quantised_unpack
+        sizes = [number, ctypes.c_int, ctypes.c_int]  # group, whether it is q4, bytes of a scale
+        self.quantised_product.argtypes = [
+            *[pointer] * 4,
+            *[number] * 3,
+            *sizes,
+            ctypes.c_int,
+        ]
+        self.quantised_product.restype = ctypes.c_int
+        self.quantised_unpack.argtypes = [pointer, pointer, number, number, number, *sizes]
+        self.quantised_unpack.restype = None
 
 
 def available() -> dict[str, Library]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from skynet.layers.linear import Linear
 from skynet.layers.norm import AllReduce, Norm, load_norm
+from skynet.layers.rows import Rows
 from skynet.layers.sinusoids import sinusoid_table
 from skynet.layers.weights import Loader
 from skynet.planning.ranges import Range
@@ -18,7 +19,7 @@ from skynet.planning.ranges import Range
 class TokenTable:
     """Rows of the tokens in `vocab`; the sum over the shards is the embedding of any token."""
 
-    table: torch.Tensor
+    table: Rows
     vocab: Range
     whole: bool  # `vocab` is all of the vocabulary
     scale: float
@@ -27,12 +28,13 @@ class TokenTable:
     def partial(self, ids: torch.Tensor) -> torch.Tensor:
         """`ids` (tokens,) to (tokens, embedding): zeros for tokens of other shards."""
         if self.whole:
-            return F.embedding(ids, self.table)
+            return self.table(ids)
         if self.vocab.size == 0:
-            return self.table.new_zeros(len(ids), self.table.shape[1])
+            shape = (len(ids), self.table.width)
+            return torch.zeros(shape, dtype=self.table.dtype, device=ids.device)
         local = ids - self.vocab.start
         foreign = (local < 0) | (local >= self.vocab.size)
-        rows = F.embedding(local.masked_fill(foreign, 0), self.table)
+        rows = self.table(local.masked_fill(foreign, 0))
         return rows.masked_fill_(foreign[:, None], 0)
 
 
@@ -126,7 +128,7 @@ def load_embedding(load: Loader, shared: bool = False) -> Embedding:
     """The embedding of a stack; shared: another embedding has the same table and counts it."""
     arch, vocab = load.arch, load.part.vocab
     projected = load.has("project_in")
-    table = load.matrix("embed")
+    table = load.rows("embed")
     return Embedding(
         TokenTable(
             table,

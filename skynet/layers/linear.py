@@ -7,6 +7,7 @@ with float32 activations are those of the float32 weights, exact to float32's ro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ import torch.nn.functional as F
 
 from skynet.kernels.library import kernels
 from skynet.kernels.products import PackedWeight
+from skynet.kernels.quantised import PackedBlocks
+from skynet.layers.rows import dequantised
+from skynet.wire.blocks import BlockFormat
 
 TILE_ROWS = 256  # outputs of which PyTorch's operators have a float32 copy at a time
 
@@ -46,6 +50,19 @@ def make_linear(
     if chosen is None:
         return WideningLinear(weight, bias)
     return KernelLinear(PackedWeight(chosen, weight, bias), weight, bias)
+
+
+def make_quantised_linear(
+    blocks: torch.Tensor, form: BlockFormat, bias: torch.Tensor | None, dtype: torch.dtype
+) -> Linear:
+    """The product of activations of `dtype` with a quantised weight, blocks (out, groups, block).
+
+    It is computed in float32, whatever the dtype.
+    """
+    chosen = kernels() if blocks.device.type == "cpu" and blocks.numel() else None
+    if chosen is None:
+        return DequantisingLinear(blocks, form, bias)
+    return QuantisedKernelLinear(PackedBlocks(chosen, blocks, form, bias), blocks, bias)
 
 
 class PlainLinear(Linear):
@@ -93,6 +110,57 @@ class KernelLinear(Linear):
 
     def dense(self) -> torch.Tensor:
         return self._packed.dense()
+
+
+class QuantisedKernelLinear(Linear):
+    """SkyNet's kernels: float32 activations, quantised weights. `dense()` gives the blocks."""
+
+    def __init__(
+        self, packed: PackedBlocks, blocks: torch.Tensor, bias: torch.Tensor | None
+    ) -> None:
+        super().__init__(blocks, bias)
+        self._packed = packed
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._packed(x.float()).to(x.dtype)
+
+    def dense(self) -> torch.Tensor:
+        return self._packed.unpacked()
+
+
+class DequantisingLinear(Linear):
+    """PyTorch's operators on the weight in float32, tile by tile. `dense()` gives the blocks."""
+
+    def __init__(self, blocks: torch.Tensor, form: BlockFormat, bias: torch.Tensor | None) -> None:
+        super().__init__(blocks, bias)
+        self._blocks, self._form = blocks, form
+        self._bias = None if bias is None else bias.float()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        tiles = [F.linear(wide, dequantised(tile, self._form)) for tile in self._tiles()]
+        y = tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=-1)
+        return (y if self._bias is None else y.add_(self._bias)).to(x.dtype)
+
+    def dense(self) -> torch.Tensor:
+        return self._blocks
+
+    def _tiles(self) -> Sequence[torch.Tensor]:
+        return self._blocks.split(TILE_ROWS)
+
+
+class JoinedLinear(Linear):
+    """Products of one input end to end, whose weights are in different forms."""
+
+    def __init__(self, products: Sequence[Linear]) -> None:
+        self.nbytes = sum(product.nbytes for product in products)
+        self._products = products
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([product(x) for product in self._products], dim=-1)
+
+    def dense(self) -> torch.Tensor:
+        raise NotImplementedError("the weights of a joined product are reused one by one")
 
 
 class WideningLinear(PlainLinear):

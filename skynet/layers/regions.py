@@ -12,10 +12,11 @@ import torch
 
 from skynet.architecture.architecture import Architecture, Weight
 from skynet.architecture.stored import offset
-from skynet.errors import CheckpointError
+from skynet.errors import CheckpointError, PlanError
 from skynet.layers.heads import GroupedHeads, interleave
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
+from skynet.wire.blocks import BlockFormat
 
 ROTARY_ROLES = ("q", "k", "q_norm", "k_norm")
 
@@ -24,6 +25,20 @@ class Fetch(Protocol):
     """Returns a region of a staged tensor along the axis it is cut in, whole in the other one."""
 
     def __call__(self, name: str, region: Range) -> torch.Tensor: ...
+
+
+def groups_of(units: Range, form: BlockFormat, weight: Weight) -> Range:
+    """Inputs of a quantised weight as groups.
+
+    Raises:
+        PlanError: a group would be divided.
+    """
+    if units.start % form.group or units.stop % form.group:
+        raise PlanError(
+            f"{weight.name}: a shard's inputs [{units.start}, {units.stop}) divide a group of "
+            f"{form.group}: the plan was made by another version; split the model again"
+        )
+    return Range(units.start // form.group, units.stop // form.group)
 
 
 class ShardRegions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import ClassVar
 
 import torch
@@ -9,11 +10,13 @@ import torch
 from skynet.architecture.architecture import Architecture, Weight
 from skynet.layers.dtypes import Dtypes
 from skynet.layers.float_weights import FloatLoader
-from skynet.layers.linear import Linear, make_linear
-from skynet.layers.regions import Fetch, ShardRegions
+from skynet.layers.linear import JoinedLinear, Linear, make_linear, make_quantised_linear
+from skynet.layers.regions import Fetch, ShardRegions, groups_of
 from skynet.layers.reuse import Key, SliceWeights, without
+from skynet.layers.rows import BlockRows, NumberRows, Rows
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
+from skynet.wire.blocks import BlockFormat
 
 
 class Loader:
@@ -70,18 +73,45 @@ class Loader:
     ) -> Linear:
         """The product with the weights of `roles`, one above the other, and their biases."""
         weights = [self.regions.weight(role) for role in roles]
+        products = [
+            self._product(list(run), form, layer, piece, bias)
+            for form, run in groupby(weights, lambda each: self._form(each, layer, piece))
+        ]
+        return products[0] if len(products) == 1 else JoinedLinear(products)
+
+    def _product(
+        self,
+        weights: list[Weight],
+        form: BlockFormat | None,
+        layer: int | None,
+        piece: int | None,
+        bias: bool,
+    ) -> Linear:
+        """The product with weights of one form."""
         key, units = self._key("product", weights, layer, piece)
         product = self.weights.get(key, units)
         if not isinstance(product, Linear):
             matrix = self._matrix(key, weights, layer, piece, self.dtypes.weights)
-            product = make_linear(matrix, self._bias(weights, layer) if bias else None, self.dtype)
+            vector = self._bias(weights, layer) if bias else None
+            if form is None:
+                product = make_linear(matrix, vector, self.dtype)
+            else:
+                product = make_quantised_linear(matrix, form, vector, self.dtype)
         self.weights.add(key, product, units)
         return product
+
+    def rows(self, role: str) -> Rows:
+        """The table `role`, whose rows are looked up."""
+        form, table = self._form(self.regions.weight(role), None), self.matrix(role)
+        return NumberRows(table) if form is None else BlockRows(table, form, self.dtype)
 
     def matrix(
         self, *roles: str, layer: int | None = None, piece: int | None = None
     ) -> torch.Tensor:
-        """The weights of `roles`, one above the other: (out, in) in the dtype of weights."""
+        """The weights of `roles`, one above the other: (out, in) in the dtype of weights.
+
+        Of quantised ones the blocks, (out, groups, block).
+        """
         weights = [self.regions.weight(role) for role in roles]
         key, units = self._key("table", weights, layer, piece)
         table = self.weights.get(key, units)
@@ -90,13 +120,24 @@ class Loader:
         self.weights.add(key, table, units)
         return table
 
+    def _form(
+        self, weight: Weight, layer: int | None, piece: int | None = None
+    ) -> BlockFormat | None:
+        """The format of a quantised weight."""
+        return self.arch.block_format(weight, layer, piece)
+
+    def _units(self, weight: Weight, form: BlockFormat | None) -> Range:
+        """The shard's part of the axis that the weight is cut along; of blocks these are groups."""
+        units = self.regions.units(weight)
+        return units if form is None or weight.cut != "row" else groups_of(units, form, weight)
+
     def _key(
         self, kind: str, weights: list[Weight], layer: int | None, piece: int | None = None
     ) -> tuple[Key, tuple[Range, ...]]:
         """The key of a product or table, and its units of each weight."""
         names = [weight.tensor(layer, piece=piece) for weight in weights]
         roles = [weight.role for weight in weights]  # fused ones share a name
-        units = tuple(self.regions.units(weight) for weight in weights)
+        units = tuple(self._units(w, self._form(w, layer, piece)) for w in weights)
         return (kind, *names, *roles, self.regions.layer_number(layer)), units
 
     def _matrix(
@@ -108,17 +149,23 @@ class Loader:
         dtype: torch.dtype,
     ) -> torch.Tensor:
         shapes = [self.regions.matrix_shape(weight) for weight in weights]
-        out = self._empty(dtype, sum(shape[0] for shape in shapes), shapes[0][1])
+        outputs, inputs = sum(shape[0] for shape in shapes), shapes[0][1]
+        form = self._form(weights[0], layer, piece)
+        if form is None:
+            out = self._empty(dtype, outputs, inputs)
+        else:
+            out = self._empty(torch.uint8, *form.shape(outputs, inputs))
         parts = out.split([shape[0] for shape in shapes])
         for index, (weight, part) in enumerate(zip(weights, parts, strict=True)):
             if part.numel():
-                axis, units = (1 if weight.cut == "row" else 0), self.regions.units(weight)
+                axis, units = (1 if weight.cut == "row" else 0), self._units(weight, form)
                 reused = self._reuse(key, index, units, axis, part)
                 for rest in without(units, reused):
                     target = part.narrow(axis, rest.start - units.start, rest.size)
                     name = weight.tensor(layer, piece=piece)
                     raw = self.regions.read(weight, name, rest)
-                    self._copy(weight, raw.t() if weight.transposed else raw, target, layer)
+                    is_transposed = weight.transposed and form is None
+                    self._copy(weight, raw.t() if is_transposed else raw, target, layer)
         self.regions.forget()
         return out
 

@@ -25,12 +25,10 @@ from skynet.local.reaper import Reaper
 from skynet.local.server import EmbeddedServer, local_server
 from skynet.planning.plan import Plan
 from skynet.request.prompts import Prompt
-from skynet.settings import settings
 from skynet.settings_sources import CONFIG_VARIABLE, config_file
-from skynet.staging.split import SplitOptions, draft_plan
+from skynet.staging.split import SplitOptions, draft_plan, open_source
 from skynet.staging.stager import Progress, Stager, stage_checkpoint
 from skynet.store.targets import Target, Targets
-from skynet.transformers_backend.opening import open_model
 from skynet.wire import keys
 from skynet.wire.keys import Address
 
@@ -75,7 +73,8 @@ class ClusterOptions:
 class LocalCluster:
     """stages x shards shard workers and an orchestrator, on this machine.
 
-    model, stages, shards, dtype, chord_span, num_slots, slot_tokens, fixed: as of `skysplit`.
+    model, stages, shards, dtype, chord_span, num_slots, slot_tokens, weights, keep_embeddings,
+        fixed: as of `skysplit`.
     elastic: workers take any place, and are named worker0, worker1, ...; by default each is bound
         to an address.
     spares: number of additional workers that take any place, named spare0, ...
@@ -101,6 +100,8 @@ class LocalCluster:
         *,
         num_slots: int = 16,
         slot_tokens: int | None = None,
+        weights: str | None = None,
+        keep_embeddings: bool = False,
         fixed: bool = False,
         elastic: bool = False,
         spares: int = 0,
@@ -114,7 +115,9 @@ class LocalCluster:
         self.model = os.fspath(model)
         self.plan: Plan | None = None
         self._progress: Progress = progress or (lambda what, done, total: None)
-        self._plan_options = SplitOptions(stages, shards, dtype, chord_span, num_slots, slot_tokens)
+        self._plan_options = SplitOptions(
+            stages, shards, dtype, chord_span, num_slots, slot_tokens, weights, keep_embeddings
+        )
         self._options = ClusterOptions(
             fixed=fixed,
             elastic=elastic,
@@ -150,8 +153,8 @@ class LocalCluster:
             CheckpointError, UnsupportedModel, PlanError: nothing was started.
             SkynetError: names the worker that failed.
         """
-        checkpoint = open_model(self.model, settings().cache_dir)
-        draft = draft_plan(checkpoint, self._plan_options, self._progress)
+        source = open_source(self.model, self._plan_options)
+        draft = draft_plan(source, self._plan_options, self._progress)
         options = self._options
         try:
             self._server = self._stack.enter_context(
@@ -164,9 +167,9 @@ class LocalCluster:
             for name in options.worker_names(draft):
                 self._processes.start(name)
             client = self.client.redis
-            stage_checkpoint(client, checkpoint, draft.model, self._progress)
+            stage_checkpoint(client, source, draft.model, self._progress)
             target = Targets(client).ask(Target.of(draft, options.fixed))
-            self._stager = Stager(self.url, checkpoint, lambda: Targets(client).restore(target))
+            self._stager = Stager(self.url, source, lambda: Targets(client).restore(target))
             self._stager.start()
             self.plan = wait_until_ready(client, self._processes, self._progress, ready_timeout_s)
         except BaseException:

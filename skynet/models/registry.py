@@ -48,7 +48,8 @@ def load_architecture(config: Config) -> Architecture:
         UnsupportedModel: a model_type or a feature that is not supported; names it.
         CheckpointError: a required field is missing or has an impossible value.
     """
-    return _with_all_weights(config).lacking(config.get(ABSENT, ()))
+    arch = _with_all_weights(config).lacking(config.get(ABSENT, ()))
+    return arch.quantised(_config.block_formats(config))
 
 
 def _with_all_weights(config: Config) -> Architecture:

@@ -63,8 +63,11 @@ def _layers_bytes(arch: Architecture, plan: Plan, part: ShardPlan, layers: Range
     total = 0
     for weight in arch.weights:
         if weight.per_layer:
-            count = sum(weight.is_in(layer) for layer in range(layers.start, layers.stop))
-            total += count * _role_bytes(arch, plan, part, weight)
+            present = [n for n in range(layers.start, layers.stop) if weight.is_in(n)]
+            if arch.formats:  # each layer may have its own
+                total += sum(_role_bytes(arch, plan, part, weight, layer=n) for n in present)
+            elif present:
+                total += len(present) * _role_bytes(arch, plan, part, weight)
     return total + (_roles_bytes(arch, plan, part, "relative") if layers.size else 0)
 
 
@@ -82,9 +85,18 @@ def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -
 
 
 def _role_bytes(
-    arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight, product: bool = False
+    arch: Architecture,
+    plan: Plan,
+    part: ShardPlan,
+    weight: Weight,
+    product: bool = False,
+    layer: int | None = None,
 ) -> int:
-    """The memory of a weight; product: it is multiplied, as a tied embedding is in the head."""
+    """The memory of a weight, with its bias.
+
+    product: it is multiplied, as a tied embedding is in the head.
+    layer: of a weight that may be quantised in some layers.
+    """
     size, bias_size = DTYPE_BYTES[plan.weight_dtype], DTYPE_BYTES[plan.dtype]
     if isinstance(arch, TransformersArchitecture) and isinstance(weight, TransformersWeight):
         is_table = weight.role == "embed" or weight.style in ("whole", "experts")
@@ -103,9 +115,21 @@ def _role_bytes(
         return unit_width(arch, part, weight) * NORM_BYTES
     width = unit_width(arch, part, weight)
     if weight.cut == "row":
-        return width * arch.hidden_size * size * arch.pieces(weight) + _row_bias_bytes(arch, weight)
-    total = width * (arch.inputs(weight) or 0) * size * arch.pieces(weight)
+        total = _matrix_bytes(arch, weight, layer, (arch.hidden_size, width), size)
+        return total + _row_bias_bytes(arch, weight)
+    total = _matrix_bytes(arch, weight, layer, (width, arch.inputs(weight) or 0), size)
     return total + (width * bias_size if weight.bias else 0)
+
+
+def _matrix_bytes(
+    arch: Architecture, weight: Weight, layer: int | None, shape: tuple[int, int], size: int
+) -> int:
+    """All pieces of a weight, (out, in) each, of numbers of `size` bytes or quantised."""
+    numbers = shape[0] * shape[1] * size
+    if not arch.formats:
+        return numbers * arch.pieces(weight)
+    formats = [arch.block_format(weight, layer, piece) for piece in range(arch.pieces(weight))]
+    return sum(numbers if form is None else form.num_bytes(*shape) for form in formats)
 
 
 def _row_bias_bytes(arch: Architecture, weight: Weight) -> int:

@@ -19,6 +19,8 @@ from skynet.wire.protocol import PROTOCOL, UNVERSIONED
 from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, parse_object, read_json
 
 DType = Annotated[str, Field(pattern="^(float32|bfloat16)$")]
+# Of quantised weights, for people: each tensor of the model has its own format. "": none are.
+Quantisation = Annotated[str, Field(pattern="^(q8|q4|q4\\+q8|)$")]
 ChordSpan = Annotated[str, Field(pattern="^(layer|stage|auto)$")]
 
 
@@ -59,7 +61,7 @@ class Plan:
     model: str  # content digest of the staged checkpoint
     name: str  # for people
     dtype: DType  # of activations, sums, keys and values
-    weight_dtype: DType  # of weights in memory; never wider than `dtype`
+    weight_dtype: DType  # of weights in memory that are numbers; never wider than `dtype`
     chord_span: ChordSpan
     num_slots: Size  # sequences a shard can hold at once
     slot_tokens: Size  # tokens of one slot: prompt and answer together
@@ -69,6 +71,7 @@ class Plan:
     encoder_layers: Count = 0  # of an encoder-decoder; they come first
     protocol: Count = PROTOCOL  # of all its workers
     id: str = ""  # random: tells it from another cluster's plan of the same epoch
+    quantisation: Quantisation = ""
 
     @property
     def num_layers(self) -> int:
@@ -161,6 +164,7 @@ class Plan:
             "model": self.name,
             "dtype": self.dtype,
             "weight_dtype": self.weight_dtype,
+            "quantisation": self.quantisation,
             "chord_span": self.chord_span,
             "stages": [
                 {

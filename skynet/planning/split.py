@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from skynet.architecture.architecture import Architecture
+from skynet.architecture.quantisable import COLUMN_UNIT
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.errors import PlanError
 from skynet.planning.plan import Plan, ShardPlan, StagePlan
@@ -23,7 +24,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 CHORD_SPANS = ("layer", "stage", "auto")
 DEFAULT_SLOT_TOKENS = 4096
 # Products are fastest on widths that fill vector registers; narrow parts are cut evenly instead.
-COLUMN_UNIT, VOCAB_UNIT, WIDE = 32, 16, 256
+VOCAB_UNIT, WIDE = 16, 256
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def make_plan(
             for run, stage_weights in zip(layers, weights, strict=True)
         ),
         encoder_layers=arch.encoder_layers,
+        quantisation=arch.quantisation,
     )
 
 
@@ -198,7 +200,8 @@ def _split_columns(
         sharing.pop()
     for shard in sharing:
         room[shard] = level * weights[shard] - attention[shard]
-    unit = COLUMN_UNIT if arch.intermediate_size >= shards * WIDE else 1
+    is_wide = arch.intermediate_size >= shards * WIDE
+    unit = COLUMN_UNIT if is_wide or arch.formats else 1  # quantised columns are cut in groups
     return split_by_weight(arch.intermediate_size, room, unit)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from skynet.architecture.transformers_model import TransformersArchitecture
-from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.checkpoint.model_source import ModelSource
+from skynet.checkpoint.staged_form import in_staged_form
 from skynet.checkpoint.tensor_plans import TensorPlan, model_files, tensor_plans
 from skynet.errors import PlanError
 from skynet.models.registry import load_architecture
@@ -20,6 +21,7 @@ from skynet.staging.stager import Progress, Stager, stage_checkpoint
 from skynet.store.connection import connect, ping, reachable
 from skynet.store.targets import Target, Targets
 from skynet.transformers_backend.opening import open_model
+from skynet.wire.tensor_dtypes import block_format
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ class SplitOptions:
     """Options of `skysplit` that decide the plan.
 
     dtype: what is computed in.
+    weights, keep_embeddings: see `skysplit`.
     """
 
     stages: int = 1
@@ -37,6 +40,8 @@ class SplitOptions:
     chord_span: str = "auto"
     num_slots: int = 16
     slot_tokens: int | None = None
+    weights: str | None = None
+    keep_embeddings: bool = False
 
 
 def skysplit(
@@ -49,6 +54,8 @@ def skysplit(
     chord_span: str = "auto",
     num_slots: int = 16,
     slot_tokens: int | None = None,
+    weights: str | None = None,
+    keep_embeddings: bool = False,
     url: str | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -64,6 +71,9 @@ def skysplit(
     dtype: of activations, sums, keys and values: "float32", which gives the answers of Transformers
         in float32, or "bfloat16". Weights stay bfloat16 in memory where the checkpoint has them so.
     slot_tokens: longest prompt and answer together; by default the model's positions, up to 4,096.
+    weights: "q8" or "q4" quantises the matrices while they are staged, and "bf16" rounds them to
+        bfloat16; by default they stay as the checkpoint has them.
+    keep_embeddings: `weights` does not apply to the embedding and the head.
 
     Returns the plan of that shape (1x1 if both are None), without workers.
 
@@ -73,45 +83,62 @@ def skysplit(
     """
     if (stages is None) != (shards is None):
         raise PlanError(f"stages={stages}, shards={shards}: give both, or neither")
-    checkpoint = open_model(model, settings().cache_dir)
-    options = SplitOptions(stages or 1, shards or 1, dtype, chord_span, num_slots, slot_tokens)
-    draft = draft_plan(checkpoint, options, progress)
+    options = SplitOptions(
+        stages or 1,
+        shards or 1,
+        dtype,
+        chord_span,
+        num_slots,
+        slot_tokens,
+        weights,
+        keep_embeddings,
+    )
+    source = open_source(model, options)
+    draft = draft_plan(source, options, progress)
     ping(url)
     with reachable(url):
         client = connect(url)
-        stage_checkpoint(client, checkpoint, draft.model, progress)
+        stage_checkpoint(client, source, draft.model, progress)
         Targets(client).ask(Target.of(draft, fixed, any_shape=stages is None))
     return draft
 
 
-def stay_staged(model: str, stop: threading.Event, url: str | None = None) -> None:
-    """Until `stop`: stage a model and ask for its plan again whenever Redis loses them."""
+def open_source(model: str, options: SplitOptions) -> ModelSource:
+    """The checkpoint `model`, with its weights in the form that the options ask for."""
     checkpoint = open_model(model, settings().cache_dir)
+    return in_staged_form(checkpoint, options.weights, options.keep_embeddings)
+
+
+def stay_staged(
+    model: str, options: SplitOptions, stop: threading.Event, url: str | None = None
+) -> None:
+    """Until `stop`: stage a model and ask for its plan again whenever Redis loses them."""
+    source = open_source(model, options)
     targets = Targets(connect(url))
     with reachable(url):
         target = targets.require()
-    stager = Stager(url or settings().redis_url, checkpoint, lambda: targets.restore(target))
+    stager = Stager(url or settings().redis_url, source, lambda: targets.restore(target))
     stager.watch(stop)
 
 
 def draft_plan(
-    checkpoint: Checkpoint, options: SplitOptions, progress: Progress | None = None
+    source: ModelSource, options: SplitOptions, progress: Progress | None = None
 ) -> Plan:
-    """The plan, after all checks of checkpoint and options; not yet in force.
+    """The plan, after all checks of the model and the options; not yet in force.
 
     progress: of the self-test of a model on the Transformers backend.
     """
-    arch = load_architecture(checkpoint.config)
-    weight_dtype = narrowest(tensor_plans(checkpoint, arch).values(), options.dtype)
+    arch = load_architecture(source.config)
+    weight_dtype = narrowest(tensor_plans(source, arch).values(), options.dtype)
     if isinstance(arch, TransformersArchitecture):
         from skynet.transformers_backend.self_test import self_test  # imports Transformers
 
         logger.warning("%s", arch.notice)
-        self_test(checkpoint, arch, options.shards, progress)
-    _check_beams(checkpoint, options.num_slots)
+        self_test(source.original, arch, options.shards, progress)
+    _check_beams(source, options.num_slots)
     named = PlanOptions(
-        checkpoint.digest(),
-        checkpoint.name,
+        source.digest(),
+        source.name,
         options.dtype,
         weight_dtype,
         options.chord_span,
@@ -125,14 +152,16 @@ def narrowest(tensors: Iterable[TensorPlan], dtype: str) -> str:
     """The dtype for weights in memory: bfloat16 if that loses nothing, else `dtype`.
 
     Only matrices are asked: norms and biases are never bfloat16 in memory under a float32 `dtype`.
+    Nor are quantised ones, which stay so.
     """
-    stored = {tensor.dtype for tensor in tensors if len(tensor.shape) > 1}
+    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
+    stored = {tensor.dtype for tensor in matrices if block_format(tensor.dtype) is None}
     return "bfloat16" if stored == {"bfloat16"} else dtype
 
 
-def _check_beams(checkpoint: Checkpoint, num_slots: int) -> None:
+def _check_beams(source: ModelSource, num_slots: int) -> None:
     """Refuse a plan with fewer slots than a request needs by the model's default num_beams."""
-    num_beams = generation_defaults(model_files(checkpoint)).always.get("num_beams", 1)
+    num_beams = generation_defaults(model_files(source)).always.get("num_beams", 1)
     if isinstance(num_beams, int) and num_beams > num_slots:
         raise PlanError(
             f"num_slots {num_slots}: the model's {FILE} sets num_beams {num_beams}, and each beam "

@@ -14,7 +14,7 @@ import redis
 
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.transformers_model import TransformersArchitecture
-from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.checkpoint.model_source import ModelSource
 from skynet.checkpoint.tensor_plans import model_files, tensor_plans
 from skynet.errors import BadRequest, UnsupportedModel
 from skynet.models.registry import load_architecture
@@ -40,7 +40,7 @@ class _Stopped(Exception):
 
 def stage_checkpoint(
     client: redis.Redis,
-    checkpoint: Checkpoint,
+    checkpoint: ModelSource,
     digest: str,
     progress: Progress | None = None,
     *,
@@ -73,7 +73,7 @@ def stage_checkpoint(
         Events(client).add("model", arch.notice)
 
 
-def staging_job(checkpoint: Checkpoint, digest: str, arch: Architecture) -> StagingJob:
+def staging_job(checkpoint: ModelSource, digest: str, arch: Architecture) -> StagingJob:
     """Which tensors and files of the checkpoint are staged."""
     return StagingJob(
         digest,
@@ -132,7 +132,7 @@ class Stager:
     def __init__(
         self,
         url: str,
-        checkpoint: Checkpoint,
+        checkpoint: ModelSource,
         publish: Callable[[], None],
         *,
         progress: Progress | None = None,

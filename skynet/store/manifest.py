@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from skynet.errors import IncompatibleVersion, WireError
 from skynet.wire import codec, keys
+from skynet.wire.tensor_dtypes import block_format, item_bytes
 from skynet.wire.typed_json import Count, parse_object, read_json
 
-FORMAT = 2  # 2: the tokenizer as Transformers loads it
-TRAVELS_AS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+FORMAT = 3  # 3: quantised tensors
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,14 @@ class Manifest:
     @property
     def num_tiles(self) -> int:
         return sum(len(tensor.tiles) for tensor in self.tensors.values())
+
+    @property
+    def weights(self) -> str:
+        """The layouts and dtypes of its matrices, quantised ones first: "q4, bfloat16", say."""
+        matrices = {tensor.dtype for tensor in self.tensors.values() if len(tensor.shape) > 1}
+        formats = {dtype: block_format(dtype) for dtype in matrices}
+        layouts = sorted({form.layout for form in formats.values() if form is not None})
+        return ", ".join(layouts + sorted(name for name, form in formats.items() if form is None))
 
     def tile(self, name: TileName) -> Tile | None:
         """The tile of that name, or None."""
@@ -143,7 +149,7 @@ PackedTensor = tuple[tuple[Count, ...], str, Count, tuple[PackedTile, ...]]
 class _Stored:
     """A manifest as JSON holds it."""
 
-    format: Literal[2]  # FORMAT
+    format: Literal[3]  # FORMAT
     digest: str
     name: str
     config: dict[str, Any]
@@ -156,10 +162,11 @@ def _tensor(
     name: str, shape: tuple[int, ...], dtype: str, axis: int, tiles: tuple[PackedTile, ...]
 ) -> StagedTensor:
     """Raises WireError unless the tiles cover the tensor, each of a size that Redis may hold."""
-    item_bytes = np.dtype(TRAVELS_AS.get(dtype, "V0")).itemsize
-    if not item_bytes or len(shape) > codec.MAX_DIMENSIONS or axis >= len(shape):
+    size, form = item_bytes(dtype), block_format(dtype)
+    is_block = form is None or (len(shape) == 3 and axis < 2 and shape[2] == form.block_bytes)
+    if not size or len(shape) > codec.MAX_DIMENSIONS or axis >= len(shape) or not is_block:
         raise WireError(f"tensor {name!r:.80}: {dtype!r:.20} {shape} cut along axis {axis}")
-    row_bytes = math.prod(shape[:axis]) * math.prod(shape[axis + 1 :]) * item_bytes
+    row_bytes = math.prod(shape[:axis]) * math.prod(shape[axis + 1 :]) * size
     position = 0
     for start, stop, _ in tiles:
         if start != position or stop < start or (stop - start) * row_bytes > codec.MAX_ARRAY_BYTES:

@@ -29,6 +29,7 @@ class StagedModel:
 
     num_bytes: sum of its values' sizes. tiles, tiles_wanted: number of tiles in Redis, and in the
     manifest; the latter is 0 without a manifest.
+    weights: the layouts and dtypes of its matrices.
     """
 
     digest: str
@@ -39,6 +40,7 @@ class StagedModel:
     complete: bool
     in_force: bool
     being_staged: bool
+    weights: str
 
 
 def list_models(client: redis.Redis) -> list[StagedModel]:
@@ -164,6 +166,7 @@ def _describe(
         complete=complete,
         in_force=digest in used,
         being_staged=keys.staging_lock_key(digest).encode() in present,
+        weights=manifest.weights if manifest else "?",
     )
 
 

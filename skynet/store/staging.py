@@ -23,10 +23,11 @@ from skynet.planning.ranges import Range
 from skynet.store.away import RedisFull
 from skynet.store.connection import server_info
 from skynet.store.foreign import is_wrong_type
-from skynet.store.manifest import TRAVELS_AS, Manifest, StagedTensor, Tile, TileName
+from skynet.store.manifest import Manifest, StagedTensor, Tile, TileName
 from skynet.store.room import check_room, needed_bytes, room_message
 from skynet.store.staging_lock import StagingLock
 from skynet.wire import codec, keys
+from skynet.wire.tensor_dtypes import travels_as
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class ModelWriter:
         array = self.job.source.read(plan.source_name, plan.axis, region.start, region.stop)
         expected = list(plan.shape)
         expected[plan.axis] = region.size
-        if list(array.shape) != expected or array.dtype.str != TRAVELS_AS[plan.dtype]:
+        if list(array.shape) != expected or array.dtype.str != travels_as(plan.dtype):
             raise CheckpointError(
                 f"tensor {plan.source_name} [{region.start}, {region.stop}) was read as "
                 f"{array.dtype}{list(array.shape)}, expected {plan.dtype}{expected}"

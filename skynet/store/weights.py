@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import redis
 
-from skynet.checkpoint.tensor_plans import ITEM_BYTES
 from skynet.errors import NoModel, TileCorrupted, TileMissing
 from skynet.planning.ranges import Range
 from skynet.store.bad_tiles import tile_error
-from skynet.store.manifest import TRAVELS_AS, Manifest, StagedTensor, Tile, TileName
+from skynet.store.manifest import Manifest, StagedTensor, Tile, TileName
 from skynet.store.staging import (
     BATCH_BYTES,
     ModelWriter,
@@ -28,6 +27,7 @@ from skynet.store.staging import (
 )
 from skynet.store.staging_lock import LOCK_S
 from skynet.wire import codec, keys
+from skynet.wire.tensor_dtypes import item_bytes, travels_as
 
 
 class WeightStore:
@@ -177,7 +177,7 @@ def _tile_bytes(manifest: Manifest, name: TileName) -> int:
     if tile is None:
         return 0
     tensor = manifest.tensors[name.tensor]
-    whole = int(np.prod(tensor.shape, dtype=np.int64)) * ITEM_BYTES[tensor.dtype]
+    whole = int(np.prod(tensor.shape, dtype=np.int64)) * item_bytes(tensor.dtype)
     return whole * (tile.stop - tile.start) // max(1, tensor.shape[tensor.axis])
 
 
@@ -202,7 +202,7 @@ class StagedWeights:
             raise TileMissing(f"tensor {name} was not staged for {self.manifest.name}")
         shape = list(tensor.shape)
         shape[tensor.axis] = region.size
-        result = np.empty(shape, dtype=TRAVELS_AS[tensor.dtype])
+        result = np.empty(shape, dtype=travels_as(tensor.dtype))
         wanted = [
             (index, tile)
             for index, tile in enumerate(tensor.tiles)

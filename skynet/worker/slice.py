@@ -8,7 +8,6 @@ from collections.abc import Callable
 import redis
 import torch
 
-from skynet.checkpoint.tensor_plans import ITEM_BYTES
 from skynet.layers.shard_model import PreviousSlice, ShardModel
 from skynet.models.registry import load_architecture
 from skynet.planning.memory import shard_weight_bytes
@@ -17,6 +16,7 @@ from skynet.planning.ranges import Range
 from skynet.settings import settings
 from skynet.store.weights import StagedWeights, WeightStore
 from skynet.wire.keys import Address
+from skynet.wire.tensor_dtypes import block_format, item_bytes
 from skynet.worker.shard_class import shard_class
 
 
@@ -28,12 +28,12 @@ class TensorFetcher:
 
     def __init__(self, weights: StagedWeights, dtype: str, progress: Callable[[int], None]) -> None:
         self.weights = weights
-        self.item_bytes = ITEM_BYTES[dtype]
+        self.item_bytes = item_bytes(dtype)
         self.progress = progress
 
     def __call__(self, name: str, region: Range) -> torch.Tensor:
         array, dtype = self.weights.fetch(name, region)
-        self.progress(array.size * self.item_bytes)
+        self.progress(array.size * (1 if block_format(dtype) else self.item_bytes))
         tensor = torch.from_numpy(array)
         return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
 

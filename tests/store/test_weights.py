@@ -21,13 +21,14 @@ from skynet.local.server import EmbeddedServer
 from skynet.orchestrator.intake import Served
 from skynet.planning.ranges import Range
 from skynet.store.connection import connect
-from skynet.store.manifest import TRAVELS_AS, Manifest, TileName
+from skynet.store.manifest import Manifest, TileName
 from skynet.store.room import needed_bytes
 from skynet.store.staging import StagingJob
 from skynet.store.staging_lock import StagingLock
 from skynet.store.targets import Target
 from skynet.store.weights import StagedWeights, WeightStore
 from skynet.wire import keys
+from skynet.wire.tensor_dtypes import TRAVELS_AS
 from tests.cluster.processes import wait_for
 
 DIGEST = "d1"

@@ -1,0 +1,39 @@
+"""Which matrices may be quantised, and in what groups: the one rule.
+
+Quantised are the matrices that shards divide: products, embedding and head. Norms, biases, routers,
+tables of positions and types, and the small layers that every shard has whole stay numbers, and
+so does a matrix that cannot be cut at borders of groups.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.stored import matrix_shape
+from skynet.architecture.transformers_model import TransformersArchitecture
+from skynet.wire.blocks import GROUP_UNIT, BlockFormat, ScaleDtype
+from skynet.wire.quantised import GROUP, Layout
+
+COLUMN_UNIT = 32  # planning cuts the MLP columns of quantised models at multiples
+
+
+def format_of(
+    arch: Architecture,
+    weight: Weight,
+    layout: Layout,
+    group: int = GROUP,
+    scale_dtype: ScaleDtype = "float16",
+) -> BlockFormat | None:
+    """The format in which a weight is staged; None where it stays numbers.
+
+    group: of the source. A smaller one is chosen where inputs are cut elsewhere: at borders of
+    heads, or of `COLUMN_UNIT` columns. It is a multiple of `GROUP_UNIT`, or there is none.
+    """
+    is_matrix = weight.cut != "replicated" and len(arch.shape(weight)) == 2
+    if isinstance(arch, TransformersArchitecture) or not is_matrix:
+        return None
+    size = gcd(group, matrix_shape(arch, weight)[1])
+    if weight.cut == "row":
+        size = gcd(size, COLUMN_UNIT if weight.unit == "columns" else arch.head_dim)
+    return None if size % GROUP_UNIT else BlockFormat(layout, size, scale_dtype)

@@ -1,0 +1,279 @@
+// Products of float32 activations with quantised weights, in float32: y = x W^T + b.
+//
+// A weight is packed into blocks of 32 outputs, whose lanes are outputs as in products.c. A block
+// has a record for each group of inputs, read from memory once, in order:
+//
+//   scales    32 x float16 or float32
+//   minimums  the same; q4 only
+//   codes     q8: for each input, 32 signed bytes
+//             q4: for each 8 inputs, 32 words; input k of the 8 is in bits 4k to 4k + 3
+//
+// The codes of a group are multiplied as they are; scales and minimums follow once for each group:
+// y = sum over groups of scale x (sum of code x activation) + minimum x (sum of activations).
+//
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pool.h"
+#include "vectors.h"
+
+#define BLOCK 32
+#define PARTS (BLOCK / LANES)
+#define WORD_INPUTS 8 // q4: inputs that share a word
+#define AHEAD 2048    // bytes between the codes in use and those being prefetched
+
+#if LANES == 16
+#define MAX_ROWS 4
+#elif LANES == 8
+#define MAX_ROWS 3
+#else
+#define MAX_ROWS 2
+#endif
+
+typedef int32_t words __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1)));
+typedef _Float16 halves __attribute__((vector_size(LANES * 2), aligned(2)));
+
+// How a weight is laid out.
+typedef struct {
+  long inputs, group;
+  int is_q4, scale_bytes; // 2: float16, 4: float32
+} layout;
+
+// What a call computes. Of q4, `x` is scaled: see `scale_inputs`.
+typedef struct {
+  layout form;
+  const uint8_t *weights;
+  const float *bias, *x, *sums; // sums (rows, groups) of the activations of a group; q4 only
+  float *y;
+  long rows, outputs;
+} job;
+
+static inline __attribute__((always_inline)) floats factor(const uint8_t *from, int part,
+                                                           int scale_bytes) {
+  if (scale_bytes == 4)
+    return load((const float *)from + part * LANES);
+  halves value;
+  memcpy(&value, from + part * sizeof value, sizeof value);
+  return __builtin_convertvector(value, floats);
+}
+
+static inline __attribute__((always_inline)) floats code_q8(const uint8_t *codes, int part) {
+  bytes value;
+  memcpy(&value, codes + part * sizeof value, sizeof value);
+  return __builtin_convertvector(__builtin_convertvector(value, words), floats);
+}
+
+static inline __attribute__((always_inline)) words word_q4(const uint8_t *codes, int part) {
+  words value;
+  memcpy(&value, codes + part * sizeof value, sizeof value);
+  return value;
+}
+
+// Input k of a word, times 16^k: no shift but for the last, which would reach the sign.
+static inline __attribute__((always_inline)) floats code_q4(words word, int k) {
+  if (k == WORD_INPUTS - 1)
+    return __builtin_convertvector((words)((uint32_t __attribute__((vector_size(LANES * 4))))word >> 28), floats);
+  return __builtin_convertvector(word & (15 << 4 * k), floats);
+}
+
+static inline long record_bytes(layout form) {
+  return BLOCK * (form.is_q4 ? form.group / 2 + 2 * form.scale_bytes : form.group + form.scale_bytes);
+}
+
+// For `rows` rows of x and CHUNK(rows) parts of a block: what the codes of a group add up to. Inputs
+// take turns between two sums, so that an addition need not wait for the one before it. Constant
+// arguments let the compiler keep all sums in registers.
+#define CHUNK(rows) ((rows) == 1 ? PARTS : PARTS / 2)
+#define UNROLLED _Pragma("clang loop unroll(full)")
+
+static inline __attribute__((always_inline)) void
+multiply_codes(int rows, int is_q4, const uint8_t *codes, int first, long group, const float *x,
+               long x_stride, floats result[MAX_ROWS][PARTS]) {
+  int parts = CHUNK(rows);
+  floats sums[MAX_ROWS][PARTS][2];
+  UNROLLED for (int row = 0; row < rows; row++)
+    UNROLLED for (int part = 0; part < parts; part++)
+      sums[row][part][0] = sums[row][part][1] = (floats){0};
+  for (long input = 0; input < group; input += WORD_INPUTS) {
+    const uint8_t *column = codes + input * (is_q4 ? BLOCK / 2 : BLOCK);
+    const float *values = x + input;
+    words word[PARTS];
+    if (is_q4)
+      UNROLLED for (int part = 0; part < parts; part++)
+        word[part] = word_q4(column, first + part);
+    UNROLLED for (int k = 0; k < WORD_INPUTS; k++) {
+      if (k % (is_q4 ? 4 : 2) == 0)
+        __builtin_prefetch(column + AHEAD + k * (is_q4 ? 16 : 32), 0, 3);
+      UNROLLED for (int part = 0; part < parts; part++) {
+        floats code = is_q4 ? code_q4(word[part], k) : code_q8(column + k * BLOCK, first + part);
+        UNROLLED for (int row = 0; row < rows; row++)
+          sums[row][part][k % 2] += code * values[row * x_stride + k];
+      }
+    }
+  }
+  UNROLLED for (int row = 0; row < rows; row++)
+    UNROLLED for (int part = 0; part < parts; part++)
+      result[row][part] = sums[row][part][0] + sums[row][part][1];
+}
+
+// One block of outputs for `rows` rows of x. Sums are added in the same order for any number of
+// rows, so that a row has the same bits beside others.
+static inline __attribute__((always_inline)) void
+multiply(int rows, int is_q4, int scale_bytes, const job *the, long block, const float *x,
+         const float *sums_of_x, float *y, long y_stride) {
+  long group = the->form.group, groups = the->form.inputs / group;
+  long record = record_bytes(the->form), factors = BLOCK * scale_bytes;
+  const uint8_t *weights = the->weights + block * groups * record;
+  const float *bias = the->bias + block * BLOCK;
+  int parts = CHUNK(rows);
+  floats total[MAX_ROWS][PARTS];
+  UNROLLED for (int row = 0; row < rows; row++)
+    UNROLLED for (int part = 0; part < PARTS; part++)
+      total[row][part] = load(bias + part * LANES);
+  for (long at = 0; at < groups; at++, weights += record) {
+    const uint8_t *codes = weights + factors * (is_q4 ? 2 : 1);
+    UNROLLED for (int first = 0; first < PARTS; first += parts) {
+      floats sums[MAX_ROWS][PARTS];
+      multiply_codes(rows, is_q4, codes, first, group, x + at * group, the->form.inputs, sums);
+      UNROLLED for (int part = 0; part < parts; part++) {
+        floats scale = factor(weights, first + part, scale_bytes);
+        floats minimum = is_q4 ? factor(weights + factors, first + part, scale_bytes) : scale;
+        UNROLLED for (int row = 0; row < rows; row++) {
+          total[row][first + part] += scale * sums[row][part];
+          if (is_q4)
+            total[row][first + part] += minimum * sums_of_x[row * groups + at];
+        }
+      }
+    }
+  }
+  UNROLLED for (int row = 0; row < rows; row++)
+    UNROLLED for (int part = 0; part < PARTS; part++)
+      memcpy(y + row * y_stride + part * LANES, &total[row][part], sizeof(floats));
+}
+
+typedef void (*block_function)(const job *, long, const float *, const float *, float *, long);
+
+#define DEFINE_BLOCK(ROWS, BITS, SCALE)                                                            \
+  static void q##BITS##_##SCALE##_##ROWS(const job *the, long block, const float *x,               \
+                                         const float *sums, float *y, long y_stride) {             \
+    multiply(ROWS, BITS == 4, SCALE, the, block, x, sums, y, y_stride);                            \
+  }
+#define DEFINE_ROWS(ROWS)                                                                          \
+  DEFINE_BLOCK(ROWS, 8, 2)                                                                         \
+  DEFINE_BLOCK(ROWS, 8, 4)                                                                         \
+  DEFINE_BLOCK(ROWS, 4, 2)                                                                         \
+  DEFINE_BLOCK(ROWS, 4, 4)
+#define ROWS_OF(BITS, SCALE, ROWS) q##BITS##_##SCALE##_##ROWS
+
+DEFINE_ROWS(1)
+DEFINE_ROWS(2)
+#if MAX_ROWS > 2
+DEFINE_ROWS(3)
+#endif
+#if MAX_ROWS > 3
+DEFINE_ROWS(4)
+#define ALL_ROWS(BITS, SCALE)                                                                      \
+  { 0, ROWS_OF(BITS, SCALE, 1), ROWS_OF(BITS, SCALE, 2), ROWS_OF(BITS, SCALE, 3),                  \
+    ROWS_OF(BITS, SCALE, 4) }
+#elif MAX_ROWS > 2
+#define ALL_ROWS(BITS, SCALE)                                                                      \
+  { 0, ROWS_OF(BITS, SCALE, 1), ROWS_OF(BITS, SCALE, 2), ROWS_OF(BITS, SCALE, 3) }
+#else
+#define ALL_ROWS(BITS, SCALE)                                                                      \
+  { 0, ROWS_OF(BITS, SCALE, 1), ROWS_OF(BITS, SCALE, 2) }
+#endif
+
+// [is_q4][float32 scales][rows]
+static const block_function BLOCKS[2][2][MAX_ROWS + 1] = {{ALL_ROWS(8, 2), ALL_ROWS(8, 4)},
+                                                          {ALL_ROWS(4, 2), ALL_ROWS(4, 4)}};
+
+static void multiply_block(const void *argument, long block) {
+  const job *the = argument;
+  const block_function *functions = BLOCKS[the->form.is_q4][the->form.scale_bytes == 4];
+  long inputs = the->form.inputs, groups = inputs / the->form.group;
+  long width = the->outputs - block * BLOCK;
+  float *y = the->y + block * BLOCK;
+  float edge[MAX_ROWS * BLOCK]; // of the last block, which y may lack room for
+  for (long row = 0; row < the->rows; row += MAX_ROWS) {
+    long rows = the->rows - row < MAX_ROWS ? the->rows - row : MAX_ROWS;
+    const float *x = the->x + row * inputs, *sums = the->sums + row * groups;
+    if (width >= BLOCK) {
+      functions[rows](the, block, x, sums, y + row * the->outputs, the->outputs);
+    } else {
+      functions[rows](the, block, x, sums, edge, BLOCK);
+      for (long i = 0; i < rows; i++)
+        memcpy(y + (row + i) * the->outputs, edge + i * BLOCK, width * sizeof(float));
+    }
+  }
+}
+
+// Activations as q4 needs them: that of input k of a word times 16^-k, which is exact, and the sum
+// of each group.
+static void scale_inputs(const layout form, const float *x, long rows, float *scaled, float *sums) {
+  static const float FACTORS[WORD_INPUTS] = {0x1p0f,   0x1p-4f,  0x1p-8f,  0x1p-12f,
+                                             0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
+  for (long first = 0; first < rows * form.inputs; first += form.group) {
+    float parts[WORD_INPUTS] = {0};
+    for (long input = first; input < first + form.group; input += WORD_INPUTS)
+      for (int k = 0; k < WORD_INPUTS; k++) {
+        scaled[input + k] = x[input + k] * FACTORS[k];
+        parts[k] += x[input + k];
+      }
+    float total = 0;
+    for (int k = 0; k < WORD_INPUTS; k++)
+      total += parts[k];
+    sums[first / form.group] = total;
+  }
+}
+
+// y (rows, outputs) = x (rows, inputs) W^T + bias; `bias` has a float for each output of all
+// blocks, `group` is a multiple of 8. Returns 0, or 1 without memory for a copy of x.
+int skynet_quantised_product(const uint8_t *weights, const float *bias, const float *x, float *y,
+                             long rows, long inputs, long outputs, long group, int is_q4,
+                             int scale_bytes, int threads) {
+  layout form = {inputs, group, is_q4, scale_bytes};
+  float *scaled = 0;
+  job the = {form, weights, bias, x, x, y, rows, outputs};
+  if (is_q4) {
+    scaled = malloc((rows * inputs + rows * (inputs / group)) * sizeof(float));
+    if (!scaled)
+      return 1;
+    scale_inputs(form, x, rows, scaled, scaled + rows * inputs);
+    the.x = scaled;
+    the.sums = scaled + rows * inputs;
+  }
+  run_blocks(multiply_block, &the, (outputs + BLOCK - 1) / BLOCK, threads);
+  free(scaled);
+  return 0;
+}
+
+// Float32 weights of blocks [first, first + blocks): `out` is (inputs, blocks x 32).
+void skynet_quantised_unpack(const uint8_t *weights, float *out, long inputs, long first,
+                             long blocks, long group, int is_q4, int scale_bytes) {
+  static const float FACTORS[WORD_INPUTS] = {0x1p0f,   0x1p-4f,  0x1p-8f,  0x1p-12f,
+                                             0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
+  layout form = {inputs, group, is_q4, scale_bytes};
+  long groups = inputs / group, record = record_bytes(form), factors = BLOCK * scale_bytes;
+  for (long block = 0; block < blocks; block++)
+    for (long at = 0; at < groups; at++) {
+      const uint8_t *from = weights + ((first + block) * groups + at) * record;
+      const uint8_t *codes = from + factors * (is_q4 ? 2 : 1);
+      for (int part = 0; part < PARTS; part++) {
+        floats scale = factor(from, part, scale_bytes);
+        floats minimum = is_q4 ? factor(from + factors, part, scale_bytes) : scale;
+        for (long input = 0; input < group; input++) {
+          floats weight;
+          if (is_q4) {
+            words word = word_q4(codes + input / WORD_INPUTS * BLOCK * 4, part);
+            int k = input % WORD_INPUTS;
+            weight = code_q4(word, k) * FACTORS[k] * scale + minimum;
+          } else
+            weight = code_q8(codes + input * BLOCK, part) * scale;
+          float *to = out + ((at * group + input) * blocks + block) * BLOCK + part * LANES;
+          memcpy(to, &weight, sizeof weight);
+        }
+      }
+    }
+}
