@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -64,11 +66,18 @@ def _set_halves(kind: str, blocks: np.ndarray, factor: np.ndarray) -> None:
 
 
 def write_random_gguf(
-    file: Path, model: str, kind: str, *, head: str | None = None, **more: Any
+    file: Path,
+    model: str,
+    kind: str,
+    *,
+    head: str | None = None,
+    others: Mapping[str, str] = MappingProxyType({}),
+    **more: Any,
 ) -> None:
     """A model of llama.cpp's architecture `model`, whose matrices are of type `kind`.
 
     head: the type of the output matrix, which is tied to the embedding without it.
+    others: the types of matrices whose names contain a word.
     more: metadata of the architecture, beside `SIZES`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -81,6 +90,7 @@ def write_random_gguf(
     tensors = {}
     for name, shape in _gguf_shapes(model, shapes).items():
         matrix_kind = head if name == "output.weight" else kind
+        matrix_kind = next((others[word] for word in others if word in name), matrix_kind)
         if name == "output.weight" and head is None:
             continue
         if len(shape) < 2 or "gate_inp" in name:
