@@ -122,13 +122,16 @@ def refuse(config: Config, **plain: Any) -> None:
 
 
 def refuse_quantized(config: Config) -> None:
-    """Raise UnsupportedModel for a checkpoint whose tensors are quantised."""
+    """Raise UnsupportedModel for tensors quantised in a format that is not read.
+
+    A checkpoint that is opened loses the `quantization_config` of a format that is.
+    """
     quantization = config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
         raise UnsupportedModel(
-            f"quantization_config (quant_method={method!r}) is not supported; use the checkpoint "
-            "in bfloat16 or float32"
+            f"quantization_config (quant_method={method!r}) is not supported; use the model in "
+            "bfloat16 or float32, as GGUF, GPTQ or AWQ, or of compressed-tensors"
         )
 
 

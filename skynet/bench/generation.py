@@ -14,6 +14,7 @@ from typing import Any
 
 from skynet.bench.report import Result, take_turns
 from skynet.checkpoint.checkpoint import open_checkpoint
+from skynet.checkpoint.unpacked import unpacked_directory
 from skynet.errors import SkynetError
 from skynet.local.cluster import LocalCluster
 from skynet.settings import settings
@@ -35,7 +36,8 @@ def batch(rounds: int) -> Result:
 
 def _compare(name: str, requests: int, rounds: int) -> Result:
     prompts = [[100 + 37 * i + 11 * j for j in range(PROMPT_TOKENS)] for i in range(requests)]
-    directory = open_checkpoint(MODEL, settings().cache_dir).path
+    cache = settings().cache_dir
+    directory = unpacked_directory(open_checkpoint(MODEL, cache), cache)
     with LocalCluster(MODEL, stages=1, shards=2) as cluster, ExitStack() as stack:
         references = {
             f"Hugging Face generate, {dtype}": stack.enter_context(Reference(directory, dtype))

@@ -20,16 +20,23 @@ from skynet.architecture import transformers_model
 from skynet.architecture.config import ABSENT, QUANTISED
 from skynet.checkpoint.demo import DEMO_MODEL, DEMO_NAMES, demo_checkpoint_path
 from skynet.checkpoint.digests import cached_digest
+from skynet.checkpoint.formats.matrix import numbers, same_matrix
+from skynet.checkpoint.formats.table import FIELD, is_known, quantised_matrices
 from skynet.checkpoint.gguf import convert_gguf
 from skynet.checkpoint.minilm import MINILM_MODEL, MINILM_NAMES, minilm_path
 from skynet.checkpoint.quantised_source import QuantisedSource
-from skynet.checkpoint.safetensors_file import TensorInfo, read_header, read_region, same_bytes
+from skynet.checkpoint.safetensors_file import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    TensorInfo,
+    read_header,
+    read_region,
+    same_bytes,
+)
 from skynet.checkpoint.text_files import libraries, text_files
 from skynet.errors import CheckpointError
 from skynet.models.registry import settled
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 # Sub-folders hold other formats, and config.json files of sentence-transformers; consolidated* are
 # the same weights under the vendor's names.
@@ -48,8 +55,15 @@ class Checkpoint:
         self.name = name
         self._cache_dir = cache_dir
         config = _read_config(path)
-        self.tensors: dict[str, TensorInfo] = _read_tensors(path)
-        self.quantised: dict[str, QuantisedSource] = {}
+        self._stored: dict[str, TensorInfo] = _read_tensors(path)
+        self.quantised: dict[str, QuantisedSource] = {**quantised_matrices(config, self._stored)}
+        if is_known(config):
+            del config[FIELD]  # the rest of the program knows layouts, not formats
+        # Of a quantised matrix there are its shape and its layout, but no bytes in one place.
+        self.tensors: dict[str, TensorInfo] = self._stored | {
+            name: TensorInfo(matrix.shape, matrix.layout, path, 0, 0)
+            for name, matrix in self.quantised.items()
+        }
         self.config: dict[str, Any] = dict(settled(config, self.tensors, self._same))
 
     def describe(self, description: dict[str, Any]) -> None:
@@ -63,11 +77,14 @@ class Checkpoint:
         return self
 
     def _same(self, one: str, other: str) -> bool:
+        if one in self.quantised and other in self.quantised:
+            return same_matrix(self.quantised[one], self.quantised[other])
         return same_bytes(self.tensors[one], self.tensors[other])
 
     def read(self, name: str, axis: int, start: int, stop: int) -> npt.NDArray[Any]:
         """`[start, stop)` of a tensor along `axis`, contiguous; bfloat16 as its uint16 bits.
 
+        Of a quantised matrix, its numbers in float32; `quantised` has its codes and scales.
         Only the region is held in memory.
 
         Raises:
@@ -76,6 +93,8 @@ class Checkpoint:
         info = self.tensors.get(name)
         if info is None:
             raise CheckpointError(f"{self.path} holds no tensor {name!r}")
+        if name in self.quantised:
+            return numbers(self.quantised[name], axis, start, stop)
         return read_region(name, info, axis, start, stop)
 
     def text_files(self) -> dict[str, bytes]:
@@ -107,7 +126,7 @@ class Checkpoint:
         for name, content in sorted(self._text_files.items()):
             digest.update(f"\0{name}\0{len(content)}\0".encode())
             digest.update(content)
-        for name, info in sorted(self.tensors.items()):
+        for name, info in sorted(self._stored.items()):
             digest.update(f"\0{name}\0{info.dtype}\0{list(info.shape)}\0".encode())
             _hash_tensor(digest, info, progress)
         return digest.hexdigest()
@@ -123,6 +142,7 @@ def open_checkpoint(model: str, cache_dir: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: missing, incomplete or unreadable; names the file and what to do.
+        UnsupportedModel: quantised in a way that is not supported; names the setting.
     """
     if model.lower() in DEMO_NAMES:
         return Checkpoint(convert_gguf(demo_checkpoint_path(), cache_dir), DEMO_MODEL, cache_dir)

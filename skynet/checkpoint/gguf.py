@@ -1,36 +1,39 @@
-"""Converts a GGUF file once to a Hugging Face directory in bfloat16.
+"""Converts a GGUF file once to a Hugging Face directory; matrices stay as small as they are.
 
-Transformers dequantises the weights and maps their names; `gguf_rope` adds the rope's scaling.
+Transformers makes the config and the tokenizer; `gguf_rope` adds the rope's scaling, and
+`gguf_tensors` reads the weights. Those of models that it does not know Transformers unpacks.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock
 from rich.console import Console
 
 from skynet.checkpoint.digests import file_digest
+from skynet.checkpoint.formats.split import write_model
+from skynet.checkpoint.formats.table import warn_of_rounding
 from skynet.checkpoint.gguf_rope import add_rope_scaling
-from skynet.errors import CheckpointError
+from skynet.checkpoint.gguf_tensors import GgufTensors
+from skynet.checkpoint.made_once import made_once
+from skynet.errors import CheckpointError, SkynetError
+from skynet.models.registry import KNOWN, load_architecture
 
 MAGIC = b"GGUF"
-# Version of the conversion. 2: with the scaling of the rope.
-CONVERSION = 2
+# Version of the conversion. 3: matrices stay quantised.
+CONVERSION = 3
 
 
 def convert_gguf(file: Path, cache_dir: Path) -> Path:
     """The directory of the converted model; converts at the first call.
 
-    Named after the digest of the file, moved into place when complete, under a lock: processes that
-    start together convert once, and a killed one leaves no complete-looking directory.
+    Named after the digest of the file.
 
     Raises:
         CheckpointError: not a GGUF file, or Transformers cannot read its model or tokenizer.
@@ -38,57 +41,63 @@ def convert_gguf(file: Path, cache_dir: Path) -> Path:
     with file.open("rb") as stream:
         if stream.read(len(MAGIC)) != MAGIC:
             raise CheckpointError(f"{file} is not a GGUF file: it does not start with {MAGIC!r}")
-    models = cache_dir / "models"
-    target = models / f"{file_digest(file, cache_dir)[:16]}-{CONVERSION}"
-    if target.is_dir():
-        return target
-    try:
-        models.mkdir(parents=True, exist_ok=True)
-        with FileLock(models / f".{target.name}.lock"):
-            if not target.is_dir():
-                _convert_into(file, target)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write the converted {file.name} to {models}: {error}; "
-            "set SKYNET_CACHE_DIR to a directory with room"
-        ) from error
+    target = cache_dir / "models" / f"{file_digest(file, cache_dir)[:16]}-{CONVERSION}"
+
+    def make(directory: Path) -> None:
+        try:
+            _convert(file, directory)
+        except (OSError, SkynetError):
+            raise
+        except Exception as error:  # each architecture's converter raises other errors
+            raise CheckpointError(f"cannot convert {file}: {error}") from error
+
+    made_once(target, make, f"the converted {file.name}")
     return target
 
 
-def _convert_into(file: Path, target: Path) -> None:
-    # A fixed name, since the lock is held: remains of a killed conversion are removed.
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        _convert(file, partial)
-        os.replace(partial, target)
-    except (OSError, CheckpointError):
-        raise
-    except Exception as error:  # each architecture's converter raises other errors
-        raise CheckpointError(f"cannot convert {file}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _convert(file: Path, directory: Path) -> None:
-    with _status(f"Converting {file.name} (once)"):
-        import torch
-        import transformers
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    with _status(f"Converting {file.name} (once)"), _quiet():
+        config = _write_config(file, directory)
+        tensors = GgufTensors(file)
+        if not tensors.is_kept or config.get("model_type") not in KNOWN:
+            _write_unpacked(file, directory)
+            return
+        write_model(tensors.read(load_architecture(config)), directory)
+    warn_of_rounding(tensors.rounded)
 
-        where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-        # Without this, recent releases compute on quantised weights and cannot save them.
-        gguf_config = getattr(transformers, "GgufConfig", None)
-        unpack = {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(**where)
-            model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, **unpack)
-            tokenizer.save_pretrained(directory)
-            model.save_pretrained(directory)
-    config = json.loads((directory / "config.json").read_text())
+
+def _write_config(file: Path, directory: Path) -> dict[str, Any]:
+    """Write the tokenizer and the config that Transformers makes of the file."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    AutoTokenizer.from_pretrained(**where).save_pretrained(directory)
+    with torch.device("meta"):  # without weights, for the class and the generation config
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**where))
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(directory)
+    model.generation_config.save_pretrained(directory)
+    config: dict[str, Any] = json.loads((directory / "config.json").read_text())
     add_rope_scaling(config, file)
     (directory / "config.json").write_text(json.dumps(config, indent=2))
+    return config
+
+
+def _write_unpacked(file: Path, directory: Path) -> None:
+    """Write the weights as Transformers unpacks them, in float32."""
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM
+
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    # Without this, recent releases compute on quantised weights and cannot save them.
+    gguf_config = getattr(transformers, "GgufConfig", None)
+    unpack = {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
+    config = (directory / "config.json").read_bytes()
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, **unpack)
+    model.save_pretrained(directory)
+    (directory / "config.json").write_bytes(config)  # with the rope's scaling
 
 
 @contextmanager

@@ -18,10 +18,13 @@ import numpy.typing as npt
 
 from skynet.errors import CheckpointError
 
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"  # which tensor is in which file
 MAX_HEADER_BYTES = 100_000_000  # the format's limit
 COMPARE_CHUNK = 8 * 2**20
 
-# Name in the file -> (name of the dtype, numpy's dtype). numpy lacks bfloat16: its bits are uint16.
+# Name in the file -> (name of the dtype, numpy's dtype). numpy lacks bfloat16 and float8: their
+# bits are uint16 and uint8.
 DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "F64": ("float64", np.dtype("<f8")),
     "F32": ("float32", np.dtype("<f4")),
@@ -33,6 +36,7 @@ DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "I8": ("int8", np.dtype("i1")),
     "U8": ("uint8", np.dtype("u1")),
     "BOOL": ("bool", np.dtype("?")),
+    "F8_E4M3": ("float8_e4m3", np.dtype("u1")),
 }
 NUMPY_DTYPES = dict(DTYPES.values())
 
@@ -78,7 +82,7 @@ def _check_header(file: Path, header: Any, start: int, size: int) -> dict[str, T
             for name, entry in header.items()
             if name != "__metadata__"
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{file}: its safetensors header is malformed: {error}") from error
     expected = max((info.offset + info.num_bytes for info in tensors.values()), default=start)
     if expected != size:

@@ -39,7 +39,7 @@ def check(
     one layer at a time. Names the first layer and shard that differ, and compares the answer: next
     token, token for the mask, label or embedding. If weights are NaN or infinite, names their
     tensors instead. The exit code is 0 if all is equal up to rounding, else 1. MODEL is as for
-    `skynet split`; a .gguf file is converted first, which takes memory for the complete model.
+    `skynet split`; a .gguf file is converted first.
     """
     from skynet.check import check_model
 

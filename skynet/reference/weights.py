@@ -110,9 +110,13 @@ class ReferenceWeights:
         """name: the parameter, which Transformers may keep in float32."""
         from safetensors import safe_open
 
+        dtype = torch.float32 if stays_float32(self._model, name) else self._dtype
+        if source in self._checkpoint.quantised:
+            outputs = self._checkpoint.tensors[source].shape[0]
+            return torch.from_numpy(self._checkpoint.read(source, 0, 0, outputs)).to(dtype)
         with safe_open(self._checkpoint.tensors[source].file, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(source)
-        return tensor.to(torch.float32 if stays_float32(self._model, name) else self._dtype)
+        return tensor.to(dtype)
 
     def _convert(self, path: str) -> dict[str, torch.Tensor]:
         """Parameters of a layer that Transformers' loader makes from other tensors of the file.

@@ -6,7 +6,9 @@ import random
 from collections.abc import Callable, Sequence
 
 from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.checkpoint.unpacked import unpacked_directory
 from skynet.client.client import Client
+from skynet.settings import settings
 from tests.chaos.cases import greedy_answers, make_cases, stopped_cases
 from tests.chaos.load import Case
 from tests.chaos.oracle import difference
@@ -33,7 +35,8 @@ def undisturbed_answers(
     cases = make_cases(chance, int(checkpoint.config["vocab_size"]), max_tokens)
     answers = _ask(client, cases, say)
     say("Transformers' answers")
-    for case, expected in greedy_answers(checkpoint.path, cases).items():
+    directory = unpacked_directory(checkpoint, settings().cache_dir)
+    for case, expected in greedy_answers(directory, cases).items():
         wrong = difference(answers[case][0], expected)
         if wrong:
             raise WarmupFailed(f"{case}: Transformers answers otherwise: {wrong}")

@@ -11,7 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.checkpoint.unpacked import unpacked_directory
 from skynet.local.cluster import LocalCluster
+from skynet.settings import settings
 from skynet.store.members import Members
 from skynet.tokenizer.text import Text
 
@@ -32,7 +34,8 @@ PROMPTS = [
 def expected(demo_checkpoint: Checkpoint) -> list[list[int]]:
     """What Transformers generates, in float32, greedily."""
     text = Text(demo_checkpoint.text_files())
-    model = AutoModelForCausalLM.from_pretrained(demo_checkpoint.path, dtype=torch.float32).eval()
+    directory = unpacked_directory(demo_checkpoint, settings().cache_dir)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     answers = []
     with torch.inference_mode():
         for prompt in PROMPTS:

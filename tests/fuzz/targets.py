@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import redis
 
-from tests.fuzz import files, messages, records
+from tests.fuzz import files, messages, quantised, records
 from tests.fuzz.target import Target
 
 TARGETS = (
@@ -29,5 +29,7 @@ TARGETS = (
     Target("chat", files.read_chat, files.chat_seeds),
     Target("defaults", files.read_defaults, files.defaults_seeds),
     Target("safetensors", files.read_safetensors, files.safetensors_seeds),
+    Target("gguf-blocks", quantised.read_blocks, quantised.block_seeds),
+    Target("quantised", quantised.read_quantised, quantised.quantised_seeds),
 )
 BY_NAME = {target.name: target for target in TARGETS}

@@ -1,0 +1,1 @@
+"""Formats of quantised weights, one file each: published bytes to `Quantised` matrices."""
