@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from skynet.kernels.library import kernels
 from skynet.kernels.products import PackedWeight
+from skynet.kernels.steps import Places, Program
 
 TILE_ROWS = 256  # outputs of which PyTorch's operators have a float32 copy at a time
 
@@ -31,6 +32,10 @@ class Linear(ABC):
     @abstractmethod
     def dense(self) -> torch.Tensor:
         """The weight in the plain layout, (out, in); a copy if it is packed."""
+
+    def emit(self, program: Program, places: Places) -> bool:
+        """Add the product to a program; False: not supported."""
+        return False
 
 
 def make_linear(
@@ -93,6 +98,9 @@ class KernelLinear(Linear):
 
     def dense(self) -> torch.Tensor:
         return self._packed.dense()
+
+    def emit(self, program: Program, places: Places) -> bool:
+        return self._packed.emit(program, places)
 
 
 class WideningLinear(PlainLinear):

@@ -104,6 +104,7 @@ class _LastNorm:
     """The part of the model after its last layer, as the norm of a `Pooler`."""
 
     nbytes = 0  # counted with the head
+    weights = None
 
     def __init__(self, body: Body) -> None:
         self._body = body
