@@ -89,6 +89,12 @@ def model_options(command: Command) -> Command:
             "weights stay bfloat16 in memory where the checkpoint has them so.",
         ),
         click.option(
+            "--kv-dtype",
+            type=click.Choice(["float32", "bfloat16", "q8"]),
+            help="What keys and values are kept in: of float32, bfloat16 is half the memory and q8 "
+            "a quarter; answers then differ slightly.  [default: what workers compute in]",
+        ),
+        click.option(
             "--chord-span",
             type=click.Choice(["layer", "stage", "auto"]),
             default="auto",
@@ -133,8 +139,8 @@ def _with_options(command: Command, *options: Callable[[Command], Command]) -> C
 
 
 def shape_of(options: dict[str, Any]) -> dict[str, Any]:
-    names = ("stages", "shards", "fixed", "dtype", "chord_span", "num_slots", "slot_tokens")
-    return {name: options.pop(name) for name in names}
+    names = ("stages", "shards", "fixed", "dtype", "kv_dtype", "chord_span", "num_slots")
+    return {name: options.pop(name) for name in (*names, "slot_tokens")}
 
 
 def chosen(options: dict[str, Any]) -> dict[str, Any]:

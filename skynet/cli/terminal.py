@@ -36,6 +36,12 @@ def print_plan(plan: dict[str, Any], weight_bytes: dict[str, int]) -> None:
     err.print()
 
 
+def _dtypes(plan: dict[str, Any]) -> str:
+    """What is computed in, and what keys and values are kept in if that is another dtype."""
+    kv_dtype = plan.get("kv_dtype", plan["dtype"])
+    return plan["dtype"] + ("" if kv_dtype == plan["dtype"] else f" (KV {kv_dtype})")
+
+
 def print_up(url: str, workers: Sequence[WorkerProcess]) -> None:
     """Print the workers of a local cluster, its URL, and commands to use it."""
     quoted = shlex.quote(url)
@@ -73,7 +79,7 @@ def print_status(status: dict[str, Any]) -> None:
         _line(
             "Plan",
             f"{plan['epoch']}: {plan['model']}, {many(stages, 'stage')} x "
-            f"{many(shards, 'shard')}, {plan['dtype']}, chord span {plan['chord_span']}",
+            f"{many(shards, 'shard')}, {_dtypes(plan)}, chord span {plan['chord_span']}",
         )
         _line("Layers", " ".join(span(stage["layers"]) for stage in plan["stages"]))
     _line(

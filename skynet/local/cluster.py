@@ -75,7 +75,8 @@ class ClusterOptions:
 class LocalCluster:
     """stages x shards shard workers and an orchestrator, on this machine.
 
-    model, stages, shards, dtype, chord_span, num_slots, slot_tokens, fixed: as of `skysplit`.
+    model, stages, shards, dtype, chord_span, num_slots, slot_tokens, kv_dtype, fixed: as of
+        `skysplit`.
     elastic: workers take any place, and are named worker0, worker1, ...; by default each is bound
         to an address.
     spares: number of additional workers that take any place, named spare0, ...
@@ -101,6 +102,7 @@ class LocalCluster:
         *,
         num_slots: int = 16,
         slot_tokens: int | None = None,
+        kv_dtype: str | None = None,
         fixed: bool = False,
         elastic: bool = False,
         spares: int = 0,
@@ -114,7 +116,9 @@ class LocalCluster:
         self.model = os.fspath(model)
         self.plan: Plan | None = None
         self._progress: Progress = progress or (lambda what, done, total: None)
-        self._plan_options = SplitOptions(stages, shards, dtype, chord_span, num_slots, slot_tokens)
+        self._plan_options = SplitOptions(
+            stages, shards, dtype, chord_span, num_slots, slot_tokens, kv_dtype
+        )
         self._options = ClusterOptions(
             fixed=fixed,
             elastic=elastic,

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 class SplitOptions:
     """Options of `skysplit` that decide the plan.
 
-    dtype: what is computed in.
+    dtype: what is computed in; kv_dtype: what keys and values are kept in, by default the same.
     """
 
     stages: int = 1
@@ -37,6 +37,7 @@ class SplitOptions:
     chord_span: str = "auto"
     num_slots: int = 16
     slot_tokens: int | None = None
+    kv_dtype: str | None = None
 
 
 def skysplit(
@@ -49,6 +50,7 @@ def skysplit(
     chord_span: str = "auto",
     num_slots: int = 16,
     slot_tokens: int | None = None,
+    kv_dtype: str | None = None,
     url: str | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -61,8 +63,9 @@ def skysplit(
     model: a Hugging Face directory, a hub id, a .gguf file, or `smollm2`.
     stages, shards: None for both lets the orchestrator choose a shape for the live members.
     fixed: never another shape; wait for members instead.
-    dtype: of activations, sums, keys and values: "float32", which gives the answers of Transformers
-        in float32, or "bfloat16". Weights stay bfloat16 in memory where the checkpoint has them so.
+    dtype: of activations and sums: "float32", which gives the answers of Transformers in float32,
+        or "bfloat16". Weights stay bfloat16 in memory where the checkpoint has them so.
+    kv_dtype: of keys and values: "float32", "bfloat16" or "q8"; by default `dtype`.
     slot_tokens: longest prompt and answer together; by default the model's positions, up to 4,096.
 
     Returns the plan of that shape (1x1 if both are None), without workers.
@@ -74,7 +77,9 @@ def skysplit(
     if (stages is None) != (shards is None):
         raise PlanError(f"stages={stages}, shards={shards}: give both, or neither")
     checkpoint = open_model(model, settings().cache_dir)
-    options = SplitOptions(stages or 1, shards or 1, dtype, chord_span, num_slots, slot_tokens)
+    options = SplitOptions(
+        stages or 1, shards or 1, dtype, chord_span, num_slots, slot_tokens, kv_dtype
+    )
     draft = draft_plan(checkpoint, options, progress)
     ping(url)
     with reachable(url):
@@ -117,6 +122,7 @@ def draft_plan(
         options.chord_span,
         options.num_slots,
         options.slot_tokens,
+        options.kv_dtype,
     )
     return make_plan(arch, named, stages=options.stages, shards=options.shards)
 

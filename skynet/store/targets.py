@@ -11,7 +11,7 @@ import redis
 from pydantic import ConfigDict
 
 from skynet.errors import NoModel, WireError
-from skynet.planning.plan import ChordSpan, DType, Plan
+from skynet.planning.plan import ChordSpan, DType, KVDType, Plan
 from skynet.store.leader import GUARD, fenced
 from skynet.wire import keys
 from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, read_json
@@ -49,6 +49,7 @@ class Target:
     fixed: bool = False
     revision: Count = 0
     weight_dtype: DType | None = None  # None: as dtype
+    kv_dtype: KVDType | None = None  # None: as dtype
 
     @classmethod
     def of(cls, plan: Plan, fixed: bool = False, *, any_shape: bool = False) -> Target:
@@ -64,6 +65,7 @@ class Target:
             None if any_shape else plan.num_shards,
             fixed,
             weight_dtype=plan.weight_dtype,
+            kv_dtype=plan.kv_dtype,
         )
 
     def to_json(self) -> str:
