@@ -63,8 +63,8 @@ class Settings(BaseSettings):
     )
     kernels: Literal["auto", "avx512", "avx2", "neon", "torch"] = Field(
         "auto",
-        description="kernels of products with bfloat16 weights; auto: the CPU's best; "
-        "torch: PyTorch's operators",
+        description="kernels of products with bfloat16 weights and of decoding steps; "
+        "auto: the CPU's best; torch: PyTorch's operators",
     )
     device: str = Field("cpu", description="torch device of a shard worker: cpu, cuda, cuda:1")
     max_batch_tokens: int = Field(

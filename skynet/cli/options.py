@@ -100,6 +100,12 @@ def model_options(command: Command) -> Command:
             help="Leave embedding and head as the checkpoint has them, whatever --weights says.",
         ),
         click.option(
+            "--kv-dtype",
+            type=click.Choice(["float32", "bfloat16", "q8"]),
+            help="What keys and values are kept in: of float32, bfloat16 is half the memory and q8 "
+            "a quarter; answers then differ slightly.  [default: what workers compute in]",
+        ),
+        click.option(
             "--chord-span",
             type=click.Choice(["layer", "stage", "auto"]),
             default="auto",
@@ -144,8 +150,8 @@ def _with_options(command: Command, *options: Callable[[Command], Command]) -> C
 
 
 def shape_of(options: dict[str, Any]) -> dict[str, Any]:
-    names = ("stages", "shards", "fixed", "dtype", "chord_span", "num_slots", "slot_tokens")
-    return {name: options.pop(name) for name in (*names, "weights", "keep_embeddings")}
+    names = ("stages", "shards", "fixed", "dtype", "kv_dtype", "weights", "keep_embeddings")
+    return {name: options.pop(name) for name in (*names, "chord_span", "num_slots", "slot_tokens")}
 
 
 def chosen(options: dict[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,15 @@ def many(count: int, noun: str) -> str:
 
 
 def dtypes_of(plan: dict[str, Any]) -> str:
-    """What a plan computes in and, where they are quantised, the layouts of its weights."""
-    quantisation = plan["quantisation"]
-    return plan["dtype"] + (f", {quantisation} weights" if quantisation else "")
+    """What a plan computes in, where they differ what it keeps weights, keys and values in, and
+    whether its greedy answers are those of Transformers in float32.
+    """
+    dtype, weights, kept = (
+        plan["dtype"],
+        plan["quantisation"] or plan["weight_dtype"],
+        plan["kv_dtype"],
+    )
+    words = [dtype]
+    words += [f"{weights} weights"] if weights != dtype else []
+    words += [f"{kept} keys and values"] if kept != dtype else []
+    return ", ".join([*words, "exact" if dtype == kept == "float32" else "rounded"])

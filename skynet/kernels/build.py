@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-FLAGS = ("-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-fno-sanitize=all", "-g0", "-s")
+FLAGS = ("-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-fno-sanitize=all", "-g0", "-s", "-lm")
 
 # System and machine -> instruction set -> the compiler's flags for it.
 LINUX_X86, LINUX_ARM = ("-target", "x86_64-linux-gnu.2.28"), ("-target", "aarch64-linux-gnu.2.28")

@@ -14,6 +14,7 @@ from skynet.settings import settings
 logger = logging.getLogger(__name__)
 
 BLOCK = 32  # outputs; see products.c and quantised.c
+OPERATIONS = ("norm", "product", "attention", "activation", "add")
 TORCH = "torch"  # PyTorch's operators instead of kernels
 # PyTorch's name of the CPU's best instruction set -> the variants that it can run, best first.
 VARIANTS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",), "DEFAULT": ("neon",)}
@@ -43,6 +44,13 @@ class Library:
         self.quantised_product.restype = ctypes.c_int
         self.quantised_unpack.argtypes = [pointer, pointer, number, number, number, *sizes]
         self.quantised_unpack.restype = None
+        self.run = library.skynet_run
+        self.run.argtypes = [pointer, number, pointer, pointer, pointer]
+        self.run.restype = None
+        # The operations of a decoding step: their addresses; see steps.py.
+        self.operations = {
+            name: ctypes.cast(library[f"skynet_{name}_step"], pointer).value for name in OPERATIONS
+        }
 
 
 def available() -> dict[str, Library]:

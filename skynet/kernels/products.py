@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from skynet.kernels.library import BLOCK, Library
+from skynet.kernels.steps import Places, Program
 
 # From this many rows on, weights are unpacked a tile at a time for PyTorch's float32 product,
 # which computes faster than the kernel but reads four times the bytes.
@@ -56,6 +57,10 @@ class PackedWeight:
             torch.get_num_threads(),
         )
         return y
+
+    def emit(self, program: Program, places: Places) -> bool:
+        """Add the product to a program."""
+        return program.product(self._packed, self._bias, (self.outputs, self.inputs), places)
 
     def dense(self) -> torch.Tensor:
         """The weight in the plain layout, (out, in) bfloat16."""

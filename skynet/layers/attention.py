@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from skynet.layers.cache import KVCache
 from skynet.layers.context import StepContext
 from skynet.layers.encoder_kv import Attend
 
@@ -26,18 +27,13 @@ class Kernel(Protocol):
     ) -> torch.Tensor: ...
 
 
-def store(cache: torch.Tensor, new: torch.Tensor, context: StepContext) -> None:
+def store(cache: KVCache, new: torch.Tensor, context: StepContext) -> None:
     """Write the keys and values `new` (tokens, K and V heads, head_dim) to their slots."""
     if context.single_token is not None:
         slot, position = context.single_token
-        cache[slot, :, position].copy_(new[0])
+        cache[slot, :, position] = new[0]
     else:
         cache[context.slots, :, context.positions] = new
-
-
-def clear(cache: torch.Tensor, context: StepContext) -> None:
-    """Zero the keys and values of a step's tokens in their slots."""
-    cache[context.slots, :, context.positions] = 0
 
 
 def capped_attention(
@@ -63,7 +59,7 @@ def capped_attention(
 
 def attend(
     queries: torch.Tensor,
-    cache: torch.Tensor,
+    cache: KVCache,
     calls: list[Attend],
     scale: float,
     kernel: Kernel = F.scaled_dot_product_attention,
@@ -79,12 +75,10 @@ def attend(
 
 
 def _one_call(
-    queries: torch.Tensor, cache: torch.Tensor, call: Attend, scale: float, kernel: Kernel
+    queries: torch.Tensor, cache: KVCache, call: Attend, scale: float, kernel: Kernel
 ) -> torch.Tensor:
-    kv_heads = cache.shape[1] // 2
-    visible = cache[call.slots.start : call.slots.stop, :, call.keys.start : call.keys.stop]
-    keys, values = visible[:, :kv_heads], visible[:, kv_heads:]
-    grouped = queries.unflatten(1, (kv_heads, -1))  # (tokens, kv_heads, group, head_dim)
+    keys, values = cache.read(call.slots, call.keys)
+    grouped = queries.unflatten(1, (cache.kv_heads, -1))  # (tokens, kv_heads, group, head_dim)
     if call.tokens.size == call.slots.size:
         # One token per slot: the queries of a group take the place of a sequence's tokens, so that
         # the kernel reads each key once for the whole group.

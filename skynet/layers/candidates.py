@@ -43,7 +43,7 @@ def _plain(
         [[request.temperature] for request in logits_requests], device=logits.device
     )
     minimum = torch.finfo(logits.dtype).min  # -inf minus -inf would be NaN
-    masses = ((logits - peaks.clamp_min(minimum)) / temperatures).exp_().sum(dim=1).tolist()
+    masses = (logits - peaks.clamp_min(minimum)).div_(temperatures).exp_().sum(dim=1).tolist()
     rows, row_peaks = logits.cpu().numpy(), peaks[:, 0].tolist()
     picked = []
     for row, request, peak, mass in zip(rows, logits_requests, row_peaks, masses, strict=True):

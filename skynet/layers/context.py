@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 
 from skynet.errors import StepFailed
+from skynet.kernels.products import UNPACKED_ROWS
+from skynet.kernels.steps import DecodingStep, StepKernels
 from skynet.layers.cache import KVLayout
 from skynet.layers.encoder_attention import Bias, TextBatch, text_batches
 from skynet.layers.encoder_kv import Attend, encoder_kv_attends
@@ -39,6 +41,7 @@ class StepContext:
     # Of an encoder, by window:
     text_batches: dict[int | None, list[TextBatch]] = field(default_factory=dict)
     encoder_kvs: list[Attend] = field(default_factory=list)  # `slots` are those of encoder KV
+    decoding: DecodingStep | None = None  # for the kernels, if they can run the step
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class StepLayout:
     rotaries: Sequence[Rotary] = ()
     bias: Bias | None = None
     bidirectional: bool = False
+    step_kernels: StepKernels | None = None
 
     @classmethod
     def of(
@@ -66,6 +70,7 @@ class StepLayout:
         windows: Iterable[int | None],
         rotaries: Sequence[Rotary] = (),
         bias: Bias | None = None,
+        step_kernels: StepKernels | None = None,
     ) -> StepLayout:
         """The layout of the shard and stack that `load` loads."""
         arch, dtype = load.arch, load.dtype
@@ -80,6 +85,7 @@ class StepLayout:
             rotaries=rotaries,
             bias=bias,
             bidirectional=arch.bidirectional,
+            step_kernels=step_kernels,
         )
 
 
@@ -109,16 +115,30 @@ def make_context(step: Step, layout: StepLayout) -> StepContext:
         masks = _Masks(dtype, device, bias)
         for window in layout.windows:
             attends[window] = _attends(step.rows, window, slack, masks)
+    ropes = tuple(rotary.factors(positions, prompt_lengths) for rotary in layout.rotaries)
+    decoding = None
+    if layout.step_kernels is not None and _is_decoding(step.rows):
+        decoding = layout.step_kernels.step(slots, positions, ropes)
     return StepContext(
         step=step,
         ids=ids,
         positions=positions,
         slots=slots,
-        ropes=tuple(rotary.factors(positions, prompt_lengths) for rotary in layout.rotaries),
+        ropes=ropes,
         attends=attends,
         single_token=(step.rows[0].slot, step.rows[0].start) if len(ids) == 1 else None,
         text_batches=batches,
         encoder_kvs=encoder_kv_attends(step.rows, slack, dtype, device),
+        decoding=decoding,
+    )
+
+
+def _is_decoding(rows: Sequence[Row]) -> bool:
+    """Whether every row is one token of its own slot, and so few that kernels multiply them."""
+    return (
+        len(rows) < UNPACKED_ROWS
+        and all(len(row.tokens) == 1 for row in rows)
+        and len({row.slot for row in rows}) == len(rows)
     )
 
 

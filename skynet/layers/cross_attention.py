@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from skynet.layers.attention import attend, clear, store
-from skynet.layers.cache import KVLayout, allocate
+from skynet.layers.attention import attend, store
+from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.weights import Loader
 
@@ -20,7 +20,7 @@ class CrossAttention:
         self._query = load.linear("cross_q", layer=layer)
         self._key_value = load.linear("cross_k", "cross_v", layer=layer)
         self._out = load.linear("cross_o", layer=layer, bias=False)
-        self._encoder_kv = allocate(kv, 2 * kv_heads, arch.head_dim, load.dtype, load.device)
+        self._encoder_kv = KVCache(kv, 2 * kv_heads, arch.head_dim, load.dtype, load.device)
         self.nbytes = self._query.nbytes + self._key_value.nbytes + self._out.nbytes
 
     def store_encoder_kv(self, x: torch.Tensor, context: StepContext) -> None:
@@ -30,7 +30,7 @@ class CrossAttention:
 
     def clear_encoder_kv(self, context: StepContext) -> None:
         """See `Layer.clear_encoder_kv`."""
-        clear(self._encoder_kv, context)
+        self._encoder_kv.clear(context.slots, context.positions)
 
     def __call__(self, x: torch.Tensor, context: StepContext) -> torch.Tensor:
         """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype."""

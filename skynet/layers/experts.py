@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from skynet.kernels.steps import Program
 from skynet.layers.activation import ACTIVATIONS, gated
 from skynet.layers.linear import Linear
 from skynet.layers.weights import Loader
@@ -45,6 +46,10 @@ class Experts:
             output = self._expert(expert, x[tokens]).float()
             total.index_add_(0, tokens, output * weights[tokens, places, None])
         return total.to(x.dtype)
+
+    def emit(self, program: Program, source: int, target: int) -> bool:
+        """See `Attention.emit`: the kernels choose no experts."""
+        return False
 
     def _route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(tokens, experts per token) each: weights in float32, and the experts' numbers."""

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 
 from skynet.errors import StepFailed
+from skynet.kernels.steps import StepKernels
+from skynet.layers.block import AttentionBlock, MLPBlock, ParallelBlock, compiled
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.cross_attention import CrossAttention
@@ -72,23 +74,24 @@ class SequentialLayer:
     The decoder of an encoder-decoder has cross-attention and a sum between the two.
     """
 
-    def __init__(self, load: Loader, kv: KVLayout, layer: int) -> None:
-        self._attention_norm = load_norm(load, "attn_norm", layer)
+    def __init__(self, load: Loader, kv: KVLayout, layer: int, kernels: StepKernels | None) -> None:
+        attention_norm = load_norm(load, "attn_norm", layer)
         self._attention = Attention(load, kv, layer)
+        self._attention_block = compiled(AttentionBlock(attention_norm, self._attention), kernels)
         self._after_attention = load_residual(load, "attn", ("o",), layer)
         self._cross = self._cross_norm = self._after_cross = None
         if load.has("cross_o"):
             self._cross_norm = load_norm(load, "cross_norm", layer)
             self._cross = CrossAttention(load, kv, layer)
             self._after_cross = load_residual(load, "cross", ("cross_o",), layer)
-        self._mlp_norm = load_norm(load, "mlp_norm", layer)
-        self._mlp = load_mlp(load, layer)
+        mlp_norm, mlp = load_norm(load, "mlp_norm", layer), load_mlp(load, layer)
+        self._mlp_block = compiled(MLPBlock(mlp_norm, mlp), kernels)
         self._after_mlp = load_residual(load, "mlp", ("down",), layer)
         self.window, self._dtype = self._attention.window, load.dtype
         parts = (
-            *(self._attention_norm, self._attention, self._after_attention),
+            *(attention_norm, self._attention, self._after_attention),
             *(self._cross_norm, self._cross, self._after_cross),
-            *(self._mlp_norm, self._mlp, self._after_mlp),
+            *(mlp_norm, mlp, self._after_mlp),
         )
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
@@ -111,16 +114,17 @@ class SequentialLayer:
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
     ) -> torch.Tensor:
         x = self._attend(x, context, all_reduce)
-        return self._after_mlp(x, all_reduce(self._mlp(self._mlp_norm(x))))
+        return self._after_mlp(x, all_reduce(self._mlp_block(x, context, all_reduce)))
 
     def part(
         self, x: torch.Tensor, context: StepContext, first: bool, all_reduce: AllReduce
     ) -> torch.Tensor:
         x = self._attend(x, context, all_reduce)
-        return self._after_mlp.part(x, self._mlp(self._mlp_norm(x)), first, all_reduce)
+        partial = self._mlp_block(x, context, all_reduce)
+        return self._after_mlp.part(x, partial, first, all_reduce)
 
     def _attend(self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce) -> torch.Tensor:
-        total = all_reduce(self._attention(self._attention_norm(x), context, all_reduce))
+        total = all_reduce(self._attention_block(x, context, all_reduce))
         x = self._after_attention(x, total)
         if self._cross is None or self._cross_norm is None or self._after_cross is None:
             return x
@@ -130,15 +134,15 @@ class SequentialLayer:
 class ParallelLayer:
     """Attention and MLP of the same hidden states, with one sum for both."""
 
-    def __init__(self, load: Loader, kv: KVLayout, layer: int) -> None:
-        self._norm = load_norm(load, "attn_norm", layer)
+    def __init__(self, load: Loader, kv: KVLayout, layer: int, kernels: StepKernels | None) -> None:
+        norm, mlp = load_norm(load, "attn_norm", layer), load_mlp(load, layer)
         self._attention = Attention(load, kv, layer)
-        two_norms = load.has("mlp_norm")
-        self._mlp_norm = load_norm(load, "mlp_norm", layer) if two_norms else None
-        self._mlp = load_mlp(load, layer)
+        mlp_norm = load_norm(load, "mlp_norm", layer) if load.has("mlp_norm") else None
+        block = ParallelBlock(norm, self._attention, mlp_norm, mlp, load.arch.hidden_size)
+        self._block = compiled(block, kernels)
         self._after = load_residual(load, "attn", ("o", "down"), layer)
         self.window = self._attention.window
-        parts = (self._norm, self._attention, self._mlp_norm, self._mlp, self._after)
+        parts = (norm, self._attention, mlp_norm, mlp, self._after)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
@@ -156,16 +160,9 @@ class ParallelLayer:
     def __call__(
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
     ) -> torch.Tensor:
-        return self._after(x, all_reduce(self._partial(x, context, all_reduce)))
+        return self._after(x, all_reduce(self._block(x, context, all_reduce)))
 
     def part(
         self, x: torch.Tensor, context: StepContext, first: bool, all_reduce: AllReduce
     ) -> torch.Tensor:
-        return self._after.part(x, self._partial(x, context, all_reduce), first, all_reduce)
-
-    def _partial(
-        self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
-    ) -> torch.Tensor:
-        normed = self._norm(x)
-        mlp = self._mlp(normed if self._mlp_norm is None else self._mlp_norm(x))
-        return self._attention(normed, context, all_reduce).add_(mlp)
+        return self._after.part(x, self._block(x, context, all_reduce), first, all_reduce)

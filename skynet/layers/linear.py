@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from skynet.kernels.library import kernels
 from skynet.kernels.products import PackedWeight
 from skynet.kernels.quantised import PackedBlocks
+from skynet.kernels.steps import Places, Program
 from skynet.layers.rows import dequantised
 from skynet.wire.blocks import BlockFormat
 
@@ -35,6 +36,10 @@ class Linear(ABC):
     @abstractmethod
     def dense(self) -> torch.Tensor:
         """The weight in the plain layout, (out, in); a copy if it is packed."""
+
+    def emit(self, program: Program, places: Places) -> bool:
+        """Add the product to a program; False: not supported."""
+        return False
 
 
 def make_linear(
@@ -110,6 +115,9 @@ class KernelLinear(Linear):
 
     def dense(self) -> torch.Tensor:
         return self._packed.dense()
+
+    def emit(self, program: Program, places: Places) -> bool:
+        return self._packed.emit(program, places)
 
 
 class QuantisedKernelLinear(Linear):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from skynet.architecture.architecture import Architecture
+from skynet.kernels.steps import NormWeights
 from skynet.layers.weights import Loader
 
 
@@ -22,9 +23,13 @@ class AllReduce(Protocol):
 
 
 class Norm(Protocol):
-    """A norm over the last dimension."""
+    """A norm over the last dimension.
+
+    weights: for the kernels; None: they do not support it.
+    """
 
     nbytes: int
+    weights: NormWeights | None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
@@ -33,6 +38,7 @@ class NoNorm:
     """Stands where a family has no norm: converts to the dtype of the products."""
 
     nbytes = 0
+    weights: NormWeights | None = None
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -46,6 +52,7 @@ class RMSNorm:
 
     def __init__(self, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> None:
         self.nbytes = weight.nbytes
+        self.weights: NormWeights | None = NormWeights("rms", weight, None, eps)
         self._weight = weight
         self._scale = weight.shape[-1] ** -0.5
         # sqrt(mean + eps) is hypot(|x| / sqrt(n), sqrt(eps)): fewer, cheaper kernels than the
@@ -66,6 +73,7 @@ class LayerNorm:
         self, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, dtype: torch.dtype
     ) -> None:
         self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
+        self.weights: NormWeights | None = NormWeights("layer", weight, bias, eps)
         self._weight, self._bias, self._eps, self._dtype = weight, bias, eps, dtype
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

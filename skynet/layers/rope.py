@@ -93,6 +93,7 @@ class Rotary:
         self._rope = rope
         self._frequencies = inverse_frequencies(rope).to(device)
         self._long = long_frequencies(rope).to(device) if rope.long_divisors else None
+        self._radius = torch.tensor(rope.attention_factor, device=device)
 
     def factors(self, positions: torch.Tensor, prompt_lengths: torch.Tensor) -> torch.Tensor:
         """(tokens, 1, dims / 2) complex64 for tokens at `positions` (tokens,).
@@ -100,15 +101,16 @@ class Rotary:
         Some scaling depends on the length of the sequence when a token is computed. It is the
         prompt's length for all of its tokens, in whatever chunks, and one more per later token.
         """
-        frequencies, lengths = self._frequencies, torch.maximum(prompt_lengths, positions + 1)
+        frequencies = self._frequencies
         if self._rope.kind == "dynamic":
+            lengths = torch.maximum(prompt_lengths, positions + 1)
             frequencies = dynamic_frequencies(self._rope, lengths)
         elif self._long is not None:
+            lengths = torch.maximum(prompt_lengths, positions + 1)
             is_long = (lengths > self._rope.original_positions)[:, None]
             frequencies = torch.where(is_long, self._long, frequencies)
         angles = positions[:, None].float() * frequencies
-        radius = torch.tensor(self._rope.attention_factor, device=angles.device)
-        return torch.polar(radius.expand_as(angles), angles)[:, None]
+        return torch.polar(self._radius.expand_as(angles), angles)[:, None]
 
 
 def rotate(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:

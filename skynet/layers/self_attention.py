@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from skynet.errors import StepFailed
-from skynet.layers.attention import Kernel, attend, capped_attention, clear, store
-from skynet.layers.cache import KVLayout, allocate, copy_slot
+from skynet.kernels.steps import MIXED, WIDE, HeadLayout, Program
+from skynet.layers.attention import Kernel, attend, capped_attention, store
+from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.encoder_attention import attend_text_batches
 from skynet.layers.norm import AllHeadsNorm, AllReduce, Norm, load_head_norm
@@ -36,14 +37,16 @@ class Attention:
         self._rope = None if rope is None else arch.rope_kinds.index(rope)
         self._rotary_dims = None if rope is None or rope.dims == arch.head_dim else rope.dims
         self._changes_heads = rope is not None or arch.qk_norm is not None
+        self._biased = bool(arch.alibi or arch.relative)
+        self._cap = arch.attention_cap
         self._kernel: Kernel = F.scaled_dot_product_attention
-        if arch.attention_cap is not None:
-            self._kernel = partial(capped_attention, cap=arch.attention_cap)
+        if self._cap is not None:
+            self._kernel = partial(capped_attention, cap=self._cap)
         self._out = load.linear("o", layer=layer, bias=False)
-        self._cache: torch.Tensor | None = None  # an encoder needs none
+        self._cache: KVCache | None = None  # an encoder needs none
         if not arch.bidirectional:
             kv_heads = 2 * self._kv_heads
-            self._cache = allocate(kv, kv_heads, arch.head_dim, load.dtype, load.device)
+            self._cache = KVCache(kv, kv_heads, arch.head_dim, load.dtype, load.device)
         parts = (self._qkv, self._head_norm, self._all_heads_norm, self._out)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
@@ -64,16 +67,39 @@ class Attention:
         queries = qkv[:, : self._heads]
         return self._out(attend(queries, self._cache, calls, self._scale, self._kernel))
 
+    def emit(self, program: Program, source: int, target: int) -> bool:
+        """Add the operations from `source`, normed, to the partial; False: not supported."""
+        if self._cache is None or self._biased or self._all_heads_norm is not None:
+            return False
+        norm = None if self._head_norm is None else self._head_norm.weights
+        layout = HeadLayout(
+            self._heads,
+            self._kv_heads,
+            self._head_dim,
+            self._scale,
+            self.window,
+            self._rope,
+            self._rotary_dims or self._head_dim,
+            self._cap,
+            norm,
+        )
+        return (
+            (norm is not None or self._head_norm is None)
+            and self._qkv.emit(program, (source, WIDE))
+            and program.attention(layout, self._cache.values, self._cache.scales, (WIDE, MIXED))
+            and self._out.emit(program, (MIXED, target))
+        )
+
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
         """Copy the keys and values of the first `tokens` tokens of slot `source` to `target`."""
         if self._cache is None:
             raise StepFailed(f"slot {source}: an encoder has no KV cache to copy from")
-        copy_slot(self._cache, source, target, tokens)
+        self._cache.copy_slot(source, target, tokens)
 
     def clear_kv(self, context: StepContext) -> None:
         """See `Layer.clear_kv`."""
         if self._cache is not None:
-            clear(self._cache, context)
+            self._cache.clear(context.slots, context.positions)
 
     def _change(self, heads: torch.Tensor, context: StepContext, all_reduce: AllReduce) -> None:
         """Norm and rope of Q and K (tokens, heads, head_dim), in place."""

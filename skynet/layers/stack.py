@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
+from skynet.kernels.library import kernels
+from skynet.kernels.steps import StepKernels
 from skynet.layers.alibi import AlibiBias
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext, StepLayout, make_context
@@ -23,9 +27,11 @@ class Stack:
         """layers: of the stage; those of another stack are left out."""
         arch, first = load.arch, load.arch.encoder_layers
         self.run = Range(first, first + arch.num_layers).overlap(layers)
+        step_kernels = _step_kernels(load)
         layer_class = ParallelLayer if arch.parallel else SequentialLayer
         self._layers: list[Layer] = [
-            layer_class(load, kv, layer - first) for layer in range(self.run.start, self.run.stop)
+            layer_class(load, kv, layer - first, step_kernels)
+            for layer in range(self.run.start, self.run.stop)
         ]
         bias: Bias | None = None
         if arch.alibi:
@@ -34,7 +40,7 @@ class Stack:
             bias = load_relative_bias(load, arch.relative)
         rotaries = [Rotary(rope, load.device) for rope in arch.rope_kinds]
         windows = {layer.window for layer in self._layers}
-        self._layout = StepLayout.of(load, kv, windows, rotaries, bias)
+        self._layout = StepLayout.of(load, kv, windows, rotaries, bias, step_kernels)
         self.nbytes = sum(layer.nbytes for layer in self._layers)
         if arch.relative and self._layers:
             self.nbytes += arch.relative.buckets * arch.num_heads * 4
@@ -67,3 +73,10 @@ class Stack:
         """
         for layer in self._layers:
             layer.clear_encoder_kv(context) if texts else layer.clear_kv(context)
+
+
+def _step_kernels(load: Loader) -> StepKernels | None:
+    """The kernels for decoding steps, where this stack can use them: in float32 on a CPU."""
+    computes = load.device.type == "cpu" and load.dtype == torch.float32
+    library = kernels() if computes and not load.arch.bidirectional else None
+    return None if library is None else StepKernels(library)

@@ -73,8 +73,8 @@ class ClusterOptions:
 class LocalCluster:
     """stages x shards shard workers and an orchestrator, on this machine.
 
-    model, stages, shards, dtype, chord_span, num_slots, slot_tokens, weights, keep_embeddings,
-        fixed: as of `skysplit`.
+    model, stages, shards, dtype, chord_span, num_slots, slot_tokens, kv_dtype, weights,
+        keep_embeddings, fixed: as of `skysplit`.
     elastic: workers take any place, and are named worker0, worker1, ...; by default each is bound
         to an address.
     spares: number of additional workers that take any place, named spare0, ...
@@ -100,6 +100,7 @@ class LocalCluster:
         *,
         num_slots: int = 16,
         slot_tokens: int | None = None,
+        kv_dtype: str | None = None,
         weights: str | None = None,
         keep_embeddings: bool = False,
         fixed: bool = False,
@@ -116,7 +117,15 @@ class LocalCluster:
         self.plan: Plan | None = None
         self._progress: Progress = progress or (lambda what, done, total: None)
         self._plan_options = SplitOptions(
-            stages, shards, dtype, chord_span, num_slots, slot_tokens, weights, keep_embeddings
+            stages=stages,
+            shards=shards,
+            dtype=dtype,
+            chord_span=chord_span,
+            num_slots=num_slots,
+            slot_tokens=slot_tokens,
+            kv_dtype=kv_dtype,
+            weights=weights,
+            keep_embeddings=keep_embeddings,
         )
         self._options = ClusterOptions(
             fixed=fixed,

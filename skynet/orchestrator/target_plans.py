@@ -32,6 +32,7 @@ class TargetPlans:
             target.chord_span,
             target.num_slots,
             target.slot_tokens,
+            target.kv_dtype,
         )
         plan = make_plan(self.arch, options, stages=stages, shards=shards, epoch=0, weights=weights)
         return replace(plan, revision=target.revision)
@@ -46,6 +47,8 @@ class TargetPlans:
     def can_run(self, plan: Plan) -> bool:
         """Whether the engine can run a plan, even of another shape than the target's."""
         target, same = self.target, ("model", "dtype", "num_slots", "slot_tokens")
-        return plan.weight_dtype == (target.weight_dtype or target.dtype) and all(
-            getattr(plan, name) == getattr(target, name) for name in same
+        return (
+            plan.weight_dtype == (target.weight_dtype or target.dtype)
+            and (plan.kv_dtype or plan.dtype) == (target.kv_dtype or target.dtype)
+            and all(getattr(plan, name) == getattr(target, name) for name in same)
         )

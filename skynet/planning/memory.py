@@ -12,6 +12,7 @@ from skynet.planning.split import DTYPE_BYTES
 from skynet.planning.transformers_model import role_bytes
 
 NORM_BYTES = 4  # norms, and biases added after a sum, stay float32
+SCALE_BYTES = 4  # of a key or value in q8
 FIRST_ROLES = ("embed", "project_in", "positions", "token_types", "embed_norm")
 HEAD_ROLES = (
     "head_dense",
@@ -155,7 +156,13 @@ def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
         return 0
     part, layers = plan.stages[stage].shards[shard], plan.stages[stage].layers
     decoding = layers.overlap(Range(arch.encoder_layers, plan.num_layers))
-    per_token = 2 * part.kv_heads.size * arch.head_dim * DTYPE_BYTES[plan.dtype]
+    per_token = 2 * part.kv_heads.size * _vector_bytes(plan, arch.head_dim)
     # An encoder-decoder has encoder KV besides the decoder's.
     caches = 1 if arch.encoder is None else 2
     return caches * decoding.size * plan.num_slots * plan.slot_tokens * per_token
+
+
+def _vector_bytes(plan: Plan, head_dim: int) -> int:
+    """Bytes of one key, or value; q8: a code for each number, and a scale."""
+    kv_dtype = plan.kv_dtype or plan.dtype
+    return head_dim + SCALE_BYTES if kv_dtype == "q8" else head_dim * DTYPE_BYTES[kv_dtype]

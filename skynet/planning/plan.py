@@ -21,6 +21,7 @@ from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, parse_object, r
 DType = Annotated[str, Field(pattern="^(float32|bfloat16)$")]
 # Of quantised weights, for people: each tensor of the model has its own format. "": none are.
 Quantisation = Annotated[str, Field(pattern="^(q8|q4|q4\\+q8|)$")]
+KVDType = Annotated[str, Field(pattern="^(float32|bfloat16|q8)$")]
 ChordSpan = Annotated[str, Field(pattern="^(layer|stage|auto)$")]
 
 
@@ -60,7 +61,7 @@ class Plan:
     epoch: Count
     model: str  # content digest of the staged checkpoint
     name: str  # for people
-    dtype: DType  # of activations, sums, keys and values
+    dtype: DType  # of activations and sums
     weight_dtype: DType  # of weights in memory that are numbers; never wider than `dtype`
     chord_span: ChordSpan
     num_slots: Size  # sequences a shard can hold at once
@@ -70,6 +71,7 @@ class Plan:
     revision: Count = 0  # of the target that it was made for
     encoder_layers: Count = 0  # of an encoder-decoder; they come first
     protocol: Count = PROTOCOL  # of all its workers
+    kv_dtype: KVDType | None = None  # of keys and values; None: as `dtype`
     id: str = ""  # random: tells it from another cluster's plan of the same epoch
     quantisation: Quantisation = ""
 
@@ -116,7 +118,7 @@ class Plan:
 
     def same_slice(self, address: tuple[int, int], other: Plan, there: tuple[int, int]) -> bool:
         """Whether `address` has exactly the slice that `there` has in the other plan."""
-        same = ("model", "dtype", "weight_dtype", "num_slots", "slot_tokens")
+        same = ("model", "dtype", "weight_dtype", "kv_dtype", "num_slots", "slot_tokens")
         stage, other_stage = self.stages[address[0]], other.stages[there[0]]
         return (
             all(getattr(self, name) == getattr(other, name) for name in same)
@@ -165,6 +167,7 @@ class Plan:
             "dtype": self.dtype,
             "weight_dtype": self.weight_dtype,
             "quantisation": self.quantisation,
+            "kv_dtype": self.kv_dtype or self.dtype,
             "chord_span": self.chord_span,
             "stages": [
                 {

@@ -21,6 +21,7 @@ from skynet.planning.ranges import (
 )
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+KV_DTYPES = (*DTYPE_BYTES, "q8")
 CHORD_SPANS = ("layer", "stage", "auto")
 DEFAULT_SLOT_TOKENS = 4096
 # Products are fastest on widths that fill vector registers; narrow parts are cut evenly instead.
@@ -31,7 +32,7 @@ VOCAB_UNIT, WIDE = 16, 256
 class PlanOptions:
     """The fields of a plan that do not follow from its shape; see `Plan`.
 
-    weight_dtype: by default `dtype`.
+    weight_dtype, kv_dtype: by default `dtype`.
     slot_tokens: by default the model's positions, at most `DEFAULT_SLOT_TOKENS`.
     """
 
@@ -42,6 +43,7 @@ class PlanOptions:
     chord_span: str = "auto"
     num_slots: int = 16
     slot_tokens: int | None = None
+    kv_dtype: str | None = None
 
 
 def make_plan(
@@ -80,6 +82,7 @@ def make_plan(
         ),
         encoder_layers=arch.encoder_layers,
         quantisation=arch.quantisation,
+        kv_dtype=options.kv_dtype,
     )
 
 
@@ -114,6 +117,14 @@ def _check_options(options: PlanOptions) -> None:
         raise PlanError(
             f"weight_dtype {weight_dtype!r} is wider than dtype {options.dtype!r}: "
             "weights are kept in what is computed in, or smaller"
+        )
+    kv_dtype = options.kv_dtype or options.dtype
+    if kv_dtype not in KV_DTYPES:
+        raise PlanError(f"kv_dtype {kv_dtype!r} is not supported; known: {list(KV_DTYPES)}")
+    if DTYPE_BYTES.get(kv_dtype, 1) > DTYPE_BYTES[options.dtype]:
+        raise PlanError(
+            f"kv_dtype {kv_dtype!r} is wider than dtype {options.dtype!r}: keys and values are "
+            "kept in what is computed in, or smaller"
         )
     if options.chord_span not in CHORD_SPANS:
         raise PlanError(

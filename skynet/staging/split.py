@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class SplitOptions:
     """Options of `skysplit` that decide the plan.
 
-    dtype: what is computed in.
+    dtype: what is computed in; kv_dtype: what keys and values are kept in, by default the same.
     weights, keep_embeddings: see `skysplit`.
     """
 
@@ -40,6 +40,7 @@ class SplitOptions:
     chord_span: str = "auto"
     num_slots: int = 16
     slot_tokens: int | None = None
+    kv_dtype: str | None = None
     weights: str | None = None
     keep_embeddings: bool = False
 
@@ -54,6 +55,7 @@ def skysplit(
     chord_span: str = "auto",
     num_slots: int = 16,
     slot_tokens: int | None = None,
+    kv_dtype: str | None = None,
     weights: str | None = None,
     keep_embeddings: bool = False,
     url: str | None = None,
@@ -68,8 +70,9 @@ def skysplit(
     model: a Hugging Face directory, a hub id, a .gguf file, or `smollm2`.
     stages, shards: None for both lets the orchestrator choose a shape for the live members.
     fixed: never another shape; wait for members instead.
-    dtype: of activations, sums, keys and values: "float32", which gives the answers of Transformers
-        in float32, or "bfloat16". Weights stay bfloat16 in memory where the checkpoint has them so.
+    dtype: of activations and sums: "float32", which gives the answers of Transformers in float32,
+        or "bfloat16". Weights stay bfloat16 in memory where the checkpoint has them so.
+    kv_dtype: of keys and values: "float32", "bfloat16" or "q8"; by default `dtype`.
     slot_tokens: longest prompt and answer together; by default the model's positions, up to 4,096.
     weights: "q8" or "q4" quantises the matrices while they are staged, and "bf16" rounds them to
         bfloat16; by default they stay as the checkpoint has them.
@@ -90,6 +93,7 @@ def skysplit(
         chord_span,
         num_slots,
         slot_tokens,
+        kv_dtype,
         weights,
         keep_embeddings,
     )
@@ -153,6 +157,7 @@ def draft_plan(
         options.chord_span,
         options.num_slots,
         options.slot_tokens,
+        options.kv_dtype,
     )
     return make_plan(arch, named, stages=options.stages, shards=options.shards)
 

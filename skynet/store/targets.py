@@ -11,7 +11,7 @@ import redis
 from pydantic import ConfigDict
 
 from skynet.errors import NoModel, WireError
-from skynet.planning.plan import ChordSpan, DType, Plan, Quantisation
+from skynet.planning.plan import ChordSpan, DType, KVDType, Plan, Quantisation
 from skynet.store.leader import GUARD, fenced
 from skynet.wire import keys
 from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, read_json
@@ -50,6 +50,7 @@ class Target:
     revision: Count = 0
     weight_dtype: DType | None = None  # None: as dtype
     quantisation: Quantisation = ""
+    kv_dtype: KVDType | None = None  # None: as dtype
 
     @classmethod
     def of(cls, plan: Plan, fixed: bool = False, *, any_shape: bool = False) -> Target:
@@ -66,6 +67,7 @@ class Target:
             fixed,
             weight_dtype=plan.weight_dtype,
             quantisation=plan.quantisation,
+            kv_dtype=plan.kv_dtype,
         )
 
     def to_json(self) -> str:

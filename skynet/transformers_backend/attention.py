@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from skynet.errors import StepFailed
-from skynet.layers.attention import Kernel, attend, capped_attention, clear, store
-from skynet.layers.cache import KVLayout, allocate, copy_slot
+from skynet.layers.attention import Kernel, attend, capped_attention, store
+from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext
 from skynet.transformers_backend.loader import TransformersLoader
 from skynet.transformers_backend.state import Running
@@ -32,15 +32,15 @@ class Slots:
         self._arch, self._part, self._running = load.arch, load.part, running
         self.window = load.arch.windows[layer]
         kv_heads = 2 * load.part.kv_heads.size
-        self._cache = allocate(kv, kv_heads, load.arch.head_dim, load.dtype, load.device)
+        self._cache = KVCache(kv, kv_heads, load.arch.head_dim, load.dtype, load.device)
 
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
-        """See `skynet.layers.cache.copy_slot`."""
-        copy_slot(self._cache, source, target, tokens)
+        """See `KVCache.copy_slot`."""
+        self._cache.copy_slot(source, target, tokens)
 
     def clear_kv(self, context: StepContext) -> None:
-        """See `skynet.layers.attention.clear`."""
-        clear(self._cache, context)
+        """See `Layer.clear_kv`."""
+        self._cache.clear(context.slots, context.positions)
 
     def attend(
         self,

@@ -29,6 +29,7 @@ def test_a_target_is_the_layout_asked_for() -> None:
     # Given a plan / Then its target has its shape, or leaves it open
     assert (TARGET.model, TARGET.stages, TARGET.shards, TARGET.fixed) == ("d", 2, 2, False)
     assert (TARGET.num_slots, TARGET.slot_tokens) == (PLAN.num_slots, PLAN.slot_tokens)
+    assert Target.of(replace(PLAN, kv_dtype="q8")).kv_dtype == "q8"
     anything = Target.of(PLAN, fixed=True, any_shape=True)
     assert (anything.stages, anything.shards, anything.fixed) == (None, None, True)
     assert Target.from_json(anything.to_json()) == anything

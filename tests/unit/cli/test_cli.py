@@ -200,6 +200,7 @@ def test_a_truncated_checkpoint_is_refused(checkpoint: Path) -> None:
         (["--stages", "1", "--shards", "10"], "10 shards for 9 query heads"),
         (["--stages", "31", "--shards", "1"], "31 stages for 30 layers"),
         (["--slot-tokens", "1000000"], "slot_tokens=1000000"),
+        (["--dtype", "bfloat16", "--kv-dtype", "float32"], "kv_dtype 'float32' is wider"),
     ],
 )
 @pytest.mark.parametrize("command", ["run hello", "up", "split smollm2"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from plans import plan_for
 
 from skynet.layers.attention import attend, capped_attention, store
-from skynet.layers.cache import KVLayout, allocate
+from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext, StepLayout, make_context
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import Plan
@@ -72,8 +72,8 @@ def test_any_batch_equals_textbook_attention(data: st.DataObject, window: int | 
         start = data.draw(st.integers(0, TOKENS - count))
         rows.append(Row(slot, start, (1,) * count, start + count))
     torch.manual_seed(0)
-    cache = allocate(KVLayout(SLOTS, TOKENS), 2 * KV_HEADS, HEAD_DIM, torch.float32, CPU)
-    cache.copy_(torch.randn(cache.shape))
+    cache = KVCache(KVLayout(SLOTS, TOKENS), 2 * KV_HEADS, HEAD_DIM, torch.float32, CPU)
+    cache.values.copy_(torch.randn(cache.values.shape))
     context = context_of(rows, window, data.draw(st.sampled_from([256, 100_000])))
     tokens = sum(len(row.tokens) for row in rows)
     qkv = torch.randn(tokens, HEADS + 2 * KV_HEADS, HEAD_DIM)
@@ -82,7 +82,7 @@ def test_any_batch_equals_textbook_attention(data: st.DataObject, window: int | 
     mixed = attend(qkv[:, :HEADS], cache, context.attends[window], 0.3)
     # Then each token has what the textbook gives it
     torch.testing.assert_close(
-        mixed, one_by_one(qkv[:, :HEADS], cache, rows, window), rtol=1e-4, atol=1e-5
+        mixed, one_by_one(qkv[:, :HEADS], cache.values, rows, window), rtol=1e-4, atol=1e-5
     )
 
 
@@ -107,7 +107,7 @@ def test_lengths_that_differ_much_are_separate_calls() -> None:
 def test_untouched_slots_are_zeros_in_either_dtype() -> None:
     # When / Then nothing in a new cache can be a NaN that passes a mask
     for dtype in (torch.float32, torch.bfloat16):
-        cache = allocate(KVLayout(2, 16), 4, 8, dtype, CPU)
+        cache = KVCache(KVLayout(2, 16), 4, 8, dtype, CPU).values
         assert cache.dtype == dtype
         assert cache.shape == (2, 4, 16, 8)
         assert not cache.any()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skynet.layers.attention import attend
+from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.encoder_kv import encoder_kv_attends
 from skynet.planning.ranges import Range
 from skynet.wire.step import Row
@@ -68,12 +69,14 @@ def test_each_token_attends_to_the_encoder_kv_of_its_text(rows: list[Row], slack
         if r.encoder_kv is not None
     ]
     generator = torch.Generator().manual_seed(len(rows))
-    cache = torch.randn(5, 4, 6, 8, generator=generator)  # (places, K and V heads, tokens, dim)
+    slots = KVCache(KVLayout(5, 6), 4, 8, torch.float32, torch.device("cpu"))
+    cache = slots.values  # (places, K and V heads, tokens, dim)
+    cache.copy_(torch.randn(cache.shape, generator=generator))
     count = sum(len(r.tokens) for r in known)
     queries = torch.randn(count, 2, 8, generator=generator)
     # When all are attended to at once
     calls = encoder_kv_attends(known, slack, torch.float32, CPU)
-    mixed = attend(queries, cache, calls, 0.3)
+    mixed = attend(queries, slots, calls, 0.3)
     # Then each token has the result of attention alone
     encoder_kvs = [r.encoder_kv for r in known for _ in r.tokens if r.encoder_kv is not None]
     for token, (place, length) in enumerate(encoder_kvs):

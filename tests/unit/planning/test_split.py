@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,7 +135,13 @@ def test_bytes_of_all_shards_are_the_model(arch: Architecture, data: st.DataObje
     assert total == 2 * (arch.num_layers * layer_params(arch, 0) + ends) + norms
     # And the slots hold a key and a value of each KV head for each token
     cache = sum(slot_bytes(arch, plan, *address) for address in plan.addresses())
-    assert cache == 2 * 2 * arch.num_layers * arch.num_kv_heads * arch.head_dim * 3 * 7
+    vectors = 2 * arch.num_layers * arch.num_kv_heads * 3 * 7
+    assert cache == vectors * 2 * arch.head_dim
+    # Or, in 8 bits, a code for each number and a scale
+    small = replace(plan, kv_dtype="q8")
+    assert sum(slot_bytes(arch, small, *address) for address in plan.addresses()) == vectors * (
+        arch.head_dim + 4
+    )
 
 
 def test_nine_heads_in_three_groups_over_two_shards() -> None:
