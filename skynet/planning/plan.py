@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
@@ -18,7 +18,10 @@ from skynet.planning.ranges import Range, check_tiling
 from skynet.wire.protocol import PROTOCOL, UNVERSIONED
 from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, parse_object, read_json
 
+SECRET_BYTES = 32
+
 DType = Annotated[str, Field(pattern="^(float32|bfloat16)$")]
+Secret = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
 ChordSpan = Annotated[str, Field(pattern="^(layer|stage|auto)$")]
 
 
@@ -69,6 +72,7 @@ class Plan:
     encoder_layers: Count = 0  # of an encoder-decoder; they come first
     protocol: Count = PROTOCOL  # of all its workers
     id: str = ""  # random: tells it from another cluster's plan of the same epoch
+    secret: Secret = field(default="", repr=False)  # random: authenticates its shards' links
 
     @property
     def num_layers(self) -> int:
@@ -103,8 +107,10 @@ class Plan:
         return sum(-(-span.size // layers_per_chord) for span in spans)
 
     def with_epoch(self, epoch: int) -> Plan:
-        """The plan under this epoch, with a new id."""
-        return replace(self, epoch=epoch, id=secrets.token_hex(4))
+        """The plan under this epoch, with a new id and a new secret."""
+        return replace(
+            self, epoch=epoch, id=secrets.token_hex(4), secret=secrets.token_hex(SECRET_BYTES)
+        )
 
     def placed(self) -> dict[str, tuple[int, int]]:
         """Member id -> (stage, shard), for members with an address."""

@@ -50,7 +50,8 @@ class Frame(NamedTuple):
                 f"{array.dtype} of shape {array.shape}"
             )
         rows, columns = array.shape
-        return cls(kind, rows, columns, np.ascontiguousarray(array).data)
+        data = np.ascontiguousarray(array).data.cast("B") if array.size else b""
+        return cls(kind, rows, columns, data)
 
     @property
     def header(self) -> bytes:
@@ -86,6 +87,12 @@ class Frame(NamedTuple):
     def array(self) -> npt.NDArray[Any]:
         """(rows, columns), a view, read-only if decoded: float32, or bfloat16's bits as uint16."""
         return np.ndarray((self.rows, self.columns), _DTYPES[self.kind], self.data)
+
+    def floats(self) -> npt.NDArray[np.float32]:
+        """(rows, columns) float32; of float32 a view."""
+        if self.kind == FLOAT32:
+            return self.array()
+        return (self.array().astype(np.uint32) << 16).view(np.float32)
 
     def copy(self) -> npt.NDArray[Any]:
         """As `array`, but writable: torch takes no read-only arrays."""

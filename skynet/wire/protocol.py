@@ -8,5 +8,5 @@ of its own.
 
 from __future__ import annotations
 
-PROTOCOL = 1
+PROTOCOL = 2
 UNVERSIONED = 0  # of records from before there was a version

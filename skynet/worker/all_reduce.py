@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from skynet.store.exchange import Exchange
-from skynet.wire.frame import BFLOAT16, Frame
+from skynet.exchange.exchange import Exchange
+from skynet.wire.frame import Frame
+
+Floats = npt.NDArray[np.float32]
 
 
 class AllReduce:
@@ -31,25 +35,25 @@ class AllReduce:
         """(tokens, hidden) -> the sum, float32, same bits on every shard."""
         if not self.exchange.peers:
             return partial.float()
-        rounded, frame = self._pack(partial)
+        frame = self._pack(partial)
         position, self.position = self.position, self.position + 1
         frames = self.exchange.swap(self.epoch, self.step, position, frame)
-        total: torch.Tensor | None = None
-        for shard in range(len(frames)):
-            part = rounded if shard == self.exchange.shard else _unpack(frames[shard])
-            total = part if total is None else total + part
-        return rounded if total is None else total.to(partial.device)
+        return torch.from_numpy(_sum(frames)).to(partial.device)
 
-    def _pack(self, partial: torch.Tensor) -> tuple[torch.Tensor, Frame]:
-        """This shard's partial as its peers decode it, in float32, and its frame."""
+    def _pack(self, partial: torch.Tensor) -> Frame:
+        """This shard's partial as it travels."""
         if self.dtype == "bfloat16":
             partial = partial.to(torch.bfloat16)
-        rounded = partial.float() if partial.is_cpu else partial.float().cpu()
+        if not partial.is_cpu:
+            partial = partial.cpu()
         if self.dtype != "float32" and partial.dtype == torch.bfloat16:
-            return rounded, Frame.of(partial.cpu().view(torch.uint16).numpy())
-        return rounded, Frame.of(rounded.numpy())
+            return Frame.of(partial.view(torch.uint16).numpy())
+        return Frame.of((partial if partial.dtype == torch.float32 else partial.float()).numpy())
 
 
-def _unpack(frame: Frame) -> torch.Tensor:
-    values = torch.from_numpy(frame.copy())
-    return values.view(torch.bfloat16).float() if frame.kind == BFLOAT16 else values
+def _sum(frames: dict[int, Frame]) -> Floats:
+    """The sum in shard order."""
+    total: Floats = frames[0].floats() + frames[1].floats()
+    for shard in range(2, len(frames)):
+        total += frames[shard].floats()
+    return total
