@@ -1,8 +1,8 @@
 """Exchanges partials among the shards of a stage, within a span.
 
 Each shard sends its partial to every peer and receives theirs: by direct links where there are any,
-else through Redis; `skynet/worker/all_reduce.py` adds the partials. Messages carry epoch, step and
-position: a late one is never taken for another.
+else through Redis. All add the partials in shard order, so that their sums have the same bits.
+Messages carry epoch, step and position: a late one is never taken for another.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import select
 import time
 from collections.abc import Callable, Mapping
 
+import numpy as np
+import numpy.typing as npt
 import redis
 
 from skynet.errors import NotFinite, PeerLost, WireError
+from skynet.exchange.fast_sum import FastSum
 from skynet.exchange.group import Group
 from skynet.exchange.link import Link
 from skynet.exchange.pubsub import PubSub
@@ -30,6 +33,9 @@ from skynet.wire.exchange_message import (
     tag_of,
 )
 from skynet.wire.frame import HEADER, Frame
+
+Sum = tuple[int, int, int]
+"""(epoch, step, position)"""
 
 ASK_S = 0.25  # interval at which a waiting shard asks if the step is still wanted
 
@@ -53,6 +59,7 @@ class Exchange:
         self.waited_s = 0.0
         self.still_wanted: Callable[[], bool] = lambda: True
         self.spins = True
+        self._fast: FastSum | None = None
         self._spin_s = settings().exchange_spin_us * 1e-6
         self.redis = PubSub(url, group, self.timeout_s + 5, self._spin_s)
 
@@ -64,6 +71,7 @@ class Exchange:
         """
         self.links = dict(links)
         self.redis.open([peer for peer in self.peers if peer not in self.links])
+        self._fast = FastSum.over(self.links, self.shard, self.group.num_shards)
 
     def swap(self, epoch: int, step: int, position: int, mine: Frame) -> dict[int, Frame]:
         """Send `mine` to every peer, receive the peers' frames; returns all by shard, `mine` too.
@@ -77,6 +85,33 @@ class Exchange:
         """
         frames = self._transfer(tag_of(epoch, step, position), position, mine, mine)
         return {**frames, self.shard: mine}
+
+    def sum(self, epoch: int, step: int, position: int, mine: Frame) -> npt.NDArray[np.float32]:
+        """The sum of all shards' frames, in shard order. Raises as `swap`."""
+        return _sum(self.swap(epoch, step, position, mine))
+
+    def try_fast(self, at: Sum, shape: tuple[int, int], data: int, total: int) -> bool | None:
+        """Write the sum at `total`, if that goes quickly; False: `finish` must go on.
+
+        None: nothing was done. data, total: addresses of contiguous float32 of this shape.
+        """
+        if self._fast is None:
+            return None
+        started = time.perf_counter()
+        spin_s = self._spin_s if self.spins else 0.0
+        done = self._fast.run(tag_of(*at), shape, data, total, spin_s)
+        self.waited_s += time.perf_counter() - started
+        return done
+
+    def finish(self, at: Sum, mine: Frame) -> npt.NDArray[np.float32]:
+        """What `try_fast` has begun. Raises as `swap`."""
+        started, tag, position = time.perf_counter(), tag_of(*at), at[2]
+        if self._fast is not None:
+            self._fast.resume(_parts(tag, mine))
+        try:
+            return _sum({**self._receive(tag, position, mine, started), self.shard: mine})
+        finally:
+            self.waited_s += time.perf_counter() - started
 
     def abort(self, epoch: int, step: int, position: int, error: Exception) -> None:
         """Tell the peers, waiting at `position` now or later, how this shard failed."""
@@ -244,6 +279,14 @@ class Exchange:
 
     def _where(self, position: int) -> str:
         return f"{self.group.name()}, sum {position}"
+
+
+def _sum(frames: dict[int, Frame]) -> npt.NDArray[np.float32]:
+    """The sum in shard order."""
+    total: npt.NDArray[np.float32] = frames[0].floats() + frames[1].floats()
+    for shard in range(2, len(frames)):
+        total += frames[shard].floats()
+    return total
 
 
 def _parts(tag: bytes, frame: Frame) -> tuple[bytes, bytes, bytes | memoryview]:

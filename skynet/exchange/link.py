@@ -36,12 +36,33 @@ class Link:
         """Whether bytes are left that the socket does not take yet."""
         return bool(self._unsent)
 
+    @property
+    def buffer(self) -> bytearray:
+        """Where messages are received; `receive` may replace it by a larger one."""
+        return self._buffer
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no message is half sent or half received."""
+        return self._start == self._stop and not self._late and not self._unsent
+
+    def resume(self, received: int, sent: int, parts: tuple[bytes | memoryview, ...]) -> None:
+        """Go on after others have used the idle link's socket and buffer for a message.
+
+        received: bytes in the buffer. sent: bytes of the parts that the socket has taken.
+        """
+        self._start, self._stop = 0, received
+        self._keep_unsent(sent, parts)
+
     def send(self, *parts: bytes | memoryview) -> None:
         """Send as much as the socket takes; `send_more` sends the rest."""
         try:
             sent = self._socket.sendmsg(parts)
         except BlockingIOError:
             sent = 0
+        self._keep_unsent(sent, parts)
+
+    def _keep_unsent(self, sent: int, parts: tuple[bytes | memoryview, ...]) -> None:
         for part in parts:
             if sent < len(part):
                 self._unsent.append(memoryview(part)[sent:])
