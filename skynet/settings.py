@@ -109,9 +109,10 @@ class Settings(BaseSettings):
         lt=1,
         description="maximum share of a step's time for chords, with chord_span=auto",
     )
-    exchange_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    exchange_dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
-        description="dtype of partials in the exchange; auto: the dtype they were computed in",
+        description="dtype of partials in the exchange; auto: the dtype they were computed in; "
+        "int8: blocks of 32 with a scale",
     )
     tile_bytes: int = Field(
         512 * 1024,

@@ -12,8 +12,6 @@ import select
 import time
 from collections.abc import Callable, Mapping
 
-import numpy as np
-import numpy.typing as npt
 import redis
 
 from skynet.errors import NotFinite, PeerLost, WireError
@@ -83,12 +81,29 @@ class Exchange:
             NotFinite: a peer found NaN or infinity among its numbers; the error is the peer's.
             WireError: a peer's partial is malformed, or of another shape or kind than `mine`.
         """
-        frames = self._transfer(tag_of(epoch, step, position), position, mine, mine)
-        return {**frames, self.shard: mine}
+        return {**self.transfer((epoch, step, position), 0, mine, mine), self.shard: mine}
 
-    def sum(self, epoch: int, step: int, position: int, mine: Frame) -> npt.NDArray[np.float32]:
-        """The sum of all shards' frames, in shard order. Raises as `swap`."""
-        return _sum(self.swap(epoch, step, position, mine))
+    def transfer(
+        self,
+        at: Sum,
+        part: int,
+        outgoing: Frame | Mapping[int, Frame],
+        expected: Frame | Mapping[int, Frame],
+    ) -> dict[int, Frame]:
+        """Send frames, one to all peers or one for each; receive one of each peer, of the kind and
+        shape that is expected. Raises as `swap`.
+
+        part: numbers the transfers of a sum.
+        """
+        started, (epoch, step, position) = time.perf_counter(), at
+        tag = tag_of(epoch, step, position, part)
+        try:
+            self._send(tag, position, outgoing)
+            return self._receive(tag, position, expected, started)
+        except redis.RedisError as error:
+            raise PeerLost(f"{self._where(position)}: the exchange broke: {error}") from error
+        finally:
+            self.waited_s += time.perf_counter() - started
 
     def try_fast(self, at: Sum, shape: tuple[int, int], data: int, total: int) -> bool | None:
         """Write the sum at `total`, if that goes quickly; False: `finish` must go on.
@@ -103,13 +118,13 @@ class Exchange:
         self.waited_s += time.perf_counter() - started
         return done
 
-    def finish(self, at: Sum, mine: Frame) -> npt.NDArray[np.float32]:
-        """What `try_fast` has begun. Raises as `swap`."""
+    def finish(self, at: Sum, mine: Frame) -> dict[int, Frame]:
+        """As `swap`, for what `try_fast` has begun."""
         started, tag, position = time.perf_counter(), tag_of(*at), at[2]
         if self._fast is not None:
             self._fast.resume(_parts(tag, mine))
         try:
-            return _sum({**self._receive(tag, position, mine, started), self.shard: mine})
+            return {**self._receive(tag, position, mine, started), self.shard: mine}
         finally:
             self.waited_s += time.perf_counter() - started
 
@@ -141,25 +156,6 @@ class Exchange:
         self.redis.close()
 
     # -- one round -----------------------------------------------------------------------------
-
-    def _transfer(
-        self,
-        tag: bytes,
-        position: int,
-        outgoing: Frame | Mapping[int, Frame],
-        expected: Frame | Mapping[int, Frame],
-    ) -> dict[int, Frame]:
-        """Send frames, one to all peers or one for each; receive one of each peer, of the kind and
-        shape that is expected.
-        """
-        started = time.perf_counter()
-        try:
-            self._send(tag, position, outgoing)
-            return self._receive(tag, position, expected, started)
-        except redis.RedisError as error:
-            raise PeerLost(f"{self._where(position)}: the exchange broke: {error}") from error
-        finally:
-            self.waited_s += time.perf_counter() - started
 
     def _send(self, tag: bytes, position: int, outgoing: Frame | Mapping[int, Frame]) -> None:
         if self.redis.peers:
@@ -279,14 +275,6 @@ class Exchange:
 
     def _where(self, position: int) -> str:
         return f"{self.group.name()}, sum {position}"
-
-
-def _sum(frames: dict[int, Frame]) -> npt.NDArray[np.float32]:
-    """The sum in shard order."""
-    total: npt.NDArray[np.float32] = frames[0].floats() + frames[1].floats()
-    for shard in range(2, len(frames)):
-        total += frames[shard].floats()
-    return total
 
 
 def _parts(tag: bytes, frame: Frame) -> tuple[bytes, bytes, bytes | memoryview]:

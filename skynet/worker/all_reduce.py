@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from skynet.exchange.exchange import Exchange
+from skynet.exchange.sums import add_in_order, sum_of_shards
 from skynet.wire.frame import Frame
 
 
@@ -14,8 +15,8 @@ class AllReduce:
     Positions number the sums of a step; `Architecture.first_sum` says how many a layer has. Every
     shard makes the same sums in the same order, so the positions agree.
 
-    dtype: of the partials in the exchange: "auto" (as computed), "float32" or "bfloat16". A shard
-        rounds its partial in its sum too, or shards would hold different sums.
+    dtype: of the partials in the exchange: "auto" (as computed), "float32", "bfloat16" or "int8". A
+        shard rounds its partial in its sum too, or shards would hold different sums.
     """
 
     def __init__(
@@ -34,14 +35,17 @@ class AllReduce:
         at = (self.epoch, self.step, self.position)
         self.position += 1
         done = None
-        if partial.dtype == torch.float32 and self.dtype != "bfloat16" and _is_plain(partial):
+        if self.dtype in ("auto", "float32") and _is_plain(partial):
             total = torch.empty_like(partial)
             shape = (partial.shape[0], partial.shape[1])
             done = self.exchange.try_fast(at, shape, partial.data_ptr(), total.data_ptr())
             if done:
                 return total
         frame = self._pack(partial)
-        summed = self.exchange.sum(*at, frame) if done is None else self.exchange.finish(at, frame)
+        if done is None:
+            summed = sum_of_shards(self.exchange, at, frame)
+        else:
+            summed = add_in_order(self.exchange.finish(at, frame))
         return torch.from_numpy(summed).to(partial.device)
 
     def _pack(self, partial: torch.Tensor) -> Frame:
@@ -50,10 +54,11 @@ class AllReduce:
             partial = partial.to(torch.bfloat16)
         if not partial.is_cpu:
             partial = partial.cpu()
-        if self.dtype != "float32" and partial.dtype == torch.bfloat16:
+        if self.dtype in ("auto", "bfloat16") and partial.dtype == torch.bfloat16:
             return Frame.of(partial.view(torch.uint16).numpy())
-        return Frame.of((partial if partial.dtype == torch.float32 else partial.float()).numpy())
+        floats = (partial if partial.dtype == torch.float32 else partial.float()).numpy()
+        return Frame.of_int8(floats) if self.dtype == "int8" else Frame.of(floats)
 
 
 def _is_plain(partial: torch.Tensor) -> bool:
-    return partial.is_cpu and partial.is_contiguous()
+    return partial.dtype == torch.float32 and partial.is_cpu and partial.is_contiguous()

@@ -16,6 +16,7 @@ import redis
 import torch
 
 from skynet.errors import NotFinite, PeerLost, WireError
+from skynet.exchange import sums
 from skynet.exchange.exchange import Exchange
 from skynet.exchange.group import Group
 from skynet.exchange.link import Link
@@ -110,8 +111,8 @@ def test_the_sum_has_the_same_bits_on_every_shard(
     expected = torch.zeros(5, 48)
     for partial in partials:
         expected = expected + (partial.bfloat16().float() if rounded else partial)
-    for sums in results:
-        for total in sums:
+    for totals in results:
+        for total in totals:
             assert total.dtype == torch.float32
             assert torch.equal(total, expected)
 
@@ -211,6 +212,59 @@ def test_a_partial_of_another_shape_is_an_error(
     # Then the error says what was expected and what came
     assert "stage0.shard1 sent" in errors[0]
     assert "1x2 float32" in errors[0]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "int8"])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_large_sums_have_the_same_bits(
+    server: EmbeddedServer, count: int, dtype: str, carrier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given partials of several pieces, which are not cut evenly, and of one number
+    monkeypatch.setattr(sums, "PIECE_FLOATS", 4096)
+    monkeypatch.setattr(sums, "SCATTER_FLOATS", 1000)
+    shapes = [(53, 181), (1, 1), (1, 1000)]
+    partials = [
+        [torch.randn(shape, generator=torch.manual_seed(s)) * 10**s for shape in shapes]
+        for s in range(count)
+    ]
+
+    def run(exchange: Exchange) -> list[torch.Tensor]:
+        all_reduce = AllReduce(exchange, 1, 9, 0, dtype)
+        return [all_reduce(partial) for partial in partials[exchange.shard]]
+
+    with shards(server, count, carrier=carrier) as (_, together):
+        # When all are summed
+        results = together(run)
+    # Then every shard has the bits of the sums in shard order
+    for at, shape in enumerate(shapes):
+        expected = torch.zeros(shape)
+        for shard in range(count):
+            expected = expected + rounded(partials[shard][at], dtype)
+        assert all(torch.equal(result[at], expected) for result in results)
+
+
+def rounded(partial: torch.Tensor, dtype: str) -> torch.Tensor:
+    if dtype == "int8":
+        return torch.from_numpy(Frame.of_int8(partial.numpy()).floats())
+    return partial.bfloat16().float() if dtype == "bfloat16" else partial
+
+
+def test_reduce_scatter_sends_less(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given four linked shards, whose messages are counted
+    sent: list[int] = []
+    send = Link.send
+
+    def counted(link: Link, *parts: bytes | memoryview) -> None:
+        sent.append(sum(map(len, parts)))
+        send(link, *parts)
+
+    monkeypatch.setattr(Link, "send", counted)
+    partial = torch.zeros(16, 4096)
+    # When they sum a large partial
+    with shards(server, 4, carrier="direct") as (_, together):
+        together(lambda exchange: AllReduce(exchange, 1, 9, 0)(partial))
+    # Then each sends 2 (n - 1) / n of it, and headers
+    assert sum(sent) / 4 == pytest.approx(2 * 3 / 4 * 4 * partial.numel(), rel=0.01)
 
 
 def publish(client: redis.Redis, tag: bytes, payload: bytes) -> None:
