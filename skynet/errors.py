@@ -56,6 +56,10 @@ class WireError(SkynetError, ValueError):
     """A malformed message: wrong format, dtype, size or shape."""
 
 
+class LinkRefused(SkynetError):
+    """The other end of a direct link is not the shard that it should be."""
+
+
 class TileMissing(SkynetError):
     """A tile of a staged weight is no longer in Redis."""
 

@@ -51,6 +51,16 @@ class Settings(BaseSettings):
         "skynet:",
         description="first part of all keys, queues and channels; ends with a colon",
     )
+    exchange: Literal["auto", "direct", "redis"] = Field(
+        "auto",
+        description="how shards of a stage exchange partials: by direct links where possible "
+        "(auto, direct), or through Redis; auto: no TCP links with rediss://",
+    )
+    exchange_listen: str | None = Field(
+        None,
+        description="host:port where a shard worker accepts direct links by TCP; port 0: any; "
+        "unset: links on one machine only",
+    )
     exchange_urls: tuple[str, ...] = Field(
         (), description="Redis servers of the exchange; stage i uses server i modulo their number"
     )
@@ -103,9 +113,10 @@ class Settings(BaseSettings):
         lt=1,
         description="maximum share of a step's time for chords, with chord_span=auto",
     )
-    exchange_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    exchange_dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
-        description="dtype of partials in the exchange; auto: the dtype they were computed in",
+        description="dtype of partials in the exchange; auto: the dtype they were computed in; "
+        "int8: blocks of 32 with a scale",
     )
     tile_bytes: int = Field(
         512 * 1024,
@@ -156,10 +167,31 @@ class Settings(BaseSettings):
     def _known_schemes(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(check_url(url) for url in urls)
 
+    @field_validator("exchange_listen")
+    @classmethod
+    def _listens(cls, address: str | None) -> str | None:
+        if address and split_address(address)[0] in ("0.0.0.0", "::"):
+            raise ValueError(
+                "name an address of this machine that its peers can reach, not all of them"
+            )
+        return address
+
     @field_validator("cache_dir")
     @classmethod
     def _expand(cls, path: Path) -> Path:
         return path.expanduser()
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """The host and the port of host:port, or of [IPv6]:port.
+
+    Raises:
+        ValueError: another form.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("use host:port, as in 10.0.0.5:7400")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def check_url(url: str) -> str:

@@ -17,6 +17,7 @@ class Result:
     """Samples of one scenario.
 
     target: of the ratio, the first contestant's median to that of the best other.
+    against: the contestant that the ratio is to, instead of the best other.
     targets: upper limits of contestants' medians; then there is no ratio.
     """
 
@@ -27,6 +28,7 @@ class Result:
     target: tuple[str, float] | None = None  # ("<=", 0.125) or (">=", 0.9)
     notes: dict[str, str] = field(default_factory=dict)
     targets: dict[str, float] = field(default_factory=dict)
+    against: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -35,6 +37,8 @@ class Result:
         medians = [statistics.median(values) for values in self.samples.values() if values]
         if len(medians) < 2:
             return None
+        if self.against:
+            return medians[0] / statistics.median(self.samples[self.against])
         more_is_better = self.target is not None and self.target[0] == ">="
         return medians[0] / (max if more_is_better else min)(medians[1:])
 

@@ -69,6 +69,7 @@ def _status(client: redis.Redis, url: str, events: int) -> dict[str, Any]:
         "plan_problem": problem,
         "missing": [p for p in queues if p not in present] if target and not problem else [],
         "incompatible": _incompatible(members),
+        "links": _links(plan, members),
         "members": [
             {**asdict(member), "silent_s": round(max(0.0, now - member.renewed), 2)}
             for member in members
@@ -79,6 +80,21 @@ def _status(client: redis.Redis, url: str, events: int) -> dict[str, Any]:
         "events": [asdict(event) for event in Events(client).latest(events)],
     }
     return {**state, "waiting_for": obstacles(state)}
+
+
+def _links(plan: Plan | None, members: list[Member]) -> list[str]:
+    """How the shards of each stage exchange partials, with the slowest round trip of each kind."""
+    phrases = []
+    for stage in range(len(plan.stages) if plan else 0):
+        trips: dict[str, float] = {}
+        for member in members:
+            if plan and member.epoch == plan.epoch and member.address.startswith(f"stage{stage}."):
+                for link in member.links:
+                    trips[link.kind] = max(link.round_trip_s, trips.get(link.kind, 0.0))
+        shown = (f"{kind[:10]}, {seconds * 1e6:.0f} µs" for kind, seconds in sorted(trips.items()))
+        if trips:
+            phrases.append(f"stage {stage}: {' and '.join(shown)}")
+    return phrases
 
 
 def _unavailable(

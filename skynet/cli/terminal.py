@@ -76,6 +76,8 @@ def print_status(status: dict[str, Any]) -> None:
             f"{many(shards, 'shard')}, {dtypes_of(plan)}, chord span {plan['chord_span']}",
         )
         _line("Layers", " ".join(span(stage["layers"]) for stage in plan["stages"]))
+        if status.get("links"):
+            _line("Links", "; ".join(status["links"]))
     _line(
         "Engine",
         f"{engine.get('state', 'no orchestrator')}; {engine.get('running', 0)} running, "

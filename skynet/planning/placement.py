@@ -6,8 +6,10 @@ consequences: loading and replay.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from skynet.architecture.architecture import Architecture
 from skynet.planning.cost import Candidate, load_s, memory_weights, overfull, shard_weights, token_s
@@ -263,9 +265,9 @@ def assign(
     """(member ids in the order of the addresses, addresses that no member can take).
 
     An address goes to its holder, else to a member pinned to it, else to an elastic member without
-    an address, else to an elastic member whose address the layout does not have. Pinned members
-    take no other address. Only if that leaves an address empty do elastic holders give way to
-    pinned members.
+    an address, else to an elastic member whose address the layout does not have; among equals a
+    stage's shards are put on one host if possible. Pinned members take no other address. Only if
+    that leaves an address empty do elastic holders give way to pinned members.
     """
     keep = _assign(layout, members, holders, holders)
     if not keep[1]:
@@ -293,14 +295,25 @@ def _assign(
     ]
     free = sorted((m for m in members if not m.leaving), key=lambda m: (m.joined, m.id))
     chosen: dict[tuple[int, int], str] = {}
+    hosts: dict[int, set[str]] = defaultdict(set)  # of the members of each stage
     for fits in rules:
         for address in names:
-            member = next((m for m in free if fits(m, address)), None)
-            if address not in chosen and member is not None:
-                chosen[address] = member.id
-                free.remove(member)
+            fitting = [m for m in free if address not in chosen and fits(m, address)]
+            if not fitting:
+                continue
+            member = min(fitting, key=partial(_distance, hosts[address[0]], free))
+            chosen[address] = member.id
+            hosts[address[0]].add(member.host)
+            free.remove(member)
     missing = tuple(name for address, name in names.items() if address not in chosen)
     return tuple(chosen.get(address, "") for address in names), missing
+
+
+def _distance(hosts: set[str], free: Sequence[Candidate], member: Candidate) -> tuple[bool, int]:
+    """Sorts members for a stage whose shards are on `hosts`: those on the same host first, then
+    those of the host with most free members. Of equals the first is taken.
+    """
+    return member.host not in hosts, -sum(other.host == member.host for other in free)
 
 
 def _shape(plan: Plan) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
@@ -18,10 +18,13 @@ from skynet.planning.ranges import Range, check_tiling
 from skynet.wire.protocol import PROTOCOL, UNVERSIONED
 from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, parse_object, read_json
 
+SECRET_BYTES = 32
+
 DType = Annotated[str, Field(pattern="^(float32|bfloat16)$")]
 # Of quantised weights, for people: each tensor of the model has its own format. "": none are.
 Quantisation = Annotated[str, Field(pattern="^(q8|q4|q4\\+q8|)$")]
 KVDType = Annotated[str, Field(pattern="^(float32|bfloat16|q8)$")]
+Secret = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
 ChordSpan = Annotated[str, Field(pattern="^(layer|stage|auto)$")]
 
 
@@ -74,6 +77,7 @@ class Plan:
     kv_dtype: KVDType | None = None  # of keys and values; None: as `dtype`
     id: str = ""  # random: tells it from another cluster's plan of the same epoch
     quantisation: Quantisation = ""
+    secret: Secret = field(default="", repr=False)  # random: authenticates its shards' links
 
     @property
     def num_layers(self) -> int:
@@ -108,8 +112,10 @@ class Plan:
         return sum(-(-span.size // layers_per_chord) for span in spans)
 
     def with_epoch(self, epoch: int) -> Plan:
-        """The plan under this epoch, with a new id."""
-        return replace(self, epoch=epoch, id=secrets.token_hex(4))
+        """The plan under this epoch, with a new id and a new secret."""
+        return replace(
+            self, epoch=epoch, id=secrets.token_hex(4), secret=secrets.token_hex(SECRET_BYTES)
+        )
 
     def placed(self) -> dict[str, tuple[int, int]]:
         """Member id -> (stage, shard), for members with an address."""

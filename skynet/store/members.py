@@ -26,6 +26,15 @@ logger = logging.getLogger(__name__)
 STARTING, SPARE, LOADING, READY, FAILED = "starting", "spare", "loading", "ready", "failed"
 
 
+@dataclass(frozen=True)
+class LinkState:
+    """How a shard exchanges partials with one of its peers: by "unix", "tcp" or "redis"."""
+
+    peer: str  # its address
+    kind: str
+    round_trip_s: Amount = 0.0
+
+
 @dataclass
 class Member:
     """One live worker as it describes itself.
@@ -63,6 +72,10 @@ class Member:
     connection: Count = 0  # Redis's client id of the connection that renews the lease
     joined: Amount = 0.0  # unix time
     renewed: Amount = 0.0  # unix time
+    machine: str = ""  # tells machines apart; containers of one machine have the same
+    unix_socket: bool = False  # whether it accepts links by its Unix socket
+    tcp_address: str = ""  # where it accepts links by TCP
+    links: tuple[LinkState, ...] = ()  # to its peers in `epoch`; the shard of higher number decides
     protocol: Count = PROTOCOL  # see skynet/wire/protocol.py
 
     @classmethod
@@ -135,14 +148,19 @@ class Members:
         ids: list[bytes] = self.client.zrange(keys.members_key(), 0, -1)  # type: ignore[assignment]
         if not ids:
             return []
-        names = [member_id.decode(errors="replace") for member_id in ids]
+        members = self.of(member_id.decode(errors="replace") for member_id in ids).values()
+        return sorted(members, key=lambda m: (not m.address, m.address, m.joined, m.id))
+
+    def of(self, ids: Iterable[str]) -> dict[str, Member]:
+        """The members of these ids that have a valid lease."""
+        names = [member_id for member_id in ids if member_id]
+        if not names:
+            return {}
         texts: Iterable[bytes | None] = self.client.mget(  # type: ignore[assignment]
             [keys.member_key(name) for name in names]
         )
-        pairs = zip(names, texts, strict=True)
-        leases = {name: text for name, text in pairs if text is not None}
-        members = [member for name in leases if (member := _read(name, leases[name]))]
-        return sorted(members, key=lambda m: (not m.address, m.address, m.joined, m.id))
+        found = ((name, text) for name, text in zip(names, texts, strict=True) if text is not None)
+        return {name: member for name, text in found if (member := _read(name, text))}
 
     def broken(self, members: Iterable[Member]) -> set[str]:
         """Ids of members whose connection to Redis is closed; none if Redis does not tell.

@@ -14,7 +14,7 @@ import ssl
 import struct
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import hiredis
 import redis
@@ -63,25 +63,34 @@ class RespConnection:
             redis.ResponseError: Redis refused one of them.
             redis.InvalidResponse: the server does not speak Redis's protocol.
         """
+        self.send(b"".join(commands))
+        return self.receive(len(commands))
+
+    def send(self, commands: bytes) -> None:
+        """Send commands whose replies `receive` will read. Raises as `call`."""
         try:
             self._close_if_stale()
-            self._open().sendall(b"".join(commands))
-            return self._read(len(commands))
-        except redis.ResponseError:
-            self.close()
-            raise
-        except hiredis.HiredisError as error:
-            self.close()
+            self._open().sendall(commands)
+        except BaseException as error:
+            self._close_and_raise(error)
+
+    def receive(self, count: int) -> list[Any]:
+        """Read the replies to this many commands that were sent. Raises as `call`."""
+        try:
+            return self._read(count)
+        except BaseException as error:
+            self._close_and_raise(error)
+
+    def _close_and_raise(self, error: BaseException) -> NoReturn:
+        """Close the connection: late replies must not be read by the next call."""
+        self.close()
+        if isinstance(error, hiredis.HiredisError):
             raise redis.InvalidResponse(f"not a reply of Redis: {error}") from error
-        except (BlockingIOError, TimeoutError) as error:
-            self.close()
+        if isinstance(error, BlockingIOError | TimeoutError):
             raise redis.TimeoutError(f"no reply from Redis within {self.timeout_s:g} s") from error
-        except OSError as error:
-            self.close()
+        if isinstance(error, OSError):
             raise redis.ConnectionError(str(error)) from error
-        except BaseException:
-            self.close()  # its late replies must not be read by the next call
-            raise
+        raise error
 
     def call_again(self, commands: Sequence[bytes]) -> list[Any]:
         """As `call`, repeated once if the connection breaks: for commands that may run twice."""

@@ -2,8 +2,7 @@
 
 All keys, queues and channels begin with SKYNET_PREFIX, `skynet:` by default, so that clusters and
 other applications share a Redis; the names that people type have no prefix (`-Q stage0.shard1`).
-One process has one prefix. Lifetimes are settings, an inbox's is four times
-SKYNET_EXCHANGE_TIMEOUT_S:
+One process has one prefix. Lifetimes are settings:
 
     key, after the prefix                 type     lifetime        value
     plan                                  string   kept            plan in force, JSON
@@ -33,8 +32,6 @@ SKYNET_EXCHANGE_TIMEOUT_S:
     step:<epoch>.<step>                   string   step_timeout    step, msgpack
     hidden:<epoch>.<step>.<layer>         string   step_timeout    hidden states, a frame
     chord:<epoch>.<step>                  hash     step_timeout    parts by shard, layers done
-    x:<epoch>.<step>.<position>:<stage>.<a>>b
-                                          list     4 x exchange    partial of a for b, a frame
 
     Celery's and kombu's:
     orchestrator, stage<i>.shard<j>       list     kept            queue: task messages
@@ -45,6 +42,8 @@ SKYNET_EXCHANGE_TIMEOUT_S:
     _kombu.binding_deadlines              zset     kept            when the others expire
 
     channel, after the prefix
+    x:<epoch>:<stage>.<shard>             partials of a shard, for its peers
+    x:<epoch>:<stage>.<shard>><peer>      partials of a shard for one of them
     celery-task-meta-<id>                 the same result, when it is written
     /<db>.celery.pidbox                   `celery inspect` and `celery control`
     /<db>.celeryev/<event>                events, for Flower
@@ -251,9 +250,7 @@ def chord_key(epoch: int, step: int) -> str:
     return key(f"chord:{epoch}.{step}")
 
 
-def exchange_format(stage: int) -> bytes:
-    """The inboxes of a stage, with epoch, step, position, sender and receiver left open.
-
-    The exchange makes a key for each peer of each sum: the prefix is put in once.
-    """
-    return b"%bx:%%d.%%d.%%d:%d.%%d>%%d" % (settings().prefix.encode(), stage)
+def exchange_channel(epoch: int, stage: int, sender: int, receiver: int | None = None) -> bytes:
+    """The channel of a shard's partials: for all its peers, or for one of them."""
+    to = "" if receiver is None else f">{receiver}"
+    return key(f"x:{epoch}:{stage}.{sender}{to}").encode()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from skynet.store.exchange import Exchange
-from skynet.wire.frame import BFLOAT16, Frame
+from skynet.exchange.exchange import Exchange
+from skynet.exchange.sums import add_in_order, sum_of_shards
+from skynet.wire.frame import Frame
 
 
 class AllReduce:
@@ -14,8 +15,8 @@ class AllReduce:
     Positions number the sums of a step; `Architecture.first_sum` says how many a layer has. Every
     shard makes the same sums in the same order, so the positions agree.
 
-    dtype: of the partials in the exchange: "auto" (as computed), "float32" or "bfloat16". A shard
-        rounds its partial in its sum too, or shards would hold different sums.
+    dtype: of the partials in the exchange: "auto" (as computed), "float32", "bfloat16" or "int8". A
+        shard rounds its partial in its sum too, or shards would hold different sums.
     """
 
     def __init__(
@@ -31,25 +32,33 @@ class AllReduce:
         """(tokens, hidden) -> the sum, float32, same bits on every shard."""
         if not self.exchange.peers:
             return partial.float()
-        rounded, frame = self._pack(partial)
-        position, self.position = self.position, self.position + 1
-        frames = self.exchange.swap(self.epoch, self.step, position, frame)
-        total: torch.Tensor | None = None
-        for shard in range(len(frames)):
-            part = rounded if shard == self.exchange.shard else _unpack(frames[shard])
-            total = part if total is None else total + part
-        return rounded if total is None else total.to(partial.device)
+        at = (self.epoch, self.step, self.position)
+        self.position += 1
+        done = None
+        if self.dtype in ("auto", "float32") and _is_plain(partial):
+            total = torch.empty_like(partial)
+            shape = (partial.shape[0], partial.shape[1])
+            done = self.exchange.try_fast(at, shape, partial.data_ptr(), total.data_ptr())
+            if done:
+                return total
+        frame = self._pack(partial)
+        if done is None:
+            summed = sum_of_shards(self.exchange, at, frame)
+        else:
+            summed = add_in_order(self.exchange.finish(at, frame))
+        return torch.from_numpy(summed).to(partial.device)
 
-    def _pack(self, partial: torch.Tensor) -> tuple[torch.Tensor, Frame]:
-        """This shard's partial as its peers decode it, in float32, and its frame."""
+    def _pack(self, partial: torch.Tensor) -> Frame:
+        """This shard's partial as it travels."""
         if self.dtype == "bfloat16":
             partial = partial.to(torch.bfloat16)
-        rounded = partial.float() if partial.is_cpu else partial.float().cpu()
-        if self.dtype != "float32" and partial.dtype == torch.bfloat16:
-            return rounded, Frame.of(partial.cpu().view(torch.uint16).numpy())
-        return rounded, Frame.of(rounded.numpy())
+        if not partial.is_cpu:
+            partial = partial.cpu()
+        if self.dtype in ("auto", "bfloat16") and partial.dtype == torch.bfloat16:
+            return Frame.of(partial.view(torch.uint16).numpy())
+        floats = (partial if partial.dtype == torch.float32 else partial.float()).numpy()
+        return Frame.of_int8(floats) if self.dtype == "int8" else Frame.of(floats)
 
 
-def _unpack(frame: Frame) -> torch.Tensor:
-    values = torch.from_numpy(frame.copy())
-    return values.view(torch.bfloat16).float() if frame.kind == BFLOAT16 else values
+def _is_plain(partial: torch.Tensor) -> bool:
+    return partial.dtype == torch.float32 and partial.is_cpu and partial.is_contiguous()

@@ -15,11 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from skynet.errors import TileCorrupted, TileMissing, WireError
+from skynet.errors import ClusterUnreachable, TileCorrupted, TileMissing, WireError
+from skynet.exchange.exchange import Exchange
+from skynet.exchange.group import Group
+from skynet.exchange.listener import Listener
+from skynet.exchange.settling import Settling
 from skynet.planning.plan import Plan, protocol_of
+from skynet.redis_url import hide_password
 from skynet.settings import settings
-from skynet.store.connection import connect
-from skynet.store.exchange import Exchange
+from skynet.store.access import CommandRefused
+from skynet.store.connection import connect, reason
 from skynet.store.lease import Lease
 from skynet.store.members import FAILED, LOADING, READY, SPARE, Members
 from skynet.store.plans import Plans, plan_of
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLLOW_S = 0.1
+SETTLE_S = 0.02  # while the exchange is not open
 RETRY_S = 1.0  # after a slice could not be loaded
 MARGIN_BYTES = 256 * 2**20  # stays free while two slices are in memory
 
@@ -56,12 +62,19 @@ class PlanFollower:
 
     consumes: whether Celery consumes the queue of a place, and no other. Called until it is true;
         then the worker is ready.
+    listener: accepts links of peers; None: this worker exchanges through Redis.
     """
 
-    def __init__(self, lease: Lease, consumes: Callable[[Place | None], bool]) -> None:
+    def __init__(
+        self,
+        lease: Lease,
+        consumes: Callable[[Place | None], bool],
+        listener: Listener | None = None,
+    ) -> None:
         self.lease = lease
         self.member = lease.member
         self.consumes = consumes
+        self.listener = listener
         self.place: Place | None = None
         self.epoch = 0  # of the last plan taken
         self.threads_changed = 0
@@ -70,6 +83,7 @@ class PlanFollower:
         self._taken: bytes | None = None  # JSON of the plan taken last
         self._seen: tuple[bytes | None, bytes | None] = (None, None)  # JSON of the plans seen last
         self._prepared: tuple[Plan, Address, ShardModel] | None = None
+        self._settling: Settling | None = None  # until the exchange of the place is open
         self._counted = 0.0  # time when the host's workers were last counted
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="plan-follower", daemon=True)
@@ -91,6 +105,9 @@ class PlanFollower:
                     self._warm_up()
                 self._share_cores()
                 self._follow(plans)
+                if self._settling is not None:
+                    pause_s = SETTLE_S
+                    self._settle(self._settling)
                 self._report_ready()
             except redis.RedisError as error:
                 logger.debug("Redis: %s", error)  # the lease's thread logs a warning
@@ -144,7 +161,10 @@ class PlanFollower:
             self._step_down(plan)
             return
         address, started = Address(*placed), time.monotonic()
-        self.lease.update(state=LOADING, epoch=plan.epoch, address=str(address), problem="")
+        self._settling = None
+        self.lease.update(
+            state=LOADING, epoch=plan.epoch, address=str(address), problem="", links=()
+        )
         old, self.place = self.place, None
         if old is not None and plan.same_slice(address, old.plan, old.address):
             model = old.model
@@ -153,11 +173,10 @@ class PlanFollower:
         else:
             prepared = None
             model = self.loader.load(plan, address, old.model if old else None, consume=True)
-        shards = len(plan.stages[address.stage].shards)
-        urls = settings().exchange_urls or (settings().redis_url,)
-        exchange = Exchange(urls[address.stage % len(urls)], address.stage, address.shard, shards)
+        exchange = Exchange(Group.of(plan, address), exchange_url(address.stage))
         first_layer = plan.stages[address.stage].layers.start
         guard = StepGuard(str(address), first_layer, plan.encoder_layers)
+        self._settling = Settling(exchange, self.listener)
         self.place = Place(plan, address, model, exchange, guard)
         self.epoch = plan.epoch
         if old is None or model is not old.model:
@@ -191,14 +210,38 @@ class PlanFollower:
     def _give_up_place(self, **fields: Any) -> bool:
         """Become a spare; whether there was a place."""
         had_place, self.place = self.place is not None, None
-        self.lease.update(state=SPARE, address="", weight_bytes=0, loaded_bytes=0, **fields)
+        self._settling = None
+        self.lease.update(
+            state=SPARE, address="", weight_bytes=0, loaded_bytes=0, links=(), **fields
+        )
         if had_place:
             collect_garbage()
         return had_place
 
+    def _settle(self, settling: Settling) -> None:
+        """Open the exchange once all pairs of this shard are settled."""
+        members = Members(self.client, settings().lease_s).of(settling.group.members)
+        try:
+            is_open = settling.advance(members)
+        except redis.RedisError as error:
+            if not settings().exchange_urls and not isinstance(error, CommandRefused):
+                raise  # the Redis of everything else is away too
+            url = hide_password(exchange_url(settling.group.stage))
+            raise ClusterUnreachable(f"the exchange's Redis at {url}: {reason(error)}") from error
+        links = settling.states()
+        if settling.decided and links != self.member.links:
+            self.lease.update(links=links)
+        if is_open:
+            self._settling = None
+
     def _report_ready(self) -> None:
         place = self.place
-        if self.consumes(place) and place is not None and self.member.state == LOADING:
+        if (
+            self.consumes(place)
+            and place is not None
+            and self._settling is None
+            and self.member.state == LOADING
+        ):
             self.lease.update(state=READY)
 
     # -- the plan to come ----------------------------------------------------------------------
@@ -239,11 +282,20 @@ class PlanFollower:
             return
         self._counted = time.monotonic()
         member, threads = self.member, settings().threads
+        others = Members(self.client, settings().lease_s).all()
+        busy = {m.id for m in others if m.host == member.host and m.address}
+        busy -= {m.id for m in others if m.address == keys.ORCHESTRATOR_QUEUE}
+        num_busy = len(busy | {member.id})
         if threads is None:
-            others = Members(self.client, settings().lease_s).all()
-            busy = {m.id for m in others if m.host == member.host and m.address}
-            busy -= {m.id for m in others if m.address == keys.ORCHESTRATOR_QUEUE}
-            threads = max(1, (os.cpu_count() or 1) // len(busy | {member.id}))
+            threads = max(1, (os.cpu_count() or 1) // num_busy)
         if threads != member.threads:
             self.lease.update(quietly=True, threads=threads)
             self.threads_changed = threads
+        if self.place is not None:  # a core that others compute on is not to be polled on
+            self.place.exchange.spins = threads * num_busy <= (os.cpu_count() or 1)
+
+
+def exchange_url(stage: int) -> str:
+    """The Redis through which the shards of a stage exchange."""
+    urls = settings().exchange_urls or (settings().redis_url,)
+    return urls[stage % len(urls)]

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from skynet.exchange.listener import Listener, machine_id
+from skynet.exchange.settling import links_allowed, tcp_allowed
 from skynet.settings import settings
 from skynet.store.connection import connect
 from skynet.store.leader import leader_of
@@ -53,8 +55,9 @@ class ShardRuntime:
             cores=os.cpu_count() or 1,
             asked_threads=settings().threads or 0,
         )
+        self.listener = self._listen()
         self.lease = Lease(self.member, settings().lease_s, free_bytes=free_memory)
-        self.plan_follower = PlanFollower(self.lease, self._consumes)
+        self.plan_follower = PlanFollower(self.lease, self._consumes, self.listener)
         self._client = connect()
         self.spans = SpanRunner(app, self._client, self.plan_follower, lambda: self._consume(""))
         self.left = False  # this process may end
@@ -91,6 +94,17 @@ class ShardRuntime:
         """Give the lease back."""
         self.plan_follower.stop()
         self.lease.stop()
+        if self.listener is not None:
+            self.listener.close()
+
+    def _listen(self) -> Listener | None:
+        """Accept direct links, unless the settings forbid them."""
+        self.member.machine = machine_id()
+        if not links_allowed():
+            return None
+        listener = Listener(self.member.id, settings().exchange_listen if tcp_allowed() else None)
+        self.member.unix_socket, self.member.tcp_address = listener.unix, listener.tcp
+        return listener
 
     def settle(self) -> None:
         """Called regularly in Celery's thread: consume the queue of the place, and no other."""

@@ -15,7 +15,6 @@ from typing import Any, cast
 import pytest
 import redis
 from checkpoints import Tiny
-from disturbed import engine_state
 from processes import wait_for
 
 from skynet.errors import SkynetError
@@ -23,7 +22,6 @@ from skynet.local.cluster import LocalCluster
 from skynet.planning.plan import Plan
 from skynet.store.plans import Plans
 from skynet.wire import codec, keys
-from skynet.wire.frame import Frame
 from skynet.wire.step import LogitsRequest, Part, Row, Step
 
 pytestmark = pytest.mark.cluster
@@ -192,29 +190,6 @@ def test_forged_and_replayed_messages_change_no_token(
     # Then every answer is right
     answers = [generation.get(timeout=120).token_ids for generation in generations]
     assert answers == [tokens for tokens in tiny.tokens for _ in range(3)]
-
-
-def test_frames_of_another_kind_in_the_exchange_fail_the_step_only(
-    cluster: LocalCluster, attacked: redis.Redis, tiny: Tiny
-) -> None:
-    # Given wrong partials in the inboxes of the next steps
-    plan, wrong = _plan(attacked), [b"nonsense", Frame.of(_matrix()).encode(), b"SXabort:no"]
-    first = cast(int, engine_state(cluster).get("steps", 0))
-    inbox = keys.exchange_format(0)
-    for step in range(first + 40):
-        for shard in range(plan.num_shards):
-            peers = (shard, (shard + 1) % plan.num_shards)
-            attacked.rpush(inbox % (plan.epoch, step, 1, *peers), wrong[step % 3])
-    # When a request comes / Then its step fails, and is computed again under another epoch
-    answer = cluster.submit_prompt(tiny.prompts[0], max_tokens=len(tiny.tokens[0]))
-    assert answer.get(timeout=120).token_ids == tiny.tokens[0]
-    assert _plan(attacked).epoch > plan.epoch
-
-
-def _matrix() -> Any:
-    import numpy as np
-
-    return np.ones((7, 5), np.float32)
 
 
 # -- keys ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -15,11 +16,14 @@ from celery.exceptions import Ignore
 
 from skynet.chords.backend import check_chord
 from skynet.errors import SkynetError
+from skynet.exchange.exchange import Exchange
+from skynet.exchange.group import Group
+from skynet.exchange.link import Link
 from skynet.orchestrator.messages import Messages
-from skynet.store.exchange import ABORT, Exchange
 from skynet.store.resp import RespConnection
 from skynet.wire import codec
-from skynet.wire.frame import Frame
+from skynet.wire.exchange_message import FAILED, header_of, read_message, tag_of
+from skynet.wire.frame import HEADER, Frame
 from skynet.wire.keys import Address
 from skynet.wire.step import (
     Best,
@@ -69,20 +73,38 @@ def frame_seeds() -> Iterator[bytes]:
     yield Frame.of(np.ones((3, 2), np.uint16)).encode()
 
 
+TAG = tag_of(1, 2, 3)
+
+
 @cache
 def _exchange() -> Exchange:
-    return Exchange("unix:///nowhere", 0, 0, 2)
+    return Exchange(Group(1, 0, 0, 2), "unix:///nowhere")
 
 
 def read_exchange(data: bytes) -> None:
-    """A peer's entry in an inbox."""
-    frame = _exchange()._unpack(1, 0, [b"inbox", data], Frame.of(FLOATS))
-    frame.array().sum()
+    """A peer's messages: by Redis, and by a link."""
+    mine = Frame.of(FLOATS)
+    size = HEADER.size + len(mine.data)
+    message = read_message(data, TAG, size)
+    if message is not None:
+        _exchange()._unpack(1, 0, message, mine).array().sum()
+    ends = socket.socketpair()
+    try:
+        ends[1].sendall(data[:60_000])
+        link = Link(ends[0], "unix")
+        while (arrived := link.receive(TAG, size)) is not None:
+            _exchange()._unpack(1, 0, arrived, mine).array().sum()
+    finally:
+        for end in ends:
+            end.close()
 
 
 def exchange_seeds() -> Iterator[bytes]:
-    yield from frame_seeds()
-    yield ABORT + b"no memory"
+    encoded = Frame.of(FLOATS).encode()
+    late = header_of(tag_of(1, 2, 2), 5) + b"later"
+    yield header_of(TAG, len(encoded)) + encoded
+    yield late + header_of(TAG, len(encoded)) + encoded
+    yield header_of(TAG, 9, FAILED) + b"no memory"
 
 
 class _Socket:

@@ -82,6 +82,24 @@ def test_pinned_members_have_their_place_and_others_fill_in() -> None:
     assert sorted(placed) == sorted(member.id for member in members)
 
 
+def test_the_shards_of_a_stage_are_put_on_one_host() -> None:
+    # Given members of three hosts that have joined in turns
+    hosts = {"a": "x", "b": "y", "c": "z", "d": "x", "e": "z"}
+    members = [Candidate(name, host=host) for name, host in hosts.items()]
+    # When they are placed / Then each stage is on one host, and the single one is left
+    workers, missing = assign(layout(2, 2), members, {})
+    assert not missing
+    assert [[hosts[w] for w in workers[:2]], [hosts[w] for w in workers[2:]]] == [
+        ["x", "x"],
+        ["z", "z"],
+    ]
+    # And a member that takes over a place comes from the host of the others, if it can
+    spare, near = Candidate("f", host="y"), Candidate("g", host="z")
+    left = [m for m in members if m.id not in ("b", workers[3])]
+    holders = dict(zip(workers, [(0, 0), (0, 1), (1, 0), (1, 1)], strict=True))
+    assert assign(layout(2, 2), [*left, spare, near], holders)[0] == (*workers[:3], "g")
+
+
 def test_a_spare_replaces_a_lost_member_and_no_other_moves() -> None:
     # Given a plan, and a spare
     members = elastic("a", "b", "c", "d", "e")

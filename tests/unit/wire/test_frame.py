@@ -64,7 +64,7 @@ def test_only_matrices_of_two_dtypes_are_framed(array: np.ndarray[Any, Any]) -> 
         ("text, long enough", "not a frame"),
         (None, "not a frame"),
         (HEADER.pack(b"??", FLOAT32, 0, 0), "magic"),
-        (HEADER.pack(MAGIC, 2, 1, 1) + bytes(4), "kind 2"),
+        (HEADER.pack(MAGIC, 3, 1, 1) + bytes(4), "kind 3"),
         (HEADER.pack(MAGIC, FLOAT32, 1, 2) + bytes(4), "1x2 float32 takes 20 bytes, got 16"),
         (HEADER.pack(MAGIC, BFLOAT16, 2**32 - 1, 2**32 - 1), "bfloat16 takes"),
         (FRAME.encode() + b"x", "a frame of 36 bytes in a message of 37"),
@@ -91,3 +91,34 @@ def test_a_parts_hidden_states_are_float32() -> None:
     for payload in (half + fields, FRAME.encode(), FRAME.encode()[:-1], FRAME.encode() + b"x"):
         with pytest.raises(WireError, match="not a part"):
             Part.decode(payload)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 31), (3, 32), (5, 77), (0, 4)])
+def test_int8_rounds_to_half_a_step_of_its_block(shape: tuple[int, int]) -> None:
+    # Given numbers of different sizes
+    values = np.random.default_rng(1).standard_normal(shape).astype(np.float32) * 100
+    # When they are rounded and sent
+    frame = Frame.decode(Frame.of_int8(values).encode())
+    # Then no number is off by more than half a step of the largest
+    assert str(frame) == f"{shape[0]}x{shape[1]} int8"
+    assert frame.floats().shape == shape
+    if values.size:
+        step = np.abs(values).max() / 127
+        assert np.abs(frame.floats() - values).max() <= step / 2 * 1.001
+    assert len(frame.data) == -(-values.size // 32) * 36
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_int8_does_not_hide_numbers_that_are_not_finite(bad: float) -> None:
+    values = np.ones((2, 32), np.float32)
+    values[1, 3] = bad
+    floats = Frame.of_int8(values).floats()
+    assert np.array_equal(floats[0], values[0])
+    assert not np.isfinite(floats[1]).any()
+
+
+def test_a_slice_of_a_frame_is_a_view_of_whole_blocks() -> None:
+    values = np.arange(100, dtype=np.float32).reshape(4, 25)
+    for frame in (Frame.of(values), Frame.of_int8(values)):
+        part = frame.flat(32, 70)
+        assert np.array_equal(part.floats()[0], frame.floats().reshape(-1)[32:70])

@@ -43,5 +43,6 @@ def test_a_key_of_a_model_is_read_back() -> None:
     assert not keys.is_tile_key(name.encode())
 
 
-def test_the_names_of_inboxes() -> None:
-    assert keys.exchange_format(2) % (1, 15, 7, 0, 3) == b"team-b:skynet:x:1.15.7:2.0>3"
+def test_the_names_of_the_exchanges_channels() -> None:
+    assert keys.exchange_channel(15, 2, 0) == b"team-b:skynet:x:15:2.0"
+    assert keys.exchange_channel(15, 2, 0, 3) == b"team-b:skynet:x:15:2.0>3"

@@ -10,10 +10,11 @@ import numpy as np
 
 from skynet.planning.plan import Plan, ShardPlan, StagePlan
 from skynet.tasks import orchestrator, shard
+from skynet.wire.exchange_message import FAILED, header_of, tag_of
 from skynet.wire.protocol import PROTOCOL
 from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step, TextTask
 
-FORMS = {1: "3285fccba8d428c9", 2: "bf54dfd31e14831b"}  # 2: one key for the chords of a step
+FORMS = {1: "3285fccba8d428c9", 2: "79d24aa254b76559"}
 
 
 def digest() -> str:
@@ -26,6 +27,7 @@ def digest() -> str:
     best = Best(np.array([3], np.int32), numbers[:1], 0.5)
     part = Part(numbers.reshape(2, 3), [Candidates(best.ids, best.logits, 1.0, 2.0, best)], 3.0)
     forms: list[object] = [Step(7, 8, rows, 9, 10).encode(), part.encode()]
+    forms.append(header_of(tag_of(7, 8, 9, 10), 11, FAILED))
     forms += [[field.name for field in fields(kind)] for kind in (Plan, StagePlan, ShardPlan)]
     tasks = (shard.run_span, shard.advance, orchestrator.finish_step, orchestrator.fail_step)
     forms += [(task.name, list(inspect.signature(task.run).parameters)) for task in tasks]

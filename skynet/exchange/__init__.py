@@ -1,0 +1,1 @@
+"""The exchange of partials among the shards of a stage: direct links, and Redis's Pub/Sub."""
