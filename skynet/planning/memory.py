@@ -8,7 +8,7 @@ from skynet.architecture.architecture import HEAD_NORMS, Architecture, Weight
 from skynet.architecture.transformers_model import TransformersArchitecture, TransformersWeight
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
-from skynet.planning.split import DTYPE_BYTES
+from skynet.planning.split import DTYPE_BYTES, WEIGHT_BITS
 from skynet.planning.transformers_model import role_bytes
 
 NORM_BYTES = 4  # norms, and biases added after a sum, stay float32
@@ -36,7 +36,7 @@ def shard_weight_bytes(
     """
     part, layers = plan.stages[stage].shards[shard], plan.stages[stage].layers
     layers = layers.overlap(Range(since, plan.num_layers))
-    total, tables = 0, set()
+    total, tables = 0.0, set()
     for stack in arch.stacks:
         stack_part = part if stack is arch else part.encoder or part
         first = stack.encoder_layers
@@ -55,20 +55,53 @@ def shard_weight_bytes(
         if arch.has_head:
             head = arch.weight("embed" if arch.tied else "head")
             total += _role_bytes(arch, plan, part, head, product=True) if head else 0
-    return total
+    return int(total)
 
 
-def _layers_bytes(arch: Architecture, plan: Plan, part: ShardPlan, layers: Range) -> int:
+def layer_bytes(
+    arch: Architecture, plan: Plan, address: tuple[int, int], layers: Range
+) -> tuple[float, float]:
+    """(bytes of the weights that every token of a step uses, bytes of all experts) of one shard.
+
+    layers: numbered as in the plan; those of other stages are left out.
+    """
+    part = plan.stages[address[0]].shards[address[1]]
+    layers = layers.overlap(plan.stages[address[0]].layers)
+    total = experts = 0.0
+    for stack in arch.stacks:
+        stack_part = part if stack is arch else part.encoder or part
+        first = stack.encoder_layers
+        run = layers.overlap(Range(first, first + stack.num_layers))
+        run = Range(run.start - first, run.stop - first)
+        total += _layers_bytes(stack, plan, stack_part, run)
+        if stack.num_experts:
+            experts += _layers_bytes(stack, plan, stack_part, run, experts_only=True)
+    return total - experts, experts
+
+
+def head_bytes(arch: Architecture, plan: Plan, shard: int) -> float:
+    """Bytes of one shard's vocabulary head; 0 without one."""
+    head = arch.weight("embed" if arch.tied else "head") if arch.has_head else None
+    part = plan.stages[-1].shards[shard]
+    return 0.0 if head is None else _role_bytes(arch, plan, part, head, product=True)
+
+
+def _layers_bytes(
+    arch: Architecture, plan: Plan, part: ShardPlan, layers: Range, experts_only: bool = False
+) -> float:
     """Bytes of some layers of one stack, and of the weights that all of them share."""
-    total = 0
+    total = 0.0
     for weight in arch.weights:
-        if weight.per_layer:
+        is_expert = weight.in_pieces and weight.role not in HEAD_NORMS
+        if weight.per_layer and (is_expert or not experts_only):
             count = sum(weight.is_in(layer) for layer in range(layers.start, layers.stop))
-            total += count * _role_bytes(arch, plan, part, weight)
-    return total + (_roles_bytes(arch, plan, part, "relative") if layers.size else 0)
+            total += count * _role_bytes(arch, plan, part, weight) if count else 0
+    if experts_only or not layers.size:
+        return total
+    return total + _roles_bytes(arch, plan, part, "relative")
 
 
-def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, new_table: bool) -> int:
+def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, new_table: bool) -> float:
     """Bytes of a stack's embedding; new_table: no other stack has loaded the same table."""
     roles = FIRST_ROLES if new_table else FIRST_ROLES[1:]
     total = _roles_bytes(arch, plan, part, *roles)
@@ -77,15 +110,15 @@ def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, new_table: boo
     return total
 
 
-def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -> int:
+def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -> float:
     return sum(_role_bytes(arch, plan, part, w) for w in arch.weights if w.role in roles)
 
 
 def _role_bytes(
     arch: Architecture, plan: Plan, part: ShardPlan, weight: Weight, product: bool = False
-) -> int:
+) -> float:
     """The memory of a weight; product: it is multiplied, as a tied embedding is in the head."""
-    size, bias_size = DTYPE_BYTES[plan.weight_dtype], DTYPE_BYTES[plan.dtype]
+    size, bias_size = WEIGHT_BITS[plan.weight_dtype] / 8, DTYPE_BYTES[plan.dtype]
     if isinstance(arch, TransformersArchitecture) and isinstance(weight, TransformersWeight):
         is_table = weight.role == "embed" or weight.style in ("whole", "experts")
         return role_bytes(

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from skynet.architecture.architecture import Architecture
-from skynet.planning.cost import Candidate, load_s, memory_weights, overfull, shard_weights, token_s
+from skynet.planning.cost import Candidate, load_s, memory_weights, overfull, shard_weights
 from skynet.planning.plan import Plan
+from skynet.planning.timing import token_s
 from skynet.wire.keys import Address
 
 MIN_GAIN = 0.1  # a faster plan must gain this much to be worth a pause
