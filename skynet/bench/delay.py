@@ -18,6 +18,7 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
+from typing import Any
 
 from skynet.errors import SkynetError
 
@@ -41,7 +42,7 @@ class Relay:
         """
         while True:
             wait_s = max(0.0, self._queue[0][0] - time.perf_counter()) if self._queue else None
-            sources = [control, self._listener, *self._peers]
+            sources: list[Any] = [control, self._listener, *self._peers]
             ready, _, _ = select.select(sources, [], [], wait_s)
             for source in ready:
                 if source is control:

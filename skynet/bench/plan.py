@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from skynet.architecture.architecture import Architecture
 from skynet.bench.delay import Delay
 from skynet.bench.report import Result
 from skynet.checkpoint.checkpoint import open_checkpoint
@@ -44,9 +43,8 @@ def plan(rounds: int) -> Result:
 
 def add_shape(result: Result, stages: int, shards: int, rounds: int) -> None:
     """Add the errors of one shape's predictions, in percent of what was measured."""
-    machine = _Machine.measured(stages, shards)
     with LocalCluster(MODEL, stages, shards) as cluster:
-        _add(result, f"{stages}x{shards}", machine, cluster, rounds)
+        _add(result, f"{stages}x{shards}", cluster, rounds)
     port = free_port()
     with Delay(port) as delay:
         through = {"SKYNET_REDIS_URL": delay.url}
@@ -54,51 +52,22 @@ def add_shape(result: Result, stages: int, shards: int, rounds: int) -> None:
             for round_trip_ms in ROUND_TRIPS_MS:
                 delay.set(round_trip_ms / 2000)
                 name = f"{stages}x{shards}, {round_trip_ms:g} ms"
-                _add(result, name, machine, cluster, rounds, delay.url)
+                _add(result, name, cluster, rounds, delay.url)
             delay.set(0)
-
-
-@dataclass(frozen=True)
-class _Machine:
-    """This machine's part of the prediction: one candidate, and costs."""
-
-    worker: Candidate
-    costs: Costs
-
-    @classmethod
-    def measured(cls, stages: int, shards: int) -> _Machine:
-        cores = os.cpu_count() or 1
-        threads = max(1, cores // (stages * shards))
-        together = min(cores, threads * shards)  # with one request, stages compute in turns
-        speeds = measure_speeds("cpu", together, min_s=0.3)
-        layer_s, row_s = measure_layer(replace(speeds, threads=threads))
-        worker = Candidate(
-            "",
-            "here",
-            cores=cores,
-            threads=threads,
-            speed=speeds.one_row,
-            few_rows=speeds.few_rows,
-            many_rows=speeds.many_rows,
-        )
-        return cls(worker, replace(Costs(), layer_s=layer_s, row_s=row_s))
 
 
 def _add(
     result: Result,
     name: str,
-    machine: _Machine,
     cluster: LocalCluster,
     rounds: int,
     url: str | None = None,
 ) -> None:
     """url: through which the workers reach Redis; the cluster's by default."""
-    arch, in_force = _architecture(), cluster.plan
-    if in_force is None:
+    if cluster.plan is None:
         return
-    worker = replace(machine.worker, round_trip_s=_round_trip_s(url or cluster.url))
-    workers = [worker] * len(list(in_force.addresses()))
-    predicted = _predicted(arch, in_force, workers, machine.costs)
+    worker, costs = _parts(cluster.plan, url or cluster.url)
+    predicted = _predicted(cluster.plan, worker, costs)
     measured = _measured(cluster, rounds)
     for what, unit in (("1 request", "tokens/s"), ("first token of 1,000", "s")):
         error = 100 * (predicted[what] / measured[what] - 1)
@@ -108,8 +77,24 @@ def _add(
         result.notes[f"{name}: {what}"] = f"{pair} ({error:+.0f} %)"
 
 
-def _architecture() -> Architecture:
-    return load_architecture(open_checkpoint(MODEL, settings().cache_dir).config)
+def _parts(plan: Plan, url: str) -> tuple[Candidate, Costs]:
+    """A worker of this cluster, and costs, as they are now: speeds vary from minute to minute."""
+    cores, num_workers = os.cpu_count() or 1, len(list(plan.addresses()))
+    threads = max(1, cores // num_workers)
+    together = min(cores, threads * plan.num_shards)  # with one request, stages compute in turns
+    speeds = measure_speeds("cpu", together, min_s=0.3)
+    layer_s, row_s = measure_layer(replace(speeds, threads=threads), min_s=0.3)
+    worker = Candidate(
+        "",
+        "here",
+        cores=cores,
+        threads=threads,
+        speed=speeds.one_row,
+        few_rows=speeds.few_rows,
+        many_rows=speeds.many_rows,
+        round_trip_s=_round_trip_s(url),
+    )
+    return worker, Costs(layer_s=layer_s, row_s=row_s)
 
 
 def _round_trip_s(url: str) -> float:
@@ -123,9 +108,9 @@ def _round_trip_s(url: str) -> float:
     return statistics.median(times)
 
 
-def _predicted(
-    arch: Architecture, plan: Plan, workers: list[Candidate], costs: Costs
-) -> dict[str, float]:
+def _predicted(plan: Plan, worker: Candidate, costs: Costs) -> dict[str, float]:
+    arch = load_architecture(open_checkpoint(MODEL, settings().cache_dir).config)
+    workers = [worker] * len(list(plan.addresses()))
     context = PROMPT_TOKENS + NUM_TOKENS // 2
     return {
         "1 request": tokens_per_s(arch, plan, workers, 1, costs, context),

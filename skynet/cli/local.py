@@ -116,8 +116,8 @@ def up(model: str, port: int | None, spares: int, **options: Any) -> None:
 def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
     """Time SkyNet and its alternatives in turn.
 
-    Prints medians, spread and ratios. SCENARIOS are decode, chord, exchange, batch, load and
-    recover; all by default.
+    Prints medians, spread and ratios. SCENARIOS are decode, chord, exchange, batch, load,
+    recover and plan; all by default.
     """
     from skynet.bench import run_scenarios
 

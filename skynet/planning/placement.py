@@ -231,18 +231,9 @@ class Planner:
         ]
 
     def _fitting(self, stages: int, shards: int, workers: Sequence[Candidate]) -> tuple[Plan, str]:
-        """A plan weighted by speed, or by memory if that does not fit; and `overfull` of it."""
-        tried: list[tuple[Plan, str]] = []
-        for weigh in (shard_weights, memory_weights):
-            weights = weigh(workers)
-            rows = [weights[at * shards : (at + 1) * shards] for at in range(stages)]
-            plan = self._placed(
-                self._layout(stages, shards, rows), tuple(worker.id for worker in workers)
-            )
-            tried.append((plan, overfull(self.arch, plan, workers)))
-            if not tried[-1][1]:
-                break
-        return tried[-1]
+        """See `fitting_plan`; for this wish."""
+        plan, problem = fitting_plan(self.arch, self._layout, stages, shards, workers)
+        return replace(plan, revision=self.wish.revision), problem
 
     def _layout(
         self, stages: int, shards: int, weights: Sequence[Sequence[float]] | None = None
@@ -256,6 +247,21 @@ class Planner:
 
     def _placed(self, plan: Plan, workers: tuple[str, ...]) -> Plan:
         return replace(plan, workers=workers, revision=self.wish.revision)
+
+
+def fitting_plan(
+    arch: Architecture, layout: Layout, stages: int, shards: int, workers: Sequence[Candidate]
+) -> tuple[Plan, str]:
+    """A plan weighted by speed, or by memory if that does not fit; and `overfull` of it."""
+    tried: list[tuple[Plan, str]] = []
+    for weigh in (shard_weights, memory_weights):
+        weights = weigh(workers)
+        rows = [weights[at * shards : (at + 1) * shards] for at in range(stages)]
+        plan = replace(layout(stages, shards, rows), workers=tuple(worker.id for worker in workers))
+        tried.append((plan, overfull(arch, plan, workers)))
+        if not tried[-1][1]:
+            break
+    return tried[-1]
 
 
 def assign(

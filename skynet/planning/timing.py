@@ -28,6 +28,7 @@ ACTIVATION_PASSES = 24
 LOGIT_PASSES = 8  # over the logits of a row, to choose candidates
 MESSAGE_BYTES = 16 * 1024  # larger hidden states are fetched in a round trip of their own
 REDIS, DIRECT = "redis", "direct"
+CALL_S = 1.5e-4  # of a command to Redis besides the network's round trip, as members measure it
 
 
 @dataclass(frozen=True)

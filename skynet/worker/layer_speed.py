@@ -65,7 +65,7 @@ def _narrow_model() -> ShardModel:
 
 
 def _seconds(model: ShardModel, sequences: int, min_s: float) -> float:
-    """The median seconds of a step: Python's time varies, and the least is rare."""
+    """The seconds of a step: the lower quartile, since the machine may be busy for a while."""
     times: list[float] = []
     rows = tuple(Row(slot, 8, (1,), 8) for slot in range(sequences))
     until = time.perf_counter() + min_s
