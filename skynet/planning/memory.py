@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
+from typing import NamedTuple
 
 from skynet.architecture.architecture import HEAD_NORMS, Architecture, Weight
 from skynet.architecture.transformers_model import TransformersArchitecture, TransformersWeight
@@ -58,25 +60,30 @@ def shard_weight_bytes(
     return int(total)
 
 
+class LayerBytes(NamedTuple):
+    """Bytes of one shard's weights in some layers: attention, MLP, and the MLPs of all experts."""
+
+    attention: float
+    mlp: float
+    experts: float
+
+
 def layer_bytes(
     arch: Architecture, plan: Plan, address: tuple[int, int], layers: Range
-) -> tuple[float, float]:
-    """(bytes of the weights that every token of a step uses, bytes of all experts) of one shard.
-
-    layers: numbered as in the plan; those of other stages are left out.
-    """
+) -> LayerBytes:
+    """What a shard has of these layers, numbered as in the plan; not of other stages' layers."""
     part = plan.stages[address[0]].shards[address[1]]
     layers = layers.overlap(plan.stages[address[0]].layers)
-    total = experts = 0.0
+    total = mlp = experts = 0.0
     for stack in arch.stacks:
         stack_part = part if stack is arch else part.encoder or part
         first = stack.encoder_layers
         run = layers.overlap(Range(first, first + stack.num_layers))
         run = Range(run.start - first, run.stop - first)
         total += _layers_bytes(stack, plan, stack_part, run)
-        if stack.num_experts:
-            experts += _layers_bytes(stack, plan, stack_part, run, experts_only=True)
-    return total - experts, experts
+        mlp += _layers_bytes(stack, plan, stack_part, run, _is_mlp)
+        experts += _layers_bytes(stack, plan, stack_part, run, _is_expert)
+    return LayerBytes(total - mlp, mlp - experts, experts)
 
 
 def head_bytes(arch: Architecture, plan: Plan, shard: int) -> float:
@@ -86,17 +93,31 @@ def head_bytes(arch: Architecture, plan: Plan, shard: int) -> float:
     return 0.0 if head is None else _role_bytes(arch, plan, part, head, product=True)
 
 
+def _is_expert(weight: Weight) -> bool:
+    return weight.in_pieces and weight.role not in HEAD_NORMS
+
+
+def _is_mlp(weight: Weight) -> bool:
+    return weight.unit == "columns" or _is_expert(weight)
+
+
 def _layers_bytes(
-    arch: Architecture, plan: Plan, part: ShardPlan, layers: Range, experts_only: bool = False
+    arch: Architecture,
+    plan: Plan,
+    part: ShardPlan,
+    layers: Range,
+    counts: Callable[[Weight], bool] | None = None,
 ) -> float:
-    """Bytes of some layers of one stack, and of the weights that all of them share."""
+    """Bytes of some layers of one stack, and of the weights that all of them share.
+
+    counts: the weights to count, of single layers only; all by default.
+    """
     total = 0.0
     for weight in arch.weights:
-        is_expert = weight.in_pieces and weight.role not in HEAD_NORMS
-        if weight.per_layer and (is_expert or not experts_only):
+        if weight.per_layer and (counts is None or counts(weight)):
             count = sum(weight.is_in(layer) for layer in range(layers.start, layers.stop))
             total += count * _role_bytes(arch, plan, part, weight) if count else 0
-    if experts_only or not layers.size:
+    if counts is not None or not layers.size:
         return total
     return total + _roles_bytes(arch, plan, part, "relative")
 

@@ -53,7 +53,7 @@ class Costs:
 
     layer_s: float = 4e-4
     row_s: float = 2e-5
-    sum_s: tuple[tuple[str, float], ...] = ((REDIS, 1e-4), (DIRECT, 1e-5))
+    sum_s: tuple[tuple[str, float], ...] = ((REDIS, 2e-4), (DIRECT, 1e-5))
     peer_s: float = 5e-5
     copy_bytes_per_s: float = 1e9
     chord_s: float = 0.002
@@ -147,11 +147,15 @@ def step_time(
     compute: list[float] = []
     for stage, run in enumerate(runs):
         pairs = list(zip(workers, cores, strict=True))[stage * shards : (stage + 1) * shards]
-        slowest = (
+        parts = [
             _compute_s(arch, plan, (stage, shard), run, worker, share, work)
             for shard, (worker, share) in enumerate(pairs)
-        )
-        compute.append(max(slowest) + run.size * _layer_s(work, costs) if run.size else 0.0)
+        ]
+        # A sum waits for the slowest shard: which one that is differs between attention and MLP.
+        slowest = sum(map(max, zip(*parts, strict=True)))
+        if arch.parallel:
+            slowest = max(map(sum, parts))
+        compute.append(slowest + run.size * _layer_s(work, costs) if run.size else 0.0)
     trips = [
         max(worker.round_trip_s for worker in workers[stage * shards : (stage + 1) * shards])
         for stage in range(len(runs))
@@ -292,24 +296,31 @@ def _compute_s(
     worker: Candidate,
     cores: float,
     work: Work,
-) -> float:
-    """Seconds of one shard's products and attention in some layers, and of its logits."""
+) -> tuple[float, float, float]:
+    """Seconds of one shard in some layers: attention, MLP, and then its logits."""
     read = worker.speed * cores
     multiply = (worker.few_rows if work.tokens < FEW_ROWS else worker.many_rows) * cores
     bytes_of_weight = WEIGHT_BITS[plan.weight_dtype] / 8
-    dense, experts = layer_bytes(arch, plan, address, layers)
-    is_last = address[0] == len(plan.stages) - 1 and not work.encoder
-    head = head_bytes(arch, plan, address[1]) if is_last else 0.0
-    chosen = arch.experts_per_token / arch.num_experts if arch.num_experts else 1.0
-    read_bytes = dense + experts * (1 - (1 - chosen) ** work.tokens) + head
-    products = (dense + experts * chosen) * work.tokens + head * work.rows
-    seconds = max(read_bytes / read, products / bytes_of_weight / multiply)
+
+    def products_s(read_bytes: float, used_bytes: float, rows: int) -> float:
+        return max(read_bytes / read, used_bytes * rows / bytes_of_weight / multiply)
+
+    sizes = layer_bytes(arch, plan, address, layers)
     part = plan.stages[address[0]].shards[address[1]]
-    seconds += layers.size * _attention_s(arch, plan, part, work, (read, multiply))
+    attention_s = products_s(sizes.attention, sizes.attention, work.tokens)
+    attention_s += layers.size * _attention_s(arch, plan, part, work, (read, multiply))
+    chosen = arch.experts_per_token / arch.num_experts if arch.num_experts else 1.0
+    read_experts = sizes.experts * (1 - (1 - chosen) ** work.tokens)
+    used_experts = sizes.experts * chosen
+    mlp_s = products_s(sizes.mlp + read_experts, sizes.mlp + used_experts, work.tokens)
     activations = work.tokens * (arch.hidden_size + part.columns.size) * DTYPE_BYTES["float32"]
-    seconds += layers.size * ACTIVATION_PASSES * activations / read
+    mlp_s += layers.size * ACTIVATION_PASSES * activations / read
+    if address[0] < len(plan.stages) - 1 or work.encoder:
+        return attention_s, mlp_s, 0.0
+    head = head_bytes(arch, plan, address[1])
     logits = part.vocab.size * work.rows * DTYPE_BYTES["float32"] if head else 0
-    return seconds + LOGIT_PASSES * logits / read
+    head_s = products_s(head, head, work.rows) + LOGIT_PASSES * logits / read
+    return attention_s, mlp_s, head_s
 
 
 def _attention_s(

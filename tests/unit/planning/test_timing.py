@@ -82,6 +82,23 @@ def test_the_parts_add_up_and_faster_machines_are_faster(shape: tuple[int, int])
     assert step_time(ARCH, plan, members, Work(context=1000)).total_s > step.total_s
 
 
+def test_each_sum_waits_for_its_slowest_shard() -> None:
+    # Given 9 heads in groups of 3, so that one of two shards has 6, and the other more of the MLP
+    arch = load_architecture(
+        {**SMALL, "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
+    )
+    plan, layers = plan_for(arch, 1, 2), Range(0, arch.num_layers)
+    first, second = (layer_bytes(arch, plan, (0, shard), layers) for shard in (0, 1))
+    assert (first.attention > second.attention) != (first.mlp > second.mlp)
+    # When a token is predicted without anything but products
+    costs, members = Costs(layer_s=0.0), workers(2, few_rows=1e15)
+    seconds = step_time(arch, plan, members, Work(), costs).compute_s
+    # Then it takes as long as the larger attention and the larger MLP together
+    products = max(first.attention, second.attention) + max(first.mlp, second.mlp)
+    head = arch.vocab_size // 2 * arch.hidden_size * 4
+    assert seconds == pytest.approx((products + head) / members[0].speed, rel=0.02)
+
+
 def test_smaller_weights_are_read_faster() -> None:
     plan = plan_for(ARCH)
     times = [
@@ -144,7 +161,8 @@ def test_stages_work_at_the_same_time_for_many_requests() -> None:
 def test_a_token_reads_its_experts_only() -> None:
     # Given a mixture of 8 experts, of which a token takes 2
     plan, layers = plan_for(EXPERTS), Range(0, EXPERTS.num_layers)
-    dense, experts = layer_bytes(EXPERTS, plan, (0, 0), layers)
+    attention, mlp, experts = layer_bytes(EXPERTS, plan, (0, 0), layers)
+    dense = attention + mlp
     assert 0 < dense < experts
     # Then a token reads a quarter of them, and a prompt all
     reads = workers(1, few_rows=1e15, many_rows=1e15)
@@ -161,10 +179,10 @@ def test_a_token_reads_its_experts_only() -> None:
 def test_layers_and_tables_are_all_of_the_weights() -> None:
     # Given a model whose last stage has no embedding
     plan = plan_for(ARCH, 2, 1)
-    dense, experts = layer_bytes(ARCH, plan, (0, 0), Range(0, ARCH.num_layers))
+    sizes = layer_bytes(ARCH, plan, (0, 0), Range(0, ARCH.num_layers))
     # Then a stage's weights are its layers and its embedding
     table = ARCH.vocab_size * ARCH.hidden_size * 4
-    assert shard_weight_bytes(ARCH, plan, 0, 0) == dense + experts + table
+    assert shard_weight_bytes(ARCH, plan, 0, 0) == sum(sizes) + table
 
 
 @pytest.mark.parametrize("span", ["layer", "stage", "auto"])
