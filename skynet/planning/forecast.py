@@ -12,12 +12,13 @@ from math import prod
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.tensors import staged_tensors
 from skynet.errors import PlanError
+from skynet.planning.compute import Work
 from skynet.planning.cost import WORKER_BYTES, Candidate, load_s, overfull
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.placement import fitting_plan
 from skynet.planning.plan import Plan
 from skynet.planning.split import WEIGHT_BITS, PlanOptions, make_plan
-from skynet.planning.timing import Costs, StepTime, Work, first_token_s, step_time, tokens_per_s
+from skynet.planning.timing import Costs, StepTime, first_token_s, step_time, tokens_per_s
 
 PROMPT_TOKENS = 1000
 MANY_REQUESTS = 16

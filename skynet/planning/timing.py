@@ -13,19 +13,13 @@ from dataclasses import dataclass
 from math import ceil
 
 from skynet.architecture.architecture import Architecture
+from skynet.planning.compute import Work, shard_compute_s
 from skynet.planning.cost import Candidate, cores_of
-from skynet.planning.memory import head_bytes, layer_bytes
-from skynet.planning.plan import Plan, ShardPlan
+from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
 from skynet.planning.spans import CHORD_SHARE, layers_per_chord
-from skynet.planning.split import DTYPE_BYTES, WEIGHT_BITS
+from skynet.planning.split import DTYPE_BYTES
 
-FEW_ROWS = 32  # from here on products run at the speed of many rows
-# Attention's multiply-adds in a second, relative to those of products of as many rows.
-ATTENTION_SPEED = 0.4
-# Over the hidden states and MLP columns of a token, in each layer: norms, activation, copies.
-ACTIVATION_PASSES = 24
-LOGIT_PASSES = 8  # over the logits of a row, to choose candidates
 MESSAGE_BYTES = 16 * 1024  # larger hidden states are fetched in a round trip of their own
 REDIS, DIRECT = "redis", "direct"
 CALL_S = 1.5e-4  # of a command to Redis besides the network's round trip, as members measure it
@@ -65,32 +59,12 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Work:
-    """A step's new tokens, in so many rows (sequences), each after `context` tokens in its slot.
-
-    encoder: the tokens are texts for the encoder of an encoder-decoder.
-    """
-
-    tokens: int = 1
-    rows: int = 1
-    context: int = 0
-    encoder: bool = False
-
-
-@dataclass(frozen=True)
 class StageTime:
-    """Seconds of one stage in one step, and what causes them.
-
-    compute_s: of its slowest shard.
-    sums_s: of its all-reduces; num_sums: their number.
-    chord_s: of its chord.
-    wait_s: the part of all these that is round trips.
-    """
+    """Seconds of one stage in one step: its slowest shard, its all-reduces and its chords."""
 
     compute_s: float
     sums_s: float
     chord_s: float
-    wait_s: float
     num_sums: int
 
     @property
@@ -103,12 +77,16 @@ class StageTime:
 class StepTime:
     """Seconds of one step: its stages, one after the other, and the orchestrator.
 
-    wait_s: round trips to the orchestrator, a part of orchestrator_s.
+    busy_s: the orchestrator's work; trip_s: the round trip to it.
     """
 
     stages: tuple[StageTime, ...]
-    orchestrator_s: float
-    wait_s: float
+    busy_s: float
+    trip_s: float
+
+    @property
+    def orchestrator_s(self) -> float:
+        return self.busy_s + self.trip_s
 
     @property
     def total_s(self) -> float:
@@ -144,42 +122,27 @@ def step_time(
     if work.encoder:
         layers = Range(0, arch.encoder_layers)
     runs = [stage.layers.overlap(layers) for stage in plan.stages]
-    compute: list[float] = []
-    for stage, run in enumerate(runs):
-        pairs = list(zip(workers, cores, strict=True))[stage * shards : (stage + 1) * shards]
-        parts = [
-            _compute_s(arch, plan, (stage, shard), run, worker, share, work)
-            for shard, (worker, share) in enumerate(pairs)
-        ]
-        # A sum waits for the slowest shard: which one that is differs between attention and MLP.
-        slowest = sum(map(max, zip(*parts, strict=True)))
-        if arch.parallel:
-            slowest = max(map(sum, parts))
-        compute.append(slowest + run.size * _layer_s(work, costs) if run.size else 0.0)
-    trips = [
-        max(worker.round_trip_s for worker in workers[stage * shards : (stage + 1) * shards])
-        for stage in range(len(runs))
+    groups = [range(stage * shards, (stage + 1) * shards) for stage in range(len(runs))]
+    members = [[(workers[at], cores[at]) for at in group] for group in groups]
+    trips = [max(workers[at].round_trip_s for at in group) for group in groups]
+    compute = [
+        _stage_compute_s(arch, plan, stage, run, members[stage], work)
+        + run.size * (costs.layer_s + costs.row_s * (work.rows - 1))
+        for stage, run in enumerate(runs)
     ]
     span = _span(plan, runs, sum(compute), max(trips), costs)
-    stages: list[StageTime] = []
-    for stage, run in enumerate(runs):
-        if run.size:
-            members = workers[stage * shards : (stage + 1) * shards]
-            sums_s, sums_wait_s = _sums_s(arch, plan, run, members, work, costs)
-            chord_s, chord_wait_s = _chords_s(
-                arch, plan, ceil(run.size / span), work, trips[stage], costs
-            )
-            stages.append(
-                StageTime(
-                    compute[stage],
-                    sums_s,
-                    chord_s,
-                    sums_wait_s + chord_wait_s,
-                    _num_sums(arch, plan, run),
-                )
-            )
-    orchestrator_s = costs.step_s + (work.rows - 1) * costs.sample_s + trips[-1]
-    return StepTime(tuple(stages), orchestrator_s, trips[-1])
+    stages = tuple(
+        StageTime(
+            compute[stage],
+            _sums_s(arch, plan, run, [workers[at] for at in groups[stage]], work, costs),
+            _chords_s(arch, plan, ceil(run.size / span), work, trips[stage], costs),
+            _num_sums(arch, plan, run),
+        )
+        for stage, run in enumerate(runs)
+        if run.size
+    )
+    busy_s = costs.step_s + (work.rows - 1) * costs.sample_s
+    return StepTime(stages, busy_s, trips[-1])
 
 
 def token_s(
@@ -207,7 +170,7 @@ def tokens_per_s(
     rows = ceil(requests / batches)
     step = step_time(arch, plan, workers, Work(rows, rows, context), costs)
     busiest = max(stage.busy_s for stage in step.stages)
-    pace = max(step.total_s / batches, busiest, step.orchestrator_s - step.wait_s)
+    pace = max(step.total_s / batches, busiest, step.busy_s)
     return requests / batches / pace
 
 
@@ -236,8 +199,25 @@ def first_token_s(
     return total_s
 
 
-def _layer_s(work: Work, costs: Costs) -> float:
-    return costs.layer_s + costs.row_s * (work.rows - 1)
+def _stage_compute_s(
+    arch: Architecture,
+    plan: Plan,
+    stage: int,
+    run: Range,
+    members: Sequence[tuple[Candidate, float]],
+    work: Work,
+) -> float:
+    """Products and attention of a stage. members: each shard's worker, and its cores."""
+    if not run.size:
+        return 0.0
+    parts = [
+        shard_compute_s(arch, plan, (stage, shard), run, worker, cores, work)
+        for shard, (worker, cores) in enumerate(members)
+    ]
+    if arch.parallel:
+        return max(map(sum, parts))
+    # A sum waits for the slowest shard: which one that is differs between attention and MLP.
+    return sum(map(max, zip(*parts, strict=True)))
 
 
 def _span(plan: Plan, runs: Sequence[Range], compute_s: float, trip: float, costs: Costs) -> int:
@@ -261,20 +241,19 @@ def _sums_s(
     workers: Sequence[Candidate],
     work: Work,
     costs: Costs,
-) -> tuple[float, float]:
-    """(seconds of a stage's all-reduces, the part that is round trips)."""
+) -> float:
+    """Seconds of a stage's all-reduces."""
     hosts = {worker.host or worker.id for worker in workers}
     trip = max(worker.round_trip_s for worker in workers)
     if costs.link == DIRECT and len(hosts) == 1:
         trip = 0.0
-    num_sums = _num_sums(arch, plan, run)
-    return num_sums * (trip + _sum_s(arch, plan, work, costs)), num_sums * trip
+    return _num_sums(arch, plan, run) * (trip + _sum_s(arch, plan, work, costs))
 
 
 def _chords_s(
     arch: Architecture, plan: Plan, num_chords: int, work: Work, trip: float, costs: Costs
-) -> tuple[float, float]:
-    """(seconds of a stage's chords, the part that is round trips).
+) -> float:
+    """Seconds of a stage's chords.
 
     Each chord carries the hidden states: a part from each shard, all parts to the last one, their
     sum to Redis and from there to each shard.
@@ -284,57 +263,7 @@ def _chords_s(
     if num_chords == 1 and len(plan.stages) == 1:
         moved = 0  # candidates only
     num_trips = num_chords * (3 if moved and frame > MESSAGE_BYTES else 2)
-    seconds = num_chords * (costs.chord_s + _moving_s(moved, costs)) + num_trips * trip
-    return seconds, num_trips * trip
-
-
-def _compute_s(
-    arch: Architecture,
-    plan: Plan,
-    address: tuple[int, int],
-    layers: Range,
-    worker: Candidate,
-    cores: float,
-    work: Work,
-) -> tuple[float, float, float]:
-    """Seconds of one shard in some layers: attention, MLP, and then its logits."""
-    read = worker.speed * cores
-    multiply = (worker.few_rows if work.tokens < FEW_ROWS else worker.many_rows) * cores
-    bytes_of_weight = WEIGHT_BITS[plan.weight_dtype] / 8
-
-    def products_s(read_bytes: float, used_bytes: float, rows: int) -> float:
-        return max(read_bytes / read, used_bytes * rows / bytes_of_weight / multiply)
-
-    sizes = layer_bytes(arch, plan, address, layers)
-    part = plan.stages[address[0]].shards[address[1]]
-    attention_s = products_s(sizes.attention, sizes.attention, work.tokens)
-    attention_s += layers.size * _attention_s(arch, plan, part, work, (read, multiply))
-    chosen = arch.experts_per_token / arch.num_experts if arch.num_experts else 1.0
-    read_experts = sizes.experts * (1 - (1 - chosen) ** work.tokens)
-    used_experts = sizes.experts * chosen
-    mlp_s = products_s(sizes.mlp + read_experts, sizes.mlp + used_experts, work.tokens)
-    activations = work.tokens * (arch.hidden_size + part.columns.size) * DTYPE_BYTES["float32"]
-    mlp_s += layers.size * ACTIVATION_PASSES * activations / read
-    if address[0] < len(plan.stages) - 1 or work.encoder:
-        return attention_s, mlp_s, 0.0
-    head = head_bytes(arch, plan, address[1])
-    logits = part.vocab.size * work.rows * DTYPE_BYTES["float32"] if head else 0
-    head_s = products_s(head, head, work.rows) + LOGIT_PASSES * logits / read
-    return attention_s, mlp_s, head_s
-
-
-def _attention_s(
-    arch: Architecture, plan: Plan, part: ShardPlan, work: Work, rates: tuple[float, float]
-) -> float:
-    """Seconds of one layer's scores and mixes: (bytes read, multiply-adds) per second."""
-    stack, own = (arch.encoder, part.encoder) if work.encoder else (arch, part)
-    if stack is None or own is None:
-        return 0.0
-    new = work.tokens / work.rows
-    cached = work.rows * (work.context + new) * 2 * own.kv_heads.size * stack.head_dim
-    seen = work.context + (new if stack.bidirectional else (new + 1) / 2)
-    multiplied = work.tokens * seen * 2 * own.heads.size * stack.head_dim
-    return max(cached * DTYPE_BYTES[plan.dtype] / rates[0], multiplied / rates[1] / ATTENTION_SPEED)
+    return num_chords * (costs.chord_s + _moving_s(moved, costs)) + num_trips * trip
 
 
 def _sum_s(arch: Architecture, plan: Plan, work: Work, costs: Costs) -> float:

@@ -14,6 +14,7 @@ from plans import plan_for
 from skynet.architecture.architecture import Architecture
 from skynet.engine.span import SpanChooser
 from skynet.models.registry import load_architecture
+from skynet.planning.compute import Work
 from skynet.planning.cost import Candidate
 from skynet.planning.memory import layer_bytes, shard_weight_bytes
 from skynet.planning.plan import Plan
@@ -22,7 +23,6 @@ from skynet.planning.spans import CHORD_SHARE
 from skynet.planning.timing import (
     DIRECT,
     Costs,
-    Work,
     first_token_s,
     step_time,
     token_s,
