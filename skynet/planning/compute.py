@@ -41,14 +41,14 @@ def shard_compute_s(
     plan: Plan,
     address: tuple[int, int],
     layers: Range,
-    worker: Candidate,
-    cores: float,
+    member: tuple[Candidate, float],
     work: Work,
 ) -> tuple[float, float, float]:
     """(attention, MLP, logits): seconds of one shard in some layers and, after the last, its head.
 
-    cores: of the worker's host that it computes on.
+    member: the worker, and the cores of its host that it computes on.
     """
+    worker, cores = member
     read = worker.speed * cores
     multiply = (worker.few_rows if work.tokens < FEW_ROWS else worker.many_rows) * cores
     bytes_of_weight = WEIGHT_BITS[plan.weight_dtype] / 8

@@ -29,8 +29,8 @@ CALL_S = 1.5e-4  # of a command to Redis besides the network's round trip, as me
 class Costs:
     """What a step costs besides products and round trips.
 
-    The defaults are those that `skynet bench plan` measured on a virtual machine with 2 cores of
-    2 GHz. `direct` is not measured by it.
+    The defaults are fitted to what `skynet bench plan` measured on a virtual machine with 2 cores
+    of 2 GHz. It does not measure `direct`.
 
     layer_s: small operators and Python of a layer, for one row.
     row_s: the same for each further sequence in a step.
@@ -211,8 +211,8 @@ def _stage_compute_s(
     if not run.size:
         return 0.0
     parts = [
-        shard_compute_s(arch, plan, (stage, shard), run, worker, cores, work)
-        for shard, (worker, cores) in enumerate(members)
+        shard_compute_s(arch, plan, (stage, shard), run, member, work)
+        for shard, member in enumerate(members)
     ]
     if arch.parallel:
         return max(map(sum, parts))
