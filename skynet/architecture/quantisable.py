@@ -11,11 +11,22 @@ from math import gcd
 
 from skynet.architecture.architecture import Architecture, Weight
 from skynet.architecture.stored import matrix_shape
+from skynet.architecture.tensors import stored_weights
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.wire.blocks import GROUP_UNIT, BlockFormat, ScaleDtype
 from skynet.wire.quantised import GROUP, Layout
 
 COLUMN_UNIT = 32  # planning cuts the MLP columns of quantised models at multiples
+
+
+def quantised(arch: Architecture, layout: Layout) -> Architecture:
+    """The same model with all matrices quantised that may be."""
+    formats = {
+        tensor: form
+        for stack, weight, tensor in stored_weights(arch)
+        if (form := format_of(stack, weight, layout)) is not None
+    }
+    return arch.quantised(formats)
 
 
 def format_of(

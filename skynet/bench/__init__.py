@@ -22,7 +22,7 @@ Scenario = Callable[[int], Result]
 
 
 def _scenarios() -> dict[str, Scenario]:
-    from skynet.bench import append_only, chord, exchange, generation, load, recover
+    from skynet.bench import append_only, chord, exchange, generation, load, plan, recover
 
     return {
         "decode": generation.decode,
@@ -33,6 +33,7 @@ def _scenarios() -> dict[str, Scenario]:
         "load": load.load,
         "reload": load.reload,
         "recover": recover.recover,
+        "plan": plan.plan,
     }
 
 

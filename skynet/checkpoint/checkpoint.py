@@ -54,7 +54,7 @@ class Checkpoint:
         self.path = path
         self.name = name
         self._cache_dir = cache_dir
-        config = _read_config(path)
+        config = read_config(path)
         self._stored: dict[str, TensorInfo] = _read_tensors(path)
         self.quantised: dict[str, QuantisedSource] = {**quantised_matrices(config, self._stored)}
         if is_known(config):
@@ -171,15 +171,21 @@ def _download(hub_id: str) -> Path:
             snapshot_download(hub_id, allow_patterns=HUB_FILES, ignore_patterns=HUB_FILES_NOT_READ)
         )
     except Exception as error:  # errors of the hub client's transport included
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(
-            f"{hub_id!r} is neither a directory here nor in the Hugging Face cache, and cannot be "
-            f"downloaded ({reason}); check the name, the network and, for a gated model, HF_TOKEN, "
-            "or copy the model's files to this machine and name their directory"
-        ) from error
+        raise unreachable(hub_id, error) from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def unreachable(hub_id: str, error: Exception) -> CheckpointError:
+    """The error for a hub model that is not on this machine and cannot be downloaded."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return CheckpointError(
+        f"{hub_id!r} is neither a directory here nor in the Hugging Face cache, and cannot be "
+        f"downloaded ({reason}); check the name, the network and, for a gated model, HF_TOKEN, "
+        "or copy the model's files to this machine and name their directory"
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The parsed config.json of a model directory."""
     if (path / "config.json").is_file():
         config = _read_json(path / "config.json")
         for name in (transformers_model.KEY, ABSENT, QUANTISED):  # set by SkyNet only

@@ -38,10 +38,7 @@ def convert_gguf(file: Path, cache_dir: Path) -> Path:
     Raises:
         CheckpointError: not a GGUF file, or Transformers cannot read its model or tokenizer.
     """
-    with file.open("rb") as stream:
-        if stream.read(len(MAGIC)) != MAGIC:
-            raise CheckpointError(f"{file} is not a GGUF file: it does not start with {MAGIC!r}")
-    target = cache_dir / "models" / f"{file_digest(file, cache_dir)[:16]}-{CONVERSION}"
+    target = _target(file, cache_dir)
 
     def make(directory: Path) -> None:
         try:
@@ -53,6 +50,39 @@ def convert_gguf(file: Path, cache_dir: Path) -> Path:
 
     made_once(target, make, f"the converted {file.name}")
     return target
+
+
+def gguf_config(file: Path, cache_dir: Path) -> dict[str, Any]:
+    """The config.json that `convert_gguf` writes, without a conversion.
+
+    Raises:
+        CheckpointError: not a GGUF file, or Transformers cannot read its config.
+    """
+    target = _target(file, cache_dir)
+    if target.is_dir():
+        config: dict[str, Any] = json.loads((target / "config.json").read_text())
+        return config
+    with _status(f"Reading {file.name}"):
+        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+        try:
+            with _quiet():
+                config = dict(load_gguf_checkpoint(str(file), return_tensors=False)["config"])
+        except Exception as error:  # each architecture's reader raises other errors
+            raise CheckpointError(f"cannot read the config of {file}: {error}") from error
+    return {**config, "dtype": "bfloat16"}
+
+
+def _target(file: Path, cache_dir: Path) -> Path:
+    """The directory of the converted model.
+
+    Raises:
+        CheckpointError: not a GGUF file.
+    """
+    with file.open("rb") as stream:
+        if stream.read(len(MAGIC)) != MAGIC:
+            raise CheckpointError(f"{file} is not a GGUF file: it does not start with {MAGIC!r}")
+    return cache_dir / "models" / f"{file_digest(file, cache_dir)[:16]}-{CONVERSION}"
 
 
 def _convert(file: Path, directory: Path) -> None:

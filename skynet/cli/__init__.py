@@ -1,6 +1,16 @@
 """The command line: each command is a few calls of other packages."""
 
-from skynet.cli import check, cluster, local, models, requests, settings, text_tasks
+from skynet.cli import check, cluster, local, models, plan, requests, settings, text_tasks
 from skynet.cli.root import main
 
-__all__ = ["check", "cluster", "local", "main", "models", "requests", "settings", "text_tasks"]
+__all__ = [
+    "check",
+    "cluster",
+    "local",
+    "main",
+    "models",
+    "plan",
+    "requests",
+    "settings",
+    "text_tasks",
+]

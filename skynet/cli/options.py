@@ -37,6 +37,24 @@ shards_option = click.option(
 )
 
 
+SLOTS = (
+    click.option(
+        "--slots",
+        "num_slots",
+        type=COUNT,
+        default=16,
+        show_default=True,
+        help="Sequences that run at once; each has a slot in the KV cache.",
+    ),
+    click.option(
+        "--slot-tokens",
+        type=COUNT,
+        help="Longest prompt and answer together, in tokens.  [default: the model's positions, "
+        "at most 4096]",
+    ),
+)
+
+
 def request_option(option: Option) -> Callable[[Command], Command]:
     """The flag of a row of the option table, unset by default: the cluster has the defaults."""
     settings: dict[str, Any] = {"metavar": option.metavar}
@@ -113,21 +131,13 @@ def model_options(command: Command) -> Command:
             help="Layers that one Celery chord covers: one, a whole stage, or as many as keep the "
             "cost of chords small.",
         ),
-        click.option(
-            "--slots",
-            "num_slots",
-            type=COUNT,
-            default=16,
-            show_default=True,
-            help="Sequences that run at once; each has a slot in the KV cache.",
-        ),
-        click.option(
-            "--slot-tokens",
-            type=COUNT,
-            help="Longest prompt and answer together, in tokens.  [default: the model's positions, "
-            "at most 4096]",
-        ),
+        *SLOTS,
     )
+
+
+def slot_options(command: Command) -> Command:
+    """The size of the KV cache."""
+    return _with_options(command, *SLOTS)
 
 
 def answer_options(command: Command) -> Command:

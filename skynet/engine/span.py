@@ -7,9 +7,8 @@ spans show more in Flower and reach the next stage sooner, long ones are faster.
 
 from __future__ import annotations
 
-import math
-
 from skynet.planning.plan import Plan
+from skynet.planning.spans import layers_per_chord
 
 SMOOTHING = 0.2
 FIRST_CHORD_S = 0.002
@@ -55,11 +54,9 @@ class SpanChooser:
             return 1
         if self.mode == "stage":
             return self.longest
-        # n layers and one chord: chord <= share * (chord + n * layer)
-        needed = self.chord_s * (1 / self.chord_share - 1) / max(self.layer_s(num_tokens), 1e-9)
-        # That many layers or more, in equal spans of the longest stage.
-        chords = max(1, min(self.longest, int(self.longest / max(needed, 1.0))))
-        return math.ceil(self.longest / chords)
+        return layers_per_chord(
+            self.longest, self.chord_s, self.layer_s(num_tokens), self.chord_share
+        )
 
     def learn(
         self,

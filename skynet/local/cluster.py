@@ -132,7 +132,7 @@ class LocalCluster:
             elastic=elastic,
             spares=spares,
             orchestrators=orchestrators,
-            port=_free_port() if port == 0 else port or 0,
+            port=free_port() if port == 0 else port or 0,
             persistent=persistent,
             threads=threads or max(1, (os.cpu_count() or 1) // max(1, stages * shards)),
             environment=dict(environment or {}),
@@ -246,7 +246,7 @@ class LocalCluster:
         return self._server
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

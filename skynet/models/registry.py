@@ -52,6 +52,26 @@ def load_architecture(config: Config) -> Architecture:
     return arch.quantised(_config.block_formats(config))
 
 
+def saved_architecture(config: Config) -> Architecture:
+    """The architecture of a checkpoint that is not here, as Transformers saves it.
+
+    It has no copies of tied weights, and no tables that can be computed.
+
+    Raises:
+        As `load_architecture`.
+    """
+    arch = _with_all_weights(config)
+    tied = bool(config.get("tie_word_embeddings", True))
+    return arch.lacking(
+        [
+            weight.tensor()
+            for stack in arch.stacks
+            for weight in stack.weights
+            if weight.optional and (tied or weight.role != "head") and not weight.as_row
+        ]
+    )
+
+
 def _with_all_weights(config: Config) -> Architecture:
     """With all optional weights, several of which may have the same role."""
     try:

@@ -10,7 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from skynet.planning.cost import WORKER_BYTES, Candidate
+from skynet.planning.cost import (
+    DEFAULT_FEW_ROWS,
+    DEFAULT_MANY_ROWS,
+    WORKER_BYTES,
+    Candidate,
+)
 from skynet.planning.plan import Plan
 from skynet.store.members import FAILED, READY, Member, Members
 from skynet.wire import keys
@@ -124,18 +129,7 @@ class Membership:
             free[member.host] = min(other_free, member.free_bytes)
             held[member.host] += member.weight_bytes + WORKER_BYTES
         return [
-            Candidate(
-                member.id,
-                member.host,
-                member.pinned,
-                member.cores,
-                member.asked_threads,
-                member.speed,
-                member.round_trip_s,
-                free[member.host] + held[member.host],
-                member.leaving,
-                member.joined,
-            )
+            candidate_of(member, free[member.host] + held[member.host])
             for member in self.usable()
             if member.speed >= 1  # else it is starting
         ]
@@ -186,6 +180,24 @@ class Membership:
             if member.load_s > 0.1 and member.weight_bytes > member.kept_bytes
         ]
         return max(rates, default=0.0)
+
+
+def candidate_of(member: Member, free_bytes: int) -> Candidate:
+    """A member, as a candidate for an address; free_bytes: of its host, for all its workers."""
+    return Candidate(
+        id=member.id,
+        host=member.host,
+        pinned=member.pinned,
+        cores=member.cores,
+        threads=member.asked_threads,
+        speed=member.speed,
+        few_rows=member.few_rows_speed or DEFAULT_FEW_ROWS,
+        many_rows=member.many_rows_speed or DEFAULT_MANY_ROWS,
+        round_trip_s=member.round_trip_s,
+        free_bytes=free_bytes,
+        leaving=member.leaving,
+        joined=member.joined,
+    )
 
 
 def describe(member: Member) -> str:

@@ -1,6 +1,6 @@
-"""The predicted cost of a plan: seconds per token, bytes per member, seconds to load. Pure.
+"""The members as candidates for a plan; the plan's predicted bytes per member and seconds to load.
 
-A first-order model that compares shapes for the present members; it does not predict exact times.
+Pure. The seconds of steps and tokens are in timing.py.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from skynet.architecture.architecture import Architecture
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
-from skynet.planning.ranges import Range
 
-PEER_S = 50e-6  # per peer in an all-reduce: to push, read and add its partial
-CHORD_S = 0.002
 LOAD_BYTES_PER_S = 300e6
 DEFAULT_SPEED = 5e9
+DEFAULT_FEW_ROWS, DEFAULT_MANY_ROWS = 10e9, 16e9
 WORKER_BYTES = 300 * 2**20  # torch, Celery and activations, besides weights and KV cache
 
 
@@ -28,7 +26,9 @@ class Candidate:
     pinned: the only address it takes, or "".
     threads: its configured number of threads; 0: its share of the host's cores.
     free_bytes: memory of its host that it may use, including its current weights.
-    speed: bytes of weights per second with one thread.
+    speed: bytes of weights per second with one thread, in products with one row.
+    few_rows, many_rows: multiply-adds per second with one thread, in products with some rows and
+        with hundreds.
     """
 
     id: str
@@ -37,21 +37,29 @@ class Candidate:
     cores: int = 1
     threads: int = 0
     speed: float = DEFAULT_SPEED
+    few_rows: float = DEFAULT_FEW_ROWS
+    many_rows: float = DEFAULT_MANY_ROWS
     round_trip_s: float = 1e-4
     free_bytes: int = 2**62
     leaving: bool = False
     joined: float = 0.0
 
 
-def shared_speeds(workers: Sequence[Candidate]) -> list[float]:
-    """Bytes of weights per second of each worker; workers of one host share its cores."""
+def cores_of(workers: Sequence[Candidate]) -> list[float]:
+    """The cores that each worker computes on; workers of one host share its cores."""
     neighbours = Counter(worker.host or worker.id for worker in workers)
 
-    def cores_of(worker: Candidate) -> float:
+    def cores(worker: Candidate) -> float:
         share = worker.cores / neighbours[worker.host or worker.id]
         return min(worker.threads, share) if worker.threads else share
 
-    return [(worker.speed or DEFAULT_SPEED) * cores_of(worker) for worker in workers]
+    return [cores(worker) for worker in workers]
+
+
+def shared_speeds(workers: Sequence[Candidate]) -> list[float]:
+    """Bytes of weights per second of each worker."""
+    pairs = zip(workers, cores_of(workers), strict=True)
+    return [(worker.speed or DEFAULT_SPEED) * cores for worker, cores in pairs]
 
 
 def shard_weights(workers: Sequence[Candidate]) -> list[float]:
@@ -69,24 +77,6 @@ def memory_weights(workers: Sequence[Candidate]) -> list[float]:
         for worker in workers
     ]
     return [max(1, int(16 * num_bytes / max(room))) / 16 for num_bytes in room]
-
-
-def token_s(arch: Architecture, plan: Plan, workers: Sequence[Candidate]) -> float:
-    """Predicted seconds per token of one sequence; `workers` are in the order of the addresses."""
-    speeds, total, at = shared_speeds(workers), 0.0, 0
-    decoder = Range(arch.encoder_layers, plan.num_layers)  # an encoder runs once per request
-    for stage, stage_plan in enumerate(plan.stages):
-        shards, layers = len(stage_plan.shards), stage_plan.layers.overlap(decoder)
-        if layers.size:
-            slowest = max(
-                shard_weight_bytes(arch, plan, stage, shard, decoder.start) / speeds[at + shard]
-                for shard in range(shards)
-            )
-            trip = max(worker.round_trip_s for worker in workers[at : at + shards])
-            sums = arch.first_sum(layers.stop) - arch.first_sum(layers.start) if shards > 1 else 0
-            total += slowest + sums * (trip + PEER_S * (shards - 1)) + CHORD_S
-        at += shards
-    return total
 
 
 def overfull(arch: Architecture, plan: Plan, workers: Sequence[Candidate]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
+from typing import NamedTuple
 
 from skynet.architecture.architecture import HEAD_NORMS, Architecture, Weight
 from skynet.architecture.transformers_model import TransformersArchitecture, TransformersWeight
@@ -37,7 +39,7 @@ def shard_weight_bytes(
     """
     part, layers = plan.stages[stage].shards[shard], plan.stages[stage].layers
     layers = layers.overlap(Range(since, plan.num_layers))
-    total, tables = 0, set()
+    total, tables = 0.0, set()
     for stack in arch.stacks:
         stack_part = part if stack is arch else part.encoder or part
         first = stack.encoder_layers
@@ -56,23 +58,75 @@ def shard_weight_bytes(
         if arch.has_head:
             head = arch.weight("embed" if arch.tied else "head")
             total += _role_bytes(arch, plan, part, head, product=True) if head else 0
-    return total
+    return int(total)
 
 
-def _layers_bytes(arch: Architecture, plan: Plan, part: ShardPlan, layers: Range) -> int:
-    """Bytes of some layers of one stack, and of the weights that all of them share."""
-    total = 0
+class LayerBytes(NamedTuple):
+    """Bytes of one shard's weights in some layers: attention, MLP, and the MLPs of all experts."""
+
+    attention: float
+    mlp: float
+    experts: float
+
+
+def layer_bytes(
+    arch: Architecture, plan: Plan, address: tuple[int, int], layers: Range
+) -> LayerBytes:
+    """What a shard has of these layers, numbered as in the plan; not of other stages' layers."""
+    part = plan.stages[address[0]].shards[address[1]]
+    layers = layers.overlap(plan.stages[address[0]].layers)
+    total = mlp = experts = 0.0
+    for stack in arch.stacks:
+        stack_part = part if stack is arch else part.encoder or part
+        first = stack.encoder_layers
+        run = layers.overlap(Range(first, first + stack.num_layers))
+        run = Range(run.start - first, run.stop - first)
+        total += _layers_bytes(stack, plan, stack_part, run)
+        mlp += _layers_bytes(stack, plan, stack_part, run, _is_mlp)
+        experts += _layers_bytes(stack, plan, stack_part, run, _is_expert)
+    return LayerBytes(total - mlp, mlp - experts, experts)
+
+
+def head_bytes(arch: Architecture, plan: Plan, shard: int) -> float:
+    """Bytes of one shard's vocabulary head; 0 without one."""
+    head = arch.weight("embed" if arch.tied else "head") if arch.has_head else None
+    part = plan.stages[-1].shards[shard]
+    return 0.0 if head is None else _role_bytes(arch, plan, part, head, product=True)
+
+
+def _is_expert(weight: Weight) -> bool:
+    return weight.in_pieces and weight.role not in HEAD_NORMS
+
+
+def _is_mlp(weight: Weight) -> bool:
+    return weight.unit == "columns" or _is_expert(weight)
+
+
+def _layers_bytes(
+    arch: Architecture,
+    plan: Plan,
+    part: ShardPlan,
+    layers: Range,
+    counts: Callable[[Weight], bool] | None = None,
+) -> float:
+    """Bytes of some layers of one stack, and of the weights that all of them share.
+
+    counts: the weights to count, of single layers only; all by default.
+    """
+    total = 0.0
     for weight in arch.weights:
-        if weight.per_layer:
+        if weight.per_layer and (counts is None or counts(weight)):
             present = [n for n in range(layers.start, layers.stop) if weight.is_in(n)]
             if arch.formats:  # each layer may have its own
                 total += sum(_role_bytes(arch, plan, part, weight, layer=n) for n in present)
             elif present:
                 total += len(present) * _role_bytes(arch, plan, part, weight)
-    return total + (_roles_bytes(arch, plan, part, "relative") if layers.size else 0)
+    if counts is not None or not layers.size:
+        return total
+    return total + _roles_bytes(arch, plan, part, "relative")
 
 
-def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, new_table: bool) -> int:
+def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, new_table: bool) -> float:
     """Bytes of a stack's embedding; new_table: no other stack has loaded the same table."""
     roles = FIRST_ROLES if new_table else FIRST_ROLES[1:]
     total = _roles_bytes(arch, plan, part, *roles)
@@ -81,7 +135,7 @@ def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, new_table: boo
     return total
 
 
-def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -> int:
+def _roles_bytes(arch: Architecture, plan: Plan, part: ShardPlan, *roles: str) -> float:
     return sum(_role_bytes(arch, plan, part, w) for w in arch.weights if w.role in roles)
 
 
@@ -92,7 +146,7 @@ def _role_bytes(
     weight: Weight,
     product: bool = False,
     layer: int | None = None,
-) -> int:
+) -> float:
     """The memory of a weight, with its bias.
 
     product: it is multiplied, as a tied embedding is in the head.

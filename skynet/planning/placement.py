@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from skynet.architecture.architecture import Architecture
-from skynet.planning.cost import Candidate, load_s, memory_weights, overfull, shard_weights, token_s
+from skynet.planning.cost import Candidate, load_s, memory_weights, overfull, shard_weights
 from skynet.planning.plan import Plan
+from skynet.planning.timing import token_s
 from skynet.wire.keys import Address
 
 MIN_GAIN = 0.1  # a faster plan must gain this much to be worth a pause
@@ -232,18 +233,9 @@ class Planner:
         ]
 
     def _fitting(self, stages: int, shards: int, workers: Sequence[Candidate]) -> tuple[Plan, str]:
-        """A plan weighted by speed, or by memory if that does not fit; and `overfull` of it."""
-        tried: list[tuple[Plan, str]] = []
-        for weigh in (shard_weights, memory_weights):
-            weights = weigh(workers)
-            rows = [weights[at * shards : (at + 1) * shards] for at in range(stages)]
-            plan = self._placed(
-                self._layout(stages, shards, rows), tuple(worker.id for worker in workers)
-            )
-            tried.append((plan, overfull(self.arch, plan, workers)))
-            if not tried[-1][1]:
-                break
-        return tried[-1]
+        """See `fitting_plan`; for this wish."""
+        plan, problem = fitting_plan(self.arch, self._layout, stages, shards, workers)
+        return replace(plan, revision=self.wish.revision), problem
 
     def _layout(
         self, stages: int, shards: int, weights: Sequence[Sequence[float]] | None = None
@@ -257,6 +249,21 @@ class Planner:
 
     def _placed(self, plan: Plan, workers: tuple[str, ...]) -> Plan:
         return replace(plan, workers=workers, revision=self.wish.revision)
+
+
+def fitting_plan(
+    arch: Architecture, layout: Layout, stages: int, shards: int, workers: Sequence[Candidate]
+) -> tuple[Plan, str]:
+    """A plan weighted by speed, or by memory if that does not fit; and `overfull` of it."""
+    tried: list[tuple[Plan, str]] = []
+    for weigh in (shard_weights, memory_weights):
+        weights = weigh(workers)
+        rows = [weights[at * shards : (at + 1) * shards] for at in range(stages)]
+        plan = replace(layout(stages, shards, rows), workers=tuple(worker.id for worker in workers))
+        tried.append((plan, overfull(arch, plan, workers)))
+        if not tried[-1][1]:
+            break
+    return tried[-1]
 
 
 def assign(

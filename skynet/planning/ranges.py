@@ -108,10 +108,12 @@ def split_by_cost(costs: Sequence[float], speeds: Sequence[float]) -> list[Range
     best[0][0] = 0.0
     for part in range(1, parts + 1):
         for stop in range(part, count + 1):
-            for start in range(part - 1, stop):
+            for start in range(stop - 1, part - 2, -1):  # ever longer runs
                 seconds = (prefix[stop] - prefix[start]) / speeds[part - 1]
+                if seconds > best[part][stop]:
+                    break
                 worst = max(best[part - 1][start], seconds)
-                if worst < best[part][stop]:
+                if worst <= best[part][stop]:
                     best[part][stop], cut[part][stop] = worst, start
     bounds = [count]
     for part in range(parts, 0, -1):

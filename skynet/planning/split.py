@@ -22,6 +22,9 @@ from skynet.planning.ranges import (
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 KV_DTYPES = (*DTYPE_BYTES, "q8")
+# Bits of a weight in memory. q8 and q4: codes in groups of 32 inputs, with a scale of 16 bits and,
+# in q4, a minimum of 16 bits.
+WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "q8": 8.5, "q4": 5.0}
 CHORD_SPANS = ("layer", "stage", "auto")
 DEFAULT_SLOT_TOKENS = 4096
 # Products are fastest on widths that fill vector registers; narrow parts are cut evenly instead.

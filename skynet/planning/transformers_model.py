@@ -29,9 +29,9 @@ def role_bytes(
     arch: TransformersArchitecture,
     part: ShardPlan,
     weight: TransformersWeight,
-    item_bytes: int,
-    weight_bytes: int,
-) -> int:
+    item_bytes: float,
+    weight_bytes: float,
+) -> float:
     """The memory of a weight and its bias on a shard, with so many bytes per number."""
     if weight.float32:
         item_bytes = weight_bytes = FLOAT_BYTES

@@ -39,7 +39,10 @@ class LinkState:
 class Member:
     """One live worker as it describes itself.
 
-    speed: bytes of weights that one thread multiplies in a second, measured at the start.
+    speed: bytes of weights that one thread multiplies by one row in a second, measured at the
+        start, as the others are.
+    few_rows_speed, many_rows_speed: multiply-adds of one thread in a second, in products with some
+        rows and with hundreds.
     round_trip_s: minimum of the measured round trips to Redis.
     """
 
@@ -59,6 +62,8 @@ class Member:
     threads: Count = 0
     asked_threads: Count = 0  # SKYNET_THREADS; 0: a share of the cores
     speed: Amount = 0.0
+    few_rows_speed: Amount = 0.0
+    many_rows_speed: Amount = 0.0
     round_trip_s: Amount = 0.0
     weight_bytes: Count = 0  # size of its slice, loaded or not
     loaded_bytes: Count = 0  # of that, fetched so far

@@ -7,11 +7,13 @@ file.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from skynet.architecture import transformers_model
+from skynet.architecture.architecture import Architecture
 from skynet.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from skynet.errors import ConfigurationError
-from skynet.models.registry import FAMILIES, load_architecture
+from skynet.models.registry import FAMILIES, load_architecture, saved_architecture
 
 if TYPE_CHECKING:
     from skynet.architecture.transformers_model import TransformersArchitecture
@@ -30,6 +32,19 @@ def open_model(model: str, cache_dir: Path) -> Checkpoint:
     return checkpoint
 
 
+def architecture_of(config: dict[str, Any]) -> Architecture:
+    """The architecture of a model whose tensors are not here; see `saved_architecture`.
+
+    A model without a family file is described.
+
+    Raises:
+        UnsupportedModel, CheckpointError, ConfigurationError: as `describe`.
+    """
+    if config.get("model_type") not in FAMILIES:
+        config = {**config, transformers_model.KEY: _description(config)}
+    return saved_architecture(config)
+
+
 def describe(checkpoint: Checkpoint) -> TransformersArchitecture:
     """Describe a checkpoint's model in its config, and return the architecture.
 
@@ -38,16 +53,21 @@ def describe(checkpoint: Checkpoint) -> TransformersArchitecture:
         CheckpointError: the checkpoint's tensors are not those of the config.
         ConfigurationError: Transformers is not installed.
     """
-    try:
-        from skynet.transformers_backend.description import describe_model
-        from skynet.transformers_backend.tensors import check_tensors
-    except ImportError as error:
-        raise ConfigurationError(
-            f"model_type {checkpoint.config.get('model_type')!r} has no file in SkyNet, and "
-            f"Transformers, which could run it, is not installed ({error}); install it: "
-            "pip install transformers accelerate"
-        ) from error
-    checkpoint.describe(describe_model(checkpoint.config))
+    checkpoint.describe(_description(checkpoint.config))
+    from skynet.transformers_backend.tensors import check_tensors
+
     arch = cast("TransformersArchitecture", load_architecture(checkpoint.config))
     check_tensors(checkpoint, arch)
     return arch
+
+
+def _description(config: dict[str, Any]) -> dict[str, Any]:
+    try:
+        from skynet.transformers_backend.description import describe_model
+    except ImportError as error:
+        raise ConfigurationError(
+            f"model_type {config.get('model_type')!r} has no file in SkyNet, and "
+            f"Transformers, which could run it, is not installed ({error}); install it: "
+            "pip install transformers accelerate"
+        ) from error
+    return describe_model(config)

@@ -119,11 +119,17 @@ class PlanFollower:
     def _warm_up(self) -> None:
         import torch  # takes seconds: here, while Celery starts in its thread
 
-        from skynet.worker.speed import measure_speed
+        from skynet.worker.speed import measure_speeds
 
         torch.set_grad_enabled(False)
-        speed = measure_speed(self.member.device)
-        self.lease.update(speed=speed, state=SPARE, problem="")
+        speeds = measure_speeds(self.member.device)
+        self.lease.update(
+            speed=speeds.one_row,
+            few_rows_speed=speeds.few_rows,
+            many_rows_speed=speeds.many_rows,
+            state=SPARE,
+            problem="",
+        )
 
     def _follow(self, plans: Plans) -> None:
         current = plans.texts()

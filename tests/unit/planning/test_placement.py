@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from plans import plan_for
 
 from skynet.models.registry import load_architecture
-from skynet.planning.cost import WORKER_BYTES, Candidate, load_s, overfull, shard_weights, token_s
+from skynet.planning.cost import WORKER_BYTES, Candidate, load_s, overfull, shard_weights
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.placement import Decision, Planner, Wish, assign
 from skynet.planning.plan import Plan
+from skynet.planning.timing import token_s
 from skynet.wire.keys import Address
 
 ARCH = load_architecture(
@@ -143,7 +144,7 @@ def test_without_a_spare_a_smaller_shape_follows_after_a_while() -> None:
     # Given a plan of four
     members = elastic("a", "b", "c", "d")
     decider, plan = started(members)
-    decider.load_rate = 1e6
+    decider.load_rate = 1e7
     three = members[:3]
     # When one is lost, at first its replacement is waited for
     first = decider.decide(plan, three, lost_for_s=0.0)

@@ -1,0 +1,134 @@
+"""plan: what `skynet plan` predicts against what a cluster does, also through a delaying relay.
+
+Predictions are made from parts that are measured in the same minute: products, a narrow layer, a
+round trip to Redis. What they say of the whole is then compared with the whole.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from dataclasses import replace
+
+from skynet.bench.delay import Delay
+from skynet.bench.report import Result
+from skynet.checkpoint.checkpoint import open_checkpoint
+from skynet.local.cluster import LocalCluster, free_port
+from skynet.models.registry import load_architecture
+from skynet.planning.cost import Candidate
+from skynet.planning.plan import Plan
+from skynet.planning.timing import Costs, first_token_s, tokens_per_s
+from skynet.settings import settings
+from skynet.store.connection import connect
+from skynet.worker.layer_speed import measure_layer
+from skynet.worker.speed import measure_speeds
+
+MODEL = "smollm2"
+SHAPES = ((1, 1), (1, 2), (2, 1), (2, 2))
+ROUND_TRIPS_MS = (0.2, 1.0, 5.0)
+NUM_TOKENS = 32
+PROMPT_TOKENS, LONG_PROMPT_TOKENS = 16, 1000
+LIMIT = 0.2  # of the error
+PINGS = 100
+
+
+def plan(rounds: int) -> Result:
+    """All shapes, without a relay and through one."""
+    result = Result("plan", f"predicted and measured, {MODEL}, {os.cpu_count()} cores", "%")
+    for stages, shards in SHAPES:
+        add_shape(result, stages, shards, rounds)
+    return result
+
+
+def add_shape(result: Result, stages: int, shards: int, rounds: int) -> None:
+    """Add the errors of one shape's predictions, in percent of what was measured."""
+    with LocalCluster(MODEL, stages, shards) as cluster:
+        _add(result, f"{stages}x{shards}", cluster, rounds)
+    port = free_port()
+    with Delay(port) as delay:
+        through = {"SKYNET_REDIS_URL": delay.url}
+        with LocalCluster(MODEL, stages, shards, port=port, environment=through) as cluster:
+            for round_trip_ms in ROUND_TRIPS_MS:
+                delay.set(round_trip_ms / 2000)
+                name = f"{stages}x{shards}, {round_trip_ms:g} ms"
+                _add(result, name, cluster, rounds, delay.url)
+            delay.set(0)
+
+
+def _add(
+    result: Result,
+    name: str,
+    cluster: LocalCluster,
+    rounds: int,
+    url: str | None = None,
+) -> None:
+    """url: through which the workers reach Redis; the cluster's by default."""
+    if cluster.plan is None:
+        return
+    worker, costs = _parts(cluster.plan, url or cluster.url)
+    predicted = _predicted(cluster.plan, worker, costs)
+    measured = _measured(cluster, rounds)
+    for what, unit in (("1 request", "tokens/s"), ("first token of 1,000", "s")):
+        error = 100 * (predicted[what] / measured[what] - 1)
+        result.samples[f"{name}: {what}"] = [abs(error)]
+        result.targets[f"{name}: {what}"] = 100 * LIMIT
+        pair = f"predicted {predicted[what]:.3g} {unit}, measured {measured[what]:.3g}"
+        result.notes[f"{name}: {what}"] = f"{pair} ({error:+.0f} %)"
+
+
+def _parts(plan: Plan, url: str) -> tuple[Candidate, Costs]:
+    """A worker of this cluster, and costs, as they are now: speeds vary from minute to minute."""
+    cores, num_workers = os.cpu_count() or 1, len(list(plan.addresses()))
+    threads = max(1, cores // num_workers)
+    together = min(cores, threads * plan.num_shards)  # with one request, stages compute in turns
+    speeds = measure_speeds("cpu", together, min_s=0.3)
+    layer_s, row_s = measure_layer(replace(speeds, threads=threads), min_s=0.3)
+    worker = Candidate(
+        "",
+        "here",
+        cores=cores,
+        threads=threads,
+        speed=speeds.one_row,
+        few_rows=speeds.few_rows,
+        many_rows=speeds.many_rows,
+        round_trip_s=_round_trip_s(url),
+    )
+    return worker, Costs(layer_s=layer_s, row_s=row_s)
+
+
+def _round_trip_s(url: str) -> float:
+    """The median round trip of a command, as workers measure theirs."""
+    times = []
+    with connect(url) as client:
+        for _ in range(PINGS):
+            started = time.perf_counter()
+            client.time()
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _predicted(plan: Plan, worker: Candidate, costs: Costs) -> dict[str, float]:
+    arch = load_architecture(open_checkpoint(MODEL, settings().cache_dir).config)
+    workers = [worker] * len(list(plan.addresses()))
+    context = PROMPT_TOKENS + NUM_TOKENS // 2
+    return {
+        "1 request": tokens_per_s(arch, plan, workers, 1, costs, context),
+        "first token of 1,000": first_token_s(arch, plan, workers, LONG_PROMPT_TOKENS, costs),
+    }
+
+
+def _measured(cluster: LocalCluster, rounds: int) -> dict[str, float]:
+    rates, firsts = [], []
+    for turn in range(rounds + 1):  # the first one warms up
+        prompt = [100 + 37 * turn + position for position in range(PROMPT_TOKENS)]
+        answer = cluster.submit_prompt(prompt, max_tokens=NUM_TOKENS, ignore_eos=True).get()
+        rates.append(answer.timings["decode_tokens_per_s"])
+    for turn in range(max(1, rounds // 2)):
+        prompt = [100 + turn + position % 3000 for position in range(LONG_PROMPT_TOKENS)]
+        answer = cluster.submit_prompt(prompt, max_tokens=1, ignore_eos=True).get()
+        firsts.append(answer.timings["first_token_s"])
+    return {
+        "1 request": statistics.median(rates[1:]),
+        "first token of 1,000": statistics.median(firsts),
+    }
