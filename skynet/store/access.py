@@ -19,7 +19,7 @@ from skynet.wire import keys
 # Workers, orchestrators, `skynet split` and Flower. Each with arguments, so that it can be probed.
 NEEDED = """
 BRPOP k 0 | DEL k | EVAL return 0 | EVALSHA s 0 | EXISTS k | EXPIRE k 1 | GET k | GETDEL k
-HDEL k f | HEXISTS k f | HGET k f | HGETALL k | HLEN k | HMGET k f | HSET k f v | INCR k
+HDEL k f | HGET k f | HGETALL k | HLEN k | HMGET k f | HSET k f v | INCR k
 INCRBY k 1 | LLEN k | LPUSH k v | LRANGE k 0 0 | LREM k 0 v | LTRIM k 0 0 | MGET k | PING
 PEXPIRE k 1 | PSUBSCRIBE c | PUBLISH c v | PUNSUBSCRIBE c | RPUSH k v | SADD k v | SCAN 0
 SCRIPT EXISTS s | SCRIPT LOAD s | SET k v | SETEX k 1 v | SMEMBERS k | SREM k v | STRLEN k
