@@ -7,6 +7,7 @@ rotary rows, and norms that have 1 added.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from skynet.architecture.tensors import staged_tensors
 from skynet.checkpoint.formats.gguf_blocks import DECODERS, decode, unpack
 from skynet.checkpoint.formats.matrix import reordered_rows
 from skynet.errors import CheckpointError
-from skynet.wire.quantised import Quantised
+from skynet.wire.quantised import Layout, Quantised
 
 PIECE = re.compile(r"\.experts\.(\d+)\.")
 FLOATS = ("F32", "F16", "BF16")
+Q4_TYPES = ("Q4_0", "Q4_1", "Q4_K")
 # Models whose matrices are those of Transformers, but for the order of rows: llama.cpp's name ->
 # whether the rows of queries and keys are reordered, and what is added to norms.
 KEPT: dict[str, tuple[bool, float]] = {
@@ -55,6 +57,18 @@ class GgufTensors:
     def is_kept(self) -> bool:
         """Whether the file's matrices can stay quantised."""
         return self.model in KEPT
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout in which most of the file's numbers are kept; None: as numbers."""
+        if not self.is_kept:
+            return None
+        sizes: Counter[Layout | None] = Counter()
+        for tensor in self._reader.tensors:
+            kind = tensor.tensor_type.name
+            kept: Layout | None = "q4" if kind in Q4_TYPES else None if kind in FLOATS else "q8"
+            sizes[kept] += int(tensor.n_elements)
+        return sizes.most_common(1)[0][0]
 
     def read(self, arch: Architecture) -> Iterator[tuple[str, Quantised | npt.NDArray[Any]]]:
         """The tensors that the file has of a model, by name, in the order of its layers.

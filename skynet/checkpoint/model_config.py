@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from skynet.checkpoint.checkpoint import HUB_ID, read_config, unreachable
 from skynet.checkpoint.demo import DEMO_MODEL, DEMO_NAMES, demo_checkpoint_path
+from skynet.checkpoint.formats.table import FIELD, published_layout
 from skynet.checkpoint.gguf import gguf_config
+from skynet.checkpoint.gguf_tensors import GgufTensors
 from skynet.checkpoint.minilm import MINILM_MODEL, MINILM_NAMES, minilm_path
 from skynet.errors import CheckpointError
+from skynet.wire.quantised import Layout
 
 
-def model_config(model: str, cache_dir: Path) -> tuple[str, dict[str, Any]]:
-    """(name, parsed config.json) of the model that `model` names, as for `open_checkpoint`.
+class ModelConfig(NamedTuple):
+    """A model's name, its parsed config.json, and the layout of its matrices if quantised."""
+
+    name: str
+    config: dict[str, Any]
+    layout: Layout | None
+
+
+def model_config(model: str, cache_dir: Path) -> ModelConfig:
+    """The config of the model that `model` names, as for `open_checkpoint`.
 
     A directory needs a config.json only, and of a hub model no other file is downloaded. The config
     of a GGUF file that was never converted is read by Transformers, which takes a while.
@@ -22,20 +33,32 @@ def model_config(model: str, cache_dir: Path) -> tuple[str, dict[str, Any]]:
         CheckpointError: missing or unreadable; names the file and what to do.
     """
     if model.lower() in DEMO_NAMES:
-        return DEMO_MODEL, gguf_config(demo_checkpoint_path(), cache_dir)
+        return _of_gguf(DEMO_MODEL, demo_checkpoint_path(), cache_dir)
     if model.lower() in MINILM_NAMES:
-        return MINILM_MODEL, read_config(minilm_path(cache_dir))
+        return _of_directory(MINILM_MODEL, minilm_path(cache_dir))
     path = Path(model).expanduser()
     if path.is_dir():
-        return path.resolve().name, read_config(path)
+        return _of_directory(path.resolve().name, path)
     if path.is_file() and path.suffix.lower() == ".gguf":
-        return path.stem, gguf_config(path, cache_dir)
+        return _of_gguf(path.stem, path, cache_dir)
     if path.is_file() or path.suffix.lower() == ".gguf" or not HUB_ID.fullmatch(model):
         raise CheckpointError(
             f"{path} is neither a directory nor a .gguf file; name a directory with a config.json, "
             "a .gguf file, a hub id such as Qwen/Qwen3-0.6B, or smollm2"
         )
-    return model, read_config(_downloaded(model).parent)
+    return _of_directory(model, _downloaded(model).parent)
+
+
+def _of_directory(name: str, path: Path) -> ModelConfig:
+    config = read_config(path)
+    layout = published_layout(config)
+    if layout is not None:
+        del config[FIELD]  # the rest of the program knows layouts, not formats
+    return ModelConfig(name, config, layout)
+
+
+def _of_gguf(name: str, file: Path, cache_dir: Path) -> ModelConfig:
+    return ModelConfig(name, gguf_config(file, cache_dir), GgufTensors(file).layout)
 
 
 def _downloaded(hub_id: str) -> Path:

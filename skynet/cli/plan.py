@@ -161,9 +161,9 @@ def _question(model: str, weights: str | None, options: dict[str, Any]) -> tuple
     from skynet.settings import settings
     from skynet.transformers_backend.opening import architecture_of
 
-    name, config = model_config(model, settings().cache_dir)
+    name, config, layout = model_config(model, settings().cache_dir)
     dtype = options["dtype"]
-    stored = "bfloat16" if checkpoint_dtype(config) == "bfloat16" else dtype
+    stored = layout or ("bfloat16" if checkpoint_dtype(config) == "bfloat16" else dtype)
     named = PlanOptions(
         "", name, dtype, num_slots=options["num_slots"], slot_tokens=options["slot_tokens"]
     )

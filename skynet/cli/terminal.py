@@ -73,8 +73,9 @@ def print_status(status: dict[str, Any]) -> None:
         _line(
             "Plan",
             f"{plan['epoch']}: {plan['model']}, {many(stages, 'stage')} x "
-            f"{many(shards, 'shard')}, {dtypes_of(plan)}, chord span {plan['chord_span']}",
+            f"{many(shards, 'shard')}, chord span {plan['chord_span']}",
         )
+        _line("Dtypes", dtypes_of(plan))
         _line("Layers", " ".join(span(stage["layers"]) for stage in plan["stages"]))
         if status.get("links"):
             _line("Links", "; ".join(status["links"]))

@@ -11,6 +11,7 @@ from skynet.checkpoint.formats import awq, compressed_tensors, fp8, gptq, split
 from skynet.checkpoint.formats.matrix import Matrix
 from skynet.checkpoint.formats.parts import Settings, Tensors
 from skynet.errors import CheckpointError
+from skynet.wire.quantised import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,17 @@ METHODS: dict[str, Callable[[Settings, Tensors], dict[str, Matrix]]] = {
 def is_known(config: Mapping[str, Any]) -> bool:
     """Whether the config's quantised weights are of a format that is read."""
     return _method(config) in METHODS
+
+
+def published_layout(config: Mapping[str, Any]) -> Layout | None:
+    """The layout of most matrices, by the config alone; None: numbers, or an unknown format."""
+    if not is_known(config):
+        return None
+    settings = config[FIELD]
+    groups = settings.get("config_groups") or {}
+    schemes = [group.get("weights") or {} for group in groups.values()] or [settings]
+    bits = {scheme.get("num_bits", scheme.get("bits", 8)) for scheme in schemes}
+    return "q4" if bits == {4} else "q8"
 
 
 def quantised_matrices(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Matrix]:

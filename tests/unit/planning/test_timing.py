@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from plans import plan_for
 
 from skynet.architecture.architecture import Architecture
+from skynet.architecture.quantisable import quantised
 from skynet.engine.span import SpanChooser
 from skynet.models.registry import load_architecture
 from skynet.planning.compute import Work
@@ -100,11 +101,13 @@ def test_each_sum_waits_for_its_slowest_shard() -> None:
 
 
 def test_smaller_weights_are_read_faster() -> None:
-    plan = plan_for(ARCH)
+    plan, layouts = plan_for(ARCH), ("q8", "q4")
     times = [
         token_s(ARCH, replace(plan, weight_dtype=kept), workers(1))
-        for kept in ("float32", "bfloat16", "q8", "q4")
+        for kept in ("float32", "bfloat16")
     ]
+    narrow = replace(plan, weight_dtype="bfloat16")
+    times += [token_s(quantised(ARCH, kept), narrow, workers(1)) for kept in layouts]  # type: ignore[arg-type]
     assert times == sorted(times, reverse=True)
     assert len(set(times)) == len(times)
 
