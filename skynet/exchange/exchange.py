@@ -121,10 +121,11 @@ class Exchange:
     def finish(self, at: Sum, mine: Frame) -> dict[int, Frame]:
         """As `swap`, for what `try_fast` has begun."""
         started, tag, position = time.perf_counter(), tag_of(*at), at[2]
+        polled_since = started - self._spin_s  # by `try_fast`
         if self._fast is not None:
             self._fast.resume(_parts(tag, mine))
         try:
-            return {**self._receive(tag, position, mine, started), self.shard: mine}
+            return {**self._receive(tag, position, mine, polled_since), self.shard: mine}
         finally:
             self.waited_s += time.perf_counter() - started
 

@@ -117,6 +117,4 @@ def _kinds(client: redis.Redis) -> Counter[str]:
 
 def _without_numbers(name: str) -> str:
     """The kind of a key that belongs to a step."""
-    if name.startswith("x:"):
-        return "x:<exchange>"
     return re.sub(r"^(step|hidden|chord|member):.*", r"\1:<id>", name)
