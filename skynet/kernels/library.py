@@ -14,7 +14,7 @@ from skynet.settings import settings
 logger = logging.getLogger(__name__)
 
 BLOCK = 32  # outputs; see products.c and quantised.c
-OPERATIONS = ("norm", "product", "attention", "activation", "add")
+OPERATIONS = ("norm", "product", "quantised", "attention", "activation", "add")
 TORCH = "torch"  # PyTorch's operators instead of kernels
 # PyTorch's name of the CPU's best instruction set -> the variants that it can run, best first.
 VARIANTS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",), "DEFAULT": ("neon",)}
@@ -29,7 +29,7 @@ class Library:
         library = ctypes.CDLL(str(path))
         self.product, self.unpack = library.skynet_product, library.skynet_unpack
         pointer, number = ctypes.c_void_p, ctypes.c_long
-        self.product.argtypes = [*[pointer] * 4, *[number] * 3, ctypes.c_int]
+        self.product.argtypes = [*[pointer] * 4, *[number] * 4, ctypes.c_int]
         self.unpack.argtypes = [pointer, pointer, number, number, number]
         self.product.restype = self.unpack.restype = None
         self.quantised_product = library.skynet_quantised_product
@@ -37,7 +37,7 @@ class Library:
         sizes = [number, ctypes.c_int, ctypes.c_int]  # group, whether it is q4, bytes of a scale
         self.quantised_product.argtypes = [
             *[pointer] * 4,
-            *[number] * 3,
+            *[number] * 4,
             *sizes,
             ctypes.c_int,
         ]

@@ -87,7 +87,8 @@ typedef struct {
   const uint16_t *weights;
   const float *bias, *x;
   float *y;
-  long rows, inputs, outputs; // x (rows, inputs) and y (rows, outputs), both contiguous
+  long rows, inputs, outputs; // x (rows, inputs) is contiguous
+  long y_stride;              // floats from a row of y to the next
 } job;
 
 static void multiply_block(const void *argument, long block) {
@@ -101,20 +102,20 @@ static void multiply_block(const void *argument, long block) {
     long rows = the->rows - row < MAX_ROWS ? the->rows - row : MAX_ROWS;
     const float *x = the->x + row * the->inputs;
     if (width >= BLOCK) {
-      BLOCKS[rows](weights, bias, x, the->inputs, y + row * the->outputs, the->outputs,
+      BLOCKS[rows](weights, bias, x, the->inputs, y + row * the->y_stride, the->y_stride,
                    the->inputs);
     } else {
       BLOCKS[rows](weights, bias, x, the->inputs, edge, BLOCK, the->inputs);
       for (long i = 0; i < rows; i++)
-        memcpy(y + (row + i) * the->outputs, edge + i * BLOCK, width * sizeof(float));
+        memcpy(y + (row + i) * the->y_stride, edge + i * BLOCK, width * sizeof(float));
     }
   }
 }
 
 // y (rows, outputs) = x (rows, inputs) W^T + bias; `bias` has a float for each output of all blocks.
 void skynet_product(const uint16_t *weights, const float *bias, const float *x, float *y, long rows,
-                    long inputs, long outputs, int threads) {
-  job the = {weights, bias, x, y, rows, inputs, outputs};
+                    long inputs, long outputs, long y_stride, int threads) {
+  job the = {weights, bias, x, y, rows, inputs, outputs, y_stride};
   long blocks = (outputs + BLOCK - 1) / BLOCK;
   run_blocks(multiply_block, &the, blocks, threads);
 }

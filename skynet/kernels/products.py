@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from skynet.kernels.library import BLOCK, Library
-from skynet.kernels.steps import Places, Program
+from skynet.kernels.steps import Columns, Factors, Places, Program
 
 # From this many rows on, weights are unpacked a tile at a time for PyTorch's float32 product,
 # which computes faster than the kernel but reads four times the bytes.
@@ -54,13 +54,15 @@ class PackedWeight:
             rows,
             self.inputs,
             self.outputs,
+            self.outputs,
             torch.get_num_threads(),
         )
         return y
 
-    def emit(self, program: Program, places: Places) -> bool:
+    def emit(self, program: Program, places: Places, columns: Columns | None = None) -> bool:
         """Add the product to a program."""
-        return program.product(self._packed, self._bias, (self.outputs, self.inputs), places)
+        shape = self.outputs, self.inputs
+        return program.product(Factors(self._packed, self._bias, shape), places, columns)
 
     def dense(self) -> torch.Tensor:
         """The weight in the plain layout, (out, in) bfloat16."""

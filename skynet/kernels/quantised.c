@@ -48,7 +48,7 @@ typedef struct {
   const uint8_t *weights;
   const float *bias, *x, *sums; // sums (rows, groups) of the activations of a group; q4 only
   float *y;
-  long rows, outputs;
+  long rows, outputs, y_stride; // floats from a row of y to the next
 } job;
 
 static inline __attribute__((always_inline)) floats factor(const uint8_t *from, int part,
@@ -207,11 +207,11 @@ static void multiply_block(const void *argument, long block) {
     long rows = the->rows - row < MAX_ROWS ? the->rows - row : MAX_ROWS;
     const float *x = the->x + row * inputs, *sums = the->sums + row * groups;
     if (width >= BLOCK) {
-      functions[rows](the, block, x, sums, y + row * the->outputs, the->outputs);
+      functions[rows](the, block, x, sums, y + row * the->y_stride, the->y_stride);
     } else {
       functions[rows](the, block, x, sums, edge, BLOCK);
       for (long i = 0; i < rows; i++)
-        memcpy(y + (row + i) * the->outputs, edge + i * BLOCK, width * sizeof(float));
+        memcpy(y + (row + i) * the->y_stride, edge + i * BLOCK, width * sizeof(float));
     }
   }
 }
@@ -236,11 +236,11 @@ static void scale_inputs(const layout form, const float *x, long rows, float *sc
 // y (rows, outputs) = x (rows, inputs) W^T + bias; `bias` has a float for each output of all
 // blocks, `group` is a multiple of 8. Returns 0, or 1 without memory for a copy of x.
 int skynet_quantised_product(const uint8_t *weights, const float *bias, const float *x, float *y,
-                             long rows, long inputs, long outputs, long group, int is_q4,
-                             int scale_bytes, int threads) {
+                             long rows, long inputs, long outputs, long y_stride, long group,
+                             int is_q4, int scale_bytes, int threads) {
   layout form = {inputs, group, is_q4, scale_bytes};
   float *scaled = 0;
-  job the = {form, weights, bias, x, x, y, rows, outputs};
+  job the = {form, weights, bias, x, x, y, rows, outputs, y_stride};
   if (is_q4) {
     scaled = malloc((rows * inputs + rows * (inputs / group)) * sizeof(float));
     if (!scaled)

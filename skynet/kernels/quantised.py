@@ -6,6 +6,7 @@ import torch
 
 from skynet.kernels.library import BLOCK, Library
 from skynet.kernels.products import TILE_BYTES, UNPACKED_ROWS
+from skynet.kernels.steps import Columns, Factors, Places, Program
 from skynet.wire.blocks import BlockFormat
 
 WORD_INPUTS = 8  # of q4: see quantised.c
@@ -52,12 +53,19 @@ class PackedBlocks:
             rows,
             self.inputs,
             self.outputs,
+            self.outputs,
             *self._sizes,
             torch.get_num_threads(),
         )
         if failed:
             raise MemoryError(f"no memory for a copy of {rows} x {self.inputs} activations")
         return y
+
+    def emit(self, program: Program, places: Places, columns: Columns | None = None) -> bool:
+        """Add the product to a program."""
+        shape = self.outputs, self.inputs
+        factors = Factors(self._packed, self._bias, shape, self._sizes)
+        return program.product(factors, places, columns)
 
     def unpacked(self) -> torch.Tensor:
         """The blocks as they were given, a copy."""

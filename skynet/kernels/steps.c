@@ -151,21 +151,38 @@ void skynet_norm_step(const void *arguments, const step *the_step) {
   run_blocks(norm_row, &the, the_step->rows, threads_for(the_step, the_step->rows * size));
 }
 
-// Products; see products.c.
+// Products; see products.c and quantised.c.
 
 void skynet_product(const uint16_t *weights, const float *bias, const float *x, float *y, long rows,
-                    long inputs, long outputs, int threads);
+                    long inputs, long outputs, long y_stride, int threads);
+int skynet_quantised_product(const uint8_t *weights, const float *bias, const float *x, float *y,
+                             long rows, long inputs, long outputs, long y_stride, long group,
+                             int is_q4, int scale_bytes, int threads);
 
 typedef struct {
-  const uint16_t *weights;
+  const void *weights;
   const float *bias;
   long inputs, outputs, from, to;
+  long first, columns; // the first column of the target's that the product fills, and how many it has
+  long group, is_q4, scale_bytes; // of quantised weights
 } product_arguments;
 
 void skynet_product_step(const void *arguments, const step *the_step) {
   const product_arguments *of = arguments;
-  skynet_product(of->weights, of->bias, the_step->buffers[of->from], the_step->buffers[of->to],
-                 the_step->rows, of->inputs, of->outputs, (int)the_step->threads);
+  skynet_product(of->weights, of->bias, the_step->buffers[of->from],
+                 the_step->buffers[of->to] + of->first, the_step->rows, of->inputs, of->outputs,
+                 of->columns, (int)the_step->threads);
+}
+
+void skynet_quantised_step(const void *arguments, const step *the_step) {
+  const product_arguments *of = arguments;
+  float *y = the_step->buffers[of->to] + of->first;
+  if (skynet_quantised_product(of->weights, of->bias, the_step->buffers[of->from], y,
+                               the_step->rows, of->inputs, of->outputs, of->columns, of->group,
+                               (int)of->is_q4, (int)of->scale_bytes, (int)the_step->threads))
+    for (long row = 0; row < the_step->rows; row++) // no memory: the step fails by its check
+      for (long at = 0; at < of->outputs; at++)
+        y[row * of->columns + at] = NAN;
 }
 
 // Attention.

@@ -59,6 +59,7 @@ class _Product(ctypes.Structure):
         ("weights", Pointer),
         ("bias", Pointer),
         *((name, Number) for name in ("inputs", "outputs", "source", "target")),
+        *((name, Number) for name in ("first", "columns", "group", "is_q4", "scale_bytes")),
     )
 
 
@@ -106,6 +107,20 @@ class HeadLayout:
     rotary_dims: int = 0
     cap: float | None = None
     norm: NormWeights | None = None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a product multiplies with: bfloat16 weights, packed as in products.c, or quantised ones.
+
+    shape: (out, in).
+    sizes: of quantised weights (group, 1 if q4, bytes of a scale); see quantised.c.
+    """
+
+    weights: torch.Tensor
+    bias: torch.Tensor
+    shape: tuple[int, int]
+    sizes: tuple[int, int, int] | None = None
 
 
 class DecodingStep:
@@ -192,14 +207,20 @@ class Program:
         arguments = _Norm(norm.weight.data_ptr(), bias, size, kind, source, target, norm.eps)
         return self._add("norm", arguments, target, size)
 
-    def product(
-        self, weights: torch.Tensor, bias: torch.Tensor, shape: tuple[int, int], places: Places
-    ) -> bool:
-        """The product with a bfloat16 weight of `shape` (out, in), in blocks; see products.c."""
-        (outputs, inputs), (source, target) = shape, places
-        self._kept += [weights, bias]
-        arguments = _Product(weights.data_ptr(), bias.data_ptr(), inputs, outputs, source, target)
-        return self._add("product", arguments, target, outputs)
+    def product(self, factors: Factors, places: Places, columns: Columns | None = None) -> bool:
+        """columns: of the target's that the product fills; all by default."""
+        (outputs, inputs), (source, target) = factors.shape, places
+        first, width = columns or (0, outputs)
+        self._kept.append(factors)
+        arguments = _Product(
+            factors.weights.data_ptr(),
+            factors.bias.data_ptr(),
+            *(inputs, outputs, source, target),
+            *(first, width),
+            *(factors.sizes or (0, 0, 0)),
+        )
+        name = "product" if factors.sizes is None else "quantised"
+        return self._add(name, arguments, target, width)
 
     def attention(
         self, layout: HeadLayout, cache: torch.Tensor, scales: torch.Tensor | None, places: Places
@@ -264,3 +285,4 @@ class Program:
 
 
 Places = tuple[int, int]  # the buffers that an operation reads and writes
+Columns = tuple[int, int]  # the first column that a product fills, and how many its target has

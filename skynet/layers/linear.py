@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from skynet.kernels.library import kernels
 from skynet.kernels.products import PackedWeight
 from skynet.kernels.quantised import PackedBlocks
-from skynet.kernels.steps import Places, Program
+from skynet.kernels.steps import Columns, Places, Program
 from skynet.layers.rows import dequantised
 from skynet.wire.blocks import BlockFormat
 
@@ -37,8 +37,11 @@ class Linear(ABC):
     def dense(self) -> torch.Tensor:
         """The weight in the plain layout, (out, in); a copy if it is packed."""
 
-    def emit(self, program: Program, places: Places) -> bool:
-        """Add the product to a program; False: not supported."""
+    def emit(self, program: Program, places: Places, columns: Columns | None = None) -> bool:
+        """Add the product to a program; False: not supported.
+
+        columns: of the target's that it fills; all by default.
+        """
         return False
 
 
@@ -116,8 +119,8 @@ class KernelLinear(Linear):
     def dense(self) -> torch.Tensor:
         return self._packed.dense()
 
-    def emit(self, program: Program, places: Places) -> bool:
-        return self._packed.emit(program, places)
+    def emit(self, program: Program, places: Places, columns: Columns | None = None) -> bool:
+        return self._packed.emit(program, places, columns)
 
 
 class QuantisedKernelLinear(Linear):
@@ -134,6 +137,9 @@ class QuantisedKernelLinear(Linear):
 
     def dense(self) -> torch.Tensor:
         return self._packed.unpacked()
+
+    def emit(self, program: Program, places: Places, columns: Columns | None = None) -> bool:
+        return self._packed.emit(program, places, columns)
 
 
 class DequantisingLinear(Linear):
@@ -160,15 +166,24 @@ class DequantisingLinear(Linear):
 class JoinedLinear(Linear):
     """Products of one input end to end, whose weights are in different forms."""
 
-    def __init__(self, products: Sequence[Linear]) -> None:
+    def __init__(self, products: Sequence[Linear], sizes: Sequence[int]) -> None:
+        """sizes: outputs of each product."""
         self.nbytes = sum(product.nbytes for product in products)
-        self._products = products
+        self._products, self._sizes = products, sizes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([product(x) for product in self._products], dim=-1)
 
     def dense(self) -> torch.Tensor:
         raise NotImplementedError("the weights of a joined product are reused one by one")
+
+    def emit(self, program: Program, places: Places, columns: Columns | None = None) -> bool:
+        first, width = columns or (0, sum(self._sizes))
+        for product, size in zip(self._products, self._sizes, strict=True):
+            if not product.emit(program, places, (first, width)):
+                return False
+            first += size
+        return True
 
 
 class WideningLinear(PlainLinear):

@@ -73,11 +73,12 @@ class Loader:
     ) -> Linear:
         """The product with the weights of `roles`, one above the other, and their biases."""
         weights = [self.regions.weight(role) for role in roles]
-        products = [
-            self._product(list(run), form, layer, piece, bias)
-            for form, run in groupby(weights, lambda each: self._form(each, layer, piece))
-        ]
-        return products[0] if len(products) == 1 else JoinedLinear(products)
+        products, sizes = [], []
+        for form, run in groupby(weights, lambda each: self._form(each, layer, piece)):
+            alike = list(run)
+            products.append(self._product(alike, form, layer, piece, bias))
+            sizes.append(sum(self.regions.matrix_shape(weight)[0] for weight in alike))
+        return products[0] if len(products) == 1 else JoinedLinear(products, sizes)
 
     def _product(
         self,

@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from skynet.kernels.library import Library, available
 from skynet.kernels.products import UNPACKED_ROWS
 from skynet.kernels.quantised import PackedBlocks
+from skynet.kernels.steps import INPUT, OUTPUT, WIDE, StepKernels
 from skynet.layers.linear import (
     DequantisingLinear,
+    JoinedLinear,
     Linear,
     QuantisedKernelLinear,
+    make_linear,
     make_quantised_linear,
 )
 from skynet.layers.rows import BlockRows, dequantised
@@ -155,3 +158,31 @@ def assert_product(
     torch.testing.assert_close(product(x), expected.to(x.dtype), atol=limit, rtol=limit)
     assert product.nbytes == blocks.nbytes + bias.nbytes
     assert torch.equal(product.dense(), blocks)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_products_of_different_forms_are_operations_of_one_program(
+    compiled: Library, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given weights as in one layer of a file of mixed blocks: q4 and q8 and bfloat16, end to end
+    monkeypatch.setattr("skynet.layers.linear.kernels", lambda: compiled)
+    torch.manual_seed(0)
+    forms = [BlockFormat("q4", 32, "float32"), BlockFormat("q8", 16, "float16")]
+    sizes, products = [33, 64, 7], list[Linear]()
+    for form, outputs in zip(forms, sizes, strict=False):
+        blocks, bias = blocks_of(form, outputs, 64 // form.group), torch.randn(outputs)
+        products.append(make_quantised_linear(blocks, form, bias, torch.float32))
+    products.append(make_linear(torch.randn(sizes[2], 64).bfloat16(), dtype=torch.float32))
+    joined = JoinedLinear(products, sizes)
+    out_form = BlockFormat("q4", 8, "float16")
+    out = make_quantised_linear(blocks_of(out_form, 64, 104 // 8), out_form, None, torch.float32)
+    # When they run as a program
+    kernels = StepKernels(compiled)
+    program = kernels.program()
+    assert joined.emit(program, (INPUT, WIDE))
+    assert out.emit(program, (WIDE, OUTPUT))
+    slots = torch.arange(rows)
+    x = torch.randn(rows, 64)
+    result = program(x, kernels.step(slots, slots, []))
+    # Then the bits are those of the products one by one
+    assert torch.equal(result, out(joined(x)))
