@@ -72,6 +72,6 @@ def _seconds(model: ShardModel, sequences: int, min_s: float) -> float:
     while len(times) < 3 or time.perf_counter() < until:
         step = Step(1, len(times), rows, LAYERS)
         started = time.perf_counter()
-        model.run(step, Range(0, LAYERS), None, lambda partial: partial)
+        model.run(step, Range(0, LAYERS), None, lambda partial: partial.float())
         times.append(time.perf_counter() - started)
     return sorted(times)[len(times) // 2]
