@@ -22,7 +22,7 @@ Scenario = Callable[[int], Result]
 
 
 def _scenarios() -> dict[str, Scenario]:
-    from skynet.bench import chord, exchange, generation, load, recover
+    from skynet.bench import chord, exchange, generation, load, recover, turns
 
     return {
         "decode": generation.decode,
@@ -31,6 +31,7 @@ def _scenarios() -> dict[str, Scenario]:
         "exchange": exchange.exchange,
         "load": load.load,
         "recover": recover.recover,
+        "turns": turns.turns,
     }
 
 
