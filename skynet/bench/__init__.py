@@ -22,7 +22,7 @@ Scenario = Callable[[int], Result]
 
 
 def _scenarios() -> dict[str, Scenario]:
-    from skynet.bench import append_only, chord, exchange, generation, load, plan, recover
+    from skynet.bench import append_only, chord, exchange, generation, load, plan, recover, turns
 
     return {
         "decode": generation.decode,
@@ -34,6 +34,7 @@ def _scenarios() -> dict[str, Scenario]:
         "reload": load.reload,
         "recover": recover.recover,
         "plan": plan.plan,
+        "turns": turns.turns,
     }
 
 

@@ -80,6 +80,33 @@ def test_a_spare_takes_over_a_killed_shard(spared: LocalCluster, undisturbed: Un
     heal(spared)
 
 
+def test_the_next_turn_of_a_replayed_chat_computes_its_new_tokens_only(
+    spared: LocalCluster, tiny: Tiny
+) -> None:
+    # Given a turn of a chat, and the next one, which continues after it
+    count, new = 400, [3, 1, 4]
+    first = spared.submit_prompt(tiny.prompts[2], max_tokens=count).get(timeout=60)
+    prompt = [*tiny.prompts[2], *first.token_ids, *new]
+    undisturbed = spared.submit_prompt(prompt, max_tokens=count).get(timeout=60)
+    assert undisturbed.cached_tokens == len(prompt) - len(new) - 1
+    # When it is asked again, and a worker is killed meanwhile
+    before = num_events(spared)
+    generation = spared.submit_prompt(prompt, max_tokens=count)
+    next(generation.tokens(timeout=60))
+    kill(spared, worker_with_a_place(spared))
+    again = generation.get(timeout=90)
+    # Then its answer is the same, and the turn after it takes all that was replayed
+    assert again.token_ids == undisturbed.token_ids
+    assert "replay" in {event.kind for event in events_since(spared, before)}
+    prompt = [*prompt, *again.token_ids, *new]
+    third = spared.submit_prompt(prompt, max_tokens=1).get(timeout=60)
+    assert third.cached_tokens == len(prompt) - len(new) - 1
+    # And `skynet status` counts them
+    expected = sum(each.cached_tokens for each in (undisturbed, again, third))
+    wait_for("the count", lambda: int(str(engine_state(spared)["cached_tokens"])) >= expected)
+    heal(spared)
+
+
 def test_several_killed_at_once_are_survived_by_one(
     spared: LocalCluster, undisturbed: Undisturbed
 ) -> None:

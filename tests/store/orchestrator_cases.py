@@ -107,13 +107,18 @@ def ask(client: redis.Redis, **changes: Any) -> Target:
 
 
 def submit(
-    client: redis.Redis, name: str, model: str = "", timeout_s: float = 100, **options: Any
+    client: redis.Redis,
+    name: str,
+    model: str = "",
+    timeout_s: float = 100,
+    prompt: tuple[int, ...] = (1, 5, 7),
+    **options: Any,
 ) -> None:
     """Write a request's record; its message is lost."""
     requests = Requests(client, 1000)
     now = requests.clock.now(exact=True)
     chosen = Options(**{"max_tokens": 3, **options})
-    record = Record(name, (1, 5, 7), chosen, now, now + timeout_s, model=model)
+    record = Record(name, prompt, chosen, now, now + timeout_s, model=model)
     requests.create(record)
 
 

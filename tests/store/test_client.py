@@ -136,10 +136,12 @@ def test_celerys_own_questions_are_answered(user: Client) -> None:
     user.requests.writer.append([(generation.id, Token(0, 7, "hi"))])
     backend = user.app.backend
     completion = {"text": "hi", "token_ids": [7], "prompt_tokens": 3, "finish_reason": "stop"}
+    completion |= {"cached_tokens": 2, "a field of a later version": 1}
     meta = backend._get_result_meta(completion, "SUCCESS", None, None)
     payload = backend.encode({**meta, "task_id": generation.id})
     key = backend.get_key_for_task(generation.id)
-    user.requests.writer.finish(generation.id, End(finish_reason="stop"), (key, payload))
+    end = End(finish_reason="stop", cached_tokens=2)
+    user.requests.writer.finish(generation.id, end, (key, payload))
     # Then AsyncResult's methods know it, and it is the same answer
     assert (generation.ready(), generation.successful(), generation.state) == (
         True,
@@ -147,6 +149,7 @@ def test_celerys_own_questions_are_answered(user: Client) -> None:
         "SUCCESS",
     )
     assert generation.completion == generation.get(timeout=30)
+    assert generation.get().cached_tokens == 2
 
 
 def test_a_reader_that_comes_back_reads_on_from_any_token(user: Client) -> None:

@@ -68,6 +68,7 @@ def test_a_request_without_a_message_is_swept_and_answered(
     report = runtime.status()
     assert report["tokens"] == 3
     assert report["tokens_per_s"] > 0
+    assert (report["prompt_tokens"], report["cached_tokens"]) == (3, 0)
     # And the request is over, in the record, in the stream and as Celery's result
     requests = Requests(client, 1000)
     assert [token.id for token in requests.emitted("r1")] == [11, 12, 13]
@@ -76,6 +77,27 @@ def test_a_request_without_a_message_is_swept_and_answered(
     assert result.state == "SUCCESS"
     assert result.result["token_ids"] == [11, 12, 13]
     assert (result.result["prompt_tokens"], result.result["finish_reason"]) == (3, "length")
+    assert result.result["cached_tokens"] == 0
+
+
+def test_the_second_of_two_equal_prompts_continues_after_the_first(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
+) -> None:
+    # Given a request that is answered
+    bring_up(runtime, shards)
+    prompt = tuple(range(30))
+    submit(client, "r1", prompt=prompt, max_tokens=1)
+    watch(runtime)
+    ((epoch, step),) = sent_steps(client)
+    runtime.messages.finish_step(parts(11), epoch, step, 0.0)
+    # When its prompt comes again
+    submit(client, "r2", prompt=prompt, max_tokens=1)
+    watch(runtime)
+    ((epoch, step),) = sent_steps(client)
+    runtime.messages.finish_step(parts(11), epoch, step, 0.0)
+    # Then its result and the report have the tokens that were not computed
+    assert runtime.context.app.AsyncResult("r2").result["cached_tokens"] == 29
+    assert runtime.status()["cached_tokens"] == 29
 
 
 def test_the_end_id_of_the_config_ends_an_answer(

@@ -298,7 +298,9 @@ class Answered:
 
     def __init__(self, text: str, logprobs: list[dict[str, Any]]) -> None:
         timings = {"first_token_s": 0.5, "decode_tokens_per_s": 3.0}
-        self.completion = Completion(text, [5, 6], 1, "length", timings, logprobs)
+        self.completion = Completion(
+            text, [5, 6], 90, "length", timings, logprobs, cached_tokens=80
+        )
 
     def tokens(self) -> list[Token]:
         return [Token(0, 5, self.completion.text[:1]), Token(1, 6, self.completion.text[1:])]
@@ -353,6 +355,7 @@ def test_generate_prints_answers_and_log_probabilities(asked: Asked) -> None:
     # Tokens are texts; one that the text does not distinguish is its id
     each = "' river' -0.5000 |  ' river' -0.5000  '\\n' -2.2500  token 7 -3.0000\ntoken 6 -1.0000\n"
     assert result.stdout == f"text 0\n{each}text 1\n{each}"
+    assert result.stderr.count("90 prompt tokens (80 cached), 2 tokens (length)") == 2
 
 
 @pytest.mark.parametrize(
@@ -490,7 +493,12 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
         "members": [member, {**member, **spare}],
         "queues": {"stage0.shard0": 2, "orchestrator": 0},
         "requests": {"open": 4},
-        "engine": {"state": "waiting", "tokens_per_s": 1234.5},
+        "engine": {
+            "state": "waiting",
+            "tokens_per_s": 1234.5,
+            "prompt_tokens": 1_234_567,
+            "cached_tokens": 1_100_000,
+        },
         "events": [{"at": 1.8e9, "kind": "ready", "text": "plan 3: all", "duration_s": 1.5}],
     }
     monkeypatch.setenv("COLUMNS", "80")
@@ -505,6 +513,7 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
     assert "Waits    no orchestrator" in lines
     assert "Waits    stage0.shard1 has no worker" in lines
     assert any(line.startswith("Engine") and "1234.5 tokens/s" in line for line in lines)
+    assert "Cache    1,100,000 of 1,234,567 prompt tokens were reused" in lines
     row = next(line for line in lines if line.startswith("stage0.shard0"))
     for cell in ("ready", "[0, 6)", "323 MB", "652 MB", "1091", "0.3 s"):
         assert cell in row

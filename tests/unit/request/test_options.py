@@ -61,6 +61,7 @@ def test_all_options_arrive() -> None:
         "forced_eos_token_id": 8,
         "logprobs": 20,
         "num_beams": 1,
+        "cache_salt": "x" * 256,
     }
     # When / Then
     options = check_options(given_options, 10, LIMITS)
@@ -82,6 +83,7 @@ def test_all_options_arrive() -> None:
         forced_bos_token_id=7,
         forced_eos_token_id=(8,),
         logprobs=20,
+        cache_salt="x" * 256,
     )
     assert check_options({"stop": "END"}, 10, LIMITS).stop == ("END",)
 
@@ -165,6 +167,9 @@ def test_a_sampled_request_without_a_seed_gets_one() -> None:
         ({"forced_eos_token_id": 1, "suppress_tokens": [1, 2]}, "forced_eos_token_id (1,)"),
         ({"logprobs": 21}, "logprobs 21: a whole number from 0 to 20"),
         ({"logprobs": True}, "logprobs True"),
+        ({"cache_salt": ""}, "cache_salt '': a text of 1 to 256 characters"),
+        ({"cache_salt": "x" * 257}, "a text of 1 to 256 characters"),
+        ({"cache_salt": 1}, "cache_salt 1: a text"),
         ({"num_beams": 65}, "num_beams 65: a whole number from 1 to 64"),
         ({"num_beams": 2.0}, "num_beams 2.0"),
         ({"num_beams": 2, "temperature": 0.5}, "num_beams 2 with sampling is not supported"),
