@@ -104,7 +104,7 @@ class Rotary:
         frequencies = self._frequencies
         if self._rope.kind == "dynamic" or self._long is not None:
             lengths = torch.maximum(prompt_lengths, positions + 1)
-            if self._rope.kind == "dynamic":
+            if self._long is None:
                 frequencies = dynamic_frequencies(self._rope, lengths)
             else:
                 is_long = (lengths > self._rope.original_positions)[:, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from skynet.architecture.transformers_model import TransformersArchitecture
+from skynet.kernels.steps import NormWeights
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext, StepLayout, make_context
 from skynet.layers.finite import no_part
@@ -104,7 +105,7 @@ class _LastNorm:
     """The part of the model after its last layer, as the norm of a `Pooler`."""
 
     nbytes = 0  # counted with the head
-    weights = None
+    weights: NormWeights | None = None
 
     def __init__(self, body: Body) -> None:
         self._body = body
