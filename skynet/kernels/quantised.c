@@ -32,6 +32,7 @@
 #endif
 
 typedef int32_t words __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef uint32_t unsigned_words __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1)));
 typedef _Float16 halves __attribute__((vector_size(LANES * 2), aligned(2)));
 
@@ -74,15 +75,20 @@ static inline __attribute__((always_inline)) words word_q4(const uint8_t *codes,
 // Input k of a word, times 16^k: no shift but for the last, which would reach the sign.
 static inline __attribute__((always_inline)) floats code_q4(words word, int k) {
   if (k == WORD_INPUTS - 1)
-    return __builtin_convertvector((words)((uint32_t __attribute__((vector_size(LANES * 4))))word >> 28), floats);
+    return __builtin_convertvector((words)((unsigned_words)word >> 4 * k), floats);
   return __builtin_convertvector(word & (15 << 4 * k), floats);
 }
 
+// What undoes the power of 16 of `code_q4`.
+static const float FACTORS[WORD_INPUTS] = {0x1p0f,   0x1p-4f,  0x1p-8f,  0x1p-12f,
+                                           0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
+
 static inline long record_bytes(layout form) {
-  return BLOCK * (form.is_q4 ? form.group / 2 + 2 * form.scale_bytes : form.group + form.scale_bytes);
+  long codes = form.is_q4 ? form.group / 2 : form.group;
+  return BLOCK * (codes + form.scale_bytes * (form.is_q4 ? 2 : 1));
 }
 
-// For `rows` rows of x and CHUNK(rows) parts of a block: what the codes of a group add up to. Inputs
+// For `rows` rows of x and CHUNK(rows) parts of a block: the sums over the codes of a group. Inputs
 // take turns between two sums, so that an addition need not wait for the one before it. Constant
 // arguments let the compiler keep all sums in registers.
 #define CHUNK(rows) ((rows) == 1 ? PARTS : PARTS / 2)
@@ -107,7 +113,8 @@ multiply_codes(int rows, int is_q4, const uint8_t *codes, int first, long group,
       if (k % (is_q4 ? 4 : 2) == 0)
         __builtin_prefetch(column + AHEAD + k * (is_q4 ? 16 : 32), 0, 3);
       UNROLLED for (int part = 0; part < parts; part++) {
-        floats code = is_q4 ? code_q4(word[part], k) : code_q8(column + k * BLOCK, first + part);
+        floats code =
+            is_q4 ? code_q4(word[part], k) : code_q8(column + k * BLOCK, first + part);
         UNROLLED for (int row = 0; row < rows; row++)
           sums[row][part][k % 2] += code * values[row * x_stride + k];
       }
@@ -212,8 +219,6 @@ static void multiply_block(const void *argument, long block) {
 // Activations as q4 needs them: that of input k of a word times 16^-k, which is exact, and the sum
 // of each group.
 static void scale_inputs(const layout form, const float *x, long rows, float *scaled, float *sums) {
-  static const float FACTORS[WORD_INPUTS] = {0x1p0f,   0x1p-4f,  0x1p-8f,  0x1p-12f,
-                                             0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
   for (long first = 0; first < rows * form.inputs; first += form.group) {
     float parts[WORD_INPUTS] = {0};
     for (long input = first; input < first + form.group; input += WORD_INPUTS)
@@ -252,8 +257,6 @@ int skynet_quantised_product(const uint8_t *weights, const float *bias, const fl
 // Float32 weights of blocks [first, first + blocks): `out` is (inputs, blocks x 32).
 void skynet_quantised_unpack(const uint8_t *weights, float *out, long inputs, long first,
                              long blocks, long group, int is_q4, int scale_bytes) {
-  static const float FACTORS[WORD_INPUTS] = {0x1p0f,   0x1p-4f,  0x1p-8f,  0x1p-12f,
-                                             0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
   layout form = {inputs, group, is_q4, scale_bytes};
   long groups = inputs / group, record = record_bytes(form), factors = BLOCK * scale_bytes;
   for (long block = 0; block < blocks; block++)
@@ -263,16 +266,19 @@ void skynet_quantised_unpack(const uint8_t *weights, float *out, long inputs, lo
       for (int part = 0; part < PARTS; part++) {
         floats scale = factor(from, part, scale_bytes);
         floats minimum = is_q4 ? factor(from + factors, part, scale_bytes) : scale;
-        for (long input = 0; input < group; input++) {
-          floats weight;
-          if (is_q4) {
-            words word = word_q4(codes + input / WORD_INPUTS * BLOCK * 4, part);
-            int k = input % WORD_INPUTS;
-            weight = code_q4(word, k) * FACTORS[k] * scale + minimum;
-          } else
-            weight = code_q8(codes + input * BLOCK, part) * scale;
+        for (long input = 0; input < group; input += WORD_INPUTS) {
+          words word = {0};
+          if (is_q4)
+            word = word_q4(codes + input * (BLOCK / 2), part);
           float *to = out + ((at * group + input) * blocks + block) * BLOCK + part * LANES;
-          memcpy(to, &weight, sizeof weight);
+          UNROLLED for (int k = 0; k < WORD_INPUTS; k++) {
+            floats weight;
+            if (is_q4)
+              weight = code_q4(word, k) * FACTORS[k] * scale + minimum;
+            else
+              weight = code_q8(codes + (input + k) * BLOCK, part) * scale;
+            memcpy(to + k * blocks * BLOCK, &weight, sizeof weight);
+          }
         }
       }
     }

@@ -86,8 +86,10 @@ def cluster_of(model: Any, stages: int, shards: int, **options: Any) -> Cluster:
     return Cluster(model, plan_for(model.arch, stages, shards, **options))
 
 
-@pytest.mark.parametrize(("stages", "shards", "span"), SHAPES)
-@pytest.mark.parametrize("weights", ["q4", "q8"])
+@pytest.mark.parametrize(
+    ("weights", "stages", "shards", "span"),
+    [("q4", *shape) for shape in SHAPES] + [("q8", 1, 2, STAGE), ("q8", 2, 2, LAYER)],
+)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_quantised_model_in_every_shape(
     quantised: Callable[[str, str], Quantised],

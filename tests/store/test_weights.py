@@ -294,10 +294,10 @@ def test_a_redis_that_may_evict_is_refused(client: redis.Redis) -> None:
 def test_a_manifest_of_another_format_is_refused(client: redis.Redis) -> None:
     # Given what a later SkyNet staged
     manifest = stage(client, Source())
-    text = manifest.to_json().replace('"format": 2', '"format": 3')
+    text = manifest.to_json().replace('"format": 3', '"format": 4')
     client.set(keys.manifest_key(DIGEST), text)
     # When it is read / Then both formats are named
-    with pytest.raises(SkynetError, match="format 3, this SkyNet reads 2"):
+    with pytest.raises(SkynetError, match="format 4, this SkyNet reads 3"):
         WeightStore(client).manifest(DIGEST)
 
 
@@ -305,7 +305,7 @@ def test_a_model_staged_before_its_tokenizer_was_transformers_is_refused(
     client: redis.Redis,
 ) -> None:
     # Given what the SkyNet before staged: other files, which this one would not find
-    text = stage(client, Source()).to_json().replace('"format": 2', '"format": 1')
+    text = stage(client, Source()).to_json().replace('"format": 3', '"format": 1')
     client.set(keys.manifest_key(DIGEST), text)
     # When a client or an orchestrator reads it / Then it is told to stage it again
     with pytest.raises(SkynetError, match=r"format 1, .*split it again with `skynet split`"):

@@ -478,6 +478,7 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
     spare["node"] = "worker-41234@rack7"
     shard = {"address": "stage0.shard0", "heads": [0, 6]}
     plan = {"epoch": 3, "model": "SmolLM2", "dtype": "float32", "chord_span": "auto"}
+    plan["quantisation"] = "q4"
     status = {
         "redis": "redis://:***@redis:6379/0",
         "prefix": "skynet:",

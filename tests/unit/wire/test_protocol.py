@@ -13,7 +13,7 @@ from skynet.tasks import orchestrator, shard
 from skynet.wire.protocol import PROTOCOL
 from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step, TextTask
 
-FORMS = {1: "3285fccba8d428c9"}
+FORMS = {1: "3285fccba8d428c9", 2: "4a57c16db9ca27dc"}
 
 
 def digest() -> str:
