@@ -16,8 +16,9 @@ from skynet.check.report import Place, Report
 from skynet.check.skynet_shards import SkynetShards
 from skynet.check.stacks import stacks_of
 from skynet.checkpoint.bad_numbers import bad_tensors
-from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.fetch import CheckpointFetch
+from skynet.checkpoint.model_source import ModelSource
+from skynet.checkpoint.staged_form import in_staged_form
 from skynet.checkpoint.tensor_plans import model_files, tensor_plans
 from skynet.layers.dtypes import DTYPES
 from skynet.layers.regions import Fetch
@@ -35,9 +36,9 @@ Progress = Callable[[str, int, int], None]  # activity, bytes done, bytes in tot
 
 @dataclass(frozen=True)
 class CheckedModel:
-    """A checkpoint, a plan for it, and the token ids for each of its stacks."""
+    """A model as it would be staged, a plan for it, and the token ids for each of its stacks."""
 
-    checkpoint: Checkpoint
+    source: ModelSource
     arch: Architecture
     plan: Plan
     inputs: list[list[int]]
@@ -69,18 +70,18 @@ def open_checked(
     model: str, stages: int, shards: int, prompt: str | None = None, dtype: str = "float32"
 ) -> CheckedModel:
     """Open a model and plan it for one prompt; arguments and errors as of `check_model`."""
-    checkpoint = open_model(model, settings().cache_dir)
-    arch = load_architecture(checkpoint.config)
-    inputs = stack_inputs(arch, model_files(checkpoint), prompt, checkpoint.name)
+    source = in_staged_form(open_model(model, settings().cache_dir))
+    arch = load_architecture(source.config)
+    inputs = stack_inputs(arch, model_files(source), prompt, source.name)
     options = PlanOptions(
-        checkpoint.name,
-        checkpoint.name,
+        source.name,
+        source.name,
         dtype,
         num_slots=1,
         slot_tokens=max(len(ids) for ids in inputs),
     )
     plan = make_plan(arch, options, stages=stages, shards=shards)
-    return CheckedModel(checkpoint, arch, plan, inputs)
+    return CheckedModel(source, arch, plan, inputs)
 
 
 def compare(
@@ -90,9 +91,9 @@ def compare(
 
     fetch: the source of the shards' weights; the checkpoint by default.
     """
-    checkpoint, arch, inputs = checked.checkpoint, checked.arch, checked.inputs
-    report, source = _new_report(checked), CheckpointFetch(checkpoint, arch)
-    report.bad_numbers = bad_tensors(checkpoint, tensor_plans(checkpoint, arch))
+    source, arch, inputs = checked.source, checked.arch, checked.inputs
+    report, weights = _new_report(checked), CheckpointFetch(source, arch)
+    report.bad_numbers = bad_tensors(source, tensor_plans(source, arch))
     if report.bad_numbers:
         report.peak_bytes = _peak_bytes()
         return report
@@ -102,14 +103,14 @@ def compare(
     def add(place: Place) -> None:
         report.places.append(place)
         if progress is not None:
-            done = source.num_bytes * len(report.places) // num_places
-            progress("checking", done, source.num_bytes)
+            done = weights.num_bytes * len(report.places) // num_places
+            progress("checking", done, weights.num_bytes)
 
     kind = BackendShards if isinstance(arch, TransformersArchitecture) else SkynetShards
-    shards = kind(arch, checked.plan, fetch or source, stacks)
-    question = question_of(arch, model_files(checkpoint), inputs[-1])
+    shards = kind(arch, checked.plan, fetch or weights, stacks)
+    question = question_of(arch, model_files(source), inputs[-1])
     comparison = Comparison(shards, question, add)
-    reference = Reference(checkpoint, arch, DTYPES[checked.plan.dtype], comparison.cuts)
+    reference = Reference(source.original, arch, DTYPES[checked.plan.dtype], comparison.cuts)
     reference.run(inputs, comparison)
     report.answer, report.peak_bytes = comparison.answer, _peak_bytes()
     return report
@@ -121,7 +122,7 @@ def _new_report(checked: CheckedModel) -> Report:
 
     (stages, shards), num_tokens = checked.plan.shape, len(checked.inputs[0])
     return Report(
-        model=checked.checkpoint.name,
+        model=checked.source.name,
         model_type=checked.arch.model_type,
         stages=stages,
         shards=shards,

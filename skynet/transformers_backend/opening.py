@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from skynet.architecture import transformers_model
 from skynet.architecture.architecture import Architecture
 from skynet.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from skynet.errors import ConfigurationError
+from skynet.errors import ConfigurationError, UnsupportedModel
 from skynet.models.registry import FAMILIES, load_architecture, saved_architecture
 
 if TYPE_CHECKING:
@@ -27,7 +27,13 @@ def open_model(model: str, cache_dir: Path) -> Checkpoint:
         UnsupportedModel: the model has no family file, and the Transformers backend refuses it.
     """
     checkpoint = open_checkpoint(model, cache_dir)
-    if checkpoint.config.get("model_type") not in FAMILIES:
+    model_type = checkpoint.config.get("model_type")
+    if model_type not in FAMILIES:
+        if checkpoint.quantised:
+            raise UnsupportedModel(
+                f"{checkpoint.name} has quantised weights, but the Transformers backend, on which "
+                f"model_type {model_type!r} runs, reads none; use the model in bfloat16"
+            )
         describe(checkpoint)
     return checkpoint
 

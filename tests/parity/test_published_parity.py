@@ -17,6 +17,7 @@ from plans import plan_for
 from quantised_models import QuantisedModel
 from references import NEW_TOKENS, PROMPTS, save_random_model
 
+from skynet.check import check_model
 from skynet.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from skynet.checkpoint.unpacked import unpacked_directory
 from tests.gguf_files import transformers_model, write_random_gguf
@@ -168,6 +169,12 @@ def test_answers_are_those_of_the_unpacked_weights(
         cluster.close()
     # Then logits are close and greedy tokens equal
     assert tokens == tiny.tokens
+
+
+@pytest.mark.parametrize("case", ["gptq", "Q4_K_M"])
+def test_check_compares_quantised_weights(published: Callable[[str], Published], case: str) -> None:
+    report = check_model(str(published(case).model.source.original.path), 1, 2)
+    assert report.equal, report.places
 
 
 def test_answers_of_a_gguf_file_are_those_of_transformers(

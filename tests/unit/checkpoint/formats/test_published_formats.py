@@ -13,6 +13,7 @@ import torch
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.formats import mxfp4
 from skynet.errors import CheckpointError, UnsupportedModel
+from skynet.transformers_backend.opening import open_model
 from tests.published_formats import awq, gptq, pack_quantized, words_of, write_checkpoint
 
 OUT, IN, GROUP = 24, 64, 32
@@ -320,3 +321,12 @@ def test_the_digest_is_of_codes_and_scales(tmp_path: Path) -> None:
     one = opened(tmp_path / "one", GPTQ, gptq(CODES, SCALES, MIDDLE))
     two = opened(tmp_path / "two", GPTQ, gptq(CODES, other, MIDDLE))
     assert one.digest() != two.digest()
+
+
+def test_models_on_the_transformers_backend_are_refused(tmp_path: Path) -> None:
+    # Given a model_type without a family file
+    parts = {PREFIX + part: value for part, value in gptq(CODES, SCALES, MIDDLE).items()}
+    directory = write_checkpoint(tmp_path / "model", {"model_type": "olmo3"}, parts, GPTQ)
+    # When / Then
+    with pytest.raises(UnsupportedModel, match=r"model has quantised weights, .*'olmo3'"):
+        open_model(str(directory), tmp_path / "cache")
