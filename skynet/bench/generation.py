@@ -38,7 +38,7 @@ def _compare(name: str, requests: int, rounds: int) -> Result:
     prompts = [[100 + 37 * i + 11 * j for j in range(PROMPT_TOKENS)] for i in range(requests)]
     cache = settings().cache_dir
     directory = unpacked_directory(open_checkpoint(MODEL, cache), cache)
-    with LocalCluster(MODEL, stages=1, shards=2) as cluster, ExitStack() as stack:
+    with LocalCluster(MODEL, stages=1, shards=2, weights="bf16") as cluster, ExitStack() as stack:
         references = {
             f"Hugging Face generate, {dtype}": stack.enter_context(Reference(directory, dtype))
             for dtype in reference_dtypes()
@@ -51,7 +51,7 @@ def _compare(name: str, requests: int, rounds: int) -> Result:
             return num_tokens / (time.perf_counter() - started)
 
         others = {name: partial(each.run, prompts) for name, each in references.items()}
-        samples = take_turns({"SkyNet 1x2, float32": skynet, **others}, rounds)
+        samples = take_turns({"SkyNet 1x2, bfloat16 weights": skynet, **others}, rounds)
     what = f"{requests} x {NUM_TOKENS} tokens, SmolLM2-135M, {os.cpu_count()} cores"
     return Result(name, what, "tokens/s", samples, target=(">=", 0.9))
 
