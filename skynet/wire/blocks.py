@@ -67,7 +67,13 @@ class BlockFormat:
         return self.code_bytes + self.scale_bytes * (1 if self.layout == "q8" else 2)
 
     def shape(self, outputs: int, inputs: int) -> tuple[int, int, int]:
-        """Of the blocks of a matrix (out, in)."""
+        """Of the blocks of a matrix (out, in).
+
+        Raises:
+            WireError: the last group would have fewer inputs.
+        """
+        if inputs % self.group:
+            raise WireError(f"{inputs} inputs are not a multiple of groups of {self.group}")
         return outputs, inputs // self.group, self.block_bytes
 
     def num_bytes(self, outputs: int, inputs: int) -> int:

@@ -49,6 +49,11 @@ def test_other_names_are_refused(name: str) -> None:
         BlockFormat.parse(name)
 
 
+def test_groups_divide_the_inputs() -> None:
+    with pytest.raises(WireError, match="48 inputs are not a multiple of groups of 32"):
+        BlockFormat("q4", 32, "float16").shape(4, 48)
+
+
 def test_blocks_of_another_format_are_refused() -> None:
     blocks = to_blocks(matrix("q4", "float16"))
     with pytest.raises(WireError, match="are not blocks of q8_32_float16"):
