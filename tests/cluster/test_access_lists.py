@@ -80,7 +80,8 @@ def guarded() -> Iterator[Guarded]:
 def test_a_cluster_with_the_documented_rights_only(
     guarded: Guarded, tiny: Tiny, tmp_path: Path
 ) -> None:
-    environment = {"SKYNET_REDIS_URL": guarded.url("skynet")}
+    # Through Redis: direct links use none of its commands
+    environment = {"SKYNET_REDIS_URL": guarded.url("skynet"), "SKYNET_EXCHANGE": "redis"}
     user = Client(guarded.url("skynet-client"))
     with ExitStack() as stack:
         # Given workers of one user, and a client that is another

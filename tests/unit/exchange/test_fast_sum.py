@@ -18,6 +18,7 @@ from skynet.exchange.exchange import Exchange
 from skynet.exchange.fast_sum import MAX_FLOATS, FastSum
 from skynet.exchange.group import Group
 from skynet.exchange.link import Link
+from skynet.exchange.sums import SCATTER_FLOATS
 from skynet.wire.exchange_message import header_of, tag_of
 from skynet.wire.frame import Frame
 from skynet.worker.all_reduce import AllReduce
@@ -132,3 +133,7 @@ def test_without_all_links_python_sums(exchanges: list[Exchange]) -> None:
     assert FastSum.over(links, 0, len(exchanges)) is not None
     assert FastSum.over(links, 0, len(exchanges) + 1) is None
     assert FastSum.over({}, 0, 1) is None
+
+
+def test_no_sum_is_quick_on_one_shard_and_cut_on_another() -> None:
+    assert MAX_FLOATS < SCATTER_FLOATS
