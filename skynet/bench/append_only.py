@@ -23,7 +23,7 @@ SHOWN = 6
 WRITTEN_S = 5.0
 
 # What differs from key to key: ids, and numbers after a sign of punctuation.
-_VARIABLE = re.compile(r"[0-9a-f]{8}[0-9a-f-]{8,}|(?<=[:.>])\d+(?=$|[:.>])")
+_VARIABLE = re.compile(r"[0-9a-f]{8}[0-9a-f-]{4,}|(?<=[:.>])\d+(?=$|[:.>])")
 
 
 def append_only(rounds: int) -> Result:
