@@ -27,6 +27,8 @@ def _scenarios() -> dict[str, Scenario]:
     return {
         "decode": generation.decode,
         "batch": generation.batch,
+        "prefill": generation.prefill,
+        "weights": generation.weights,
         "chord": chord.chord,
         "aof": append_only.append_only,
         "exchange": exchange.exchange,

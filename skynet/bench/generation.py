@@ -1,4 +1,4 @@
-"""decode and batch: tokens per second of SmolLM2, against Hugging Face `generate`."""
+"""decode, batch, prefill, weights: tokens per second of SmolLM2, and of Hugging Face `generate`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from skynet.bench.report import Result, take_turns
@@ -20,7 +21,7 @@ from skynet.local.cluster import LocalCluster
 from skynet.settings import settings
 
 NUM_TOKENS = 64
-PROMPT_TOKENS = 16
+PROMPT_TOKENS, LONG_PROMPT_TOKENS = 16, 1024
 MODEL = "smollm2"
 
 
@@ -34,8 +35,58 @@ def batch(rounds: int) -> Result:
     return _compare("batch", 16, rounds)
 
 
+def prefill(rounds: int) -> Result:
+    """One prompt of 1,024 tokens and the first token: 1 stage x 2 shards against one process."""
+    prompt = [100 + 7 * index % 4000 for index in range(LONG_PROMPT_TOKENS)]
+    what = f"a prompt of {LONG_PROMPT_TOKENS} tokens, SmolLM2-135M, {os.cpu_count()} cores"
+    result = _take_turns("prefill", what, [prompt], 1, rounds)
+    for speeds in result.samples.values():  # of the only generated token
+        speeds[:] = [LONG_PROMPT_TOKENS * speed for speed in speeds]
+    result.target = (">=", 1.0)
+    return result
+
+
+def weights(rounds: int) -> Result:
+    """One request, 64 tokens, 1 stage x 2 shards: with weights of 4 and 8 bits, and of 16."""
+    with ExitStack() as stack:
+        contestants = {
+            form: partial(_speed, cluster, [_prompt(0)], NUM_TOKENS)
+            for form in ("q4", "q8", "bf16")
+            for cluster in [stack.enter_context(LocalCluster(MODEL, 1, 2, weights=form))]
+        }
+        samples = take_turns(contestants, rounds)
+    notes = {
+        f"{form} to bf16": f"{median(samples[form]) / median(samples['bf16']):.2f}"
+        for form in ("q4", "q8")
+    }
+    what = f"1 x {NUM_TOKENS} tokens, SmolLM2-135M at 1x2, {os.cpu_count()} cores"
+    bf16 = {"bf16": samples.pop("bf16")}
+    notes["q8"] = f"{median(samples['q8']):.3g} tokens/s"
+    return Result("weights", what, "tokens/s", {"q4": samples["q4"], **bf16}, (">=", 1.25), notes)
+
+
 def _compare(name: str, requests: int, rounds: int) -> Result:
-    prompts = [[100 + 37 * i + 11 * j for j in range(PROMPT_TOKENS)] for i in range(requests)]
+    what = f"{requests} x {NUM_TOKENS} tokens, SmolLM2-135M, {os.cpu_count()} cores"
+    return _take_turns(name, what, [_prompt(i) for i in range(requests)], NUM_TOKENS, rounds)
+
+
+def _prompt(number: int) -> list[int]:
+    return [100 + 37 * number + 11 * index for index in range(PROMPT_TOKENS)]
+
+
+def _speed(cluster: LocalCluster, prompts: list[list[int]], num_tokens: int) -> float:
+    """Tokens per second; nothing is reused of a prompt before."""
+    options: dict[str, Any] = {"max_tokens": num_tokens, "ignore_eos": True}
+    started = time.perf_counter()
+    generations = cluster.submit_prompts(prompts, cache_salt=str(started), **options)
+    made = sum(len(generation.get().token_ids) for generation in generations)
+    return made / (time.perf_counter() - started)
+
+
+def _take_turns(
+    name: str, what: str, prompts: list[list[int]], num_tokens: int, rounds: int
+) -> Result:
+    """SkyNet and Hugging Face, tokens per second of `num_tokens` for each prompt."""
     cache = settings().cache_dir
     directory = unpacked_directory(open_checkpoint(MODEL, cache), cache)
     with LocalCluster(MODEL, stages=1, shards=2, weights="bf16") as cluster, ExitStack() as stack:
@@ -44,15 +95,9 @@ def _compare(name: str, requests: int, rounds: int) -> Result:
             for dtype in reference_dtypes()
         }
 
-        def skynet() -> float:
-            started = time.perf_counter()
-            generations = cluster.submit_prompts(prompts, max_tokens=NUM_TOKENS, ignore_eos=True)
-            num_tokens = sum(len(generation.get().token_ids) for generation in generations)
-            return num_tokens / (time.perf_counter() - started)
-
-        others = {name: partial(each.run, prompts) for name, each in references.items()}
-        samples = take_turns({"SkyNet 1x2, bfloat16 weights": skynet, **others}, rounds)
-    what = f"{requests} x {NUM_TOKENS} tokens, SmolLM2-135M, {os.cpu_count()} cores"
+        others = {name: partial(each.run, prompts, num_tokens) for name, each in references.items()}
+        ours = partial(_speed, cluster, prompts, num_tokens)
+        samples = take_turns({"SkyNet 1x2, bfloat16 weights": ours, **others}, rounds)
     return Result(name, what, "tokens/s", samples, target=(">=", 0.9))
 
 
@@ -76,12 +121,12 @@ class Reference:
             text=True,
         )
 
-    def run(self, prompts: list[list[int]]) -> float:
+    def run(self, prompts: list[list[int]], num_tokens: int) -> float:
         """Tokens per second of one `generate` call with all prompts."""
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise SkynetError("the reference process has no pipes")
-        stdin.write(json.dumps({"prompts": prompts, "tokens": NUM_TOKENS}) + "\n")
+        stdin.write(json.dumps({"prompts": prompts, "tokens": num_tokens}) + "\n")
         stdin.flush()
         line = stdout.readline()
         if not line:

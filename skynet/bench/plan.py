@@ -18,7 +18,7 @@ from skynet.local.cluster import LocalCluster, free_port
 from skynet.models.registry import load_architecture
 from skynet.planning.cost import Candidate
 from skynet.planning.plan import Plan
-from skynet.planning.timing import Costs, first_token_s, tokens_per_s
+from skynet.planning.timing import AUTO, REDIS, Costs, first_token_s, tokens_per_s
 from skynet.settings import settings
 from skynet.store.connection import connect
 from skynet.worker.layer_speed import measure_layer
@@ -47,7 +47,7 @@ def add_shape(result: Result, stages: int, shards: int, rounds: int) -> None:
         _add(result, f"{stages}x{shards}", cluster, rounds)
     port = free_port()
     with Delay(port) as delay:
-        through = {"SKYNET_REDIS_URL": delay.url}
+        through = {"SKYNET_REDIS_URL": delay.url, "SKYNET_EXCHANGE": "redis"}
         with LocalCluster(MODEL, stages, shards, port=port, environment=through) as cluster:
             for round_trip_ms in ROUND_TRIPS_MS:
                 delay.set(round_trip_ms / 2000)
@@ -67,6 +67,7 @@ def _add(
     if cluster.plan is None:
         return
     worker, costs = _parts(cluster.plan, url or cluster.url)
+    costs = replace(costs, link=REDIS if url else AUTO)
     predicted = _predicted(cluster.plan, worker, costs)
     measured = _measured(cluster, rounds)
     for what, unit in (("1 request", "tokens/s"), ("first token of 1,000", "s")):

@@ -116,8 +116,8 @@ def up(model: str, port: int | None, spares: int, **options: Any) -> None:
 def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
     """Time SkyNet and its alternatives in turn.
 
-    Prints medians, spread and ratios. SCENARIOS are decode, batch, chord, aof, exchange, load,
-    reload, recover, turns and plan; all by default.
+    Prints medians, spread and ratios. SCENARIOS are decode, batch, prefill, weights, chord, aof,
+    exchange, load, reload, recover, turns and plan; all by default.
     """
     from skynet.bench import run_scenarios
 

@@ -80,10 +80,11 @@ class Machines:
 @click.option(
     "--exchange",
     "link",
-    type=click.Choice(["redis", "direct"]),
-    default="redis",
+    type=click.Choice(["auto", "direct", "redis"]),
+    default="auto",
     show_default=True,
-    help="How the shards of a stage exchange partials: through Redis, or directly.",
+    help="How the shards of a stage exchange partials: directly, which needs "
+    "SKYNET_EXCHANGE_LISTEN between machines, or through Redis. auto: directly on one machine.",
 )
 @click.option(
     "--rtt-ms",

@@ -9,7 +9,7 @@ what the small operators and Python cost.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from skynet.architecture.architecture import Architecture
@@ -21,7 +21,7 @@ from skynet.planning.spans import CHORD_SHARE, layers_per_chord
 from skynet.planning.split import DTYPE_BYTES
 
 MESSAGE_BYTES = 16 * 1024  # larger hidden states are fetched in a round trip of their own
-REDIS, DIRECT = "redis", "direct"
+AUTO, REDIS, DIRECT = "auto", "redis", "direct"
 CALL_S = 1.5e-4  # of a command to Redis besides the network's round trip, as members measure it
 
 
@@ -41,20 +41,21 @@ class Costs:
     step_s: the orchestrator: sending a step, taking its result, sampling.
     sample_s: the same for each further sequence in a step.
     accept_s: from submission to the first step, without round trips.
-    link: how the shards of a stage exchange partials: a key of `sum_s`.
+    link: how the shards of a stage exchange partials: a key of `sum_s`, or auto: directly on one
+        host, else through Redis.
     wire_bytes_per_s: of the network link of each machine, and of Redis's.
     """
 
     layer_s: float = 4e-4
     row_s: float = 2e-5
-    sum_s: tuple[tuple[str, float], ...] = ((REDIS, 2e-4), (DIRECT, 1e-5))
+    sum_s: tuple[tuple[str, float], ...] = ((REDIS, 2e-4), (DIRECT, 3e-5))
     peer_s: float = 5e-5
     copy_bytes_per_s: float = 1e9
     chord_s: float = 0.002
     step_s: float = 0.003
     sample_s: float = 3e-4
     accept_s: float = 0.02
-    link: str = REDIS
+    link: str = AUTO
     wire_bytes_per_s: float = float("inf")
 
 
@@ -243,9 +244,11 @@ def _sums_s(
     costs: Costs,
 ) -> float:
     """Seconds of a stage's all-reduces."""
-    hosts = {worker.host or worker.id for worker in workers}
+    on_one_host = len({worker.host or worker.id for worker in workers}) == 1
+    if costs.link == AUTO:
+        costs = replace(costs, link=DIRECT if on_one_host else REDIS)
     trip = max(worker.round_trip_s for worker in workers)
-    if costs.link == DIRECT and len(hosts) == 1:
+    if costs.link == DIRECT and on_one_host:
         trip = 0.0
     return _num_sums(arch, plan, run) * (trip + _sum_s(arch, plan, work, costs))
 
@@ -269,15 +272,15 @@ def _chords_s(
 def _sum_s(arch: Architecture, plan: Plan, work: Work, costs: Costs) -> float:
     """Seconds of one all-reduce, without its round trip.
 
-    Through Redis each shard sends its partial for every other one, and all pass Redis's link. On
-    direct links a shard sends and receives 2 (N - 1) / N of a partial.
+    Through Redis each shard publishes its partial once and receives every other one, and all of
+    these pass Redis's link. On direct links a shard sends and receives 2 (N - 1) / N of a partial.
     """
     shards = plan.num_shards
     frame = work.tokens * arch.hidden_size * DTYPE_BYTES[plan.dtype]
     fixed_s = dict(costs.sum_s)[costs.link] + (shards - 2) * costs.peer_s
     if costs.link == DIRECT:
         return fixed_s + _moving_s(2 * (shards - 1) / shards * frame, costs)
-    own, through_redis = 2 * (shards - 1) * frame, shards * (shards - 1) * frame
+    own, through_redis = shards * frame, shards * (shards - 1) * frame
     return fixed_s + own / costs.copy_bytes_per_s + through_redis / costs.wire_bytes_per_s
 
 

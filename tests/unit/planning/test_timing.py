@@ -23,6 +23,7 @@ from skynet.planning.ranges import Range
 from skynet.planning.spans import CHORD_SHARE
 from skynet.planning.timing import (
     DIRECT,
+    REDIS,
     Costs,
     first_token_s,
     step_time,
@@ -118,9 +119,21 @@ def test_workers_of_one_host_share_its_cores() -> None:
     apart = workers(2, cores=2)
     together = [replace(member, host="one") for member in apart]
     # Then those on one host compute at half the speed
-    alone, shared = (step_time(ARCH, plan, each, Work()) for each in (apart, together))
+    costs = Costs(link=REDIS)
+    alone, shared = (step_time(ARCH, plan, each, Work(), costs) for each in (apart, together))
     assert shared.compute_s > alone.compute_s
     assert shared.sums_s == alone.sums_s
+
+
+def test_shards_of_one_host_are_expected_to_have_direct_links() -> None:
+    # Given two shards on one host, and on two
+    plan = plan_for(ARCH, 1, 2)
+    apart = workers(2)
+    together = [replace(member, host="one") for member in apart]
+    for members, link in ((together, DIRECT), (apart, REDIS)):
+        # When nothing says how they exchange partials / Then it is as the exchange does by itself
+        given = step_time(ARCH, plan, members, Work(), Costs(link=link))
+        assert step_time(ARCH, plan, members, Work()).sums_s == given.sums_s
 
 
 def test_direct_links_wait_for_no_round_trip_on_one_host() -> None:
