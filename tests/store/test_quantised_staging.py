@@ -24,7 +24,8 @@ from skynet.settings import settings
 from skynet.staging.stager import stage_checkpoint, staging_job
 from skynet.store.manifest import Manifest, TileName
 from skynet.store.staged_models import list_models, verify_model
-from skynet.store.weights import StagedWeights, WeightStore
+from skynet.store.staged_weights import StagedWeights
+from skynet.store.weights import WeightStore
 from skynet.wire import codec
 from skynet.wire.keys import Address
 from skynet.worker.slice import TensorFetcher, load_slice
