@@ -38,7 +38,7 @@ class Head:
         x = self.norm(x)
         if self._projection is not None:
             x = self._projection(x)
-        logits = self._product(x).float()
+        logits = self._product(x.float())
         if self._bias is not None:
             logits = logits + self._bias
         if self._scale != 1:
@@ -56,6 +56,7 @@ def load_head(load: Loader) -> Head:
         projection = load_dense(load, "head_dense", "head_dense_norm", arch.head_activation)
     elif load.has("project_out"):
         projection = load.linear("project_out")
-    product = load.linear("embed" if arch.tied else "head")
+    # Logits are float32 whatever is computed in: rounded, likely tokens would tie.
+    product = load.computing_in(torch.float32).linear("embed" if arch.tied else "head")
     bias = load.float32.vocab_vector("head_bias") if load.has("head_bias") else None
     return Head(norm, projection, product, arch.logit_scale, arch.logit_cap, bias)

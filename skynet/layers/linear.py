@@ -20,7 +20,9 @@ from skynet.kernels.steps import Columns, Places, Program
 from skynet.layers.rows import dequantised
 from skynet.wire.blocks import BlockFormat
 
-TILE_ROWS = 256  # outputs of which PyTorch's operators have a float32 copy at a time
+# Outputs of which PyTorch's operators have a float32 copy at a time. A GPU takes longer to start a
+# product than to make one of few outputs.
+TILE_ROWS, GPU_TILE_ROWS = 256, 16384
 
 
 class Linear(ABC):
@@ -190,7 +192,8 @@ class WideningLinear(PlainLinear):
     """PyTorch's operators on a copy of the weight in the dtype of the activations, tile by tile."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        tiles = [F.linear(x, tile.to(x.dtype)) for tile in self._weight.split(TILE_ROWS)]
+        rows = TILE_ROWS if x.is_cpu else GPU_TILE_ROWS
+        tiles = [F.linear(x, tile.to(x.dtype)) for tile in self._weight.split(rows)]
         y = tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=-1)
         return y if self._bias is None else y.add_(self._bias)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from itertools import groupby
 from typing import ClassVar
 
@@ -45,6 +46,12 @@ class Loader:
         if arch is None or part is None:
             return None
         return Loader(arch, part, self.regions.fetch, self.dtypes, self.device, self.weights)
+
+    def computing_in(self, dtype: torch.dtype) -> Loader:
+        """A loader of the same shard whose products are of activations of `dtype`."""
+        other = copy(self)
+        other.dtypes = Dtypes(dtype, self.dtypes.weights)
+        return other
 
     @property
     def table_dtype(self) -> torch.dtype:

@@ -173,7 +173,8 @@ def _role_bytes(
         total = _matrix_bytes(arch, weight, layer, (arch.hidden_size, width), size)
         return total + _row_bias_bytes(arch, weight)
     total = _matrix_bytes(arch, weight, layer, (width, arch.inputs(weight) or 0), size)
-    return total + (width * bias_size if weight.bias else 0)
+    bias_bytes = NORM_BYTES if weight.role == "head" else bias_size  # logits are float32
+    return total + (width * bias_bytes if weight.bias else 0)
 
 
 def _matrix_bytes(

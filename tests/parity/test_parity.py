@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from harness import Request, cluster_of, generate, last_logits
 from model_families import FAMILIES
 from references import LONGROPE, NEW_TOKENS, PROMPTS, Reference
@@ -253,3 +254,6 @@ def test_bfloat16_is_close(
     expected = model_reference.logits[0]
     angle = logits @ expected / np.linalg.norm(logits) / np.linalg.norm(expected)
     assert angle > 0.99
+    # And they are float32 numbers themselves, so that likely tokens do not tie
+    made = torch.as_tensor(logits)
+    assert not torch.equal(made, made.bfloat16().float())
