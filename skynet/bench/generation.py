@@ -27,12 +27,12 @@ MODEL = "smollm2"
 
 def decode(rounds: int) -> Result:
     """One request, 64 tokens: 1 stage x 2 shards against one process on all cores."""
-    return _compare("decode", 1, rounds)
+    return _compare("decode", 1, rounds, 3.0)
 
 
 def batch(rounds: int) -> Result:
     """16 concurrent requests, 64 tokens each: 1 stage x 2 shards against a batch of 16."""
-    return _compare("batch", 16, rounds)
+    return _compare("batch", 16, rounds, 1.5)
 
 
 def prefill(rounds: int) -> Result:
@@ -64,9 +64,12 @@ def weights(rounds: int) -> Result:
     return Result("weights", what, "tokens/s", samples, (">=", 1.25), notes)
 
 
-def _compare(name: str, requests: int, rounds: int) -> Result:
+def _compare(name: str, requests: int, rounds: int, reach: float) -> Result:
     what = f"{requests} x {NUM_TOKENS} tokens, SmolLM2-135M, {os.cpu_count()} cores"
-    return _take_turns(name, what, [_prompt(i) for i in range(requests)], NUM_TOKENS, rounds)
+    prompts = [_prompt(number) for number in range(requests)]
+    result = _take_turns(name, what, prompts, NUM_TOKENS, rounds)
+    result.target = (">=", reach)
+    return result
 
 
 def _prompt(number: int) -> list[int]:
@@ -97,7 +100,7 @@ def _take_turns(
         others = {name: partial(each.run, prompts, num_tokens) for name, each in references.items()}
         ours = partial(_speed, cluster, prompts, num_tokens)
         samples = take_turns({"SkyNet 1x2, bfloat16 weights": ours, **others}, rounds)
-    return Result(name, what, "tokens/s", samples, target=(">=", 0.9))
+    return Result(name, what, "tokens/s", samples)
 
 
 def reference_dtypes() -> list[str]:

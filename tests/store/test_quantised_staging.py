@@ -128,6 +128,6 @@ def test_a_worker_loads_the_blocks(
     # When a slice is loaded / Then the progress adds up to its bytes
     options = PlanOptions(manifest.digest, manifest.name)
     plan, loaded = make_plan(arch, options, stages=1, shards=2), list[int]()
-    model, _ = load_slice(client, plan, Address(0, 1), loaded.append)
+    model, _, _ = load_slice(client, plan, Address(0, 1), loaded.append)
     assert model.weight_bytes == shard_weight_bytes(arch, plan, 0, 1)
     assert sum(loaded) == model.weight_bytes
