@@ -27,6 +27,7 @@ PROMPT_TOKENS = 1000
 MANY_REQUESTS = 16
 REDIS_SHARE, REDIS_BYTES = 1.02, 8 * 2**20  # what Redis takes beyond the weights
 LAYOUTS: dict[str, Layout] = {"q8": "q8", "q4": "q4"}
+SAME = 0.99  # of a speed is no slower
 ENOUGH = 0.9  # of the best speed: more workers than that takes are not worth it
 
 
@@ -193,7 +194,7 @@ def recommended(made: Sequence[Forecast]) -> tuple[Forecast, str] | None:
 
 
 def slower_from(made: Sequence[Forecast]) -> tuple[int, str] | None:
-    """The number of workers from which on more are slower, and why; None if more are faster."""
+    """The number of workers from which on more are no faster, and why; None if more are faster."""
     best: dict[int, Forecast] = {}
     for each in made:
         if not each.problem and (each.workers not in best or each.speed > best[each.workers].speed):
@@ -205,6 +206,11 @@ def slower_from(made: Sequence[Forecast]) -> tuple[int, str] | None:
     if not larger:
         return None
     other = larger[0]
+    if other.speed >= SAME * fastest.speed:
+        return other.workers, (
+            f"{other.shape} is no faster than {fastest.shape}: a token passes stages one after the "
+            "other, and in wider stages it waits longer for sums, a round trip each"
+        )
     return other.workers, f"{other.shape} is slower than {fastest.shape}: {_why(fastest, other)}"
 
 

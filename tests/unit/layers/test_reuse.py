@@ -14,7 +14,7 @@ from plans import plan_for
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.config import ABSENT
 from skynet.architecture.tensors import staged_tensors
-from skynet.layers.linear import Linear
+from skynet.layers.linear import KernelLinear, Linear
 from skynet.layers.reuse import LoadedWeights, without
 from skynet.layers.shard_model import PreviousSlice, ShardModel
 from skynet.models.registry import load_architecture
@@ -159,11 +159,16 @@ def places(draw: st.DrawFn, arch: Architecture, dtype: str) -> tuple[Plan, Place
     return plan, draw(st.sampled_from(list(plan.addresses())))
 
 
+def bias_of(product: Linear) -> torch.Tensor | None:
+    """A bias: of kernels it is packed with the weight."""
+    return product._packed._bias if isinstance(product, KernelLinear) else product._bias
+
+
 def contents(model: ShardModel) -> dict[Any, list[torch.Tensor]]:
     """Everything a shard has loaded, as plain tensors."""
     tensors_of = {}
     for key, (made, _) in model._weights.entries.items():
-        tensors = [made.dense(), made._bias] if isinstance(made, Linear) else [made]
+        tensors = [made.dense(), bias_of(made)] if isinstance(made, Linear) else [made]
         tensors_of[key] = [tensor for tensor in tensors if tensor is not None]
     return tensors_of
 
