@@ -99,7 +99,7 @@ def _parts(plan: Plan, url: str) -> tuple[Candidate, Costs]:
 
 
 def _round_trip_s(url: str) -> float:
-    """The median round trip of a command, as workers measure theirs."""
+    """The median round trip of a command to Redis, measured as workers measure it."""
     times = []
     with connect(url) as client:
         for _ in range(PINGS):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.quantised_source import QuantisedSource
+from skynet.wire.tensor_dtypes import from_bfloat16
 
 Floats = npt.NDArray[np.float32]
 NUMBERS = ("float32", "float16", "bfloat16")
@@ -48,11 +49,6 @@ class SourceRegions:
         first = start // group * group
         matrix = self._source.read(1, first, -(-stop // group) * group)
         return matrix.dequantised()[:, start - first : stop - first]
-
-
-def from_bfloat16(bits: npt.NDArray[Any]) -> Floats:
-    """Numbers of bfloat16, whose bits are given as uint16."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def to_bfloat16(numbers: Floats) -> npt.NDArray[np.uint16]:

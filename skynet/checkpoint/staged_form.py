@@ -111,7 +111,7 @@ class StagedForm:
         return self.original.text_files()
 
     def digest(self, progress: Callable[[int], None] | None = None) -> str:
-        """Of the checkpoint and of the form of its weights: each form is a model of its own."""
+        """Digest of checkpoint and form of weights: each form is a separate model."""
         form = [self._weights, self.config.get(QUANTISED)]
         content = f"{self.original.digest(progress)} {json.dumps(form, sort_keys=True)}"
         return hashlib.sha256(content.encode()).hexdigest()

@@ -231,7 +231,7 @@ def _of_cluster(machines: Machines) -> tuple[list[Candidate], Costs, str]:
 
 
 def enough(members: list[Candidate], count: int) -> list[Candidate]:
-    """So many members: further ones are like the slowest, each on a host of its own."""
+    """So many members: further ones are like the slowest, each on a separate host."""
     slowest = min(members, key=lambda member: member.speed)
     more = range(len(members), count)
     return [*members, *(replace(slowest, id=f"worker{n}", host="", pinned="") for n in more)]

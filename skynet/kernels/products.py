@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from skynet.kernels.library import BLOCK, Library
@@ -37,14 +39,12 @@ class PackedWeight:
         self._bias = torch.zeros(padded, dtype=torch.float32)
         if bias is not None:
             self._bias[: self.outputs] = bias
-        tile = max(1, TILE_BYTES // (self.inputs * BLOCK * 4 or 1))
-        self._tile_blocks = min(self.blocks, tile)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (rows, in) float32, contiguous, to (rows, out) float32."""
         rows = x.shape[0]
         if rows >= UNPACKED_ROWS:
-            return self._many_rows(x)
+            return by_tiles(x, self._bias, self.outputs, self._unpack)
         y = torch.empty(rows, self.outputs, dtype=torch.float32)
         self._kernels.product(
             self._packed.data_ptr(),
@@ -69,19 +69,30 @@ class PackedWeight:
         plain = _halves(self._packed).permute(0, 3, 2, 1).reshape(-1, self.inputs)
         return plain[: self.outputs]
 
-    def _many_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """Tile by tile: float32 weights (in, tile), and PyTorch's product with them."""
-        y = torch.empty(x.shape[0], self.blocks * BLOCK, dtype=torch.float32)
-        memory = torch.empty(self.inputs * self._tile_blocks * BLOCK, dtype=torch.float32)
-        for first in range(0, self.blocks, self._tile_blocks):
-            blocks = min(self._tile_blocks, self.blocks - first)
-            tile = memory[: self.inputs * blocks * BLOCK].view(self.inputs, blocks * BLOCK)
-            self._kernels.unpack(
-                self._packed.data_ptr(), tile.data_ptr(), self.inputs, first, blocks
-            )
-            columns = slice(first * BLOCK, (first + blocks) * BLOCK)
-            y[:, columns] = torch.addmm(self._bias[columns], x, tile)
-        return y if self.outputs == y.shape[1] else y[:, : self.outputs].contiguous()
+    def _unpack(self, out: int, first: int, blocks: int) -> None:
+        self._kernels.unpack(self._packed.data_ptr(), out, self.inputs, first, blocks)
+
+
+def by_tiles(
+    x: torch.Tensor, bias: torch.Tensor, outputs: int, unpack: Callable[[int, int, int], None]
+) -> torch.Tensor:
+    """`x` (rows, in) to (rows, out): PyTorch's product with one tile of float32 weights at a time.
+
+    bias: a number for each output of all blocks.
+    unpack: given an address, the first block and the number of blocks, writes their weights there
+        as (in, blocks x 32) float32.
+    """
+    inputs, total = x.shape[1], len(bias) // BLOCK
+    tile_blocks = min(total, max(1, TILE_BYTES // (inputs * BLOCK * 4 or 1)))
+    y = torch.empty(x.shape[0], total * BLOCK, dtype=torch.float32)
+    memory = torch.empty(inputs * tile_blocks * BLOCK, dtype=torch.float32)
+    for first in range(0, total, tile_blocks):
+        blocks = min(tile_blocks, total - first)
+        tile = memory[: inputs * blocks * BLOCK].view(inputs, blocks * BLOCK)
+        unpack(tile.data_ptr(), first, blocks)
+        columns = slice(first * BLOCK, (first + blocks) * BLOCK)
+        y[:, columns] = torch.addmm(bias[columns], x, tile)
+    return y if outputs == y.shape[1] else y[:, :outputs].contiguous()
 
 
 def _halves(packed: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from skynet.kernels.library import BLOCK, Library
-from skynet.kernels.products import TILE_BYTES, UNPACKED_ROWS
+from skynet.kernels.products import UNPACKED_ROWS, by_tiles
 from skynet.kernels.steps import Columns, Factors, Places, Program
 from skynet.wire.blocks import BlockFormat
 
@@ -35,15 +35,13 @@ class PackedBlocks:
         self._bias = torch.zeros(self.blocks * BLOCK, dtype=torch.float32)
         if bias is not None:
             self._bias[: self.outputs] = bias
-        tile = max(1, TILE_BYTES // (self.inputs * BLOCK * 4 or 1))
-        self._tile_blocks = min(self.blocks, tile)
         self._sizes = (form.group, int(form.layout == "q4"), form.scale_bytes)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (rows, in) float32, contiguous, to (rows, out) float32."""
         rows = x.shape[0]
         if rows >= UNPACKED_ROWS:
-            return self._many_rows(x)
+            return by_tiles(x, self._bias, self.outputs, self._unpack)
         y = torch.empty(rows, self.outputs, dtype=torch.float32)
         failed = self._kernels.quantised_product(
             self._packed.data_ptr(),
@@ -78,19 +76,9 @@ class PackedBlocks:
             part.copy_(packed)
         return blocks[: self.outputs]
 
-    def _many_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """Tile by tile: float32 weights (in, tile), and PyTorch's product with them."""
-        y = torch.empty(x.shape[0], self.blocks * BLOCK, dtype=torch.float32)
-        memory = torch.empty(self.inputs * self._tile_blocks * BLOCK, dtype=torch.float32)
-        for first in range(0, self.blocks, self._tile_blocks):
-            blocks = min(self._tile_blocks, self.blocks - first)
-            tile = memory[: self.inputs * blocks * BLOCK].view(self.inputs, blocks * BLOCK)
-            self._kernels.quantised_unpack(
-                self._packed.data_ptr(), tile.data_ptr(), self.inputs, first, blocks, *self._sizes
-            )
-            columns = slice(first * BLOCK, (first + blocks) * BLOCK)
-            y[:, columns] = torch.addmm(self._bias[columns], x, tile)
-        return y if self.outputs == y.shape[1] else y[:, : self.outputs].contiguous()
+    def _unpack(self, out: int, first: int, blocks: int) -> None:
+        packed = self._packed.data_ptr()
+        self._kernels.quantised_unpack(packed, out, self.inputs, first, blocks, *self._sizes)
 
 
 def _copy(blocks: torch.Tensor, packed: torch.Tensor, form: BlockFormat) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from skynet.errors import WireError
 from skynet.wire.blocks import BlockFormat
@@ -27,3 +30,8 @@ def travels_as(dtype: str) -> str | None:
 def item_bytes(dtype: str) -> int:
     """Bytes of one element of such a tensor's shape."""
     return np.dtype(travels_as(dtype) or "V0").itemsize
+
+
+def from_bfloat16(bits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Numbers of bfloat16, whose bits are given as uint16."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)

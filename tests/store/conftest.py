@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import redis
 from chord_cases import make_app
 from orchestrator_cases import Consumer, MakeRuntime, Shards, ask, beat, stage_model
 from redis_servers import embedded_server
+from safetensors.numpy import save_file
 
+from skynet.architecture.tensors import staged_tensors
+from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.chords.app import SkynetCelery
 from skynet.local.server import EmbeddedServer
+from skynet.models.registry import load_architecture
 from skynet.orchestrator.runtime import OrchestratorRuntime
 from skynet.settings import settings
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+    "vocab_size": 128,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A llama of a few hundred kB, of random weights."""
+    path = tmp_path_factory.mktemp("llama")
+    (path / "config.json").write_text(json.dumps(LLAMA))
+    random = np.random.default_rng(5)
+    tensors = {
+        tensor.name: random.standard_normal(tensor.shape, np.float32)
+        for tensor in staged_tensors(load_architecture(LLAMA))
+    }
+    save_file(tensors, path / "model.safetensors")
+    return Checkpoint(path, "tiny-llama", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

@@ -13,10 +13,8 @@ import pytest
 import redis
 from click.testing import CliRunner
 from plans import plan_for
-from safetensors.numpy import save_file
 
 from skynet import cli
-from skynet.architecture.tensors import staged_tensors
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.local.server import EmbeddedServer
 from skynet.models.registry import load_architecture
@@ -34,39 +32,13 @@ from skynet.store.weights import WeightStore
 from skynet.wire import keys
 from tests.cluster.processes import wait_for
 
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 2,
-    "intermediate_size": 64,
-    "vocab_size": 128,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    path = tmp_path_factory.mktemp("llama")
-    (path / "config.json").write_text(json.dumps(CONFIG))
-    random = np.random.default_rng(5)
-    tensors = {
-        tensor.name: random.standard_normal(tensor.shape, np.float32)
-        for tensor in staged_tensors(load_architecture(CONFIG))
-    }
-    save_file(tensors, path / "model.safetensors")
-    return Checkpoint(path, "tiny-llama", tmp_path_factory.mktemp("cache"))
-
 
 @pytest.fixture
 def manifest(client: redis.Redis, checkpoint: Checkpoint) -> Manifest:
     """Of the model, staged and in force on two workers that keep their tiles."""
     digest = checkpoint.digest()
     stage_checkpoint(client, checkpoint, digest)
-    plan = plan_for(load_architecture(CONFIG), 1, 2, model=digest, epoch=3)
+    plan = plan_for(load_architecture(checkpoint.config), 1, 2, model=digest, epoch=3)
     plan = replace(plan, workers=("a", "b"))
     client.set(keys.plan_key(), plan.to_json())
     for name in ("a", "b"):

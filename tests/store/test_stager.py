@@ -10,18 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import redis
 from click.testing import CliRunner, Result
-from safetensors.numpy import save_file
 
 from skynet import cli
-from skynet.architecture.tensors import staged_tensors
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import BadRequest, NoModel, TileCorrupted, TileMissing
 from skynet.local.server import EmbeddedServer
-from skynet.models.registry import load_architecture
 from skynet.planning.ranges import Range
 from skynet.settings import settings
 from skynet.staging.stager import Stager, stage_checkpoint
@@ -35,33 +31,6 @@ from skynet.store.targets import Target, Targets
 from skynet.store.weights import WeightStore
 from skynet.wire import keys
 from tests.cluster.processes import wait_for
-
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 2,
-    "intermediate_size": 64,
-    "vocab_size": 128,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A llama of a few hundred kB, of random weights."""
-    path = tmp_path_factory.mktemp("llama")
-    (path / "config.json").write_text(json.dumps(CONFIG))
-    random = np.random.default_rng(5)
-    tensors = {
-        tensor.name: random.standard_normal(tensor.shape, np.float32)
-        for tensor in staged_tensors(load_architecture(CONFIG))
-    }
-    save_file(tensors, path / "model.safetensors")
-    return Checkpoint(path, "tiny-llama", tmp_path_factory.mktemp("cache"))
 
 
 def contents(client: redis.Redis, digest: str) -> dict[bytes, bytes]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from skynet.checkpoint.safetensors_file import TensorInfo, read_region
 from skynet.errors import CheckpointError, UnsupportedModel
+from skynet.wire.tensor_dtypes import from_bfloat16
 
 Tensors = Mapping[str, TensorInfo]
 Settings = Mapping[str, Any]  # the quantization_config of a config.json
@@ -20,7 +21,7 @@ class Parts:
     """Reads the tensors of a module: those whose names start with `prefix`."""
 
     def __init__(self, prefix: str, tensors: Tensors) -> None:
-        """prefix: such as "model.layers.0.mlp.up_proj."."""
+        """prefix: "model.layers.0.mlp.up_proj.", for example."""
         self.prefix, self._tensors = prefix, tensors
 
     @property
@@ -71,7 +72,7 @@ class Parts:
         info = self.info(part)
         end = info.shape[axis] if stop is None else stop
         array = read_region(self.prefix + part, info, axis, start, end)
-        return widened(array) if info.dtype == "bfloat16" else array
+        return from_bfloat16(array) if info.dtype == "bfloat16" else array
 
 
 def modules(tensors: Tensors, part: str) -> list[Parts]:
@@ -110,11 +111,6 @@ def group_size(settings: Settings, inputs: int) -> int:
             f"{inputs} inputs of a matrix"
         )
     return size
-
-
-def widened(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    """bfloat16 bits as float32."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def unpacked(words: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
