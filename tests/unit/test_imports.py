@@ -43,6 +43,7 @@ FLOOR_PLAN = (
     "check",
     "staging",
     "local",
+    "gateway",
     "bench",
     "cli",
 )
@@ -64,6 +65,7 @@ FORBIDDEN = {
     "skynet.chords": {"torch", "transformers"},
     "skynet.worker": {"transformers"},
     "skynet.orchestrator": {"torch", "transformers"},
+    "skynet.gateway": {"torch", "celery", "kombu"},
     "skynet.check": {"redis", "celery", "kombu"},
     "skynet.staging": {"torch", "transformers", "celery", "kombu", "skynet.check"},
 }

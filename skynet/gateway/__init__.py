@@ -1,0 +1,1 @@
+"""The HTTP gateway: OpenAI's API over clusters. Holds no state that a cluster needs."""
