@@ -1,6 +1,16 @@
 """The command line: each command is a few calls of other packages."""
 
-from skynet.cli import check, cluster, local, models, plan, requests, settings, text_tasks
+from skynet.cli import (
+    check,
+    cluster,
+    local,
+    models,
+    plan,
+    requests,
+    serve,
+    settings,
+    text_tasks,
+)
 from skynet.cli.root import main
 
 __all__ = [
@@ -11,6 +21,7 @@ __all__ = [
     "models",
     "plan",
     "requests",
+    "serve",
     "settings",
     "text_tasks",
 ]

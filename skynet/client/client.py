@@ -37,6 +37,7 @@ class Client(ClusterConnection):
     def __init__(self, url: str | None = None, *, lazy: bool = False) -> None:
         super().__init__(url, lazy=lazy)
         self._models: dict[str, ServedModel] = {}
+        self._others: dict[str, Client] = {}  # by Redis URL
 
     def __reduce__(self) -> Any:
         # By name, so that `submit_prompt` can be the target of a new process.
@@ -52,6 +53,7 @@ class Client(ClusterConnection):
         self,
         prompt: Prompt,
         *,
+        model: str | None = None,
         task: str = GENERATE,
         timeout: float | None = None,
         raw: bool = True,
@@ -63,6 +65,8 @@ class Client(ClusterConnection):
         """Submit a request; returns at once.
 
         prompt: text; chat messages, a list of {"role": ..., "content": ...}; or token ids.
+        model: a name of `SKYNET_CLUSTER_URLS`, whose cluster gets the request; or the name of the
+            model that this cluster runs. None: whatever it runs.
         task: `generate`; or a text task: `embed` (options pooling: mean, cls, last or max, and
             normalize; by default as the model's modules.json says, else mean), `fill-mask`
             (option top_k: 5) or `classify`. Encoders do text tasks, decoders generate; a decoder
@@ -85,13 +89,14 @@ class Client(ClusterConnection):
             ClusterUnreachable, NoModel, QueueFull: why the cluster cannot take the request now.
         """
         arguments = Arguments.checked(task, timeout, raw, priority, n, annotations)
-        generations = self._submit([prompt], arguments, options)
+        generations = self.of_model(model)._submit([prompt], arguments, options)
         return generations[0] if n is None else generations
 
     def submit_prompts(
         self,
         prompts: Iterable[Prompt],
         *,
+        model: str | None = None,
         task: str = GENERATE,
         timeout: float | None = None,
         raw: bool = True,
@@ -109,7 +114,35 @@ class Client(ClusterConnection):
             raise BadRequest(f"n {shown(count)}: call submit_prompt for each prompt")
         arguments = Arguments.checked(task, timeout, raw, priority)
         many = list(check_prompts(prompts))
-        return self._submit(many, arguments, options) if many else []
+        return self.of_model(model)._submit(many, arguments, options) if many else []
+
+    def of_model(self, model: str | None) -> Client:
+        """The client of the cluster that runs a model: see `submit_prompt`.
+
+        Raises:
+            BadRequest: no cluster that is known here runs it.
+        """
+        if model is None:
+            return self
+        urls = settings().cluster_urls if self._given_url is None else {}
+        if isinstance(model, str) and model in urls:
+            if urls[model] not in self._others:
+                self._others[urls[model]] = Client(urls[model])
+            return self._others[urls[model]]
+        with reachable(self.url):
+            target = self.target()
+        if model in (target.name, target.model):
+            return self
+        raise BadRequest(
+            f"model {shown(model)}: this cluster runs {target.name}; "
+            + (f"others are {', '.join(urls)}" if urls else "SKYNET_CLUSTER_URLS names others")
+        )
+
+    def close(self) -> None:
+        """Close the connections that are open, those to other clusters too."""
+        for other in self._others.values():
+            other.close()
+        super().close()
 
     def generation(self, request_id: str) -> Generation:
         """A request of this cluster, which any process submitted."""
