@@ -115,7 +115,8 @@ def serve(model: str | None, named: tuple[str, ...], **options: Any) -> None:
     with ExitStack() as stack:
         watch: Callable[[], None] | None = None
         if model is not None:
-            cluster = stack.enter_context(_local(model, shape))
+            cluster = _local(model, shape)
+            stack.callback(cluster.stop)
             urls = {Path(model).name: cluster.url, **urls}
             watch = lambda: _restart_failed(cluster)  # noqa: E731
         _run(urls or {"": None}, config, made, watch)
