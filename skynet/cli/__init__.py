@@ -1,6 +1,7 @@
 """The command line: each command is a few calls of other packages."""
 
 from skynet.cli import (
+    batch,
     check,
     cluster,
     local,
@@ -14,6 +15,7 @@ from skynet.cli import (
 from skynet.cli.root import main
 
 __all__ = [
+    "batch",
     "check",
     "cluster",
     "local",

@@ -104,13 +104,8 @@ def serve(model: str | None, named: tuple[str, ...], **options: Any) -> None:
     Several gateways may serve the same clusters. On SIGTERM or Ctrl-C the gateway takes no more
     requests, and ends when open answers have ended; a second signal cuts them.
     """
-    try:
-        import uvicorn  # noqa: F401 (of the extra `gateway`)
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{error.name} is not installed: pip install 'skynet-celery[gateway]'"
-        ) from None
-    shape, urls = shape_of(options), _urls(named)
+    require_gateway()
+    shape, urls = shape_of(options), named_urls(named)
     config, made = _config(**options)
     with ExitStack() as stack:
         watch: Callable[[], None] | None = None
@@ -168,8 +163,19 @@ def _restart_failed(cluster: LocalCluster) -> None:
         cluster.processes.restart(name)
 
 
-def _urls(named: Iterable[str]) -> dict[str, Any]:
-    """Redis URLs by model."""
+def require_gateway() -> None:
+    """Raise ConfigurationError if the extra `gateway` is not installed."""
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{error.name} is not installed: pip install 'skynet-celery[gateway]'"
+        ) from None
+
+
+def named_urls(named: Iterable[str]) -> dict[str, Any]:
+    """Redis URLs by model, of --cluster or of the settings."""
     from skynet.settings import check_url, settings
 
     urls: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from skynet.client.arguments import Arguments, check_prompts
 from skynet.client.connection import ClusterConnection
 from skynet.client.generation import Generation
 from skynet.errors import BadRequest, ClusterUnreachable, CommandRefused, QueueFull
+from skynet.request.option_table import DEFAULT_PRIORITY
 from skynet.request.option_values import shown
 from skynet.request.prompts import Prompt
 from skynet.request.record import Options, Record
@@ -57,7 +58,7 @@ class Client(ClusterConnection):
         task: str = GENERATE,
         timeout: float | None = None,
         raw: bool = True,
-        priority: int = 0,
+        priority: int = DEFAULT_PRIORITY,
         n: int | None = None,
         annotations: Mapping[str, Any] | None = None,
         **options: Any,
@@ -100,7 +101,7 @@ class Client(ClusterConnection):
         task: str = GENERATE,
         timeout: float | None = None,
         raw: bool = True,
-        priority: int = 0,
+        priority: int = DEFAULT_PRIORITY,
         **options: Any,
     ) -> list[Generation]:
         """Submit many requests, which share steps: all, or none if one of them is refused.

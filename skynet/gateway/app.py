@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -37,11 +37,11 @@ def create_app(clusters: Clusters, config: GatewayConfig) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            stack.callback(clusters.close)
-            for cluster in clusters.all:  # one reader of all answers, for as long as this runs
-                await stack.enter_async_context(cluster.client.async_answers())
-            yield
+        try:
+            async with clusters.reading():
+                yield
+        finally:
+            clusters.close()
 
     app = FastAPI(
         title="SkyNet",

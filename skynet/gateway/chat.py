@@ -7,13 +7,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.requests import Request
-
 from skynet.gateway.deltas import Delta, ToolCallDelta
 from skynet.gateway.gateway import Gateway
 from skynet.gateway.logprobs import chat_entry
 from skynet.gateway.prompts import answer_limit, chat_prompt
-from skynet.gateway.run import Run, Step, annotations_of, continues
+from skynet.gateway.run import Origin, Run, Step
 from skynet.gateway.schemas.chat import ChatBody
 from skynet.gateway.usage import Usage
 from skynet.request.record import End
@@ -59,7 +57,7 @@ class Choice:
         return end.finish_reason
 
 
-async def start_chat(gateway: Gateway, request: Request, body: ChatBody) -> Run:
+async def start_chat(gateway: Gateway, origin: Origin, body: ChatBody) -> Run:
     """Submit a chat.
 
     Raises:
@@ -74,10 +72,10 @@ async def start_chat(gateway: Gateway, request: Request, body: ChatBody) -> Run:
         options["logprobs"] = top
     if (structure := body.structure()) is not None:
         options["structured_outputs"] = structure
-    about = annotations_of(request, served, KIND, {"choices": body.choices})
+    about = origin.annotations(served, KIND, {"choices": body.choices})
     generations = await cluster.submit(prompt.ids, n=body.choices, annotations=about, **options)
     usage = Usage(prompt_tokens=len(prompt.ids))
-    return Run(gateway, cluster, served, generations, about, continues(request), usage)
+    return Run(gateway, cluster, served, generations, about, origin.continues, usage)
 
 
 async def chat_pieces(run: Run, after: str = "") -> AsyncGenerator[ChatPiece]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -168,6 +168,14 @@ class Clusters:
             param="model",
             headers=NO_RETRY,
         )
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """While this lasts, each cluster's answers have one reader in this event loop."""
+        async with AsyncExitStack() as stack:
+            for cluster in self.all:
+                await stack.enter_async_context(cluster.client.async_answers())
+            yield
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -7,14 +7,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request
-
 from skynet.client.generation import Generation
 from skynet.gateway.clusters import Cluster, Served
 from skynet.gateway.gateway import Gateway
 from skynet.gateway.logprobs import LegacyLogprobs
 from skynet.gateway.prompts import EncodedPrompt, answer_limit, completion_prompt
-from skynet.gateway.run import Run, annotations_of, continues
+from skynet.gateway.run import Origin, Run
 from skynet.gateway.schemas.completion import CompletionBody
 from skynet.gateway.sse import DONE, Event
 from skynet.gateway.usage import Usage
@@ -37,7 +35,7 @@ class Form:
     echo: bool
 
 
-async def start_completions(gateway: Gateway, request: Request, body: CompletionBody) -> Run:
+async def start_completions(gateway: Gateway, origin: Origin, body: CompletionBody) -> Run:
     """Submit a body's prompts: all, or none if one of them is refused.
 
     Raises:
@@ -57,10 +55,10 @@ async def start_completions(gateway: Gateway, request: Request, body: Completion
         options["structured_outputs"] = structure
     form = Form(tuple(prompts), body.choices, body.logprobs is not None, bool(body.echo))
     more = {"choices": body.choices, "has_logprobs": form.has_logprobs}
-    about = annotations_of(request, served, KIND, more)
+    about = origin.annotations(served, KIND, more)
     generations = await _submit(cluster, served, form, body.limit, about, options)
     usage = Usage(prompt_tokens=sum(len(prompt.ids) for prompt in prompts))
-    goes_on = continues(request) and len(prompts) == 1
+    goes_on = origin.continues and len(prompts) == 1
     return Run(gateway, cluster, served, generations, about, goes_on, usage, form)
 
 

@@ -108,23 +108,34 @@ def _counts(position: str, choices: int) -> list[int]:
     return [int(word) for word in words]
 
 
-def annotations_of(
-    request: Request, served: Served, kind: str, more: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What is kept with a request for a client that comes back.
+@dataclass(frozen=True)
+class Origin:
+    """Where a request comes from.
 
-    kind: the API, which decides the form of the answer.
+    caller: the name of its key.
+    continues: the answer goes on when the client leaves.
     """
-    return {
-        "request_id": request_id_of(request),
-        "kind": kind,
-        "caller": caller_of(request).name,
-        "model": served.name,
-        "created": int(time.time()),
-        **more,
-    }
+
+    request_id: str
+    caller: str = ""
+    continues: bool = False
+
+    def annotations(self, served: Served, kind: str, more: Mapping[str, Any]) -> dict[str, Any]:
+        """What is kept with a request for a client that comes back.
+
+        kind: the API, which decides the form of the answer.
+        """
+        return {
+            "request_id": self.request_id,
+            "kind": kind,
+            "caller": self.caller,
+            "model": served.name,
+            "created": int(time.time()),
+            **more,
+        }
 
 
-def continues(request: Request) -> bool:
-    """Whether the answer goes on when the client leaves."""
-    return request.headers.get(ON_DISCONNECT, "").lower() == "continue"
+def origin_of(request: Request) -> Origin:
+    """Where an HTTP request comes from."""
+    continues = request.headers.get(ON_DISCONNECT, "").lower() == "continue"
+    return Origin(request_id_of(request), caller_of(request).name, continues)

@@ -10,7 +10,7 @@ from skynet.gateway.chat_chunks import chat_completion, chat_events
 from skynet.gateway.gateway import gateway_of
 from skynet.gateway.reply import reply_stream, reply_whole
 from skynet.gateway.resume import position_of, resumed
-from skynet.gateway.run import Run
+from skynet.gateway.run import Run, origin_of
 from skynet.gateway.schemas.body import ignored_header
 from skynet.gateway.schemas.chat import ChatBody
 from skynet.gateway.schemas.generation import PASSED, StreamOptions
@@ -27,11 +27,11 @@ async def create_chat_completion(request: Request, body: ChatBody) -> Response:
 
     if not body.streams:
         return await reply_whole(
-            request, lambda: start_chat(gateway, request, body), chat_completion, headers
+            request, lambda: start_chat(gateway, origin_of(request), body), chat_completion, headers
         )
     return await reply_stream(
         request,
-        lambda: start_chat(gateway, request, body),
+        lambda: start_chat(gateway, origin_of(request), body),
         lambda run: chat_events(run, options.include_usage, options.continuous_usage_stats),
         headers,
     )

@@ -14,7 +14,7 @@ from skynet.gateway.completions import (
 from skynet.gateway.gateway import gateway_of
 from skynet.gateway.reply import reply_stream, reply_whole
 from skynet.gateway.resume import position_of, resumed
-from skynet.gateway.run import Run
+from skynet.gateway.run import Run, origin_of
 from skynet.gateway.schemas.body import ignored_header
 from skynet.gateway.schemas.completion import CompletionBody
 from skynet.gateway.schemas.generation import PASSED, StreamOptions
@@ -30,7 +30,7 @@ async def create_completion(request: Request, body: CompletionBody) -> Response:
     options = body.stream_options or StreamOptions()
 
     async def start() -> Run:
-        return await start_completions(gateway, request, body)
+        return await start_completions(gateway, origin_of(request), body)
 
     if not body.streams:
         return await reply_whole(request, start, completion, headers)
