@@ -86,6 +86,18 @@ ENDS_S = 1.0  # between looks at the workers of --model
     show_default=True,
     help="After SIGTERM, longest time for open answers to end, in seconds.",
 )
+@click.option(
+    "--batch-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory of files and batches.  [default: batches in SKYNET_CACHE_DIR]",
+)
+@click.option(
+    "--batch-gib",
+    type=click.FloatRange(0, 65536),
+    default=4,
+    show_default=True,
+    help="Room for files of batches, in GiB; 0: no batches.",
+)
 @model_options
 def serve(model: str | None, named: tuple[str, ...], **options: Any) -> None:
     """Serve OpenAI's API over HTTP, with a page to watch and to chat.
@@ -202,10 +214,14 @@ def _config(
     open_metrics: bool,
     max_body_mib: int,
     drain_s: float,
+    batch_dir: Path | None,
+    batch_gib: float,
 ) -> tuple[GatewayConfig, str]:
     """The configuration, and the key that was made for this start, "" if none."""
     from skynet.gateway.config import GatewayConfig, is_loopback
+    from skynet.settings import settings
 
+    directory = (batch_dir or settings().cache_dir / "batches") if batch_gib else None
     keys, made = _keys(api_keys, admin_keys, no_auth)
     config = GatewayConfig(
         host=host,
@@ -215,6 +231,8 @@ def _config(
         max_body_bytes=max_body_mib * MIB,
         drain_s=drain_s,
         open_metrics=open_metrics or (no_auth and is_loopback(host)),
+        batch_dir=directory,
+        batch_bytes=int(batch_gib * 1024 * MIB),
     )
     return config, made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from starlette.responses import Response
 
 from skynet import __version__
 from skynet.errors import QueueFull, SkynetError
+from skynet.gateway.batch.batches import Batches
 from skynet.gateway.clusters import Clusters
 from skynet.gateway.config import GatewayConfig
 from skynet.gateway.errors import NO_RETRY, ApiError, api_error, invalid_body
@@ -22,7 +24,7 @@ from skynet.gateway.gateway import Gateway
 from skynet.gateway.middleware.body_limit import BodyLimit
 from skynet.gateway.middleware.guard import Guard
 from skynet.gateway.middleware.request_id import HEADER, RequestId
-from skynet.gateway.routes import chat, completions, health, models
+from skynet.gateway.routes import batches, chat, completions, health, models
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def create_app(clusters: Clusters, config: GatewayConfig) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with clusters.reading():
+            async with clusters.reading(), _running_batches(app, gateway):
                 yield
         finally:
             clusters.close()
@@ -54,14 +56,35 @@ def create_app(clusters: Clusters, config: GatewayConfig) -> FastAPI:
     app.state.gateway = gateway
     for router in ROUTERS:
         app.include_router(router)
+    if config.batch_dir is not None:
+        app.state.batches = Batches(config.batch_dir, config.batch_bytes)
+        app.include_router(batches.router)
     _handle_errors(app, gateway)
     _wrap(app, config)
     return app
 
 
+@asynccontextmanager
+async def _running_batches(app: FastAPI, gateway: Gateway) -> AsyncIterator[None]:
+    if gateway.config.batch_dir is None:
+        yield
+        return
+    running = asyncio.create_task(app.state.batches.run_all(gateway))
+    try:
+        yield
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
 def _wrap(app: FastAPI, config: GatewayConfig) -> None:
     """What requests pass, from the inside out."""
-    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=config.max_body_bytes,
+        timeout_s=config.body_timeout_s,
+        longer={"/v1/files": config.batch_bytes},
+    )
     app.add_middleware(Guard, config=config)
     if config.cors_origins:
         app.add_middleware(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from skynet.errors import ConfigurationError
@@ -23,6 +24,8 @@ class GatewayConfig:
     keep_alive_s: between comments in a stream that is silent.
     drain_s: after SIGTERM, longest time for open answers to end.
     open_metrics: /metrics needs no key.
+    batch_dir: where files of batches are kept; None: there are no batches.
+    batch_bytes: of all these files together.
     """
 
     host: str = "127.0.0.1"
@@ -34,6 +37,8 @@ class GatewayConfig:
     keep_alive_s: float = 10.0
     drain_s: float = 60.0
     open_metrics: bool = False
+    batch_dir: Path | None = None
+    batch_bytes: int = 4096 * MIB
 
     def __post_init__(self) -> None:
         if "*" in self.cors_origins:

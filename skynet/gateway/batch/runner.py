@@ -46,6 +46,7 @@ class BatchRunner:
     output, errors: files of answer lines; lines of errors go into the second.
     origin: whose requests these are.
     progress: called whenever the counts change.
+    urls: what its lines may ask for.
     deadline: by `time` of the event loop; what is left then gets the error `batch_expired`.
     """
 
@@ -56,6 +57,7 @@ class BatchRunner:
     origin: Origin
     progress: Callable[[Counts], None] = lambda counts: None
     deadline: float | None = None
+    urls: frozenset[str] = URLS
     counts: Counts = field(default_factory=Counts)
 
     async def run(self) -> Counts:
@@ -64,13 +66,13 @@ class BatchRunner:
         Raises:
             BadRequest: the file cannot be used; nothing was sent.
         """
-        self.counts.total = await asyncio.to_thread(check_requests, self.source, URLS)
+        self.counts.total = await asyncio.to_thread(check_requests, self.source, self.urls)
         answered, failed = answered_ids(self.output), answered_ids(self.errors)
         self.counts.completed, self.counts.failed = len(answered), len(failed)
         self.progress(self.counts)
         left = (
             request
-            for request in requests_of(self.source, URLS)
+            for request in requests_of(self.source, self.urls)
             if request.custom_id not in answered and request.custom_id not in failed
         )
         with self.output.open("ab") as output, self.errors.open("ab") as errors:
