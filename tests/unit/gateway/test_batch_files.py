@@ -51,7 +51,7 @@ def test_requests_are_counted_and_empty_lines_are_none(tmp_path: Path) -> None:
 def test_a_line_that_cannot_be_sent_is_named(
     tmp_path: Path, lines: list[str], message: str
 ) -> None:
-    with pytest.raises(BadRequest, match="requests.jsonl") as caught:
+    with pytest.raises(BadRequest, match=r"requests\.jsonl") as caught:
         checked(tmp_path, *lines)
     assert message in str(caught.value)
 
