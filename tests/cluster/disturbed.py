@@ -68,7 +68,7 @@ def one_end(cluster: LocalCluster, generation: Generation) -> bool:
 
 
 class Undisturbed:
-    """Long answers to some prompts, greedy, sampled and by a grammar, of the undisturbed cluster."""
+    """Long undisturbed answers to some prompts: greedy, sampled and by a grammar."""
 
     def __init__(self, cluster: LocalCluster, prompts: list[list[int]]) -> None:
         self.cluster = cluster
