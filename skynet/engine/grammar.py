@@ -6,10 +6,9 @@ choices. What the option may hold is `skynet.request.structured`'s.
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -17,7 +16,7 @@ from skynet.engine.allowed_tokens import AllowedTokens, allowed_tokens
 from skynet.errors import BadRequest
 from skynet.request.structured import MAX_MESSAGE, NAME, grammar_of, parser_limits
 
-MAX_COMPILED = 32  # grammars that are kept
+MAX_COMPILED = 16  # grammars that are kept
 NUM_THREADS = 4  # a slow grammar must not keep others waiting
 
 
@@ -47,9 +46,7 @@ class Grammars:
         self._compiled[option] = future
         while len(self._compiled) > MAX_COMPILED:
             self._compiled.popitem(last=False)
-        deadline = time.monotonic() + wait_s
-        while not future.done() and time.monotonic() < deadline:
-            time.sleep(0.0005)  # most take a millisecond
+        wait([future], wait_s)  # most take a millisecond
         return future
 
     def _load(self, tokenizer_json: str | None) -> LLTokenizer:
@@ -59,16 +56,22 @@ class Grammars:
             return LLTokenizer(
                 tokenizer_json, n_vocab=self.vocab_size, eos_token=self._end_ids or None
             )
-        except Exception as error:  # of the Rust library: ValueError and others
+        except BaseException as error:  # a panic of the Rust library is no Exception
             raise BadRequest(
                 f"{NAME}: llguidance cannot use this model's tokenizer: {error!s:.{MAX_MESSAGE}}"
             ) from error
 
     def _compile(self, option: str) -> LLMatcher:
-        tokenizer, grammar = self._tokenizer.result(), grammar_of(option)
-        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=parser_limits())
-        _check(matcher)
-        warnings = matcher.get_grammar_warnings()
+        tokenizer = self._tokenizer.result()
+        try:
+            grammar, limits = grammar_of(option), parser_limits()
+            matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+            _check(matcher)
+            warnings = matcher.get_grammar_warnings()
+        except BadRequest:
+            raise
+        except BaseException as error:  # as above
+            raise BadRequest(f"{NAME}: {error!s:.{MAX_MESSAGE}}") from error
         if warnings:
             raise BadRequest(f"{NAME}: {' '.join(warnings[0].split()):.{MAX_MESSAGE}}")
         return matcher

@@ -105,12 +105,12 @@ def check_grammar(text: str) -> None:
 
 
 def parser_limits() -> LLParserLimits:
-    """Limits on compiling a grammar, and on each step with it: about half a second, some 100 MB."""
+    """Limits on compiling a grammar, and on each step with it: about half a second, 40 MB."""
     from llguidance import LLParserLimits
 
     return LLParserLimits(
         initial_lexer_fuel=200_000,
-        max_lexer_states=50_000,
+        max_lexer_states=20_000,
         max_grammar_size=100_000,
         verbose_errors=False,
     )

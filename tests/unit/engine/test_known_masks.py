@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skynet.engine import allowed_tokens
 from skynet.engine.allowed_tokens import AllowedTokens
 from skynet.engine.known_masks import MAX_KNOWN, KnownMasks
+from skynet.engine.processors import NO_RULES
+from skynet.engine.sampling import logits_request_of, sample
 from skynet.errors import ShardUnready, StepFailed, WireError
 from skynet.layers.candidates import pick
 from skynet.layers.token_masks import MAX_MASKS, TokenMasks
+from skynet.request.record import Options
 from skynet.wire.step import LogitsRequest, Row, Step, TokenMask
 
 VOCAB = 5000
@@ -91,6 +100,49 @@ def test_a_mask_of_another_form_is_refused(more: list[object]) -> None:
     plain = [1, 0.0, 1.0, np.empty(0, np.int32), None]
     with pytest.raises((WireError, TypeError)):
         LogitsRequest.unpack([*plain, *more])
+
+
+SAMPLING = [
+    {"temperature": 0.0},
+    {"temperature": 1.0},
+    {"temperature": 1.4, "top_k": 4},
+    {"temperature": 0.9, "top_p": 0.6},
+    {"temperature": 1.1, "min_p": 0.2, "top_p": 0.9},
+]
+
+
+@given(
+    st.integers(0, 2**32),
+    st.floats(0.02, 0.98),
+    st.sampled_from(SAMPLING),
+    st.sampled_from([0, 20, 70, 90]),
+)
+def test_sampling_under_a_mask_is_sampling_without_the_other_tokens(
+    seed: int, share: float, sampling: dict[str, Any], max_ids: int
+) -> None:
+    # Given a model whose logits of forbidden tokens are -inf, and one that is told of the mask
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy((rng.normal(size=(1, 90)) * 3).astype(np.float32))
+    flags = rng.random(90) < share
+    flags[int(rng.integers(90))] = True
+    without = logits.clone()
+    without[0, ~torch.from_numpy(flags)] = -torch.inf
+    options = Options(seed=seed, **sampling)
+    # When
+    with patch.object(allowed_tokens, "MAX_IDS", max_ids):
+        rules = replace(NO_RULES, grammar=AllowedTokens(flags))
+        masked = logits_request_of(options, rules)
+        assert (masked.mask is None) == (min(flags.sum(), (~flags).sum()) <= max_ids)
+    plain, cuts = logits_request_of(options), (0, 31, 90)
+    found, expected = (
+        [pick(rows[:, a:b], [request], a)[0] for a, b in pairwise(cuts)]
+        for rows, request in ((logits, masked), (without, plain))
+    )
+    # Then
+    for index in range(5):
+        token = sample(found, options, index, rules)
+        assert token == sample(expected, options, index)
+        assert flags[token]
 
 
 @given(st.integers(0, 2**32), st.sampled_from([1, 5, 0]), st.integers(1, 4), st.booleans())
