@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from skynet.cli.structured_options import FLAGS as STRUCTURED_FLAGS
+from skynet.cli.structured_options import structured_outputs
 from skynet.errors import BadRequest
 from skynet.request.option_table import ARGUMENTS, MAX_INTEGER, OPTIONS, Kind, Option
 from skynet.request.prompts import MAX_PROMPT_CHARACTERS
@@ -146,6 +148,7 @@ def answer_options(command: Command) -> Command:
         command,
         click.argument("prompt"),
         *(request_option(option) for option in (*OPTIONS, *ARGUMENTS) if option.flag),
+        *STRUCTURED_FLAGS,
         click.option("--raw", is_flag=True, help="Continue PROMPT without the chat template."),
         click.option(
             "--json", "as_json", is_flag=True, help="Print one JSON object at the end, no stream."
@@ -166,7 +169,9 @@ def shape_of(options: dict[str, Any]) -> dict[str, Any]:
 
 def chosen(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are set on the command line."""
-    return {
+    options = dict(options)
+    structured = structured_outputs(options)
+    return structured | {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in options.items()
         if value is not None and value != ()

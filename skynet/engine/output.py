@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from skynet.architecture.architecture import Architecture
+from skynet.engine.grammar import Constraint
 from skynet.request.record import Logprobs, Options, Record, Token
 from skynet.tokenizer.detokenizer import Detokenizer
 from skynet.tokenizer.stop_strings import StopStrings
@@ -47,6 +48,7 @@ class Output:
     prefix: tokens before the answer: the prompt, or a decoder's start token.
     rope_switch: length beyond which RoPE rotates all tokens differently (LongRoPE); 0: none.
     shared_length: longest sequence whose keys and values another one may use.
+    constraint: of structured output; None: any tokens.
     logprobs: one entry per token, if requested.
     pending: tokens to be written together with the end of the request.
     answer: beams, an embedding, predictions or labels; see `skynet.Completion`.
@@ -60,6 +62,7 @@ class Output:
     shared_length: int
     detokenizer: Detokenizer
     stop_strings: StopStrings
+    constraint: Constraint | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[Logprobs] = field(default_factory=list)
     text: str = ""
@@ -108,7 +111,8 @@ class Output:
             self.logprobs.append(logprobs)
         text, stopped = self.stop_strings.push(self.detokenizer.push(token))
         self.text += text
-        if stopped or (token in self.end_ids and not options.ignore_eos):
+        complete = self.constraint is not None and self.constraint.push(token)
+        if stopped or complete or (token in self.end_ids and not options.ignore_eos):
             self.finish_reason = STOP
         elif len(self.tokens) >= options.max_tokens or self.length >= self.max_length:
             self.finish_reason = LENGTH

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skynet.engine.allowed_tokens import AllowedTokens
 from skynet.request.record import Options
 
 Ids = npt.NDArray[np.int32]
@@ -30,21 +31,37 @@ class Rules:
         https://arxiv.org/abs/1909.05858), each once.
     banned: tokens that must not be chosen.
     forced: the only tokens that may be chosen, with equal probabilities; None: any.
+    grammar: the only tokens that may be chosen, with the model's probabilities; None: any.
     """
 
     seen: Ids
     penalty: float
     banned: Ids
     forced: Ids | None = None
+    grammar: AllowedTokens | None = None
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether no token but `ids` may be chosen."""
+        listed = self.grammar is not None and self.grammar.allowed is not None
+        return listed or self.forced is not None
 
     @property
     def ids(self) -> tuple[int, ...]:
         """Tokens whose logits are needed in any case; no rule touches the others."""
         touched = (self.seen, self.banned) if self.forced is None else (self.forced,)
+        if self.grammar is not None:
+            if self.grammar.allowed is not None:
+                touched = (self.grammar.allowed,)
+            elif self.grammar.forbidden is not None:
+                touched = (*touched, self.grammar.forbidden)
         return tuple(np.unique(np.concatenate(touched)).tolist())
 
     def apply(self, ids: Ids, logits: Floats) -> tuple[Ids, Floats]:
         """The allowed ones of these tokens, and their logits under the rules; (k,) each."""
+        if self.grammar is not None:
+            allowed = self.grammar.has(ids)
+            ids, logits = ids[allowed], logits[allowed]
         if self.forced is not None:
             ids = ids[np.isin(ids, self.forced) & ~np.isin(ids, self.banned)]
             return ids, np.zeros(len(ids), np.float32)
@@ -58,6 +75,9 @@ class Rules:
         """Which of these are penalized."""
         mask: npt.NDArray[np.bool_] = np.isin(ids, self.seen)
         return mask
+
+
+NO_RULES = Rules(NOTHING, 1.0, NOTHING)
 
 
 def rules_of(

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from skynet.errors import StepFailed
+from skynet.layers.token_masks import TokenMasks
 from skynet.wire.step import Best, Candidates, LogitsRequest
 
 Floats = npt.NDArray[np.float32]
@@ -19,17 +20,25 @@ FLOOR_SLACK = 1 - 1e-4
 
 
 def pick(
-    logits: torch.Tensor, logits_requests: Sequence[LogitsRequest], first_id: int
+    logits: torch.Tensor,
+    logits_requests: Sequence[LogitsRequest],
+    first_id: int,
+    masks: TokenMasks | None = None,
 ) -> list[Candidates]:
     """`logits` (rows, vocabulary of this shard) float32; `first_id` is the token of column 0.
+
+    masks: those that earlier requests brought to this shard.
 
     A row's candidates are sorted by falling logit, then rising id; without a limit, by id. The
     shard's tokens among `LogitsRequest.ids` follow, in the order of `ids`.
     """
     if logits.shape[1] == 0:
         return [_no_candidates(request) for request in logits_requests]
-    if any(request.ids or request.logprobs is not None for request in logits_requests):
-        return _with_extras(logits, logits_requests, first_id)
+    if any(each.ids or each.logprobs is not None or each.mask for each in logits_requests):
+        masks = masks or TokenMasks(first_id, logits.shape[1])
+        return _with_extras(
+            _masked(logits, logits_requests, masks), logits, logits_requests, first_id
+        )
     return _plain(logits, logits_requests, first_id)
 
 
@@ -52,11 +61,27 @@ def _plain(
     return picked
 
 
+def _masked(
+    logits: torch.Tensor, logits_requests: Sequence[LogitsRequest], masks: TokenMasks
+) -> torch.Tensor:
+    """A copy of the logits, with -inf for tokens that a request's mask forbids."""
+    masked = logits.clone()
+    for row, request in zip(masked, logits_requests, strict=True):
+        if request.mask is not None:
+            row[torch.from_numpy(masks.forbidden(request.mask))] = -torch.inf
+    return masked
+
+
 def _with_extras(
-    logits: torch.Tensor, logits_requests: Sequence[LogitsRequest], first_id: int
+    hidden: torch.Tensor,
+    logits: torch.Tensor,
+    logits_requests: Sequence[LogitsRequest],
+    first_id: int,
 ) -> list[Candidates]:
-    """With `LogitsRequest.ids` hidden from the choice and appended to it, and with `logprobs`."""
-    hidden = logits.clone()
+    """With `LogitsRequest.ids` hidden from the choice and appended to it, and with `logprobs`.
+
+    hidden: a copy of the logits, which is changed.
+    """
     appended = [_columns(request.ids, first_id, logits.shape[1]) for request in logits_requests]
     for row, columns in zip(hidden, appended, strict=True):
         row[torch.from_numpy(columns)] = -torch.inf

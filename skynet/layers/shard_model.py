@@ -25,6 +25,7 @@ from skynet.layers.pooler import Vector, load_pooler
 from skynet.layers.regions import Fetch
 from skynet.layers.reuse import LoadedWeights, SliceWeights
 from skynet.layers.stack import Stack
+from skynet.layers.token_masks import TokenMasks
 from skynet.layers.weights import Loader
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
@@ -69,6 +70,7 @@ class ShardModel:
         self.layers = plan.stages[stage].layers
         part = plan.stages[stage].shards[self._shard]
         self._vocab, self._device = part.vocab, torch.device(device)
+        self._masks = TokenMasks(part.vocab.start, part.vocab.size)
         self._dtypes = Dtypes.of(plan)
         self._context: StepContext | None = None
         weights = SliceWeights(self._reusable(previous) if previous else None)
@@ -223,7 +225,7 @@ class ShardModel:
         # Tokens that the model itself suppresses have a bias of -inf.
         hidden = self._suppressed
         finite("the logits", logits if hidden is None else logits.masked_fill(hidden, 0), tokens)
-        return pick(logits, logits_requests, self._vocab.start)
+        return pick(logits, logits_requests, self._vocab.start, self._masks)
 
     def _vectors(self, step: Step, x: torch.Tensor, finite: FiniteCheck) -> list[Vector]:
         if self._pooler is None or self._shard:

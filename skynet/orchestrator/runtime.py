@@ -160,6 +160,7 @@ class OrchestratorRuntime:
         if service is not None and not self._leaving_since:
             service.plan_controller.tick()
             service.engine.tick()
+            service.intake.accept_compiled(service.engine)
             if self.intervals.is_due("sweep", SWEEP_S):
                 service.sweep()
         elif self.intervals.is_due("expire", SWEEP_S):

@@ -34,6 +34,7 @@ class Kind(Enum):
     TOKEN_ID_LISTS = auto()
     TEXT = auto()
     TEXTS = auto()
+    GRAMMAR = auto()
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ class Option:
                 )
             case Kind.TEXTS:
                 return f"a text, or up to {self.max_items}"
+            case Kind.GRAMMAR:
+                return "a mapping with one of json, json_object, regex, choice or grammar"
 
     def _range(self) -> str:
         low = f"{'more than ' if self.above_minimum else ''}{decimal(self.minimum)}"
@@ -290,6 +293,13 @@ OPTIONS = (
         "Last token of an answer of `max_tokens`; of several, the likeliest.",
         max_items=4096,
         config_field="forced_eos_token_id",
+    ),
+    Option(
+        "structured_outputs",
+        Kind.GRAMMAR,
+        None,
+        "Follow a JSON schema, regular expression, choice or grammar; see "
+        "[Structured output](#structured-output).",
     ),
     Option(
         "num_beams",

@@ -13,6 +13,7 @@ from typing import Any
 
 from skynet.errors import BadRequest
 from skynet.request.option_table import BY_NAME, MAX_INTEGER, Kind, Option, decimal
+from skynet.request.structured import structured_text
 
 MAX_SHOWN = 80  # characters of a value in an error
 
@@ -48,6 +49,8 @@ def check_value(option: Option, value: Any, vocab_size: int = MAX_INTEGER + 1) -
                 return value
         case Kind.TEXTS:
             return _texts(option, value)
+        case Kind.GRAMMAR:
+            return structured_text(value)
     raise BadRequest(f"{name} {shown(value)}: {option.values}")
 
 

@@ -17,6 +17,7 @@ from skynet.request.option_table import BY_NAME, KNOWN, OPTIONS
 from skynet.request.option_values import check_integer, check_value, shown
 from skynet.request.prompts import check_token_ids
 from skynet.request.record import Options, Record
+from skynet.request.structured import check_grammar
 from skynet.request.text_tasks import check_text_task
 
 DEFAULT_MAX_TOKENS = BY_NAME["max_tokens"].default
@@ -83,6 +84,9 @@ def check_options(
     options = _recorded(checked)
     _check_forced(options)
     _check_beams(options)
+    _check_structured(options, limits.has_encoder)
+    if options.structured_outputs is not None:
+        check_grammar(options.structured_outputs)
     return options
 
 
@@ -116,6 +120,7 @@ def check_record(record: Record, prompt_vocab_size: int, vocab_size: int) -> Non
         if value is not None:
             check_value(RECORDED.get(option.name, option), value, vocab_size)
     _check_beams(options)
+    _check_structured(options, options.decoder_start_token_id is not None)
 
 
 def check_priority(value: Any) -> int:
@@ -252,6 +257,27 @@ def _check_beams(options: Options) -> None:
             raise BadRequest(
                 f"num_beams {options.num_beams} with {name} is not supported: leave that out, or "
                 "ask with num_beams 1"
+            )
+
+
+def _check_structured(options: Options, has_encoder: bool) -> None:
+    """Refuse options that would break a grammar, and models and modes that do not support one."""
+    if options.structured_outputs is None:
+        return
+    if has_encoder:
+        raise BadRequest("structured_outputs: not supported by encoder-decoder models")
+    unsupported = {
+        "num_beams": options.num_beams > 1,
+        "ignore_eos": options.ignore_eos,
+        "min_new_tokens": options.min_new_tokens > 0,
+        "forced_bos_token_id": options.forced_bos_token_id is not None,
+        "forced_eos_token_id": bool(options.forced_eos_token_id),
+    }
+    for name, is_set in unsupported.items():
+        if is_set:
+            raise BadRequest(
+                f"structured_outputs with {name} {shown(getattr(options, name))} is not "
+                "supported: the grammar decides how an answer begins and ends"
             )
 
 

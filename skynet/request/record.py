@@ -53,6 +53,7 @@ class Options:
     renormalize_logits: bool = False
     decoder_start_token_id: int | None = None
     cache_salt: str | None = None
+    structured_outputs: str | None = None  # JSON text
 
     def to_json(self) -> str:
         """The options that differ from the defaults above: an older orchestrator reads those."""

@@ -70,6 +70,17 @@ class Text:
         )
         self.has_chat_template = self._chat_template is not None
 
+    @property
+    def tokenizer_json(self) -> str | None:
+        """The tokenizer as the `tokenizers` library reads it; None if it is no such tokenizer."""
+        tokenizer = self._tokenizer
+        return tokenizer.to_json() if isinstance(tokenizer, FastTokenizer) else None
+
+    @property
+    def has_fast_tokenizer(self) -> bool:
+        """Whether the model's tokenizer is one of the `tokenizers` library."""
+        return isinstance(self._tokenizer, FastTokenizer)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, special tokens around it included.
 

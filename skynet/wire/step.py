@@ -5,7 +5,9 @@ Shared by engine/ (which makes steps) and layers/ and worker/ (which compute the
 
 from __future__ import annotations
 
+import hashlib
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -51,6 +53,57 @@ def _row_of(array: Any, dtype: type[np.generic]) -> npt.NDArray[Any]:
     return array
 
 
+MASK_DIGEST_BYTES = 16
+MAX_MASK_BYTES = 2**17  # a bit for each token of the largest vocabulary
+MAX_PACKED_MASK_BYTES = MAX_MASK_BYTES + 2**10
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """The tokens of the whole vocabulary that may be chosen.
+
+    digest: of the bits, one for each token, in little order.
+    packed: the bits, compressed by zlib; None: the shards have them already.
+    """
+
+    digest: bytes
+    packed: bytes | None = None
+
+    @classmethod
+    def of(cls, bits: bytes) -> TokenMask:
+        return cls(_mask_digest(bits), zlib.compress(bits, 1))
+
+    def bits(self) -> bytes:
+        """The uncompressed bits.
+
+        Raises:
+            WireError: there are none, they are too many, or not those of the digest.
+        """
+        unpacking = zlib.decompressobj()
+        try:
+            bits = unpacking.decompress(self.packed or b"", MAX_MASK_BYTES)
+        except zlib.error as error:
+            raise WireError(f"a mask of tokens cannot be read: {error}") from None
+        if not unpacking.eof or _mask_digest(bits) != self.digest:
+            raise WireError(f"a mask of tokens has {len(bits)} bytes, not those of its digest")
+        return bits
+
+    @classmethod
+    def unpack(cls, digest: Any, packed: Any) -> TokenMask:
+        if not isinstance(digest, bytes) or len(digest) != MASK_DIGEST_BYTES:
+            raise WireError(f"{digest!r:.40} is not the digest of a mask")
+        is_short = isinstance(packed, bytes) and len(packed) <= MAX_PACKED_MASK_BYTES
+        if packed is not None and not is_short:
+            raise WireError(
+                f"{packed!r:.40} is not a mask of at most {MAX_PACKED_MASK_BYTES} bytes"
+            )
+        return cls(digest, packed)
+
+
+def _mask_digest(bits: bytes) -> bytes:
+    return hashlib.blake2b(bits, digest_size=MASK_DIGEST_BYTES).digest()
+
+
 @dataclass(frozen=True)
 class LogitsRequest:
     """The candidates for a row's next token that each vocabulary shard returns.
@@ -64,6 +117,8 @@ class LogitsRequest:
         forbid them; they count neither for `top` and `floor` nor for peak and mass.
     logprobs: also return this many of the likeliest tokens, `ids` included, and the log of the
         shard's sum of exponentials; None: do not.
+    mask: the only tokens that may be chosen; others count neither for `top` and `floor` nor for
+        peak and mass. None: all.
     """
 
     top: int = 1
@@ -71,12 +126,14 @@ class LogitsRequest:
     temperature: float = 1.0
     ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    mask: TokenMask | None = None
 
     def pack(self) -> list[Any]:
         plain = [self.top, self.floor, self.temperature]
-        if not self.ids and self.logprobs is None:
+        mask = [] if self.mask is None else [self.mask.digest, self.mask.packed]
+        if not self.ids and self.logprobs is None and not mask:
             return plain
-        return [*plain, np.asarray(self.ids, dtype=np.int32), self.logprobs]
+        return [*plain, np.asarray(self.ids, dtype=np.int32), self.logprobs, *mask]
 
     @classmethod
     def unpack(cls, data: list[Any]) -> LogitsRequest:
@@ -84,9 +141,10 @@ class LogitsRequest:
         plain = _index(top), _amount(floor), _amount(temperature)
         if not more:
             return cls(*plain)
-        ids, logprobs = more
+        ids, logprobs, *packed = more
         listed = _indices(_row_of(ids, np.int32).tolist())
-        return cls(*plain, listed, None if logprobs is None else _index(logprobs))
+        mask = TokenMask.unpack(*packed) if packed else None
+        return cls(*plain, listed, None if logprobs is None else _index(logprobs), mask)
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ class SpanRunner:
             partial, candidates, vectors = place.model.run(step, span, before, all_reduce)
         except Exception as error:
             exchange.abort(step.epoch, step.number, all_reduce.position, error)
-            if isinstance(error, PeerLost | NotFinite):
+            if isinstance(error, PeerLost | NotFinite | ShardUnready):
                 raise
             member = self.plan_follower.member
             raise ShardFailed(

@@ -34,6 +34,7 @@ from skynet.wire.step import (
     SpanMessage,
     Step,
     TextTask,
+    TokenMask,
 )
 from skynet.wire.typed_json import parse_json
 from skynet.worker.plan_follower import Place
@@ -143,6 +144,9 @@ def reply_seeds() -> Iterator[bytes]:
 
 def read_step(data: bytes) -> None:
     step = Step.decode(data)
+    for row in step.rows:
+        if row.logits_request is not None and row.logits_request.mask is not None:
+            row.logits_request.mask.bits()
     plan = tiny_plan()
     StepGuard("stage0.shard0", 0).check_step(step, plan, step.number)
     StepGuard("stage0.shard0", 0).admit(step, step.start)
@@ -153,6 +157,7 @@ def step_seeds() -> Iterator[bytes]:
     yield STEP.encode()
     rows = (
         Row(0, 0, (5, 6), 2, LogitsRequest(0, 0.1, 0.7, (1, 2), 3), source=1),
+        Row(1, 0, (5,), 1, LogitsRequest(mask=TokenMask.of(bytes(17)))),
         Row(1, 0, (7,), 1, text_task=TextTask("fill-mask", positions=(0,))),
         Row(1, 3, (7,), 1, encoder_kv=(0, 4)),
     )

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from skynet.engine.modes.mode import Mode, Prefix, RowResult
 from skynet.engine.output import Output
-from skynet.engine.processors import Rules, rules_of
+from skynet.engine.processors import NO_RULES, Rules, rules_of
 from skynet.engine.sampling import logits_request_of, logprobs_of, sample
 from skynet.request.record import Token
 from skynet.wire.step import Row
 
 
 class Generation(Mode):
-    """Prefill in chunks, then one token per step."""
+    """Prefill in chunks, then one token per step.
+
+    fast_forward: whether tokens without an alternative are appended without a step.
+    """
+
+    fast_forward = True
 
     def __init__(self, output: Output) -> None:
         super().__init__(output)
@@ -40,7 +48,7 @@ class Generation(Mode):
             tokens = (*prefix[start:stop], *output.tokens[: max(0, stop - len(prefix))])
         logits_request = None
         if stop == length:
-            self._rules = rules_of(output.options, prefix, output.tokens, output.end_ids)
+            self._rules = self._next_rules()
             logits_request = logits_request_of(output.options, self._rules)
         return [
             Row(
@@ -66,7 +74,36 @@ class Generation(Mode):
         if options.logprobs is not None:
             logprobs = logprobs_of(candidates, token, options.logprobs)
         was_past = output.is_past_rope_switch
-        written = output.append(token, logprobs)
+        written = [output.append(token, logprobs), *self._fast_forward()]
         if output.is_past_rope_switch != was_past:
             self.computed = 0  # all keys rotate differently from here on
-        return [written]
+        return written
+
+    def _fast_forward(self) -> list[Token]:
+        """Append tokens for as long as a grammar leaves one choice: they need no logits.
+
+        They are computed together with the token after them. With log-probabilities, each token
+        has a step of its own.
+        """
+        output, written = self.output, list[Token]()
+        while output.constraint is not None and not output.finish_reason:
+            allowed = output.constraint.next_tokens()  # now, since a grammar may exceed its limits
+            if allowed.count > 1 or allowed.allowed is None or not self.fast_forward:
+                break
+            rules = self._rules_of_options() or NO_RULES
+            ids, _ = rules.apply(allowed.allowed, np.zeros(1, np.float32))
+            if output.options.logprobs is not None or not len(ids):
+                break
+            written.append(output.append(int(ids[0])))
+        return written
+
+    def _next_rules(self) -> Rules | None:
+        """The rules for the next token, those of a grammar included."""
+        rules, constraint = self._rules_of_options(), self.output.constraint
+        if constraint is None:
+            return rules
+        return replace(rules or NO_RULES, grammar=constraint.next_tokens())
+
+    def _rules_of_options(self) -> Rules | None:
+        output = self.output
+        return rules_of(output.options, output.prefix, output.tokens, output.end_ids)

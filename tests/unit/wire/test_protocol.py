@@ -12,15 +12,24 @@ from skynet.planning.plan import Plan, ShardPlan, StagePlan
 from skynet.tasks import orchestrator, shard
 from skynet.wire.exchange_message import FAILED, header_of, tag_of
 from skynet.wire.protocol import PROTOCOL
-from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step, TextTask
+from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step, TextTask, TokenMask
 
-FORMS = {1: "3285fccba8d428c9", 2: "79d24aa254b76559"}
+FORMS = {1: "3285fccba8d428c9", 2: "79d24aa254b76559", 3: "5e25aba0cdf891a4"}
 
 
 def digest() -> str:
     """Of one of each message, of the fields of plans and of the arguments of tasks."""
     rows = (
-        Row(1, 2, (3, 4), 5, LogitsRequest(6, 0.5, 0.7, (8,), 9), 10, None, (11, 12)),
+        Row(
+            1,
+            2,
+            (3, 4),
+            5,
+            LogitsRequest(6, 0.5, 0.7, (8,), 9, TokenMask(bytes(16), b"")),
+            10,
+            None,
+            (11, 12),
+        ),
         Row(0, 0, (3,), 1, text_task=TextTask("fill-mask", positions=(1, 2))),
     )
     numbers = np.arange(6, dtype=np.float32)
