@@ -83,6 +83,7 @@ def check_options(
     options = _recorded(checked)
     _check_forced(options)
     _check_beams(options)
+    _check_prompt_logprobs(options)
     return options
 
 
@@ -116,6 +117,7 @@ def check_record(record: Record, prompt_vocab_size: int, vocab_size: int) -> Non
         if value is not None:
             check_value(RECORDED.get(option.name, option), value, vocab_size)
     _check_beams(options)
+    _check_prompt_logprobs(options)
 
 
 def check_priority(value: Any) -> int:
@@ -147,7 +149,7 @@ def _max_tokens(
     value: Any, prompt_length: int, limits: Limits, defaults: GenerationDefaults
 ) -> int:
     room = limits.slot_tokens - prompt_length
-    if room < 1:
+    if room < (0 if value == 0 else 1):
         raise BadRequest(
             f"the prompt has {prompt_length} tokens, the cluster holds {limits.slot_tokens} for "
             "prompt and answer together: shorten it, or split the model again with more "
@@ -161,6 +163,8 @@ def _max_tokens(
             maximum = room if limits.has_encoder else value
             value = min(maximum, left) if left > 0 else value
     max_tokens: int = check_value(BY_NAME["max_tokens"], value)
+    if max_tokens == -1:
+        return room
     if max_tokens > room:
         raise BadRequest(
             f"max_tokens {max_tokens}: {prompt_length} tokens of prompt leave room for {room} of "
@@ -245,7 +249,9 @@ def _check_beams(options: Options) -> None:
     unsupported = {
         "sampling": options.temperature > 0,
         "stop": bool(options.stop),
+        "stop_token_ids": bool(options.stop_token_ids),
         "logprobs": options.logprobs is not None,
+        "prompt_logprobs": options.prompt_logprobs is not None,
     }
     for name, is_set in unsupported.items():
         if is_set:
@@ -253,6 +259,21 @@ def _check_beams(options: Options) -> None:
                 f"num_beams {options.num_beams} with {name} is not supported: leave that out, or "
                 "ask with num_beams 1"
             )
+
+
+def _check_prompt_logprobs(options: Options) -> None:
+    """Refuse them of an encoder's prompt, and an answer of no token without them."""
+    name, count = "prompt_logprobs", options.prompt_logprobs
+    if options.max_tokens < 1 and (count is None or options.max_tokens):
+        raise BadRequest(
+            f"max_tokens {options.max_tokens}: 1 or more, -1 to the end of the context, or 0 with "
+            f"{name}"
+        )
+    if count is not None and options.decoder_start_token_id is not None:
+        raise BadRequest(
+            f"{name} {count}: an encoder reads the prompt of this model, and gives its tokens no "
+            "probabilities; leave it out"
+        )
 
 
 def _check_forced(options: Options) -> None:
