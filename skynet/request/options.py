@@ -14,7 +14,7 @@ from typing import Any
 from skynet.errors import BadRequest
 from skynet.request.generation_config import FILE, GenerationDefaults
 from skynet.request.option_table import BY_NAME, KNOWN, OPTIONS
-from skynet.request.option_values import check_integer, check_value, shown
+from skynet.request.option_values import check_integer, check_value, is_integer, shown
 from skynet.request.prompts import check_token_ids
 from skynet.request.record import Options, Record
 from skynet.request.text_tasks import check_text_task
@@ -149,7 +149,7 @@ def _max_tokens(
     value: Any, prompt_length: int, limits: Limits, defaults: GenerationDefaults
 ) -> int:
     room = limits.slot_tokens - prompt_length
-    if room < (0 if value == 0 else 1):
+    if room < (0 if is_integer(value) and value == 0 else 1):
         raise BadRequest(
             f"the prompt has {prompt_length} tokens, the cluster holds {limits.slot_tokens} for "
             "prompt and answer together: shorten it, or split the model again with more "
