@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,6 +68,9 @@ def request_option(option: Option) -> Callable[[Command], Command]:
         settings["callback"] = lambda _context, _parameter, word: values.get(word)
     elif option.kind is Kind.TEXTS:
         settings["multiple"] = True
+    elif option.kind is Kind.TOKEN_BIASES:
+        settings["multiple"] = True
+        settings["callback"] = lambda _context, _parameter, words: _biases(words)
     else:
         settings["type"] = _type_of(option)
     return click.option(option.flag, option.name, help=_help_of(option), **settings)
@@ -81,11 +84,27 @@ def _type_of(option: Option) -> Any:
     return float if option.kind is Kind.NUMBER else str
 
 
+def _biases(words: Sequence[str]) -> dict[str, float] | None:
+    """The biases of tokens, of texts ID=BIAS; the ids are checked at submit."""
+    biases: dict[str, float] = {}
+    for word in words:
+        token, _, bias = word.partition("=")
+        try:
+            number = float(bias)
+        except ValueError:
+            raise click.BadParameter(f"{word!r:.80} is not ID=BIAS, such as 198=-100") from None
+        if token in biases:
+            raise click.BadParameter(f"token {token:.80} has two biases, give one")
+        biases[token] = number
+    return biases or None
+
+
 def _help_of(option: Option) -> str:
     default = option.shown_default
     if option.config_field and not option.default_text:
         default = f"the model's, or {default}"
-    notes = [f"default: {default}"] + ["repeatable"] * (option.kind is Kind.TEXTS)
+    is_list = option.kind in (Kind.TEXTS, Kind.TOKEN_BIASES)
+    notes = [f"default: {default}"] + ["repeatable"] * is_list
     return f"{option.help}  [{'; '.join(notes)}]".replace("`", "")
 
 

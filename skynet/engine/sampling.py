@@ -67,7 +67,7 @@ def sample(
         else:
             total = _total_mass(candidates, options, scaled[0])
             if rules is not None:  # the shards' masses do not include tokens that rules may change
-                total += float(weights[rules.was_seen(ids)].sum())
+                total += float(weights[rules.touches(ids)].sum())
         before = np.concatenate(([0.0], np.cumsum(weights)[:-1])) / total
         keep = before < options.top_p
         ids, scaled = ids[keep], scaled[keep]

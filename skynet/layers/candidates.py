@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ def pick(
     shard's tokens among `LogitsRequest.ids` follow, in the order of `ids`.
     """
     if logits.shape[1] == 0:
-        return [_no_candidates(request) for request in logits_requests]
+        return [_no_vocabulary(request) for request in logits_requests]
     if any(each.ids or each.logprobs is not None or each.mask for each in logits_requests):
         masks = masks or TokenMasks(first_id, logits.shape[1])
         return _with_extras(
@@ -100,11 +101,30 @@ def _with_extras(
     return picked
 
 
-def _no_candidates(request: LogitsRequest) -> Candidates:
-    """The answer of a shard without vocabulary."""
-    ids, logits = np.empty(0, np.int32), np.empty(0, np.float32)
-    best = None if request.logprobs is None else Best(ids, logits, float("-inf"))
-    return Candidates(ids, logits, float("-inf"), 0.0, best)
+def likeliest(logits: torch.Tensor, count: int) -> tuple[Ints, Floats]:
+    """Columns and logits (rows, count) of the largest, by falling logit, then rising column."""
+    values, found = logits.topk(count, dim=1)
+    columns: Ints = found.numpy().astype(np.int64)
+    # `topk` takes any of equal ones: rows with a tie at their last place are chosen by hand.
+    tied = (logits >= values[:, -1:]).sum(dim=1) > count
+    for row in tied.nonzero()[:, 0].tolist():
+        numbers = logits[row].numpy()
+        columns[row] = _chosen(numbers, LogitsRequest(count), float(values[row, 0]))
+    best: Floats = np.take_along_axis(logits.numpy(), columns, axis=1)
+    order = np.lexsort((columns, -best), axis=1)
+    return np.take_along_axis(columns, order, 1), np.take_along_axis(best, order, 1)
+
+
+def no_candidates() -> Candidates:
+    """Of a shard without vocabulary, or of a row without a logits request."""
+    return Candidates(np.empty(0, np.int32), np.empty(0, np.float32), float("-inf"), 0.0)
+
+
+def _no_vocabulary(request: LogitsRequest) -> Candidates:
+    none = no_candidates()
+    if request.logprobs is None:
+        return none
+    return replace(none, best=Best(none.ids, none.logits, float("-inf")))
 
 
 def _columns(ids: Sequence[int], first_id: int, size: int) -> Ints:

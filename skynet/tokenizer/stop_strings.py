@@ -13,10 +13,11 @@ class StopStrings:
     Of several, the one that is complete first counts; of those complete at once, the longest.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], included: bool = False) -> None:
+        """included: the answer ends after the stop string."""
         if not all(isinstance(stop, str) and stop for stop in stops):
             raise BadRequest(f"stop: expected texts that are not empty, got {list(stops)!r}")
-        self._stops = tuple(stops)
+        self._stops, self._included = tuple(stops), included
         self._held = ""
         self._stopped = False
 
@@ -31,7 +32,8 @@ class StopStrings:
         hits = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if hits:
             self._stopped = True
-            return text[: min(hits)[1]], True
+            end, start = min(hits)
+            return text[: end if self._included else start], True
         length = max((_overlap(text, stop) for stop in self._stops), default=0)
         cut = len(text) - length
         self._held = text[cut:]

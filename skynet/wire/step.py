@@ -18,6 +18,7 @@ import numpy.typing as npt
 from skynet.errors import WireError
 from skynet.wire import codec
 from skynet.wire.frame import FLOAT32, MAGIC, Frame
+from skynet.wire.scores import Scores, ScoresRequest
 
 MAX_INDEX = 2**31 - 1
 
@@ -193,6 +194,7 @@ class Row:
         before the step.
     encoder_kv: index and number of tokens of the encoder KV that a decoder attends to. In a row of
         an encoder's text, `slot` is that index.
+    scores: the log-probabilities of a prompt's own tokens are wanted.
     """
 
     slot: int
@@ -203,10 +205,26 @@ class Row:
     source: int | None = None
     text_task: TextTask | None = None
     encoder_kv: tuple[int, int] | None = None
+    scores: ScoresRequest | None = None
 
     @property
     def stop(self) -> int:
         return self.start + len(self.tokens)
+
+    @property
+    def num_choices(self) -> int:
+        """Places for which a token is chosen: the next one, or its masks."""
+        masks = self.text_task is not None and not self.text_task.is_vector
+        return (
+            len(self.text_task.positions)
+            if masks and self.text_task
+            else (self.logits_request is not None)
+        )
+
+    @property
+    def num_candidates(self) -> int:
+        """Its entries in `Part.candidates`."""
+        return max(self.num_choices, self.scores is not None)
 
     @property
     def places(self) -> range:
@@ -217,7 +235,8 @@ class Row:
         logits_request = None if self.logits_request is None else self.logits_request.pack()
         text_task = None if self.text_task is None else self.text_task.pack()
         encoder_kv = None if self.encoder_kv is None else list(self.encoder_kv)
-        extra: list[Any] = [self.source, text_task, encoder_kv]
+        scores = None if self.scores is None else self.scores.pack()
+        extra: list[Any] = [self.source, text_task, encoder_kv, scores]
         while extra and extra[-1] is None:
             extra.pop()
         return [
@@ -232,7 +251,7 @@ class Row:
     @classmethod
     def unpack(cls, data: list[Any]) -> Row:
         slot, start, tokens, prompt_length, logits, *more = data
-        source, task, kv = (*more, None, None, None)[:3]
+        source, task, kv, scores = (*more, None, None, None, None)[:4]
         row = cls(
             _index(slot),
             _index(start),
@@ -242,10 +261,13 @@ class Row:
             None if source is None else _index(source),
             None if task is None else TextTask.unpack(task),
             None if kv is None else (_index(kv[0]), _index(kv[1])),
+            None if scores is None else ScoresRequest.unpack(scores, len(tokens)),
         )
         positions = () if row.text_task is None else row.text_task.positions
         if not row.tokens or max(positions, default=0) >= len(row.tokens):
             raise WireError(f"a row of {len(row.tokens)} tokens, with masks at {positions}")
+        if row.scores is not None and row.text_task is not None:
+            raise WireError("a row with a text task, whose tokens have no scores")
         return row
 
 
@@ -311,26 +333,37 @@ class SpanMessage(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidates:
-    """One vocabulary shard's candidates for one row's next token."""
+    """One vocabulary shard's candidates for one row's next token, and the scores of its tokens."""
 
     ids: npt.NDArray[np.int32]  # (k,) token ids of the whole vocabulary
     logits: npt.NDArray[np.float32]  # (k,) before temperature
     peak: float  # largest logit of the shard, LogitsRequest.ids left out
     mass: float  # sum of exp((logit - peak) / temperature), LogitsRequest.ids left out
     best: Best | None = None  # if LogitsRequest.logprobs
+    scores: Scores | None = None  # if Row.scores
 
     def pack(self) -> list[Any]:
-        plain = [self.ids, self.logits, self.peak, self.mass]
-        best = self.best
-        return plain if best is None else [*plain, best.ids, best.logits, best.total]
+        best = None if self.best is None else self.best.pack()
+        extra = [best, None if self.scores is None else self.scores.pack()]
+        while extra and extra[-1] is None:
+            extra.pop()
+        return [self.ids, self.logits, self.peak, self.mass, *extra]
 
     @classmethod
     def unpack(cls, data: list[Any]) -> Candidates:
-        ids, logits, peak, mass, *best = data
+        ids, logits, peak, mass, *more = data
+        best, scores = (*more, None, None)[:2]
         listed, numbers = _row_of(ids, np.int32), _row_of(logits, np.float32)
         if len(listed) != len(numbers) or (len(listed) and listed.min() < 0):
             raise WireError(f"{len(listed)} candidates with {len(numbers)} logits")
-        return cls(listed, numbers, float(peak), float(mass), Best.unpack(best) if best else None)
+        return cls(
+            listed,
+            numbers,
+            float(peak),
+            float(mass),
+            None if best is None else Best.unpack(best),
+            None if scores is None else Scores.unpack(scores),
+        )
 
 
 @dataclass(frozen=True)
@@ -340,6 +373,9 @@ class Best:
     ids: npt.NDArray[np.int32]  # (k,)
     logits: npt.NDArray[np.float32]  # (k,)
     total: float  # log of the sum of exp(logit) over the shard
+
+    def pack(self) -> list[Any]:
+        return [self.ids, self.logits, self.total]
 
     @classmethod
     def unpack(cls, data: list[Any]) -> Best:
@@ -356,8 +392,8 @@ class Part:
 
     `hidden` is its partial of the hidden states at the span's end, (tokens, hidden) float32, in
     shard 0 with the residual. After the last layer it is None: `candidates` has one entry for each
-    row with a `logits_request` and for each mask, and shard 0's `vectors` one for each row whose
-    text task gives a vector.
+    row with a `logits_request` or `scores` and for each mask, and shard 0's `vectors` one for each
+    row whose text task gives a vector.
     """
 
     hidden: npt.NDArray[np.float32] | None = None

@@ -89,14 +89,23 @@ def test_the_next_turn_of_a_replayed_chat_computes_its_new_tokens_only(
     prompt = [*tiny.prompts[2], *first.token_ids, *new]
     undisturbed = spared.submit_prompt(prompt, max_tokens=count).get(timeout=60)
     assert undisturbed.cached_tokens == len(prompt) - len(new) - 1
-    # When it is asked again, and a worker is killed meanwhile
+    # And another prompt's log-probabilities, with an answer whose tokens are counted
+    options = {"max_tokens": count, "frequency_penalty": 0.2, "prompt_logprobs": 1}
+    alone = spared.submit_prompt(tiny.prompts[2], **options).get(timeout=60)
+    # When both are asked for again, and a worker is killed meanwhile
     before = num_events(spared)
+    scored = spared.submit_prompt(tiny.prompts[2], **options)
     generation = spared.submit_prompt(prompt, max_tokens=count)
+    next(scored.tokens(timeout=60))
     next(generation.tokens(timeout=60))
     kill(spared, worker_with_a_place(spared))
     again = generation.get(timeout=90)
     # Then its answer is the same, and the turn after it takes all that was replayed
     assert again.token_ids == undisturbed.token_ids
+    scored_again = scored.get(timeout=90)
+    assert scored_again.token_ids == alone.token_ids
+    assert scored_again.prompt_logprobs == alone.prompt_logprobs
+    assert len(alone.prompt_logprobs) == len(tiny.prompts[2])
     assert "replay" in {event.kind for event in events_since(spared, before)}
     prompt = [*prompt, *again.token_ids, *new]
     third = spared.submit_prompt(prompt, max_tokens=1).get(timeout=60)
