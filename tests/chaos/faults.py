@@ -167,6 +167,38 @@ def partition(attack: Attack) -> None:
     attack.cluster.proxy.release()
 
 
+# -- direct links ----------------------------------------------------------------------------------
+
+
+def cut_links(attack: Attack) -> None:
+    """Close the links of half of the workers."""
+    attack.notes.append(f"{attack.cluster.link_relays.cut()} links")
+
+
+def cut_link_in_message(attack: Attack) -> None:
+    """Close the links of half of the workers in the middle of a message."""
+    direction = attack.chance.choice(list(Direction))
+    attack.notes.append(f"{attack.cluster.link_relays.cut_in_message(direction)} workers")
+
+
+def delay_links(attack: Attack) -> None:
+    """Delay what arrives by the links of half of the workers for some seconds."""
+    seconds = attack.chance.uniform(0.001, 0.05)
+    attack.notes.append(f"{seconds * 1000:.0f} ms")
+    attack.cluster.link_relays.delay(seconds)
+    attack.last(2, 5)
+    attack.cluster.link_relays.delay(0)
+
+
+def half_open_links(attack: Attack) -> None:
+    """Nothing arrives by the links of half of the workers for some seconds, and none closes."""
+    directions = attack.chance.choice(([], [Direction.UP], [Direction.DOWN]))
+    relays = attack.cluster.link_relays
+    attack.notes.append(f"{relays.hold(*directions)} links")
+    attack.last(1, 8)
+    relays.release()
+
+
 # -- messages and weights --------------------------------------------------------------------------
 
 
@@ -238,6 +270,7 @@ def corrupt_tile(attack: Attack) -> None:
 
 PROXY_FAULTS = {"cut_proxied", "cut_in_message", "delay", "partition"}
 SENTINEL_FAULTS = {"kill_master"}
+LINK_FAULTS = {"cut_links", "cut_link_in_message", "delay_links", "half_open_links"}
 Fault = Callable[[Attack], None]
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
@@ -259,6 +292,10 @@ FAULTS: dict[str, Fault] = {
             cut_in_message,
             delay,
             partition,
+            cut_links,
+            cut_link_in_message,
+            delay_links,
+            half_open_links,
             mix_messages,
             lose_messages,
             corrupt_tile,

@@ -19,7 +19,7 @@ from skynet.store.events import Event, Events
 from skynet.store.members import Member, Members
 from skynet.wire import keys
 
-LONG = 500
+LONG = 300  # tokens: an answer takes longer than it takes to disturb it
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 11}
 
 
