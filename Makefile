@@ -31,9 +31,10 @@ demo: setup ## Answer PROMPT with the demo model on a cluster of this machine
 	@$(BIN)/skynet run --dtype float32 "$$PROMPT"
 
 # Clusters need the machine for themselves; the others, many and small, have a core each.
+SMALL_TESTS := tests/unit tests/parity tests/store
 test: lint ## Lint, types and all tests: what CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/unit tests/parity
-	$(BIN)/python -m pytest tests/store tests/cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(SMALL_TESTS)
+	$(BIN)/python -m pytest tests/cluster
 
 lint: setup ## Check style, format and types
 	$(BIN)/ruff check
