@@ -10,7 +10,7 @@ import random
 import threading
 from pathlib import Path
 
-from tests.cluster.proxy import Direction, Proxy
+from tests.cluster.proxy import Proxy
 
 LOOK_S = 0.02
 
@@ -26,13 +26,12 @@ def relay_unix(path: Path, chance: random.Random) -> Proxy:
 
 
 class LinkRelays:
-    """Relays for every second worker that has its socket in `directory`, whenever it starts."""
+    """Relays for all workers that have their socket in `directory`, whenever they start."""
 
     def __init__(self, directory: Path, chance: random.Random) -> None:
         self.directory = directory
         self._chance = chance
-        self._relays: list[Proxy] = []
-        self._seen: set[Path] = set()
+        self._relays: dict[Path, Proxy] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="link-relays", daemon=True)
 
@@ -42,44 +41,16 @@ class LinkRelays:
     def stop(self) -> None:
         self._end.set()
         self._thread.join()
-        for relay in self._relays:
+        for relay in self._relays.values():
             relay.stop()
+
+    def in_use(self) -> list[Proxy]:
+        """The relays of workers that have links. Shards of higher numbers dial lower ones."""
+        return [relay for relay in self._relays.values() if relay.num_connections()]
 
     def _follow(self) -> None:
         while not self._end.wait(LOOK_S):
-            for path in sorted(self.directory.glob("*.sock")):
-                if path in self._seen:
-                    continue
-                self._seen.add(path)
-                if len(self._seen) % 2:
+            for path in self.directory.glob("*.sock"):
+                if path not in self._relays:
                     relay = relay_unix(path, random.Random(self._chance.random()))
-                    self._relays = [*self._relays, relay]
-
-    # -- faults --------------------------------------------------------------------------------
-
-    def cut(self) -> int:
-        """Close all links of these workers; returns their number."""
-        return sum(relay.cut() for relay in self._relays)
-
-    def cut_in_message(self, direction: Direction) -> int:
-        """Close each of these workers' links in its next message; returns the workers' number."""
-        linked = [relay for relay in self._relays if relay.num_connections()]
-        for relay in linked:
-            relay.cut_in_message(direction)
-        return len(linked)
-
-    def delay(self, seconds: float) -> None:
-        """Delay each chunk from now on; 0 for no delay."""
-        for relay in self._relays:
-            relay.delay(seconds)
-
-    def hold(self, *directions: Direction) -> int:
-        """Forward nothing, and tell nobody, until `release`; returns the number of links."""
-        relays = self._relays
-        for relay in relays:
-            relay.hold(*directions)
-        return sum(relay.num_connections() for relay in relays)
-
-    def release(self) -> None:
-        for relay in self._relays:
-            relay.release()
+                    self._relays = {**self._relays, path: relay}
