@@ -121,11 +121,12 @@ def model_options(command: Command) -> Command:
         ),
         click.option(
             "--dtype",
-            type=click.Choice(["float32", "bfloat16"]),
-            default="float32",
+            type=click.Choice(["auto", "float32", "bfloat16"]),
+            default="auto",
             show_default=True,
-            help="What workers compute in. float32 gives the answers of Transformers in float32; "
-            "weights stay bfloat16 in memory where the checkpoint has them so.",
+            help="What workers compute in. float32 gives the answers of Transformers in float32. "
+            "auto: float32, and bfloat16 for bfloat16 weights if all workers are GPUs. Weights "
+            "stay bfloat16 in memory where the checkpoint has them so.",
         ),
         click.option(
             "--weights",

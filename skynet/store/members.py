@@ -80,6 +80,7 @@ class Member:
     machine: str = ""  # tells machines apart; containers of one machine have the same
     unix_socket: bool = False  # whether it accepts links by its Unix socket
     tcp_address: str = ""  # where it accepts links by TCP
+    exchange_dtype: str = "auto"  # SKYNET_EXCHANGE_DTYPE: what its partials travel in
     links: tuple[LinkState, ...] = ()  # to its peers in `epoch`; the shard of higher number decides
     protocol: Count = PROTOCOL  # see skynet/wire/protocol.py
 

@@ -20,7 +20,7 @@ from skynet.store.events import Event, Events
 from skynet.store.members import Member, Members
 from skynet.wire import keys
 
-LONG = 500
+LONG = 300  # tokens: an answer takes longer than it takes to disturb it
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_p": 0.95, "seed": 11}
 # Three letters that are not among some, then one that is: it has no alternative.
 STRUCTURED: dict[str, Any] = {"structured_outputs": {"regex": "([^\u4e05-\u4e30]{3}\u4e40){200}"}}

@@ -501,6 +501,7 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
         "redis_memory_bytes": 275_000_000,
         "unavailable": ["quick detection"],
         "plan": {**plan, "stages": [{"layers": [0, 30], "shards": [shard]}]},
+        "exchange_dtypes": ["auto", "int8"],
         "waiting_for": ["no orchestrator", "stage0.shard1 has no worker"],
         "members": [member, {**member, **spare}],
         "queues": {"stage0.shard0": 2, "orchestrator": 0},
@@ -522,6 +523,7 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
     assert max(map(len, lines)) <= 80
     assert lines[0] == "Redis    redis://:***@redis:6379/0, prefix skynet:, 275 MB"
     assert "Without  quick detection" in lines
+    assert "Dtypes   float32, q4+q8 weights, rounded by int8 partials" in lines
     assert "Waits    no orchestrator" in lines
     assert "Waits    stage0.shard1 has no worker" in lines
     assert any(line.startswith("Engine") and "1234.5 tokens/s" in line for line in lines)
