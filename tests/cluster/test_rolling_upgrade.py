@@ -12,7 +12,7 @@ import redis
 from checkpoints import Tiny
 from processes import command, wait_for
 
-from skynet.cli.status import cluster_status
+from skynet.client.status import cluster_status
 from skynet.client.client import Client
 from skynet.local.server import EmbeddedServer
 from skynet.staging.split import skysplit

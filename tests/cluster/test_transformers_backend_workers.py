@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from checkpoints import letters, make_tiny
 
-from skynet.cli.status import cluster_status
+from skynet.client.status import cluster_status
 from skynet.local.cluster import LocalCluster
 
 pytestmark = pytest.mark.cluster

@@ -11,7 +11,7 @@ from checkpoints import Tiny, make_tiny
 from click.testing import CliRunner
 
 from skynet.cli import main
-from skynet.cli.status import cluster_status
+from skynet.client.status import cluster_status
 from skynet.client.client import Client
 from skynet.errors import CommandRefused
 from skynet.local.server import EmbeddedServer

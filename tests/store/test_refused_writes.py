@@ -18,7 +18,7 @@ from tokenizers.models import WordLevel
 
 from skynet import cli
 from skynet.architecture.tensors import staged_tensors
-from skynet.cli.status import cluster_status
+from skynet.client.status import cluster_status
 from skynet.client.client import Client
 from skynet.client.generation import Generation
 from skynet.errors import ClusterUnreachable

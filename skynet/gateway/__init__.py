@@ -1,0 +1,1 @@
+"""The gateway: HTTP for any OpenAI client, the page, and metrics."""
