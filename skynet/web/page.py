@@ -1,4 +1,4 @@
-"""Serves the page at `/` and its files at `/web/`: types, caching, compression, security headers.
+"""Serves the page at `/` and its files at `/static/`: types, caching, compression, security headers.
 
 Everything comes from the wheel. The policy allows no inline script or style, no other origin, and
 no HTML from strings (trusted types).
@@ -17,7 +17,7 @@ from importlib.resources.abc import Traversable
 from fastapi import APIRouter, HTTPException, Request, Response
 
 # Paths that need no key: the page itself holds no data.
-OPEN_PATHS = ("/", "/web/")
+OPEN_PATHS = ("/", "/static/")
 
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -59,7 +59,7 @@ class WebFile:
 
 @cache
 def web_files() -> Mapping[str, WebFile]:
-    """The files by their path below `/web/`; licences and checksums are not served."""
+    """The files by their path below `/static/`; licences and checksums are not served."""
     return dict(_files_in(files("skynet.web") / "static", ""))
 
 
@@ -75,14 +75,14 @@ def _files_in(folder: Traversable, prefix: str) -> list[tuple[str, WebFile]]:
 
 
 def page_router() -> APIRouter:
-    """The routes `/` and `/web/...`, to be included without a prefix."""
+    """The routes `/` and `/static/...`, to be included without a prefix."""
     router = APIRouter(include_in_schema=False)
 
     @router.api_route("/", methods=["GET", "HEAD"])
     async def index(request: Request) -> Response:
         return _respond(request, web_files()["index.html"])
 
-    @router.api_route("/web/{path:path}", methods=["GET", "HEAD"])
+    @router.api_route("/static/{path:path}", methods=["GET", "HEAD"])
     async def asset(request: Request, path: str) -> Response:
         file = web_files().get(path)
         if file is None:

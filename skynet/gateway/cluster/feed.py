@@ -64,11 +64,13 @@ class Feed:
         self._start()
         version = self._version_of(last_id)
         try:
-            while not self._closed:
+            while True:
                 changed, newest = self._changed, self._version
                 for change in self._since(version):
                     yield change  # meanwhile there may be newer ones
                 version = newest
+                if self._closed:
+                    return
                 await changed.wait()
         finally:
             self._readers -= 1

@@ -28,7 +28,7 @@ MODELS_S = 20.0  # between scans for models
 SHAPES_S = 5.0  # between looks whether other workers came
 
 Metrics = Callable[[Client], Mapping[str, Any] | None]
-"""The orchestrator's numbers of a cluster, as `timings.py` describes them; may be missing."""
+"""The numbers that a cluster's orchestrator counts, see `timings.py`; None: there are none yet."""
 
 
 class ClusterReader:

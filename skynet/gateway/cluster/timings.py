@@ -1,18 +1,18 @@
-"""Where a step's time goes and the last minutes, from the orchestrator's metrics.
+"""Where each stage's time goes and the last minutes, from the orchestrator's metrics.
 
-Knows one form of metrics, a mapping with `stages` and `history`, and nothing of how they are kept.
+Knows two fields of them: `stages`, shares of the last seconds, and `samples`, the oldest first.
 What is missing is None: the page says that there is no data yet.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-PARTS = ("compute_s", "exchange_s", "chord_s", "idle_s")  # of a stage's step
+PARTS = ("compute", "exchange", "chord", "idle")  # of a stage's time; shares from 0 to 1
 SERIES = (
-    "tokens_per_s",
+    "generation_tokens_per_s",
     "prompt_tokens_per_s",
     "running",
     "waiting",
@@ -23,8 +23,8 @@ MAX_POINTS = 900
 
 
 def timings_of(metrics: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
-    """For each stage its parts of a step in seconds, its shards, and which of them is slowest."""
-    stages = (metrics or {}).get("stages") or []
+    """For each stage the shares of its time, its shards', and which of them is slowest."""
+    stages = (metrics or {}).get("stages") or ()
     shown = [
         {
             "stage": int(stage["stage"]),
@@ -32,12 +32,12 @@ def timings_of(metrics: Mapping[str, Any] | None) -> list[dict[str, Any]] | None
             "shards": [
                 {
                     "shard": int(shard["shard"]),
-                    "compute_s": _number(shard.get("compute_s")),
-                    "exchange_s": _number(shard.get("exchange_s")),
+                    "compute": _number(shard.get("compute")),
+                    "exchange": _number(shard.get("exchange")),
                 }
                 for shard in stage.get("shards", ())
             ],
-            "slowest": _slowest(stage.get("shards", ())),
+            "slowest": _slowest(stage),
         }
         for stage in stages
     ]
@@ -45,24 +45,22 @@ def timings_of(metrics: Mapping[str, Any] | None) -> list[dict[str, Any]] | None
 
 
 def history_of(metrics: Mapping[str, Any] | None) -> dict[str, list[float | None]] | None:
-    """The newest points, each a list of `SERIES`, by their time.
+    """The newest samples, each a list of `SERIES`, by their time.
 
-    By time rather than in a list: a new point is then one addition to the page's copy.
+    By time rather than in a list: a new sample is then one addition to the page's copy.
     """
-    points = ((metrics or {}).get("history") or [])[-MAX_POINTS:]
+    samples = list((metrics or {}).get("samples") or ())[-MAX_POINTS:]
     shown = {
-        f"{float(point['at']):.0f}": [_number(point.get(name)) for name in SERIES]
-        for point in points
+        f"{float(sample['at']):.0f}": [_number(sample.get(name)) for name in SERIES]
+        for sample in samples
     }
     return shown or None
 
 
-def _slowest(shards: Sequence[Mapping[str, Any]]) -> int | None:
-    """The shard that the others wait for: it computes longest. None if there is no other."""
-    timed = [shard for shard in shards if _number(shard.get("compute_s")) is not None]
-    if len(timed) < 2:
-        return None
-    return int(max(timed, key=lambda shard: float(shard["compute_s"]))["shard"])
+def _slowest(stage: Mapping[str, Any]) -> int | None:
+    """The shard that the others wait for: it computes longest. None: no other, or no work."""
+    busy = [shard for shard in stage.get("shards", ()) if _number(shard.get("compute"))]
+    return int(stage["slowest"]) if len(busy) > 1 else None
 
 
 def _number(value: Any) -> float | None:

@@ -50,7 +50,7 @@ function App() {
 
   return html`<a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); document.getElementById("main").focus(); }}>To the content</a>
     <header class="bar-top">
-      <div class="brand"><img src="/web/icon.svg" alt="" width="26" height="26" /><h1>SkyNet</h1></div>
+      <div class="brand"><img src="/static/icon.svg" alt="" width="26" height="26" /><h1>SkyNet</h1></div>
       <nav aria-label="Views">${VIEWS.map(([name, word]) => html`<a key=${name} href=${`#${name}`} aria-current=${view === name ? "page" : undefined}>${word}</a>`)}</nav>
       <div class="tools">
         ${clusters.length > 1 && html`<label class="hidden" for="cluster">Cluster</label>

@@ -4,7 +4,7 @@ import { Card, clock, Empty, html, useEffect, useRef } from "./ui.js";
 
 const HEIGHT = 132;
 const CHARTS = [
-  { title: "Tokens per second", lines: [["tokens_per_s", "answers", "--line-1"], ["prompt_tokens_per_s", "prompts", "--line-2"]] },
+  { title: "Tokens per second", lines: [["generation_tokens_per_s", "answers", "--line-1"], ["prompt_tokens_per_s", "prompts", "--line-2"]] },
   { title: "Requests", lines: [["running", "running", "--line-1"], ["waiting", "waiting", "--line-3"]] },
   { title: "Seconds to the first token", lines: [["first_token_p50_s", "median", "--line-1"], ["first_token_p95_s", "95 %", "--line-3"]] },
 ];
@@ -68,7 +68,7 @@ function options(chart, colours, width, marks) {
     cursor: { points: { size: 6 }, drag: { x: false, y: false } },
     scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(high || 0, 1e-3) * 1.1] } },
     axes: [
-      { ...axis, space: 70, values: (_, ticks) => ticks.map((tick) => clock(tick).slice(0, 5)) },
+      { ...axis, size: 24, space: 70, values: (_, ticks) => ticks.map((tick) => clock(tick).slice(0, 5)) },
       { ...axis, size: 42, space: 32 },
     ],
     series: [{}, ...chart.lines.map(([, word, name], index) => ({

@@ -163,7 +163,7 @@ function Foot({ turn }) {
 function Settings({ settings, models, set }) {
   const field = (id, label, input) => html`<div class="field"><label for=${id}>${label}</label>${input}</div>`;
   return html`<details class="card settings" open=${matchMedia("(min-width: 56rem)").matches}>
-    <summary>Settings</summary>
+    <summary>Settings</summary><div class="fields">
     ${field("model", "Model", html`<select id="model" value=${settings.model} onChange=${set("model")}>${models.map((name) => html`<option key=${name} value=${name}>${name}</option>`)}</select>`)}
     ${field("system", "System prompt", html`<textarea id="system" rows="3" value=${settings.system} onInput=${set("system")}></textarea>`)}
     <div class="pair">
@@ -175,5 +175,5 @@ function Settings({ settings, models, set }) {
     ${field("schema", "JSON schema of the answer", html`<textarea id="schema" rows="4" class="code" spellcheck="false" placeholder=${'{"type": "object", …}'} value=${settings.schema} onInput=${set("schema")}></textarea>`)}
     <label class="check"><input type="checkbox" checked=${settings.logprobs} onChange=${set("logprobs")} /> Show how likely each token was</label>
     <p class="sub">Temperature 0 is exact: the same tokens in every shape of the cluster.</p>
-  </details>`;
+  </div></details>`;
 }
