@@ -1,1 +1,1 @@
-"""The gateway: HTTP for any OpenAI client, the page, and metrics."""
+"""The HTTP gateway: OpenAI's API over clusters. Holds no state that a cluster needs."""
