@@ -13,9 +13,12 @@ def health(state: Mapping[str, Any], warnings: list[str]) -> dict[str, Any]:
 
     state: of `cluster_status`.
     """
-    target, waits = state["target"], state["waiting_for"]
+    target, waits = state["target"], list(state["waiting_for"])
     name = target["name"] if target else ""
-    if not waits:
+    is_ready = str((state["engine"] or {}).get("state", "")).startswith("ready")
+    if not is_ready and not waits:  # all members that it needs are there
+        waits.append("the orchestrator is about to put a plan in force")
+    if is_ready and not waits:
         level = WARNING if warnings else GOOD
         return _health(level, f"Serving {name}{_shape(state)}.{_load(state)}", warnings)
     if target is None:

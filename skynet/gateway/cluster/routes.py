@@ -48,9 +48,11 @@ def _add_views(router: APIRouter, feeds: Feeds) -> None:
     def feed_of(cluster: Name = "") -> Feed:  # before the stream begins: 404 is a status
         return feeds.of(cluster)[1]
 
+    of_query = Depends(feed_of)
+
     @router.get("/events", response_class=EventSourceResponse)
     async def events(
-        feed: Annotated[Feed, Depends(feed_of)],
+        feed: Feed = of_query,
         last_event_id: Annotated[str, Header(max_length=MAX_NAME)] = "",
     ) -> AsyncIterator[ServerSentEvent]:
         """The state of a cluster as server-sent events, each second.

@@ -125,6 +125,7 @@ function Turn({ turn, state }) {
 }
 
 function pauseWords(turn, state) {
+  if (turn.notice === "reconnecting") return "The gateway is gone: connecting again.";
   if (/recover/i.test(turn.notice || "")) return "Recovering: the answer goes on where it paused.";
   if (state && state.health.level !== "good" && state.health.sentence) return state.health.sentence;
   return turn.first ? "Waiting for the next token." : "Waiting for the first token.";

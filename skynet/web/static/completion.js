@@ -22,25 +22,62 @@ export function body(settings, turns) {
   return sent;
 }
 
-// Streams an answer. `tell` gets parts of: {text, tokens, usage, finish, notice}.
+const PATIENCE_S = 60; // for a gateway that does not answer, in the middle of an answer
+
+// Streams an answer; a connection that breaks is taken up again after the last token.
+// `tell` gets parts of: {text, reasoning, tokens, usage, finish, notice}.
 export async function stream(sent, signal, tell) {
-  const response = await call("/v1/chat/completions", { method: "POST", json: sent, signal });
+  const at = { id: "", event: "", lost: 0 };
+  let response = await call("/v1/chat/completions", { method: "POST", json: sent, signal });
+  for (;;) {
+    try {
+      if (await read(response, at, tell)) return;
+      throw new TypeError("the stream ended early");
+    } catch (error) {
+      if (!(error instanceof TypeError) || !at.id || signal.aborted) throw error; // not the network's
+    }
+    at.lost = at.lost || Date.now();
+    response = await again(at, signal, tell);
+  }
+}
+
+// Reads a stream to its end; false if it broke off before.
+async function read(response, at, tell) {
   for await (const event of events(response)) {
     if (event.comment !== undefined) {
       if (event.comment) tell({ notice: event.comment });
       continue;
     }
-    if (event.data === "[DONE]") return;
+    if (event.data === "[DONE]") return true;
     const chunk = JSON.parse(event.data);
     if (chunk.error) throw new Error(chunk.error.message || "the answer broke off");
-    const choice = chunk.choices?.[0];
+    at.id = chunk.id || at.id;
+    at.event = event.id || at.event;
+    at.lost = 0;
     if (chunk.usage) tell({ usage: chunk.usage });
+    const choice = chunk.choices?.[0];
     if (!choice) continue;
     const text = choice.delta?.content || "";
     const reasoning = choice.delta?.reasoning_content || "";
     const tokens = choice.logprobs?.content || [];
     if (text || reasoning || tokens.length) tell({ text, reasoning, tokens });
     if (choice.finish_reason) tell({ finish: choice.finish_reason });
+  }
+  return false;
+}
+
+// The rest of a broken stream, once a gateway answers again.
+async function again(at, signal, tell) {
+  for (;;) {
+    tell({ notice: "reconnecting" });
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    const headers = at.event ? { "Last-Event-ID": at.event } : {};
+    try {
+      return await call(`/v1/chat/completions/${at.id}?stream=true&include_usage=true`, { headers, signal });
+    } catch (error) {
+      const over = Date.now() - at.lost > PATIENCE_S * 1000;
+      if (error.status || error.name === "AbortError" || over) throw error;
+    }
   }
 }
 

@@ -89,6 +89,8 @@ def test_the_sentence_tells_what_is_served_and_what_is_missing() -> None:
     assert lost["sentence"] == "Recovering: tiny waits, stage1.shard1 has no worker."
     loading = state(*full_grid(), waiting_for=["stage1.shard0 is loading its weights"])
     assert health(loading, [])["level"] == "warning"
+    soon = health(state(engine={"state": "waiting"}), [])
+    assert soon["sentence"].startswith("Recovering: tiny waits, the orchestrator is about to")
     nothing = health(state(target=None, plan=None, waiting_for=["no model (stage one)"]), [])
     assert nothing["sentence"] == "No model: (stage one)."
 

@@ -82,7 +82,9 @@ def test_the_policy_allows_this_origin_only() -> None:
     assert "data:" not in rules["script-src"]
 
 
-@pytest.mark.parametrize("path", ["/", "/static/app.js", "/static/style.css", "/static/vendor/marked.js"])
+@pytest.mark.parametrize(
+    "path", ["/", "/static/app.js", "/static/style.css", "/static/vendor/marked.js"]
+)
 def test_every_file_has_the_security_headers(path: str) -> None:
     headers = fetch(path).headers
     assert headers["content-security-policy"] == POLICY
@@ -92,7 +94,10 @@ def test_every_file_has_the_security_headers(path: str) -> None:
 
 
 def test_files_have_their_types_and_are_compressed_on_demand() -> None:
-    packed, plain = fetch("/static/app.js"), fetch("/static/app.js", **{"accept-encoding": "identity"})
+    packed, plain = (
+        fetch("/static/app.js"),
+        fetch("/static/app.js", **{"accept-encoding": "identity"}),
+    )
     assert packed.headers["content-type"] == "text/javascript; charset=utf-8"
     assert packed.headers["content-encoding"] == "gzip"
     assert "content-encoding" not in plain.headers
@@ -112,7 +117,13 @@ def test_an_unchanged_file_is_not_sent_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/static/none.js", "/static/../page.py", "/static/%2e%2e/page.py", "/static/vendor/sources.json"]
+    "path",
+    [
+        "/static/none.js",
+        "/static/../page.py",
+        "/static/%2e%2e/page.py",
+        "/static/vendor/sources.json",
+    ],
 )
 def test_nothing_else_is_served(path: str) -> None:
     assert fetch(path).status_code == 404
