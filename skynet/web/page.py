@@ -1,4 +1,4 @@
-"""Serves the page at `/` and its files at `/static/`: types, caching, compression, security headers.
+"""Serves the page at `/` and its files at `/static/`, with types, caching and security headers.
 
 Everything comes from the wheel. The policy allows no inline script or style, no other origin, and
 no HTML from strings (trusted types).

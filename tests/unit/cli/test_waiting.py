@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from skynet.cli import text_tasks, waiting
-from skynet.client.status import obstacles
 from skynet.cli.waiting import WaitingNotices
+from skynet.client.status import obstacles
 
 NO_ORCHESTRATOR = "no orchestrator (start one with `celery -A skynet worker -Q orchestrator`)"
 PLACES = [f"stage{stage}.shard{shard}" for stage in range(2) for shard in range(2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def test_a_difference_turns_one_document_into_the_other(before: Any, after: Any)
 @given(st.lists(OBJECTS, min_size=2, max_size=5))
 def test_a_stream_of_patches_ends_at_the_last_snapshot(snapshots: list[Any]) -> None:
     document = snapshots[0]
-    for before, after in zip(snapshots, snapshots[1:], strict=False):
+    for before, after in pairwise(snapshots):
         document = apply(document, json.loads(json.dumps(list(diff(before, after)))))
     assert document == snapshots[-1]
 
