@@ -20,7 +20,7 @@ export function Requests({ state, act }) {
     <${Scroll} label="Unfinished requests"><table class="list">
       <thead><tr><th scope="col">Id</th><th scope="col">State</th><th scope="col" class="num">Age</th>
         <th scope="col" class="num">Priority</th><th scope="col" class="num">Prompt</th>
-        <th scope="col" class="num">Answer</th><th scope="col" class="num">Tokens/s</th><th></th></tr></thead>
+        <th scope="col" class="num">Answer</th><th scope="col" class="num">Tokens/s</th><th scope="col"><span class="hidden">Action</span></th></tr></thead>
       <tbody>${listed.slice(0, SHOWN).map(([id, each]) => html`<tr key=${id}>
         <th scope="row"><code title=${id}>${id.slice(0, 8)}</code>${each.task && each.task !== "generate" && html` <span class="sub">${each.task}</span>`}</th>
         <td><${State} state=${each.state}>${each.state}${each.progress ? ` ${number(each.progress[0])} of ${number(each.progress[1])}` : ""}<//></td>
