@@ -22,7 +22,17 @@ Scenario = Callable[[int], Result]
 
 
 def _scenarios() -> dict[str, Scenario]:
-    from skynet.bench import append_only, chord, exchange, generation, load, plan, recover, turns
+    from skynet.bench import (
+        append_only,
+        chord,
+        exchange,
+        generation,
+        http,
+        load,
+        plan,
+        recover,
+        turns,
+    )
 
     return {
         "decode": generation.decode,
@@ -37,6 +47,7 @@ def _scenarios() -> dict[str, Scenario]:
         "recover": recover.recover,
         "plan": plan.plan,
         "turns": turns.turns,
+        "http": http.http,
     }
 
 

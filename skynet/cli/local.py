@@ -117,7 +117,7 @@ def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
     """Time SkyNet and its alternatives in turn.
 
     Prints medians, spread and ratios. SCENARIOS are decode, batch, prefill, weights, chord, aof,
-    exchange, load, reload, recover, turns and plan; all by default.
+    exchange, load, reload, recover, turns, http and plan; all by default.
     """
     from skynet.bench import run_scenarios
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from skynet.local.cluster import LocalCluster
 
 MIB = 2**20
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ENDS_S = 1.0  # between looks at the workers of --model
 
 
@@ -134,13 +135,16 @@ def _run(
 ) -> None:
     """Serve until told to end. watch: called now and then in a thread."""
     import asyncio
+    import logging
     from dataclasses import replace
 
     from skynet.gateway.app import create_app
     from skynet.gateway.clusters import Clusters
     from skynet.gateway.server import listen
     from skynet.gateway.server import serve as serve_app
+    from skynet.settings import settings
 
+    logging.basicConfig(level=settings().log_level, format=LOG_FORMAT)
     listener = listen(config)
     config = replace(config, port=listener.getsockname()[1])
     app = create_app(Clusters(urls), config)

@@ -21,6 +21,7 @@ from skynet.gateway.clusters import Clusters
 from skynet.gateway.config import GatewayConfig
 from skynet.gateway.errors import NO_RETRY, ApiError, api_error, invalid_body
 from skynet.gateway.gateway import Gateway
+from skynet.gateway.middleware.access_log import AccessLog
 from skynet.gateway.middleware.body_limit import BodyLimit
 from skynet.gateway.middleware.guard import Guard
 from skynet.gateway.middleware.request_id import HEADER, RequestId
@@ -95,6 +96,7 @@ def _wrap(app: FastAPI, config: GatewayConfig) -> None:
             expose_headers=list(EXPOSED),
             max_age=600,
         )
+    app.add_middleware(AccessLog)
     app.add_middleware(RequestId)
 
 

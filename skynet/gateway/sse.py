@@ -39,8 +39,12 @@ class Event:
 
 
 def comment(text: str) -> bytes:
-    """A line that clients ignore."""
-    return f": {text}\n\n".encode()
+    """A line that clients ignore.
+
+    No empty line follows: openai-python takes one for the end of an event without data if an
+    earlier event had an id.
+    """
+    return f": {text}\n".encode()
 
 
 class EventStream(StreamingResponse):
