@@ -99,7 +99,7 @@ async def gateway(*urls: str, metrics: Any = None) -> AsyncIterator[httpx2.Async
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
             yield http
     finally:
-        await feeds.close()
+        feeds.close()
         server.should_exit = True
         await task
         for client in clients.values():

@@ -80,14 +80,12 @@ class Feed:
         """Read again at once: something was changed."""
         self._wake.set()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End all streams and stop reading."""
         self._closed = True
         self._changed.set()
         if self._task is not None:
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
 
     def _start(self) -> None:
         if self._task is None or self._task.done():

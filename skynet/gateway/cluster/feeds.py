@@ -42,7 +42,7 @@ class Feeds:
             made = self._made[name] = reader, Feed(reader.read)
         return made
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End all streams; to be called when the gateway begins to shut down."""
         for _, feed in self._made.values():
-            await feed.close()
+            feed.close()

@@ -60,7 +60,7 @@ def test_many_pages_share_one_reader_and_see_the_same() -> None:
             assert [change.kind for change in changes] == ["snapshot"] + 3 * ["patch"]
             assert document(changes) == {"reads": 5, "same": [1, 2]}
         assert cluster.reads == 5
-        await feed.close()
+        feed.close()
 
     run(test())
 
@@ -80,7 +80,7 @@ def test_a_page_that_connects_again_gets_what_it_missed() -> None:
         for last_id in ("", "x", "0badcafe-1", f"{seen[0].id}9999", "-1"):
             (first,) = await take(feed, 1, last_id)
             assert first.kind == "snapshot"
-        await feed.close()
+        feed.close()
 
     run(test())
 
@@ -92,7 +92,7 @@ def test_too_old_an_id_gets_a_snapshot() -> None:
         await take(feed, feeds.KEPT_PATCHES + 5)
         (again,) = await take(feed, 1, first.id)
         assert again.kind == "snapshot"
-        await feed.close()
+        feed.close()
 
     run(test())
 
@@ -110,7 +110,7 @@ def test_reading_ends_after_the_last_page_and_begins_again(monkeypatch: Any) -> 
         await task
         before = cluster.reads
         assert (await feed.current())["reads"] > before
-        await feed.close()
+        feed.close()
 
     run(test())
 
@@ -120,7 +120,7 @@ def test_closing_ends_the_streams() -> None:
         feed = Feed(Counter().read, interval_s=60)
         follower = asyncio.create_task(take(feed, 99))
         await take(feed, 1)
-        await feed.close()
+        feed.close()
         assert len(await follower) == 1
 
     run(test())
