@@ -21,12 +21,9 @@ from redis_servers import free_port
 from skynet.checkpoint.demo import demo_checkpoint_path
 from skynet.client.status import cluster_status
 from skynet.gateway.app import create_app
-from skynet.gateway.cluster.feeds import Feeds
-from skynet.gateway.cluster.routes import cluster_router
 from skynet.gateway.clusters import Clusters
 from skynet.gateway.config import GatewayConfig
 from skynet.local.cluster import LocalCluster
-from skynet.web.page import page_router
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -53,9 +50,6 @@ def base(cluster: LocalCluster) -> Iterator[str]:
     """The URL of a gateway of that cluster, without keys."""
     port = free_port()
     app = create_app(Clusters({"": cluster.url}), GatewayConfig(port=port))
-    if not any(getattr(route, "path", "") == "/cluster/events" for route in app.routes):
-        app.include_router(cluster_router(Feeds({"local": cluster.client}), lambda: None))
-        app.include_router(page_router())
     options: Any = {"host": "127.0.0.1", "port": port, "log_level": "error"}
     server = uvicorn.Server(uvicorn.Config(app, **options, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, daemon=True)

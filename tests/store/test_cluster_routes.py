@@ -14,18 +14,18 @@ import pytest
 import redis
 import uvicorn
 from checkpoints import save_tokenizer
-from fastapi import FastAPI, Header, HTTPException, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Header, HTTPException, Request, Response
 from orchestrator_cases import CONFIG, submit
 from redis_servers import free_port
 
 from skynet.checkpoint.transformers_tokenizer import tokenizer_files
 from skynet.client.client import Client
 from skynet.client.status import cluster_status
-from skynet.errors import BadRequest, NoModel, SkynetError
+from skynet.errors import SkynetError
 from skynet.gateway.cluster.feeds import Feeds
 from skynet.gateway.cluster.json_patch import apply
 from skynet.gateway.cluster.routes import cluster_router
+from skynet.gateway.errors import ApiError, api_error
 from skynet.local.server import EmbeddedServer
 from skynet.store.bad_tiles import push_bad_tile
 from skynet.store.connection import connect
@@ -77,9 +77,12 @@ def make_app(feeds: Feeds) -> FastAPI:
     app.include_router(cluster_router(feeds, admin_only))
 
     @app.exception_handler(SkynetError)
-    async def refuse(_: Request, error: SkynetError) -> JSONResponse:
-        status = {BadRequest: 400, NoModel: 404}.get(type(error), 503)
-        return JSONResponse({"error": {"message": str(error)}}, status)
+    async def refuse(request: Request, error: SkynetError) -> Response:
+        return api_error(error).response(request.url.path)
+
+    @app.exception_handler(ApiError)
+    async def answer(request: Request, error: ApiError) -> Response:
+        return error.response(request.url.path)
 
     return app
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from skynet.errors import NoModel
 from skynet.gateway.cluster.reader import ClusterReader
+from skynet.gateway.errors import NO_RETRY, ApiError
 from skynet.store.connection import reachable
 from skynet.store.events import Events
 from skynet.store.plans import Plans
@@ -39,9 +43,10 @@ def verify_model(cluster: ClusterReader, digest: str) -> dict[str, Any]:
     """Begin a verification.
 
     Raises:
-        NoModel, BadRequest: as `StagedModels.start_verifying`.
+        ApiError: 404, there is no such model.
+        BadRequest: as `StagedModels.start_verifying`.
     """
-    with reachable(cluster.client.url):
+    with _known_model(cluster):
         model = cluster.staged.start_verifying(digest)
     _tell(cluster, f"{model.name} ({model.digest[:12]}) is being verified")
     return {"digest": model.digest, "state": "running"}
@@ -51,12 +56,23 @@ def remove_model(cluster: ClusterReader, digest: str) -> dict[str, Any]:
     """Delete a staged model.
 
     Raises:
-        NoModel, BadRequest: as `StagedModels.remove`.
+        ApiError: 404, there is no such model.
+        BadRequest: as `StagedModels.remove`.
     """
-    with reachable(cluster.client.url):
+    with _known_model(cluster):
         model = cluster.staged.remove(digest)
     _tell(cluster, f"{model.name} ({model.digest[:12]}) was removed from Redis")
     return {"digest": model.digest, "freed_bytes": model.num_bytes}
+
+
+@contextmanager
+def _known_model(cluster: ClusterReader) -> Iterator[None]:
+    """Around an action on a staged model; that there is no such model will not get better."""
+    try:
+        with reachable(cluster.client.url):
+            yield
+    except NoModel as error:
+        raise ApiError(404, str(error), code="model_not_found", headers=NO_RETRY) from None
 
 
 def _tell(cluster: ClusterReader, text: str) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fastapi import HTTPException
-
 from skynet.client.client import Client
 from skynet.gateway.cluster.feed import Feed
 from skynet.gateway.cluster.reader import ClusterReader, Metrics
+from skynet.gateway.errors import NO_RETRY, ApiError
 
 
 class Feeds:
@@ -30,12 +29,18 @@ class Feeds:
         """The cluster of this name; "": the first.
 
         Raises:
-            HTTPException: there is none.
+            ApiError: 404, there is none.
         """
         name = name or next(iter(self._source), "")
         client = self._source.get(name)
         if client is None:
-            raise HTTPException(404, f"no cluster has the name {name!r:.80}")
+            raise ApiError(
+                404,
+                f"no cluster has the name {name!r:.80}",
+                code="cluster_not_found",
+                param="cluster",
+                headers=NO_RETRY,
+            )
         made = self._made.get(name)
         if made is None or made[0].client is not client:
             reader = ClusterReader(name, client, self._metrics)
