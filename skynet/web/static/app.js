@@ -78,7 +78,10 @@ function Link({ live }) {
 
 function Overview({ live, act }) {
   const { state, problem, link } = live;
-  if (!state) return html`<section class="health calm" role="status"><p class="sentence">${problem ? (link === "refused" ? problem : `The gateway does not answer: ${problem}`) : "Connecting …"}</p></section>`;
+  if (!state) {
+    const words = live.status === 401 ? "The gateway asks for a key." : link === "refused" ? problem : problem ? `The gateway does not answer: ${problem}` : "Connecting …";
+    return html`<section class="health calm" role="status"><p class="sentence">${words}</p></section>`;
+  }
   return html`<${Health} health=${state.health} />
     ${state.stages && html`<${Figures} state=${state} />
     <div class="cards">
