@@ -164,7 +164,7 @@ def status(as_json: bool, watch: bool) -> None:
 
     Lists plan, members, queues, requests and the newest events.
     """
-    from skynet.cli.status import cluster_status
+    from skynet.client.status import cluster_status
     from skynet.settings import settings
     from skynet.store.connection import connect
 

@@ -41,7 +41,7 @@ def _models(client: redis.Redis) -> Iterable[str]:
 
 
 def _places(client: redis.Redis) -> Iterable[str]:
-    from skynet.cli.status import needed_places
+    from skynet.client.status import needed_places
     from skynet.store.plans import Plans
     from skynet.store.targets import Targets
     from skynet.wire.keys import ORCHESTRATOR_QUEUE

@@ -42,7 +42,7 @@ def requests(context: click.Context, as_json: bool, limit: int) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from skynet.cli.status import cluster_status
+    from skynet.client.status import cluster_status
     from skynet.settings import settings
     from skynet.store.connection import connect, reachable
     from skynet.store.requests import Requests

@@ -61,7 +61,7 @@ class WaitingNotices:
         terminal.err.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _reason(self) -> str:
-        from skynet.cli.status import cluster_status
+        from skynet.client.status import cluster_status
         from skynet.store.connection import connect
 
         try:

@@ -17,15 +17,18 @@ from starlette.responses import Response
 from skynet import __version__
 from skynet.errors import QueueFull, SkynetError
 from skynet.gateway.batch.batches import Batches
+from skynet.gateway.cluster.feeds import Feeds
+from skynet.gateway.cluster.routes import cluster_router
 from skynet.gateway.clusters import Clusters
 from skynet.gateway.config import GatewayConfig
 from skynet.gateway.errors import NO_RETRY, ApiError, api_error, invalid_body
-from skynet.gateway.gateway import Gateway
+from skynet.gateway.gateway import Gateway, require_admin
 from skynet.gateway.middleware.access_log import AccessLog
 from skynet.gateway.middleware.body_limit import BodyLimit
 from skynet.gateway.middleware.guard import Guard
 from skynet.gateway.middleware.request_id import HEADER, RequestId
 from skynet.gateway.routes import batches, chat, completions, health, models
+from skynet.web.page import page_router
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ CODES = {404: "not_found", 405: "method_not_allowed"}
 def create_app(clusters: Clusters, config: GatewayConfig) -> FastAPI:
     """The application over these clusters, which it closes at its end."""
     gateway = Gateway(clusters, config)
+    feeds = Feeds({cluster.name or "default": cluster.client for cluster in clusters.all})
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -44,6 +48,7 @@ def create_app(clusters: Clusters, config: GatewayConfig) -> FastAPI:
             async with clusters.reading(), _running_batches(app, gateway):
                 yield
         finally:
+            feeds.close()
             clusters.close()
 
     app = FastAPI(
@@ -57,6 +62,8 @@ def create_app(clusters: Clusters, config: GatewayConfig) -> FastAPI:
     app.state.gateway = gateway
     for router in ROUTERS:
         app.include_router(router)
+    app.include_router(cluster_router(feeds, require_admin))
+    app.include_router(page_router())
     if config.batch_dir is not None:
         app.state.batches = Batches(config.batch_dir, config.batch_bytes)
         app.include_router(batches.router)
@@ -86,7 +93,7 @@ def _wrap(app: FastAPI, config: GatewayConfig) -> None:
         timeout_s=config.body_timeout_s,
         longer={"/v1/files": config.batch_bytes},
     )
-    app.add_middleware(Guard, config=config)
+    app.add_middleware(Guard, config=config, open_paths=("/",))
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from skynet.gateway.clusters import Clusters
 from skynet.gateway.config import GatewayConfig
-from skynet.gateway.errors import ApiError
+from skynet.gateway.errors import NO_RETRY, ApiError
 from skynet.gateway.keys import Caller
 
 RATE_WINDOW_S = 300.0
@@ -93,6 +93,20 @@ def caller_of(request: Request) -> Caller:
     """Who sent it."""
     caller: Caller = request.scope.get("caller", Caller())
     return caller
+
+
+def require_admin(request: Request) -> None:
+    """
+    Raises:
+        ApiError: 403, the caller has no admin key.
+    """
+    if not caller_of(request).is_admin:
+        raise ApiError(
+            403,
+            "this needs an admin key, of SKYNET_ADMIN_KEYS",
+            code="admin_only",
+            headers=NO_RETRY,
+        )
 
 
 def request_id_of(request: Request) -> str:

@@ -79,6 +79,11 @@ class ModelService:
             "tokens_per_s": round(rate, 1),
             "chord_ms": round(engine.timing.spans.chord_s * 1000, 3),
             "layers_per_chord": engine.layers_per_chord,
+            "computing": {
+                sequence.id: [sequence.mode.computed, sequence.mode.num_tokens]
+                for sequence in engine.scheduler.running
+                if not sequence.mode.is_decoding
+            },
         }
 
     # -- the engine's carrier ------------------------------------------------------------------

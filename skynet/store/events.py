@@ -20,7 +20,7 @@ class Event:
     """
 
     at: float
-    # joined, lost, leaving, left, plan, prepare, ready, replay, leader, redis, wait, model
+    # joined, lost, leaving, left, plan, prepare, ready, replay, leader, redis, wait, model, admin
     kind: str
     text: str
     duration_s: float = 0.0

@@ -18,8 +18,8 @@ from flower_api import flower
 from processes import command, run, wait_for
 from redis_servers import ConfiguredServer, free_port, make_certificates, tls_binary
 
-from skynet.cli.status import cluster_status
 from skynet.client.client import Client
+from skynet.client.status import cluster_status
 from skynet.errors import RequestCancelled
 from skynet.staging.split import skysplit
 from skynet.store.access import NEEDED, commands

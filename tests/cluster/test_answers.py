@@ -14,8 +14,8 @@ from checkpoints import Tiny, letters
 from processes import wait_for
 from transformers import AutoModelForCausalLM
 
-from skynet.cli.status import cluster_status
 from skynet.client.generation import Generation
+from skynet.client.status import cluster_status
 from skynet.errors import BadRequest, RequestCancelled, RequestTimeout
 from skynet.local.cluster import LocalCluster
 from skynet.request.completion import Completion

@@ -10,7 +10,7 @@ from checkpoints import Tiny
 from disturbed import Undisturbed, heal, kill, whole, worker_with_a_place
 from processes import wait_for
 
-from skynet.cli.status import cluster_status
+from skynet.client.status import cluster_status
 from skynet.exchange.listener import socket_path
 from skynet.local.cluster import LocalCluster
 from skynet.store.members import READY

@@ -18,7 +18,7 @@ import transformers
 from checkpoints import VOCAB, Tiny, letters, make_tiny, save_tokenizer
 
 from skynet.checkpoint.checkpoint import Checkpoint
-from skynet.cli.status import cluster_status
+from skynet.client.status import cluster_status
 from skynet.errors import BadRequest
 from skynet.local.cluster import LocalCluster
 from skynet.staging.split import skysplit

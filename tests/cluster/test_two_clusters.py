@@ -16,7 +16,7 @@ from checkpoints import Tiny, make_tiny
 from flower_api import flower
 from processes import command, run, wait_for
 
-from skynet.cli.status import cluster_status
+from skynet.client.status import cluster_status
 from skynet.local.cluster import LocalCluster
 from skynet.store.staged_models import list_models
 
@@ -33,7 +33,7 @@ def other_tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 # What a user of the other cluster does, in one process with its variables.
 SESSION = """
 import json, sys
-from skynet.cli.status import cluster_status
+from skynet.client.status import cluster_status
 from skynet.client.client import Client
 from skynet.staging.split import skysplit
 from skynet.store.staged_models import list_models

@@ -11,8 +11,8 @@ from checkpoints import Tiny, make_tiny
 from click.testing import CliRunner
 
 from skynet.cli import main
-from skynet.cli.status import cluster_status
 from skynet.client.client import Client
+from skynet.client.status import cluster_status
 from skynet.errors import CommandRefused
 from skynet.local.server import EmbeddedServer
 from skynet.settings import settings

@@ -18,9 +18,9 @@ from tokenizers.models import WordLevel
 
 from skynet import cli
 from skynet.architecture.tensors import staged_tensors
-from skynet.cli.status import cluster_status
 from skynet.client.client import Client
 from skynet.client.generation import Generation
+from skynet.client.status import cluster_status
 from skynet.errors import ClusterUnreachable
 from skynet.local.server import EmbeddedServer
 from skynet.models.registry import load_architecture

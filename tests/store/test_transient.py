@@ -17,7 +17,7 @@ from redis_servers import ConfiguredServer, answers_at, free_port
 from skynet.bench.append_only import AppendOnlyFile
 from skynet.chords.app import SkynetCelery
 from skynet.chords.messenger import INLINE_BYTES, Messenger, body_signature
-from skynet.cli.status import cluster_status
+from skynet.client.status import cluster_status
 from skynet.errors import PeerLost
 from skynet.local.server import EmbeddedServer, server_binary
 from skynet.planning.ranges import Range

@@ -20,7 +20,7 @@ from orchestrator_cases import (
     watch,
 )
 
-from skynet.cli.status import cluster_status
+from skynet.client.status import cluster_status
 from skynet.errors import IncompatibleVersion
 from skynet.local.server import EmbeddedServer
 from skynet.orchestrator.runtime import OrchestratorRuntime

@@ -43,6 +43,7 @@ FLOOR_PLAN = (
     "check",
     "staging",
     "local",
+    "web",
     "gateway",
     "bench",
     "cli",

@@ -94,6 +94,9 @@ def test_a_wheel_has_one_package_with_its_types(wheel: ZipFile) -> None:
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"skynet"}
     assert "skynet/py.typed" in names
     assert {"skynet/client/client.py", "skynet/tasks/shard.py"} <= set(names)
+    page = ROOT / "skynet" / "web" / "static"
+    files = {f"skynet/web/static/{path.relative_to(page)}" for path in page.rglob("*.*")}
+    assert files <= set(names)
 
 
 @pytest.mark.timeout(300)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from skynet.cli import text_tasks, waiting
-from skynet.cli.status import obstacles
 from skynet.cli.waiting import WaitingNotices
+from skynet.client.status import obstacles
 
 NO_ORCHESTRATOR = "no orchestrator (start one with `celery -A skynet worker -Q orchestrator`)"
 PLACES = [f"stage{stage}.shard{shard}" for stage in range(2) for shard in range(2)]
@@ -94,7 +94,7 @@ class Clusters:
 @pytest.fixture
 def clusters(monkeypatch: pytest.MonkeyPatch) -> Clusters:
     clusters = Clusters()
-    monkeypatch.setattr("skynet.cli.status.cluster_status", clusters.status)
+    monkeypatch.setattr("skynet.client.status.cluster_status", clusters.status)
     monkeypatch.setattr(waiting, "LOOK_S", 0.01)
     monkeypatch.setattr(waiting, "NOTICE_S", 0.05)
     return clusters
@@ -185,7 +185,7 @@ def test_nothing_is_said_while_the_cluster_only_takes_its_time(
         looks.append(1)
         return clusters.status()
 
-    monkeypatch.setattr("skynet.cli.status.cluster_status", look)
+    monkeypatch.setattr("skynet.client.status.cluster_status", look)
     with WaitingNotices("unix:///x"):
         Output(capsys).wait_for(lambda _: len(looks) > 2)
     # Then

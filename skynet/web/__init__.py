@@ -1,0 +1,1 @@
+"""The page: static files, and the headers with which they are served. Knows nothing of clusters."""
