@@ -250,6 +250,7 @@ class End:
     timings: dict[str, float] = field(default_factory=dict)
     answer: dict[str, Any] = field(default_factory=dict)  # embedding, predictions, labels or beams
     cached_tokens: int = 0  # of the prompt
+    stop: str = ""  # the stop string that ended the answer
 
     def to_json(self) -> str:
         return json.dumps(self.__dict__)

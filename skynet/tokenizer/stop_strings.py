@@ -11,6 +11,8 @@ class StopStrings:
     """Ends an answer before the first stop string, which may span pieces.
 
     Of several, the one that is complete first counts; of those complete at once, the longest.
+
+    matched: the one that ended it; "" for none.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -19,6 +21,7 @@ class StopStrings:
         self._stops = tuple(stops)
         self._held = ""
         self._stopped = False
+        self.matched = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
         """The text that may be emitted, and whether a stop string is complete.
@@ -30,8 +33,9 @@ class StopStrings:
         text, self._held = self._held + piece, ""
         hits = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if hits:
-            self._stopped = True
-            return text[: min(hits)[1]], True
+            stop, start = min(hits)
+            self._stopped, self.matched = True, text[start:stop]
+            return text[:start], True
         length = max((_overlap(text, stop) for stop in self._stops), default=0)
         cut = len(text) - length
         self._held = text[cut:]
