@@ -1,7 +1,8 @@
 """Conversations of other APIs as messages of chats.
 
 Those APIs have items or blocks where a chat has fields of one message: what an assistant thought,
-wrote and called becomes one message. Chat templates take one system message, at the beginning.
+wrote and called becomes one message. Texts of one role that follow each other are joined: many
+chat templates want roles to alternate, and one system message at the beginning.
 """
 
 from __future__ import annotations
@@ -25,19 +26,13 @@ class Conversation:
         self._reasoning = ""  # of the assistant's next message
 
     def add_text(self, role: str, text: str) -> None:
-        """A message of a role, or more text of it where roles cannot follow each other."""
-        last = self._last()
-        if role in SYSTEM:
-            if last is not None and last["role"] == "system":
-                last["content"] += f"\n\n{text}"
-            else:
-                self.messages.append({"role": "system", "content": text})
-        elif role == "assistant":
-            message = self._assistant()
-            content = message["content"]
-            message["content"] = f"{content}\n{text}" if content else text
-        else:
+        """A message, or more text of the last one if that has the same role."""
+        role = "system" if role in SYSTEM else role
+        last = self._assistant() if role == "assistant" else self._last()
+        if last is None or last["role"] != role:
             self.messages.append({"role": role, "content": text})
+        else:
+            last["content"] = "\n\n".join(filter(None, (last["content"], text)))
 
     def add_reasoning(self, text: str) -> None:
         """What the assistant thought before what is added next."""
@@ -61,10 +56,8 @@ class Conversation:
             last = {"role": "assistant", "content": ""}
             self.messages.append(last)
         if self._reasoning:
-            before = last.get("reasoning_content")
-            last["reasoning_content"] = (
-                f"{before}\n{self._reasoning}" if before else self._reasoning
-            )
+            thoughts = (last.get("reasoning_content"), self._reasoning)
+            last["reasoning_content"] = "\n".join(filter(None, thoughts))
             self._reasoning = ""
         return last
 

@@ -94,9 +94,8 @@ def _kind(delta: Delta) -> tuple[str, int]:
 def _fragment(delta: Delta) -> dict[str, Any] | None:
     """What a delta adds to its block; None: the block only begins."""
     if isinstance(call := delta.tool_call, ToolCallDelta):
-        return (
-            {"type": "input_json_delta", "partial_json": call.arguments} if call.arguments else None
-        )
+        fragment = {"type": "input_json_delta", "partial_json": call.arguments}
+        return fragment if call.arguments else None
     if delta.reasoning:
         return {"type": "thinking_delta", "thinking": delta.reasoning}
     return {"type": "text_delta", "text": delta.content}

@@ -40,7 +40,7 @@ class TextItem:
         self._type = "reasoning_text" if is_reasoning else "output_text"
         self._text = ""
         self._logprobs: list[dict[str, Any]] = []
-        more = {"type": "reasoning", "summary": []}
+        more: dict[str, Any] = {"type": "reasoning", "summary": []}
         if not is_reasoning:
             more = {"type": "message", "role": "assistant"}
         prefix = "rs" if is_reasoning else "msg"

@@ -90,7 +90,6 @@ class CountBody(Body):
             "model": self.model,
             "messages": messages,
             "tools": tools or None,
-            or None,
             "reasoning_effort": output.effort,
             "response_format": _schema(output.format or self.output_format),
             **self._choice(),

@@ -41,9 +41,10 @@ class InputBody(TextTaskBody):
         given: list[Any] = [self.input] if isinstance(self.input, str) else list(self.input)
         if given and isinstance(given[0], int):
             given = [given]
-        return [
-            _filled("input", item, index) for index, item in enumerate(_counted("input", given))
-        ]
+        for index, item in enumerate(_counted("input", given)):
+            if not item:
+                raise refuse("input", f"item {index} is empty", "invalid_value")
+        return given
 
 
 class EmbeddingBody(InputBody):
@@ -123,12 +124,6 @@ def _counted(name: str, given: list[Any]) -> list[Any]:
     if len(given) > MAX_INPUTS:
         raise refuse(name, f"{len(given)} of them, at most {MAX_INPUTS}", "invalid_value")
     return given
-
-
-def _filled(name: str, item: Any, index: int) -> Any:
-    if not item:
-        raise refuse(name, f"item {index} is empty", "invalid_value")
-    return item
 
 
 def _text(name: str, given: Text) -> str:
