@@ -102,6 +102,7 @@ class Client(ClusterConnection):
         timeout: float | None = None,
         raw: bool = True,
         priority: int = DEFAULT_PRIORITY,
+        annotations: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> list[Generation]:
         """Submit many requests, which share steps: all, or none if one of them is refused.
@@ -113,7 +114,7 @@ class Client(ClusterConnection):
         """
         if (count := options.pop("n", None)) is not None:
             raise BadRequest(f"n {shown(count)}: call submit_prompt for each prompt")
-        arguments = Arguments.checked(task, timeout, raw, priority)
+        arguments = Arguments.checked(task, timeout, raw, priority, annotations=annotations)
         many = list(check_prompts(prompts))
         return self.of_model(model)._submit(many, arguments, options) if many else []
 

@@ -152,4 +152,5 @@ class Sequence:
             timings=self.timings.report(len(self.output.tokens)),
             answer=self.output.answer,
             cached_tokens=self.cached_tokens,
+            stop=self.output.stop_strings.matched,
         )

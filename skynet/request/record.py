@@ -258,6 +258,7 @@ class End:
     timings: dict[str, float] = field(default_factory=dict)
     answer: dict[str, Any] = field(default_factory=dict)  # more fields of a `Completion`
     cached_tokens: int = 0  # of the prompt
+    stop: str = ""  # the stop string that ended the answer
 
     def to_json(self) -> str:
         return json.dumps(self.__dict__)

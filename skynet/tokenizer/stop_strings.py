@@ -11,6 +11,8 @@ class StopStrings:
     """Ends an answer before the first stop string, which may span pieces.
 
     Of several, the one that is complete first counts; of those complete at once, the longest.
+
+    matched: the one that ended it; "" for none.
     """
 
     def __init__(self, stops: Sequence[str], included: bool = False) -> None:
@@ -20,6 +22,7 @@ class StopStrings:
         self._stops, self._included = tuple(stops), included
         self._held = ""
         self._stopped = False
+        self.matched = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
         """The text that may be emitted, and whether a stop string is complete.
@@ -31,8 +34,8 @@ class StopStrings:
         text, self._held = self._held + piece, ""
         hits = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if hits:
-            self._stopped = True
             end, start = min(hits)
+            self._stopped, self.matched = True, text[start:end]
             return text[: end if self._included else start], True
         length = max((_overlap(text, stop) for stop in self._stops), default=0)
         cut = len(text) - length
