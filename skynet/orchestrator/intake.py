@@ -42,6 +42,7 @@ class Served:
     arch: Architecture
     text: Text
     end_ids: frozenset[int]
+    num_bytes: int = 0  # of its weights in Redis
 
     @classmethod
     def staged(cls, client: redis.Redis, target: Target) -> tuple[Served | None, str]:
@@ -61,7 +62,8 @@ class Served:
         if missing:
             return None, f"{target.name}: {', '.join(missing)} is not in Redis any more"
         arch = load_architecture(manifest.config)
-        return cls(target.model, arch, Text(files), end_ids(manifest.config, files)), ""
+        ends = end_ids(manifest.config, files)
+        return cls(target.model, arch, Text(files), ends, manifest.num_bytes), ""
 
 
 class Intake:

@@ -43,6 +43,7 @@ class ModelService:
         self.plan_controller = PlanController(
             context.plans, membership, self.engine, plans, lambda: context.fence, context.tell
         )
+        self.plan_controller.switch.recovered = context.metrics.recovered
         self.intake = Intake(served, target, context.requests, context.answers)
 
     def can_follow(self, target: Target) -> bool:
@@ -91,6 +92,7 @@ class ModelService:
             messenger.emit_chord(plan, message, fence=self.context.fence)
         except redis.RedisError as error:
             raise ClusterUnreachable(f"step {step.number} could not be sent: {error}") from error
+        self.context.metrics.numbers.observe("step_tokens", step.num_tokens)
 
     def give_up(self, step: Step) -> None:
         try:

@@ -1,0 +1,1 @@
+"""The HTTP gateway: any OpenAI client, a page and metrics."""
