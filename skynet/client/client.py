@@ -19,6 +19,7 @@ from skynet.request.record import Options, Record
 from skynet.request.task_names import GENERATE
 from skynet.settings import settings
 from skynet.store.connection import ping, reachable
+from skynet.store.metrics import Metrics, MetricsStore
 from skynet.store.targets import Target, Targets
 from skynet.wire import keys
 
@@ -143,6 +144,18 @@ class Client(ClusterConnection):
     def has_chat_template(self) -> bool:
         """Whether the current model expects chat messages."""
         return self._model(self._target().model).text.has_chat_template
+
+    def metrics(self) -> Metrics | None:
+        """The numbers that the leading orchestrator wrote last; None: none within an hour.
+
+        In an event loop: `skynet.store.metrics.parse` of the value of `metrics_key()`.
+
+        Raises:
+            ClusterUnreachable: Redis does not answer.
+            WireError: the key holds something else.
+        """
+        with reachable(self.url):
+            return MetricsStore(self.redis).read()
 
     def spell(self, request_id: str, ids: Iterable[int]) -> dict[int, str]:
         """The text of each token id, by the tokenizer of a request's model; "" without one.

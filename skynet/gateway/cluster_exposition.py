@@ -1,4 +1,4 @@
-"""`/cluster/metrics`: a cluster's numbers in Prometheus' text format, the same from every gateway."""
+"""`/cluster/metrics`: a cluster's numbers in Prometheus' text format, from any gateway."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from prometheus_client.utils import floatToGoString
 
 from skynet.store.metric_table import CLUSTER, METRICS, PREFIX, STATUS, Metric
 from skynet.store.metrics import Histogram, Metrics, Sums
-from skynet.wire.keys import ORCHESTRATOR_QUEUE
 
 Status = Mapping[str, Any]
 Clusters = Mapping[str, tuple[Metrics | None, Status]]
@@ -123,4 +122,4 @@ def _of_status(name: str, status: Status) -> Mapping[str, float]:
 
 
 def _is_spare(member: Mapping[str, Any]) -> bool:
-    return not member["address"] and member["address"] != ORCHESTRATOR_QUEUE
+    return not member["address"] and not member["leaving"]
