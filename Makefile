@@ -20,7 +20,7 @@ SHOW_BIG := sed -un 's/^ *\(Downloading\|Using cached\) \(.*[0-9][0-9]\.[0-9] MB
 PROMPT ?= What is the capital of France?
 override export PROMPT := $(value PROMPT)
 
-.PHONY: help setup demo test lint chaos fuzz redis clean
+.PHONY: help setup demo serve test lint chaos fuzz redis clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -29,6 +29,9 @@ setup: .venv/.done-demo ## Make .venv, install everything, convert the demo mode
 
 demo: setup ## Answer PROMPT with the demo model on a cluster of this machine
 	@$(BIN)/skynet run --dtype float32 "$$PROMPT"
+
+serve: setup ## Serve the demo model over HTTP, with a page: SERVE="--help"
+	@$(BIN)/skynet serve --model smollm2 $(SERVE)
 
 # Clusters need the machine for themselves; the others, many and small, have a core each.
 test: lint ## Lint, types and all tests: what CI runs

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -46,6 +46,18 @@ class Settings(BaseSettings):
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
         description="URL of the Redis server: redis://, rediss://, unix:// or sentinel://",
+    )
+    cluster_urls: dict[str, str] = Field(
+        {},
+        description="Redis URLs of other clusters by the names of their models, for `model` "
+        "of submit_prompt and for skynet serve",
+    )
+    api_keys: SecretStr | None = Field(
+        None,
+        description="keys of users of skynet serve, separated by commas; unset: as its options say",
+    )
+    admin_keys: SecretStr | None = Field(
+        None, description="keys of administrators of skynet serve, separated by commas"
     )
     prefix: str = Field(
         "skynet:",
@@ -167,6 +179,11 @@ class Settings(BaseSettings):
     def _known_schemes(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(check_url(url) for url in urls)
 
+    @field_validator("cluster_urls")
+    @classmethod
+    def _known_schemes_by_name(cls, urls: dict[str, str]) -> dict[str, str]:
+        return {name: check_url(url) for name, url in urls.items()}
+
     @field_validator("exchange_listen")
     @classmethod
     def _listens(cls, address: str | None) -> str | None:
@@ -237,7 +254,7 @@ def _explain(problem: Any, sources: dict[str, str]) -> str:
     """One value and its problem, without the values of URLs, which may hold a password."""
     name = str(problem["loc"][0])
     reason = problem["msg"].removeprefix("Value error, ")
-    shown = "" if name.endswith(("url", "urls")) else f"={problem['input']!s:.80}"
+    shown = "" if name.endswith(("url", "urls", "keys")) else f"={problem['input']!s:.80}"
     source = sources[name]
     written = variable_of(name) if source == "environment" else f"{source}: {name}"
     return f"{written}{shown}: {reason}"

@@ -1,9 +1,21 @@
 """The command line: each command is a few calls of other packages."""
 
-from skynet.cli import check, cluster, local, models, plan, requests, settings, text_tasks
+from skynet.cli import (
+    batch,
+    check,
+    cluster,
+    local,
+    models,
+    plan,
+    requests,
+    serve,
+    settings,
+    text_tasks,
+)
 from skynet.cli.root import main
 
 __all__ = [
+    "batch",
     "check",
     "cluster",
     "local",
@@ -11,6 +23,7 @@ __all__ = [
     "models",
     "plan",
     "requests",
+    "serve",
     "settings",
     "text_tasks",
 ]

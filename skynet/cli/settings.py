@@ -43,6 +43,8 @@ def _shown(name: str, value: Any) -> Any:
     """The value as JSON has it, without a password."""
     from skynet.redis_url import hide_password
 
+    if isinstance(value, dict):
+        return {key: hide_password(url) for key, url in value.items()}
     if name.endswith(("url", "urls")):
         return hide_password(value) if isinstance(value, str) else list(map(hide_password, value))
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)

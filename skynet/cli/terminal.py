@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +228,37 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
             bars.start()  # at the first report, so that errors before it have no bars above them
             tasks[what] = bars.add_task(what, total=total)
         bars.update(tasks[what], completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        if tasks:
+            bars.stop()
+
+
+Counter = Callable[[int, int], None]  # done, in total
+
+
+@contextmanager
+def counter(what: str) -> Iterator[Counter]:
+    """A progress bar on stderr of things that are counted."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    bars = Bars(*columns, console=err)
+    tasks: list[Any] = []
+
+    def report(done: int, total: int) -> None:
+        if not tasks:
+            bars.start()
+            tasks.append(bars.add_task(what, total=total))
+        bars.update(tasks[0], completed=done, total=total)
 
     try:
         yield report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,15 @@ from skynet.request.options import check_priority
 from skynet.request.task_names import TASKS
 from skynet.settings import settings
 
+MAX_ANNOTATIONS = 64 * 1024  # characters of JSON
+
 
 @dataclass(frozen=True)
 class Arguments:
     """Checked arguments.
 
     n: answers to each prompt; None: one, without a list.
+    annotations: as the record has them.
     """
 
     task: str
@@ -26,9 +30,18 @@ class Arguments:
     raw: bool
     priority: int
     n: int | None = None
+    annotations: str = ""
 
     @classmethod
-    def checked(cls, task: Any, timeout: Any, raw: Any, priority: Any, n: Any = None) -> Arguments:
+    def checked(
+        cls,
+        task: Any,
+        timeout: Any,
+        raw: Any,
+        priority: Any,
+        n: Any = None,
+        annotations: Any = None,
+    ) -> Arguments:
         """
         Raises:
             BadRequest: names the argument, its value and its limits.
@@ -43,7 +56,23 @@ class Arguments:
             check_flag("raw", raw),
             check_priority(priority),
             None if n is None else check_value(BY_NAME["n"], n),
+            _annotations(annotations),
         )
+
+
+def _annotations(value: Any) -> str:
+    """The annotations as JSON text."""
+    if value is None:
+        return ""
+    if not isinstance(value, Mapping):
+        raise BadRequest(f"annotations {shown(value)}: a mapping of JSON's types")
+    try:
+        text = json.dumps(dict(value), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRequest(f"annotations: not of JSON's types: {error}") from None
+    if len(text) > MAX_ANNOTATIONS:
+        raise BadRequest(f"annotations: {len(text)} characters of JSON, at most {MAX_ANNOTATIONS}")
+    return text
 
 
 def check_prompts(prompts: Any) -> Iterable[Any]:

@@ -13,6 +13,7 @@ from skynet.client.arguments import Arguments, check_prompts
 from skynet.client.connection import ClusterConnection
 from skynet.client.generation import Generation
 from skynet.errors import BadRequest, ClusterUnreachable, CommandRefused, QueueFull
+from skynet.request.option_table import DEFAULT_PRIORITY
 from skynet.request.option_values import shown
 from skynet.request.prompts import Prompt
 from skynet.request.record import Options, Record
@@ -38,6 +39,7 @@ class Client(ClusterConnection):
     def __init__(self, url: str | None = None, *, lazy: bool = False) -> None:
         super().__init__(url, lazy=lazy)
         self._models: dict[str, ServedModel] = {}
+        self._others: dict[str, Client] = {}  # by Redis URL
 
     def __reduce__(self) -> Any:
         # By name, so that `submit_prompt` can be the target of a new process.
@@ -53,16 +55,20 @@ class Client(ClusterConnection):
         self,
         prompt: Prompt,
         *,
+        model: str | None = None,
         task: str = GENERATE,
         timeout: float | None = None,
         raw: bool = True,
-        priority: int = 0,
+        priority: int = DEFAULT_PRIORITY,
         n: int | None = None,
+        annotations: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Generation | list[Generation]:
         """Submit a request; returns at once.
 
         prompt: text; chat messages, a list of {"role": ..., "content": ...}; or token ids.
+        model: a name of `SKYNET_CLUSTER_URLS`, whose cluster gets the request; or the name of the
+            model that this cluster runs. None: whatever it runs.
         task: `generate`; or a text task: `embed` (options pooling: mean, cls, last or max, and
             normalize; by default as the model's modules.json says, else mean), `fill-mask`
             (option top_k: 5) or `classify`. Encoders do text tasks, decoders generate; a decoder
@@ -73,6 +79,8 @@ class Client(ClusterConnection):
             not interrupted.
         n: 1 to 16 answers, a list of as many Generations; those that run at the same time share
             the prompt's prefill. Answer i equals the single answer with seed `seed` + i.
+        annotations: of JSON's types, kept with the request: `Generation(id).annotations()` reads
+            them in any process. Its `request_id` is shown in Flower.
         options: of task `generate`, the rows of `skynet.request.option_table.OPTIONS`:
             max_tokens, temperature, top_p, stop, ... None is the default: the model's
             generation_config.json's, or the row's. temperature, top_k, top_p and min_p of that
@@ -82,18 +90,19 @@ class Client(ClusterConnection):
             BadRequest: names the argument, its value and its limit.
             ClusterUnreachable, NoModel, QueueFull: why the cluster cannot take the request now.
         """
-        arguments = Arguments.checked(task, timeout, raw, priority, n)
-        generations = self._submit([prompt], arguments, options)
+        arguments = Arguments.checked(task, timeout, raw, priority, n, annotations)
+        generations = self.of_model(model)._submit([prompt], arguments, options)
         return generations[0] if n is None else generations
 
     def submit_prompts(
         self,
         prompts: Iterable[Prompt],
         *,
+        model: str | None = None,
         task: str = GENERATE,
         timeout: float | None = None,
         raw: bool = True,
-        priority: int = 0,
+        priority: int = DEFAULT_PRIORITY,
         **options: Any,
     ) -> list[Generation]:
         """Submit many requests, which share steps: all, or none if one of them is refused.
@@ -107,7 +116,35 @@ class Client(ClusterConnection):
             raise BadRequest(f"n {shown(count)}: call submit_prompt for each prompt")
         arguments = Arguments.checked(task, timeout, raw, priority)
         many = list(check_prompts(prompts))
-        return self._submit(many, arguments, options) if many else []
+        return self.of_model(model)._submit(many, arguments, options) if many else []
+
+    def of_model(self, model: str | None) -> Client:
+        """The client of the cluster that runs a model: see `submit_prompt`.
+
+        Raises:
+            BadRequest: no cluster that is known here runs it.
+        """
+        if model is None:
+            return self
+        urls = settings().cluster_urls if self._given_url is None else {}
+        if isinstance(model, str) and model in urls:
+            if urls[model] not in self._others:
+                self._others[urls[model]] = Client(urls[model])
+            return self._others[urls[model]]
+        with reachable(self.url):
+            target = self.target()
+        if model in (target.name, target.model):
+            return self
+        raise BadRequest(
+            f"model {shown(model)}: this cluster runs {target.name}; "
+            + (f"others are {', '.join(urls)}" if urls else "SKYNET_CLUSTER_URLS names others")
+        )
+
+    def close(self) -> None:
+        """Close the connections that are open, those to other clusters too."""
+        for other in self._others.values():
+            other.close()
+        super().close()
 
     def generation(self, request_id: str) -> Generation:
         """A request of this cluster, which any process submitted."""
@@ -119,7 +156,7 @@ class Client(ClusterConnection):
         """Submit a request for each prompt, or for each answer to it: all or none."""
         ping(self.url)
         with reachable(self.url):
-            target = self._target()
+            target = self.target()
             limit = settings().max_waiting + target.num_slots
             if len(prompts) > limit:
                 raise QueueFull(
@@ -143,7 +180,19 @@ class Client(ClusterConnection):
 
     def has_chat_template(self) -> bool:
         """Whether the current model expects chat messages."""
-        return self._model(self._target().model).text.has_chat_template
+        return self.served_model(self.target()).text.has_chat_template
+
+    def target(self) -> Target:
+        """The model and shape that the cluster is asked to run.
+
+        Raises:
+            NoModel: none.
+        """
+        return Targets(self.redis).require()
+
+    def served_model(self, target: Target) -> ServedModel:
+        """Tokenizer and default options of a target's model; read once."""
+        return self._model(target.model)
 
     def metrics(self) -> Metrics | None:
         """The numbers that the leading orchestrator wrote last; None: none within an hour.
@@ -165,7 +214,7 @@ class Client(ClusterConnection):
         """
         with reachable(self.url):
             record = self.requests.read(request_id)
-            digest = record.model if record is not None else self._target().model
+            digest = record.model if record is not None else self.target().model
             text = self._model(digest).text
         return {token_id: text.spell(token_id) for token_id in set(ids)}
 
@@ -177,6 +226,8 @@ class Client(ClusterConnection):
             about["max_tokens"] = options.max_tokens
         else:
             about["task"] = options.read["task"]
+        if record.annotations:
+            about["request_id"] = str(json.loads(record.annotations).get("request_id", ""))
         try:
             self.send(
                 keys.GENERATE_TASK,
@@ -186,10 +237,6 @@ class Client(ClusterConnection):
             )
         except (ClusterUnreachable, CommandRefused) as error:
             logger.warning("request %s: record written, message not sent: %s", record.id, error)
-
-    def _target(self) -> Target:
-        """The model and shape that the cluster is asked to run."""
-        return Targets(self.redis).require()
 
     def _model(self, digest: str) -> ServedModel:
         if digest not in self._models:
@@ -211,13 +258,14 @@ def record_of(
         now + arguments.timeout_s,
         model=target.model,
         priority=arguments.priority,
+        annotations=arguments.annotations,
     )
 
 
 def samples_of(record: Record, count: int) -> list[Record]:
     """Records of `count` answers to one prompt, which share its prefill.
 
-    Sample i is a request with the first one's seed plus i.
+    Sample i is a request with the first one's seed plus i. Its id is `sample_id(first id, i)`.
     """
     if count == 1:
         return [record]
@@ -227,12 +275,17 @@ def samples_of(record: Record, count: int) -> list[Record]:
         samples.append(
             replace(
                 record,
-                id=record.id if number == 0 else str(uuid.uuid4()),
+                id=sample_id(record.id, number),
                 options=replace(record.options, seed=sample_seed),
                 sample_group=record.id,
             )
         )
     return samples
+
+
+def sample_id(first: str, number: int) -> str:
+    """The id of a sample of the request `first`."""
+    return f"{first}.{number}" if number else first
 
 
 default_client = Client(lazy=True)  # of SKYNET_REDIS_URL, which is read at the first use

@@ -16,14 +16,15 @@ from celery.result import AsyncResult
 from skynet.client.answer_stream import AnswerStream
 from skynet.client.connection import ClusterConnection, default_connection
 from skynet.client.ends import completion_of, error_of, tokens_of
-from skynet.errors import BadRequest, RequestTimeout, SkynetError
+from skynet.errors import BadRequest, RequestLost, RequestTimeout, SkynetError
 from skynet.request.completion import Completion
 from skynet.request.option_table import decimal
 from skynet.request.option_values import check_integer, check_wait, shown
-from skynet.request.record import Record, Token
+from skynet.request.record import End, Record, Token
 from skynet.store.async_answers import AsyncAnswers
 from skynet.store.connection import reachable
 from skynet.wire import keys
+from skynet.wire.typed_json import parse_object
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +170,35 @@ class Generation(AsyncResult):
                                 yield token
                 except TimeoutError as error:
                     raise self._no_token(error, timeout) from None
+
+    def annotations(self) -> dict[str, Any]:
+        """What `submit_prompt` was given as `annotations`; {} if nothing.
+
+        Raises:
+            RequestLost: Redis has no record of the request.
+        """
+        with reachable(self.client.url):
+            if (record := self._record()) is None:
+                raise RequestLost(f"request {self.id} is not in Redis: it expired, or never was")
+            return parse_object(record.annotations or "{}", "annotations")
+
+    async def items(self, start: int = 0) -> AsyncGenerator[Token | End]:
+        """Tokens from index `start` on as they are generated, then the end, which may be an error.
+
+        Raises:
+            ClusterUnreachable: Redis did not answer until the request's deadline.
+            RequestLost: Redis has no record of the request.
+            RequestTimeout: no end until the request's deadline.
+        """
+        with reachable(self.client.url):
+            async with self.client.async_answers() as answers:
+                limit = await self._async_time_left(answers)
+                try:
+                    async with aclosing(answers.tokens(self.id, start, limit)) as items:
+                        async for item in items:
+                            yield item
+                except TimeoutError as error:
+                    raise self._no_token(error, None) from None
 
     def cancel(self) -> bool:
         """Cancel the request at the next step; False if it has ended already."""

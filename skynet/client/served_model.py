@@ -102,7 +102,7 @@ class ServedModel:
             options = self._answering_in(options, language)
         if len(ids) >= target.slot_tokens:  # refused, if at all, before each id is checked
             self._check(task, options, ids, target)
-        ids = check_token_ids(ids, self._vocab_size)
+        ids = check_token_ids(ids, self.vocab_size)
         return ids, self._check(task, options, ids, target)
 
     def _check_languages(self, languages: Mapping[str, Any], name: str) -> None:
@@ -156,7 +156,17 @@ class ServedModel:
         return {**options, name: token}
 
     @property
-    def _vocab_size(self) -> int:
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads the prompt."""
+        return self.text_tasks.arch.encoder is not None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of `submit_prompt` that the model does."""
+        return self.text_tasks.tasks()
+
+    @property
+    def vocab_size(self) -> int:
         """The vocabulary of prompts: an encoder may have another one than the decoder."""
         arch = self.text_tasks.arch
         return (arch.encoder or arch).vocab_size

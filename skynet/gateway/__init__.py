@@ -1,1 +1,1 @@
-"""The HTTP gateway: any OpenAI client, a page and metrics."""
+"""The HTTP gateway: OpenAI's API over clusters. Holds no state that a cluster needs."""

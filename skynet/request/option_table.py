@@ -13,6 +13,7 @@ from enum import Enum, auto
 from typing import Any
 
 MAX_INTEGER = 2**31 - 1
+DEFAULT_PRIORITY = 5  # batches run at 0: after requests that somebody waits for
 
 
 def decimal(number: float) -> str:
@@ -383,7 +384,7 @@ ARGUMENTS = (
     Option(
         "priority",
         Kind.INTEGER,
-        0,
+        DEFAULT_PRIORITY,
         "Waiting requests of a higher priority run first.",
         maximum=9,
         recorded=False,

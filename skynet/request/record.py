@@ -94,6 +94,7 @@ class Record:
     first_token_at: float = 0.0
     last_token_at: float = 0.0
     sample_group: str = ""  # id of the first sample of the same prompt
+    annotations: str = ""  # the client's, JSON: kept for whoever opens the request again
 
     @property
     def timeout_s(self) -> float:
@@ -112,6 +113,7 @@ class Record:
             "model": self.model,
             "priority": self.priority,
             "family": self.sample_group,
+            "annotations": self.annotations,
         }
 
     @classmethod
@@ -147,6 +149,7 @@ class Record:
             first_token_at=_seconds(fields, b"first_token_at", b"0"),
             last_token_at=_seconds(fields, b"last_token_at", b"0"),
             sample_group=fields.get(b"family", b"").decode(),
+            annotations=fields.get(b"annotations", b"").decode(),
         )
 
 

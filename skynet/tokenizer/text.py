@@ -108,10 +108,17 @@ class Text:
             BadRequest: no template; a message is not {"role": ..., "content": ...}; or the
                 template refuses the messages.
         """
+        return self.encode_rendered(self.render(messages))
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> str:
+        """A conversation as the text of a prompt; arguments and errors as of `chat`."""
         if self._chat_template is None:
             raise BadRequest("messages: this model has no chat template; send a prompt instead")
-        tokenizer, prompt = self._require_tokenizer(), self._chat_template.render(messages)
-        # The template includes the special tokens.
+        return self._chat_template.render(messages, **arguments)
+
+    def encode_rendered(self, prompt: str) -> list[int]:
+        """Token ids of a rendered conversation, which has the special tokens in it."""
+        tokenizer = self._require_tokenizer()
         return _split(prompt, lambda: tokenizer.encode(prompt, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -122,6 +129,23 @@ class Text:
         """
         text = self._require_tokenizer().decode(ids)
         return clean_up(text) if self._staged.cleans_up else text
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special tokens included.
+
+        Raises:
+            BadRequest: the model has no tokenizer.
+        """
+        return self._require_tokenizer().decode(ids, skip_special_tokens=False)
+
+    def special_token(self, role: str) -> str | None:
+        """A special token by its role, such as `eos_token`; None if the model has none."""
+        return self._staged.special_tokens.get(role)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the chat template."""
+        return self._staged.chat_template
 
     def token_id(self, role: str) -> int | None:
         """The id of a special token by its role, such as `mask_token`; None if it has none."""

@@ -47,11 +47,13 @@ def test_submit_prompt_can_be_sent_to_another_process() -> None:
 def test_submit_prompt_shows_its_arguments() -> None:
     assert list(inspect.signature(skynet.submit_prompt).parameters) == [
         "prompt",
+        "model",
         "task",
         "timeout",
         "raw",
         "priority",
         "n",
+        "annotations",
         "options",
     ]
     assert "QueueFull" in (inspect.getdoc(skynet.submit_prompt) or "")

@@ -1,0 +1,1 @@
+"""Many requests from a file, after those that somebody waits for: OpenAI's batches."""

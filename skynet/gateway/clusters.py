@@ -1,0 +1,200 @@
+"""The clusters behind a gateway: a cluster for each model, found by the model's name.
+
+What a cluster runs is read from its Redis at most once a second, in a thread: the calls block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from skynet.client.client import Client
+from skynet.client.generation import Generation
+from skynet.client.served_model import ServedModel
+from skynet.errors import SkynetError
+from skynet.gateway.errors import NO_RETRY, ApiError
+from skynet.request.prompts import Prompt
+from skynet.store.connection import reachable
+from skynet.store.targets import Target
+from skynet.wire import keys
+from skynet.wire.typed_json import parse_object
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FRESH_S = 1.0
+THREADS = 16
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a cluster runs. name: of the model, as clients write it."""
+
+    name: str
+    target: Target
+    model: ServedModel
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest prompt and answer together."""
+        return self.target.slot_tokens
+
+
+class Cluster:
+    """One cluster.
+
+    name: its model's name for clients; "": as the model is called.
+    """
+
+    def __init__(self, name: str, client: Client, threads: ThreadPoolExecutor) -> None:
+        self.name = name
+        self.client = client
+        self._threads = threads
+        self._known: tuple[float, Served] | None = None
+        self._looking: asyncio.Lock | None = None
+        self.since = int(time.time())
+
+    async def served(self) -> Served:
+        """What it runs now.
+
+        Raises:
+            SkynetError: Redis does not answer, or no model is split onto the cluster.
+        """
+        self._looking = self._looking or asyncio.Lock()
+        async with self._looking:
+            if self._known is None or time.monotonic() - self._known[0] > FRESH_S:
+                served = await self.call(self._look)
+                self._known = (time.monotonic(), served)
+            return self._known[1]
+
+    @property
+    def last_served(self) -> Served | None:
+        """What it ran when it was last asked."""
+        return self._known[1] if self._known else None
+
+    async def engine_state(self) -> dict[str, Any]:
+        """What the leading orchestrator said of its engine a moment ago; {} if nothing leads.
+
+        Raises:
+            SkynetError: Redis does not answer.
+        """
+        return await self.call(self._engine_state)
+
+    def _engine_state(self) -> dict[str, Any]:
+        with reachable(self.client.url):
+            text = cast("bytes | None", self.client.redis.get(keys.engine_key()))
+        return parse_object(text, keys.engine_key()) if text else {}
+
+    async def why_silent(self) -> str:
+        """For a client whose answer does not go on: `keep-alive`, or what the cluster waits for."""
+        try:
+            state = (await self.engine_state()).get("state", "no orchestrator leads")
+        except SkynetError:
+            state = "Redis does not answer"
+        return "keep-alive" if state.startswith("ready") else f"recovering: {state}"
+
+    def _look(self) -> Served:
+        with reachable(self.client.url):
+            target = self.client.target()
+            return Served(self.name or target.name, target, self.client.served_model(target))
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """A call that blocks, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+    async def submit(self, prompt: Prompt, **arguments: Any) -> list[Generation]:
+        """As `Client.submit_prompt`. If the caller is cancelled meanwhile, so is the request."""
+        return await self._submitted(
+            lambda: _listed(self.client.submit_prompt(prompt, **arguments))
+        )
+
+    async def submit_all(self, prompts: list[Prompt], **arguments: Any) -> list[Generation]:
+        """As `Client.submit_prompts`."""
+        return await self._submitted(lambda: self.client.submit_prompts(prompts, **arguments))
+
+    async def _submitted(self, submit: Callable[[], list[Generation]]) -> list[Generation]:
+        future = self._threads.submit(submit)
+        try:
+            return await asyncio.shield(asyncio.wrap_future(future))
+        except asyncio.CancelledError:
+            future.add_done_callback(lambda done: _cancel_submitted(done.result))
+            raise
+
+    async def cancel(self, generations: list[Generation]) -> None:
+        """Cancel what has not ended."""
+        await self.call(lambda: cancel_all(generations))
+
+
+class Clusters:
+    """All clusters of a gateway, by name.
+
+    urls: Redis URLs by name; the name "" is the cluster of SKYNET_REDIS_URL.
+    """
+
+    def __init__(self, urls: Mapping[str, str | None]) -> None:
+        self._threads = ThreadPoolExecutor(THREADS, "gateway")
+        self.all = [Cluster(name, Client(url), self._threads) for name, url in urls.items()]
+
+    async def find(self, name: str | None) -> Cluster:
+        """The cluster whose model has this name. Without a name: the only one, or the first.
+
+        Raises:
+            ApiError: 404, no cluster has it.
+        """
+        if not name:
+            return self.all[0]
+        for cluster in self.all:
+            if name == cluster.name:
+                return cluster
+        for cluster in self.all:
+            with suppress(SkynetError):
+                served = await cluster.served()
+                if name in (served.name, served.target.name, served.target.model):
+                    return cluster
+        known = [c.name or (s.name if (s := c.last_served) else "") for c in self.all]
+        if not any(known):
+            await self.all[0].served()  # says why no name is known
+        raise ApiError(
+            404,
+            f"The model {name!r:.200} does not exist; there is {', '.join(filter(None, known))}",
+            code="model_not_found",
+            param="model",
+            headers=NO_RETRY,
+        )
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """While this lasts, each cluster's answers have one reader in this event loop."""
+        async with AsyncExitStack() as stack:
+            for cluster in self.all:
+                await stack.enter_async_context(cluster.client.async_answers())
+            yield
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for cluster in self.all:
+            cluster.client.close()
+
+
+def cancel_all(generations: list[Generation]) -> None:
+    for generation in generations:
+        try:
+            generation.cancel()
+        except SkynetError as error:
+            logger.warning("request %s was not cancelled: %s", generation.id, error)
+
+
+def _cancel_submitted(result: Callable[[], list[Generation]]) -> None:
+    with suppress(SkynetError):
+        cancel_all(result())
+
+
+def _listed(generations: Generation | list[Generation]) -> list[Generation]:
+    return generations if isinstance(generations, list) else [generations]

@@ -1,0 +1,2 @@
+"""What each request passes before its route. Pure ASGI: Starlette's BaseHTTPMiddleware would hide
+from routes that a client has left."""

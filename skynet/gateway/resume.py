@@ -1,0 +1,75 @@
+"""Answers that a client takes up again, through any gateway of the cluster."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from starlette.requests import Request
+
+from skynet.client.client import sample_id
+from skynet.client.generation import Generation
+from skynet.errors import RequestLost, SkynetError
+from skynet.gateway.clusters import Cluster
+from skynet.gateway.errors import NO_RETRY, ApiError
+from skynet.gateway.gateway import caller_of, gateway_of
+from skynet.gateway.run import Run
+from skynet.gateway.usage import Usage
+
+POSITION = re.compile(r"\d{1,9}(,\d{1,9}){0,15}")
+ID = re.compile(r"[0-9a-f-]{36}")
+
+
+def position_of(request: Request, starting_after: str) -> str:
+    """The place in a stream after which it continues; "" from its beginning.
+
+    Raises:
+        ApiError: 400, it is no id of an event.
+    """
+    position = starting_after or request.headers.get("last-event-id", "")
+    if position and not POSITION.fullmatch(position):
+        raise ApiError(
+            400,
+            f"starting_after {position!r:.80}: expected the id of an event, as in 17 or 3,5",
+            code="invalid_value",
+            param="starting_after",
+            headers=NO_RETRY,
+        )
+    return position
+
+
+async def resumed(request: Request, run_id: str, kind: str) -> Run:
+    """The run of a request that any gateway has submitted for the same caller.
+
+    Raises:
+        ApiError: 404, there is none.
+    """
+    gateway, caller = gateway_of(request), caller_of(request)
+    for cluster in gateway.clusters.all if ID.fullmatch(run_id) else ():
+        try:
+            about = await cluster.call(cluster.client.generation(run_id).annotations)
+        except RequestLost:
+            continue
+        if about.get("kind") == kind and (caller.is_admin or about.get("caller") == caller.name):
+            return await _run(request, cluster, run_id, about)
+    raise ApiError(
+        404,
+        f"no answer {run_id!r:.80}: it has expired, or never was",
+        code="answer_not_found",
+        headers=NO_RETRY,
+    )
+
+
+async def _run(request: Request, cluster: Cluster, run_id: str, about: dict[str, Any]) -> Run:
+    client = cluster.client
+    generations = [
+        Generation(sample_id(run_id, number), client) for number in range(about["choices"])
+    ]
+    record = await cluster.call(lambda: client.requests.read(run_id))
+    usage = Usage(prompt_tokens=len(record.prompt) if record else 0)
+    try:
+        served = await cluster.served()
+    except SkynetError as error:
+        raise RequestLost(f"request {run_id}: its model is not served any more: {error}") from None
+    # Others may read the same answer: it does not end when this client leaves.
+    return Run(gateway_of(request), cluster, served, generations, about, True, usage)

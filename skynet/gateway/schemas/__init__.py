@@ -1,0 +1,1 @@
+"""Bodies of requests, as OpenAI's and other clients send them."""

@@ -1,0 +1,102 @@
+"""What the bodies of all requests have in common: what is refused, and what is ignored.
+
+A field that would change the answer and is not supported is refused by name. Other unknown fields
+are ignored, and named in the answer's header `x-skynet-ignored`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from skynet.gateway.errors import NO_RETRY, ApiError
+
+IGNORED_HEADER = "x-skynet-ignored"
+MAX_NAMED = 20
+
+# Accepted, without effect on the answer, and not worth a word.
+HARMLESS = frozenset(
+    {
+        "add_special_tokens",
+        "metadata",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "spaces_between_special_tokens",
+        "store",
+        "stream_interval",
+        "user",
+        "verbosity",
+    }
+)
+REFUSED = {
+    "audio": "audio is not supported",
+    "best_of": "ask for n answers and choose among them",
+    "ebnf": "send structured_outputs with grammar",
+    "function_call": "send tool_choice",
+    "functions": "send tools",
+    "grammar": "send structured_outputs with grammar",
+    "guided_choice": "send structured_outputs with choice",
+    "guided_grammar": "send structured_outputs with grammar",
+    "guided_json": "send structured_outputs with json, or response_format",
+    "guided_regex": "send structured_outputs with regex",
+    "json_schema": "send response_format",
+    "lora_request": "adapters are not supported",
+    "prediction": "predicted outputs are not supported",
+    "prompt_embeds": "prompts are texts or token ids",
+    "regex": "send structured_outputs with regex",
+    "suffix": "filling in before a suffix is not supported",
+    "use_beam_search": "send num_beams",
+    "web_search_options": "web search is not supported",
+}
+
+
+class Body(BaseModel):
+    """A request's JSON object. model: the name that clients have for it."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    model: str | None = Field(None, max_length=512)
+
+    def extras(self) -> dict[str, Any]:
+        """Fields that the schema does not have, and that are set."""
+        given = self.model_extra or {}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def ignored(self, known: frozenset[str] = frozenset()) -> list[str]:
+        """The names of unknown fields.
+
+        known: used elsewhere.
+
+        Raises:
+            ApiError: 400, a field that is refused by name.
+        """
+        unknown = []
+        for name, value in self.extras().items():
+            if name in REFUSED and value not in (False, [], {}, ""):
+                raise ApiError(
+                    400,
+                    f"{name}: {REFUSED[name]}",
+                    code="unsupported_parameter",
+                    param=name,
+                    headers=NO_RETRY,
+                )
+            if name not in HARMLESS and name not in known and name not in REFUSED:
+                unknown.append(name)
+        return unknown
+
+
+def ignored_header(names: list[str]) -> dict[str, str]:
+    """The header that names ignored fields; {} if there are none."""
+    shown = [
+        name.encode("ascii", "replace").decode()[:40].replace("\n", "?").replace("\r", "?")
+        for name in names[:MAX_NAMED]
+    ]
+    return {IGNORED_HEADER: ", ".join(shown)} if shown else {}
+
+
+def refuse(param: str, why: str, code: str = "unsupported_value") -> ApiError:
+    """The answer to a value that is not supported."""
+    return ApiError(400, f"{param}: {why}", code=code, param=param, headers=NO_RETRY)
