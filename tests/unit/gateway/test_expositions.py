@@ -8,10 +8,10 @@ import re
 import shutil
 import subprocess
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
-from documented import ROOT, read
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, StreamingResponse
@@ -29,7 +29,8 @@ from skynet.store.metric_table import GATEWAY, METRICS
 from skynet.store.metrics import Metrics, parse
 from skynet.wire.typed_json import write_json
 
-BOARD: dict[str, Any] = json.loads(read(ROOT / "docs" / "grafana" / "skynet.json"))
+ROOT = Path(__file__).parents[3]
+BOARD: dict[str, Any] = json.loads((ROOT / "docs" / "grafana" / "skynet.json").read_text())
 NAME = re.compile(r"\bskynet_[a-z0-9_]+")
 
 
