@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import redis
 
@@ -17,6 +17,7 @@ from skynet.errors import WireError
 from skynet.orchestrator.numbers import Numbers
 from skynet.orchestrator.stage_times import StageTimes
 from skynet.request.record import End, Token
+from skynet.store.members import Member
 from skynet.store.metrics import (
     MAX_RECOVERIES,
     MAX_SAMPLES,
@@ -28,12 +29,23 @@ from skynet.store.metrics import (
     StageTime,
 )
 
-if TYPE_CHECKING:
-    from skynet.orchestrator.service import ModelService
-
 logger = logging.getLogger(__name__)
 
 MAX_FIRST_TOKENS = 1000  # of a sample's percentiles
+
+
+class Reading(NamedTuple):
+    """What changes without an event.
+
+    totals: of the engine's finished steps.
+    gauges: without labels.
+    staged: the served model's name, and the bytes of its weights.
+    """
+
+    totals: StepTotals
+    members: Iterable[Member]
+    gauges: dict[str, float]
+    staged: tuple[str, int]
 
 
 class ClusterMetrics:
@@ -46,6 +58,7 @@ class ClusterMetrics:
         self.store = MetricsStore(client)
         self.numbers = Numbers()
         self.spares_log = True
+        self._round_trip_s = 0.0  # of the last write
         self._stage_times = StageTimes()
         self._stages: tuple[StageTime, ...] = ()
         self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
@@ -84,7 +97,7 @@ class ClusterMetrics:
             timings = sequence.timings
             self.numbers.count("generation_tokens")
             if token.index == 0:
-                first_s = timings.last_token_at - timings.created
+                first_s = max(0.0, timings.last_token_at - timings.created)
                 self.numbers.observe("time_to_first_token_seconds", first_s)
                 self._first_tokens.append(first_s)
             elif timings.gap_s:
@@ -125,19 +138,22 @@ class ClusterMetrics:
 
     # -- once a second -------------------------------------------------------------------------
 
-    def write(self, service: ModelService | None, now: float, fence: str) -> None:
-        """Measure what changes without an event, and write everything.
+    def write(self, reading: Reading | None, now: float, fence: str) -> None:
+        """Write everything.
 
+        reading: None: no model is served.
         now: unix seconds by Redis's clock.
         """
         totals, numbers = StepTotals(), self.numbers
-        if service is not None:
-            totals = service.engine.timing.totals
-            self._gauge(service)
-            live = service.plan_controller.membership.live
-            self._stage_times.follow(live.values(), totals, numbers)
-        else:
-            numbers.gauges.clear()
+        numbers.gauges.clear()
+        if reading is not None:
+            totals = reading.totals
+            self._stage_times.follow(reading.members, totals, numbers)
+            for name, value in reading.gauges.items():
+                numbers.gauge(name, value)
+            numbers.gauge("staged_bytes", reading.staged[1], reading.staged[0])
+        if self._round_trip_s:
+            numbers.gauge("redis_round_trip_seconds", self._round_trip_s)
         numbers.gauge("leader_term", float(fence.partition(":")[0] or 0))
         if not 0 <= now - self._sampled[0] < SAMPLE_S:
             self._sample(now, totals)
@@ -153,16 +169,7 @@ class ClusterMetrics:
             ),
             fence,
         )
-        numbers.gauge("redis_round_trip_seconds", time.perf_counter() - started)
-
-    def _gauge(self, service: ModelService) -> None:
-        numbers, scheduler = self.numbers, service.engine.scheduler
-        numbers.gauge("num_requests_running", len(scheduler.running))
-        numbers.gauge("num_requests_waiting", len(scheduler.waiting))
-        slots = scheduler.slots
-        numbers.gauge("kv_cache_usage_perc", 1 - len(slots.free) / max(1, slots.num_slots))
-        numbers.gauge("plan_epoch", service.plan_controller.epoch)
-        numbers.gauge("staged_bytes", service.served.num_bytes, service.target.name)
+        self._round_trip_s = time.perf_counter() - started
 
     def _totals_before(self) -> tuple[float, float, float, StepTotals]:
         """When the last sample was taken, and the totals then: tokens in, tokens out, steps."""

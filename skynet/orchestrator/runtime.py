@@ -169,7 +169,8 @@ class OrchestratorRuntime:
             self._report()
         metrics = context.metrics
         if self.intervals.is_due("metrics", METRICS_S if metrics.spares_log else LOGGED_METRICS_S):
-            metrics.write(service, context.requests.now(), context.fence)
+            reading = service.reading() if service is not None else None
+            metrics.write(reading, context.requests.now(), context.fence)
 
     def _reconnected(self) -> None:
         """The lease has another connection: messages may be lost, and after a failover data, too.

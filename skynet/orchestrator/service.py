@@ -13,6 +13,7 @@ from skynet.errors import ClusterUnreachable, SkynetError
 from skynet.orchestrator.context import Context
 from skynet.orchestrator.intake import Intake, Served
 from skynet.orchestrator.membership import Membership
+from skynet.orchestrator.metrics import Reading
 from skynet.orchestrator.plan_controller import PlanController
 from skynet.orchestrator.target_plans import TargetPlans
 from skynet.settings import settings
@@ -81,6 +82,19 @@ class ModelService:
             "chord_ms": round(engine.timing.spans.chord_s * 1000, 3),
             "layers_per_chord": engine.layers_per_chord,
         }
+
+    def reading(self) -> Reading:
+        """For the cluster's metrics."""
+        engine, slots = self.engine, self.engine.scheduler.slots
+        gauges = {
+            "num_requests_running": len(engine.scheduler.running),
+            "num_requests_waiting": len(engine.scheduler.waiting),
+            "kv_cache_usage_perc": 1 - len(slots.free) / max(1, slots.num_slots),
+            "plan_epoch": self.plan_controller.epoch,
+        }
+        members = self.plan_controller.membership.live.values()
+        staged = self.target.name, self.served.num_bytes
+        return Reading(engine.timing.totals, members, gauges, staged)
 
     # -- the engine's carrier ------------------------------------------------------------------
 

@@ -68,12 +68,19 @@ STATUS: dict[str, Any] = {
 
 
 def samples(text: bytes) -> dict[str, dict[tuple[str, ...], float]]:
-    """Values by the name of the sample, then by the values of the labels."""
+    """Values by the name of the sample, then by the values of the labels, in the table's order."""
     found: dict[str, dict[tuple[str, ...], float]] = {}
     for family in text_string_to_metric_families(text.decode()):
         for sample in family.samples:
-            found.setdefault(sample.name, {})[tuple(sample.labels.values())] = sample.value
+            found.setdefault(sample.name, {})[_labels(sample)] = sample.value
     return found
+
+
+def _labels(sample: Any) -> tuple[str, ...]:
+    """The parser sorts them by name; `le` comes last."""
+    order = ("model_name", "path", "method", "status", "stage", "shard")
+    known = [sample.labels[name] for name in order if name in sample.labels]
+    return (*known, *(value for name, value in sample.labels.items() if name not in order))
 
 
 async def count_requests(metrics: GatewayMetrics) -> None:
@@ -97,7 +104,9 @@ async def count_requests(metrics: GatewayMetrics) -> None:
     open_streams = []
 
     async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        """The client stays, and sends nothing."""
+        await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.body" and message["body"].startswith(b"data"):
@@ -153,7 +162,7 @@ def test_a_clusters_numbers_are_those_in_redis_and_of_the_status() -> None:
     found = samples(cluster_exposition(counted(), STATUS))
     assert found["skynet_prompt_tokens_total"] == {("tiny",): 2}
     assert found["skynet_request_success_total"] == {("tiny", "x"): 2}
-    assert found["skynet_step_seconds_count"] == {("tiny", "0"): 2}
+    assert found["skynet_step_seconds_count"] == {("tiny", "0"): 3}
     assert found["skynet_shard_compute_seconds_sum"] == {("tiny", "0", "1"): 2}
     buckets = found["skynet_time_to_first_token_seconds_bucket"]
     wanted = {"0.001": 0, "0.005": 1, "7.5": 2, "2560.0": 2, "+Inf": 3}
