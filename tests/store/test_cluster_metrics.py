@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import redis
 from orchestrator_cases import (
@@ -15,6 +17,7 @@ from orchestrator_cases import (
     watch,
 )
 
+from skynet.client.client import Client
 from skynet.errors import Fenced
 from skynet.local.server import EmbeddedServer
 from skynet.orchestrator.runtime import OrchestratorRuntime
@@ -184,5 +187,10 @@ def test_the_last_minutes_are_sampled(
     assert newest.step_s is None
 
 
-def test_the_append_only_file_is_spared(server: EmbeddedServer, client: redis.Redis) -> None:
-    assert MetricsStore(client).write(Metrics(1.0), "")
+def test_a_client_reads_them_and_the_append_only_file_is_spared(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
+    with closing(Client(server.url)) as reader:
+        assert reader.metrics() is None
+        assert MetricsStore(client).write(Metrics(1.0), "")
+        assert reader.metrics() == Metrics(1.0)
