@@ -49,6 +49,7 @@ class Served:
     text: Text
     end_ids: frozenset[int]
     grammars: Grammars
+    num_bytes: int = 0  # of its weights in Redis
 
     @classmethod
     def staged(cls, client: redis.Redis, target: Target) -> tuple[Served | None, str]:
@@ -71,7 +72,7 @@ class Served:
         text, ends = Text(files), end_ids(manifest.config, files)
         tokenizer = text.tokenizer_json if GENERATE in arch.tasks and arch.encoder is None else None
         grammars = Grammars(tokenizer, arch.vocab_size, ends)
-        return cls(target.model, arch, text, ends, grammars), ""
+        return cls(target.model, arch, text, ends, grammars, manifest.num_bytes), ""
 
 
 class Intake:

@@ -73,6 +73,8 @@ class Member:
     resident_bytes: Count = 0
     free_bytes: Count = 0  # free memory of its device
     steps: Count = 0
+    compute_s: Amount = 0.0  # of its spans so far
+    exchange_s: Amount = 0.0  # that it has waited for its peers' partials
     problem: str = ""
     connection: Count = 0  # Redis's client id of the connection that renews the lease
     joined: Amount = 0.0  # unix time

@@ -191,15 +191,14 @@ class SpanRunner:
                 f"[{span.start}, {span.stop}) of step {step.number}: {type(error).__name__}: "
                 f"{error}"
             ) from error
-        self.plan_follower.member.steps += 1
         waited = exchange.waited_s
-        return Part(
-            None if partial is None else partial.cpu().numpy(),
-            candidates,
-            time.perf_counter() - started - waited,
-            waited,
-            vectors,
-        )
+        total = None if partial is None else partial.cpu().numpy()
+        computed = time.perf_counter() - started - waited
+        member = self.plan_follower.member
+        member.steps += 1
+        member.compute_s += computed
+        member.exchange_s += waited
+        return Part(total, candidates, computed, waited, vectors)
 
     def _set_threads(self) -> None:
         """Take over the thread count that the plan follower has chosen."""
