@@ -197,6 +197,7 @@ def candidate_of(member: Member, free_bytes: int) -> Candidate:
         free_bytes=free_bytes,
         leaving=member.leaving,
         joined=member.joined,
+        trips=member.trips,
     )
 
 

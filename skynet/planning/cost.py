@@ -6,8 +6,8 @@ Pure. The seconds of steps and tokens are in timing.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from skynet.architecture.architecture import Architecture
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
@@ -29,6 +29,7 @@ class Candidate:
     speed: bytes of weights per second with one thread, in products with one row.
     few_rows, many_rows: multiply-adds per second with one thread, in products with some rows and
         with hundreds.
+    trips: measured round trips of direct links in seconds, by the peer's host.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Candidate:
     free_bytes: int = 2**62
     leaving: bool = False
     joined: float = 0.0
+    trips: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 def cores_of(workers: Sequence[Candidate]) -> list[float]:

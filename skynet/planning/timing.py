@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from math import ceil
 
 from skynet.architecture.architecture import Architecture
 from skynet.planning.compute import Work, shard_compute_s
 from skynet.planning.cost import Candidate, cores_of
 from skynet.planning.plan import Plan
+from skynet.planning.proximity import host_of, measured_trip_s
 from skynet.planning.ranges import Range
 from skynet.planning.spans import CHORD_SHARE, layers_per_chord
 from skynet.planning.split import DTYPE_BYTES
@@ -42,7 +44,7 @@ class Costs:
     sample_s: the same for each further sequence in a step.
     accept_s: from submission to the first step, without round trips.
     link: how the shards of a stage exchange partials: a key of `sum_s`, or auto: directly on one
-        host, else through Redis.
+        host and where they have had direct links, else through Redis.
     wire_bytes_per_s: of the network link of each machine, and of Redis's.
     """
 
@@ -244,13 +246,24 @@ def _sums_s(
     costs: Costs,
 ) -> float:
     """Seconds of a stage's all-reduces."""
-    on_one_host = len({worker.host or worker.id for worker in workers}) == 1
+    direct_s = None if costs.link == REDIS else _direct_trip_s(workers)
     if costs.link == AUTO:
-        costs = replace(costs, link=DIRECT if on_one_host else REDIS)
-    trip = max(worker.round_trip_s for worker in workers)
-    if costs.link == DIRECT and on_one_host:
-        trip = 0.0
+        costs = replace(costs, link=REDIS if direct_s is None else DIRECT)
+    trip = direct_s
+    if trip is None or costs.link == REDIS:
+        trip = max(worker.round_trip_s for worker in workers)
     return _num_sums(arch, plan, run) * (trip + _sum_s(arch, plan, work, costs))
+
+
+def _direct_trip_s(workers: Sequence[Candidate]) -> float | None:
+    """The longest round trip between two shards of a stage; None: one is not known."""
+    longest = 0.0
+    for one, other in combinations({host_of(worker): worker for worker in workers}.values(), 2):
+        trip = measured_trip_s(one, other)
+        if trip is None:
+            return None
+        longest = max(longest, trip)
+    return longest
 
 
 def _chords_s(
