@@ -77,9 +77,9 @@ def round_trip_s(url: str) -> float:
 
 def _steps_s(model: Path) -> tuple[float, float, float]:
     """Seconds of a step with a chord for each layer, and with one chord; of a round trip."""
-    with LocalCluster(model, 1, 2, "float32", "layer") as cluster:
+    with LocalCluster(model, 1, 2, chord_span="layer", weights="bf16") as cluster:
         by_layer_s = _step_s(cluster)
-        skysplit(str(model), 1, 2, dtype="float32", chord_span="stage", url=cluster.url)
+        skysplit(str(model), 1, 2, chord_span="stage", weights="bf16", url=cluster.url)
         _wait_for_span(cluster, "stage")
         return by_layer_s, _step_s(cluster), round_trip_s(cluster.url)
 

@@ -58,6 +58,23 @@ def cores_of(workers: Sequence[Candidate]) -> list[float]:
     return [cores(worker) for worker in workers]
 
 
+def stage_cores(workers: Sequence[Candidate], num_shards: int) -> list[float]:
+    """The cores that each worker computes on while the other stages wait, as for one request.
+
+    A worker has as many threads as its share of the host's cores has, but one at least; those of a
+    stage divide the cores.
+    """
+    hosts = [worker.host or worker.id for worker in workers]
+    neighbours = Counter(hosts)
+    cores = []
+    for at, worker in enumerate(workers):
+        first = at - at % num_shards
+        beside = hosts[first : first + num_shards].count(hosts[at])
+        threads = worker.threads or max(1, worker.cores // neighbours[hosts[at]])
+        cores.append(min(threads, worker.cores / beside))
+    return cores
+
+
 def shared_speeds(workers: Sequence[Candidate]) -> list[float]:
     """Bytes of weights per second of each worker."""
     pairs = zip(workers, cores_of(workers), strict=True)

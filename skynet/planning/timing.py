@@ -15,7 +15,7 @@ from math import ceil
 
 from skynet.architecture.architecture import Architecture
 from skynet.planning.compute import Work, shard_compute_s
-from skynet.planning.cost import Candidate, cores_of
+from skynet.planning.cost import Candidate, cores_of, stage_cores
 from skynet.planning.plan import Plan
 from skynet.planning.proximity import host_of, measured_trip_s
 from skynet.planning.ranges import Range
@@ -118,9 +118,14 @@ def step_time(
     workers: Sequence[Candidate],
     work: Work,
     costs: Costs = Costs(),
+    steps: int = 1,
 ) -> StepTime:
-    """The predicted time of a step; `workers` are in the order of the plan's addresses."""
-    cores, shards = cores_of(workers), plan.num_shards
+    """The predicted time of a step; `workers` are in the order of the plan's addresses.
+
+    steps: at the same time, on different stages, which then share the cores of a host.
+    """
+    shards = plan.num_shards
+    cores = stage_cores(workers, shards) if steps == 1 else cores_of(workers)
     layers = Range(arch.encoder_layers, plan.num_layers)  # an encoder runs once per request
     if work.encoder:
         layers = Range(0, arch.encoder_layers)
@@ -171,7 +176,7 @@ def tokens_per_s(
     requests = min(requests, plan.num_slots)
     batches = min(requests, len(plan.stages))
     rows = ceil(requests / batches)
-    step = step_time(arch, plan, workers, Work(rows, rows, context), costs)
+    step = step_time(arch, plan, workers, Work(rows, rows, context), costs, batches)
     busiest = max(stage.busy_s for stage in step.stages)
     pace = max(step.total_s / batches, busiest, step.busy_s)
     return requests / batches / pace
