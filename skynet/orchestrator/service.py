@@ -43,7 +43,7 @@ class ModelService:
         self.plan_controller = PlanController(
             context.plans, membership, self.engine, plans, lambda: context.fence, context.tell
         )
-        self.intake = Intake(served, target, context.requests, context.answers)
+        self.intake = Intake(served, target, context.requests, context.answers, context.targets)
 
     def can_follow(self, target: Target) -> bool:
         """Whether the engine and its requests fit another target."""
