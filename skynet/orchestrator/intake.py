@@ -31,7 +31,7 @@ from skynet.request.record import Record
 from skynet.request.task_names import GENERATE
 from skynet.store.foreign import is_wrong_type
 from skynet.store.requests import Requests
-from skynet.store.targets import Target
+from skynet.store.targets import Target, Targets
 from skynet.store.weights import WeightStore
 from skynet.tokenizer.text import Text
 
@@ -79,12 +79,18 @@ class Intake:
     """Makes sequences of records."""
 
     def __init__(
-        self, served: Served, target: Target, requests: Requests, answers: Answers
+        self,
+        served: Served,
+        target: Target,
+        requests: Requests,
+        answers: Answers,
+        targets: Targets,
     ) -> None:
         self.served = served
         self.target = target
         self.requests = requests
         self.answers = answers
+        self.targets = targets
         self._compiling: dict[str, Future[LLMatcher]] = {}  # by the id of a request that waits
 
     def accept_compiled(self, engine: Engine) -> None:
@@ -108,10 +114,17 @@ class Intake:
                 self.requests.forget(request_id)
             elif record.state == "done":
                 self.requests.forget(request_id)  # its end removes it, nonsense may add it again
-            elif request_id not in engine.sequences:
+            elif request_id not in engine.sequences and not self._is_for_next_target(record):
                 self._adopt(engine, record)
         except (WireError, BadRequest, IncompatibleVersion) as error:
             reject(self.requests, self.answers, request_id, error)
+
+    def _is_for_next_target(self, record: Record) -> bool:
+        """Whether the leader has yet to follow the target of this request: then it accepts it."""
+        if record.model in ("", self.target.model):
+            return False
+        target = self.targets.current()
+        return target is not None and target.model == record.model
 
     def _adopt(self, engine: Engine, record: Record) -> None:
         arch = self.served.arch

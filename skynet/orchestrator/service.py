@@ -45,7 +45,7 @@ class ModelService:
             context.plans, membership, self.engine, plans, lambda: context.fence, context.tell
         )
         self.plan_controller.switch.recovered = context.metrics.recovered
-        self.intake = Intake(served, target, context.requests, context.answers)
+        self.intake = Intake(served, target, context.requests, context.answers, context.targets)
 
     def can_follow(self, target: Target) -> bool:
         """Whether the engine and its requests fit another target."""

@@ -10,6 +10,7 @@ from orchestrator_cases import (
     bring_up,
     parts,
     sent_steps,
+    stage_model,
     submit,
     watch,
 )
@@ -113,6 +114,26 @@ def test_the_end_id_of_the_config_ends_an_answer(
     # Then it is over
     assert runtime.context.app.AsyncResult("r1").result["finish_reason"] == "stop"
     assert sent_steps(client) == []
+
+
+def test_a_request_for_the_model_that_was_just_asked_for_waits_for_it(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
+) -> None:
+    # Given a plan in force, and another model that is asked for
+    bring_up(runtime, shards)
+    stage_model(client, "next")
+    ask(client, model="next", fixed=False)
+    # When a request for it comes before the leader has seen that
+    submit(client, "r1", model="next")
+    runtime.messages.accept("r1")
+    # Then it is neither refused nor run with the model in force
+    assert Requests(client, 1000).open_ids() == ["r1"]
+    assert sent_steps(client) == []
+    # And it is accepted once the leader serves its model
+    watch(runtime)
+    service = runtime.leader.service
+    assert service is not None
+    assert list(service.engine.sequences) == ["r1"]
 
 
 def test_a_request_for_another_model_is_refused(
