@@ -51,7 +51,7 @@ def add_shape(
 ) -> None:
     """Add the errors of one shape's predictions, in percent of what was measured.
 
-    At 2x2 there is no relay: four workers, an orchestrator and a relay need more cores.
+    There is no relay at 1x1 and 2x2: one waits for no sums, the other needs more cores.
     """
     stages, shards = shape
     with LocalCluster(MODEL, stages, shards) as cluster:
