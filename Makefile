@@ -34,9 +34,10 @@ serve: setup ## Serve the demo model over HTTP, with a page: SERVE="--help"
 	@$(BIN)/skynet serve --model smollm2 $(SERVE)
 
 # Clusters need the machine for themselves; the others, many and small, have a core each.
+SMALL_TESTS := tests/unit tests/parity tests/store
 test: lint ## Lint, types and all tests: what CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/unit tests/parity
-	$(BIN)/python -m pytest tests/store tests/cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(SMALL_TESTS)
+	$(BIN)/python -m pytest tests/cluster
 
 lint: setup ## Check style, format and types
 	$(BIN)/ruff check

@@ -45,7 +45,8 @@ def save_tokenizer(directory: Path, **config: str) -> None:
     vocabulary = {letters([token]): token for token in range(VOCAB)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=letters([0])))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer.decoder = decoders.Fuse()
+    # llguidance knows tokens as bytes by this decoder; Fuse alone it does not know.
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.save(str(directory / "tokenizer.json"))
     named = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
     (directory / "tokenizer_config.json").write_text(json.dumps(named))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from skynet.checkpoint.bad_numbers import spell_counts
+from skynet.planning.promise import EXACT, promise, spelled_out
 from skynet.reference.difference import DRIFT, Difference
 
 
@@ -98,9 +99,17 @@ class Report:
             return False
         return not self.answer.same
 
+    @property
+    def promise(self) -> str:
+        """What holds for answers of a cluster that computes in this dtype; "" if nothing does."""
+        promised, answer = promise(self.dtype), self.answer
+        differs = answer is not None and answer.skynet is not None and not answer.same
+        return "" if not self.equal or (differs and promised == EXACT) else promised
+
     def to_json(self) -> dict[str, Any]:
         return {
             "equal": self.equal,
+            "promise": self.promise,
             "model": self.model,
             "model_type": self.model_type,
             "stages": self.stages,
@@ -173,6 +182,8 @@ class Report:
             )
         if self.answer is not None:
             yield self._verdict(self.answer)
+        if self.promise:
+            yield spelled_out(self.promise)
         yield from self.notes
         yield f"peak memory of the process {self.peak_bytes / 1e6:.0f} MB"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -119,6 +120,7 @@ def _print_end(answer: Answer, up: Startup | None) -> None:
     for line in answer.lines():
         click.echo(line)
     _print_beams(completion)
+    _print_prompt_logprobs(completion)
     cached = f" ({completion.cached_tokens} cached)" if completion.cached_tokens else ""
     since = "" if up is None else f" {up.since(answer.first_at)}"
     terminal.err.print(
@@ -154,4 +156,16 @@ def _print_beams(completion: Completion) -> None:
     for number, beam in enumerate(completion.beams):
         text = "" if number == 0 else f" {beam['text'] or beam['token_ids']}"
         line = f"beam {number + 1}: {beam['score']:.4f}{text}"
+        terminal.err.print(line, highlight=False, markup=False)
+
+
+def _print_prompt_logprobs(completion: Completion) -> None:
+    """Print what the model makes of the whole prompt; `--json` has each token."""
+    known = [entry["logprob"] for entry in completion.prompt_logprobs if entry is not None]
+    if known:
+        total = sum(known)
+        line = (
+            f"prompt: log-probability {total:.4f} of {terminal.many(len(known), 'token')} after "
+            f"the first, perplexity {math.exp(-total / len(known)):.4g}"
+        )
         terminal.err.print(line, highlight=False, markup=False)

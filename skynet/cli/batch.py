@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @main.command()
-@click.argument("requests", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("requests", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "-o",
     "--output",

@@ -56,6 +56,7 @@ def split(model: str, any_shape: bool, stay: bool, lean: bool, **options: Any) -
     shape that the others can hold, unless --fixed. MODEL is a Hugging Face directory, a hub id, a
     .gguf file, or smollm2.
     """
+    from skynet.planning.auto_dtype import gpu_dtype
     from skynet.staging.split import SplitOptions, skysplit, stay_staged
 
     shape = shape_of(options)
@@ -63,7 +64,9 @@ def split(model: str, any_shape: bool, stay: bool, lean: bool, **options: Any) -
         shape.update(stages=None, shards=None)
     with terminal.progress() as progress:
         plan = skysplit(model, **shape, progress=progress)
-    dtypes = dtypes_of(plan.summary())
+    dtypes, on_gpus = dtypes_of(plan.summary()), gpu_dtype(shape["dtype"], plan)
+    if on_gpus:
+        dtypes += f" (if all workers are GPUs: {dtypes_of({**plan.summary(), 'dtype': on_gpus})})"
     terminal.err.print(f"{plan.name}, {dtypes}, is staged; `skynet status` shows when it runs")
     if any_shape:
         click.echo("celery -A skynet worker    # any number of them, on any machine")

@@ -148,6 +148,7 @@ def check_request(prompt: str, options: dict[str, Any]) -> None:
     for argument in ARGUMENTS:
         if argument.name in given:
             check_value(argument, given.pop(argument.name))
-    # The model is not known yet: accept options that only an encoder-decoder has.
-    limits = Limits(sys.maxsize, has_encoder=True)
-    check_options({"decoder_start_token_id": 0, **given}, 1, limits)
+    # The model is not known yet: accept options that only an encoder-decoder has, or never has.
+    has_encoder = "structured_outputs" not in given
+    start = {"decoder_start_token_id": 0} if has_encoder else {}
+    check_options({**start, **given}, 1, Limits(sys.maxsize, has_encoder=has_encoder))

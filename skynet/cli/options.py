@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from skynet.cli.structured_options import FLAGS as STRUCTURED_FLAGS
+from skynet.cli.structured_options import structured_outputs
 from skynet.errors import BadRequest
 from skynet.request.option_table import ARGUMENTS, MAX_INTEGER, OPTIONS, Kind, Option
 from skynet.request.prompts import MAX_PROMPT_CHARACTERS
@@ -66,6 +68,9 @@ def request_option(option: Option) -> Callable[[Command], Command]:
         settings["callback"] = lambda _context, _parameter, word: values.get(word)
     elif option.kind is Kind.TEXTS:
         settings["multiple"] = True
+    elif option.kind is Kind.TOKEN_BIASES:
+        settings["multiple"] = True
+        settings["callback"] = lambda _context, _parameter, words: _biases(words)
     else:
         settings["type"] = _type_of(option)
     return click.option(option.flag, option.name, help=_help_of(option), **settings)
@@ -79,11 +84,27 @@ def _type_of(option: Option) -> Any:
     return float if option.kind is Kind.NUMBER else str
 
 
+def _biases(words: Sequence[str]) -> dict[str, float] | None:
+    """The biases of tokens, of texts ID=BIAS; the ids are checked at submit."""
+    biases: dict[str, float] = {}
+    for word in words:
+        token, _, bias = word.partition("=")
+        try:
+            number = float(bias)
+        except ValueError:
+            raise click.BadParameter(f"{word!r:.80} is not ID=BIAS, such as 198=-100") from None
+        if token in biases:
+            raise click.BadParameter(f"token {token:.80} has two biases, give one")
+        biases[token] = number
+    return biases or None
+
+
 def _help_of(option: Option) -> str:
     default = option.shown_default
     if option.config_field and not option.default_text:
         default = f"the model's, or {default}"
-    notes = [f"default: {default}"] + ["repeatable"] * (option.kind is Kind.TEXTS)
+    is_list = option.kind in (Kind.TEXTS, Kind.TOKEN_BIASES)
+    notes = [f"default: {default}"] + ["repeatable"] * is_list
     return f"{option.help}  [{'; '.join(notes)}]".replace("`", "")
 
 
@@ -100,11 +121,12 @@ def model_options(command: Command) -> Command:
         ),
         click.option(
             "--dtype",
-            type=click.Choice(["float32", "bfloat16"]),
-            default="float32",
+            type=click.Choice(["auto", "float32", "bfloat16"]),
+            default="auto",
             show_default=True,
-            help="What workers compute in. float32 gives the answers of Transformers in float32; "
-            "weights stay bfloat16 in memory where the checkpoint has them so.",
+            help="What workers compute in. float32 gives the answers of Transformers in float32. "
+            "auto: float32, and bfloat16 for bfloat16 weights if all workers are GPUs. Weights "
+            "stay bfloat16 in memory where the checkpoint has them so.",
         ),
         click.option(
             "--weights",
@@ -146,6 +168,7 @@ def answer_options(command: Command) -> Command:
         command,
         click.argument("prompt"),
         *(request_option(option) for option in (*OPTIONS, *ARGUMENTS) if option.flag),
+        *STRUCTURED_FLAGS,
         click.option("--raw", is_flag=True, help="Continue PROMPT without the chat template."),
         click.option(
             "--json", "as_json", is_flag=True, help="Print one JSON object at the end, no stream."
@@ -166,7 +189,9 @@ def shape_of(options: dict[str, Any]) -> dict[str, Any]:
 
 def chosen(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are set on the command line."""
-    return {
+    options = dict(options)
+    structured = structured_outputs(options)
+    return structured | {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in options.items()
         if value is not None and value != ()

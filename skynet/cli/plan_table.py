@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
+
+from skynet.planning.promise import promise
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,9 +51,9 @@ def many(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def dtypes_of(plan: dict[str, Any]) -> str:
+def dtypes_of(plan: Mapping[str, Any], exchange_dtypes: Collection[str] = ()) -> str:
     """What a plan computes in, where they differ what it keeps weights, keys and values in, and
-    whether its greedy answers are those of Transformers in float32.
+    its promise.
     """
     dtype, weights, kept = (
         plan["dtype"],
@@ -61,4 +63,4 @@ def dtypes_of(plan: dict[str, Any]) -> str:
     words = [dtype]
     words += [f"{weights} weights"] if weights != dtype else []
     words += [f"{kept} keys and values"] if kept != dtype else []
-    return ", ".join([*words, "exact" if dtype == kept == "float32" else "rounded"])
+    return ", ".join([*words, promise(dtype, kept, exchange_dtypes)])

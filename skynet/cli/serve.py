@@ -267,7 +267,7 @@ def _keys(api_keys: Path | None, admin_keys: Path | None, no_auth: bool) -> tupl
 
 def _print_start(config: GatewayConfig, made: str, names: list[str]) -> None:
     """Print where the gateway is, its key, and a command that uses it."""
-    key = made or "$SKYNET_KEY"
+    key = made or "$KEY"
     authorization = [] if config.keys is None else ["-H", f"Authorization: Bearer {key}"]
     body = json.dumps({"messages": [{"role": "user", "content": "What is the capital of France?"}]})
     served = ", ".join(filter(None, names)) or "the cluster at SKYNET_REDIS_URL"

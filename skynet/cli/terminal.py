@@ -75,7 +75,7 @@ def print_status(status: dict[str, Any]) -> None:
             f"{plan['epoch']}: {plan['model']}, {many(stages, 'stage')} x "
             f"{many(shards, 'shard')}, chord span {plan['chord_span']}",
         )
-        _line("Dtypes", dtypes_of(plan))
+        _line("Dtypes", dtypes_of(plan, status.get("exchange_dtypes", ())))
         _line("Layers", " ".join(span(stage["layers"]) for stage in plan["stages"]))
         if status.get("links"):
             _line("Links", "; ".join(status["links"]))

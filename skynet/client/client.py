@@ -20,6 +20,7 @@ from skynet.request.record import Options, Record
 from skynet.request.task_names import GENERATE
 from skynet.settings import settings
 from skynet.store.connection import ping, reachable
+from skynet.store.metrics import Metrics, MetricsStore
 from skynet.store.targets import Target, Targets
 from skynet.wire import keys
 
@@ -102,6 +103,7 @@ class Client(ClusterConnection):
         timeout: float | None = None,
         raw: bool = True,
         priority: int = DEFAULT_PRIORITY,
+        annotations: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> list[Generation]:
         """Submit many requests, which share steps: all, or none if one of them is refused.
@@ -113,7 +115,7 @@ class Client(ClusterConnection):
         """
         if (count := options.pop("n", None)) is not None:
             raise BadRequest(f"n {shown(count)}: call submit_prompt for each prompt")
-        arguments = Arguments.checked(task, timeout, raw, priority)
+        arguments = Arguments.checked(task, timeout, raw, priority, annotations=annotations)
         many = list(check_prompts(prompts))
         return self.of_model(model)._submit(many, arguments, options) if many else []
 
@@ -192,6 +194,18 @@ class Client(ClusterConnection):
     def served_model(self, target: Target) -> ServedModel:
         """Tokenizer and default options of a target's model; read once."""
         return self._model(target.model)
+
+    def metrics(self) -> Metrics | None:
+        """The numbers that the leading orchestrator wrote last; None: none within an hour.
+
+        In an event loop: `skynet.store.metrics.parse` of the value of `metrics_key()`.
+
+        Raises:
+            ClusterUnreachable: Redis does not answer.
+            WireError: the key holds something else.
+        """
+        with reachable(self.url):
+            return MetricsStore(self.redis).read()
 
     def spell(self, request_id: str, ids: Iterable[int]) -> dict[int, str]:
         """The text of each token id, by the tokenizer of a request's model; "" without one.

@@ -14,15 +14,17 @@ def completion_of(items: Sequence[Token | End], record: Record | None) -> Comple
     """The completion of a request that ended without an error: its tokens, then its end."""
     tokens = [item for item in items if isinstance(item, Token)]
     end = next((item for item in items if isinstance(item, End)), End())
-    return Completion(
-        text="".join(token.text for token in tokens) + end.text,
-        token_ids=[token.id for token in tokens],
-        prompt_tokens=len(record.prompt) if record else 0,
-        finish_reason=end.finish_reason,
-        timings=end.timings,
-        logprobs=[token.logprobs.as_dict() for token in tokens if token.logprobs],
-        cached_tokens=end.cached_tokens,
-        **end.answer,
+    return Completion.of(
+        {
+            "text": "".join(token.text for token in tokens) + end.text,
+            "token_ids": [token.id for token in tokens],
+            "prompt_tokens": len(record.prompt) if record else 0,
+            "finish_reason": end.finish_reason,
+            "timings": end.timings,
+            "logprobs": [token.logprobs.as_dict() for token in tokens if token.logprobs],
+            "cached_tokens": end.cached_tokens,
+            **end.answer,
+        }
     )
 
 

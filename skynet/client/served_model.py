@@ -119,6 +119,10 @@ class ServedModel:
     ) -> Options:
         if task != GENERATE:
             return self.text_tasks.check(task, options, ids, target.slot_tokens)
+        if options.get("structured_outputs") is not None and not self.text.has_fast_tokenizer:
+            raise BadRequest(
+                f"structured_outputs: {target.name} has no tokenizer of the tokenizers library"
+            )
         arch = self.text_tasks.arch
         has_encoder = arch.encoder is not None
         if has_encoder and len(ids) > target.slot_tokens:

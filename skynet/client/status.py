@@ -70,6 +70,7 @@ def _status(client: redis.Redis, url: str, events: int) -> dict[str, Any]:
         "missing": [p for p in queues if p not in present] if target and not problem else [],
         "incompatible": _incompatible(members),
         "links": _links(plan, members),
+        "exchange_dtypes": _exchange_dtypes(plan, members),
         "members": [
             {**asdict(member), "silent_s": round(max(0.0, now - member.renewed), 2)}
             for member in members
@@ -95,6 +96,12 @@ def _links(plan: Plan | None, members: list[Member]) -> list[str]:
         if trips:
             phrases.append(f"stage {stage}: {' and '.join(shown)}")
     return phrases
+
+
+def _exchange_dtypes(plan: Plan | None, members: list[Member]) -> list[str]:
+    """SKYNET_EXCHANGE_DTYPE of the shards that exchange partials."""
+    placed = plan.placed() if plan is not None and plan.num_shards > 1 else {}
+    return sorted({member.exchange_dtype for member in members if member.id in placed})
 
 
 def _unavailable(

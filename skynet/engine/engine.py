@@ -15,6 +15,7 @@ from typing import Protocol
 
 from skynet.engine.blame import blame_failure, blame_loss, blame_not_finite, clear_blame
 from skynet.engine.flight import Batch, InFlight, Replay, sequences_of
+from skynet.engine.known_masks import KnownMasks
 from skynet.engine.live_requests import Journal, LiveRequests, cancellation
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
@@ -91,6 +92,7 @@ class Engine:
         self.requests = LiveRequests(self.scheduler, journal)
         self.sequences = self.requests.by_id
         self.in_flight: dict[int, InFlight] = {}
+        self.known_masks = KnownMasks()
         self.ready = False
         self.draining = False
         self.num_steps = 0
@@ -129,6 +131,7 @@ class Engine:
         if self.in_flight:
             self._given_up = [flight.batch for flight in self.in_flight.values()]
         self.in_flight.clear()
+        self.known_masks.forget()
         self.scheduler.reset(len(self.plan.stages))
 
     def blame_loss(self) -> None:
@@ -188,7 +191,7 @@ class Engine:
         step = Step(
             self.plan.epoch,
             self._next_step,
-            tuple(row for _, row in batch),
+            self.known_masks.without_known(row for _, row in batch),
             self.layers_per_chord,
             0 if sequences[0].needs_encoder else self.plan.encoder_layers,
         )
@@ -232,6 +235,7 @@ class Engine:
             return
         flight.check(parts, self.plan.num_shards)
         del self.in_flight[number]
+        self.known_masks.note_finished(flight.step.rows)
         self.timing.learn(flight.step, parts, spent_s, self.clock() - flight.sent)
         tokens = self._take_results(flight, parts)
         finished, cancelled = self.requests.pop_ended(flight.sequences)

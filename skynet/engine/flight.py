@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from itertools import islice
 
 from skynet.engine.modes.mode import RowResult
 from skynet.engine.sequence import Sequence
@@ -39,8 +40,7 @@ class InFlight:
         """Raise WireError unless `parts` are of all shards, with an output for each row."""
         tasks = [row.text_task for _, row in self.batch if row.text_task]
         vectors = sum(task.is_vector for task in tasks)
-        candidates = sum(row.logits_request is not None for _, row in self.batch)
-        candidates += sum(len(task.positions) for task in tasks if not task.is_vector)
+        candidates = sum(row.num_candidates for _, row in self.batch)
         if len(parts) != num_shards or len(parts[0].vectors) != vectors:
             raise WireError(f"step {self.step.number}: {len(parts)} parts of {num_shards} shards")
         for part in parts:
@@ -48,13 +48,24 @@ class InFlight:
                 raise WireError(
                     f"step {self.step.number}: {len(part.candidates)} candidates for {candidates}"
                 )
+            self._check_scores(part)
+
+    def _check_scores(self, part: Part) -> None:
+        entries = iter(part.candidates)
+        for _, row in self.batch:
+            answers = list(islice(entries, row.num_candidates))
+            if row.scores is not None:
+                scores, count = answers[0].scores, len(row.scores.targets)
+                if scores is None or len(scores.totals) != count:
+                    raise WireError(f"step {self.step.number}: no scores of {count} tokens")
 
     def results(self, parts: Items[Part]) -> dict[Sequence, list[RowResult]]:
         """The shards' outputs by sequence, in the order of the rows."""
         outputs = ShardOutputs(parts)
         results: dict[Sequence, list[RowResult]] = {sequence: [] for sequence in self.sequences}
         for sequence, row in self.batch:
-            candidates = outputs.next_candidates() if row.logits_request else []
+            has_candidates = row.logits_request or row.scores
+            candidates = outputs.next_candidates() if has_candidates else []
             text_output = outputs.next_text_output(row.text_task) if row.text_task else None
             results[sequence].append(RowResult(row, candidates, text_output))
         return results

@@ -9,7 +9,7 @@ from typing import Protocol
 from skynet.engine.modes.mode import RowResult
 from skynet.engine.scheduler import Scheduler
 from skynet.engine.sequence import Sequence
-from skynet.errors import RequestCancelled, RequestTimeout, SkynetError, StepFailed
+from skynet.errors import BadRequest, RequestCancelled, RequestTimeout, SkynetError, StepFailed
 from skynet.request.option_table import decimal
 from skynet.request.record import Token
 
@@ -78,7 +78,7 @@ class LiveRequests:
         """Use the results of a step; a sequence that cannot is failed."""
         try:
             return sequence.take(results)
-        except StepFailed as error:
+        except (StepFailed, BadRequest) as error:
             self.fail(sequence, error)
         except (ValueError, IndexError, FloatingPointError) as error:
             self.fail(sequence, StepFailed(f"no token can be sampled: {error}"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from skynet.architecture.architecture import Architecture
+from skynet.engine.grammar import Constraint
 from skynet.request.record import Logprobs, Options, Record, Token
 from skynet.tokenizer.detokenizer import Detokenizer
 from skynet.tokenizer.stop_strings import StopStrings
@@ -47,9 +48,11 @@ class Output:
     prefix: tokens before the answer: the prompt, or a decoder's start token.
     rope_switch: length beyond which RoPE rotates all tokens differently (LongRoPE); 0: none.
     shared_length: longest sequence whose keys and values another one may use.
+    constraint: of structured output; None: any tokens.
     logprobs: one entry per token, if requested.
     pending: tokens to be written together with the end of the request.
-    answer: beams, an embedding, predictions or labels; see `skynet.Completion`.
+    answer: beams, an embedding, predictions, labels or prompt_logprobs; see `skynet.Completion`.
+    prompt_logprobs: of the prompt's tokens after the first one, as far as they are known.
     """
 
     options: Options
@@ -60,27 +63,32 @@ class Output:
     shared_length: int
     detokenizer: Detokenizer
     stop_strings: StopStrings
+    constraint: Constraint | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[Logprobs] = field(default_factory=list)
     text: str = ""
     finish_reason: str = ""
     pending: list[Token] = field(default_factory=list)
     answer: dict[str, Any] = field(default_factory=dict)
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
 
     @classmethod
     def of(cls, record: Record, model: ModelInfo) -> Output:
         options = record.options
         start = options.decoder_start_token_id
-        return cls(
+        output = cls(
             options,
             record.prompt if start is None else (start,),
             model.end_ids,
             model.max_length,
             model.arch.rope_switch,
             model.arch.shared_length,
-            model.text.detokenizer(),
-            StopStrings(options.stop),
+            model.text.detokenizer(options.skip_special_tokens),
+            StopStrings(options.stop, options.include_stop_str_in_output),
         )
+        if options.prompt_logprobs is not None:
+            output.add_prompt_logprobs(())  # a prompt of one token has none
+        return output
 
     @property
     def length(self) -> int:
@@ -100,15 +108,32 @@ class Output:
             return None
         return KVKind(self.options.cache_salt, 0 < self.rope_switch < length)
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether all log-probabilities of the prompt are known that the request asks for."""
+        wanted = self.options.prompt_logprobs is not None
+        return not wanted or len(self.prompt_logprobs) >= len(self.prefix) - 1
+
+    def add_prompt_logprobs(self, logprobs: Iterable[Logprobs]) -> None:
+        """Of the next tokens of the prompt."""
+        self.prompt_logprobs += logprobs
+        if self.is_scored:
+            items = [each.as_dict() for each in self.prompt_logprobs]
+            self.answer = {"prompt_logprobs": [None, *items]}
+
     def append(self, token: int, logprobs: Logprobs | None = None) -> Token:
         """Add a token; sets `finish_reason` if it is the last one."""
         options = self.options
         self.tokens.append(token)
         if logprobs is not None:
             self.logprobs.append(logprobs)
-        text, stopped = self.stop_strings.push(self.detokenizer.push(token))
+        ends = token in options.stop_token_ids
+        is_hidden = ends and not options.include_stop_str_in_output
+        text, stopped = self.stop_strings.push("" if is_hidden else self.detokenizer.push(token))
         self.text += text
-        if stopped or (token in self.end_ids and not options.ignore_eos):
+        complete = self.constraint is not None and self.constraint.push(token)
+        is_end = token in self.end_ids and not options.ignore_eos
+        if stopped or complete or ends or is_end:
             self.finish_reason = STOP
         elif len(self.tokens) >= options.max_tokens or self.length >= self.max_length:
             self.finish_reason = LENGTH

@@ -1,19 +1,21 @@
 """Tokens that a request forbids, forces or penalizes, before its next token is chosen.
 
-Hugging Face's logits processors, in their order (`GenerationMixin._get_logits_processor`), over
-the few logits that they touch rather than over a whole vocabulary. They depend on the record and
-the tokens so far only, so that a replay makes the same choices.
+Hugging Face's logits processors, in their order (`GenerationMixin._get_logits_processor`), and then
+OpenAI's penalties, over the few logits that they touch rather than over a whole vocabulary. They
+depend on the record and the tokens so far only, so that a replay makes the same choices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from skynet.engine.allowed_tokens import AllowedTokens
 from skynet.request.record import Options
 
 Ids = npt.NDArray[np.int32]
@@ -22,42 +24,89 @@ Floats = npt.NDArray[np.floating[Any]]
 NOTHING: Ids = np.empty(0, np.int32)
 
 
+class Offsets(NamedTuple):
+    """Numbers that are added to the logits of some tokens; ids: rising, each once."""
+
+    ids: Ids
+    values: npt.NDArray[np.float32]
+
+    def added(self, ids: Ids, logits: Floats) -> Floats:
+        """The logits of the tokens `ids`, with their numbers."""
+        if not len(self.ids):
+            return logits
+        places = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return np.where(self.ids[places] == ids, logits + self.values[places], logits)
+
+
+NO_OFFSETS = Offsets(NOTHING, np.empty(0, np.float32))
+
+
 @dataclass(frozen=True)
 class Rules:
     """The rules for one token.
 
+    bias: is added first, as Hugging Face's `sequence_bias`.
     seen: tokens whose logits `penalty` makes smaller (Keskar et al. 2019,
         https://arxiv.org/abs/1909.05858), each once.
     banned: tokens that must not be chosen.
     forced: the only tokens that may be chosen, with equal probabilities; None: any.
+    grammar: the only tokens that may be chosen, with the model's probabilities; None: any.
+    counted: is added last: OpenAI's penalties of tokens that the answer has, negative.
     """
 
     seen: Ids
     penalty: float
     banned: Ids
     forced: Ids | None = None
+    grammar: AllowedTokens | None = None
+    bias: Offsets = NO_OFFSETS
+    counted: Offsets = NO_OFFSETS
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether no token but `ids` may be chosen."""
+        listed = self.grammar is not None and self.grammar.allowed is not None
+        return listed or self.forced is not None
 
     @property
     def ids(self) -> tuple[int, ...]:
         """Tokens whose logits are needed in any case; no rule touches the others."""
-        touched = (self.seen, self.banned) if self.forced is None else (self.forced,)
-        return tuple(np.unique(np.concatenate(touched)).tolist())
+        return tuple(self._touched.tolist())
+
+    @cached_property
+    def _touched(self) -> Ids:
+        touched: tuple[Ids, ...] = (self.seen, self.banned, self.bias.ids, self.counted.ids)
+        if self.forced is not None:
+            touched = (self.forced,)
+        if self.grammar is not None:
+            if self.grammar.allowed is not None:
+                touched = (self.grammar.allowed,)
+            elif self.grammar.forbidden is not None:
+                touched = (*touched, self.grammar.forbidden)
+        return np.unique(np.concatenate(touched))
+
+    def touches(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """Which of these tokens are in `Rules.ids`."""
+        mask: npt.NDArray[np.bool_] = np.isin(ids, self._touched)
+        return mask
 
     def apply(self, ids: Ids, logits: Floats) -> tuple[Ids, Floats]:
         """The allowed ones of these tokens, and their logits under the rules; (k,) each."""
+        if self.grammar is not None:
+            allowed = self.grammar.has(ids)
+            ids, logits = ids[allowed], logits[allowed]
         if self.forced is not None:
             ids = ids[np.isin(ids, self.forced) & ~np.isin(ids, self.banned)]
             return ids, np.zeros(len(ids), np.float32)
         allowed = ~np.isin(ids, self.banned)
         ids, logits = ids[allowed], logits[allowed]
-        penalty = np.float32(self.penalty)
+        logits, penalty = self.bias.added(ids, logits), np.float32(self.penalty)
         penalised = np.where(logits < 0, logits * penalty, logits / penalty)
-        return ids, np.where(self.was_seen(ids), penalised, logits)
+        logits = np.where(np.isin(ids, self.seen), penalised, logits)
+        return ids, self.counted.added(ids, logits)
 
-    def was_seen(self, ids: Ids) -> npt.NDArray[np.bool_]:
-        """Which of these are penalized."""
-        mask: npt.NDArray[np.bool_] = np.isin(ids, self.seen)
-        return mask
+
+NO_RULES = Rules(NOTHING, 1.0, NOTHING)
 
 
 def rules_of(
@@ -74,16 +123,20 @@ def rules_of(
     banned = _repeated_ngrams(tokens, options.no_repeat_ngram_size)
     banned |= _bad_words(tokens.tolist(), options.bad_words_ids, end_ids)
     if len(generated) < options.min_new_tokens:
-        banned |= set(end_ids)
+        banned |= {*end_ids, *options.stop_token_ids}
     seen = np.unique(tokens) if options.repetition_penalty != 1 else NOTHING
     together = np.union1d(suppressed, _array(banned)).astype(np.int32)
-    return Rules(seen, options.repetition_penalty, together)
+    counted = _counted(options, tokens[len(prompt) :])
+    return Rules(seen, options.repetition_penalty, together, bias=_bias(options), counted=counted)
 
 
 def has_rules(options: Options) -> bool:
     """Whether a rule may change or forbid any token."""
     return bool(
         options.repetition_penalty != 1
+        or options.frequency_penalty
+        or options.presence_penalty
+        or options.logit_bias
         or options.no_repeat_ngram_size
         or options.min_new_tokens
         or options.bad_words_ids
@@ -92,6 +145,22 @@ def has_rules(options: Options) -> bool:
         or options.forced_bos_token_id is not None
         or options.forced_eos_token_id
     )
+
+
+def _bias(options: Options) -> Offsets:
+    if not options.logit_bias:
+        return NO_OFFSETS
+    ids, values = zip(*sorted(options.logit_bias), strict=True)
+    return Offsets(np.asarray(ids, dtype=np.int32), np.asarray(values, dtype=np.float32))
+
+
+def _counted(options: Options, generated: Ids) -> Offsets:
+    """OpenAI's penalties, of the tokens of the answer by their number."""
+    if not (options.frequency_penalty or options.presence_penalty):
+        return NO_OFFSETS
+    ids, counts = np.unique(generated, return_counts=True)
+    penalties = options.frequency_penalty * counts + options.presence_penalty
+    return Offsets(ids, -penalties.astype(np.float32))
 
 
 def _array(ids: Collection[int]) -> Ids:

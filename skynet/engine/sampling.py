@@ -21,15 +21,16 @@ MAX_VOCAB_SIZE = 2**20  # of any model
 def logits_request_of(options: Options, rules: Rules | None = None) -> LogitsRequest:
     """The candidates that each vocabulary shard must return for an exact choice."""
     ids = () if rules is None else rules.ids
-    if options.temperature == 0 or (rules is not None and rules.forced is not None):
-        return LogitsRequest(top=1, ids=ids, logprobs=options.logprobs)
+    mask = None if rules is None or rules.grammar is None else rules.grammar.mask
+    if options.temperature == 0 or (rules is not None and rules.is_listed):
+        return LogitsRequest(top=1, ids=ids, logprobs=options.logprobs, mask=mask)
     # See step.LogitsRequest. The bound on the vocabulary's size only adds candidates. Tokens that
     # top-p keeps are above its floor; tokens that min-p keeps are above the other one, since some
     # token has at least the mean share.
     floor = 0.0
     if not options.top_k:
         floor = max(0.0, 1 - options.top_p, options.min_p) / MAX_VOCAB_SIZE
-    return LogitsRequest(options.top_k, floor, options.temperature, ids, options.logprobs)
+    return LogitsRequest(options.top_k, floor, options.temperature, ids, options.logprobs, mask)
 
 
 def sample(
@@ -61,12 +62,12 @@ def sample(
     ids, scaled = ids[order], logits[order] / options.temperature
     if options.top_p < 1:
         weights = np.exp(scaled - scaled[0])
-        if options.top_k or (rules is not None and rules.forced is not None):
+        if options.top_k or (rules is not None and rules.is_listed):
             total = float(weights.sum())
         else:
             total = _total_mass(candidates, options, scaled[0])
             if rules is not None:  # the shards' masses do not include tokens that rules may change
-                total += float(weights[rules.was_seen(ids)].sum())
+                total += float(weights[rules.touches(ids)].sum())
         before = np.concatenate(([0.0], np.cumsum(weights)[:-1])) / total
         keep = before < options.top_p
         ids, scaled = ids[keep], scaled[keep]

@@ -112,6 +112,9 @@ class Scheduler:
         """The tokens that a sequence without any in its slot can take from another, or from it."""
         donor = donor_of(sequence, self.running)
         if donor is not None:
+            if not sequence.output.is_scored:
+                known = len(sequence.output.prompt_logprobs)
+                sequence.output.add_prompt_logprobs(donor.output.prompt_logprobs[known:])
             return Prefix(len(sequence.output.prefix) - 1, donor.slot)
         return self.slots.prefix_of(sequence)
 

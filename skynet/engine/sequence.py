@@ -79,7 +79,12 @@ class Sequence:
 
     @property
     def finish_reason(self) -> str:
-        return self.output.finish_reason
+        """`stop` or `length` once nothing is missing.
+
+        Another orchestrator may have written the last token and not the end, and the prompt's
+        log-probabilities are written with the end.
+        """
+        return self.output.finish_reason if self.output.is_scored else ""
 
     @property
     def slot(self) -> int | None:
@@ -147,4 +152,5 @@ class Sequence:
             timings=self.timings.report(len(self.output.tokens)),
             answer=self.output.answer,
             cached_tokens=self.cached_tokens,
+            stop=self.output.stop_strings.matched,
         )

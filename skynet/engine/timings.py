@@ -17,6 +17,7 @@ class Timings:
     started_at: float = 0.0
     first_token_at: float = 0.0
     last_token_at: float = 0.0
+    gap_s: float = 0.0  # between the last two tokens
 
     @classmethod
     def of(cls, record: Record, clock: Callable[[], float]) -> Timings:
@@ -28,6 +29,7 @@ class Timings:
     def note_token(self) -> None:
         now = self.clock()
         self.first_token_at = self.first_token_at or now
+        self.gap_s = now - self.last_token_at if self.last_token_at else 0.0
         self.last_token_at = now
 
     def report(self, num_tokens: int) -> dict[str, float]:

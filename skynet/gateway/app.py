@@ -27,12 +27,31 @@ from skynet.gateway.middleware.access_log import AccessLog
 from skynet.gateway.middleware.body_limit import BodyLimit
 from skynet.gateway.middleware.guard import Guard
 from skynet.gateway.middleware.request_id import HEADER, RequestId
-from skynet.gateway.routes import batches, chat, completions, health, models
+from skynet.gateway.routes import (
+    batches,
+    cancel,
+    chat,
+    completions,
+    health,
+    messages,
+    models,
+    responses,
+    text_tasks,
+)
 from skynet.web.page import page_router
 
 logger = logging.getLogger(__name__)
 
-ROUTERS = (chat.router, completions.router, models.router, health.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    responses.router,
+    messages.router,
+    text_tasks.router,
+    models.router,
+    cancel.router,
+    health.router,
+)
 EXPOSED = (HEADER, "retry-after", "x-should-retry", "x-skynet-ignored")
 CODES = {404: "not_found", 405: "method_not_allowed"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,7 @@ class ChatPiece:
     logprobs: of its token, if requested.
     finish_reason: "" until the answer's end.
     position: see `Step`.
+    stop: the stop string that ended the answer.
     """
 
     choice: int
@@ -34,6 +35,7 @@ class ChatPiece:
     logprobs: list[dict[str, Any]]
     finish_reason: str
     position: str
+    stop: str = ""
 
 
 @dataclass
@@ -57,8 +59,16 @@ class Choice:
         return end.finish_reason
 
 
-async def start_chat(gateway: Gateway, origin: Origin, body: ChatBody) -> Run:
+async def start_chat(
+    gateway: Gateway,
+    origin: Origin,
+    body: ChatBody,
+    kind: str = KIND,
+    more: Mapping[str, Any] | None = None,
+) -> Run:
     """Submit a chat.
+
+    kind, more: of the annotations.
 
     Raises:
         ApiError, SkynetError: why it cannot run.
@@ -72,7 +82,7 @@ async def start_chat(gateway: Gateway, origin: Origin, body: ChatBody) -> Run:
         options["logprobs"] = top
     if (structure := body.structure()) is not None:
         options["structured_outputs"] = structure
-    about = origin.annotations(served, KIND, {"choices": body.choices})
+    about = origin.annotations(served, kind, {"choices": body.choices, **(more or {})})
     generations = await cluster.submit(prompt.ids, n=body.choices, annotations=about, **options)
     usage = Usage(prompt_tokens=len(prompt.ids))
     return Run(gateway, cluster, served, generations, about, origin.continues, usage)
@@ -92,13 +102,13 @@ async def chat_pieces(run: Run, after: str = "") -> AsyncGenerator[ChatPiece]:
             deltas = choice.deltas(step)
             if step.is_seen:
                 continue
-            logprobs, reason = [], ""
+            logprobs, reason, stop = [], "", ""
             if isinstance(item, End):
-                reason = choice.finish_reason(item)
+                reason, stop = choice.finish_reason(item), item.stop
             elif item.logprobs is not None:
                 logprobs = [chat_entry(item.id, item.logprobs, spell)]
             if deltas or logprobs or reason:
-                yield ChatPiece(step.choice, deltas, logprobs, reason, step.position)
+                yield ChatPiece(step.choice, deltas, logprobs, reason, step.position, stop)
 
 
 @dataclass
@@ -110,6 +120,7 @@ class ChatAnswer:
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str = ""
+    stop: str = ""
 
     def add(self, piece: ChatPiece) -> None:
         for delta in piece.deltas:
@@ -119,6 +130,7 @@ class ChatAnswer:
                 self._add_call(delta.tool_call)
         self.logprobs += piece.logprobs
         self.finish_reason = piece.finish_reason or self.finish_reason
+        self.stop = piece.stop or self.stop
 
     def _add_call(self, delta: ToolCallDelta) -> None:
         while len(self.tool_calls) <= delta.index:

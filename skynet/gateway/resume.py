@@ -44,15 +44,39 @@ async def resumed(request: Request, run_id: str, kind: str) -> Run:
     Raises:
         ApiError: 404, there is none.
     """
+    cluster, about = await submitted(request, run_id)
+    if about.get("kind") != kind:
+        raise _no_answer(run_id)
+    return await _run(request, cluster, run_id, about)
+
+
+async def submitted(request: Request, run_id: str) -> tuple[Cluster, dict[str, Any]]:
+    """The cluster and the annotations of a request that any gateway has submitted for the same
+    caller; for an administrator, of any.
+
+    Raises:
+        ApiError: 404, there is none.
+    """
     gateway, caller = gateway_of(request), caller_of(request)
     for cluster in gateway.clusters.all if ID.fullmatch(run_id) else ():
         try:
             about = await cluster.call(cluster.client.generation(run_id).annotations)
         except RequestLost:
             continue
-        if about.get("kind") == kind and (caller.is_admin or about.get("caller") == caller.name):
-            return await _run(request, cluster, run_id, about)
-    raise ApiError(
+        if "kind" in about and (caller.is_admin or about.get("caller") == caller.name):
+            return cluster, about
+    raise _no_answer(run_id)
+
+
+def generations_of(cluster: Cluster, run_id: str, about: dict[str, Any]) -> list[Generation]:
+    """The answers of a run."""
+    return [
+        Generation(sample_id(run_id, number), cluster.client) for number in range(about["choices"])
+    ]
+
+
+def _no_answer(run_id: str) -> ApiError:
+    return ApiError(
         404,
         f"no answer {run_id!r:.80}: it has expired, or never was",
         code="answer_not_found",
@@ -61,11 +85,8 @@ async def resumed(request: Request, run_id: str, kind: str) -> Run:
 
 
 async def _run(request: Request, cluster: Cluster, run_id: str, about: dict[str, Any]) -> Run:
-    client = cluster.client
-    generations = [
-        Generation(sample_id(run_id, number), client) for number in range(about["choices"])
-    ]
-    record = await cluster.call(lambda: client.requests.read(run_id))
+    generations = generations_of(cluster, run_id, about)
+    record = await cluster.call(lambda: cluster.client.requests.read(run_id))
     usage = Usage(prompt_tokens=len(record.prompt) if record else 0)
     try:
         served = await cluster.served()

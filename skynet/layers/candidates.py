@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from skynet.errors import StepFailed
+from skynet.layers.token_masks import TokenMasks
 from skynet.wire.step import Best, Candidates, LogitsRequest
 
 Floats = npt.NDArray[np.float32]
@@ -19,17 +21,25 @@ FLOOR_SLACK = 1 - 1e-4
 
 
 def pick(
-    logits: torch.Tensor, logits_requests: Sequence[LogitsRequest], first_id: int
+    logits: torch.Tensor,
+    logits_requests: Sequence[LogitsRequest],
+    first_id: int,
+    masks: TokenMasks | None = None,
 ) -> list[Candidates]:
     """`logits` (rows, vocabulary of this shard) float32; `first_id` is the token of column 0.
+
+    masks: those that earlier requests brought to this shard.
 
     A row's candidates are sorted by falling logit, then rising id; without a limit, by id. The
     shard's tokens among `LogitsRequest.ids` follow, in the order of `ids`.
     """
     if logits.shape[1] == 0:
-        return [_no_candidates(request) for request in logits_requests]
-    if any(request.ids or request.logprobs is not None for request in logits_requests):
-        return _with_extras(logits, logits_requests, first_id)
+        return [_no_vocabulary(request) for request in logits_requests]
+    if any(each.ids or each.logprobs is not None or each.mask for each in logits_requests):
+        masks = masks or TokenMasks(first_id, logits.shape[1])
+        return _with_extras(
+            _masked(logits, logits_requests, masks), logits, logits_requests, first_id
+        )
     return _plain(logits, logits_requests, first_id)
 
 
@@ -52,11 +62,27 @@ def _plain(
     return picked
 
 
+def _masked(
+    logits: torch.Tensor, logits_requests: Sequence[LogitsRequest], masks: TokenMasks
+) -> torch.Tensor:
+    """A copy of the logits, with -inf for tokens that a request's mask forbids."""
+    masked = logits.clone()
+    for row, request in zip(masked, logits_requests, strict=True):
+        if request.mask is not None:
+            row[torch.from_numpy(masks.forbidden(request.mask))] = -torch.inf
+    return masked
+
+
 def _with_extras(
-    logits: torch.Tensor, logits_requests: Sequence[LogitsRequest], first_id: int
+    hidden: torch.Tensor,
+    logits: torch.Tensor,
+    logits_requests: Sequence[LogitsRequest],
+    first_id: int,
 ) -> list[Candidates]:
-    """With `LogitsRequest.ids` hidden from the choice and appended to it, and with `logprobs`."""
-    hidden = logits.clone()
+    """With `LogitsRequest.ids` hidden from the choice and appended to it, and with `logprobs`.
+
+    hidden: a copy of the logits, which is changed.
+    """
     appended = [_columns(request.ids, first_id, logits.shape[1]) for request in logits_requests]
     for row, columns in zip(hidden, appended, strict=True):
         row[torch.from_numpy(columns)] = -torch.inf
@@ -75,11 +101,30 @@ def _with_extras(
     return picked
 
 
-def _no_candidates(request: LogitsRequest) -> Candidates:
-    """The answer of a shard without vocabulary."""
-    ids, logits = np.empty(0, np.int32), np.empty(0, np.float32)
-    best = None if request.logprobs is None else Best(ids, logits, float("-inf"))
-    return Candidates(ids, logits, float("-inf"), 0.0, best)
+def likeliest(logits: torch.Tensor, count: int) -> tuple[Ints, Floats]:
+    """Columns and logits (rows, count) of the largest, by falling logit, then rising column."""
+    values, found = logits.topk(count, dim=1)
+    columns: Ints = found.numpy().astype(np.int64)
+    # `topk` takes any of equal ones: rows with a tie at their last place are chosen by hand.
+    tied = (logits >= values[:, -1:]).sum(dim=1) > count
+    for row in tied.nonzero()[:, 0].tolist():
+        numbers = logits[row].numpy()
+        columns[row] = _chosen(numbers, LogitsRequest(count), float(values[row, 0]))
+    best: Floats = np.take_along_axis(logits.numpy(), columns, axis=1)
+    order = np.lexsort((columns, -best), axis=1)
+    return np.take_along_axis(columns, order, 1), np.take_along_axis(best, order, 1)
+
+
+def no_candidates() -> Candidates:
+    """Of a shard without vocabulary, or of a row without a logits request."""
+    return Candidates(np.empty(0, np.int32), np.empty(0, np.float32), float("-inf"), 0.0)
+
+
+def _no_vocabulary(request: LogitsRequest) -> Candidates:
+    none = no_candidates()
+    if request.logprobs is None:
+        return none
+    return replace(none, best=Best(none.ids, none.logits, float("-inf")))
 
 
 def _columns(ids: Sequence[int], first_id: int, size: int) -> Ints:

@@ -24,7 +24,9 @@ from skynet.layers.norm import AllReduce, load_norm
 from skynet.layers.pooler import Vector, load_pooler
 from skynet.layers.regions import Fetch
 from skynet.layers.reuse import LoadedWeights, SliceWeights
+from skynet.layers.scores import with_scores
 from skynet.layers.stack import Stack
+from skynet.layers.token_masks import TokenMasks
 from skynet.layers.weights import Loader
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
@@ -69,6 +71,7 @@ class ShardModel:
         self.layers = plan.stages[stage].layers
         part = plan.stages[stage].shards[self._shard]
         self._vocab, self._device = part.vocab, torch.device(device)
+        self._masks = TokenMasks(part.vocab.start, part.vocab.size)
         self._dtypes = Dtypes.of(plan)
         self._context: StepContext | None = None
         weights = SliceWeights(self._reusable(previous) if previous else None)
@@ -127,7 +130,8 @@ class ShardModel:
         `hidden` is (tokens, hidden) float32, None before the step's first layer. Returns this
         shard's part of the hidden states after the span, float32: the sum over the shards is their
         value. After the last layer it is None; the rest of the result is then the candidates of
-        each row with a logits request or a mask and, from the first shard, the pooled vectors.
+        each row with a logits request, scores or a mask and, from the first shard, the pooled
+        vectors.
 
         Raises:
             NotFinite: NaN or infinity in the results; no slot of the step's rows keeps any.
@@ -215,15 +219,23 @@ class ShardModel:
 
     def _candidates(self, step: Step, x: torch.Tensor, finite: FiniteCheck) -> list[Candidates]:
         tokens, logits_requests = _logits_requests(step.rows)
-        if not logits_requests:
-            return []
+        picked: list[Candidates] = []
+        if logits_requests:
+            logits = self._logits(x, tokens, finite)
+            picked = pick(logits, logits_requests, self._vocab.start, self._masks)
+        if not any(row.scores for row in step.rows):
+            return picked
+        return with_scores(step.rows, picked, self._vocab, lambda at: self._logits(x, at, finite))
+
+    def _logits(self, x: torch.Tensor, tokens: Sequence[int], finite: FiniteCheck) -> torch.Tensor:
+        """Logits (tokens, vocabulary of this shard) of these tokens of a step; all finite."""
         if self._head is None:
             raise StepFailed("this stage has no head")
-        logits = self._head(x[tokens])
+        logits = self._head(x[list(tokens)])
         # Tokens that the model itself suppresses have a bias of -inf.
         hidden = self._suppressed
         finite("the logits", logits if hidden is None else logits.masked_fill(hidden, 0), tokens)
-        return pick(logits, logits_requests, self._vocab.start)
+        return logits
 
     def _vectors(self, step: Step, x: torch.Tensor, finite: FiniteCheck) -> list[Vector]:
         if self._pooler is None or self._shard:

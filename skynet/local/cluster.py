@@ -23,6 +23,7 @@ from skynet.local.processes import WorkerProcess, WorkerProcesses
 from skynet.local.readiness import wait_until_ready
 from skynet.local.reaper import Reaper
 from skynet.local.server import EmbeddedServer, local_server
+from skynet.planning.auto_dtype import AUTO, gpu_dtype
 from skynet.planning.plan import Plan
 from skynet.request.prompts import Prompt
 from skynet.settings_sources import CONFIG_VARIABLE, config_file
@@ -95,7 +96,7 @@ class LocalCluster:
         model: str | os.PathLike[str] = "smollm2",
         stages: int = 1,
         shards: int = 2,
-        dtype: str = "float32",
+        dtype: str = AUTO,
         chord_span: str = "auto",
         *,
         num_slots: int = 16,
@@ -177,7 +178,8 @@ class LocalCluster:
                 self._processes.start(name)
             client = self.client.redis
             stage_checkpoint(client, source, draft.model, self._progress)
-            target = Targets(client).ask(Target.of(draft, options.fixed))
+            on_gpus = gpu_dtype(self._plan_options.dtype, draft)
+            target = Targets(client).ask(Target.of(draft, options.fixed, gpu_dtype=on_gpus))
             self._stager = Stager(self.url, source, lambda: Targets(client).restore(target))
             self._stager.start()
             self.plan = wait_until_ready(client, self._processes, self._progress, ready_timeout_s)

@@ -11,6 +11,7 @@ import redis
 from skynet import errors
 from skynet.engine.sequence import Sequence
 from skynet.errors import RequestLost, SkynetError
+from skynet.orchestrator.metrics import ClusterMetrics
 from skynet.request.record import End, Token
 from skynet.store.requests import Requests
 
@@ -23,13 +24,15 @@ logger = logging.getLogger(__name__)
 class Answers:
     """The engine's journal."""
 
-    def __init__(self, app: SkynetCelery, requests: Requests) -> None:
+    def __init__(self, app: SkynetCelery, requests: Requests, metrics: ClusterMetrics) -> None:
         self.app = app
         self.requests = requests
+        self.metrics = metrics
         self.consumer: Any = None  # Celery's, once it runs
 
     def started(self, sequences: Items[Sequence]) -> None:
         self.requests.writer.start([sequence.id for sequence in sequences])
+        self.metrics.started(sequences)
 
     def tokens(self, tokens: Items[tuple[Sequence, Token]]) -> tuple[set[str], set[str]]:
         ids = [sequence.id for sequence, _ in tokens]
@@ -38,6 +41,7 @@ class Answers:
         except redis.RedisError as error:
             logger.warning("tokens could not be written: %s", error)
             replies = [0] * len(ids)
+        self.metrics.tokens(item for item, reply in zip(tokens, replies, strict=True) if reply)
         by_id = list(zip(ids, replies, strict=True))
         return {i for i, reply in by_id if reply < 0}, {i for i, reply in by_id if reply == 0}
 
@@ -56,6 +60,7 @@ class Answers:
             result["logprobs"] = [item.as_dict() for item in sequence.output.logprobs]
         if not self._end(sequence.id, end, result, "SUCCESS", sequence.output.pending):
             return
+        self.metrics.succeeded(sequence, end)
         summary, runtime_s = sequence.mode.summary, end.timings["total_s"]
         self._event("task-succeeded", sequence, result=summary, runtime=runtime_s)
         logger.info(
@@ -80,6 +85,7 @@ class Answers:
         cancelled = isinstance(error, errors.RequestCancelled)
         if not self._end(sequence.id, end, error, "REVOKED" if cancelled else "FAILURE"):
             return
+        self.metrics.failed(name)
         if cancelled:
             self._event("task-revoked", sequence, terminated=False, signum=None, expired=False)
         else:
@@ -98,6 +104,7 @@ class Answers:
         cancelled = isinstance(error, errors.RequestCancelled)
         ended = self._end(request_id, end, error, "REVOKED" if cancelled else "FAILURE")
         if ended:
+            self.metrics.failed(end.error)
             logger.error("request %s: %s: %s", request_id, end.error, error)
         return ended
 

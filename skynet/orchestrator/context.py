@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from skynet.orchestrator.answers import Answers
+from skynet.orchestrator.metrics import ClusterMetrics
 from skynet.settings import settings
 from skynet.store.connection import connect
 from skynet.store.events import Events
@@ -35,7 +36,8 @@ class Context:
         self.targets = Targets(self.client)
         self.events = Events(self.client)
         self.requests = Requests(self.client, settings().result_expires_s, lambda: self.fence)
-        self.answers = Answers(app, self.requests)
+        self.metrics = ClusterMetrics(self.client)
+        self.answers = Answers(app, self.requests, self.metrics)
 
     def tell(self, kind: str, text: str, seconds: float = 0.0) -> None:
         """Log an event, here and in Redis for `skynet status`."""

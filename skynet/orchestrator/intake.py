@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import redis
+from llguidance import LLMatcher
 
 from skynet.architecture.architecture import Architecture
 from skynet.engine.engine import Engine
+from skynet.engine.grammar import Constraint, Grammars
 from skynet.engine.output import ModelInfo
 from skynet.engine.sequence import Sequence
 from skynet.errors import (
@@ -25,6 +28,7 @@ from skynet.orchestrator.answers import Answers
 from skynet.request.generation_config import end_ids
 from skynet.request.options import check_record
 from skynet.request.record import Record
+from skynet.request.task_names import GENERATE
 from skynet.store.foreign import is_wrong_type
 from skynet.store.requests import Requests
 from skynet.store.targets import Target
@@ -32,6 +36,8 @@ from skynet.store.weights import WeightStore
 from skynet.tokenizer.text import Text
 
 logger = logging.getLogger(__name__)
+
+PATIENCE_S = 0.01  # with a grammar that compiles, before other work goes on
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Served:
     arch: Architecture
     text: Text
     end_ids: frozenset[int]
+    grammars: Grammars
+    num_bytes: int = 0  # of its weights in Redis
 
     @classmethod
     def staged(cls, client: redis.Redis, target: Target) -> tuple[Served | None, str]:
@@ -61,7 +69,10 @@ class Served:
         if missing:
             return None, f"{target.name}: {', '.join(missing)} is not in Redis any more"
         arch = load_architecture(manifest.config)
-        return cls(target.model, arch, Text(files), end_ids(manifest.config, files)), ""
+        text, ends = Text(files), end_ids(manifest.config, files)
+        tokenizer = text.tokenizer_json if GENERATE in arch.tasks and arch.encoder is None else None
+        grammars = Grammars(tokenizer, arch.vocab_size, ends)
+        return cls(target.model, arch, text, ends, grammars, manifest.num_bytes), ""
 
 
 class Intake:
@@ -74,6 +85,14 @@ class Intake:
         self.target = target
         self.requests = requests
         self.answers = answers
+        self._compiling: dict[str, Future[LLMatcher]] = {}  # by the id of a request that waits
+
+    def accept_compiled(self, engine: Engine) -> None:
+        """Accept the requests whose grammars are compiled by now; call it often."""
+        done = [request_id for request_id, future in self._compiling.items() if future.done()]
+        for request_id in done:
+            self.accept(engine, request_id)
+            self._compiling.pop(request_id, None)
 
     def sweep(self, engine: Engine) -> None:
         """Accept requests whose message was lost, or that another orchestrator left."""
@@ -97,7 +116,16 @@ class Intake:
     def _adopt(self, engine: Engine, record: Record) -> None:
         arch = self.served.arch
         check_record(record, (arch.encoder or arch).vocab_size, arch.vocab_size)
-        sequence = self._sequence_of(record)
+        option, matcher = record.options.structured_outputs, None
+        if option is not None:
+            compiling = self._compiling.get(record.id) or self.served.grammars.compile(
+                option, PATIENCE_S
+            )
+            if not compiling.done():
+                self._compiling[record.id] = compiling
+                return
+            matcher = compiling.result()
+        sequence = self._sequence_of(record, matcher)
         logger.info(
             "request %s: prompt of %d tokens, up to %d more",
             record.id,
@@ -119,15 +147,20 @@ class Intake:
             if record.cancelled:
                 engine.cancel(record.id)
 
-    def _sequence_of(self, record: Record) -> Sequence:
+    def _sequence_of(self, record: Record, matcher: LLMatcher | None) -> Sequence:
         """A sequence with the tokens that are already written."""
         served = self.served
         model = ModelInfo(served.arch, served.text, served.end_ids, self.target.slot_tokens)
         sequence = Sequence.of(record, model, self.requests.now)
+        output = sequence.output
+        if matcher is not None:
+            output.constraint = Constraint(matcher, served.arch.vocab_size)
         if record.emitted:
             emitted = self.requests.emitted(record.id)
             logprobs = [token.logprobs for token in emitted if token.logprobs is not None]
-            sequence.output.restore([token.id for token in emitted], logprobs)
+            output.restore([token.id for token in emitted], logprobs)
+        if output.constraint is not None and not output.finish_reason:
+            output.constraint.next_tokens()  # fails here, if at all, rather than in a step
         return sequence
 
 

@@ -72,6 +72,7 @@ class Leader:
         member = self.lease.member
         self.context.app.amqp.queues[keys.ORCHESTRATOR_QUEUE]  # declares it
         self.consumer.add_task_queue(keys.ORCHESTRATOR_QUEUE)
+        self.context.metrics.take_up()
         self.context.fence = fence
         self.lease.update(state=LEADING)
         self.context.tell("leader", f"orchestrator {member.id}, pid {member.pid}")

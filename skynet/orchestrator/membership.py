@@ -32,6 +32,7 @@ class Membership:
     tell: called with ("joined", "lost", "left" or "leaving", text) for every change.
     changed: time of the last join or loss.
     reconnected: a member has opened a new connection; the caller resets it.
+    silence_s: of the last lost member, from its last sign of life to the notice.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class Membership:
         self.live: dict[str, Member] = {}
         self.changed = clock()
         self.reconnected = False
+        self.silence_s = 0.0
+        self._renewed: dict[str, tuple[float, float]] = {}  # id -> its last renewal, seen at
         self._broken: dict[str, tuple[int, float]] = {}  # id -> connection, closed since
         self._failing: dict[str, tuple[float, float]] = {}  # id -> failing since, last failure
 
@@ -65,10 +68,25 @@ class Membership:
                 self.tell("leaving", describe(member))
         for member in self.live.values():
             if member.id not in live:
+                self.silence_s = self._silence_s(member.id)
                 self.tell("left" if member.leaving else "lost", describe(member))
         if live.keys() != self.live.keys():
             self.changed = self.clock()
         self.live = live
+        self._note_renewals()
+
+    def _note_renewals(self) -> None:
+        now = self.clock()
+        known, self._renewed = self._renewed, {}
+        for member in self.live.values():
+            renewed, at = known.get(member.id, (-1.0, now))
+            self._renewed[member.id] = (member.renewed, at if renewed == member.renewed else now)
+
+    def _silence_s(self, member_id: str) -> float:
+        """Since its connection was closed, or else since its last renewal."""
+        now = self.clock()
+        since = self._broken.get(member_id, self._renewed.get(member_id, (0, now)))[1]
+        return now - since
 
     def _dead(self, workers: list[Member]) -> set[str]:
         now = self.clock()
@@ -98,6 +116,11 @@ class Membership:
         return {i for i, (since, last) in self._failing.items() if last - since >= FAILED_S}
 
     @property
+    def last_renewal(self) -> float:
+        """The latest renewal of a lease, by Redis's clock."""
+        return max((member.renewed for member in self.live.values()), default=0.0)
+
+    @property
     def last_epoch(self) -> int:
         """The latest epoch that a member has seen."""
         return max((max(m.epoch, m.prepared) for m in self.live.values()), default=0)
@@ -110,7 +133,7 @@ class Membership:
     @property
     def coming(self) -> bool:
         """Whether a member is starting."""
-        now = max((member.renewed for member in self.live.values()), default=0.0)
+        now = self.last_renewal
         return any(
             not member.speed and not member.leaving and now - member.joined < STARTING_S
             for member in self.usable()
@@ -197,6 +220,7 @@ def candidate_of(member: Member, free_bytes: int) -> Candidate:
         free_bytes=free_bytes,
         leaving=member.leaving,
         joined=member.joined,
+        device=member.device,
     )
 
 

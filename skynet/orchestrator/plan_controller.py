@@ -81,8 +81,11 @@ class PlanController:
 
     def follow(self, target: Target) -> None:
         """The same model is asked for in another shape."""
-        self.target_plans = replace(self.target_plans, target=target)
-        self._planner = self.target_plans.planner()
+        self._lay_out(replace(self.target_plans, target=target))
+
+    def _lay_out(self, target_plans: TargetPlans) -> None:
+        if target_plans != self.target_plans:
+            self.target_plans, self._planner = target_plans, target_plans.planner()
 
     def step_failed(self, cause: str) -> None:
         """The plan in force has lost a step or its shards' slots: it needs a new epoch."""
@@ -146,11 +149,13 @@ class PlanController:
         elif not self._lost_since:
             self._lost_since = now
             self.switch.note_loss()
+        members = self.membership.candidates()
+        self._lay_out(self.target_plans.for_members(plan, members))
         self._planner.load_rate = self.membership.load_rate()
         try:
             return self._planner.decide(
                 plan,
-                self.membership.candidates(),
+                members,
                 lost_for_s=self.membership.clock() - self._lost_since if lost else 0.0,
                 settled_for_s=self.membership.settled_for_s,
                 coming=self.membership.coming,

@@ -9,9 +9,12 @@ from skynet.engine.engine import Engine
 from skynet.errors import WireError
 from skynet.orchestrator.membership import Membership
 from skynet.planning.plan import Plan
+from skynet.store.metrics import Recovery
 from skynet.store.plans import Plans
 
 logger = logging.getLogger(__name__)
+
+NEW_LEADER = "a new leader"
 
 
 class PlanSwitch:
@@ -23,6 +26,7 @@ class PlanSwitch:
     broken: why the plan in force needs a new epoch, or "".
     fence: of the leader; every write carries it.
     tell: called with (kind, text, seconds) for every event.
+    recovered: called when a plan runs, and again when its sequences are computed again.
     """
 
     def __init__(
@@ -38,13 +42,16 @@ class PlanSwitch:
         self.engine = engine
         self.fence = fence
         self.tell = tell
+        self.recovered: Callable[[Recovery], None] = lambda recovery: None
         self.plan = _current(plans)
         self.next: Plan | None = None
         self.next_reason = ""
         self.switching = False
-        self.broken = "a new leader" if self.plan is not None else ""
+        self.broken = NEW_LEADER if self.plan is not None else ""
         self._began = membership.clock()  # of the preparation or the switch
         self._noticed = membership.clock()  # of the loss or failure, or of a planned switch
+        self._kind, self._silence_s = "planned", 0.0  # of the recovery
+        self._resumed = 0.0
 
     @property
     def epoch(self) -> int:
@@ -54,6 +61,7 @@ class PlanSwitch:
     def note_loss(self) -> None:
         """A worker of the plan in force is lost."""
         self._noticed = self.membership.clock()
+        self._silence_s = self.membership.silence_s
 
     def step_failed(self, cause: str) -> None:
         """The plan in force has lost a step or its shards' slots: it needs a new epoch."""
@@ -98,6 +106,7 @@ class PlanSwitch:
         self._began = self.membership.clock()
         self.plans.publish(plan, self.fence(), self.plan)
         self.plan, self.next, self.switching = plan, None, True
+        self._kind = _kind_of(self.broken, is_lost)
         cause = f"{self.broken}: {reason}" if self.broken and self.broken != reason else reason
         self.broken = ""
         stages, shards = plan.shape
@@ -121,7 +130,14 @@ class PlanSwitch:
         self.switching = False
         seconds = self.membership.clock() - self._began
         self.tell("ready", f"plan {plan.epoch}: all shards", seconds)
+        self._note_recovery(plan)
         self.engine.resume(plan)
+
+    def _note_recovery(self, plan: Plan) -> None:
+        self._resumed = self.membership.clock()
+        notice_s = self._silence_s if self._kind == "lost" else 0.0
+        load_s, at = self._resumed - self._noticed, self.membership.last_renewal
+        self.recovered(Recovery(self._kind, at, plan.epoch, notice_s, load_s))
 
     def replayed(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
         """All sequences are computed again: report the whole interruption."""
@@ -129,13 +145,23 @@ class PlanSwitch:
             f"{num_sequences} requests, {num_tokens} tokens in {seconds:.2f} s; "
             "since it was noticed"
         )
-        self.tell("replay", text, self.membership.clock() - self._noticed)
+        now = self.membership.clock()
+        self.tell("replay", text, now - self._noticed)
+        replay_s, at = now - self._resumed, self.membership.last_renewal
+        self.recovered(Recovery(self._kind, at, self.epoch, replay_s=replay_s))
 
     def waits(self) -> list[str]:
         """Shards that the preparation or the switch waits for."""
         if self.next is not None:
             return [f"preparing {name}" for name in self.membership.not_prepared(self.next)]
         return self.membership.not_ready(self.plan) if self.switching and self.plan else []
+
+
+def _kind_of(broken: str, is_lost: bool) -> str:
+    """Of the recovery that a plan brings; see `Recovery`."""
+    if is_lost:
+        return "lost"
+    return "leader" if broken == NEW_LEADER else "failed" if broken else "planned"
 
 
 def _current(plans: Plans) -> Plan | None:

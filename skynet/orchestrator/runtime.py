@@ -39,6 +39,7 @@ TICK_S = 0.05
 TARGET_S = 0.25
 SWEEP_S = 2.0
 REPORT_S = 0.5
+METRICS_S, LOGGED_METRICS_S = 1.0, 10.0  # the latter if Redis appends each write to its file
 DRAIN_S = 5.0  # for the running step when the process leaves
 
 
@@ -160,12 +161,17 @@ class OrchestratorRuntime:
         if service is not None and not self._leaving_since:
             service.plan_controller.tick()
             service.engine.tick()
+            service.intake.accept_compiled(service.engine)
             if self.intervals.is_due("sweep", SWEEP_S):
                 service.sweep()
         elif self.intervals.is_due("expire", SWEEP_S):
             expire(context.requests, context.answers, leader.problem)
         if self.intervals.is_due("report", REPORT_S):
             self._report()
+        metrics = context.metrics
+        if self.intervals.is_due("metrics", METRICS_S if metrics.spares_log else LOGGED_METRICS_S):
+            reading = service.reading() if service is not None else None
+            metrics.write(reading, context.requests.now(), context.fence)
 
     def _reconnected(self) -> None:
         """The lease has another connection: messages may be lost, and after a failover data, too.

@@ -13,6 +13,7 @@ from skynet.errors import ClusterUnreachable, SkynetError
 from skynet.orchestrator.context import Context
 from skynet.orchestrator.intake import Intake, Served
 from skynet.orchestrator.membership import Membership
+from skynet.orchestrator.metrics import Reading
 from skynet.orchestrator.plan_controller import PlanController
 from skynet.orchestrator.target_plans import TargetPlans
 from skynet.settings import settings
@@ -43,6 +44,7 @@ class ModelService:
         self.plan_controller = PlanController(
             context.plans, membership, self.engine, plans, lambda: context.fence, context.tell
         )
+        self.plan_controller.switch.recovered = context.metrics.recovered
         self.intake = Intake(served, target, context.requests, context.answers)
 
     def can_follow(self, target: Target) -> bool:
@@ -86,6 +88,19 @@ class ModelService:
             },
         }
 
+    def reading(self) -> Reading:
+        """For the cluster's metrics."""
+        engine, slots = self.engine, self.engine.scheduler.slots
+        gauges = {
+            "num_requests_running": len(engine.scheduler.running),
+            "num_requests_waiting": len(engine.scheduler.waiting),
+            "kv_cache_usage_perc": 1 - len(slots.free) / max(1, slots.num_slots),
+            "plan_epoch": self.plan_controller.epoch,
+        }
+        members = self.plan_controller.membership.live.values()
+        staged = self.target.name, self.served.num_bytes
+        return Reading(engine.timing.totals, members, gauges, staged)
+
     # -- the engine's carrier ------------------------------------------------------------------
 
     def send(self, step: Step) -> None:
@@ -96,6 +111,7 @@ class ModelService:
             messenger.emit_chord(plan, message, fence=self.context.fence)
         except redis.RedisError as error:
             raise ClusterUnreachable(f"step {step.number} could not be sent: {error}") from error
+        self.context.metrics.numbers.observe("step_tokens", step.num_tokens)
 
     def give_up(self, step: Step) -> None:
         try:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from skynet.architecture.architecture import Architecture
+from skynet.planning.auto_dtype import all_gpus
+from skynet.planning.cost import Candidate
 from skynet.planning.placement import Planner, Wish
 from skynet.planning.plan import Plan
 from skynet.planning.split import PlanOptions, make_plan
@@ -14,10 +16,31 @@ from skynet.store.targets import Target
 
 @dataclass(frozen=True)
 class TargetPlans:
-    """Lays out plans for one target."""
+    """Lays out plans for one target.
+
+    on_gpus: in the target's dtype for GPUs.
+    """
 
     arch: Architecture
     target: Target
+    on_gpus: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """What the plans compute in."""
+        return (self.on_gpus and self.target.gpu_dtype) or self.target.dtype
+
+    def for_members(self, current: Plan | None, members: Sequence[Candidate]) -> TargetPlans:
+        """In the dtype for these members.
+
+        The target's first plan decides: running requests keep its dtype, whoever joins or leaves.
+        """
+        target = self.target
+        if current is not None and current.revision == target.revision:
+            on_gpus = target.gpu_dtype is not None and current.dtype == target.gpu_dtype
+        else:
+            on_gpus = target.gpu_dtype is not None and all_gpus(members)
+        return self if on_gpus == self.on_gpus else replace(self, on_gpus=on_gpus)
 
     def layout(
         self, stages: int, shards: int, weights: Sequence[Sequence[float]] | None = None
@@ -27,7 +50,7 @@ class TargetPlans:
         options = PlanOptions(
             target.model,
             target.name,
-            target.dtype,
+            self.dtype,
             target.weight_dtype,
             target.chord_span,
             target.num_slots,
@@ -46,9 +69,10 @@ class TargetPlans:
 
     def can_run(self, plan: Plan) -> bool:
         """Whether the engine can run a plan, even of another shape than the target's."""
-        target, same = self.target, ("model", "dtype", "num_slots", "slot_tokens")
+        target, same = self.target, ("model", "num_slots", "slot_tokens")
         return (
-            plan.weight_dtype == (target.weight_dtype or target.dtype)
-            and (plan.kv_dtype or plan.dtype) == (target.kv_dtype or target.dtype)
+            plan.dtype == self.dtype
+            and plan.weight_dtype == (target.weight_dtype or self.dtype)
+            and (plan.kv_dtype or plan.dtype) == (target.kv_dtype or self.dtype)
             and all(getattr(plan, name) == getattr(target, name) for name in same)
         )

@@ -43,6 +43,7 @@ class Candidate:
     free_bytes: int = 2**62
     leaving: bool = False
     joined: float = 0.0
+    device: str = "cpu"
 
 
 def cores_of(workers: Sequence[Candidate]) -> list[float]:

@@ -17,6 +17,8 @@ class Completion:
         token, `queued_s` before the first step.
     logprobs: if requested, for each token {"logprob": ..., "top": [[token id, logprob], ...]}, of
         the model's distribution, likeliest first.
+    prompt_logprobs: if requested, None for the prompt's first token, and for each other one the
+        same as in `logprobs`.
     beams: of a beam search, its hypotheses, best first: {"text": ..., "token_ids": [...],
         "score": sum of log-probabilities / length ** length_penalty}. The first is the answer.
     embedding: of task `embed`, a number for each hidden dimension.
@@ -36,6 +38,7 @@ class Completion:
     labels: list[dict[str, Any]] = field(default_factory=list)
     beams: list[dict[str, Any]] = field(default_factory=list)
     cached_tokens: int = 0
+    prompt_logprobs: list[dict[str, Any] | None] = field(default_factory=list)
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Completion:

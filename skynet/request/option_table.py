@@ -32,8 +32,10 @@ class Kind(Enum):
     TOKEN_IDS = auto()
     TOKEN_ID_OR_IDS = auto()
     TOKEN_ID_LISTS = auto()
+    TOKEN_BIASES = auto()
     TEXT = auto()
     TEXTS = auto()
+    GRAMMAR = auto()
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Option:
 
     help: a sentence, for the command line and the documents.
     default_text: describes a default that is not a constant.
-    minimum, maximum: of an integer or a number, both included.
+    minimum, maximum: of an integer or a number, both included; of each bias.
     above_minimum: the minimum itself is not included.
     or_zero: a number may also be 0, below its minimum.
     choices: of a choice.
@@ -104,12 +106,19 @@ class Option:
                 return f"a token id, or up to {self.max_items}"
             case Kind.TOKEN_ID_LISTS:
                 return f"up to {self.max_items} lists of 1 to {self.max_item_length} token ids"
+            case Kind.TOKEN_BIASES:
+                return (
+                    f"a mapping of up to {self.max_items} token ids to numbers from "
+                    f"{decimal(self.minimum)} to {decimal(self.maximum)}"
+                )
             case Kind.TEXT:
                 return (
                     f"a text of 1 to {self.max_length} characters" if self.max_length else "a text"
                 )
             case Kind.TEXTS:
                 return f"a text, or up to {self.max_items}"
+            case Kind.GRAMMAR:
+                return "a mapping with one of json, json_object, regex, choice or grammar"
 
     def _range(self) -> str:
         low = f"{'more than ' if self.above_minimum else ''}{decimal(self.minimum)}"
@@ -124,8 +133,8 @@ OPTIONS = (
         "max_tokens",
         Kind.INTEGER,
         128,
-        "Longest answer, in tokens.",
-        minimum=1,
+        "Longest answer, in tokens; -1: to the end of the context; 0: only with `prompt_logprobs`.",
+        minimum=-1,
         flag="--max-tokens",
     ),
     Option(
@@ -207,6 +216,16 @@ OPTIONS = (
         flag="--logprobs",
     ),
     Option(
+        "prompt_logprobs",
+        Kind.INTEGER,
+        None,
+        "Report the log-probability of each token of the prompt, and those of this many likeliest "
+        "tokens in its place.",
+        default_text="off",
+        maximum=20,
+        flag="--prompt-logprobs",
+    ),
+    Option(
         "stop",
         Kind.TEXTS,
         (),
@@ -215,6 +234,25 @@ OPTIONS = (
         max_item_length=256,
         config_field="stop_strings",
         flag="--stop",
+    ),
+    Option(
+        "stop_token_ids",
+        Kind.TOKEN_IDS,
+        (),
+        "End the answer with one of these tokens, as with an end token; also with `ignore_eos`.",
+        max_items=64,
+    ),
+    Option(
+        "include_stop_str_in_output",
+        Kind.FLAG,
+        False,
+        "Leave the text that ended the answer, of `stop` or `stop_token_ids`, in its text.",
+    ),
+    Option(
+        "skip_special_tokens",
+        Kind.FLAG,
+        True,
+        "Leave special tokens, such as the end token, out of the text.",
     ),
     Option(
         "ignore_eos",
@@ -232,6 +270,35 @@ OPTIONS = (
         maximum=100,
         config_field="repetition_penalty",
         flag="--repetition-penalty",
+    ),
+    Option(
+        "frequency_penalty",
+        Kind.NUMBER,
+        0.0,
+        "Subtract this from a token's logit for each time that the answer has the token.",
+        minimum=-2,
+        maximum=2,
+        flag="--frequency-penalty",
+    ),
+    Option(
+        "presence_penalty",
+        Kind.NUMBER,
+        0.0,
+        "Subtract this from the logits of tokens that the answer has.",
+        minimum=-2,
+        maximum=2,
+        flag="--presence-penalty",
+    ),
+    Option(
+        "logit_bias",
+        Kind.TOKEN_BIASES,
+        (),
+        "Add these to the logits of tokens, before penalties.",
+        minimum=-100,
+        maximum=100,
+        max_items=1024,
+        flag="--logit-bias",
+        metavar="ID=BIAS",
     ),
     Option(
         "no_repeat_ngram_size",
@@ -290,6 +357,13 @@ OPTIONS = (
         "Last token of an answer of `max_tokens`; of several, the likeliest.",
         max_items=4096,
         config_field="forced_eos_token_id",
+    ),
+    Option(
+        "structured_outputs",
+        Kind.GRAMMAR,
+        None,
+        "Follow a JSON schema, regular expression, choice or grammar; see "
+        "[Structured output](#structured-output).",
     ),
     Option(
         "num_beams",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skynet.errors import BadRequest
 from skynet.request.option_table import BY_NAME, MAX_INTEGER, Kind, Option, decimal
+from skynet.request.structured import structured_text
 
 MAX_SHOWN = 80  # characters of a value in an error
 
@@ -43,11 +44,15 @@ def check_value(option: Option, value: Any, vocab_size: int = MAX_INTEGER + 1) -
             return _token_ids(option, (value,) if one else value, max_id)
         case Kind.TOKEN_ID_LISTS:
             return _token_id_lists(option, value, max_id)
+        case Kind.TOKEN_BIASES:
+            return _token_biases(option, value, max_id)
         case Kind.TEXT:
             if isinstance(value, str) and 1 <= len(value) <= (option.max_length or len(value)):
                 return value
         case Kind.TEXTS:
             return _texts(option, value)
+        case Kind.GRAMMAR:
+            return structured_text(value)
     raise BadRequest(f"{name} {shown(value)}: {option.values}")
 
 
@@ -131,6 +136,25 @@ def _token_id_lists(option: Option, value: Any, max_id: int) -> tuple[tuple[int,
         tuple(check_integer(option.name, token_id, 0, max_id) for token_id in item)
         for item in value
     )
+
+
+def _token_biases(option: Option, value: Any, max_id: int) -> tuple[tuple[int, float], ...]:
+    """Of a mapping, whose keys JSON makes texts, or of the pairs that a record has."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not _is_list(pairs) or len(pairs) > option.max_items:
+        raise BadRequest(f"{option.name} {shown(value)}: {option.values}")
+    biases: dict[int, float] = {}
+    for pair in pairs:
+        if not _is_list(pair) or len(pair) != 2:
+            raise BadRequest(f"{option.name} {shown(pair)}: {option.values}")
+        token, bias = pair
+        if isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 11:
+            token = int(token)
+        token = check_integer(option.name, token, 0, max_id)
+        if token in biases:
+            raise BadRequest(f"{option.name}: token {token} has two biases, give one")
+        biases[token] = _number(option, bias)
+    return tuple(biases.items())
 
 
 def _texts(option: Option, value: Any) -> tuple[str, ...]:

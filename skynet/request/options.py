@@ -14,9 +14,10 @@ from typing import Any
 from skynet.errors import BadRequest
 from skynet.request.generation_config import FILE, GenerationDefaults
 from skynet.request.option_table import BY_NAME, KNOWN, OPTIONS
-from skynet.request.option_values import check_integer, check_value, shown
+from skynet.request.option_values import check_integer, check_value, is_integer, shown
 from skynet.request.prompts import check_token_ids
 from skynet.request.record import Options, Record
+from skynet.request.structured import check_grammar
 from skynet.request.text_tasks import check_text_task
 
 DEFAULT_MAX_TOKENS = BY_NAME["max_tokens"].default
@@ -83,6 +84,10 @@ def check_options(
     options = _recorded(checked)
     _check_forced(options)
     _check_beams(options)
+    _check_structured(options, limits.has_encoder)
+    if options.structured_outputs is not None:
+        check_grammar(options.structured_outputs)
+    _check_prompt_logprobs(options)
     return options
 
 
@@ -116,6 +121,8 @@ def check_record(record: Record, prompt_vocab_size: int, vocab_size: int) -> Non
         if value is not None:
             check_value(RECORDED.get(option.name, option), value, vocab_size)
     _check_beams(options)
+    _check_structured(options, options.decoder_start_token_id is not None)
+    _check_prompt_logprobs(options)
 
 
 def check_priority(value: Any) -> int:
@@ -147,7 +154,7 @@ def _max_tokens(
     value: Any, prompt_length: int, limits: Limits, defaults: GenerationDefaults
 ) -> int:
     room = limits.slot_tokens - prompt_length
-    if room < 1:
+    if room < (0 if is_integer(value) and value == 0 else 1):
         raise BadRequest(
             f"the prompt has {prompt_length} tokens, the cluster holds {limits.slot_tokens} for "
             "prompt and answer together: shorten it, or split the model again with more "
@@ -161,6 +168,8 @@ def _max_tokens(
             maximum = room if limits.has_encoder else value
             value = min(maximum, left) if left > 0 else value
     max_tokens: int = check_value(BY_NAME["max_tokens"], value)
+    if max_tokens == -1:
+        return room
     if max_tokens > room:
         raise BadRequest(
             f"max_tokens {max_tokens}: {prompt_length} tokens of prompt leave room for {room} of "
@@ -245,7 +254,9 @@ def _check_beams(options: Options) -> None:
     unsupported = {
         "sampling": options.temperature > 0,
         "stop": bool(options.stop),
+        "stop_token_ids": bool(options.stop_token_ids),
         "logprobs": options.logprobs is not None,
+        "prompt_logprobs": options.prompt_logprobs is not None,
     }
     for name, is_set in unsupported.items():
         if is_set:
@@ -253,6 +264,42 @@ def _check_beams(options: Options) -> None:
                 f"num_beams {options.num_beams} with {name} is not supported: leave that out, or "
                 "ask with num_beams 1"
             )
+
+
+def _check_structured(options: Options, has_encoder: bool) -> None:
+    """Refuse options that would break a grammar, and models and modes that do not support one."""
+    if options.structured_outputs is None:
+        return
+    if has_encoder:
+        raise BadRequest("structured_outputs: not supported by encoder-decoder models")
+    unsupported = {
+        "num_beams": options.num_beams > 1,
+        "ignore_eos": options.ignore_eos,
+        "min_new_tokens": options.min_new_tokens > 0,
+        "forced_bos_token_id": options.forced_bos_token_id is not None,
+        "forced_eos_token_id": bool(options.forced_eos_token_id),
+    }
+    for name, is_set in unsupported.items():
+        if is_set:
+            raise BadRequest(
+                f"structured_outputs with {name} {shown(getattr(options, name))} is not "
+                "supported: the grammar decides how an answer begins and ends"
+            )
+
+
+def _check_prompt_logprobs(options: Options) -> None:
+    """Refuse them of an encoder's prompt, and an answer of no token without them."""
+    name, count = "prompt_logprobs", options.prompt_logprobs
+    if options.max_tokens < 1 and (count is None or options.max_tokens):
+        raise BadRequest(
+            f"max_tokens {options.max_tokens}: 1 or more, -1 to the end of the context, or 0 with "
+            f"{name}"
+        )
+    if count is not None and options.decoder_start_token_id is not None:
+        raise BadRequest(
+            f"{name} {count}: an encoder reads the prompt of this model, and gives its tokens no "
+            "probabilities; leave it out"
+        )
 
 
 def _check_forced(options: Options) -> None:

@@ -53,6 +53,14 @@ class Options:
     renormalize_logits: bool = False
     decoder_start_token_id: int | None = None
     cache_salt: str | None = None
+    structured_outputs: str | None = None  # JSON text
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    prompt_logprobs: int | None = None
 
     def to_json(self) -> str:
         """The options that differ from the defaults above: an older orchestrator reads those."""
@@ -248,8 +256,9 @@ class End:
     error: str = ""
     message: str = ""
     timings: dict[str, float] = field(default_factory=dict)
-    answer: dict[str, Any] = field(default_factory=dict)  # embedding, predictions, labels or beams
+    answer: dict[str, Any] = field(default_factory=dict)  # more fields of a `Completion`
     cached_tokens: int = 0  # of the prompt
+    stop: str = ""  # the stop string that ended the answer
 
     def to_json(self) -> str:
         return json.dumps(self.__dict__)

@@ -13,6 +13,7 @@ from skynet.checkpoint.staged_form import in_staged_form
 from skynet.checkpoint.tensor_plans import TensorPlan, model_files, tensor_plans
 from skynet.errors import PlanError
 from skynet.models.registry import load_architecture
+from skynet.planning.auto_dtype import AUTO, cpu_dtype, gpu_dtype
 from skynet.planning.plan import Plan
 from skynet.planning.split import PlanOptions, make_plan
 from skynet.request.generation_config import FILE, generation_defaults
@@ -30,13 +31,12 @@ logger = logging.getLogger(__name__)
 class SplitOptions:
     """Options of `skysplit` that decide the plan.
 
-    dtype: what is computed in; kv_dtype: what keys and values are kept in, by default the same.
-    weights, keep_embeddings: see `skysplit`.
+    dtype, kv_dtype, weights, keep_embeddings: see `skysplit`.
     """
 
     stages: int = 1
     shards: int = 1
-    dtype: str = "float32"
+    dtype: str = AUTO
     chord_span: str = "auto"
     num_slots: int = 16
     slot_tokens: int | None = None
@@ -51,7 +51,7 @@ def skysplit(
     shards: int | None = 2,
     *,
     fixed: bool = False,
-    dtype: str = "float32",
+    dtype: str = AUTO,
     chord_span: str = "auto",
     num_slots: int = 16,
     slot_tokens: int | None = None,
@@ -71,14 +71,15 @@ def skysplit(
     stages, shards: None for both lets the orchestrator choose a shape for the live members.
     fixed: never another shape; wait for members instead.
     dtype: of activations and sums: "float32", which gives the answers of Transformers in float32,
-        or "bfloat16". Weights stay bfloat16 in memory where the checkpoint has them so.
+        or "bfloat16". "auto" is float32, and bfloat16 for bfloat16 weights if all workers are GPUs.
+        Weights stay bfloat16 in memory where the checkpoint has them so.
     kv_dtype: of keys and values: "float32", "bfloat16" or "q8"; by default `dtype`.
     slot_tokens: longest prompt and answer together; by default the model's positions, up to 4,096.
     weights: "q8" or "q4" quantises the matrices while they are staged, and "bf16" rounds them to
         bfloat16; by default they stay as the checkpoint has them.
     keep_embeddings: `weights` does not apply to the embedding and the head.
 
-    Returns the plan of that shape (1x1 if both are None), without workers.
+    Returns the plan of that shape (1x1 if both are None), without workers, for CPUs.
 
     Raises:
         CheckpointError, UnsupportedModel, PlanError: nothing was written.
@@ -103,7 +104,8 @@ def skysplit(
     with reachable(url):
         client = connect(url)
         stage_checkpoint(client, source, draft.model, progress)
-        Targets(client).ask(Target.of(draft, fixed, any_shape=stages is None))
+        on_gpus = gpu_dtype(dtype, draft)
+        Targets(client).ask(Target.of(draft, fixed, any_shape=stages is None, gpu_dtype=on_gpus))
     return draft
 
 
@@ -142,7 +144,8 @@ def draft_plan(
     progress: of the self-test of a model on the Transformers backend.
     """
     arch = load_architecture(source.config)
-    weight_dtype = narrowest(tensor_plans(source, arch).values(), options.dtype)
+    dtype = cpu_dtype(options.dtype)
+    weight_dtype = narrowest(tensor_plans(source, arch).values(), dtype)
     if isinstance(arch, TransformersArchitecture):
         from skynet.transformers_backend.self_test import self_test  # imports Transformers
 
@@ -152,7 +155,7 @@ def draft_plan(
     named = PlanOptions(
         source.digest(),
         source.name,
-        options.dtype,
+        dtype,
         weight_dtype,
         options.chord_span,
         options.num_slots,

@@ -43,6 +43,7 @@ def _types() -> dict[str, bytes]:
         keys.term_key(): b"string",
         keys.leader_key(): b"string",
         keys.engine_key(): b"string",
+        keys.metrics_key(): b"string",
         keys.arrivals_key(): b"string",
         keys.events_key(): b"stream",
         keys.members_key(): b"zset",

@@ -73,6 +73,8 @@ class Member:
     resident_bytes: Count = 0
     free_bytes: Count = 0  # free memory of its device
     steps: Count = 0
+    compute_s: Amount = 0.0  # of its spans so far
+    exchange_s: Amount = 0.0  # that it has waited for its peers' partials
     problem: str = ""
     connection: Count = 0  # Redis's client id of the connection that renews the lease
     joined: Amount = 0.0  # unix time
@@ -80,6 +82,7 @@ class Member:
     machine: str = ""  # tells machines apart; containers of one machine have the same
     unix_socket: bool = False  # whether it accepts links by its Unix socket
     tcp_address: str = ""  # where it accepts links by TCP
+    exchange_dtype: str = "auto"  # SKYNET_EXCHANGE_DTYPE: what its partials travel in
     links: tuple[LinkState, ...] = ()  # to its peers in `epoch`; the shard of higher number decides
     protocol: Count = PROTOCOL  # see skynet/wire/protocol.py
 

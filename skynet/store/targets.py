@@ -34,6 +34,7 @@ class Target:
     stages, shards: the shape; None: chosen by the number of members.
     fixed: wait for members rather than fall back to a smaller shape.
     revision: set by `Targets.ask`.
+    gpu_dtype: what is computed in if all members are GPUs; None: dtype.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = NO_OTHER_FIELDS
@@ -51,9 +52,17 @@ class Target:
     weight_dtype: DType | None = None  # None: as dtype
     quantisation: Quantisation = ""
     kv_dtype: KVDType | None = None  # None: as dtype
+    gpu_dtype: DType | None = None
 
     @classmethod
-    def of(cls, plan: Plan, fixed: bool = False, *, any_shape: bool = False) -> Target:
+    def of(
+        cls,
+        plan: Plan,
+        fixed: bool = False,
+        *,
+        any_shape: bool = False,
+        gpu_dtype: str | None = None,
+    ) -> Target:
         """The target that asks for this plan; `any_shape` leaves its shape open."""
         return cls(
             plan.model,
@@ -68,6 +77,7 @@ class Target:
             weight_dtype=plan.weight_dtype,
             quantisation=plan.quantisation,
             kv_dtype=plan.kv_dtype,
+            gpu_dtype=gpu_dtype,
         )
 
     def to_json(self) -> str:

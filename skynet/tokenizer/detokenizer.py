@@ -13,7 +13,7 @@ class Decoder(Protocol):
 
     special_ids: frozenset[int]
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
     def has(self, token_id: int) -> bool: ...
 
@@ -31,14 +31,17 @@ class Detokenizer:
     # A character has four bytes at most, so an older incomplete one stays incomplete.
     MAX_CHARACTER_TOKENS = 4
 
-    def __init__(self, tokenizer: Decoder | None) -> None:
+    def __init__(self, tokenizer: Decoder | None, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
         self._window: list[int] = []
         self._num_emitted = 0  # tokens at the window's start whose text is emitted
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; often empty."""
-        if self._tokenizer is None or token_id in self._tokenizer.special_ids:
+        if self._tokenizer is None:
+            return ""
+        if self._skip_special_tokens and token_id in self._tokenizer.special_ids:
             return ""
         if not self._tokenizer.has(token_id):  # padding of the vocabulary
             return ""
@@ -80,14 +83,14 @@ class Detokenizer:
     def _decode(self, ids: list[int]) -> str:
         if self._tokenizer is None or not ids:
             return ""
-        return self._tokenizer.decode(ids)
+        return self._tokenizer.decode(ids, self._skip_special_tokens)
 
 
 class CleaningDetokenizer(Detokenizer):
     """A detokenizer that removes spaces before punctuation."""
 
-    def __init__(self, tokenizer: Decoder | None) -> None:
-        super().__init__(tokenizer)
+    def __init__(self, tokenizer: Decoder | None, skip_special_tokens: bool = True) -> None:
+        super().__init__(tokenizer, skip_special_tokens)
         self._spaces = SpaceCleaner()
 
     def push(self, token_id: int) -> str:

@@ -25,6 +25,10 @@ class FastTokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
 
+    def to_json(self) -> str:
+        """As the `tokenizers` library reads it, without padding and truncation."""
+        return str(self._tokenizer.to_str())
+
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         if self._infill_token is not None and self._infill_token in text:
             raise BadRequest(

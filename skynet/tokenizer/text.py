@@ -70,6 +70,17 @@ class Text:
         )
         self.has_chat_template = self._chat_template is not None
 
+    @property
+    def tokenizer_json(self) -> str | None:
+        """The tokenizer as the `tokenizers` library reads it; None if it is no such tokenizer."""
+        tokenizer = self._tokenizer
+        return tokenizer.to_json() if isinstance(tokenizer, FastTokenizer) else None
+
+    @property
+    def has_fast_tokenizer(self) -> bool:
+        """Whether the model's tokenizer is one of the `tokenizers` library."""
+        return isinstance(self._tokenizer, FastTokenizer)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, special tokens around it included.
 
@@ -121,13 +132,13 @@ class Text:
         tokenizer = self._require_tokenizer()
         return _split(prompt, lambda: tokenizer.encode(prompt, add_special_tokens=False))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer, without special tokens.
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of an answer.
 
         Raises:
             BadRequest: the model has no tokenizer.
         """
-        text = self._require_tokenizer().decode(ids)
+        text = self._require_tokenizer().decode(ids, skip_special_tokens)
         return clean_up(text) if self._staged.cleans_up else text
 
     def decode_all(self, ids: Sequence[int]) -> str:
@@ -160,10 +171,10 @@ class Text:
             return ""
         return self._tokenizer.decode([token], skip_special_tokens=False)
 
-    def detokenizer(self) -> Detokenizer:
+    def detokenizer(self, skip_special_tokens: bool = True) -> Detokenizer:
         """A detokenizer for one answer; without a tokenizer its pieces are empty."""
         kind = CleaningDetokenizer if self._staged.cleans_up else Detokenizer
-        return kind(self._tokenizer)
+        return kind(self._tokenizer, skip_special_tokens)
 
     def _require_tokenizer(self) -> Backend:
         if self._tokenizer is None:

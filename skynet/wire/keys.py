@@ -23,6 +23,7 @@ One process has one prefix. Lifetimes are settings:
     members                               zset     kept            member id -> last renewal
     member:<id>                           string   the lease       live worker, JSON
     engine                                string   seconds         state of the engine, JSON
+    metrics                               string   an hour         numbers of the cluster, JSON
     probe                                 string   never set       asks if Redis takes writes
     requests:open                         zset     kept            unfinished ids by arrival
     requests:arrivals                     integer  kept            arrival counter
@@ -158,6 +159,10 @@ def members_key() -> str:
 
 def engine_key() -> str:
     return key("engine")
+
+
+def metrics_key() -> str:
+    return key("metrics")
 
 
 def probe_key() -> str:

@@ -5,7 +5,9 @@ Shared by engine/ (which makes steps) and layers/ and worker/ (which compute the
 
 from __future__ import annotations
 
+import hashlib
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ import numpy.typing as npt
 from skynet.errors import WireError
 from skynet.wire import codec
 from skynet.wire.frame import FLOAT32, MAGIC, Frame
+from skynet.wire.scores import Scores, ScoresRequest
 
 MAX_INDEX = 2**31 - 1
 
@@ -51,6 +54,57 @@ def _row_of(array: Any, dtype: type[np.generic]) -> npt.NDArray[Any]:
     return array
 
 
+MASK_DIGEST_BYTES = 16
+MAX_MASK_BYTES = 2**17  # a bit for each token of the largest vocabulary
+MAX_PACKED_MASK_BYTES = MAX_MASK_BYTES + 2**10
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """The tokens of the whole vocabulary that may be chosen.
+
+    digest: of the bits, one for each token, in little order.
+    packed: the bits, compressed by zlib; None: the shards have them already.
+    """
+
+    digest: bytes
+    packed: bytes | None = None
+
+    @classmethod
+    def of(cls, bits: bytes) -> TokenMask:
+        return cls(_mask_digest(bits), zlib.compress(bits, 1))
+
+    def bits(self) -> bytes:
+        """The uncompressed bits.
+
+        Raises:
+            WireError: there are none, they are too many, or not those of the digest.
+        """
+        unpacking = zlib.decompressobj()
+        try:
+            bits = unpacking.decompress(self.packed or b"", MAX_MASK_BYTES)
+        except zlib.error as error:
+            raise WireError(f"a mask of tokens cannot be read: {error}") from None
+        if not unpacking.eof or _mask_digest(bits) != self.digest:
+            raise WireError(f"a mask of tokens has {len(bits)} bytes, not those of its digest")
+        return bits
+
+    @classmethod
+    def unpack(cls, digest: Any, packed: Any) -> TokenMask:
+        if not isinstance(digest, bytes) or len(digest) != MASK_DIGEST_BYTES:
+            raise WireError(f"{digest!r:.40} is not the digest of a mask")
+        is_short = isinstance(packed, bytes) and len(packed) <= MAX_PACKED_MASK_BYTES
+        if packed is not None and not is_short:
+            raise WireError(
+                f"{packed!r:.40} is not a mask of at most {MAX_PACKED_MASK_BYTES} bytes"
+            )
+        return cls(digest, packed)
+
+
+def _mask_digest(bits: bytes) -> bytes:
+    return hashlib.blake2b(bits, digest_size=MASK_DIGEST_BYTES).digest()
+
+
 @dataclass(frozen=True)
 class LogitsRequest:
     """The candidates for a row's next token that each vocabulary shard returns.
@@ -64,6 +118,8 @@ class LogitsRequest:
         forbid them; they count neither for `top` and `floor` nor for peak and mass.
     logprobs: also return this many of the likeliest tokens, `ids` included, and the log of the
         shard's sum of exponentials; None: do not.
+    mask: the only tokens that may be chosen; others count neither for `top` and `floor` nor for
+        peak and mass. None: all.
     """
 
     top: int = 1
@@ -71,12 +127,14 @@ class LogitsRequest:
     temperature: float = 1.0
     ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    mask: TokenMask | None = None
 
     def pack(self) -> list[Any]:
         plain = [self.top, self.floor, self.temperature]
-        if not self.ids and self.logprobs is None:
+        mask = [] if self.mask is None else [self.mask.digest, self.mask.packed]
+        if not self.ids and self.logprobs is None and not mask:
             return plain
-        return [*plain, np.asarray(self.ids, dtype=np.int32), self.logprobs]
+        return [*plain, np.asarray(self.ids, dtype=np.int32), self.logprobs, *mask]
 
     @classmethod
     def unpack(cls, data: list[Any]) -> LogitsRequest:
@@ -84,9 +142,10 @@ class LogitsRequest:
         plain = _index(top), _amount(floor), _amount(temperature)
         if not more:
             return cls(*plain)
-        ids, logprobs = more
+        ids, logprobs, *packed = more
         listed = _indices(_row_of(ids, np.int32).tolist())
-        return cls(*plain, listed, None if logprobs is None else _index(logprobs))
+        mask = TokenMask.unpack(*packed) if packed else None
+        return cls(*plain, listed, None if logprobs is None else _index(logprobs), mask)
 
 
 @dataclass(frozen=True)
@@ -135,6 +194,7 @@ class Row:
         before the step.
     encoder_kv: index and number of tokens of the encoder KV that a decoder attends to. In a row of
         an encoder's text, `slot` is that index.
+    scores: the log-probabilities of a prompt's own tokens are wanted.
     """
 
     slot: int
@@ -145,10 +205,26 @@ class Row:
     source: int | None = None
     text_task: TextTask | None = None
     encoder_kv: tuple[int, int] | None = None
+    scores: ScoresRequest | None = None
 
     @property
     def stop(self) -> int:
         return self.start + len(self.tokens)
+
+    @property
+    def num_choices(self) -> int:
+        """Places for which a token is chosen: the next one, or its masks."""
+        masks = self.text_task is not None and not self.text_task.is_vector
+        return (
+            len(self.text_task.positions)
+            if masks and self.text_task
+            else (self.logits_request is not None)
+        )
+
+    @property
+    def num_candidates(self) -> int:
+        """Its entries in `Part.candidates`."""
+        return max(self.num_choices, self.scores is not None)
 
     @property
     def places(self) -> range:
@@ -159,7 +235,8 @@ class Row:
         logits_request = None if self.logits_request is None else self.logits_request.pack()
         text_task = None if self.text_task is None else self.text_task.pack()
         encoder_kv = None if self.encoder_kv is None else list(self.encoder_kv)
-        extra: list[Any] = [self.source, text_task, encoder_kv]
+        scores = None if self.scores is None else self.scores.pack()
+        extra: list[Any] = [self.source, text_task, encoder_kv, scores]
         while extra and extra[-1] is None:
             extra.pop()
         return [
@@ -174,7 +251,7 @@ class Row:
     @classmethod
     def unpack(cls, data: list[Any]) -> Row:
         slot, start, tokens, prompt_length, logits, *more = data
-        source, task, kv = (*more, None, None, None)[:3]
+        source, task, kv, scores = (*more, None, None, None, None)[:4]
         row = cls(
             _index(slot),
             _index(start),
@@ -184,10 +261,13 @@ class Row:
             None if source is None else _index(source),
             None if task is None else TextTask.unpack(task),
             None if kv is None else (_index(kv[0]), _index(kv[1])),
+            None if scores is None else ScoresRequest.unpack(scores, len(tokens)),
         )
         positions = () if row.text_task is None else row.text_task.positions
         if not row.tokens or max(positions, default=0) >= len(row.tokens):
             raise WireError(f"a row of {len(row.tokens)} tokens, with masks at {positions}")
+        if row.scores is not None and row.text_task is not None:
+            raise WireError("a row with a text task, whose tokens have no scores")
         return row
 
 
@@ -253,26 +333,37 @@ class SpanMessage(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidates:
-    """One vocabulary shard's candidates for one row's next token."""
+    """One vocabulary shard's candidates for one row's next token, and the scores of its tokens."""
 
     ids: npt.NDArray[np.int32]  # (k,) token ids of the whole vocabulary
     logits: npt.NDArray[np.float32]  # (k,) before temperature
     peak: float  # largest logit of the shard, LogitsRequest.ids left out
     mass: float  # sum of exp((logit - peak) / temperature), LogitsRequest.ids left out
     best: Best | None = None  # if LogitsRequest.logprobs
+    scores: Scores | None = None  # if Row.scores
 
     def pack(self) -> list[Any]:
-        plain = [self.ids, self.logits, self.peak, self.mass]
-        best = self.best
-        return plain if best is None else [*plain, best.ids, best.logits, best.total]
+        best = None if self.best is None else self.best.pack()
+        extra = [best, None if self.scores is None else self.scores.pack()]
+        while extra and extra[-1] is None:
+            extra.pop()
+        return [self.ids, self.logits, self.peak, self.mass, *extra]
 
     @classmethod
     def unpack(cls, data: list[Any]) -> Candidates:
-        ids, logits, peak, mass, *best = data
+        ids, logits, peak, mass, *more = data
+        best, scores = (*more, None, None)[:2]
         listed, numbers = _row_of(ids, np.int32), _row_of(logits, np.float32)
         if len(listed) != len(numbers) or (len(listed) and listed.min() < 0):
             raise WireError(f"{len(listed)} candidates with {len(numbers)} logits")
-        return cls(listed, numbers, float(peak), float(mass), Best.unpack(best) if best else None)
+        return cls(
+            listed,
+            numbers,
+            float(peak),
+            float(mass),
+            None if best is None else Best.unpack(best),
+            None if scores is None else Scores.unpack(scores),
+        )
 
 
 @dataclass(frozen=True)
@@ -282,6 +373,9 @@ class Best:
     ids: npt.NDArray[np.int32]  # (k,)
     logits: npt.NDArray[np.float32]  # (k,)
     total: float  # log of the sum of exp(logit) over the shard
+
+    def pack(self) -> list[Any]:
+        return [self.ids, self.logits, self.total]
 
     @classmethod
     def unpack(cls, data: list[Any]) -> Best:
@@ -298,8 +392,8 @@ class Part:
 
     `hidden` is its partial of the hidden states at the span's end, (tokens, hidden) float32, in
     shard 0 with the residual. After the last layer it is None: `candidates` has one entry for each
-    row with a `logits_request` and for each mask, and shard 0's `vectors` one for each row whose
-    text task gives a vector.
+    row with a `logits_request` or `scores` and for each mask, and shard 0's `vectors` one for each
+    row whose text task gives a vector.
     """
 
     hidden: npt.NDArray[np.float32] | None = None

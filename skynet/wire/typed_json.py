@@ -46,6 +46,11 @@ def read_json(kind: type[T], text: str | bytes, what: str, *, unknown: str = "")
         raise WireError(f"{what} cannot be read: {_first(error)}") from None
 
 
+def write_json(kind: type[T], value: T) -> bytes:
+    """A value as JSON for `read_json`; quicker than `json.dumps` of a dataclass."""
+    return _adapter(cast(Any, kind)).dump_json(value)
+
+
 def parse_json(text: str | bytes, what: str, error: type[SkynetError] = WireError) -> Any:
     """JSON of any form.
 

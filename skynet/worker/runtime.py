@@ -54,6 +54,7 @@ class ShardRuntime:
             device=settings().device,
             cores=os.cpu_count() or 1,
             asked_threads=settings().threads or 0,
+            exchange_dtype=settings().exchange_dtype,
         )
         self.listener = self._listen()
         self.lease = Lease(self.member, settings().lease_s, free_bytes=free_memory)

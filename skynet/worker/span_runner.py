@@ -183,7 +183,7 @@ class SpanRunner:
             partial, candidates, vectors = place.model.run(step, span, before, all_reduce)
         except Exception as error:
             exchange.abort(step.epoch, step.number, all_reduce.position, error)
-            if isinstance(error, PeerLost | NotFinite):
+            if isinstance(error, PeerLost | NotFinite | ShardUnready):
                 raise
             member = self.plan_follower.member
             raise ShardFailed(
@@ -191,15 +191,14 @@ class SpanRunner:
                 f"[{span.start}, {span.stop}) of step {step.number}: {type(error).__name__}: "
                 f"{error}"
             ) from error
-        self.plan_follower.member.steps += 1
         waited = exchange.waited_s
-        return Part(
-            None if partial is None else partial.cpu().numpy(),
-            candidates,
-            time.perf_counter() - started - waited,
-            waited,
-            vectors,
-        )
+        total = None if partial is None else partial.cpu().numpy()
+        computed = time.perf_counter() - started - waited
+        member = self.plan_follower.member
+        member.steps += 1
+        member.compute_s += computed
+        member.exchange_s += waited
+        return Part(total, candidates, computed, waited, vectors)
 
     def _set_threads(self) -> None:
         """Take over the thread count that the plan follower has chosen."""

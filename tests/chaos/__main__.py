@@ -50,6 +50,7 @@ def _faults(_: Any, __: Any, text: str) -> tuple[str, ...]:
 @click.option("--request-timeout", "request_timeout_s", default=120.0)
 @click.option("--max-tokens", default=200)
 @click.option("--chord-span", default="auto")
+@click.option("--weights", type=click.Choice(["bf16"]), help="Round the model's matrices.")
 @click.option("--keep", is_flag=True, help="Keep the logs of a successful run too.")
 def main(seed: int | None, keep: bool, model: str, **options: Any) -> None:
     """Inject faults into a real cluster under load. Exit code 1 if any token is wrong or lost."""

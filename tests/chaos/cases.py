@@ -63,12 +63,18 @@ def stopped_cases(chance: random.Random, answers: dict[Case, tuple[list[int], st
     return cases[:NUM_STOPPED]
 
 
-def greedy_answers(model: Path, cases: list[Case]) -> dict[Case, list[int]]:
-    """Transformers' answers to cases without sampling, in one process, in float32."""
+def greedy_answers(model: Path, cases: list[Case], rounded: bool) -> dict[Case, list[int]]:
+    """Transformers' answers to cases without sampling, in one process, in float32.
+
+    rounded: matrices to the nearest bfloat16 numbers.
+    """
     import torch
     import transformers
 
     loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    for weight in loaded.parameters():
+        if rounded and weight.dim() > 1:
+            weight.data = weight.data.bfloat16().float()
     loaded.generation_config = transformers.GenerationConfig(do_sample=False, eos_token_id=None)
     answers: dict[Case, list[int]] = {}
     for case in cases:

@@ -20,6 +20,7 @@ import redis
 from skynet.local.reaper import Reaper
 from skynet.store.connection import connect
 from skynet.wire import keys
+from tests.chaos.link_relays import LinkRelays
 from tests.chaos.server import PersistentServer
 from tests.cluster.proxy import Proxy
 from tests.sentinels import SentinelServers
@@ -76,6 +77,7 @@ class ChaosCluster:
     """A persistent server, workers, orchestrators, and a proxy for half of them.
 
     sentinel: a master and a replica behind three Sentinels instead of one server, and no proxy.
+    faulty_links: whether there are relays in the way of direct links.
     pinned: shard workers are started with `-Q`; otherwise they take any place, and there can be
         spares and joins.
     """
@@ -91,20 +93,27 @@ class ChaosCluster:
         orchestrators: int,
         pinned: bool,
         sentinel: bool,
+        faulty_links: bool,
         environment: Mapping[str, str],
     ) -> None:
         self.directory = directory
         self.sentinels = SentinelServers(directory / "redis") if sentinel else None
         self.server = self.sentinels or PersistentServer(directory)
         self.proxy = Proxy(self.server.url, random.Random(chance.random()))
+        (directory / "tmp").mkdir(exist_ok=True)
+        self.link_relays = LinkRelays(
+            directory / "tmp" / f"skynet-{os.geteuid()}", random.Random(chance.random())
+        )
         self._redis_lock = threading.Lock()  # one fault at a time stops Redis
         self.exits = Exits()
         self.pinned = pinned
+        self._faulty_links = faulty_links
         self.slots: list[Slot] = []
         self.shape = (stages, shards)
         self._num_spares, self._num_orchestrators = spares, orchestrators
         self._chance = random.Random(chance.random())  # only of the supervisor
-        self._environment = {**os.environ, **ENVIRONMENT, **environment}
+        own = {"TMPDIR": str(directory / "tmp")}  # of the links' sockets
+        self._environment = {**os.environ, **ENVIRONMENT, **own, **environment}
         self._reaper = Reaper()
         self._lock = threading.RLock()
         self._end = threading.Event()
@@ -117,6 +126,8 @@ class ChaosCluster:
         self.start_redis()
         if self.sentinels is None:
             self.proxy.start()
+        if self._faulty_links:
+            self.link_relays.start()
         stages, shards = self.shape
         for stage in range(stages):
             for shard in range(shards):
@@ -146,6 +157,8 @@ class ChaosCluster:
         self.server.stop()
         if self.sentinels is None:
             self.proxy.stop()
+        if self._faulty_links:
+            self.link_relays.stop()
         self._reaper.close()
 
     def start_redis(self) -> None:

@@ -13,7 +13,7 @@ import redis
 
 from skynet.wire import keys
 from tests.chaos.cluster import ChaosCluster, Slot
-from tests.cluster.proxy import Direction
+from tests.cluster.proxy import Direction, Proxy
 
 T = TypeVar("T")
 PATIENCE_S = 60.0
@@ -167,6 +167,48 @@ def partition(attack: Attack) -> None:
     attack.cluster.proxy.release()
 
 
+# -- direct links ----------------------------------------------------------------------------------
+
+
+def cut_links(attack: Attack) -> None:
+    """Close the links of a worker."""
+    for relay in _link_relay(attack):
+        attack.notes.append(f"{relay.cut()} links")
+
+
+def cut_link_in_message(attack: Attack) -> None:
+    """Close a link of a worker in the middle of a message."""
+    for relay in _link_relay(attack):
+        relay.cut_in_message(attack.chance.choice(list(Direction)))
+
+
+def delay_links(attack: Attack) -> None:
+    """Delay what arrives by the links of a worker for some seconds."""
+    for relay in _link_relay(attack):
+        seconds = attack.chance.uniform(0.001, 0.05)
+        attack.notes.append(f"{seconds * 1000:.0f} ms")
+        relay.delay(seconds)
+        attack.last(2, 5)
+        relay.delay(0)
+
+
+def half_open_links(attack: Attack) -> None:
+    """Nothing arrives by the links of a worker for some seconds, and none closes."""
+    for relay in _link_relay(attack):
+        directions = attack.chance.choice(([], [Direction.UP], [Direction.DOWN]))
+        attack.notes += [direction.value for direction in directions] or ["both ways"]
+        relay.hold(*directions)
+        attack.last(1, 8)
+        relay.release()
+
+
+def _link_relay(attack: Attack) -> list[Proxy]:
+    """The relay of one worker that has links; none while no worker has."""
+    relays = attack.cluster.link_relays.in_use()
+    attack.notes.append(f"of {len(relays)} workers with links")
+    return [attack.chance.choice(relays)] if relays else []
+
+
 # -- messages and weights --------------------------------------------------------------------------
 
 
@@ -238,6 +280,7 @@ def corrupt_tile(attack: Attack) -> None:
 
 PROXY_FAULTS = {"cut_proxied", "cut_in_message", "delay", "partition"}
 SENTINEL_FAULTS = {"kill_master"}
+LINK_FAULTS = {"cut_links", "cut_link_in_message", "delay_links", "half_open_links"}
 Fault = Callable[[Attack], None]
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
@@ -259,6 +302,10 @@ FAULTS: dict[str, Fault] = {
             cut_in_message,
             delay,
             partition,
+            cut_links,
+            cut_link_in_message,
+            delay_links,
+            half_open_links,
             mix_messages,
             lose_messages,
             corrupt_tile,

@@ -18,10 +18,10 @@ from skynet.staging.split import skysplit
 from skynet.wire import keys
 from tests.chaos import leaks, oracle
 from tests.chaos.cluster import ChaosCluster
-from tests.chaos.faults import FAULTS, Attack
+from tests.chaos.faults import FAULTS, LINK_FAULTS, Attack
 from tests.chaos.load import GRACE_S, Case, Load
 from tests.chaos.report import Done, Report
-from tests.chaos.undisturbed import READY_S, Say, undisturbed_answers
+from tests.chaos.undisturbed import READY_S, Expected, Say, undisturbed_answers
 from tests.cluster.processes import wait_for
 
 RECOVER_S = 120.0
@@ -54,6 +54,7 @@ class Plan:
     request_timeout_s: float
     max_tokens: int
     chord_span: str
+    weights: str | None
 
 
 class Run:
@@ -73,6 +74,7 @@ class Run:
             orchestrators=plan.orchestrators,
             pinned=plan.pinned,
             sentinel=plan.sentinel,
+            faulty_links=not LINK_FAULTS.isdisjoint(plan.faults),
             environment={},
         )
         self._end = threading.Event()
@@ -103,6 +105,7 @@ class Run:
             dtype="float32",
             chord_span=plan.chord_span,
             num_slots=max(4, plan.clients - 2),  # fewer than clients: some wait for a slot
+            weights=plan.weights,
             url=self.cluster.server.url,
         )
         client = Client(self.cluster.server.url)
@@ -110,7 +113,8 @@ class Run:
             client.submit_prompt([1], max_tokens=2, timeout=READY_S).get()
             wait_for("every worker to run", self.cluster.all_alive, READY_S)
             checkpoint = open_checkpoint(plan.model, settings().cache_dir)
-            return undisturbed_answers(client, checkpoint, self.chance, plan.max_tokens, self.say)
+            expected = Expected(checkpoint, rounded=plan.weights == "bf16")
+            return undisturbed_answers(client, expected, self.chance, plan.max_tokens, self.say)
         finally:
             client.close()
 

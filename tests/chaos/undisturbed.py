@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.unpacked import unpacked_directory
@@ -20,24 +21,36 @@ Answers = dict[Case, tuple[list[int], str]]
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Expected:
+    """The model whose answers by Transformers are expected.
+
+    rounded: to bfloat16.
+    """
+
+    checkpoint: Checkpoint
+    rounded: bool
+
+
 class WarmupFailed(Exception):
     """The undisturbed cluster answers wrongly, so an attack would prove nothing."""
 
 
 def undisturbed_answers(
-    client: Client, checkpoint: Checkpoint, chance: random.Random, max_tokens: int, say: Say
+    client: Client, expected: Expected, chance: random.Random, max_tokens: int, say: Say
 ) -> dict[Case, list[int]]:
     """Each case's tokens.
 
     Raises:
         WarmupFailed: greedy answers differ from Transformers', or answers differ when repeated.
     """
+    checkpoint = expected.checkpoint
     cases = make_cases(chance, int(checkpoint.config["vocab_size"]), max_tokens)
     answers = _ask(client, cases, say)
     say("Transformers' answers")
     directory = unpacked_directory(checkpoint, settings().cache_dir)
-    for case, expected in greedy_answers(directory, cases).items():
-        wrong = difference(answers[case][0], expected)
+    for case, tokens in greedy_answers(directory, cases, expected.rounded).items():
+        wrong = difference(answers[case][0], tokens)
         if wrong:
             raise WarmupFailed(f"{case}: Transformers answers otherwise: {wrong}")
     answers.update(_ask(client, stopped_cases(chance, answers), say))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from processes import wait_for
 
@@ -19,8 +20,10 @@ from skynet.store.events import Event, Events
 from skynet.store.members import Member, Members
 from skynet.wire import keys
 
-LONG = 500
-SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 11}
+LONG = 300  # tokens: an answer takes longer than it takes to disturb it
+SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_p": 0.95, "seed": 11}
+# Three letters that are not among some, then one that is: it has no alternative.
+STRUCTURED: dict[str, Any] = {"structured_outputs": {"regex": "([^\u4e05-\u4e30]{3}\u4e40){200}"}}
 
 
 @dataclass
@@ -65,11 +68,13 @@ def one_end(cluster: LocalCluster, generation: Generation) -> bool:
 
 
 class Undisturbed:
-    """Long answers to some prompts, greedy and sampled, of the undisturbed cluster."""
+    """Long undisturbed answers to some prompts: greedy, sampled and by a grammar."""
 
     def __init__(self, cluster: LocalCluster, prompts: list[list[int]]) -> None:
         self.cluster = cluster
-        self.requests = [(prompt, {}) for prompt in prompts] + [(prompts[0], SAMPLED)]
+        first, second, *others = prompts
+        self.requests = [(first, {}), (second, STRUCTURED), (first, SAMPLED)]
+        self.requests += [(prompt, {}) for prompt in others]
         generations = [cluster.submit_prompt(p, max_tokens=LONG, **o) for p, o in self.requests]
         self.answers = [generation.get(timeout=90).token_ids for generation in generations]
 

@@ -1,4 +1,5 @@
-"""A TCP proxy in front of Redis that simulates network faults: delays, silence, resets.
+"""A proxy in front of Redis, or of a direct link, that simulates network faults: delays, silence,
+resets.
 
 Runs in a separate thread; its methods are for any other thread. Random choices are made by the
 given `random.Random`.
@@ -15,6 +16,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -51,10 +53,16 @@ class _Link:
 
 
 class Proxy:
-    """Forwards 127.0.0.1:`port` to the Redis at `target`, a `unix://` or `redis://` URL."""
+    """Forwards 127.0.0.1:`port` to the server at `target`, a `unix://` or `redis://` URL.
 
-    def __init__(self, target: str, chance: random.Random | None = None) -> None:
+    listen: path of a Unix socket to listen on instead.
+    """
+
+    def __init__(
+        self, target: str, chance: random.Random | None = None, listen: Path | None = None
+    ) -> None:
         self.target = target
+        self.listen = listen
         self.port = 0  # any free one, from `start` on
         self._chance = chance or random.Random(0)
         self._loop = asyncio.new_event_loop()
@@ -147,6 +155,9 @@ class Proxy:
             self._open[direction].set()
 
     async def _listen(self) -> None:
+        if self.listen is not None:
+            self._server = await asyncio.start_unix_server(self._accept, self.listen)
+            return
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
 

@@ -264,7 +264,9 @@ def test_options_log_probabilities_and_samples(cluster: LocalCluster, tiny: Tiny
     expected = torch.cat(output.logits).double().log_softmax(dim=-1)
     # When it is asked for with log-probabilities
     options: dict[str, Any] = {"max_tokens": NEW, "repetition_penalty": 1.8}
-    completion = cluster.submit_prompt(prompt, logprobs=3, **options).get(timeout=60)
+    asked: dict[str, Any] = {"logprobs": 3, "prompt_logprobs": 2}
+    generation = cluster.submit_prompt(prompt, **asked, **options)
+    completion = generation.get(timeout=60)
     # Then tokens and log-probabilities are the same
     assert completion.token_ids == output.sequences[0, len(prompt) :].tolist()
     for number, entry in enumerate(completion.logprobs):
@@ -273,6 +275,29 @@ def test_options_log_probabilities_and_samples(cluster: LocalCluster, tiny: Tiny
         top = expected[number].topk(3)
         assert [other for other, _ in entry["top"]] == top.indices.tolist()
         assert [value for _, value in entry["top"]] == pytest.approx(top.values.tolist(), abs=1e-4)
+    # And so are those of the prompt, wherever they are read
+    with torch.no_grad():
+        whole = model(ids).logits[0].double().log_softmax(dim=-1)
+    first, *others = completion.prompt_logprobs
+    assert first is None
+    assert len(others) == len(prompt) - 1
+    for number, entry in enumerate(others):
+        assert entry is not None
+        known = float(whole[number, prompt[number + 1]])
+        assert entry["logprob"] == pytest.approx(known, abs=1e-4)
+        assert [other for other, _ in entry["top"]] == whole[number].topk(2).indices.tolist()
+    stored = generation.completion
+    assert stored is not None
+    assert stored.prompt_logprobs == completion.prompt_logprobs
+    scored = cluster.submit_prompt(prompt, max_tokens=0, prompt_logprobs=2).get(timeout=60)
+    assert (scored.token_ids, scored.finish_reason) == ([], "length")
+    assert scored.prompt_logprobs == completion.prompt_logprobs
+    # And an answer may go to the end of the slot
+    longest = cluster.submit_prompt(prompt, max_tokens=-1, ignore_eos=True).get(timeout=90)
+    plan = cluster.plan
+    assert plan is not None
+    assert len(prompt) + len(longest.token_ids) == plan.slot_tokens
+    assert longest.finish_reason == "length"
     # And samples that share their prompt are those of each seed alone
     sampled: dict[str, Any] = {**options, "temperature": 1.3}
     together = cluster.client.submit_prompt(prompt, n=5, seed=7, **sampled)

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FAULTS = "kill_shard,kill_orchestrator,pause,leave,cut_clients,cut_in_message,restart_redis"
+FAULTS = (
+    "kill_shard,kill_orchestrator,pause,leave,cut_clients,cut_in_message,restart_redis,"
+    "cut_links,cut_link_in_message,delay_links,half_open_links"
+)
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(240)
 def test_nothing_is_wrong_or_lost_after_half_a_minute_of_faults() -> None:
     # Given a cluster of one stage, two shards and a spare, under load
-    shape = "--stages 1 --shards 2 --spares 1 --orchestrators 2 --clients 4 --max-tokens 100"
+    shape = "--stages 1 --shards 2 --spares 1 --orchestrators 2 --clients 4 --max-tokens 60"
     words = f"--seconds 30 --seed 20 {shape} --gap 4 --faults {FAULTS}".split()
     # When it is attacked
     process = subprocess.Popen(

@@ -26,16 +26,22 @@ def linked(tiny: Tiny) -> Iterator[LocalCluster]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def undisturbed(linked: LocalCluster, tiny: Tiny) -> Undisturbed:
+    return Undisturbed(linked, tiny.prompts)
+
+
 def status(cluster: LocalCluster) -> dict[str, Any]:
     return cluster_status(cluster.client.redis, cluster.url)
 
 
-def test_links_are_shown_and_a_killed_worker_is_replaced(linked: LocalCluster, tiny: Tiny) -> None:
+def test_links_are_shown_and_a_killed_worker_is_replaced(
+    linked: LocalCluster, undisturbed: Undisturbed
+) -> None:
     # Given a cluster whose two shards have a link
     assert status(linked)["links"][0].startswith("stage 0: unix, ")
     assert not linked.client.redis.pubsub_channels("skynet:x:*")
     # When a shard is killed in the middle of answers
-    undisturbed = Undisturbed(linked, tiny.prompts)
     answers = undisturbed.ask(2)
     kill(linked, worker_with_a_place(linked))
     # Then the answers are those of an undisturbed run, and the spare has a link
@@ -45,9 +51,10 @@ def test_links_are_shown_and_a_killed_worker_is_replaced(linked: LocalCluster, t
     heal(linked)
 
 
-def test_without_a_link_the_next_plan_goes_through_redis(linked: LocalCluster, tiny: Tiny) -> None:
+def test_without_a_link_the_next_plan_goes_through_redis(
+    linked: LocalCluster, undisturbed: Undisturbed
+) -> None:
     # Given workers that no peer can reach: their sockets are gone
-    undisturbed = Undisturbed(linked, tiny.prompts)
     for member in status(linked)["members"]:
         socket_path(member["id"]).unlink(missing_ok=True)
     answers = undisturbed.ask(2)

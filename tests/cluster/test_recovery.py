@@ -63,6 +63,11 @@ def bound(tiny: Tiny) -> Iterator[LocalCluster]:
 
 
 @pytest.fixture(scope="module")
+def undisturbed_bound(bound: LocalCluster, tiny: Tiny) -> Undisturbed:
+    return Undisturbed(bound, tiny.prompts)
+
+
+@pytest.fixture(scope="module")
 def undisturbed(spared: LocalCluster, tiny: Tiny) -> Undisturbed:
     return Undisturbed(spared, tiny.prompts)
 
@@ -89,14 +94,23 @@ def test_the_next_turn_of_a_replayed_chat_computes_its_new_tokens_only(
     prompt = [*tiny.prompts[2], *first.token_ids, *new]
     undisturbed = spared.submit_prompt(prompt, max_tokens=count).get(timeout=60)
     assert undisturbed.cached_tokens == len(prompt) - len(new) - 1
-    # When it is asked again, and a worker is killed meanwhile
+    # And another prompt's log-probabilities, with an answer whose tokens are counted
+    options = {"max_tokens": count, "frequency_penalty": 0.2, "prompt_logprobs": 1}
+    alone = spared.submit_prompt(tiny.prompts[2], **options).get(timeout=60)
+    # When both are asked for again, and a worker is killed meanwhile
     before = num_events(spared)
+    scored = spared.submit_prompt(tiny.prompts[2], **options)
     generation = spared.submit_prompt(prompt, max_tokens=count)
+    next(scored.tokens(timeout=60))
     next(generation.tokens(timeout=60))
     kill(spared, worker_with_a_place(spared))
     again = generation.get(timeout=90)
     # Then its answer is the same, and the turn after it takes all that was replayed
     assert again.token_ids == undisturbed.token_ids
+    scored_again = scored.get(timeout=90)
+    assert scored_again.token_ids == alone.token_ids
+    assert scored_again.prompt_logprobs == alone.prompt_logprobs
+    assert len(alone.prompt_logprobs) == len(tiny.prompts[2])
     assert "replay" in {event.kind for event in events_since(spared, before)}
     prompt = [*prompt, *again.token_ids, *new]
     third = spared.submit_prompt(prompt, max_tokens=1).get(timeout=60)
@@ -314,10 +328,11 @@ def _ended(cluster: LocalCluster, generation: Generation) -> bytes:
     return bytes(entries[-1][0])  # type: ignore[index]
 
 
-def test_a_killed_shard_without_a_spare_and_its_return(bound: LocalCluster, tiny: Tiny) -> None:
+def test_a_killed_shard_without_a_spare_and_its_return(
+    bound: LocalCluster, undisturbed_bound: Undisturbed
+) -> None:
     # Given answers under way on 2 x 2 workers that are bound to their places
-    undisturbed = Undisturbed(bound, tiny.prompts)
-    answers = undisturbed.ask()
+    answers = undisturbed_bound.ask()
     # When one is killed
     kill(bound, "stage1.shard1")
     # Then the others go on in a shape that their places allow
@@ -328,12 +343,12 @@ def test_a_killed_shard_without_a_spare_and_its_return(bound: LocalCluster, tiny
     plan = Plans(bound.client.redis).current()
     assert plan is not None
     assert plan.shape == (2, 2)
-    again = undisturbed.ask()
+    again = undisturbed_bound.ask()
     again.check()
 
 
 def test_a_second_worker_for_a_taken_place_stands_by_for_it(
-    bound: LocalCluster, tiny: Tiny
+    bound: LocalCluster, undisturbed_bound: Undisturbed
 ) -> None:
     # Given a second worker bound to a place that is taken
     first = {m.pid for m in members(bound) if m.address == "stage0.shard1"}
@@ -343,8 +358,7 @@ def test_a_second_worker_for_a_taken_place_stands_by_for_it(
     whole(bound)
     assert {m.pid for m in members(bound) if m.address == "stage0.shard1"} == first
     # When the first is killed in mid-answer
-    undisturbed = Undisturbed(bound, tiny.prompts)
-    answers = undisturbed.ask()
+    answers = undisturbed_bound.ask()
     kill(bound, "twin")
     # Then the second has its place
     answers.check()
@@ -359,29 +373,44 @@ def test_a_living_worker_is_not_replaced(bound: LocalCluster) -> None:
     assert not any(is_gone(worker.pid) for worker in bound.workers)
 
 
-def test_an_empty_redis_ends_running_requests_and_serves_new_ones(tiny: Tiny) -> None:
+def test_an_empty_redis_ends_running_requests_and_serves_new_ones(
+    bound: LocalCluster, tiny: Tiny
+) -> None:
     # Given a cluster whose Redis keeps nothing, and a request under way
-    with LocalCluster(tiny.path, 1, 2, "float32", num_slots=4) as cluster:
-        pids = {worker.pid for worker in cluster.workers}
-        running = cluster.submit_prompt(tiny.prompts[0], max_tokens=1900)
-        next(running.tokens(timeout=60))
-        # When it restarts
-        cluster.restart_server()
-        # Then the request ends with an error that says why
-        with pytest.raises(RequestLost, match="Redis"):
-            running.get(timeout=60)
+    pids = {worker.pid for worker in bound.workers}
+    running = bound.submit_prompt(tiny.prompts[0], max_tokens=1900)
+    next(running.tokens(timeout=60))
+    # When it restarts
+    bound.restart_server()
+    # Then the request ends with an error that says why
+    with pytest.raises(RequestLost, match="Redis"):
+        running.get(timeout=60)
 
-        # And weights are staged again, and requests answered, by the same processes
-        def answered() -> bool:
-            try:
-                generation = cluster.submit_prompt(tiny.prompts[0], max_tokens=24)
-                return generation.get(timeout=60).token_ids == tiny.tokens[0]
-            except SkynetError:
-                return False
+    # And weights are staged again, and requests answered, by the same processes
+    def answered() -> bool:
+        try:
+            generation = bound.submit_prompt(tiny.prompts[0], max_tokens=24)
+            return generation.get(timeout=60).token_ids == tiny.tokens[0]
+        except SkynetError:
+            return False
 
-        wait_for("an answer", answered)
-        assert {worker.pid for worker in cluster.workers} == pids
-        assert cluster.processes.failed() == []
+    wait_for("an answer", answered)
+    assert {worker.pid for worker in bound.workers} == pids
+    assert bound.processes.failed() == []
+
+
+def test_sigterm_to_all_at_once_ends_all_soon(bound: LocalCluster) -> None:
+    """The last test with this cluster."""
+    # Given an idle cluster
+    processes = dict(bound.processes.by_name)
+    # When every process gets SIGTERM at the same moment
+    started = time.monotonic()
+    for process in processes.values():
+        process.send_signal(signal.SIGTERM)
+    # Then all end with code 0, and none waits for a successor until its patience is over
+    codes = {name: process.wait(timeout=60) for name, process in processes.items()}
+    assert set(codes.values()) == {0}, codes
+    assert time.monotonic() - started < 60
 
 
 def test_an_open_shape_follows_the_number_of_workers(tiny: Tiny) -> None:
@@ -411,17 +440,3 @@ def reason_of(cluster: LocalCluster) -> str:
     """Why the shape is as it is, when that has been weighed."""
     reason = str(engine_state(cluster).get("reason"))
     return reason if "spare" in reason else ""
-
-
-def test_sigterm_to_all_at_once_ends_all_soon(tiny: Tiny) -> None:
-    # Given an idle cluster
-    with LocalCluster(tiny.path, 1, 2, "float32", num_slots=4) as cluster:
-        processes = dict(cluster.processes.by_name)
-        # When every process gets SIGTERM at the same moment
-        started = time.monotonic()
-        for process in processes.values():
-            process.send_signal(signal.SIGTERM)
-        # Then all end with code 0, and none waits for a successor until its patience is over
-        codes = {name: process.wait(timeout=60) for name, process in processes.items()}
-        assert set(codes.values()) == {0}, codes
-        assert time.monotonic() - started < 60

@@ -25,6 +25,7 @@ from skynet.wire import codec
 from skynet.wire.exchange_message import FAILED, header_of, read_message, tag_of
 from skynet.wire.frame import HEADER, Frame
 from skynet.wire.keys import Address
+from skynet.wire.scores import Scores, ScoresRequest
 from skynet.wire.step import (
     Best,
     Candidates,
@@ -34,6 +35,7 @@ from skynet.wire.step import (
     SpanMessage,
     Step,
     TextTask,
+    TokenMask,
 )
 from skynet.wire.typed_json import parse_json
 from skynet.worker.plan_follower import Place
@@ -143,6 +145,9 @@ def reply_seeds() -> Iterator[bytes]:
 
 def read_step(data: bytes) -> None:
     step = Step.decode(data)
+    for row in step.rows:
+        if row.logits_request is not None and row.logits_request.mask is not None:
+            row.logits_request.mask.bits()
     plan = tiny_plan()
     StepGuard("stage0.shard0", 0).check_step(step, plan, step.number)
     StepGuard("stage0.shard0", 0).admit(step, step.start)
@@ -153,8 +158,10 @@ def step_seeds() -> Iterator[bytes]:
     yield STEP.encode()
     rows = (
         Row(0, 0, (5, 6), 2, LogitsRequest(0, 0.1, 0.7, (1, 2), 3), source=1),
+        Row(1, 0, (5,), 1, LogitsRequest(mask=TokenMask.of(bytes(17)))),
         Row(1, 0, (7,), 1, text_task=TextTask("fill-mask", positions=(0,))),
         Row(1, 3, (7,), 1, encoder_kv=(0, 4)),
+        Row(2, 0, (5, 6), 2, scores=ScoresRequest(0, (6, 7), 3)),
     )
     yield Step(1, 2, rows, 3, 2).encode()
 
@@ -175,6 +182,8 @@ def part_seeds() -> Iterator[bytes]:
     yield Part(FLOATS, compute_s=0.5).encode()
     yield Part(None, [Candidates(IDS, FLOATS[0, :2], 1.0, 1.5)]).encode()
     yield Part(None, [Candidates(IDS, FLOATS[0, :2], 1.0, 1.5, best)], 0.1, 0.2).encode()
+    scores = Scores(np.zeros(2), FLOATS[0, :2], IDS[:, None], FLOATS[:, :1])
+    yield Part(None, [Candidates(IDS, FLOATS[0, :2], 1.0, 1.5, best, scores)]).encode()
     yield Part(None, vectors=[FLOATS[0]]).encode()
 
 

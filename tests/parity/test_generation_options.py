@@ -51,7 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Recorder(InProcess):
-    """Keeps log-probabilities, and counts the tokens that are computed."""
+    """Keeps log-probabilities and answers of beams, and counts the tokens that are computed."""
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
@@ -64,12 +64,18 @@ class Recorder(InProcess):
                 self.logprobs.setdefault(sequence.id, []).append(token.logprobs)
         return super().tokens(tokens)
 
+    def finished(self, sequence: Generated) -> None:
+        super().finished(sequence)
+        if sequence.output.pending:
+            self.tokens([(sequence, token) for token in sequence.output.pending])
+
 
 def run(
     model_reference: Reference,
     shape: tuple[int, int],
     records: Sequence[Record],
     end_ids: Sequence[int] = (),
+    written: Sequence[int] = (),
 ) -> Recorder:
     """All records at once, their prompts in chunks."""
     cluster = cluster_of(model_reference.checkpoint, *shape, num_slots=4)
@@ -78,7 +84,9 @@ def run(
     try:
         for record in records:
             model = ModelInfo(cluster.arch, Text({}), frozenset(end_ids), 128)
-            engine.accept(Generated.of(record, model))
+            sequence = Generated.of(record, model)
+            sequence.output.restore(written)
+            engine.accept(sequence)
         engine.ready = True
         engine.pump()
         while engine.in_flight:
@@ -219,3 +227,85 @@ def test_samples_share_their_prompt(
     generated_tokens = 6 * (NEW - 1)
     prompts = carrier.num_computed - generated_tokens
     assert prompts == len(prompt) + 5
+
+
+class Penalties(transformers.LogitsProcessor):  # type: ignore[misc]
+    """OpenAI's penalties over all logits, of the tokens after the prompt."""
+
+    def __init__(self, prompt_length: int, frequency: float, presence: float) -> None:
+        self.prompt_length, self.frequency, self.presence = prompt_length, frequency, presence
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        answers = input_ids[:, self.prompt_length :]
+        counts = torch.zeros_like(scores).scatter_add_(
+            1, answers, torch.ones_like(answers, dtype=scores.dtype)
+        )
+        return scores - (self.frequency * counts + self.presence * (counts > 0))
+
+
+PENALISED: dict[str, dict[str, Any]] = {
+    "frequency": {"frequency_penalty": 0.2},
+    "presence": {"presence_penalty": 0.4},
+    "rewards": {"frequency_penalty": -0.3, "presence_penalty": -0.2},
+    "bias": {"logit_bias": ((3, 2.0), (88, -100.0), (130, 1.5))},
+    "all": {
+        "frequency_penalty": 0.3,
+        "presence_penalty": 0.3,
+        "logit_bias": ((3, 1.0), (40, 1.0)),
+        "repetition_penalty": 1.2,
+    },
+}
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 3)], ids=str)
+@pytest.mark.parametrize("case", PENALISED)
+def test_penalties_and_biases_are_those_of_the_whole_vocabulary(
+    reference: Callable[..., Reference], case: str, shape: tuple[int, int], num_beams: int
+) -> None:
+    # Given the answers of Transformers, with the penalties over all logits
+    model_reference, options = reference("llama"), PENALISED[case]
+    bias = {(token,): value for token, value in options.get("logit_bias", ())} or None
+    expected = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([prompt])
+        processor = Penalties(
+            len(prompt),
+            options.get("frequency_penalty", 0.0),
+            options.get("presence_penalty", 0.0),
+        )
+        with torch.no_grad():
+            answer = model_at(model_reference.path).generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=NEW,
+                do_sample=False,
+                num_beams=num_beams,
+                sequence_bias=bias,
+                repetition_penalty=options.get("repetition_penalty", 1.0),
+                logits_processor=[processor],
+            )
+        expected.append(answer[0, len(prompt) :].tolist())
+    # When all prompts are answered side by side
+    chosen = Options(max_tokens=NEW, num_beams=num_beams, **options)
+    records = [record_of(str(number), prompt, chosen) for number, prompt in enumerate(PROMPTS)]
+    carrier = run(model_reference, shape, records)
+    # Then the tokens are the same, and not those of the plain answers
+    assert [carrier.answers[str(number)] for number in range(len(PROMPTS))] == expected
+    if num_beams == 1:
+        assert expected != [tokens[:NEW] for tokens in model_reference.tokens]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_penalties_are_counted_again_after_a_takeover(
+    reference: Callable[..., Reference], shape: tuple[int, int]
+) -> None:
+    # Given an undisturbed answer with penalties
+    model_reference, prompt = reference("llama"), PROMPTS[0]
+    options = Options(max_tokens=NEW, frequency_penalty=0.3, presence_penalty=0.3)
+    whole = run(model_reference, (1, 1), [record_of("0", prompt, options)]).answers["0"]
+    # When another orchestrator continues after half of it
+    written = whole[: NEW // 2]
+    carrier = run(model_reference, shape, [record_of("0", prompt, options)], written=written)
+    # Then the rest is the same
+    assert [*written, *carrier.answers["0"]] == whole

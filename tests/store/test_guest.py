@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from test_client import CONFIG
+from test_client_in_redis import CONFIG
 
 from skynet.local.server import EmbeddedServer
 from skynet.store.staging import StagingJob

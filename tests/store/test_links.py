@@ -22,14 +22,21 @@ import redis
 from skynet.errors import ConfigurationError, PeerLost
 from skynet.exchange.exchange import Exchange
 from skynet.exchange.group import Group
-from skynet.exchange.listener import Listener, delete_stale_sockets, machine_id, socket_directory
+from skynet.exchange.listener import (
+    Listener,
+    delete_stale_sockets,
+    machine_id,
+    socket_directory,
+    socket_path,
+)
 from skynet.exchange.settling import Settling
 from skynet.local.server import EmbeddedServer
 from skynet.settings import settings
 from skynet.store.members import Member, Members
 from skynet.wire.frame import Frame
+from tests.chaos.link_relays import relay_unix
 from tests.cluster.processes import wait_for
-from tests.cluster.proxy import Proxy
+from tests.cluster.proxy import Direction, Proxy
 
 NAMES = ("m0", "m1", "m2")
 SECRET, OTHER_SECRET = "ab" * 32, "cd" * 32
@@ -260,9 +267,19 @@ def test_a_link_that_only_one_end_believes_in_is_a_lost_peer(make: Make) -> None
     assert first.listener.take(group, 1) is None
 
 
-@pytest.fixture
-def proxied(make: Make) -> Iterator[tuple[Proxy, Worker, Worker]]:
-    """Workers whose link goes through a faulty network."""
+@pytest.fixture(params=["tcp", "unix"])
+def proxied(make: Make, request: pytest.FixtureRequest) -> Iterator[tuple[Proxy, Worker, Worker]]:
+    """Workers whose link goes through a faulty network, or through a faulty relay."""
+    if request.param == "unix":
+        first = make(0)
+        relay = relay_unix(socket_path(NAMES[0]), random.Random(1))
+        second = make(1)
+        settle(first, second)
+        assert kinds(first, second) == [["unix"], ["unix"]]
+        assert relay.num_connections() == 1
+        yield relay, first, second
+        relay.stop()
+        return
     first = make(0, machine="another", tcp="127.0.0.1:0")
     with Proxy(f"redis://{first.member.tcp_address}", random.Random(1)) as proxy:
         first.member.tcp_address = f"127.0.0.1:{proxy.port}"
@@ -281,6 +298,22 @@ def test_a_cut_link_is_a_lost_peer(proxied: tuple[Proxy, Worker, Worker]) -> Non
     errors = exchanged(*workers, step=2)
     assert ["the link to stage0.shard" in str(error) for error in errors] == [True, True]
     assert all(isinstance(error, PeerLost) for error in errors)
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_a_link_that_is_cut_in_a_message_is_a_lost_peer(
+    proxied: tuple[Proxy, Worker, Worker], direction: Direction
+) -> None:
+    # Given a link that breaks after some bytes of a message
+    proxy, *workers = proxied
+    assert exchanged(*workers) == [[0, 1]] * 2
+    proxy.cut_in_message(direction)
+    # When a sum is made / Then at least the receiver of that message has none, and none is wrong
+    results = exchanged(*workers, step=2)
+    assert all(isinstance(each, PeerLost) or each == [0, 1] for each in results)
+    assert isinstance(results[0 if direction is Direction.UP else 1], PeerLost)
+    # And so has each of the next, at both ends
+    assert all(isinstance(each, PeerLost) for each in exchanged(*workers, step=3))
 
 
 def test_a_link_on_which_nothing_arrives_is_a_lost_peer_after_the_timeout(

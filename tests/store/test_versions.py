@@ -176,6 +176,19 @@ def test_status_names_members_and_plans_of_another_protocol(
     assert (status["plan"], status["missing"]) == (None, [])
 
 
+def test_status_names_the_dtypes_in_which_the_plans_shards_exchange_partials(
+    runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis, server: EmbeddedServer
+) -> None:
+    # Given shards of a plan, one of them with another exchange dtype; and a spare with a third
+    bring_up(runtime, shards)
+    members = Members(client, 60)
+    placed = next(member for member in members.all() if member.address == "stage0.shard1")
+    members.renew(replace(placed, exchange_dtype="int8"))
+    members.renew(replace(placed, id="spare", address="", exchange_dtype="bfloat16"))
+    # Then those of the shards are named
+    assert cluster_status(client, server.url)["exchange_dtypes"] == ["auto", "int8"]
+
+
 def test_a_request_of_a_newer_client_works_unless_it_uses_what_is_new(
     runtime: OrchestratorRuntime, shards: Shards, client: redis.Redis
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 import tomllib
 from dataclasses import asdict
 from typing import Any
@@ -22,13 +23,16 @@ from documented import (
 )
 
 from skynet.chords.app import place_of
+from skynet.cli.serve import serve
 from skynet.settings import Settings
 from skynet.store.members import Member
 from skynet.wire.keys import ORCHESTRATOR_QUEUE
 
 COMPOSE: dict[str, Any] = yaml.safe_load(read(ROOT / "docker-compose.yml"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-SKYNET_SERVICES = {name: service for name, service in SERVICES.items() if name != "redis"}
+MONITORING = ("prometheus", "grafana")
+OTHERS = ("redis", *MONITORING)
+SKYNET_SERVICES = {name: service for name, service in SERVICES.items() if name not in OTHERS}
 DOCKERFILE = read(ROOT / "Dockerfile")
 OPERATIONS = read(ROOT / "docs" / "operations.md")
 DEPLOYMENT = read(ROOT / "docs" / "deployment.md")
@@ -47,7 +51,8 @@ def words_of(name: str) -> list[str]:
 
 
 def test_the_services_are_workers_and_what_they_need() -> None:
-    assert set(SERVICES) == {"redis", "orchestrator", "worker", "flower", "split"}
+    ours = {"orchestrator", "worker", "gateway", "flower", "split"}
+    assert set(SERVICES) == {*ours, *OTHERS}
     assert str(place_of(words_of("orchestrator")[-1])) == ORCHESTRATOR_QUEUE
     # And by default there is a worker for each place of the model's shape, and a spare
     words = words_of("split")
@@ -80,9 +85,10 @@ def test_local_models_token_and_proxies_are_passed_to_the_process_that_splits() 
 
 
 @each_skynet_service
-def test_every_command_is_one_that_the_operations_page_shows(name: str) -> None:
+def test_every_command_is_one_that_the_pages_show(name: str) -> None:
     # Given
-    documented = {shape(words) for words in all_commands(ROOT / "docs" / "operations.md")}
+    pages = (ROOT / "docs" / "operations.md", ROOT / "docs" / "monitoring.md")
+    documented = {shape(words) for page in pages for words in all_commands(page)}
     # When
     words = words_of(name)
     # Then
@@ -107,7 +113,7 @@ def test_redis_persists_its_data_and_evicts_nothing() -> None:
 
 def test_passwords_come_from_the_environment_and_must_be_set() -> None:
     text = read(ROOT / "docker-compose.yml")
-    for variable in ("REDIS_PASSWORD", "FLOWER_USER", "FLOWER_PASSWORD"):
+    for variable in ("REDIS_PASSWORD", "FLOWER_USER", "FLOWER_PASSWORD", "SKYNET_API_KEYS"):
         uses = re.findall(rf"\$\{{{variable}([^}}]*)\}}", text)
         assert uses
         assert all(use == f":?set {variable}" for use in uses)
@@ -122,7 +128,64 @@ def test_the_section_that_the_comment_names_exists() -> None:
 
 def test_nothing_is_published_beyond_this_machine() -> None:
     published = {name: s["ports"] for name, s in SERVICES.items() if "ports" in s}
-    assert published == {"flower": ["127.0.0.1:5555:5555"]}
+    assert published == {
+        "flower": ["127.0.0.1:5555:5555"],
+        "gateway": ["127.0.0.1:8000:8000"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
+
+
+def test_the_gateway_serves_where_the_others_look_for_it() -> None:
+    # Given
+    words = words_of("gateway")
+    port = words[words.index("--port") + 1]
+    # Then
+    assert SERVICES["gateway"]["ports"][0].endswith(f":{port}")
+    assert f"127.0.0.1:{port}/health" in SERVICES["gateway"]["healthcheck"]["test"][-1]
+    # And it has time to end open answers, and the packages that it needs
+    drain_s = next(p.default for p in serve.params if p.name == "drain_s")
+    assert int(SERVICES["gateway"]["stop_grace_period"].removesuffix("s")) > drain_s
+    assert '".[gateway]"' in DOCKERFILE
+    # And Prometheus reads its numbers, and those of the cluster once, without a key
+    config = yaml.safe_load(read(ROOT / "deploy" / "monitoring" / "prometheus.yml"))
+    own, cluster = config["scrape_configs"]
+    assert own["metrics_path"] == "/metrics"
+    assert own["dns_sd_configs"] == [{"names": ["gateway"], "type": "A", "port": int(port)}]
+    assert cluster["metrics_path"] == "/cluster/metrics"
+    assert cluster["static_configs"] == [{"targets": [f"gateway:{port}"]}]
+    assert "--open-metrics" in words
+
+
+def test_grafana_finds_prometheus_and_the_board() -> None:
+    # Given
+    directory = ROOT / "deploy" / "monitoring" / "provisioning"
+    (source,) = yaml.safe_load(read(directory / "datasources" / "prometheus.yml"))["datasources"]
+    (provider,) = yaml.safe_load(read(directory / "dashboards" / "skynet.yml"))["providers"]
+    mounts = dict(mount.split(":")[:2] for mount in SERVICES["grafana"]["volumes"])
+    # Then
+    assert source["url"] == "http://prometheus:9090"
+    assert mounts["./docs/grafana"] == provider["options"]["path"]
+    assert mounts["./deploy/monitoring/provisioning"] == "/etc/grafana/provisioning"
+    board = json.loads(read(ROOT / "docs" / "grafana" / "skynet.json"))
+    variable = next(v for v in board["templating"]["list"] if v["type"] == "datasource")
+    assert variable["current"] == {"text": source["name"], "value": source["uid"]}
+    # And both run only when asked
+    assert all(SERVICES[name]["profiles"] == ["monitoring"] for name in MONITORING)
+
+
+def test_a_worker_listens_for_links_at_its_own_address() -> None:
+    # Given the first words of a worker, and a `hostname` that knows two addresses
+    *first, script, name = SERVICES["worker"]["entrypoint"]
+    own = "hostname() { echo 172.18.0.5 fd00::5; }; "
+    # When
+    done = subprocess.run(
+        [*first, own + script.replace("$$", "$"), name, "env"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # Then
+    assert "SKYNET_EXCHANGE_LISTEN=172.18.0.5:0" in done.stdout.splitlines()
 
 
 @each_skynet_service
@@ -148,7 +211,7 @@ def test_every_long_running_service_has_a_health_check(name: str) -> None:
     assert SERVICES[name]["healthcheck"]["test"]
 
 
-@pytest.mark.parametrize("name", [n for n in SKYNET_SERVICES if n not in ("flower", "split")])
+@pytest.mark.parametrize("name", ["orchestrator", "worker"])
 def test_a_worker_is_healthy_while_it_holds_its_lease(name: str) -> None:
     # Given what the health check looks for in the status
     command = SKYNET_SERVICES[name]["healthcheck"]["test"][1]

@@ -37,6 +37,8 @@ from skynet.request.option_table import BY_NAME
 from skynet.settings import Settings
 from skynet.settings_sources import CONFIG_VARIABLE, variable_of
 from skynet.staging.split import skysplit
+from tests.metrics_table import MARKER as METRICS_MARKER
+from tests.metrics_table import metrics_table
 from tests.models_page import page
 from tests.options_table import MARKER, options_table
 
@@ -169,6 +171,11 @@ def test_the_options_table_matches_the_code() -> None:
     (text,) = [read(path) for path in DOCUMENTS if f"{MARKER}\n" in read(path)]
     # When / Then: `python -m tests.options_table` prints it
     assert text.partition(f"{MARKER}\n")[2].partition("\n\n")[0] + "\n" == options_table()
+
+
+def test_the_metrics_table_matches_the_code() -> None:
+    text = read(ROOT / "docs" / "monitoring.md")
+    assert text.partition(f"{METRICS_MARKER}\n")[2].startswith(metrics_table() + "\n")
 
 
 def test_the_table_of_text_task_options_names_those_there_are() -> None:

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from documented import ROOT, check_command, command_of, read
 
-from skynet.settings import Settings
+from skynet.cli.serve import serve
+from skynet.settings import Settings, split_address
 from skynet.store.members import Member
 from skynet.wire import keys
 from skynet.worker.runtime import LEAVE_S
@@ -27,7 +28,7 @@ DIRECTORY = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ("base", "keda")
 KEDA_SCHEMAS: dict[str, Any] = json.loads(read(Path(__file__).parent / "keda_schema.json"))
 # Beside SkyNet's settings: of the manifests themselves, of redis-cli and of Hugging Face.
-OTHER_VARIABLES = {"REDIS_PASSWORD", "REDISCLI_AUTH", "HF_TOKEN", "HF_HOME"}
+OTHER_VARIABLES = {"REDIS_PASSWORD", "REDISCLI_AUTH", "HF_TOKEN", "HF_HOME", "POD_IP"}
 Object = dict[str, Any]
 
 
@@ -78,7 +79,7 @@ def test_every_file_is_listed(path: Path) -> None:
 
 
 def test_a_wrong_field_is_detected() -> None:
-    (deployment,) = of_kind("Deployment")
+    deployment, *_ = of_kind("Deployment")
     with pytest.raises(kubernetes_validate.ValidationError):
         validate({**deployment, "spec": {**deployment["spec"], "replica": 2}})
     (scaled,) = of_kind("ScaledObject")
@@ -122,6 +123,7 @@ def test_there_are_workers_orchestrators_redis_and_a_job() -> None:
         "skynet-redis": "StatefulSet",
         "skynet-orchestrator": "Deployment",
         "skynet-worker": "StatefulSet",
+        "skynet-gateway": "Deployment",
         "skynet-split": "Job",
     }
     assert WORKLOADS["skynet-orchestrator"]["spec"]["replicas"] == 2
@@ -217,13 +219,46 @@ def test_a_process_is_ready_while_it_is_a_member_and_has_time_to_leave(name: str
     assert PODS[name]["spec"]["terminationGracePeriodSeconds"] > LEAVE_S
 
 
+def test_workers_link_by_the_address_of_their_pod() -> None:
+    # Given
+    values = {variable["name"]: variable for variable in CONTAINERS["skynet-worker"]["env"]}
+    host, port = split_address(values["SKYNET_EXCHANGE_LISTEN"]["value"])
+    # Then
+    assert host == "$(POD_IP)"
+    assert values["POD_IP"]["valueFrom"]["fieldRef"]["fieldPath"] == "status.podIP"
+    # And the network lets workers through, in both directions, and nobody else
+    (policy,) = [p for p in of_kind("NetworkPolicy") if p["metadata"]["name"] == "skynet-exchange"]
+    peers = {"podSelector": policy["spec"]["podSelector"]}
+    assert policy["spec"]["ingress"] == [{"from": [peers], "ports": [{"port": port}]}]
+    assert policy["spec"]["egress"] == [{"to": [peers], "ports": [{"port": port}]}]
+
+
+def test_the_gateway_can_be_reached_where_it_listens() -> None:
+    # Given
+    gateway = CONTAINERS["skynet-gateway"]
+    words = gateway["command"]
+    port = int(words[words.index("--port") + 1])
+    (service,) = [d for d in of_kind("Service") if d["metadata"]["name"] == "skynet-gateway"]
+    (policy,) = [p for p in of_kind("NetworkPolicy") if p["metadata"]["name"] == "skynet-gateway"]
+    # Then
+    assert gateway["ports"] == [{"name": "http", "containerPort": port}]
+    assert service["spec"]["ports"][0]["targetPort"] == "http"
+    assert policy["spec"]["ingress"] == [{"ports": [{"port": port}]}]
+    assert gateway["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "http"}
+    # And has time to end open answers, and keys from a secret
+    drain_s = next(p.default for p in serve.params if p.name == "drain_s")
+    assert PODS["skynet-gateway"]["spec"]["terminationGracePeriodSeconds"] > drain_s
+    (keys_,) = [v for v in gateway["env"] if v["name"] == "SKYNET_API_KEYS"]
+    assert keys_["valueFrom"]["secretKeyRef"] == {"name": "skynet-gateway", "key": "api-keys"}
+
+
 def test_every_selector_selects_pods() -> None:
     labels = [pod["metadata"]["labels"] for pod in PODS.values()]
     selectors = [d["spec"]["selector"].get("matchLabels") for d in of_kind("PodDisruptionBudget")]
     selectors += [service["spec"]["selector"] for service in of_kind("Service")]
     policies = [policy["spec"]["podSelector"] for policy in of_kind("NetworkPolicy")]
     selectors += [policy["matchLabels"] for policy in policies if "matchLabels" in policy]
-    assert len(selectors) == 7
+    assert len(selectors) == 11
     for selector in selectors:
         assert any(selector.items() <= pod.items() for pod in labels)
     (expression,) = [p["matchExpressions"][0] for p in policies if "matchExpressions" in p]

@@ -73,7 +73,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     # Given the units, with a command that is installed here
     shutil.copytree(DIRECTORY, tmp_path, dirs_exist_ok=True)
     for path in tmp_path.glob("*.service"):
-        text = path.read_text().replace(f"{PREFIX}celery", str(shutil.which("true")))
+        text = re.sub(rf"{PREFIX}\w+", str(shutil.which("true")), path.read_text())
         path.write_text(text)
     units = [str(path) for path in sorted(tmp_path.glob("skynet*.[st]*"))]
     # When / Then
@@ -93,6 +93,7 @@ def test_there_is_a_unit_for_each_kind_of_process() -> None:
     names = [path.name for path in SERVICES]
     assert names == [
         "skynet-elastic-worker@.service",
+        "skynet-gateway.service",
         "skynet-orchestrator.service",
         "skynet-worker@.service",
     ]

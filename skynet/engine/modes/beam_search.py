@@ -172,14 +172,18 @@ class BeamSearch(Mode):
         output, best = self.output, self._finished.best
         output.pending = [output.append(token) for token in best[0].tokens]
         output.finish_reason = output.finish_reason or LENGTH
-        decode = self._text.decode if self._text.has_tokenizer else lambda _: ""
         output.answer = {
             "beams": [
                 {
-                    "text": decode(hypothesis.tokens),
+                    "text": self._decode(hypothesis.tokens),
                     "token_ids": list(hypothesis.tokens),
                     "score": round(hypothesis.score, 6),
                 }
                 for hypothesis in best
             ]
         }
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        if not self._text.has_tokenizer:
+            return ""
+        return self._text.decode(tokens, self.output.options.skip_special_tokens)

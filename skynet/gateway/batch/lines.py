@@ -100,6 +100,8 @@ def check_requests(path: Path, urls: frozenset[str]) -> int:
     Raises:
         BadRequest: a line cannot be, or two have the same custom_id.
     """
+    if not path.is_file():
+        raise BadRequest(f"{path}: no such file of requests")
     seen: set[str] = set()
     for request in requests_of(path, urls):
         if request.custom_id in seen:

@@ -43,11 +43,13 @@ REFUSED = {
     "guided_json": "send structured_outputs with json, or response_format",
     "guided_regex": "send structured_outputs with regex",
     "json_schema": "send response_format",
+    "max_tokens_per_doc": "documents are not cut: cut them before",
     "lora_request": "adapters are not supported",
     "prediction": "predicted outputs are not supported",
     "prompt_embeds": "prompts are texts or token ids",
     "regex": "send structured_outputs with regex",
     "suffix": "filling in before a suffix is not supported",
+    "truncate_prompt_tokens": "prompts are not cut: cut them before",
     "use_beam_search": "send num_beams",
     "web_search_options": "web search is not supported",
 }

@@ -301,6 +301,9 @@ class Answered:
         self.completion = Completion(
             text, [5, 6], 90, "length", timings, logprobs, cached_tokens=80
         )
+        self.completion.prompt_logprobs.extend(
+            [None, {"logprob": -1.5, "top": []}, {"logprob": -0.5, "top": []}]
+        )
 
     def tokens(self) -> list[Token]:
         return [Token(0, 5, self.completion.text[:1]), Token(1, 6, self.completion.text[1:])]
@@ -342,7 +345,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 def test_generate_prints_answers_and_log_probabilities(asked: Asked) -> None:
     # When two answers are asked for with options
     words = ["--n", "2", "--logprobs", "2", "--bad-word", "no", "--bad-word", "never", "--sample"]
-    result = skynet("generate", "hello", *words, "--repetition-penalty", "1.5")
+    words += ["--repetition-penalty", "1.5", "--frequency-penalty", "-0.5", "--max-tokens", "-1"]
+    words += ["--logit-bias", "5=-100", "--logit-bias", "6=1.5", "--prompt-logprobs", "0"]
+    result = skynet("generate", "hello", *words)
     # Then the options arrive, and the answers come one after the other
     assert result.exit_code == 0
     assert asked.options == {
@@ -351,11 +356,18 @@ def test_generate_prints_answers_and_log_probabilities(asked: Asked) -> None:
         "bad_words": ["no", "never"],
         "do_sample": True,
         "repetition_penalty": 1.5,
+        "frequency_penalty": -0.5,
+        "max_tokens": -1,
+        "logit_bias": {"5": -100.0, "6": 1.5},
+        "prompt_logprobs": 0,
     }
     # Tokens are texts; one that the text does not distinguish is its id
     each = "' river' -0.5000 |  ' river' -0.5000  '\\n' -2.2500  token 7 -3.0000\ntoken 6 -1.0000\n"
     assert result.stdout == f"text 0\n{each}text 1\n{each}"
     assert result.stderr.count("90 prompt tokens (80 cached), 2 tokens (length)") == 2
+    # The prompt is summed up
+    summary = "prompt: log-probability -2.0000 of 2 tokens after the first, perplexity 2.718"
+    assert result.stderr.count(summary) == 2
 
 
 @pytest.mark.parametrize(
@@ -489,6 +501,7 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
         "redis_memory_bytes": 275_000_000,
         "unavailable": ["quick detection"],
         "plan": {**plan, "stages": [{"layers": [0, 30], "shards": [shard]}]},
+        "exchange_dtypes": ["auto", "int8"],
         "waiting_for": ["no orchestrator", "stage0.shard1 has no worker"],
         "members": [member, {**member, **spare}],
         "queues": {"stage0.shard0": 2, "orchestrator": 0},
@@ -510,6 +523,7 @@ def test_status_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -
     assert max(map(len, lines)) <= 80
     assert lines[0] == "Redis    redis://:***@redis:6379/0, prefix skynet:, 275 MB"
     assert "Without  quick detection" in lines
+    assert "Dtypes   float32, q4+q8 weights, rounded by int8 partials" in lines
     assert "Waits    no orchestrator" in lines
     assert "Waits    stage0.shard1 has no worker" in lines
     assert any(line.startswith("Engine") and "1234.5 tokens/s" in line for line in lines)

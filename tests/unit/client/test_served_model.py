@@ -50,6 +50,19 @@ def test_a_language_is_refused_by_a_model_without_languages(
             llama.encode(given, "generate", raw, {option: "de"}, TARGET)
 
 
+def test_structured_output_needs_a_tokenizer_of_the_tokenizers_library(
+    llama: ServedModel, tmp_path: Path
+) -> None:
+    # Given
+    options = {"structured_outputs": {"choice": ["a"]}, "max_tokens": 3}
+    _, checked = llama.encode([5, 6], "generate", True, options, TARGET)
+    assert checked.structured_outputs == '{"choice": ["a"]}'
+    # When a model has no tokenizer / Then
+    bare = served(tmp_path / "bare", tiny_config("llama").to_dict())
+    with pytest.raises(BadRequest, match="structured_outputs: tiny-model has no tokenizer"):
+        bare.encode([5, 6], "generate", True, options, TARGET)
+
+
 @pytest.mark.parametrize("prompt", [" ", "\n", " \n\t "])
 def test_white_space_alone_is_a_prompt(tmp_path: Path, prompt: str) -> None:
     # Given a tokenizer that makes tokens of white space, and one that makes none

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 from transformers.generation.utils import GenerationMixin
@@ -27,6 +27,7 @@ MAX_TOKENS = 6
 IDS = st.integers(0, VOCAB - 1)
 TOKENS = st.lists(IDS, max_size=MAX_TOKENS - 1)
 PROMPTS = st.lists(st.integers(0, 4), min_size=1, max_size=12)  # few ids, so that they repeat
+BIASES = st.sampled_from([-100.0, -3.5, 0.0, 0.1, 4.25, 100.0])
 LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=VOCAB, max_size=VOCAB)
 
 
@@ -45,6 +46,9 @@ def all_options(draw: st.DrawFn) -> Options:
         begin_suppress_tokens=tuple(draw(st.lists(IDS, max_size=2))),
         forced_bos_token_id=draw(st.none() | IDS),
         forced_eos_token_id=tuple(draw(st.lists(IDS, max_size=2))),
+        frequency_penalty=draw(st.sampled_from([0.0, 0.0, 0.3, -1.7, 2.0])),
+        presence_penalty=draw(st.sampled_from([0.0, 0.0, 1.1, -2.0])),
+        logit_bias=tuple(draw(st.dictionaries(IDS, BIASES, max_size=4)).items()),
     )
 
 
@@ -68,6 +72,7 @@ def processed_by_transformers(
         "begin_suppress_tokens": list(options.begin_suppress_tokens) or None,
         "forced_bos_token_id": options.forced_bos_token_id,
         "forced_eos_token_id": list(options.forced_eos_token_id) or None,
+        "sequence_bias": {(token,): bias for token, bias in options.logit_bias} or None,
     }
     config = GenerationConfig()
     for name, value in fields.items():  # one by one: some together are refused
@@ -76,7 +81,16 @@ def processed_by_transformers(
     processors = Mixin()._get_logits_processor(config, len(prompt), device="cpu")
     scores = processors(torch.tensor([prompt + generated]), torch.tensor([logits]))
     processed: np.ndarray = scores[0].numpy()
-    return processed
+    last = options.forced_eos_token_id and len(generated) == options.max_tokens - 1
+    first = options.forced_bos_token_id is not None and len(prompt + generated) == 1
+    return processed if last or first else penalised(options, generated, processed)
+
+
+def penalised(options: Options, generated: list[int], logits: np.ndarray) -> np.ndarray:
+    """OpenAI's penalties of the tokens of the answer, over a whole vocabulary."""
+    counts = np.bincount(generated, minlength=VOCAB)
+    penalties = options.frequency_penalty * counts + options.presence_penalty * (counts > 0)
+    return logits - penalties.astype(np.float32)
 
 
 def _words(options: Options) -> list[list[int]]:
@@ -150,6 +164,7 @@ def test_draws_follow_the_processed_distribution(fields: dict[str, Any], cuts: l
     logits = [2.0, -1.0, 0.5, 3.0, 3.0, -4.0, 1.0, 0.0, 2.5, -0.5, 1.5, -2.0]
     prompt, generated = [3, 8, 1, 3], [8, 5]
     rules_only = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "suppress_tokens": (4,)}
+    rules_only |= {"logit_bias": ((11, 5.0), (0, -0.5)), "presence_penalty": 0.6}
     options = Options(**{"max_tokens": MAX_TOKENS, "temperature": 1.5, **rules_only, **fields})
     scores = processed_by_transformers(options, prompt, generated, logits)
     config = GenerationConfig(
@@ -173,6 +188,64 @@ def test_draws_follow_the_processed_distribution(fields: dict[str, Any], cuts: l
     assert set(np.flatnonzero(counts)) <= set(np.flatnonzero(expected))
     deviation = np.sqrt(1500 * expected * (1 - expected))
     assert (np.abs(counts - 1500 * expected) <= 4.5 * deviation + 1e-6).all()
+
+
+@given(
+    logits=LOGITS,
+    generated=TOKENS,
+    cuts=st.lists(st.integers(0, VOCAB), max_size=3),
+    biases=st.dictionaries(IDS, BIASES, max_size=6),
+    penalties=st.tuples(st.floats(-2, 2), st.floats(-2, 2)),
+    filters=st.sampled_from([{}, {"top_k": 3}, {"top_p": 0.7}, {"top_p": 0.9, "min_p": 0.1}]),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_biases_and_penalties_of_candidates_are_those_of_the_whole_vocabulary(
+    logits: list[float],
+    generated: list[int],
+    cuts: list[int],
+    biases: dict[int, float],
+    penalties: tuple[float, float],
+    filters: dict[str, Any],
+    seed: int,
+) -> None:
+    # Given biases and penalties over all logits, by hand
+    options = Options(
+        temperature=0.8,
+        seed=seed,
+        frequency_penalty=penalties[0],
+        presence_penalty=penalties[1],
+        logit_bias=tuple(biases.items()),
+        **filters,
+    )
+    biased = np.array(logits, np.float32)
+    for token, bias in biases.items():
+        biased[token] += np.float32(bias)
+    whole = penalised(options, generated, biased)
+    plain = _seeded(Options(temperature=0.8, **filters), seed)
+    expected = sample(shard_candidates(whole.tolist(), [], logits_request_of(plain)), plain, 3)
+    # When shards return candidates only
+    rules = rules_of(options, [1, 2], generated, END_IDS)
+    parts = shard_candidates(logits, cuts, logits_request_of(options, rules))
+    assume(_clear_of_the_edges(whole, options))
+    # Then the draw is the same
+    assert sample(parts, options, 3, rules) == expected
+
+
+def _clear_of_the_edges(logits: np.ndarray, options: Options) -> bool:
+    """Whether no cumulated probability is so near to top_p, or to min_p, that rounding decides."""
+    scaled = np.sort(logits.astype(np.float64) / options.temperature)[::-1]
+    weights = np.exp(scaled - scaled[0])
+    near = np.abs(np.cumsum(weights) / weights.sum() - options.top_p) < 1e-5
+    nearly = np.abs(weights - options.min_p) < 1e-5 if options.min_p else np.zeros(1, bool)
+    return options.top_p == 1 or not (near.any() or nearly.any())
+
+
+def test_stop_tokens_wait_for_the_shortest_answer() -> None:
+    # Given an answer that is too short / Then neither end tokens nor stop tokens may come
+    options = Options(min_new_tokens=2, stop_token_ids=(5,))
+    rules = rules_of(options, [1], [2], END_IDS)
+    assert rules is not None
+    assert rules.banned.tolist() == [3, 5, 7]
 
 
 def _seeded(options: Options, seed: int) -> Options:

@@ -198,3 +198,46 @@ def test_a_replay_without_a_new_token_has_its_times_too() -> None:
     assert sequence.finish_reason == "length"
     assert sequence.end().timings["decode_tokens_per_s"] == 1.0
     assert sequence.end().timings["first_token_s"] == 2.0
+
+
+@pytest.mark.parametrize("included", [False, True])
+def test_a_stop_token_ends_an_answer(letters: Text, included: bool) -> None:
+    # Given a stop token, and a request that ignores end tokens
+    sequence = new_sequence(
+        "a",
+        [1],
+        max_tokens=9,
+        text=letters,
+        ignore_eos=True,
+        stop_token_ids=(LETTERS.index("d"), LETTERS.index("h")),
+        include_stop_str_in_output=included,
+    )
+    # When it comes / Then the answer ends with it, and its text is there if that is asked for
+    streamed = feed(sequence, "abcdef")
+    assert streamed + sequence.end().text == ("abcd" if included else "abc")
+    assert (sequence.finish_reason, sequence.output.tokens) == ("stop", [0, 1, 2, 3])
+
+
+@given(answer=st.text("abc ", max_size=12), stops=st.lists(st.text("abc ", min_size=1, max_size=3)))
+def test_a_stop_string_may_be_left_in_the_text(answer: str, stops: list[str]) -> None:
+    # Given the same request, with and without
+    texts = []
+    for included in (False, True):
+        sequence = new_sequence(
+            "a",
+            [1],
+            max_tokens=20,
+            text=letter_text(),
+            stop=tuple(stops),
+            include_stop_str_in_output=included,
+        )
+        streamed = feed(sequence, answer) + sequence.end().text
+        # Then what is streamed is the whole text
+        assert streamed == sequence.output.text
+        texts.append(streamed)
+    # And they differ by one of the stop strings, at the end of the answer so far
+    without, including = texts
+    assert including.startswith(without)
+    assert including[len(without) :] in ("", *stops)
+    ended = [end for end in range(len(answer) + 1) if answer[:end].endswith(tuple(stops))]
+    assert including == answer[: ended[0] if stops and ended else len(answer)]

@@ -99,9 +99,9 @@ def test_a_new_slice_reuses_the_one_before(
                 arch, after, (0, other), weights, previous=PreviousSlice(previous, consume)
             )
             # Then it has what a fresh one has, and fetched less if their parts overlap
-            expected = contents(fresh)
-            assert contents(made).keys() == expected.keys()
-            assert all(torch.equal(contents(made)[key], expected[key]) for key in expected)
+            expected, reused = contents(fresh), contents(made)
+            assert reused.keys() == expected.keys()
+            assert all(torch.equal(reused[key], expected[key]) for key in expected)
             assert made.fetched_bytes <= fresh.fetched_bytes
         assert made.fetched_bytes < fresh.fetched_bytes or shard == 0
 

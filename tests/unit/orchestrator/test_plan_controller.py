@@ -468,3 +468,48 @@ def test_epochs_do_not_restart_when_redis_has_lost_them(stand: Stand) -> None:
     # Then its epoch is later
     assert stand.plans.plan is not None
     assert stand.plans.plan.epoch == 42
+
+
+AUTO = replace(TARGET, fixed=False, weight_dtype="bfloat16", gpu_dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("devices", "dtype"),
+    [(("cpu", "cpu"), "float32"), (("cuda", "cpu"), "float32"), (("cuda", "cuda:1"), "bfloat16")],
+)
+def test_the_members_devices_decide_what_is_computed_in(
+    devices: tuple[str, str], dtype: str
+) -> None:
+    # Given a target that has a dtype for GPUs
+    stand = Stand(AUTO)
+    # When its members are these
+    for name, device in zip("ab", devices, strict=True):
+        stand.join(name, device=device)
+    # Then the plan is in their dtype
+    assert stand.up().dtype == dtype
+
+
+def test_a_target_without_a_dtype_for_gpus_has_one_dtype() -> None:
+    stand = Stand(replace(AUTO, gpu_dtype=None))
+    stand.join("a", "b", device="cuda")
+    assert stand.up().dtype == "float32"
+
+
+def test_whoever_joins_or_leads_later_computes_in_the_dtype_of_the_first_plan() -> None:
+    # Given a plan of GPUs
+    stand = Stand(AUTO)
+    stand.join("a", "b", device="cuda")
+    assert stand.up().dtype == "bfloat16"
+    # When a CPU takes the place of a lost one
+    stand.join("c")
+    del stand.leases["b"]
+    # Then running requests keep their dtype
+    after = stand.up()
+    assert (after.workers, after.dtype) == (("a", "c"), "bfloat16")
+    # And with a new leader, too
+    other = Stand(AUTO, stand.plans)
+    other.leases = stand.leases
+    assert other.up().dtype == "bfloat16"
+    # But the next target is decided anew
+    other.plan_controller.follow(replace(AUTO, revision=2))
+    assert other.up().dtype == "float32"

@@ -20,6 +20,7 @@ from skynet.request.options import (
     Limits,
     check_options,
     check_priority,
+    check_record,
     check_samples,
 )
 from skynet.request.record import Options, Record
@@ -62,6 +63,13 @@ def test_all_options_arrive() -> None:
         "logprobs": 20,
         "num_beams": 1,
         "cache_salt": "x" * 256,
+        "frequency_penalty": -2,
+        "presence_penalty": 0.5,
+        "logit_bias": {"7": -100, 8: 2.5},
+        "stop_token_ids": [9],
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
+        "prompt_logprobs": 20,
     }
     # When / Then
     options = check_options(given_options, 10, LIMITS)
@@ -84,8 +92,45 @@ def test_all_options_arrive() -> None:
         forced_eos_token_id=(8,),
         logprobs=20,
         cache_salt="x" * 256,
+        frequency_penalty=-2.0,
+        presence_penalty=0.5,
+        logit_bias=((7, -100.0), (8, 2.5)),
+        stop_token_ids=(9,),
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        prompt_logprobs=20,
     )
+    # And they are the same in a record, which is checked again
+    assert Options.from_json(options.to_json()) == options
+    check_record(Record("r", (1, 2), options, 0.0, 1.0), 1000, 1000)
     assert check_options({"stop": "END"}, 10, LIMITS).stop == ("END",)
+
+
+def test_an_answer_may_go_to_the_end_of_the_context() -> None:
+    assert check_options({"max_tokens": -1}, 10, LIMITS).max_tokens == SLOT - 10
+    with pytest.raises(BadRequest, match="the prompt has 1000 tokens"):
+        check_options({"max_tokens": -1}, SLOT, LIMITS)
+
+
+def test_a_prompt_that_fills_the_context_can_be_scored() -> None:
+    # Given no answer / Then the prompt may be as long as a slot
+    given_options = {"max_tokens": 0, "prompt_logprobs": 1}
+    assert check_options(given_options, SLOT, LIMITS).max_tokens == 0
+    with pytest.raises(BadRequest, match="the prompt has 1001 tokens"):
+        check_options(given_options, SLOT + 1, LIMITS)
+
+
+def test_prompts_of_encoders_are_not_scored() -> None:
+    given_options = {"prompt_logprobs": 1, "decoder_start_token_id": 2}
+    with pytest.raises(BadRequest, match="prompt_logprobs 1: an encoder reads the prompt"):
+        check_options(given_options, 1, Limits(SLOT, has_encoder=True))
+
+
+@pytest.mark.parametrize("max_tokens", [0, -1])
+def test_a_record_without_room_for_a_token_is_refused(max_tokens: int) -> None:
+    # Given a record that no client writes / When / Then
+    with pytest.raises(BadRequest, match=f"max_tokens {max_tokens}: 1 or more"):
+        check_record(Record("r", (1,), Options(max_tokens=max_tokens), 0.0, 1.0), 10, 10)
 
 
 def test_beams_arrive() -> None:
@@ -111,8 +156,8 @@ def test_a_sampled_request_without_a_seed_gets_one() -> None:
     [
         ({"max_token": 5}, "unknown option max_token; known are max_tokens"),
         ({"best_of": 2, "n": 1}, "unknown option best_of, n"),
-        ({"max_tokens": 0}, "max_tokens 0"),
-        ({"max_tokens": -1}, "max_tokens -1"),
+        ({"max_tokens": 0}, "max_tokens 0: 1 or more, -1 to the end of the context, or 0 with"),
+        ({"max_tokens": -2}, "max_tokens -2"),
         ({"max_tokens": 2.5}, "max_tokens 2.5"),
         ({"max_tokens": True}, "max_tokens True"),
         ({"max_tokens": "10"}, "max_tokens '10'"),
@@ -178,6 +223,24 @@ def test_a_sampled_request_without_a_seed_gets_one() -> None:
         ({"length_penalty": float("nan")}, "length_penalty nan"),
         ({"length_penalty": 11}, "length_penalty 11: -10 to 10"),
         ({"early_stopping": 1}, "early_stopping 1: True, False or 'never'"),
+        ({"num_beams": 2, "stop_token_ids": [1]}, "num_beams 2 with stop_token_ids is not"),
+        ({"num_beams": 2, "prompt_logprobs": 1}, "num_beams 2 with prompt_logprobs is not"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs 21: a whole number from 0 to 20"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty 2.1: -2 to 2"),
+        ({"presence_penalty": -2.1}, "presence_penalty -2.1: -2 to 2"),
+        ({"presence_penalty": float("nan")}, "presence_penalty nan"),
+        ({"logit_bias": {1: 100.5}}, "logit_bias 100.5: a mapping of up to 1024 token ids to"),
+        ({"logit_bias": {1: True}}, "logit_bias True"),
+        ({"logit_bias": {100: 1}}, "logit_bias 100: a whole number from 0 to 99"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias '-1': a whole number"),
+        ({"logit_bias": {"1": 1, 1: 2}}, "logit_bias: token 1 has two biases"),
+        ({"logit_bias": dict.fromkeys(range(1025), 1)}, "logit_bias {0: 1"),
+        ({"logit_bias": 5}, "logit_bias 5: a mapping"),
+        ({"logit_bias": [1, 2]}, "logit_bias 1: a mapping"),
+        ({"stop_token_ids": [1] * 65}, "stop_token_ids"),
+        ({"stop_token_ids": [100]}, "stop_token_ids 100: a whole number from 0 to 99"),
+        ({"include_stop_str_in_output": 1}, "include_stop_str_in_output 1: True or False"),
+        ({"skip_special_tokens": "no"}, "skip_special_tokens 'no': True or False"),
         ({"decoder_start_token_id": 1}, "decoder_start_token_id 1: this model has no encoder"),
     ],
     ids=lambda value: str(value)[:40],
@@ -187,7 +250,7 @@ def test_invalid_options_are_refused_by_name(options: dict[str, Any], message: s
     with pytest.raises(BadRequest) as raised:
         check_options(options, 10, Limits(SLOT, vocab_size=100))
     assert message in str(raised.value)
-    assert len(str(raised.value)) < 500
+    assert len(str(raised.value)) < 600
 
 
 def test_an_integer_that_python_does_not_print_is_refused() -> None:

@@ -79,8 +79,8 @@ BYTE_LEVEL, BYTE_FALLBACK = byte_level_tokenizer(), byte_fallback_tokenizer()
 BYTE_LEVEL_TEXT, BYTE_FALLBACK_TEXT = staged_text(BYTE_LEVEL), staged_text(BYTE_FALLBACK)
 
 
-def stream(text: Text, ids: list[int]) -> list[str]:
-    detokenizer = text.detokenizer()
+def stream(text: Text, ids: list[int], skip_special_tokens: bool = True) -> list[str]:
+    detokenizer = text.detokenizer(skip_special_tokens)
     return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.flush()]
 
 
@@ -122,6 +122,20 @@ def test_pieces_join_with_byte_fallback_and_leading_spaces(text: str) -> None:
 @given(st.lists(st.integers(0, 19), max_size=30))
 def test_pieces_join_for_any_words_and_special_tokens(ids: list[int]) -> None:
     assert "".join(stream(BYTE_FALLBACK_TEXT, ids)) == BYTE_FALLBACK_TEXT.decode(ids)
+
+
+@given(st.lists(st.integers(0, BYTE_LEVEL.get_vocab_size() + 3), max_size=60))
+def test_pieces_with_special_tokens_join_to_the_decoding_with_them(ids: list[int]) -> None:
+    # Given any ids, special ones among them / Then their text is where they are
+    joined = "".join(stream(BYTE_LEVEL_TEXT, ids, skip_special_tokens=False))
+    assert joined == BYTE_LEVEL_TEXT.decode(ids, skip_special_tokens=False)
+    assert ("<s>" in joined) >= (0 in ids)
+
+
+@given(st.lists(st.integers(0, 19), max_size=30))
+def test_pieces_of_words_with_special_tokens_join(ids: list[int]) -> None:
+    joined = "".join(stream(BYTE_FALLBACK_TEXT, ids, skip_special_tokens=False))
+    assert joined == BYTE_FALLBACK_TEXT.decode(ids, skip_special_tokens=False)
 
 
 def test_a_character_comes_out_when_its_last_byte_does() -> None:

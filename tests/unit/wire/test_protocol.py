@@ -12,20 +12,36 @@ from skynet.planning.plan import Plan, ShardPlan, StagePlan
 from skynet.tasks import orchestrator, shard
 from skynet.wire.exchange_message import FAILED, header_of, tag_of
 from skynet.wire.protocol import PROTOCOL
-from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step, TextTask
+from skynet.wire.scores import Scores, ScoresRequest
+from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step, TextTask, TokenMask
 
-FORMS = {1: "3285fccba8d428c9", 2: "79d24aa254b76559"}
+FORMS = {1: "3285fccba8d428c9", 2: "79d24aa254b76559", 3: "e99c8148268abcb7"}
 
 
 def digest() -> str:
     """Of one of each message, of the fields of plans and of the arguments of tasks."""
     rows = (
-        Row(1, 2, (3, 4), 5, LogitsRequest(6, 0.5, 0.7, (8,), 9), 10, None, (11, 12)),
+        Row(
+            1,
+            2,
+            (3, 4),
+            5,
+            LogitsRequest(6, 0.5, 0.7, (8,), 9, TokenMask(bytes(16), b"")),
+            10,
+            None,
+            (11, 12),
+        ),
         Row(0, 0, (3,), 1, text_task=TextTask("fill-mask", positions=(1, 2))),
+        Row(2, 0, (3, 4), 2, scores=ScoresRequest(1, (5,), 6)),
     )
     numbers = np.arange(6, dtype=np.float32)
     best = Best(np.array([3], np.int32), numbers[:1], 0.5)
-    part = Part(numbers.reshape(2, 3), [Candidates(best.ids, best.logits, 1.0, 2.0, best)], 3.0)
+    scores = Scores(np.array([0.5]), numbers[:1], best.ids[None], numbers[None, :1])
+    candidates = [
+        Candidates(best.ids, best.logits, 1.0, 2.0, best),
+        Candidates(best.ids, best.logits, 1.0, 2.0, None, scores),
+    ]
+    part = Part(numbers.reshape(2, 3), candidates, 3.0)
     forms: list[object] = [Step(7, 8, rows, 9, 10).encode(), part.encode()]
     forms.append(header_of(tag_of(7, 8, 9, 10), 11, FAILED))
     forms += [[field.name for field in fields(kind)] for kind in (Plan, StagePlan, ShardPlan)]

@@ -1,0 +1,172 @@
+"""/v1/embeddings, /v1/classify, and what is made from embeddings: /v1/rerank and /v1/score."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from skynet.gateway.clusters import Served
+from skynet.gateway.gateway import gateway_of
+from skynet.gateway.reply import reply_whole
+from skynet.gateway.run import Run, origin_of
+from skynet.gateway.schemas.body import ignored_header, refuse
+from skynet.gateway.schemas.text_tasks import (
+    ClassifyBody,
+    EmbeddingBody,
+    RerankBody,
+    ScoreBody,
+    TextTaskBody,
+)
+from skynet.gateway.text_tasks import (
+    TextInputs,
+    base64_of,
+    cosine,
+    start_text_task,
+    text_answers,
+    usage_json,
+    vectors_of,
+)
+from skynet.request.task_names import CLASSIFY, EMBED
+
+router = APIRouter(tags=["embeddings"])
+
+
+@router.post("/v1/embeddings")
+async def create_embeddings(request: Request, body: EmbeddingBody) -> Response:
+    """A vector for each input."""
+
+    async def whole(run: Run) -> dict[str, Any]:
+        vectors = vectors_of(await text_answers(run))
+        is_base64 = body.encoding_format == "base64"
+        data = [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": base64_of(vector) if is_base64 else vector.astype(float).tolist(),
+            }
+            for index, vector in enumerate(vectors)
+        ]
+        return {"object": "list", "data": data, "model": run.model, "usage": usage_json(run.usage)}
+
+    async def start() -> Run:
+        if body.dimensions is not None:
+            cluster = await gateway_of(request).clusters.find(body.model)
+            _check_dimensions(await cluster.served(), body.dimensions)
+        return await _start(request, body, TextInputs(EMBED, "input", inputs, body.options()))
+
+    inputs = body.inputs()
+    return await _reply(request, body, start, whole)
+
+
+@router.post("/v1/classify")
+@router.post("/classify", include_in_schema=False)
+async def classify(request: Request, body: ClassifyBody) -> Response:
+    """Probabilities of the model's classes for each input, in the order of its config."""
+
+    async def whole(run: Run) -> dict[str, Any]:
+        names = run.served.model.text_tasks.arch.labels
+        answers = await text_answers(run)
+        data = [_classes(index, answer["labels"], names) for index, answer in enumerate(answers)]
+        return {
+            "id": f"classify-{run.id}",
+            "object": "list",
+            "created": run.created,
+            "model": run.model,
+            "data": data,
+            "usage": usage_json(run.usage),
+        }
+
+    inputs = TextInputs(CLASSIFY, "input", body.inputs(), {})
+    return await _reply(request, body, lambda: _start(request, body, inputs), whole)
+
+
+@router.post("/v1/rerank")
+@router.post("/rerank", include_in_schema=False)
+@router.post("/v1/reranking", include_in_schema=False)
+@router.post("/v2/rerank", include_in_schema=False)
+async def rerank(request: Request, body: RerankBody) -> Response:
+    """Documents by the cosine of their embeddings with the query's, nearest first."""
+    texts = body.texts()
+
+    async def whole(run: Run) -> dict[str, Any]:
+        query, *documents = vectors_of(await text_answers(run))
+        scores = [cosine(query, each) for each in documents]
+        order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
+        return {
+            "id": f"rerank-{run.id}",
+            "model": run.model,
+            "usage": usage_json(run.usage),
+            "results": [_ranked(index, scores[index], document) for index, document in best(order)],
+        }
+
+    def best(order: list[int]) -> list[tuple[int, str | None]]:
+        shown = order if body.top_n is None else order[: body.top_n]
+        return [(n, texts[1 + n] if body.return_documents else None) for n in shown]
+
+    inputs = TextInputs(EMBED, "documents", texts, {})
+    return await _reply(request, body, lambda: _start(request, body, inputs), whole)
+
+
+@router.post("/v1/score")
+@router.post("/score", include_in_schema=False)
+async def score(request: Request, body: ScoreBody) -> Response:
+    """The cosine of the embeddings of each pair of texts."""
+    pairs = body.pairs()
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # each is embedded once
+
+    async def whole(run: Run) -> dict[str, Any]:
+        vectors = dict(zip(texts, vectors_of(await text_answers(run)), strict=True))
+        data = [
+            {"index": index, "object": "score", "score": cosine(vectors[one], vectors[other])}
+            for index, (one, other) in enumerate(pairs)
+        ]
+        return {
+            "id": f"score-{run.id}",
+            "object": "list",
+            "created": run.created,
+            "model": run.model,
+            "data": data,
+            "usage": usage_json(run.usage),
+        }
+
+    inputs = TextInputs(EMBED, "text_2" if body.queries is None else "documents", texts, {})
+    return await _reply(request, body, lambda: _start(request, body, inputs), whole)
+
+
+async def _start(request: Request, body: TextTaskBody, inputs: TextInputs) -> Run:
+    return await start_text_task(gateway_of(request), origin_of(request), body, inputs)
+
+
+async def _reply(
+    request: Request,
+    body: TextTaskBody,
+    start: Callable[[], Awaitable[Run]],
+    whole: Callable[[Run], Awaitable[dict[str, Any]]],
+) -> Response:
+    return await reply_whole(request, start, whole, ignored_header(body.ignored()))
+
+
+def _check_dimensions(served: Served, dimensions: int) -> None:
+    """A vector cut short is another model's, but for models that were trained for it; no file of
+    a checkpoint that is read here says so."""
+    size = served.model.text_tasks.arch.hidden_size
+    if dimensions != size:
+        raise refuse("dimensions", f"{dimensions}: {served.name} has {size}, and is not cut")
+
+
+def _classes(index: int, labels: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any]:
+    scores = {each["label"]: each["score"] for each in labels}
+    return {
+        "index": index,
+        "label": labels[0]["label"],
+        "probs": [scores[name] for name in names],
+        "num_classes": len(names),
+    }
+
+
+def _ranked(index: int, score: float, document: str | None) -> dict[str, Any]:
+    shown = {} if document is None else {"document": {"text": document}}
+    return {"index": index, **shown, "relevance_score": score}
