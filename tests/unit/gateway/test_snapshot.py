@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from cluster_states import LEASE_S, REDIS, full_grid, member, readings, state
 
 from skynet.gateway.cluster.health import health
