@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -33,12 +35,21 @@ def _scenarios() -> dict[str, Scenario]:
         recover,
         turns,
     )
+    from skynet.bench.models import QWEN3
+    from skynet.bench.step_shares import bandwidth, cost
 
     return {
         "decode": generation.decode,
         "batch": generation.batch,
         "prefill": generation.prefill,
         "weights": generation.weights,
+        "decode-qwen3": partial(generation.decode, model=QWEN3, reach=2.2),
+        "prefill-qwen3": partial(generation.prefill, model=QWEN3),
+        "weights-qwen3": partial(generation.weights, model=QWEN3, reach=(1.9, 1.5)),
+        "cost": cost,
+        "cost-qwen3": partial(cost, model=QWEN3),
+        "bandwidth": bandwidth,
+        "bandwidth-qwen3": partial(bandwidth, model=QWEN3),
         "chord": chord.chord,
         "aof": append_only.append_only,
         "exchange": exchange.exchange,
@@ -63,11 +74,11 @@ def run_scenarios(names: Sequence[str], rounds: int, as_json: bool, console: Con
         raise BadRequest(
             f"unknown scenario {', '.join(unknown)}; choose from {', '.join(scenarios)}"
         )
-    results = []
+    summaries = {}
     for name in names or scenarios:
         with console.status(f"{name} ..."):
-            result = scenarios[name](rounds)
-        results.append(result)
+            result = replace(scenarios[name](rounds), name=name)
+        summaries[name] = result.summary()
         console.print(result.table())
     if as_json:
-        click.echo(json.dumps({result.name: result.summary() for result in results}))
+        click.echo(json.dumps(summaries))

@@ -33,7 +33,7 @@ STOCK_CHORDS = 60
 def chord(rounds: int) -> Result:
     """Milliseconds per chord, in a long chain."""
     with local_server() as (server, reaper):
-        model = _narrow_model(server.directory / "model")
+        model = narrow_model(server.directory / "model", LAYERS)
         with (
             LocalCluster(model, 1, 2, "float32", "layer") as cluster,
             StockWorkers(server.url, reaper) as stock,
@@ -51,7 +51,8 @@ def _skynet(cluster: LocalCluster) -> float:
     return 1000 / rate / LAYERS
 
 
-def _narrow_model(directory: Path) -> Path:
+def narrow_model(directory: Path, layers: int) -> Path:
+    """A directory with random weights whose products take next to no time."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -59,7 +60,7 @@ def _narrow_model(directory: Path) -> Path:
     config = LlamaConfig(
         hidden_size=HIDDEN,
         intermediate_size=64,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=16,

@@ -34,6 +34,16 @@ def exchange(rounds: int) -> Result:
     return result
 
 
+def time_of_direct(path: Path) -> float:
+    """Seconds of a sum by a link; no file has this path yet."""
+    return _pair(_direct, str(path), 0) / 1e6
+
+
+def time_of_redis(url: str) -> float:
+    """Seconds of a sum through this Redis."""
+    return _pair(_redis, url, 0) / 1e6
+
+
 def _pair(target: Callable[..., None], address: str, number: int) -> float:
     """Run two processes; the median of the first one's times, microseconds.
 

@@ -1,4 +1,4 @@
-"""decode, batch, prefill, weights: tokens per second of SmolLM2, and of Hugging Face `generate`."""
+"""decode, batch, prefill, weights: tokens per second of SkyNet and of Hugging Face `generate`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from skynet.bench.models import SMOLLM2, BenchModel
 from skynet.bench.report import Result, take_turns
 from skynet.checkpoint.checkpoint import open_checkpoint
 from skynet.checkpoint.unpacked import unpacked_directory
@@ -22,35 +23,39 @@ from skynet.settings import settings
 
 NUM_TOKENS = 64
 PROMPT_TOKENS, LONG_PROMPT_TOKENS = 16, 1024
-MODEL = "smollm2"
 
 
-def decode(rounds: int) -> Result:
+def decode(rounds: int, model: BenchModel = SMOLLM2, reach: float = 3.0) -> Result:
     """One request, 64 tokens: 1 stage x 2 shards against one process on all cores."""
-    return _compare("decode", 1, rounds, 3.0)
+    return _compare("decode", model, 1, rounds, reach)
 
 
 def batch(rounds: int) -> Result:
     """16 concurrent requests, 64 tokens each: 1 stage x 2 shards against a batch of 16."""
-    return _compare("batch", 16, rounds, 1.5)
+    return _compare("batch", SMOLLM2, 16, rounds, 1.5)
 
 
-def prefill(rounds: int) -> Result:
+def prefill(rounds: int, model: BenchModel = SMOLLM2) -> Result:
     """One prompt of 1,024 tokens and the first token: 1 stage x 2 shards against one process."""
     prompt = [100 + 7 * index % 4000 for index in range(LONG_PROMPT_TOKENS)]
-    what = f"a prompt of {LONG_PROMPT_TOKENS} tokens, SmolLM2-135M, {os.cpu_count()} cores"
-    result = _take_turns("prefill", what, [prompt], 1, rounds)
+    what = f"a prompt of {LONG_PROMPT_TOKENS} tokens, {model.title}, {os.cpu_count()} cores"
+    result = _take_turns("prefill", model, what, ([prompt], 1), rounds)
     for speeds in result.samples.values():  # of the only generated token
         speeds[:] = [LONG_PROMPT_TOKENS * speed for speed in speeds]
     result.target = (">=", 1.0)
     return result
 
 
-def weights(rounds: int) -> Result:
-    """One request, 64 tokens, 1 stage x 2 shards: with weights of 4 and 8 bits, and of 16."""
+def weights(
+    rounds: int, model: BenchModel = SMOLLM2, reach: tuple[float, float] = (1.25, 1.25)
+) -> Result:
+    """One request, 64 tokens, 1 stage x 2 shards: with weights of 4 and 8 bits, and of 16.
+
+    reach: of q4 and of q8, relative to 16 bits.
+    """
     with ExitStack() as stack:
         clusters = {
-            form: stack.enter_context(LocalCluster(MODEL, 1, 2, weights=form))
+            form: stack.enter_context(LocalCluster(model.find(), 1, 2, weights=form))
             for form in ("q4", "bf16", "q8")
         }
         speeds = {
@@ -59,15 +64,16 @@ def weights(rounds: int) -> Result:
         }
         samples = take_turns(speeds, rounds)
     q8 = median(samples.pop("q8"))
-    notes = {"q8": f"{q8:.3g} tokens/s, {q8 / median(samples['bf16']):.2f} times bf16"}
-    what = f"1 x {NUM_TOKENS} tokens, SmolLM2-135M at 1x2, {os.cpu_count()} cores"
-    return Result("weights", what, "tokens/s", samples, (">=", 1.25), notes)
+    ratio = f"{q8 / median(samples['bf16']):.2f} times bf16, target >= {reach[1]:g}"
+    what = f"1 x {NUM_TOKENS} tokens, {model.title} at 1x2, {os.cpu_count()} cores"
+    notes = {"q8": f"{q8:.3g} tokens/s, {ratio}"}
+    return Result("weights", what, "tokens/s", samples, (">=", reach[0]), notes)
 
 
-def _compare(name: str, requests: int, rounds: int, reach: float) -> Result:
-    what = f"{requests} x {NUM_TOKENS} tokens, SmolLM2-135M, {os.cpu_count()} cores"
+def _compare(name: str, model: BenchModel, requests: int, rounds: int, reach: float) -> Result:
+    what = f"{requests} x {NUM_TOKENS} tokens, {model.title}, {os.cpu_count()} cores"
     prompts = [_prompt(number) for number in range(requests)]
-    result = _take_turns(name, what, prompts, NUM_TOKENS, rounds)
+    result = _take_turns(name, model, what, (prompts, NUM_TOKENS), rounds)
     result.target = (">=", reach)
     return result
 
@@ -86,12 +92,13 @@ def _speed(cluster: LocalCluster, prompts: list[list[int]], num_tokens: int) -> 
 
 
 def _take_turns(
-    name: str, what: str, prompts: list[list[int]], num_tokens: int, rounds: int
+    name: str, model: BenchModel, what: str, work: tuple[list[list[int]], int], rounds: int
 ) -> Result:
-    """SkyNet and Hugging Face, tokens per second of `num_tokens` for each prompt."""
-    cache = settings().cache_dir
-    directory = unpacked_directory(open_checkpoint(MODEL, cache), cache)
-    with LocalCluster(MODEL, stages=1, shards=2, weights="bf16") as cluster, ExitStack() as stack:
+    """SkyNet and Hugging Face, tokens per second. work: prompts, and tokens for each."""
+    prompts, num_tokens = work
+    cache, source = settings().cache_dir, model.find()
+    directory = unpacked_directory(open_checkpoint(source, cache), cache)
+    with LocalCluster(source, stages=1, shards=2, weights="bf16") as cluster, ExitStack() as stack:
         references = {
             f"Hugging Face generate, {dtype}": stack.enter_context(Reference(directory, dtype))
             for dtype in reference_dtypes()

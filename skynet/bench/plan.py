@@ -1,17 +1,17 @@
 """plan: what `skynet plan` predicts against what a cluster does, also through a delaying relay.
 
-Predictions are made from parts that are measured in the same minute: products, a narrow layer, a
-round trip to Redis. What they say of the whole is then compared with the whole.
+Predictions are made from parts that are measured in the same minutes: products, a narrow layer,
+sums, chords, a round trip to Redis. What they say of the whole is then compared with the whole.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
-import time
 from dataclasses import replace
 
 from skynet.bench.delay import Delay
+from skynet.bench.distribution import Distribution, measure_distribution, round_trip_s
 from skynet.bench.report import Result
 from skynet.checkpoint.checkpoint import open_checkpoint
 from skynet.local.cluster import LocalCluster, free_port
@@ -20,7 +20,6 @@ from skynet.planning.cost import Candidate
 from skynet.planning.plan import Plan
 from skynet.planning.timing import AUTO, REDIS, Costs, first_token_s, tokens_per_s
 from skynet.settings import settings
-from skynet.store.connection import connect
 from skynet.worker.layer_speed import measure_layer
 from skynet.worker.speed import measure_speeds
 
@@ -30,21 +29,35 @@ ROUND_TRIPS_MS = (0.2, 1.0, 5.0)
 NUM_TOKENS = 32
 PROMPT_TOKENS, LONG_PROMPT_TOKENS = 16, 1000
 LIMIT = 0.2  # of the error
-PINGS = 100
 
 
 def plan(rounds: int) -> Result:
     """All shapes, without a relay and through one."""
     result = Result("plan", f"predicted and measured, {MODEL}, {os.cpu_count()} cores", "%")
+    distribution = measured_distribution()
     for stages, shards in SHAPES:
-        add_shape(result, stages, shards, rounds)
+        add_shape(result, (stages, shards), rounds, distribution)
     return result
 
 
-def add_shape(result: Result, stages: int, shards: int, rounds: int) -> None:
-    """Add the errors of one shape's predictions, in percent of what was measured."""
+def measured_distribution() -> Distribution:
+    """What sums and chords cost here."""
+    layer_s, _ = measure_layer(measure_speeds("cpu"), min_s=0.3)
+    return measure_distribution(layer_s)
+
+
+def add_shape(
+    result: Result, shape: tuple[int, int], rounds: int, distribution: Distribution
+) -> None:
+    """Add the errors of one shape's predictions, in percent of what was measured.
+
+    At 2x2 there is no relay: four workers, an orchestrator and a relay need more cores.
+    """
+    stages, shards = shape
     with LocalCluster(MODEL, stages, shards) as cluster:
-        _add(result, f"{stages}x{shards}", cluster, rounds)
+        _add(result, f"{stages}x{shards}", cluster, rounds, distribution)
+    if stages == shards:
+        return
     port = free_port()
     with Delay(port) as delay:
         through = {"SKYNET_REDIS_URL": delay.url, "SKYNET_EXCHANGE": "redis"}
@@ -52,7 +65,7 @@ def add_shape(result: Result, stages: int, shards: int, rounds: int) -> None:
             for round_trip_ms in ROUND_TRIPS_MS:
                 delay.set(round_trip_ms / 2000)
                 name = f"{stages}x{shards}, {round_trip_ms:g} ms"
-                _add(result, name, cluster, rounds, delay.url)
+                _add(result, name, cluster, rounds, distribution, delay.url)
             delay.set(0)
 
 
@@ -61,13 +74,14 @@ def _add(
     name: str,
     cluster: LocalCluster,
     rounds: int,
+    distribution: Distribution,
     url: str | None = None,
 ) -> None:
     """url: through which the workers reach Redis; the cluster's by default."""
     if cluster.plan is None:
         return
     worker, costs = _parts(cluster.plan, url or cluster.url)
-    costs = replace(costs, link=REDIS if url else AUTO)
+    costs = replace(distribution.costs(costs), link=REDIS if url else AUTO)
     predicted = _predicted(cluster.plan, worker, costs)
     measured = _measured(cluster, rounds)
     for what, unit in (("1 request", "tokens/s"), ("first token of 1,000", "s")):
@@ -93,20 +107,9 @@ def _parts(plan: Plan, url: str) -> tuple[Candidate, Costs]:
         speed=speeds.one_row,
         few_rows=speeds.few_rows,
         many_rows=speeds.many_rows,
-        round_trip_s=_round_trip_s(url),
+        round_trip_s=round_trip_s(url),
     )
     return worker, Costs(layer_s=layer_s, row_s=row_s)
-
-
-def _round_trip_s(url: str) -> float:
-    """The median round trip of a command to Redis, measured as workers measure it."""
-    times = []
-    with connect(url) as client:
-        for _ in range(PINGS):
-            started = time.perf_counter()
-            client.time()
-            times.append(time.perf_counter() - started)
-    return statistics.median(times)
 
 
 def _predicted(plan: Plan, worker: Candidate, costs: Costs) -> dict[str, float]:

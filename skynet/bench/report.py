@@ -18,7 +18,7 @@ class Result:
 
     target: of the ratio, the first contestant's median to that of the best other.
     against: the contestant that the ratio is to, instead of the best other.
-    targets: upper limits of contestants' medians; then there is no ratio.
+    targets, floors: upper and lower limits of contestants' medians; then there is no ratio.
     """
 
     name: str
@@ -28,11 +28,12 @@ class Result:
     target: tuple[str, float] | None = None  # ("<=", 0.125) or (">=", 0.9)
     notes: dict[str, str] = field(default_factory=dict)
     targets: dict[str, float] = field(default_factory=dict)
+    floors: dict[str, float] = field(default_factory=dict)
     against: str = ""
 
     @property
     def ratio(self) -> float | None:
-        if self.targets:
+        if self.targets or self.floors:
             return None
         medians = [statistics.median(values) for values in self.samples.values() if values]
         if len(medians) < 2:
@@ -45,10 +46,10 @@ class Result:
     @property
     def reached(self) -> bool | None:
         """Whether all targets were reached; None if there is none."""
-        if self.targets:
-            return all(
-                statistics.median(self.samples[name]) <= limit
-                for name, limit in self.targets.items()
+        if self.targets or self.floors:
+            medians = {name: statistics.median(values) for name, values in self.samples.items()}
+            return all(medians[name] <= limit for name, limit in self.targets.items()) and all(
+                medians[name] >= limit for name, limit in self.floors.items()
             )
         if self.target is None or self.ratio is None:
             return None
@@ -73,8 +74,16 @@ class Result:
             "reach": self.target and f"{self.target[0]} {self.target[1]:g}",
             "reached": self.reached,
             "bars": self.targets,
+            "floors": self.floors,
             "notes": self.notes,
         }
+
+    def _limit(self, name: str) -> str:
+        """The target of a contestant, or ""."""
+        for sign, limits in (("<=", self.targets), (">=", self.floors)):
+            if name in limits:
+                return f"{sign} {limits[name]:g} {self.unit}"
+        return ""
 
     def table(self) -> Table:
         """For the terminal."""
@@ -84,8 +93,7 @@ class Result:
         table.title_justify = "left"
         for name, values in self.samples.items():
             row = (statistics.median(values), min(values), max(values))
-            target = f"<= {self.targets[name]:g} {self.unit}" if name in self.targets else ""
-            table.add_row(name, *(f"{value:.3g} {self.unit}" for value in row), target)
+            table.add_row(name, *(f"{value:.3g} {self.unit}" for value in row), self._limit(name))
         if self.ratio is not None:
             sign, limit = self.target or ("", 0.0)
             verdict = {True: "reached", False: "[red]missed[/]", None: ""}[self.reached]

@@ -57,7 +57,7 @@ def print_forecasts(name: str, question: Question, made: Sequence[Forecast], sou
         f"{name}: {question.weights} weights, computed in {question.options.dtype}; "
         f"Redis needs {_gib(question.redis_bytes)}"
     )
-    _say(f"Speeds: {source}. Chords and sums: constants, see `skynet bench plan`.", style="dim")
+    _say(f"Speeds: {source}.", style="dim")
     out.print()
     fitting = [each for each in made if not each.problem]
     if fitting:

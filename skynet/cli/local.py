@@ -116,8 +116,10 @@ def up(model: str, port: int | None, spares: int, **options: Any) -> None:
 def bench(scenarios: tuple[str, ...], rounds: int, as_json: bool) -> None:
     """Time SkyNet and its alternatives in turn.
 
-    Prints medians, spread and ratios. SCENARIOS are decode, batch, prefill, weights, chord, aof,
-    exchange, load, reload, recover, turns, http and plan; all by default.
+    Prints medians, spread and ratios. SCENARIOS are decode, batch, prefill, weights, cost,
+    bandwidth, chord, aof, exchange, load, reload, recover, turns, http and plan; all by default.
+    decode, prefill, weights, cost and bandwidth with -qwen3 behind them run random weights in the
+    shape of Qwen3-0.6B, which need 8 GB of memory.
     """
     from skynet.bench import run_scenarios
 

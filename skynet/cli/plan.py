@@ -107,6 +107,11 @@ class Machines:
     help="Use the speeds, cores, memory and round trips that the members at SKYNET_REDIS_URL have "
     "measured, not those of this machine.",
 )
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Do not start a small cluster here to measure chords and sums: take default values.",
+)
 @slot_options
 @json_option
 def plan(
@@ -123,7 +128,7 @@ def plan(
     Shows, for each shape, the memory of a worker and of Redis, the time to load, the first token
     after a prompt of 1,000 tokens and the tokens per second of 1 request and of 16; recommends a
     shape, and says from which number of workers on more are slower. Each worker is taken to be a
-    machine like this one, whose speed is measured in a few seconds.
+    machine like this one, whose products, chords and sums are measured in half a minute.
 
     MODEL is as for `skynet split`, but needs no weights: a directory with a config.json is enough,
     and of a hub id nothing else is downloaded.
@@ -136,10 +141,11 @@ def plan(
     from skynet.cli.forecast_table import forecast_json, print_forecasts
     from skynet.planning.forecast import forecasts
 
+    quick = options.pop("quick")
     machines = Machines(*(options.pop(name) for name in ("rtt_ms", "cores", "memory_gib")))
     question, name = _question(model, weights, options)
     with terminal.err.status("Measuring this machine ..."):
-        members, costs, source = (_of_cluster if from_cluster else _of_machine)(machines)
+        members, costs, source = (_of_cluster if from_cluster else _of_machine)(machines, quick)
     costs = replace(costs, link=question.costs.link, wire_bytes_per_s=bandwidth_mbit * 1e6 / 8)
     question = replace(question, costs=costs)
     counts = workers or (tuple(range(1, len(members) + 1)) if from_cluster else DEFAULT_COUNTS)
@@ -174,7 +180,7 @@ def _question(model: str, weights: str | None, options: dict[str, Any]) -> tuple
     return question, name
 
 
-def _of_machine(machines: Machines) -> tuple[list[Candidate], Costs, str]:
+def _of_machine(machines: Machines, quick: bool) -> tuple[list[Candidate], Costs, str]:
     """A candidate like this machine, the costs, and where they are from."""
     from skynet.planning.cost import Candidate
     from skynet.planning.timing import CALL_S, Costs
@@ -185,6 +191,7 @@ def _of_machine(machines: Machines) -> tuple[list[Candidate], Costs, str]:
     here = os.cpu_count() or 1
     speeds = measure_speeds("cpu", here, min_s=0.3)
     layer_s, row_s = measure_layer(speeds, min_s=0.3)
+    costs, measured = _with_distribution(Costs(layer_s=layer_s, row_s=row_s), quick)
     memory = machines.memory_gib
     candidate = Candidate(
         "worker",
@@ -195,11 +202,23 @@ def _of_machine(machines: Machines) -> tuple[list[Candidate], Costs, str]:
         round_trip_s=(0.3 if machines.rtt_ms is None else machines.rtt_ms) / 1e3 + CALL_S,
         free_bytes=int(memory * 2**30) if memory else free_memory(),
     )
-    source = f"this machine's {here} cores: products and small operators"
-    return [candidate], Costs(layer_s=layer_s, row_s=row_s), source
+    return [candidate], costs, f"this machine's {here} cores; {measured}"
 
 
-def _of_cluster(machines: Machines) -> tuple[list[Candidate], Costs, str]:
+def _with_distribution(costs: Costs, quick: bool) -> tuple[Costs, str]:
+    """The costs with chords and sums as measured here, and whether they are."""
+    from skynet.bench.distribution import measure_distribution
+    from skynet.errors import SkynetError
+
+    if quick:
+        return costs, "chords and sums by default values"
+    try:
+        return measure_distribution(costs.layer_s).costs(costs), "chords and sums measured, too"
+    except SkynetError as error:
+        return costs, f"chords and sums by default values ({error})"
+
+
+def _of_cluster(machines: Machines, quick: bool) -> tuple[list[Candidate], Costs, str]:
     """The members of the cluster as candidates, the costs, and where they are from."""
     from skynet.errors import ConfigurationError
     from skynet.orchestrator.membership import Membership

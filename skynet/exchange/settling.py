@@ -69,6 +69,16 @@ class Settling:
             if peer < self.group.shard
         )
 
+    def trips(self, members: Mapping[str, Member]) -> dict[str, float]:
+        """Round trips of the links that this shard has made, by the peer's host."""
+        trips: dict[str, float] = {}
+        for peer, link in self.links.items():
+            member = members.get(self.group.members[peer])
+            if member is not None and link.round_trip_s:
+                known = trips.get(member.host, link.round_trip_s)
+                trips[member.host] = min(known, link.round_trip_s)
+        return trips
+
     def advance(self, members: Mapping[str, Member]) -> bool:
         """Settle what can be settled now; whether the exchange is open.
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from skynet import __version__
+from skynet.client.client import Client
 from skynet.errors import QueueFull, SkynetError
 from skynet.gateway.batch.batches import Batches
 from skynet.gateway.cluster.feeds import Feeds
@@ -23,6 +25,7 @@ from skynet.gateway.clusters import Clusters
 from skynet.gateway.config import GatewayConfig
 from skynet.gateway.errors import NO_RETRY, ApiError, api_error, invalid_body
 from skynet.gateway.gateway import Gateway, require_admin
+from skynet.gateway.metrics import CountRequests
 from skynet.gateway.middleware.access_log import AccessLog
 from skynet.gateway.middleware.body_limit import BodyLimit
 from skynet.gateway.middleware.guard import Guard
@@ -34,6 +37,7 @@ from skynet.gateway.routes import (
     completions,
     health,
     messages,
+    metrics,
     models,
     responses,
     text_tasks,
@@ -51,15 +55,19 @@ ROUTERS = (
     models.router,
     cancel.router,
     health.router,
+    metrics.router,
 )
 EXPOSED = (HEADER, "retry-after", "x-should-retry", "x-skynet-ignored")
+REJECTIONS = {"queue_full": "queue_full", "draining": "draining", "no_model": "no_plan"}
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def create_app(clusters: Clusters, config: GatewayConfig) -> FastAPI:
     """The application over these clusters, which it closes at its end."""
     gateway = Gateway(clusters, config)
-    feeds = Feeds({cluster.name or "default": cluster.client for cluster in clusters.all})
+    clients = {cluster.name or "default": cluster.client for cluster in clusters.all}
+    feeds = Feeds(clients, _page_numbers)
+    gateway.at_drain.append(feeds.close)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -91,6 +99,17 @@ def create_app(clusters: Clusters, config: GatewayConfig) -> FastAPI:
     return app
 
 
+def _page_numbers(client: Client) -> dict[str, Any] | None:
+    """What the page shows of a cluster's metrics."""
+    numbers = client.metrics()
+    if numbers is None:
+        return None
+    return {
+        "stages": [asdict(stage) for stage in numbers.stages],
+        "samples": [asdict(sample) for sample in numbers.samples],
+    }
+
+
 @asynccontextmanager
 async def _running_batches(app: FastAPI, gateway: Gateway) -> AsyncIterator[None]:
     if gateway.config.batch_dir is None:
@@ -112,7 +131,8 @@ def _wrap(app: FastAPI, config: GatewayConfig) -> None:
         timeout_s=config.body_timeout_s,
         longer={"/v1/files": config.batch_bytes},
     )
-    app.add_middleware(Guard, config=config, open_paths=("/",))
+    open_paths = ("/", *(metrics.PATHS if config.open_metrics else ()))
+    app.add_middleware(Guard, config=config, open_paths=open_paths)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -122,6 +142,7 @@ def _wrap(app: FastAPI, config: GatewayConfig) -> None:
             expose_headers=list(EXPOSED),
             max_age=600,
         )
+    app.add_middleware(CountRequests, metrics=app.state.gateway.metrics)
     app.add_middleware(AccessLog)
     app.add_middleware(RequestId)
 
@@ -130,6 +151,8 @@ def _handle_errors(app: FastAPI, gateway: Gateway) -> None:
     """All errors have one form, those of the framework too."""
 
     def answer(request: Request, error: ApiError) -> Response:
+        if error.code in REJECTIONS:
+            gateway.metrics.rejected(REJECTIONS[error.code])
         return error.response(request.url.path)
 
     @app.exception_handler(ApiError)

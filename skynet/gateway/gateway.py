@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.requests import Request
@@ -14,6 +14,7 @@ from skynet.gateway.clusters import Clusters
 from skynet.gateway.config import GatewayConfig
 from skynet.gateway.errors import NO_RETRY, ApiError
 from skynet.gateway.keys import Caller
+from skynet.gateway.metrics import GatewayMetrics
 
 RATE_WINDOW_S = 300.0
 MAX_RETRY_S = 120
@@ -29,6 +30,8 @@ class Gateway:
         self.open_answers = 0
         self.is_draining = False
         self.is_ending = False  # open answers are cut
+        self.metrics = GatewayMetrics()
+        self.at_drain: list[Callable[[], None]] = []
         self._idle = asyncio.Event()
         self._finished: deque[float] = deque(maxlen=1000)
 
@@ -58,6 +61,8 @@ class Gateway:
     def drain(self) -> None:
         """Take no more requests."""
         self.is_draining = True
+        for call in self.at_drain:
+            call()
         if not self.open_answers:
             self._idle.set()
 

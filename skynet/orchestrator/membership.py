@@ -221,6 +221,7 @@ def candidate_of(member: Member, free_bytes: int) -> Candidate:
         leaving=member.leaving,
         joined=member.joined,
         device=member.device,
+        trips=member.trips,
     )
 
 

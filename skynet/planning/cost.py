@@ -6,8 +6,8 @@ Pure. The seconds of steps and tokens are in timing.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from skynet.architecture.architecture import Architecture
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
@@ -29,6 +29,7 @@ class Candidate:
     speed: bytes of weights per second with one thread, in products with one row.
     few_rows, many_rows: multiply-adds per second with one thread, in products with some rows and
         with hundreds.
+    trips: measured round trips of direct links in seconds, by the peer's host.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Candidate:
     leaving: bool = False
     joined: float = 0.0
     device: str = "cpu"
+    trips: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 def cores_of(workers: Sequence[Candidate]) -> list[float]:
@@ -55,6 +57,23 @@ def cores_of(workers: Sequence[Candidate]) -> list[float]:
         return min(worker.threads, share) if worker.threads else share
 
     return [cores(worker) for worker in workers]
+
+
+def stage_cores(workers: Sequence[Candidate], num_shards: int) -> list[float]:
+    """The cores that each worker computes on while the other stages wait, as for one request.
+
+    A worker has as many threads as its share of the host's cores has, but one at least; those of a
+    stage divide the cores.
+    """
+    hosts = [worker.host or worker.id for worker in workers]
+    neighbours = Counter(hosts)
+    cores = []
+    for at, worker in enumerate(workers):
+        first = at - at % num_shards
+        beside = hosts[first : first + num_shards].count(hosts[at])
+        threads = worker.threads or max(1, worker.cores // neighbours[hosts[at]])
+        cores.append(min(threads, worker.cores / beside))
+    return cores
 
 
 def shared_speeds(workers: Sequence[Candidate]) -> list[float]:

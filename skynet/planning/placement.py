@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from skynet.architecture.architecture import Architecture
+from skynet.planning.compute import Work
 from skynet.planning.cost import Candidate, load_s, memory_weights, overfull, shard_weights
 from skynet.planning.plan import Plan
-from skynet.planning.timing import token_s
+from skynet.planning.proximity import Proximity, host_of
+from skynet.planning.timing import step_time, token_s
 from skynet.wire.keys import Address
 
 MIN_GAIN = 0.1  # a faster plan must gain this much to be worth a pause
 QUICK_S = 2.0
 MAX_LAYOUTS = 256
+ROUNDED_BITS = 28  # free memory changes all the time; a quarter of a GiB makes no difference
 STARTING_S = 15.0  # how long to wait for a worker that is starting
 HORIZON_S = 60.0  # a pause must be earned back within this time
 
@@ -62,6 +64,8 @@ class Planner:
     wish: Wish
     load_rate: float = 0.0
     _layouts: dict[object, Plan] = field(default_factory=dict)
+    # What the last plan was compared with, and the decision: shapes for many members take seconds.
+    _improved: tuple[object, Decision] | None = None
 
     def decide(
         self,
@@ -88,7 +92,11 @@ class Planner:
         leaving = [w for w in holders if w in live and live[w].leaving]
         if lost or leaving:
             return self._replace(current, members, lost, lost_for_s, coming)
-        return self._improve(current, members, force)
+        rounded = tuple(replace(m, free_bytes=m.free_bytes >> ROUNDED_BITS) for m in members)
+        compared = (current, rounded, self.load_rate, force)
+        if self._improved is None or self._improved[0] != compared:
+            self._improved = compared, self._improve(current, members, force)
+        return self._improved[1]
 
     # -- the first plan of a wish --------------------------------------------------------------
 
@@ -171,25 +179,54 @@ class Planner:
         spares = len(members) - len(current.workers)
         if self.wish.shape is not None:
             if current.shape == self.wish.shape:
-                return Decision(f"in the shape asked for, {spares} spare")
+                closer = self._first(None, members, 0.0).plan
+                told = f"in the shape asked for, {spares} spare"
+                return self._if_closer(current, closer, members, told)
             again = self._first(current, members, 0.0)
             if again.plan is None:
                 return Decision(f"not in the shape asked for: {again.reason}")
             return replace(again, reason="the shape asked for is possible again", prepare=True)
         best = self._best(members, current.placed(), "the best shape for the members")
+        told = f"no shape is better for these members, {spares} spare"
         if best.plan is None or best.plan.stages == current.stages:
-            return Decision(f"no shape is better for these members, {spares} spare")
+            return self._if_closer(current, self._best(members, {}, "").plan, members, told)
+        return self._if_worth_it(current, best.plan, members, force)
+
+    def _if_closer(
+        self, current: Plan, other: Plan | None, members: Sequence[Candidate], told: str
+    ) -> Decision:
+        """A plan that does not keep workers in their places, if that makes its sums quicker.
+
+        told: of the current plan, if it does not.
+        """
+        if other is None:
+            return Decision(told)
+        by_id = {member.id: member for member in members}
+        now, then = (
+            step_time(self.arch, plan, [by_id[w] for w in plan.workers], Work())
+            for plan in (current, other)
+        )
+        if now.sums_s - then.sums_s < MIN_GAIN * now.total_s:
+            return Decision(told)
+        return self._if_worth_it(current, other, members)
+
+    def _if_worth_it(
+        self, current: Plan, other: Plan, members: Sequence[Candidate], force: bool = False
+    ) -> Decision:
+        """Another plan, if it is so much faster that the pause pays. force: in any case."""
         by_id = {member.id: member for member in members}
         now_s = token_s(self.arch, current, [by_id[w] for w in current.workers])
-        then_s = token_s(self.arch, best.plan, [by_id[w] for w in best.plan.workers])
-        pause_s = load_s(self.arch, best.plan, current, self.load_rate)
+        then_s = token_s(self.arch, other, [by_id[w] for w in other.workers])
+        pause_s = load_s(self.arch, other, current, self.load_rate)
         gain = 1 - then_s / now_s
+        where = "" if other.shape != current.shape else " in other places"
         told = (
-            f"{_shape(best.plan)} would take {then_s * 1000:.1f} ms a token against "
+            f"{_shape(other)}{where} would take {then_s * 1000:.1f} ms a token against "
             f"{now_s * 1000:.1f} ({gain:+.0%}), after {pause_s:.1f} s of loading"
         )
         if force or (gain >= MIN_GAIN and gain * HORIZON_S > pause_s):
-            return Decision(told, best.plan, prepare=True)
+            return Decision(told, other, prepare=True)
+        spares = len(members) - len(current.workers)
         return Decision(f"{told}: not worth it, {spares} spare")
 
     def _best(
@@ -273,8 +310,9 @@ def assign(
 
     An address goes to its holder, else to a member pinned to it, else to an elastic member without
     an address, else to an elastic member whose address the layout does not have; among equals a
-    stage's shards are put on one host if possible. Pinned members take no other address. Only if
-    that leaves an address empty do elastic holders give way to pinned members.
+    stage's shards are put on one host if possible, else on hosts that are near each other. Pinned
+    members take no other address. Only if that leaves an address empty do elastic holders give way
+    to pinned members.
     """
     keep = _assign(layout, members, holders, holders)
     if not keep[1]:
@@ -302,25 +340,20 @@ def _assign(
     ]
     free = sorted((m for m in members if not m.leaving), key=lambda m: (m.joined, m.id))
     chosen: dict[tuple[int, int], str] = {}
-    hosts: dict[int, set[str]] = defaultdict(set)  # of the members of each stage
+    hosts: dict[int, list[str]] = defaultdict(list)  # of the members of each stage
+    proximity = Proximity(free)
     for fits in rules:
         for address in names:
             fitting = [m for m in free if address not in chosen and fits(m, address)]
             if not fitting:
                 continue
-            member = min(fitting, key=partial(_distance, hosts[address[0]], free))
+            stage = hosts[address[0]]
+            member = proximity.nearest(fitting, free, stage, layout.num_shards)
             chosen[address] = member.id
-            hosts[address[0]].add(member.host)
+            stage.append(host_of(member))
             free.remove(member)
     missing = tuple(name for address, name in names.items() if address not in chosen)
     return tuple(chosen.get(address, "") for address in names), missing
-
-
-def _distance(hosts: set[str], free: Sequence[Candidate], member: Candidate) -> tuple[bool, int]:
-    """Sorts members for a stage whose shards are on `hosts`: those on the same host first, then
-    those of the host with most free members. Of equals the first is taken.
-    """
-    return member.host not in hosts, -sum(other.host == member.host for other in free)
 
 
 def _shape(plan: Plan) -> str:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from math import ceil
 
 from skynet.architecture.architecture import Architecture
 from skynet.planning.compute import Work, shard_compute_s
-from skynet.planning.cost import Candidate, cores_of
+from skynet.planning.cost import Candidate, cores_of, stage_cores
 from skynet.planning.plan import Plan
+from skynet.planning.proximity import host_of, measured_trip_s
 from skynet.planning.ranges import Range
 from skynet.planning.spans import CHORD_SHARE, layers_per_chord
 from skynet.planning.split import DTYPE_BYTES
@@ -42,7 +44,7 @@ class Costs:
     sample_s: the same for each further sequence in a step.
     accept_s: from submission to the first step, without round trips.
     link: how the shards of a stage exchange partials: a key of `sum_s`, or auto: directly on one
-        host, else through Redis.
+        host and where they have had direct links, else through Redis.
     wire_bytes_per_s: of the network link of each machine, and of Redis's.
     """
 
@@ -116,9 +118,14 @@ def step_time(
     workers: Sequence[Candidate],
     work: Work,
     costs: Costs = Costs(),
+    steps: int = 1,
 ) -> StepTime:
-    """The predicted time of a step; `workers` are in the order of the plan's addresses."""
-    cores, shards = cores_of(workers), plan.num_shards
+    """The predicted time of a step; `workers` are in the order of the plan's addresses.
+
+    steps: at the same time, on different stages, which then share the cores of a host.
+    """
+    shards = plan.num_shards
+    cores = stage_cores(workers, shards) if steps == 1 else cores_of(workers)
     layers = Range(arch.encoder_layers, plan.num_layers)  # an encoder runs once per request
     if work.encoder:
         layers = Range(0, arch.encoder_layers)
@@ -169,7 +176,7 @@ def tokens_per_s(
     requests = min(requests, plan.num_slots)
     batches = min(requests, len(plan.stages))
     rows = ceil(requests / batches)
-    step = step_time(arch, plan, workers, Work(rows, rows, context), costs)
+    step = step_time(arch, plan, workers, Work(rows, rows, context), costs, batches)
     busiest = max(stage.busy_s for stage in step.stages)
     pace = max(step.total_s / batches, busiest, step.busy_s)
     return requests / batches / pace
@@ -244,13 +251,24 @@ def _sums_s(
     costs: Costs,
 ) -> float:
     """Seconds of a stage's all-reduces."""
-    on_one_host = len({worker.host or worker.id for worker in workers}) == 1
+    direct_s = None if costs.link == REDIS else _direct_trip_s(workers)
     if costs.link == AUTO:
-        costs = replace(costs, link=DIRECT if on_one_host else REDIS)
-    trip = max(worker.round_trip_s for worker in workers)
-    if costs.link == DIRECT and on_one_host:
-        trip = 0.0
+        costs = replace(costs, link=REDIS if direct_s is None else DIRECT)
+    trip = direct_s
+    if trip is None or costs.link == REDIS:
+        trip = max(worker.round_trip_s for worker in workers)
     return _num_sums(arch, plan, run) * (trip + _sum_s(arch, plan, work, costs))
+
+
+def _direct_trip_s(workers: Sequence[Candidate]) -> float | None:
+    """The longest round trip between two shards of a stage; None: one is not known."""
+    longest = 0.0
+    for one, other in combinations({host_of(worker): worker for worker in workers}.values(), 2):
+        trip = measured_trip_s(one, other)
+        if trip is None:
+            return None
+        longest = max(longest, trip)
+    return longest
 
 
 def _chords_s(

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -84,6 +84,7 @@ class Member:
     tcp_address: str = ""  # where it accepts links by TCP
     exchange_dtype: str = "auto"  # SKYNET_EXCHANGE_DTYPE: what its partials travel in
     links: tuple[LinkState, ...] = ()  # to its peers in `epoch`; the shard of higher number decides
+    trips: dict[str, Amount] = field(default_factory=dict)  # least round trips of links, by host
     protocol: Count = PROTOCOL  # see skynet/wire/protocol.py
 
     @classmethod

@@ -16,7 +16,7 @@ from skynet.worker.speed import Speeds
 
 LAYERS, SEQUENCES = 4, 16
 # So narrow that its products take little time, yet are divided among the threads.
-WIDTH = 256
+WIDTH = 64
 NARROW = {
     "model_type": "llama",
     "hidden_size": WIDTH,

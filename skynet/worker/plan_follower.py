@@ -26,7 +26,7 @@ from skynet.settings import settings
 from skynet.store.access import CommandRefused
 from skynet.store.connection import connect, reason
 from skynet.store.lease import Lease
-from skynet.store.members import FAILED, LOADING, READY, SPARE, Members
+from skynet.store.members import FAILED, LOADING, READY, SPARE, Member, Members
 from skynet.store.plans import Plans, plan_of
 from skynet.wire import keys
 from skynet.wire.keys import Address
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 FOLLOW_S = 0.1
 SETTLE_S = 0.02  # while the exchange is not open
 RETRY_S = 1.0  # after a slice could not be loaded
+MAX_TRIPS = 256  # to so many hosts are kept
 MARGIN_BYTES = 256 * 2**20  # stays free while two slices are in memory
 
 
@@ -236,7 +237,8 @@ class PlanFollower:
             raise ClusterUnreachable(f"the exchange's Redis at {url}: {reason(error)}") from error
         links = settling.states()
         if settling.decided and links != self.member.links:
-            self.lease.update(links=links)
+            trips = least_trips(self.member, settling.trips(members))
+            self.lease.update(links=links, trips=trips)
         if is_open:
             self._settling = None
 
@@ -299,6 +301,15 @@ class PlanFollower:
             self.threads_changed = threads
         if self.place is not None:  # a core that others compute on is not to be polled on
             self.place.exchange.spins = threads * num_busy <= (os.cpu_count() or 1)
+
+
+def least_trips(member: Member, measured: dict[str, float]) -> dict[str, float]:
+    """The member's round trips to other hosts, and these: the least of each, as noise only adds."""
+    known = dict(member.trips)
+    for host, trip_s in measured.items():
+        if host != member.host:
+            known[host] = min(trip_s, known.pop(host, trip_s))  # the latest host is the last
+    return dict(list(known.items())[-MAX_TRIPS:])
 
 
 def exchange_url(stage: int) -> str:

@@ -31,9 +31,11 @@ from skynet.exchange.listener import (
 )
 from skynet.exchange.settling import Settling
 from skynet.local.server import EmbeddedServer
+from skynet.orchestrator.membership import candidate_of
 from skynet.settings import settings
 from skynet.store.members import Member, Members
 from skynet.wire.frame import Frame
+from skynet.worker.plan_follower import least_trips
 from tests.chaos.link_relays import relay_unix
 from tests.cluster.processes import wait_for
 from tests.cluster.proxy import Direction, Proxy
@@ -154,6 +156,26 @@ def test_workers_of_one_machine_exchange_by_unix_sockets(make: Make) -> None:
     assert not workers[0].exchange.redis.peers
     # And the sockets are this user's alone
     assert stat.S_IMODE(os.stat(socket_directory()).st_mode) == 0o700
+
+
+def test_the_dialer_knows_the_round_trip_to_the_other_host(make: Make) -> None:
+    # Given workers of two hosts
+    there = make(0, tcp="127.0.0.1:0", host="there", unix_socket=False)
+    here = make(1, tcp="127.0.0.1:0")
+    # When they have a link
+    settle(there, here)
+    members = here.members.of(NAMES[:2])
+    trips = here.settling.trips(members)
+    # Then the one that dialled has measured it
+    assert trips.keys() == {"there"}
+    assert 0 < trips["there"] < 1
+    assert there.settling.trips(members) == {}
+    # And its record keeps the least of all measurements, for the planner
+    here.member.trips = least_trips(here.member, trips)
+    here.member.trips = least_trips(here.member, {"there": 2.0, here.member.host: 1e-6})
+    here.members.renew(here.member)
+    record = here.members.of([NAMES[1]])[NAMES[1]]
+    assert candidate_of(record, 0).trips == trips
 
 
 def test_a_worker_that_is_still_loading_is_waited_for(make: Make) -> None:

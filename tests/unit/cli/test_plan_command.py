@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from skynet.bench import distribution
+from skynet.bench.distribution import Distribution
 from skynet.cli import main
+from skynet.errors import SkynetError
+from skynet.planning.timing import Costs
 from skynet.worker import layer_speed, speed
 from skynet.worker.speed import Speeds
 
@@ -60,6 +64,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
         speed, "measure_speeds", lambda device, threads, min_s: Speeds(1e10, 1e10, 2e10, threads)
     )
     monkeypatch.setattr(layer_speed, "measure_layer", lambda speeds, min_s: (4e-4, 2e-5))
+    monkeypatch.setattr(
+        distribution, "measure_distribution", lambda layer_s: Distribution(1e-5, 3e-4, 5e-3, 7e-3)
+    )
 
 
 def directory(root: Path, model_type: str, **fields: Any) -> str:
@@ -191,3 +198,24 @@ def test_the_demo_model_needs_no_conversion(
     stored = sum(tensor.num_bytes for tensor in demo_checkpoint.tensors.values())
     assert shown["redis_bytes"] == pytest.approx(stored, rel=0.1)
     assert shown["weights"] in ("q4", "q8")
+
+
+def test_chords_and_sums_are_those_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a machine on which they are measured
+    model, sums = directory(tmp_path, "llama"), [["redis", 3e-4], ["direct", 1e-5]]
+    costs = planned(model)["assumed"]["costs"]
+    # Then shapes are predicted by them
+    assert (costs["sum_s"], costs["chord_s"], costs["step_s"]) == (sums, 5e-3, 7e-3)
+    # And by default values where that is asked for, or impossible
+    defaults = Costs()
+    assert planned(model, "--quick")["assumed"]["costs"]["chord_s"] == defaults.chord_s
+
+    def fail(layer_s: float) -> Distribution:
+        raise SkynetError("no server is installed")
+
+    monkeypatch.setattr(distribution, "measure_distribution", fail)
+    assumed = planned(model)["assumed"]
+    assert assumed["costs"]["chord_s"] == defaults.chord_s
+    assert "no server is installed" in assumed["source"]

@@ -125,6 +125,17 @@ def test_workers_of_one_host_share_its_cores() -> None:
     assert shared.sums_s == alone.sums_s
 
 
+def test_stages_of_one_host_compute_in_turns() -> None:
+    # Given a host of two cores, and a plan of one stage and of two, each of two shards
+    members = workers(4, host="one", cores=2, few_rows=1e12)
+    one, two = plan_for(ARCH, 1, 2), plan_for(ARCH, 2, 2)
+    # Then the cores are those of one stage at a time, so that a token takes as long in both
+    alone = step_time(ARCH, one, members[:2], Work()).compute_s
+    assert step_time(ARCH, two, members, Work()).compute_s == pytest.approx(alone, rel=0.01)
+    # But steps that are computed at the same time share them
+    assert step_time(ARCH, two, members, Work(), steps=2).compute_s > 1.5 * alone
+
+
 def test_shards_of_one_host_are_expected_to_have_direct_links() -> None:
     # Given two shards on one host, and on two
     plan = plan_for(ARCH, 1, 2)
