@@ -29,6 +29,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is no
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 AXE = "axe-core@4.14.1"
 WAIT_MS = 60_000
+PLACE = "stage1.shard0"
 
 pytestmark = [
     pytest.mark.cluster,
@@ -168,9 +169,12 @@ def test_a_chat_goes_on_when_a_worker_is_killed(
     # The policy forbids what Playwright's `wait_for_function` does in the page.
     wait_for("some text", lambda: len(page.inner_text(".markdown")) > 40)
     assert page.get_attribute(".assistant", "data-busy") == "true"
-    os.kill(next(w.pid for w in cluster.workers if w.address == "stage1.shard0"), signal.SIGKILL)
-    # Then the text goes on to the same end
+    before = cluster_status(cluster.client.redis, cluster.url)
+    os.kill(next(m["pid"] for m in before["members"] if m["address"] == PLACE), signal.SIGKILL)
+    # Then the text goes on to the same end, under another plan
     assert answer() == expected
+    after = cluster_status(cluster.client.redis, cluster.url)
+    assert after["plan"]["epoch"] > before["plan"]["epoch"]
     assert not page.query_selector(".assistant .problem")
 
 
