@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,7 +15,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from skynet import __version__
-from skynet.client.client import Client
 from skynet.errors import QueueFull, SkynetError
 from skynet.gateway.batch.batches import Batches
 from skynet.gateway.cluster.feeds import Feeds
@@ -65,8 +63,7 @@ CODES = {404: "not_found", 405: "method_not_allowed"}
 def create_app(clusters: Clusters, config: GatewayConfig) -> FastAPI:
     """The application over these clusters, which it closes at its end."""
     gateway = Gateway(clusters, config)
-    clients = {cluster.name or "default": cluster.client for cluster in clusters.all}
-    feeds = Feeds(clients, _page_numbers)
+    feeds = Feeds({cluster.name or "default": cluster.client for cluster in clusters.all})
     gateway.at_drain.append(feeds.close)
 
     @asynccontextmanager
@@ -97,17 +94,6 @@ def create_app(clusters: Clusters, config: GatewayConfig) -> FastAPI:
     _handle_errors(app, gateway)
     _wrap(app, config)
     return app
-
-
-def _page_numbers(client: Client) -> dict[str, Any] | None:
-    """What the page shows of a cluster's metrics."""
-    numbers = client.metrics()
-    if numbers is None:
-        return None
-    return {
-        "stages": [asdict(stage) for stage in numbers.stages],
-        "samples": [asdict(sample) for sample in numbers.samples],
-    }
 
 
 @asynccontextmanager

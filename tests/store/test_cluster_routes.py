@@ -30,8 +30,10 @@ from skynet.local.server import EmbeddedServer
 from skynet.store.bad_tiles import push_bad_tile
 from skynet.store.connection import connect
 from skynet.store.events import Events
+from skynet.store.leader import Leadership
 from skynet.store.manifest import TileName
 from skynet.store.members import Member, Members
+from skynet.store.metrics import Metrics, MetricsStore, Sample, ShardTime, StageTime
 from skynet.store.plans import Plans
 from skynet.store.requests import Requests
 from skynet.store.staging import StagingJob
@@ -88,10 +90,10 @@ def make_app(feeds: Feeds) -> FastAPI:
 
 
 @asynccontextmanager
-async def gateway(*urls: str, metrics: Any = None) -> AsyncIterator[httpx2.AsyncClient]:
+async def gateway(*urls: str) -> AsyncIterator[httpx2.AsyncClient]:
     """A server of these clusters, and a client of it."""
     clients = {f"c{number}": Client(url) for number, url in enumerate(urls)}
-    feeds = Feeds(clients, metrics)
+    feeds = Feeds(clients)
     port = free_port()
     options = {"host": "127.0.0.1", "port": port, "log_level": "error", "lifespan": "off"}
     server = uvicorn.Server(uvicorn.Config(make_app(feeds), **options))  # type: ignore[arg-type]
@@ -297,14 +299,19 @@ def test_broken_and_half_staged_models_show(
     run(test)
 
 
-def test_the_orchestrators_numbers_are_shown(server: EmbeddedServer, members: Members) -> None:
-    stage = {"stage": 0, "compute": 0.5, "exchange": 0.2, "chord": 0.1, "idle": 0.2, "slowest": 1}
-    shards = [{"shard": 0, "compute": 0.4}, {"shard": 1, "compute": 0.5}]
-    samples = [{"at": 100.0 + 5 * n, "generation_tokens_per_s": n} for n in range(3)]
+def test_the_orchestrators_numbers_are_shown(
+    server: EmbeddedServer, client: redis.Redis, members: Members
+) -> None:
+    # Given what a leader has counted
+    shards = (ShardTime(0, 0.4, 0.3), ShardTime(1, 0.5, 0.2))
+    samples = tuple(Sample(100.0 + 5 * number, running=number) for number in range(3))
+    counted = Metrics(stages=(StageTime(0, 0.5, 0.2, 0.1, 0.2, 1, shards),), samples=samples)
+    leadership = Leadership(client, "o", 60)
+    assert leadership.acquire()
+    MetricsStore(client).write(counted, leadership.fence)
 
     async def test() -> None:
-        numbers = {"stages": [{**stage, "shards": shards}], "samples": samples}
-        async with gateway(server.url, metrics=lambda client: numbers) as http:
+        async with gateway(server.url) as http:
             shown = (await http.get("/cluster/state")).json()
         assert shown["timings"][0]["slowest"] == 1
         assert list(shown["history"]["points"]) == ["100", "105", "110"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from skynet.client.client import Client
 from skynet.gateway.cluster.feed import Feed
-from skynet.gateway.cluster.reader import ClusterReader, Metrics
+from skynet.gateway.cluster.reader import ClusterReader
 from skynet.gateway.errors import NO_RETRY, ApiError
 
 
@@ -14,12 +14,10 @@ class Feeds:
     """A reader and a feed for each cluster, made at the first use; for one event loop.
 
     source: the clients of all clusters by name; the first one is the default. It may change.
-    metrics: the numbers of a cluster's orchestrator, see `timings.py`.
     """
 
-    def __init__(self, source: Mapping[str, Client], metrics: Metrics | None = None) -> None:
+    def __init__(self, source: Mapping[str, Client]) -> None:
         self._source = source
-        self._metrics = metrics
         self._made: dict[str, tuple[ClusterReader, Feed]] = {}
 
     def names(self) -> list[str]:
@@ -43,7 +41,7 @@ class Feeds:
             )
         made = self._made.get(name)
         if made is None or made[0].client is not client:
-            reader = ClusterReader(name, client, self._metrics)
+            reader = ClusterReader(name, client)
             made = self._made[name] = reader, Feed(reader.read)
         return made
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import redis
 
 from skynet.client.client import Client
 from skynet.client.status import cluster_status
-from skynet.errors import SkynetError
+from skynet.errors import SkynetError, WireError
 from skynet.gateway.cluster.redis_state import read_redis
 from skynet.gateway.cluster.requests import RequestList
 from skynet.gateway.cluster.shapes import Shapes
@@ -19,6 +18,7 @@ from skynet.gateway.cluster.snapshot import Readings, snapshot_of, unreadable
 from skynet.gateway.cluster.staged import StagedModels
 from skynet.settings import settings
 from skynet.store.connection import reachable
+from skynet.store.metrics import Metrics
 from skynet.store.targets import Targets
 
 logger = logging.getLogger(__name__)
@@ -27,18 +27,14 @@ NUM_EVENTS = 60
 MODELS_S = 20.0  # between scans for models
 SHAPES_S = 5.0  # between looks whether other workers came
 
-Metrics = Callable[[Client], Mapping[str, Any] | None]
-"""The numbers that a cluster's orchestrator counts, see `timings.py`; None: there are none yet."""
-
 
 class ClusterReader:
     """One cluster. `read` is called by one thread at a time."""
 
-    def __init__(self, name: str, client: Client, metrics: Metrics | None = None) -> None:
+    def __init__(self, name: str, client: Client) -> None:
         self.name = name
         self.client = client
         self.staged = StagedModels(client.redis, client.url)
-        self._metrics = metrics
         self._requests = RequestList(client.requests)
         self._shapes = Shapes(client.redis)
         self._models: tuple[float, dict[str, Any]] = (-MODELS_S, {})
@@ -77,12 +73,12 @@ class ClusterReader:
             models=self._models[1],
             checks=self.staged.checks(),
             shapes=self._forecast[1],
-            metrics=self._metrics_now(),
+            metrics=self._metrics(),
         )
 
-    def _metrics_now(self) -> Mapping[str, Any] | None:
+    def _metrics(self) -> Metrics | None:
         try:
-            return None if self._metrics is None else self._metrics(self.client)
-        except SkynetError as error:
+            return self.client.metrics()
+        except WireError as error:
             logger.debug("no metrics of %s: %s", self.name, error)
             return None

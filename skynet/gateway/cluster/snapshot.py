@@ -10,6 +10,7 @@ from skynet.gateway.cluster.health import health, unreachable
 from skynet.gateway.cluster.places import orchestrators_of, others_of, stages_of
 from skynet.gateway.cluster.redis_state import warnings_of
 from skynet.gateway.cluster.timings import SERIES, history_of, timings_of
+from skynet.store.metrics import Metrics
 
 SHOWN_PLAN = ("epoch", "model", "dtype", "weight_dtype", "quantisation", "kv_dtype", "chord_span")
 
@@ -19,8 +20,8 @@ class Readings:
     """What was read of one cluster.
 
     now: Redis's clock. state: of `cluster_status`. redis: of `read_redis`. requests: of
-    `RequestList`. models, checks: of `StagedModels`. shapes: of `Shapes`. metrics: as
-    `timings.py` describes them.
+    `RequestList`. models, checks: of `StagedModels`. shapes: of `Shapes`. metrics: of
+    the leading orchestrator.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Readings:
     models: Mapping[str, Any]
     checks: Mapping[str, Any]
     shapes: Mapping[str, Any] | None
-    metrics: Mapping[str, Any] | None
+    metrics: Metrics | None
 
 
 def snapshot_of(read: Readings) -> dict[str, Any]:

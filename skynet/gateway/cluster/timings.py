@@ -1,14 +1,14 @@
-"""Where each stage's time goes and the last minutes, from the orchestrator's metrics.
+"""Where each stage's time goes and the last minutes, from the orchestrator's metrics. Pure.
 
-Knows two fields of them: `stages`, shares of the last seconds, and `samples`, the oldest first.
 What is missing is None: the page says that there is no data yet.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
+
+from skynet.store.metrics import Metrics, StageTime
 
 PARTS = ("compute", "exchange", "chord", "idle")  # of a stage's time; shares from 0 to 1
 SERIES = (
@@ -19,23 +19,22 @@ SERIES = (
     "first_token_p50_s",
     "first_token_p95_s",
 )
-MAX_POINTS = 900
 
 
-def timings_of(metrics: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
+def timings_of(metrics: Metrics | None) -> list[dict[str, Any]] | None:
     """For each stage the shares of its time, its shards', and which of them is slowest."""
-    stages = (metrics or {}).get("stages") or ()
+    stages = metrics.stages if metrics else ()
     shown = [
         {
-            "stage": int(stage["stage"]),
-            **{part: _number(stage.get(part)) for part in PARTS},
+            "stage": stage.stage,
+            **{part: _number(getattr(stage, part)) for part in PARTS},
             "shards": [
                 {
-                    "shard": int(shard["shard"]),
-                    "compute": _number(shard.get("compute")),
-                    "exchange": _number(shard.get("exchange")),
+                    "shard": shard.shard,
+                    "compute": _number(shard.compute),
+                    "exchange": _number(shard.exchange),
                 }
-                for shard in stage.get("shards", ())
+                for shard in stage.shards
             ],
             "slowest": _slowest(stage),
         }
@@ -44,26 +43,26 @@ def timings_of(metrics: Mapping[str, Any] | None) -> list[dict[str, Any]] | None
     return shown or None
 
 
-def history_of(metrics: Mapping[str, Any] | None) -> dict[str, list[float | None]] | None:
-    """The newest samples, each a list of `SERIES`, by their time.
+def history_of(metrics: Metrics | None) -> dict[str, list[float | None]] | None:
+    """The samples, each a list of `SERIES`, by their time.
 
     By time rather than in a list: a new sample is then one addition to the page's copy.
     """
-    samples = list((metrics or {}).get("samples") or ())[-MAX_POINTS:]
+    samples = metrics.samples if metrics else ()
     shown = {
-        f"{float(sample['at']):.0f}": [_number(sample.get(name)) for name in SERIES]
+        f"{sample.at:.0f}": [_number(getattr(sample, name)) for name in SERIES]
         for sample in samples
     }
     return shown or None
 
 
-def _slowest(stage: Mapping[str, Any]) -> int | None:
+def _slowest(stage: StageTime) -> int | None:
     """The shard that the others wait for: it computes longest. None: no other, or no work."""
-    busy = [shard for shard in stage.get("shards", ()) if _number(shard.get("compute"))]
-    return int(stage["slowest"]) if len(busy) > 1 else None
+    busy = [shard for shard in stage.shards if shard.compute]
+    return stage.slowest if len(busy) > 1 else None
 
 
-def _number(value: Any) -> float | None:
+def _number(value: float | None) -> float | None:
     """JSON has no NaN and no infinity."""
     if value is None or not math.isfinite(value):
         return None

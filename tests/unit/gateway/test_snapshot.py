@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from cluster_states import LEASE_S, REDIS, full_grid, member, readings, state
 
 from skynet.gateway.cluster.health import health
@@ -19,6 +16,7 @@ from skynet.gateway.cluster.requests import changing
 from skynet.gateway.cluster.snapshot import snapshot_of, unreadable
 from skynet.gateway.cluster.staged import found_text, state_of
 from skynet.gateway.cluster.timings import SERIES, history_of, timings_of
+from skynet.store.metrics import Metrics, Sample, ShardTime, StageTime
 from skynet.store.staged_models import StagedModel
 
 
@@ -145,14 +143,15 @@ def test_without_metrics_there_is_no_data_yet() -> None:
 
 def test_timings_name_the_slowest_shard_and_hold_no_nan() -> None:
     # Given the shares of two shards, one of a number without meaning
-    shards = [{"shard": 0, "compute": 0.2}, {"shard": 1, "compute": 0.4, "exchange": None}]
-    stage = {"stage": 0, "compute": 0.4, "chord": float("nan"), "slowest": 1, "shards": shards}
+    shards = (ShardTime(0, 0.2, 0.3), ShardTime(1, 0.4, 0.1))
+    stage = StageTime(0, 0.4, 0.1, float("nan"), 0.5, 1, shards)
     # When / Then
-    (shown,) = timings_of({"stages": (stage,)}) or []
+    (shown,) = timings_of(Metrics(stages=(stage,))) or []
     assert (shown["slowest"], shown["compute"], shown["chord"]) == (1, 0.4, None)
-    assert (timings_of({"stages": [{**stage, "shards": shards[:1]}]}) or [{}])[0]["slowest"] is None
-    sample = {"at": 5.2, "generation_tokens_per_s": 3.0, "waiting": float("inf")}
-    assert history_of({"samples": (sample,)}) == {"5": [3.0, None, None, None, None, None]}
+    alone = Metrics(stages=(replace(stage, shards=shards[:1]),))
+    assert (timings_of(alone) or [{}])[0]["slowest"] is None
+    samples = (Sample(5.2, generation_tokens_per_s=3.0, running=2, first_token_p50_s=0.5),)
+    assert history_of(Metrics(samples=samples)) == {"5": [3.0, 0.0, 2.0, 0.0, 0.5, None]}
 
 
 def test_a_cluster_that_does_not_answer_is_a_snapshot_too() -> None:
