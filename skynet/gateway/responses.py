@@ -17,6 +17,7 @@ from skynet.gateway.errors import ApiError
 from skynet.gateway.response_items import CallItem, OutputItem, TextItem
 from skynet.gateway.run import Run
 from skynet.gateway.schemas.responses import ResponsesBody
+from skynet.gateway.schemas.structure import ResponseFormat
 from skynet.gateway.sse import Event
 
 KIND = "response"
@@ -35,12 +36,16 @@ def echo_of(body: ResponsesBody) -> dict[str, Any]:
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "reasoning": {"effort": effort, "summary": None},
         "temperature": 1.0 if body.temperature is None else body.temperature,
-        "text": {"format": form.model_dump(exclude_none=True) if form else {"type": "text"}},
+        "text": {"format": _dumped(form) if form else {"type": "text"}},
         "tool_choice": body.tool_choice or "auto",
         "tools": [{"parameters": None, "strict": None, **tool} for tool in body.functions()],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,
     }
+
+
+def _dumped(form: ResponseFormat) -> dict[str, Any]:
+    return form.model_dump(exclude_none=True, by_alias=True)
 
 
 def kept(echo: dict[str, Any]) -> dict[str, Any]:
