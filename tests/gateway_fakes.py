@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from made_tokenizers import byte_level
-from model_families import encoder_config
 
 from skynet.client.client import Client, record_of, samples_of
 from skynet.client.generation import Generation
@@ -53,6 +52,15 @@ CONFIG = {
     "max_position_embeddings": 512,
 }
 END = "<|im_end|>"
+ENCODER = {
+    "model_type": "bert",
+    "hidden_size": 48,
+    "intermediate_size": 83,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "vocab_size": 400,
+    "max_position_embeddings": 512,
+}
 HELLO = "Hello world, how are you today?"
 
 # What a request is answered with: a text; a text task's answer; or an error.
@@ -77,7 +85,7 @@ def decoder() -> ServedModel:
 
 def encoder(head: str = "Model", **fields: Any) -> ServedModel:
     """A model that embeds or, with the head ForSequenceClassification, classifies."""
-    arch = load_architecture(encoder_config("bert", head, vocab_size=400, **fields))
+    arch = load_architecture({**ENCODER, "architectures": [f"Bert{head}"], **fields})
     return ServedModel(made_text(None), GenerationDefaults(), TextTasks.of(arch, {}, None))
 
 

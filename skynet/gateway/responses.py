@@ -163,7 +163,6 @@ class ResponseWriter:
             "output": list(self._items),
             "previous_response_id": None,
             "service_tier": "default",
-            "store": False,
             "truncation": "disabled",
             "usage": None,
             **NO_ECHO,
