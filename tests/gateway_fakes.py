@@ -221,13 +221,16 @@ def fake_app(client: FakeClient, config: GatewayConfig | None = None) -> FastAPI
 
 
 def call(app: FastAPI, method: str, path: str, body: Any = None, **headers: str) -> httpx2.Response:
-    """One request, and its answer."""
+    """One request, and its answer. body: JSON's types, or what is sent."""
 
     async def send() -> httpx2.Response:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(
             transport=transport, base_url="http://127.0.0.1:8000", timeout=60
         ) as client:
+            if isinstance(body, str | bytes):
+                kind = {"content-type": "application/json"}
+                return await client.request(method, path, content=body, headers=kind | headers)
             return await client.request(method, path, json=body, headers=headers)
 
     return asyncio.run(send())

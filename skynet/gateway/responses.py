@@ -16,6 +16,7 @@ from skynet.gateway.deltas import Delta
 from skynet.gateway.errors import ApiError
 from skynet.gateway.response_items import CallItem, OutputItem, TextItem
 from skynet.gateway.run import Run
+from skynet.gateway.schemas.body import refuse
 from skynet.gateway.schemas.responses import ResponsesBody
 from skynet.gateway.schemas.structure import ResponseFormat
 from skynet.gateway.sse import Event
@@ -26,10 +27,14 @@ LONG = ("instructions", "tools", "text")
 
 
 def echo_of(body: ResponsesBody) -> dict[str, Any]:
-    """What a response repeats of its request."""
+    """What a response repeats of its request.
+
+    Raises:
+        ApiError: 400, it cannot be sent back.
+    """
     effort = body.reasoning.effort if body.reasoning else None
     form = body.text.format if body.text else None
-    return {
+    echo = {
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
@@ -42,6 +47,11 @@ def echo_of(body: ResponsesBody) -> dict[str, Any]:
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,
     }
+    try:
+        json.dumps(echo, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:  # a lone surrogate, from "\\ud800" in JSON, or NaN
+        raise refuse("metadata", f"cannot be sent back: {error}", "invalid_value") from None
+    return echo
 
 
 def _dumped(form: ResponseFormat) -> dict[str, Any]:
