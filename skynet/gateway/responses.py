@@ -16,7 +16,9 @@ from skynet.gateway.deltas import Delta
 from skynet.gateway.errors import ApiError
 from skynet.gateway.response_items import CallItem, OutputItem, TextItem
 from skynet.gateway.run import Run
+from skynet.gateway.schemas.body import refuse
 from skynet.gateway.schemas.responses import ResponsesBody
+from skynet.gateway.schemas.structure import ResponseFormat
 from skynet.gateway.sse import Event
 
 KIND = "response"
@@ -25,22 +27,35 @@ LONG = ("instructions", "tools", "text")
 
 
 def echo_of(body: ResponsesBody) -> dict[str, Any]:
-    """What a response repeats of its request."""
+    """What a response repeats of its request.
+
+    Raises:
+        ApiError: 400, it cannot be sent back.
+    """
     effort = body.reasoning.effort if body.reasoning else None
     form = body.text.format if body.text else None
-    return {
+    echo = {
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "reasoning": {"effort": effort, "summary": None},
         "temperature": 1.0 if body.temperature is None else body.temperature,
-        "text": {"format": form.model_dump(exclude_none=True) if form else {"type": "text"}},
+        "text": {"format": _dumped(form) if form else {"type": "text"}},
         "tool_choice": body.tool_choice or "auto",
         "tools": [{"parameters": None, "strict": None, **tool} for tool in body.functions()],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,
     }
+    try:
+        json.dumps(echo, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:  # a lone surrogate, from "\\ud800" in JSON, or NaN
+        raise refuse("metadata", f"cannot be sent back: {error}", "invalid_value") from None
+    return echo
+
+
+def _dumped(form: ResponseFormat) -> dict[str, Any]:
+    return form.model_dump(exclude_none=True, by_alias=True)
 
 
 def kept(echo: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +173,6 @@ class ResponseWriter:
             "output": list(self._items),
             "previous_response_id": None,
             "service_tier": "default",
-            "store": False,
             "truncation": "disabled",
             "usage": None,
             **NO_ECHO,

@@ -39,15 +39,13 @@ async def create_embeddings(request: Request, body: EmbeddingBody) -> Response:
     """A vector for each input."""
 
     async def whole(run: Run) -> dict[str, Any]:
-        vectors = vectors_of(await text_answers(run))
-        is_base64 = body.encoding_format == "base64"
+        answers = await text_answers(run)
+        given: list[Any] = [answer["embedding"] for answer in answers]
+        if body.encoding_format == "base64":
+            given = [base64_of(vector) for vector in vectors_of(answers)]
         data = [
-            {
-                "object": "embedding",
-                "index": index,
-                "embedding": base64_of(vector) if is_base64 else vector.astype(float).tolist(),
-            }
-            for index, vector in enumerate(vectors)
+            {"object": "embedding", "index": index, "embedding": each}
+            for index, each in enumerate(given)
         ]
         return {"object": "list", "data": data, "model": run.model, "usage": usage_json(run.usage)}
 

@@ -155,7 +155,7 @@ class ResponsesBody(Body):
         allowed = choice.get("tools")
         if not isinstance(allowed, list):
             raise refuse("tool_choice.tools", "expected a list", "invalid_value")
-        names = {each.get("name") for each in allowed if isinstance(each, dict)}
+        names = [each.get("name") for each in allowed if isinstance(each, dict)]
         return [tool for tool in functions if tool.get("name") in names]
 
 

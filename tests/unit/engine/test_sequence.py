@@ -77,7 +77,8 @@ def test_a_stop_string_across_tokens_is_matched_and_not_released(letters: Text) 
     # When it comes after a false start
     out = feed(sequence, "abcdcdefgh")
     # Then the text before it was released, and nothing of it
-    assert out + sequence.end().text == "abcd"
+    end = sequence.end()
+    assert (out + end.text, end.stop) == ("abcd", "cde")
     assert (sequence.output.text, sequence.finish_reason) == ("abcd", "stop")
 
 
@@ -88,7 +89,7 @@ def test_text_held_back_for_a_stop_string_is_released_at_the_end(letters: Text) 
     out = feed(sequence, "abcd")
     # Then the held text is in the end
     end = sequence.end()
-    assert (out, end.text, end.finish_reason) == ("ab", "cd", "length")
+    assert (out, end.text, end.finish_reason, end.stop) == ("ab", "cd", "length", "")
     assert sequence.output.text == "abcd"
 
 
@@ -104,7 +105,7 @@ def test_a_restored_sequence_continues_like_an_undisturbed_one(
     text, stops = letter_text(), (stop,) if stop else ()
     whole = new_sequence("a", [1, 2], max_tokens=12, stop=stops, text=text)
     pieces = feed(whole, answer)
-    rest = whole.end().text
+    rest, stop = whole.end().text, whole.end().stop
     # When one is restored in the middle of it and goes on
     kept = whole.output.tokens[:at]
     before = new_sequence("a", [1, 2], max_tokens=12, stop=stops, text=text)
@@ -123,7 +124,7 @@ def test_a_restored_sequence_continues_like_an_undisturbed_one(
         pieces,
         rest,
     )
-    assert restored.output.text == whole.output.text
+    assert (restored.output.text, restored.end().stop) == (whole.output.text, stop)
     # And its replay is one prefill of prompt and answer
     if row is not None:
         assert (row.start, row.tokens) == (0, (1, 2, *kept))

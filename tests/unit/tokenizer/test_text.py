@@ -300,9 +300,11 @@ def test_only_a_possible_start_of_a_stop_text_is_held_back() -> None:
     checker = StopStrings(["\nUser:", "###"])
     assert checker.push("Hello\nUs") == ("Hello", False)
     assert checker.push("eful #") == ("\nUseful ", False)
+    assert checker.matched == ""
     assert checker.push("##x") == ("", True)
     assert checker.push("more") == ("", True)
     assert checker.flush() == ""
+    assert checker.matched == "###"
 
 
 def test_an_empty_stop_text_is_refused() -> None:
