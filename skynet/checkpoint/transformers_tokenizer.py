@@ -151,13 +151,18 @@ def _damaged(path: Path) -> Path | None:
 def _staged(tokenizer: Any) -> tuple[StagedTokenizer, dict[str, bytes]]:
     """The staged form, and the SentencePiece models that belong to it by name."""
     class_name = type(tokenizer).__name__
-    template = tokenizer.chat_template
+    template, named = tokenizer.chat_template, {}
     if isinstance(template, dict):  # of several, by name
+        named = {name: text for name, text in template.items() if name != "default"}
         template = template.get("default")
+    # Transformers before 5.13 has none.
+    response_template = getattr(tokenizer, "response_template", None)
     staged = StagedTokenizer(
         class_name=class_name,
         special_tokens=tokenizer.special_tokens_map,
         chat_template=template,
+        chat_templates=named,
+        response_template=json.dumps(response_template) if response_template else None,
         split_special_tokens=bool(tokenizer.split_special_tokens),
         cleans_up=bool(tokenizer.clean_up_tokenization_spaces),
         infill_token=getattr(tokenizer, "fill_token", None) or None,

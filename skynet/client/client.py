@@ -75,6 +75,8 @@ class Client(ClusterConnection):
             with a modules.json embeds, too.
         timeout: seconds until the request fails, `SKYNET_REQUEST_TIMEOUT_S` by default.
         raw: False puts a text into the model's chat template, if it has one.
+        options of chat messages: tools, documents, continue_final_message,
+            add_generation_prompt, chat_template_kwargs; see `skynet.tokenizer.chat_options`.
         priority: 0 to 9; waiting requests of a higher priority run first. Running requests are
             not interrupted.
         n: 1 to 16 answers, a list of as many Generations; those that run at the same time share

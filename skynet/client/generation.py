@@ -244,6 +244,11 @@ class Generation(AsyncResult):
         now = await answers.now(self.client.requests.clock, GRACE_S)
         return GRACE_S + max(0.0, self._deadline - now)
 
+    def record(self) -> Record | None:
+        """The request as it is in Redis; None if it is not there any more."""
+        with reachable(self.client.url):
+            return self._record()
+
     def _record(self) -> Record | None:
         return _patiently(lambda: self.client.requests.read(self.id))
 

@@ -22,6 +22,7 @@ from skynet.request.task_names import EMBED, GENERATE
 from skynet.request.text_tasks import TextTasks
 from skynet.store.targets import Target
 from skynet.store.weights import WeightStore
+from skynet.tokenizer.chat_options import ChatOptions
 from skynet.tokenizer.text import Text
 
 FLAGS = {option.name: option.flag for option in OPTIONS}  # of `skynet generate`
@@ -86,7 +87,9 @@ class ServedModel:
         Raises:
             BadRequest: names the argument, its value and its limit.
         """
-        options, languages = dict(given), {}
+        options = dict(given)
+        languages: dict[str, Any] = {}
+        chat = None
         if task == GENERATE:
             languages = {
                 name: check_value(BY_NAME[name], value)
@@ -94,10 +97,11 @@ class ServedModel:
                 if (value := options.pop(name, None)) is not None
             }
             self._check_languages(languages, target.name)
+            chat = ChatOptions.taken(options)
         if task == EMBED and isinstance(prompt, str):
             ids = embedding_ids(prompt, self.text, self.text_tasks.embedding or {})
         else:
-            ids = token_ids(prompt, self.text, raw or task != GENERATE, **languages)
+            ids = token_ids(prompt, self.text, raw or task != GENERATE, chat=chat, **languages)
         if (language := languages.get("target_language")) is not None:
             options = self._answering_in(options, language)
         if len(ids) >= target.slot_tokens:  # refused, if at all, before each id is checked

@@ -7,9 +7,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from skynet.gateway.deltas import Delta, ToolCallDelta
+from skynet.gateway.answer_form import AnswerForm, Parser
 from skynet.gateway.gateway import Gateway
 from skynet.gateway.logprobs import chat_entry
+from skynet.gateway.parsing.deltas import Delta, ToolCallDelta
 from skynet.gateway.prompts import answer_limit, chat_prompt
 from skynet.gateway.run import Origin, Run, Step
 from skynet.gateway.schemas.chat import ChatBody
@@ -38,17 +39,18 @@ class ChatPiece:
     stop: str = ""
 
 
-@dataclass
 class Choice:
     """One answer so far."""
 
-    spell: Any
-    has_tool_calls: bool = False
+    def __init__(self, parser: Parser) -> None:
+        self.parser = parser
+        self.has_tool_calls = False
 
     def deltas(self, step: Step) -> list[Delta]:
         """What a step adds."""
-        text = step.item.text
-        deltas = [Delta(content=text)] if text else []
+        deltas = self.parser.feed(step.item.text)
+        if isinstance(step.item, End):
+            deltas += self.parser.finish()
         self.has_tool_calls = self.has_tool_calls or any(each.tool_call for each in deltas)
         return deltas
 
@@ -57,6 +59,14 @@ class Choice:
         if self.has_tool_calls and end.finish_reason == "stop":
             return "tool_calls"
         return end.finish_reason
+
+
+@dataclass(frozen=True)
+class ChatForm:
+    """What the pieces of a run are made with."""
+
+    answers: AnswerForm
+    prompt_text: str
 
 
 async def start_chat(
@@ -76,16 +86,22 @@ async def start_chat(
     options = body.options()
     cluster = await gateway.clusters.find(body.model)
     served = await cluster.served()
-    prompt = await cluster.call(lambda: chat_prompt(served, body))
+    form = await cluster.call(lambda: AnswerForm.of(served, body))
+    prompt = await cluster.call(lambda: chat_prompt(served, body, form))
     options["max_tokens"] = answer_limit(served, len(prompt.ids), body.limit, "messages")
     if (top := body.top()) is not None:
         options["logprobs"] = top
-    if (structure := body.structure()) is not None:
+    structure = form.grammar(body, prompt.text) or body.structure()
+    if structure is not None:
         options["structured_outputs"] = structure
-    about = origin.annotations(served, kind, {"choices": body.choices, **(more or {})})
+    if form.keeps_special_tokens:
+        options["skip_special_tokens"] = False
+    kept = {"choices": body.choices, **form.annotations(), **(more or {})}
+    about = origin.annotations(served, kind, kept)
     generations = await cluster.submit(prompt.ids, n=body.choices, annotations=about, **options)
     usage = Usage(prompt_tokens=len(prompt.ids))
-    return Run(gateway, cluster, served, generations, about, origin.continues, usage)
+    chat = ChatForm(form, prompt.text)
+    return Run(gateway, cluster, served, generations, about, origin.continues, usage, chat)
 
 
 async def chat_pieces(run: Run, after: str = "") -> AsyncGenerator[ChatPiece]:
@@ -94,11 +110,12 @@ async def chat_pieces(run: Run, after: str = "") -> AsyncGenerator[ChatPiece]:
     Raises:
         SkynetError: why an answer failed.
     """
-    spell = run.served.model.text.spell
-    choices = [Choice(spell) for _ in run.generations]
+    spell, form = run.served.model.text.spell, await _form_of(run)
+    choices = [Choice(form.answers.parser(form.prompt_text)) for _ in run.generations]
     async with aclosing(run.steps(after)) as steps:
         async for step in steps:
             choice, item = choices[step.choice], step.item
+            run.usage.reasoning_tokens += choice.parser.in_reasoning
             deltas = choice.deltas(step)
             if step.is_seen:
                 continue
@@ -109,6 +126,16 @@ async def chat_pieces(run: Run, after: str = "") -> AsyncGenerator[ChatPiece]:
                 logprobs = [chat_entry(item.id, item.logprobs, spell)]
             if deltas or logprobs or reason:
                 yield ChatPiece(step.choice, deltas, logprobs, reason, step.position, stop)
+
+
+async def _form_of(run: Run) -> ChatForm:
+    """The form of a run, also of one that is taken up again."""
+    if not isinstance(run.form, ChatForm):
+        record = await run.cluster.call(run.generations[0].record)
+        prompt = record.prompt if record else ()
+        text = run.served.model.text.decode(prompt, False)
+        run.form = ChatForm(AnswerForm.again(run.served, run.about), text)
+    return run.form
 
 
 @dataclass

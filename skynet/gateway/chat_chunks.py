@@ -8,7 +8,7 @@ from typing import Any
 
 from skynet import __version__
 from skynet.gateway.chat import ChatAnswer, chat_pieces, whole_chat
-from skynet.gateway.deltas import Delta
+from skynet.gateway.parsing.deltas import Delta
 from skynet.gateway.run import Run
 from skynet.gateway.sse import DONE, Event
 

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic_core import from_json
 
 from skynet.gateway.chat import ChatAnswer, ChatPiece, chat_pieces, whole_chat
-from skynet.gateway.deltas import Delta, ToolCallDelta
 from skynet.gateway.errors import MESSAGES_PATH, ApiError
+from skynet.gateway.parsing.deltas import Delta, ToolCallDelta
 from skynet.gateway.run import Run
 from skynet.gateway.sse import Event
 

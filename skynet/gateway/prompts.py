@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from skynet.gateway.answer_form import AnswerForm
 from skynet.gateway.clusters import Served
 from skynet.gateway.errors import NO_RETRY, ApiError
 from skynet.gateway.schemas.chat import ChatBody
 from skynet.request.prompts import check_token_ids, token_ids
+from skynet.tokenizer.chat_options import ChatOptions
+
+EFFORT = ("reasoning_effort", "enable_thinking")
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,30 @@ class EncodedPrompt:
     text: str = ""
 
 
-def chat_prompt(served: Served, body: ChatBody) -> EncodedPrompt:
+def chat_prompt(served: Served, body: ChatBody, form: AnswerForm) -> EncodedPrompt:
     """The prompt that the model's chat template makes.
 
     Raises:
         BadRequest: no template, or it refuses the messages.
     """
-    text = served.model.text.render(body.messages, **body.template_arguments())
-    return EncodedPrompt(served.model.text.encode_rendered(text), text)
+    arguments = body.template_arguments()
+    if form.is_generic:  # the template reads no tools
+        arguments.pop("tools", None)
+    text = served.model.text
+    options = _read(ChatOptions.checked(**arguments), text.chat_variables)
+    rendered = text.chat_text(form.described(body.messages), options)
+    return EncodedPrompt(text.encode_rendered(rendered), rendered)
+
+
+def _read(options: ChatOptions, variables: frozenset[str]) -> ChatOptions:
+    """The options without effort and thinking where the template has neither: clients send them to
+    any model."""
+    kwargs = {
+        name: value
+        for name, value in options.chat_template_kwargs.items()
+        if name not in EFFORT or name in variables
+    }
+    return replace(options, chat_template_kwargs=kwargs)
 
 
 def completion_prompt(served: Served, prompt: str | Sequence[int]) -> EncodedPrompt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from skynet.gateway.deltas import Delta, ToolCallDelta
+from skynet.gateway.parsing.deltas import Delta, ToolCallDelta
 from skynet.gateway.sse import Event
 
 

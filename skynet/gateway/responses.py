@@ -12,8 +12,8 @@ from contextlib import aclosing
 from typing import Any
 
 from skynet.gateway.chat import ChatPiece, chat_pieces
-from skynet.gateway.deltas import Delta
 from skynet.gateway.errors import ApiError
+from skynet.gateway.parsing.deltas import Delta
 from skynet.gateway.response_items import CallItem, OutputItem, TextItem
 from skynet.gateway.run import Run
 from skynet.gateway.schemas.body import refuse

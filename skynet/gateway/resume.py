@@ -85,6 +85,14 @@ def _no_answer(run_id: str) -> ApiError:
 
 
 async def _run(request: Request, cluster: Cluster, run_id: str, about: dict[str, Any]) -> Run:
+    if "lost" in about:
+        raise ApiError(
+            404,
+            f"answer {run_id}: its {about['lost']} were too long to be kept, so that it cannot be "
+            "taken up again",
+            code="answer_not_found",
+            headers=NO_RETRY,
+        )
     generations = generations_of(cluster, run_id, about)
     record = await cluster.call(lambda: cluster.client.requests.read(run_id))
     usage = Usage(prompt_tokens=len(record.prompt) if record else 0)

@@ -9,6 +9,7 @@ from skynet.errors import BadRequest
 from skynet.request.option_values import is_integer, shown
 
 if TYPE_CHECKING:
+    from skynet.tokenizer.chat_options import ChatOptions
     from skynet.tokenizer.text import Text
 
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
@@ -23,11 +24,13 @@ def token_ids(
     *,
     source_language: str | None = None,
     target_language: str | None = None,
+    chat: ChatOptions | None = None,
 ) -> list[int]:
     """The token ids of a prompt: text, chat messages, or token ids, which are not checked.
 
     raw: False puts a text into the model's chat template, if it has one, as the user's message.
     source_language, target_language: codes, of a text to translate; see `Languages.of_prompt`.
+    chat: of chat messages, or of a text in the chat template.
 
     Raises:
         BadRequest: empty, too long, of another type, in an unknown language, or the model lacks
@@ -38,7 +41,8 @@ def token_ids(
         is_translation = source_language is not None or target_language is not None
         # Models that translate were trained on texts alone, not on texts in a chat.
         if not raw and text.has_chat_template and not is_translation:
-            return text.chat([{"role": "user", "content": prompt}])
+            return text.chat([{"role": "user", "content": prompt}], chat)
+        _check_no_chat(chat)
         ids = text.languages.of_prompt(text.encode(prompt), source_language, target_language)
         return _some(ids)
     if source_language is not None:
@@ -58,8 +62,16 @@ def token_ids(
         length = sum(len(str(m.get("content", ""))) for m in prompt if isinstance(m, Mapping))
         if length > MAX_PROMPT_CHARACTERS:
             raise BadRequest(f"messages: {length} characters, at most {MAX_PROMPT_CHARACTERS}")
-        return text.chat(prompt)  # type: ignore[arg-type]
+        return text.chat(prompt, chat)  # type: ignore[arg-type]
+    _check_no_chat(chat)
     return list(prompt)  # type: ignore[arg-type]
+
+
+def _check_no_chat(chat: ChatOptions | None) -> None:
+    if chat is not None and chat.given:
+        raise BadRequest(
+            f"{chat.given[0]}: only chat messages, and texts with raw=False, have it; leave it out"
+        )
 
 
 def embedding_ids(prompt: str, text: Text, settings: Mapping[str, Any]) -> list[int]:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import jinja2
+from jinja2 import meta
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
@@ -22,15 +23,56 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
 
 from skynet.errors import BadRequest
+from skynet.tokenizer.chat_messages import MessageForm, chat_messages
+from skynet.tokenizer.chat_options import MAX_CHARACTERS, ChatOptions
 
-MAX_CHARACTERS = 4_000_000  # as of a prompt
 MAX_BITS = 4096
 LONG_NUMBER = re.compile(r"\d{5}")
-REASONING = ("reasoning_content", "thinking", "reasoning")
+TOOL_USE = "tool_use"  # Transformers' name of the template for requests with tools
+FINAL_MARK = "CONTINUE_FINAL_MESSAGE_TAG "  # the space tells whether the template strips messages
+PROBE = "probe0content"
+PYTHON_FORM = re.compile(r"""["']type["']""")  # a list of parts that is printed as it is
 
 
 class ChatTemplate:
-    """One model's template, and the special tokens that it names (`bos_token`)."""
+    """One model's template, or its templates by name, and the special tokens (`bos_token`)."""
+
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        named: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            source: the default template.
+            named: others, of which `tool_use` is used with tools.
+        """
+        self._default = _Template(source, special_tokens)
+        tool_use = (named or {}).get(TOOL_USE)
+        self._tool_use = self._default if tool_use is None else _Template(tool_use, special_tokens)
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The names that the templates read: tools, documents, enable_thinking, ..."""
+        return self._default.variables | self._tool_use.variables
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+    ) -> str:
+        """The conversation as text, up to the beginning of the assistant's next answer.
+
+        Raises:
+            BadRequest: a message is not {"role": ..., "content": ...}, the template refuses the
+                messages, or does not read an option that is given.
+        """
+        options = options or ChatOptions()
+        template = self._default if options.tools is None else self._tool_use
+        return template.render(messages, options)
+
+
+class _Template:
+    """One template."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._source = source
@@ -40,58 +82,91 @@ class ChatTemplate:
     def _template(self) -> jinja2.Template:
         return _environment().from_string(self._source)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The conversation as text, up to the beginning of the assistant's next answer.
-
-        Raises:
-            BadRequest: a message is not {"role": ..., "content": ...}, or the template refuses
-                the messages.
-        """
-        checked = check_messages(messages)
+    @cached_property
+    def variables(self) -> frozenset[str]:
         try:
-            return self._template.render(
-                messages=checked,
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                **self._special_tokens,
-            )
+            return frozenset(meta.find_undeclared_variables(_environment().parse(self._source)))
+        except jinja2.TemplateError:  # `render` says so
+            return frozenset()
+
+    @cached_property
+    def _form(self) -> MessageForm:
+        texts, parts = self._shows(PROBE), self._shows([{"type": "text", "text": PROBE}])
+        return MessageForm(parts, texts or not parts, "developer" in self._source)
+
+    def _shows(self, content: Any) -> bool:
+        """Whether the template renders a user's content of this form, not its Python form."""
+        try:
+            text = self._render([{"role": "user", "content": content}], ChatOptions())
+        except Exception:  # a template may raise anything
+            return False
+        return PROBE in text and not PYTHON_FORM.search(text)
+
+    def render(self, messages: Sequence[Mapping[str, Any]], options: ChatOptions) -> str:
+        try:
+            form = self._form if self._template else MessageForm()
+        except Exception as error:  # of Jinja's compiler
+            raise _refused(error) from error
+        checked = chat_messages(messages, form)
+        self._check_options(options)
+        final = _open_ended(checked) if options.continue_final_message else None
+        try:
+            text = self._render(checked, options)
         except Exception as error:  # a template may raise anything
-            raise BadRequest(
-                f"messages: the model's chat template refuses them: {error}"
-            ) from error
+            raise _refused(error) from error
+        if len(text) > MAX_CHARACTERS:
+            raise BadRequest(f"messages: {len(text)} characters, at most {MAX_CHARACTERS}")
+        return text if final is None else _cut_after(final, text)
+
+    def _render(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
+        return self._template.render(
+            messages=messages,
+            tools=options.tools,
+            documents=options.documents,
+            add_generation_prompt=options.starts_answer,
+            **{**self._special_tokens, **options.chat_template_kwargs},
+        )
+
+    def _check_options(self, options: ChatOptions) -> None:
+        """Refuse what the template would ignore."""
+        given = [name for name in ("tools", "documents") if getattr(options, name)]
+        for name in (*given, *options.chat_template_kwargs):
+            if name not in self.variables:
+                where = name if name in given else f"chat_template_kwargs.{name}"
+                raise BadRequest(
+                    f"{where}: the model's chat template does not read {name}; leave it out"
+                )
 
 
-def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Plain copies of the messages: of JSON's types only, so that a template meets no others.
-
-    Raises:
-        BadRequest: not a list of objects with a text `role` and `content`; names the message.
-    """
-    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
-        raise BadRequest("messages: expected a list of at least one {role, content}")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            kind = type(message).__name__
-            raise BadRequest(f"messages[{index}]: expected {{role, content}}, got {kind}")
-        for field in ("role", "content"):
-            if not isinstance(message.get(field), str):
-                kind = type(message.get(field)).__name__
-                raise BadRequest(f"messages[{index}].{field}: expected text, got {kind}")
-    return [_plain(index, message) for index, message in enumerate(messages)]
+def _refused(error: Exception) -> BadRequest:
+    return BadRequest(f"messages: the model's chat template refuses them: {error}")
 
 
-def _plain(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy without fields that are None, and with the reasoning under each name that is read."""
-    try:
-        copy: dict[str, Any] = json.loads(json.dumps(dict(message)))
-    except (TypeError, ValueError) as error:
-        raise BadRequest(f"messages[{index}]: not of JSON's types: {error}") from error
-    copy = {name: value for name, value in copy.items() if value is not None}
-    reasoning = next((copy[name] for name in REASONING if name in copy), None)
-    if reasoning is None:
-        return copy
-    return {"thinking": reasoning, **copy, "reasoning_content": reasoning}
+def _open_ended(messages: list[dict[str, Any]]) -> str:
+    """Mark the end of the last message's text, as Transformers does; returns the text."""
+    content = messages[-1].get("content")
+    if isinstance(content, str):
+        messages[-1]["content"] = content + FINAL_MARK
+        return content
+    for part in reversed(content or ()):
+        text: str = part["text"]
+        part["text"] = text + FINAL_MARK
+        return text
+    raise BadRequest("continue_final_message: the last message has no content to continue")
+
+
+def _cut_after(final: str, text: str) -> str:
+    """The text up to the mark: without what the template puts after the last message."""
+    mark = FINAL_MARK.strip()
+    if final.strip() not in text or mark not in text:
+        raise BadRequest(
+            "continue_final_message: the model's chat template leaves out or changes the last "
+            "message, so that it cannot be continued"
+        )
+    at = text.rindex(mark)
+    if text[at : at + len(FINAL_MARK)] == FINAL_MARK:
+        return text[:at]
+    return text[:at].rstrip()  # the template strips messages
 
 
 class LimitedEnvironment(ImmutableSandboxedEnvironment):

@@ -17,10 +17,12 @@ from skynet.errors import CheckpointError
 FILE = "skynet_tokenizer.json"
 # SentencePiece models, unchanged: of prompts, and of texts within an answer if that is another one.
 SOURCE, TARGET = "source.spm", "target.spm"
-FORMAT: Final = 1  # a change of the staged form is another number
+FORMAT: Final = 2  # a change of the staged form is another number; 2: more templates
 MAX_BYTES = 2**29
 MAX_TEMPLATE_CHARACTERS = 2**20
+MAX_TEMPLATES = 64
 
+Template = Annotated[str, Field(max_length=MAX_TEMPLATE_CHARACTERS)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -85,18 +87,22 @@ class StagedTokenizer(_Record):
     class_name: Transformers' class, for errors.
     backend: the JSON of the `tokenizers` library; None if `pieces` is set.
     special_tokens: by role, those of this model only included: {"bos_token": "<s>", ...}.
+    chat_template: the default one; chat_templates: others, by name.
+    response_template: how an answer is parsed, the JSON of Transformers' `response_template`.
     split_special_tokens: special tokens in a text are split like other text.
     cleans_up: answers lose the spaces before punctuation (`clean_up_tokenization_spaces`).
     infill_token: a text that contains it asks for infilling (Code Llama), which is not supported.
     model_max_length: tokens of a text, the limit for embeddings if the model sets no other.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT
     class_name: str = ""
     backend: str | None = None
     pieces: Pieces | None = None
     special_tokens: dict[str, str] = {}
-    chat_template: Annotated[str, Field(max_length=MAX_TEMPLATE_CHARACTERS)] | None = None
+    chat_template: Template | None = None
+    chat_templates: Annotated[dict[str, Template], Field(max_length=MAX_TEMPLATES)] = {}
+    response_template: Template | None = None
     split_special_tokens: bool = False
     cleans_up: bool = False
     infill_token: Annotated[str, Field(min_length=1)] | None = None

@@ -6,17 +6,19 @@ neither Transformers nor models nor Redis.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
 from skynet.errors import BadRequest, CheckpointError, SkynetError
+from skynet.tokenizer.chat_options import ChatOptions
 from skynet.tokenizer.chat_template import ChatTemplate
 from skynet.tokenizer.cleanup import clean_up
 from skynet.tokenizer.detokenizer import CleaningDetokenizer, Detokenizer
 from skynet.tokenizer.fast_tokenizer import FastTokenizer
 from skynet.tokenizer.languages import Languages
-from skynet.tokenizer.staged_tokenizer import StagedTokenizer, read_staged_tokenizer
+from skynet.tokenizer.staged_tokenizer import FILE, StagedTokenizer, read_staged_tokenizer
 
 
 class Backend(Protocol):
@@ -66,7 +68,7 @@ class Text:
         self._chat_template = (
             None
             if staged.chat_template is None
-            else ChatTemplate(staged.chat_template, staged.special_tokens)
+            else ChatTemplate(staged.chat_template, staged.special_tokens, staged.chat_templates)
         )
         self.has_chat_template = self._chat_template is not None
 
@@ -112,25 +114,66 @@ class Text:
         """The tokenizer's language codes, for models that translate."""
         return Languages(self._staged.languages)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+    ) -> list[int]:
         """Token ids of a conversation, up to the beginning of the assistant's next answer.
 
         Raises:
-            BadRequest: no template; a message is not {"role": ..., "content": ...}; or the
-                template refuses the messages.
+            BadRequest: as of `chat_text`.
         """
-        return self.encode_rendered(self.render(messages))
+        return self.encode_rendered(self.chat_text(messages, options))
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> str:
-        """A conversation as the text of a prompt; arguments and errors as of `chat`."""
+    def chat_text(
+        self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+    ) -> str:
+        """A conversation as the text of a prompt.
+
+        Raises:
+            BadRequest: no template; a message is not {"role": ..., "content": ...}; or the
+                template refuses the messages, or does not read an option.
+        """
         if self._chat_template is None:
             raise BadRequest("messages: this model has no chat template; send a prompt instead")
-        return self._chat_template.render(messages, **arguments)
+        return self._chat_template.render(messages, options)
 
     def encode_rendered(self, prompt: str) -> list[int]:
         """Token ids of a rendered conversation, which has the special tokens in it."""
         tokenizer = self._require_tokenizer()
         return _split(prompt, lambda: tokenizer.encode(prompt, add_special_tokens=False))
+
+    @property
+    def chat_variables(self) -> frozenset[str]:
+        """The names that the chat template reads: tools, documents, enable_thinking, ..."""
+        return frozenset() if self._chat_template is None else self._chat_template.variables
+
+    @cached_property
+    def response_template(self) -> dict[str, Any] | None:
+        """How an answer is parsed: Transformers' `response_template`, if the model has one.
+
+        Raises:
+            CheckpointError: it is not a JSON object.
+        """
+        if self._staged.response_template is None:
+            return None
+        try:
+            template = json.loads(self._staged.response_template)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{FILE}: response_template is not JSON: {error}") from error
+        if not isinstance(template, dict):
+            raise CheckpointError(f"{FILE}: response_template is not an object; split again")
+        return template
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the default chat template."""
+        return self._staged.chat_template
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that add no text to an answer, by their text."""
+        ids = () if self._tokenizer is None else sorted(self._tokenizer.special_ids)
+        return {text: number for number in ids if (text := self.spell(number))}
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of an answer.
@@ -141,22 +184,9 @@ class Text:
         text = self._require_tokenizer().decode(ids, skip_special_tokens)
         return clean_up(text) if self._staged.cleans_up else text
 
-    def decode_all(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special tokens included.
-
-        Raises:
-            BadRequest: the model has no tokenizer.
-        """
-        return self._require_tokenizer().decode(ids, skip_special_tokens=False)
-
     def special_token(self, role: str) -> str | None:
         """A special token by its role, such as `eos_token`; None if the model has none."""
         return self._staged.special_tokens.get(role)
-
-    @property
-    def chat_template(self) -> str | None:
-        """The source of the chat template."""
-        return self._staged.chat_template
 
     def token_id(self, role: str) -> int | None:
         """The id of a special token by its role, such as `mask_token`; None if it has none."""

@@ -37,6 +37,7 @@ from skynet.request.option_table import BY_NAME
 from skynet.settings import Settings
 from skynet.settings_sources import CONFIG_VARIABLE, variable_of
 from skynet.staging.split import skysplit
+from skynet.tokenizer.chat_options import CHAT_OPTIONS
 from tests.metrics_table import MARKER as METRICS_MARKER
 from tests.metrics_table import metrics_table
 from tests.models_page import page
@@ -233,7 +234,8 @@ def test_python_examples_parse_and_their_names_and_arguments_exist(path: Path) -
             assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
         for function, keyword in keywords(tree):
             known = set(inspect.signature(CALLS[function]).parameters)
-            assert keyword in known | {*BY_NAME, *TEXT_TASK_OPTIONS}, f"{function} has no {keyword}"
+            known |= {*BY_NAME, *TEXT_TASK_OPTIONS, *CHAT_OPTIONS}
+            assert keyword in known, f"{function} has no {keyword}"
 
 
 def imported_names(tree: ast.AST) -> Iterator[tuple[str, str]]:

@@ -180,6 +180,7 @@ def test_no_module_imports_relatively() -> None:
         ("skynet.worker.slice", {"transformers"}),
         ("skynet.check", {"redis", "celery", "kombu"}),
         ("skynet.transformers_backend.opening", {"torch", "transformers"}),
+        ("skynet.gateway.parsing.response_format", {"torch", "redis", "celery"}),
     ],
 )
 def test_light_modules_load_nothing_heavy(module: str, heavy: set[str]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from skynet.gateway.answer_form import AnswerForm
 from skynet.gateway.chat import start_chat
 from skynet.gateway.gateway import gateway_of, request_id_of
 from skynet.gateway.messages import KIND, message, message_events, message_failed
@@ -40,7 +41,8 @@ async def count_tokens(request: Request, body: CountBody) -> Response:
     chat = body.chat(PASSED)
     cluster = await gateway_of(request).clusters.find(body.model)
     served = await cluster.served()
-    prompt = await cluster.call(lambda: chat_prompt(served, chat))
+    form = await cluster.call(lambda: AnswerForm.of(served, chat))
+    prompt = await cluster.call(lambda: chat_prompt(served, chat, form))
     return JSONResponse({"input_tokens": len(prompt.ids)}, headers=_headers(request, body))
 
 

@@ -8,12 +8,13 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from skynet.errors import SkynetError
+from skynet.gateway.answer_form import AnswerForm
 from skynet.gateway.clusters import Cluster, Served
+from skynet.gateway.conversation import chat_body
 from skynet.gateway.errors import api_error
 from skynet.gateway.gateway import gateway_of
 from skynet.gateway.prompts import chat_prompt, completion_prompt
 from skynet.gateway.schemas.body import Body, refuse
-from skynet.gateway.schemas.chat import ChatBody
 
 router = APIRouter(tags=["models"])
 
@@ -85,8 +86,8 @@ async def tokenize(request: Request, body: TokenizeBody) -> dict[str, Any]:
 
     def encode() -> list[int]:
         if body.messages is not None:
-            chat = ChatBody(messages=body.messages, **body.extras())
-            return chat_prompt(served, chat).ids
+            chat = chat_body({**body.extras(), "messages": body.messages})
+            return chat_prompt(served, chat, AnswerForm.of(served, chat)).ids
         if not body.prompt:
             return []
         if not body.add_special_tokens:
@@ -112,7 +113,7 @@ async def detokenize(request: Request, body: DetokenizeBody) -> dict[str, Any]:
     if not body.tokens:
         return {"prompt": ""}
     ids = completion_prompt(served, body.tokens).ids
-    return {"prompt": await cluster.call(lambda: served.model.text.decode_all(ids))}
+    return {"prompt": await cluster.call(lambda: served.model.text.decode(ids, False))}
 
 
 @router.get("/tokenizer_info")

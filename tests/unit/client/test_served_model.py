@@ -102,3 +102,18 @@ def test_a_text_to_embed_is_cut_and_lower_cased(tmp_path: Path) -> None:
     # And token ids are taken as they are, as are texts for a model without such files
     assert model.encode(whole, "embed", False, {}, TARGET)[0] == whole
     assert plain.encode(text, "embed", False, {}, TARGET)[0] == plain.text.encode(text)
+
+
+def test_the_options_of_a_chat_are_no_options_of_the_request(tmp_path: Path) -> None:
+    # Given a template that reads tools
+    save_tokenizer(tmp_path, chat_template="{{ messages[0].content }}{{ tools[0].name }}")
+    model = served(tmp_path, tiny_config("llama").to_dict())
+    messages = [{"role": "user", "content": letters([5, 6])}]
+    given = {"tools": [{"name": letters([7])}], "continue_final_message": None, "max_tokens": 3}
+    # When
+    ids, options = model.encode(messages, "generate", True, given, TARGET)
+    # Then
+    assert ids == [5, 6, 7]
+    assert options.max_tokens == 3
+    with pytest.raises(BadRequest, match="tools: only chat messages"):
+        model.encode(letters([5, 6]), "generate", True, given, TARGET)

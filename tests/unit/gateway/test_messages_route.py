@@ -23,8 +23,8 @@ from pydantic import TypeAdapter
 
 from skynet.errors import ShardFailed
 from skynet.gateway.config import GatewayConfig
-from skynet.gateway.deltas import Delta, ToolCallDelta
 from skynet.gateway.keys import Keys
+from skynet.gateway.parsing.deltas import Delta, ToolCallDelta
 
 PATH = "/v1/messages"
 HI = [{"role": "user", "content": "Hi"}]

@@ -23,7 +23,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from skynet.errors import ShardFailed
-from skynet.gateway.deltas import Delta, ToolCallDelta
+from skynet.gateway.parsing.deltas import Delta, ToolCallDelta
 
 PATH = "/v1/responses"
 TOOL = {

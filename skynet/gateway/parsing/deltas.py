@@ -1,4 +1,4 @@
-"""What a chat's answer adds, piece by piece."""
+"""The pieces of an assistant's message, as they are streamed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ToolCallDelta:
-    """A fragment of a tool call; id and name come with its first one."""
+    """A fragment of a tool call; `id` and `name` are in the first fragment of a call only."""
 
     index: int
     id: str = ""
@@ -17,7 +17,7 @@ class ToolCallDelta:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of content, of reasoning, or of a tool call."""
+    """One piece: of the content, of the reasoning, or of a tool call."""
 
     content: str = ""
     reasoning: str = ""

@@ -1,0 +1,1 @@
+"""What a model generates, taken apart into content, reasoning and tool calls."""
