@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skynet.client.served_model import ServedModel
 from skynet.errors import BadRequest
 from skynet.gateway.clusters import Served
 from skynet.gateway.gateway import Gateway
@@ -114,20 +115,28 @@ def input_ids(served: Served, texts: TextInputs, number: int) -> list[int]:
     """The token ids of an input.
 
     Raises:
-        ApiError: 400, ids of another tokenizer, or more tokens than the model takes.
-        BadRequest: the text cannot be encoded.
+        ApiError: 400, ids of another tokenizer, a text that cannot be encoded, or more tokens
+            than the model takes.
     """
     given, model = texts.inputs[number], served.model
     where = texts.name if len(texts.inputs) == 1 else f"{texts.name}[{number}]"
     if not isinstance(given, str):
         ids = _known_ids(where, given, model.vocab_size)
-    elif texts.task == EMBED:
-        ids = embedding_ids(given, model.text, model.text_tasks.embedding or {})
     else:
-        ids = token_ids(given, model.text, raw=True)
+        try:
+            ids = _encoded(model, texts.task, given)
+        except BadRequest as error:
+            why = str(error).removeprefix("prompt: ")
+            raise refuse(where, why, "invalid_value") from None
     if len(ids) > served.max_tokens:
         answer_limit(served, len(ids), 1, texts.name)  # refuses it, in words that clients know
     return ids
+
+
+def _encoded(model: ServedModel, task: str, text: str) -> list[int]:
+    if task == EMBED:
+        return embedding_ids(text, model.text, model.text_tasks.embedding or {})
+    return token_ids(text, model.text, raw=True)
 
 
 def _known_ids(where: str, ids: Sequence[int], vocab_size: int) -> list[int]:

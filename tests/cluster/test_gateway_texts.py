@@ -52,12 +52,14 @@ def test_vectors_and_ranks_over_http(minilm_checkpoint: Checkpoint) -> None:
         expected = [request.get(timeout=200).embedding for request in asked]
         with served(running.url) as url, httpx2.Client(base_url=url, timeout=200) as http:
             # When they are asked for over HTTP
-            body = {"model": "minilm", "input": TEXTS}
+            (model,) = http.get("/v1/models").json()["data"]
+            body = {"model": model["id"], "input": TEXTS}
             embedded = http.post("/v1/embeddings", json=body)
             query = {"query": "When does the boat go?", "documents": TEXTS}
             ranked = http.post("/v1/rerank", json=query)
             refused = http.post("/v1/responses", json={"input": "Hello"})
     # Then they are the same, the ferry is nearest to the boat, and an encoder does not chat
+    assert embedded.status_code == 200, embedded.text
     vectors = [each["embedding"] for each in embedded.json()["data"]]
     np.testing.assert_allclose(vectors, expected, atol=1e-6, rtol=0)
     assert ranked.json()["results"][0]["index"] == 0

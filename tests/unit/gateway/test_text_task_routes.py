@@ -225,6 +225,13 @@ def test_texts_of_a_client_that_left_are_cancelled(client: FakeClient) -> None:
     assert client.cancelled == set(client.records)
 
 
+def test_a_text_that_is_none_is_named(client: FakeClient) -> None:
+    response = post(fake_app(client), "/v1/embeddings", '{"input": ["x", "\\ud800"]}')
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "input[1]")
+    assert "cannot be written as UTF-8" in error["message"]
+
+
 def test_other_methods_have_the_same_form_of_error(client: FakeClient) -> None:
     response = call(fake_app(client), "GET", "/v1/embeddings")
     assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
