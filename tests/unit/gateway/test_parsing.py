@@ -234,7 +234,7 @@ def test_messages_are_those_of_transformers(answer: Any) -> None:
     # When
     message = parse_response(text.rstrip(), TEMPLATES[family], prefix="", tools=TOOLS)
     # Then: Transformers keeps the last of several texts, and nests a list of calls
-    assert message.get("content", "").removesuffix("\n<|end of text|>") in (content, "")
+    assert message.get("content", "").removesuffix("<|end of text|>") in (content, "")
     assert message.get("reasoning_content", "") == reasoning
     given_calls = message.get("tool_calls", [])
     if family == "mistral":
@@ -312,10 +312,13 @@ def test_a_template_that_is_not_valid_is_refused(template: Any) -> None:
 
 
 class Letters:
-    """A tokenizer of bytes and the special tokens."""
+    """A tokenizer of bytes, the special tokens, and a mark that chance would hardly spell."""
 
     eos_token_id, bos_token_id = 256, None
-    tokens = [bytes([n]) for n in range(256)] + [text.encode() for text in SPECIAL]
+    tokens = [  # noqa: RUF012
+        *(bytes([n]) for n in range(256)),
+        *(text.encode() for text in (*SPECIAL, "\n</parameter>")),
+    ]
     special_token_ids = list(SPECIAL.values())  # noqa: RUF012
 
     def __call__(self, text: Any) -> list[int]:
@@ -337,8 +340,8 @@ def walk(grammar: str, seed: int) -> str:
         if 256 in allowed and (len(allowed) == 1 or chance.random() < 0.3):
             break
         allowed = [n for n in allowed if n != 256]
-        common = [n for n in allowed if n in PLAIN or n > 256] or allowed
-        ends = [n for n in common if n in b'"}]\n<' or n > 256]
+        common = [n for n in allowed if n > 256 or n in PLAIN] or allowed
+        ends = [n for n in common if n > 256 or n in b'"}]\n<']
         token = chance.choice(ends if ends and chance.random() < 0.4 else common)
         ids.append(token)
         assert matcher.consume_token(token)

@@ -275,6 +275,7 @@ def test_sizes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         deep = [deep]
     with pytest.raises(BadRequest, match="tools: not of JSON's types"):
         ChatOptions.checked(tools=[{"a": deep}])
+    monkeypatch.undo()
     with pytest.raises(BadRequest, match=r"characters, at most 4000000"):
         rendered("{% for i in range(99999) %}{{ messages[0].content }}{% endfor %}", user("x" * 50))
 
