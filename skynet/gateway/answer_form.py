@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from skynet.gateway.parsing.response_format import ResponseFormat
 
 MAX_KEPT_TOOLS = 32 * 1024  # characters of JSON, with the request's annotations
-TOOLS_INTRODUCTION = "You can call these functions. A call is a JSON object with the fields `name` and `arguments`.\n"
+TOOLS_INTRODUCTION = (
+    "You can call these functions. A call is a JSON object with the fields name and arguments.\n"
+)
 
 
 class Parser(Protocol):
