@@ -23,11 +23,12 @@ from skynet.client.generation import Generation
 from skynet.client.served_model import ServedModel
 from skynet.engine.output import ModelInfo, Output
 from skynet.errors import RequestCancelled, SkynetError
+from skynet.gateway.answer_form import AnswerForm
 from skynet.gateway.app import create_app
 from skynet.gateway.chat import ChatPiece
-from skynet.gateway.clusters import Cluster, Clusters
+from skynet.gateway.clusters import Cluster, Clusters, Served
 from skynet.gateway.config import GatewayConfig
-from skynet.gateway.prompts import EncodedPrompt
+from skynet.gateway.prompts import EncodedPrompt, chat_prompt
 from skynet.gateway.schemas.chat import ChatBody
 from skynet.models.registry import load_architecture
 from skynet.request.generation_config import GenerationDefaults
@@ -37,7 +38,10 @@ from skynet.store.targets import Target
 from skynet.tokenizer.staged_tokenizer import FILE, StagedTokenizer
 from skynet.tokenizer.text import Text
 
+# Calls and thoughts are written as Qwen 3 writes them.
 TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }} <tool_call></tool_call><|im_end|>\n"
+    "{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -117,7 +121,7 @@ class FakeClient(Client):
         self.__dict__["redis"] = _Redis()
 
     def target(self) -> Target:
-        return Target("d" * 16, "made", "float32", 1, 8, 256)
+        return Target("d" * 16, "made", "float32", 1, 8, 1024)
 
     def served_model(self, target: Target) -> ServedModel:
         return self.model
@@ -325,16 +329,16 @@ def pieces_of(*deltas: Any, reason: str = "stop") -> Any:
 
 
 class Chats:
-    """Keeps the chats that are started, in the place of a chat template that takes no tools."""
+    """Keeps the chats that are started; their prompts are those of the template."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.seen: list[ChatBody] = []
         for module in ("chat", "routes.messages"):
             patch.setattr(f"skynet.gateway.{module}.chat_prompt", self._prompt)
 
-    def _prompt(self, _served: Any, body: ChatBody) -> EncodedPrompt:
+    def _prompt(self, served: Served, body: ChatBody, form: AnswerForm) -> EncodedPrompt:
         self.seen.append(body)
-        return EncodedPrompt([5, 6, 7], "")
+        return chat_prompt(served, body, form)
 
     @property
     def last(self) -> ChatBody:

@@ -55,4 +55,5 @@ def _read(flag: str, path: str) -> str:
         with Path(path).open("rb") as file:
             return file.read(MAX_FILE_BYTES).decode()
     except (OSError, ValueError) as error:
-        raise BadRequest(f"--{flag.replace('_', '-')} {path!r:.80}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadRequest(f"--{flag.replace('_', '-')} {path!r:.200}: {reason}") from None

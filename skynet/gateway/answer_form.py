@@ -76,8 +76,8 @@ class AnswerForm:
             return plain
         check_tools(body.tools)
         forced = forced_tools(body.tools, body.tool_choice)
-        if body.structure() is not None:
-            raise refuse("response_format", "together with tools: send tool_choice none")
+        if forced is None and body.structure() is not None:  # a call that is forced is no content
+            raise refuse("response_format", "with tools only if tool_choice is none or required")
         has_calls = plain._format is not None and plain._format.has_calls
         if not has_calls and forced is None:
             raise refuse(

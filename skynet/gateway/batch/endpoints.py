@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from skynet.gateway.chat import start_chat
 from skynet.gateway.chat_chunks import chat_completion
 from skynet.gateway.completions import completion, start_completions
+from skynet.gateway.embeddings import embeddings, start_embeddings
 from skynet.gateway.errors import invalid_body
 from skynet.gateway.gateway import Gateway
 from skynet.gateway.run import Origin
@@ -18,6 +19,7 @@ from skynet.gateway.schemas.body import refuse
 from skynet.gateway.schemas.chat import ChatBody
 from skynet.gateway.schemas.completion import CompletionBody
 from skynet.gateway.schemas.generation import PASSED
+from skynet.gateway.schemas.text_tasks import EmbeddingBody
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ async def _completion(gateway: Gateway, origin: Origin, body: CompletionBody) ->
     return await completion(await start_completions(gateway, origin, _whole(body)))
 
 
+async def _embeddings(gateway: Gateway, origin: Origin, body: EmbeddingBody) -> dict[str, Any]:
+    body.ignored()
+    return await embeddings(await start_embeddings(gateway, origin, body), body)
+
+
 def _whole(body: Any) -> Any:
     if body.streams:
         raise refuse("stream", "a line of a batch is answered as a whole")
@@ -46,6 +53,7 @@ def _whole(body: Any) -> Any:
 ENDPOINTS = {
     "/v1/chat/completions": Endpoint(ChatBody, _chat),
     "/v1/completions": Endpoint(CompletionBody, _completion),
+    "/v1/embeddings": Endpoint(EmbeddingBody, _embeddings),
 }
 URLS = frozenset(ENDPOINTS)
 

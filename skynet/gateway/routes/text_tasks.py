@@ -8,11 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from skynet.gateway.clusters import Served
+from skynet.gateway.embeddings import embeddings, start_embeddings
 from skynet.gateway.gateway import gateway_of
 from skynet.gateway.reply import reply_whole
 from skynet.gateway.run import Run, origin_of
-from skynet.gateway.schemas.body import ignored_header, refuse
+from skynet.gateway.schemas.body import ignored_header
 from skynet.gateway.schemas.text_tasks import (
     ClassifyBody,
     EmbeddingBody,
@@ -22,7 +22,6 @@ from skynet.gateway.schemas.text_tasks import (
 )
 from skynet.gateway.text_tasks import (
     TextInputs,
-    base64_of,
     cosine,
     start_text_task,
     text_answers,
@@ -38,25 +37,10 @@ router = APIRouter(tags=["embeddings"])
 async def create_embeddings(request: Request, body: EmbeddingBody) -> Response:
     """A vector for each input."""
 
-    async def whole(run: Run) -> dict[str, Any]:
-        answers = await text_answers(run)
-        given: list[Any] = [answer["embedding"] for answer in answers]
-        if body.encoding_format == "base64":
-            given = [base64_of(vector) for vector in vectors_of(answers)]
-        data = [
-            {"object": "embedding", "index": index, "embedding": each}
-            for index, each in enumerate(given)
-        ]
-        return {"object": "list", "data": data, "model": run.model, "usage": usage_json(run.usage)}
-
     async def start() -> Run:
-        if body.dimensions is not None:
-            cluster = await gateway_of(request).clusters.find(body.model)
-            _check_dimensions(await cluster.served(), body.dimensions)
-        return await _start(request, body, TextInputs(EMBED, "input", inputs, body.options()))
+        return await start_embeddings(gateway_of(request), origin_of(request), body)
 
-    inputs = body.inputs()
-    return await _reply(request, body, start, whole)
+    return await _reply(request, body, start, lambda run: embeddings(run, body))
 
 
 @router.post("/v1/classify")
@@ -145,14 +129,6 @@ async def _reply(
     whole: Callable[[Run], Awaitable[dict[str, Any]]],
 ) -> Response:
     return await reply_whole(request, start, whole, ignored_header(body.ignored()))
-
-
-def _check_dimensions(served: Served, dimensions: int) -> None:
-    """A vector cut short is another model's, but for models that were trained for it; no file of
-    a checkpoint that is read here says so."""
-    size = served.model.text_tasks.arch.hidden_size
-    if dimensions != size:
-        raise refuse("dimensions", f"{dimensions}: {served.name} has {size}, and is not cut")
 
 
 def _classes(index: int, labels: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any]:

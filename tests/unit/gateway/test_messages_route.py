@@ -123,7 +123,7 @@ def test_a_whole_message(client: FakeClient) -> None:
         **{"anthropic-version": "2023-06-01", "anthropic-beta": "claude-code-20250219"},
     )
     record = next(iter(client.records.values()))
-    prompt = client.model.text.decode_all(record.prompt)
+    prompt = client.model.text.decode(record.prompt, False)
     assert prompt == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -175,7 +175,7 @@ def test_events_in_their_order(client: FakeClient) -> None:
     ("fields", "reason", "stop", "text"),
     [
         ({"max_tokens": 3}, "max_tokens", None, None),
-        ({"stop_sequences": ["zzz", "are you"]}, "stop_sequence", "are you", "Hello world, how "),
+        ({"stop_sequences": ["zzz", "are you"]}, "stop_sequence", "are you", "Hello world, how"),
         ({"stop_sequences": ["zzz"]}, "end_turn", None, HELLO),
     ],
 )

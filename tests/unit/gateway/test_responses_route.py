@@ -119,9 +119,9 @@ def test_a_whole_response(client: FakeClient) -> None:
     assert answer.id == f"resp_{record.id}"
     assert answer.usage.input_tokens == len(record.prompt)
     assert answer.usage.input_tokens_details.cached_tokens == 2
-    prompt = client.model.text.decode_all(record.prompt)
+    prompt = client.model.text.decode(record.prompt, False)
     assert prompt == "<|im_start|>user\nSay hello<|im_end|>\n<|im_start|>assistant\n"
-    assert record.options.max_tokens == 256 - len(record.prompt)
+    assert record.options.max_tokens == 1024 - len(record.prompt)
     assert "x-skynet-ignored" not in response.headers
 
 
@@ -272,10 +272,13 @@ def test_a_schema_and_a_choice_reach_the_chat(
         },
     }
     answer = strictly(Response, post(fake_app(client), PATH, body).json())
-    assert structures == [{"json": schema}]
+    # A call that is forced is no text: the schema has nothing to say.
+    assert "time" in structures[0]["grammar"]
     assert answer.text.format.name == "thing"
     assert chats.last.tool_choice == "required"
     assert [tool["function"]["name"] for tool in chats.last.tools or []] == ["time"]
+    post(fake_app(client), PATH, {**body, "tools": None, "tool_choice": None})
+    assert structures[1] == {"json": schema}
     named = {"type": "function", "name": "time"}
     post(fake_app(client), PATH, {**body, "text": None, "tool_choice": named})
     assert chats.last.tool_choice == {"type": "function", "function": {"name": "time"}}

@@ -86,7 +86,7 @@ def test_anthropic_reads_a_message() -> None:
             model="made", max_tokens=99, messages=HI, stop_sequences=["are you"]
         ),
     )
-    assert (answer.content[0].text, answer.stop_reason) == ("Hello world, how ", "stop_sequence")
+    assert (answer.content[0].text, answer.stop_reason) == ("Hello world, how", "stop_sequence")
     assert answer.stop_sequence == "are you"
 
 

@@ -86,7 +86,7 @@ def test_base64_is_the_same_numbers(client: FakeClient) -> None:
         ({"input": ["x"] * 2049}, "input", "at most 2048"),
         ({"input": "x", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "not cut"),
         ({"input": "x", "encoding_format": "int8"}, "encoding_format", "base64"),
-        ({"input": list(range(300))}, "input", "maximum context length is 256 tokens"),
+        ({"input": [5] * 1100}, "input", "maximum context length is 1024 tokens"),
         ({"input": "x", "model": "gpt-4"}, "model", "there is made"),
         ({"input": "x", "pooling": "best"}, None, "pooling 'best'"),
     ],
