@@ -284,7 +284,8 @@ def defined(path: Path) -> set[str]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         if isinstance(node, ast.ClassDef):
-            members = (m for m in node.body if isinstance(m, ast.FunctionDef))
+            functions = ast.FunctionDef | ast.AsyncFunctionDef
+            members = (m for m in node.body if isinstance(m, functions))
             names |= {f"{node.name}.{member.name}" for member in members}
     return names
 
