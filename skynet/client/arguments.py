@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skynet.errors import BadRequest
@@ -13,6 +13,7 @@ from skynet.request.option_values import check_flag, check_value, shown
 from skynet.request.options import check_priority
 from skynet.request.task_names import TASKS
 from skynet.settings import settings
+from skynet.tracing import current_traceparent, valid_traceparent
 
 MAX_ANNOTATIONS = 64 * 1024  # characters of JSON
 
@@ -22,7 +23,7 @@ class Arguments:
     """Checked arguments.
 
     n: answers to each prompt; None: one, without a list.
-    annotations: as the record has them.
+    annotations, traceparent: as the record has them.
     """
 
     task: str
@@ -31,6 +32,7 @@ class Arguments:
     priority: int
     n: int | None = None
     annotations: str = ""
+    traceparent: str = ""
 
     @classmethod
     def checked(
@@ -58,6 +60,12 @@ class Arguments:
             None if n is None else check_value(BY_NAME["n"], n),
             _annotations(annotations),
         )
+
+    def in_trace(self, traceparent: Any) -> Arguments:
+        """As part of this span; None: of the current one. A value that is no span is dropped."""
+        if traceparent is None:
+            return replace(self, traceparent=current_traceparent())
+        return replace(self, traceparent=valid_traceparent(traceparent))
 
 
 def _annotations(value: Any) -> str:

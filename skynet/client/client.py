@@ -62,6 +62,7 @@ class Client(ClusterConnection):
         priority: int = DEFAULT_PRIORITY,
         n: int | None = None,
         annotations: Mapping[str, Any] | None = None,
+        traceparent: str | None = None,
         **options: Any,
     ) -> Generation | list[Generation]:
         """Submit a request; returns at once.
@@ -83,6 +84,8 @@ class Client(ClusterConnection):
             the prompt's prefill. Answer i equals the single answer with seed `seed` + i.
         annotations: of JSON's types, kept with the request: `Generation(id).annotations()` reads
             them in any process. Its `request_id` is shown in Flower.
+        traceparent: the span that the request belongs to, as in W3C Trace Context; a malformed one
+            is dropped. None: OpenTelemetry's current span, if this process uses OpenTelemetry.
         options: of task `generate`, the rows of `skynet.request.option_table.OPTIONS`:
             max_tokens, temperature, top_p, stop, ... None is the default: the model's
             generation_config.json's, or the row's. temperature, top_k, top_p and min_p of that
@@ -93,6 +96,7 @@ class Client(ClusterConnection):
             ClusterUnreachable, NoModel, QueueFull: why the cluster cannot take the request now.
         """
         arguments = Arguments.checked(task, timeout, raw, priority, n, annotations)
+        arguments = arguments.in_trace(traceparent)
         generations = self.of_model(model)._submit([prompt], arguments, options)
         return generations[0] if n is None else generations
 
@@ -106,6 +110,7 @@ class Client(ClusterConnection):
         raw: bool = True,
         priority: int = DEFAULT_PRIORITY,
         annotations: Mapping[str, Any] | None = None,
+        traceparent: str | None = None,
         **options: Any,
     ) -> list[Generation]:
         """Submit many requests, which share steps: all, or none if one of them is refused.
@@ -118,6 +123,7 @@ class Client(ClusterConnection):
         if (count := options.pop("n", None)) is not None:
             raise BadRequest(f"n {shown(count)}: call submit_prompt for each prompt")
         arguments = Arguments.checked(task, timeout, raw, priority, annotations=annotations)
+        arguments = arguments.in_trace(traceparent)
         many = list(check_prompts(prompts))
         return self.of_model(model)._submit(many, arguments, options) if many else []
 
@@ -262,6 +268,7 @@ def record_of(
         model=target.model,
         priority=arguments.priority,
         annotations=arguments.annotations,
+        traceparent=arguments.traceparent,
     )
 
 

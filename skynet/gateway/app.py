@@ -40,6 +40,8 @@ from skynet.gateway.routes import (
     responses,
     text_tasks,
 )
+from skynet.gateway.telemetry import telemetry
+from skynet.tracing import tracer_provider
 from skynet.web.page import page_router
 
 logger = logging.getLogger(__name__)
@@ -82,6 +84,7 @@ def create_app(clusters: Clusters, config: GatewayConfig) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # they load scripts from another origin
         redoc_url=None,
+        telemetry=telemetry(tracer_provider("skynet-gateway")),
     )
     app.state.gateway = gateway
     for router in ROUTERS:

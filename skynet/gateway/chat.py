@@ -98,6 +98,7 @@ async def start_chat(
         options["skip_special_tokens"] = False
     kept = {"choices": body.choices, **form.annotations(), **(more or {})}
     about = origin.annotations(served, kind, kept)
+    options["traceparent"] = origin.traceparent
     generations = await cluster.submit(prompt.ids, n=body.choices, annotations=about, **options)
     usage = Usage(prompt_tokens=len(prompt.ids))
     chat = ChatForm(form, prompt.text)

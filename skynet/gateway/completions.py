@@ -56,6 +56,7 @@ async def start_completions(gateway: Gateway, origin: Origin, body: CompletionBo
     form = Form(tuple(prompts), body.choices, body.logprobs is not None, bool(body.echo))
     more = {"choices": body.choices, "has_logprobs": form.has_logprobs}
     about = origin.annotations(served, KIND, more)
+    options["traceparent"] = origin.traceparent
     generations = await _submit(cluster, served, form, body.limit, about, options)
     usage = Usage(prompt_tokens=sum(len(prompt.ids) for prompt in prompts))
     goes_on = origin.continues and len(prompts) == 1

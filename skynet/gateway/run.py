@@ -20,6 +20,7 @@ from skynet.gateway.clusters import Cluster, Served
 from skynet.gateway.gateway import Gateway, caller_of, request_id_of
 from skynet.gateway.usage import Usage
 from skynet.request.record import End, Token
+from skynet.tracing import current_traceparent, valid_traceparent
 
 ON_DISCONNECT = "x-skynet-on-disconnect"  # `continue`: the client comes back for the rest
 
@@ -114,11 +115,13 @@ class Origin:
 
     caller: the name of its key.
     continues: the answer goes on when the client leaves.
+    traceparent: the span that it belongs to, or "".
     """
 
     request_id: str
     caller: str = ""
     continues: bool = False
+    traceparent: str = ""
 
     def annotations(self, served: Served, kind: str, more: Mapping[str, Any]) -> dict[str, Any]:
         """What is kept with a request for a client that comes back.
@@ -138,4 +141,6 @@ class Origin:
 def origin_of(request: Request) -> Origin:
     """Where an HTTP request comes from."""
     continues = request.headers.get(ON_DISCONNECT, "").lower() == "continue"
-    return Origin(request_id_of(request), caller_of(request).name, continues)
+    # The span of this HTTP request; without one, that of the client.
+    traceparent = current_traceparent() or valid_traceparent(request.headers.get("traceparent"))
+    return Origin(request_id_of(request), caller_of(request).name, continues, traceparent)

@@ -63,7 +63,12 @@ async def start_text_task(
     )
     about = origin.annotations(served, texts.task, {"choices": 1})
     generations = await cluster.submit_all(
-        prompts, task=texts.task, annotations=about, **body.arguments(), **texts.options
+        prompts,
+        task=texts.task,
+        annotations=about,
+        traceparent=origin.traceparent,
+        **body.arguments(),
+        **texts.options,
     )
     usage = Usage(prompt_tokens=sum(map(len, prompts)))
     return Run(gateway, cluster, served, generations, about, usage=usage)

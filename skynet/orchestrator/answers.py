@@ -10,8 +10,10 @@ import redis
 
 from skynet import errors
 from skynet.engine.sequence import Sequence
-from skynet.errors import RequestLost, SkynetError
+from skynet.engine.timings import Timings
+from skynet.errors import IncompatibleVersion, RequestLost, SkynetError, WireError
 from skynet.orchestrator.metrics import ClusterMetrics
+from skynet.orchestrator.request_spans import RequestSpans
 from skynet.request.record import End, Token
 from skynet.store.requests import Requests
 
@@ -24,10 +26,17 @@ logger = logging.getLogger(__name__)
 class Answers:
     """The engine's journal."""
 
-    def __init__(self, app: SkynetCelery, requests: Requests, metrics: ClusterMetrics) -> None:
+    def __init__(
+        self,
+        app: SkynetCelery,
+        requests: Requests,
+        metrics: ClusterMetrics,
+        spans: RequestSpans,
+    ) -> None:
         self.app = app
         self.requests = requests
         self.metrics = metrics
+        self.spans = spans
         self.consumer: Any = None  # Celery's, once it runs
 
     def started(self, sequences: Items[Sequence]) -> None:
@@ -61,6 +70,7 @@ class Answers:
         if not self._end(sequence.id, end, result, "SUCCESS", sequence.output.pending):
             return
         self.metrics.succeeded(sequence, end)
+        self._span(sequence, end)
         summary, runtime_s = sequence.mode.summary, end.timings["total_s"]
         self._event("task-succeeded", sequence, result=summary, runtime=runtime_s)
         logger.info(
@@ -86,6 +96,7 @@ class Answers:
         if not self._end(sequence.id, end, error, "REVOKED" if cancelled else "FAILURE"):
             return
         self.metrics.failed(name)
+        self._span(sequence, end)
         if cancelled:
             self._event("task-revoked", sequence, terminated=False, signum=None, expired=False)
         else:
@@ -105,6 +116,7 @@ class Answers:
         ended = self._end(request_id, end, error, "REVOKED" if cancelled else "FAILURE")
         if ended:
             self.metrics.failed(end.error)
+            self._span_of_refused(request_id, end)
             logger.error("request %s: %s: %s", request_id, end.error, error)
         return ended
 
@@ -133,6 +145,20 @@ class Answers:
         return self.requests.writer.finish(
             request_id, end, (name, _bytes(backend.encode(meta))), tokens
         )
+
+    def _span(self, sequence: Sequence, end: End) -> None:
+        self.spans.ended(sequence.record, sequence.timings, len(sequence.output.tokens), end)
+
+    def _span_of_refused(self, request_id: str, end: End) -> None:
+        if self.spans.provider is None:
+            return
+        try:
+            record = self.requests.read(request_id)
+        except (WireError, IncompatibleVersion, redis.RedisError):
+            return  # nothing is known of it
+        if record is not None:
+            timings = Timings.of(record, self.requests.now)
+            self.spans.ended(record, timings, record.emitted, end)
 
     def _event(self, kind: str, sequence: Sequence, **fields: Any) -> None:
         """The task's end for Flower; for Celery it ended when the request was accepted."""

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from skynet.orchestrator.answers import Answers
 from skynet.orchestrator.metrics import ClusterMetrics
+from skynet.orchestrator.request_spans import RequestSpans
 from skynet.settings import settings
 from skynet.store.connection import connect
 from skynet.store.events import Events
 from skynet.store.plans import Plans
 from skynet.store.requests import Requests
 from skynet.store.targets import Targets
+from skynet.tracing import tracer_provider
 
 if TYPE_CHECKING:
     from skynet.chords.app import SkynetCelery
@@ -37,7 +39,8 @@ class Context:
         self.events = Events(self.client)
         self.requests = Requests(self.client, settings().result_expires_s, lambda: self.fence)
         self.metrics = ClusterMetrics(self.client)
-        self.answers = Answers(app, self.requests, self.metrics)
+        self.spans = RequestSpans(tracer_provider("skynet-orchestrator"))
+        self.answers = Answers(app, self.requests, self.metrics, self.spans)
 
     def tell(self, kind: str, text: str, seconds: float = 0.0) -> None:
         """Log an event, here and in Redis for `skynet status`."""

@@ -41,12 +41,16 @@ class Leader:
         self._membership = Membership(self._members, context.tell)
         self._served: Served | None = None  # of the last service
         self._orphans: list[Sequence] = []  # lost with Redis's data, to be failed
+        context.spans.serving = self._serving
 
     @property
     def epoch(self) -> int:
         """Of the plan in force; 0: none."""
         service = self.service
         return service.plan_controller.epoch if service is not None else 0
+
+    def _serving(self) -> tuple[Target | None, int]:
+        return (self.service.target if self.service is not None else None), self.epoch
 
     @property
     def sees_connections(self) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ConfigDict
 
 from skynet.errors import WireError
+from skynet.tracing import valid_traceparent
 from skynet.wire import codec
 from skynet.wire.typed_json import NO_OTHER_FIELDS, parse_object, read_json
 
@@ -103,6 +104,7 @@ class Record:
     last_token_at: float = 0.0
     sample_group: str = ""  # id of the first sample of the same prompt
     annotations: str = ""  # the client's, JSON: kept for whoever opens the request again
+    traceparent: str = ""  # the span that it belongs to, as in W3C Trace Context
 
     @property
     def timeout_s(self) -> float:
@@ -122,6 +124,7 @@ class Record:
             "priority": self.priority,
             "family": self.sample_group,
             "annotations": self.annotations,
+            "traceparent": self.traceparent,
         }
 
     @classmethod
@@ -158,6 +161,7 @@ class Record:
             last_token_at=_seconds(fields, b"last_token_at", b"0"),
             sample_group=fields.get(b"family", b"").decode(),
             annotations=fields.get(b"annotations", b"").decode(),
+            traceparent=valid_traceparent(fields.get(b"traceparent")),
         )
 
 

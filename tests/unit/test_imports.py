@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 FLOOR_PLAN = (
     "errors",
     "redis_url",
+    "tracing",
     "settings_sources",
     "settings",
     "wire",
@@ -108,7 +109,15 @@ def test_every_module_has_a_room_and_every_room_has_modules() -> None:
 
 def test_only_these_modules_are_loose() -> None:
     loose = {path.stem for path in (ROOT / "skynet").glob("*.py")}
-    loose_modules = {"__init__", "celery", "errors", "redis_url", "settings", "settings_sources"}
+    loose_modules = {
+        "__init__",
+        "celery",
+        "errors",
+        "redis_url",
+        "settings",
+        "settings_sources",
+        "tracing",
+    }
     assert loose == loose_modules
 
 
