@@ -94,8 +94,12 @@ async def tokenize(request: Request, body: TokenizeBody) -> dict[str, Any]:
             return served.model.text.encode_inside(body.prompt)
         return completion_prompt(served, body.prompt).ids
 
+    def spell() -> list[str] | None:
+        spelled = served.model.text.spell
+        return [spelled(each) for each in tokens] if body.return_token_strs else None
+
     tokens = await cluster.call(encode)
-    spelled = [served.model.text.spell(each) for each in tokens] if body.return_token_strs else None
+    spelled = await cluster.call(spell)
     return {
         "count": len(tokens),
         "max_model_len": served.max_tokens,
