@@ -332,7 +332,7 @@ class Chats:
         for module in ("chat", "routes.messages"):
             patch.setattr(f"skynet.gateway.{module}.chat_prompt", self._prompt)
 
-    def _prompt(self, _served: Any, body: ChatBody) -> EncodedPrompt:
+    def _prompt(self, _served: Any, body: ChatBody, _form: Any) -> EncodedPrompt:
         self.seen.append(body)
         return EncodedPrompt([5, 6, 7], "")
 

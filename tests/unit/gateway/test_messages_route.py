@@ -123,7 +123,7 @@ def test_a_whole_message(client: FakeClient) -> None:
         **{"anthropic-version": "2023-06-01", "anthropic-beta": "claude-code-20250219"},
     )
     record = next(iter(client.records.values()))
-    prompt = client.model.text.decode_all(record.prompt)
+    prompt = client.model.text.decode(record.prompt, False)
     assert prompt == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
         "<|im_start|>assistant\n"

@@ -119,7 +119,7 @@ def test_a_whole_response(client: FakeClient) -> None:
     assert answer.id == f"resp_{record.id}"
     assert answer.usage.input_tokens == len(record.prompt)
     assert answer.usage.input_tokens_details.cached_tokens == 2
-    prompt = client.model.text.decode_all(record.prompt)
+    prompt = client.model.text.decode(record.prompt, False)
     assert prompt == "<|im_start|>user\nSay hello<|im_end|>\n<|im_start|>assistant\n"
     assert record.options.max_tokens == 256 - len(record.prompt)
     assert "x-skynet-ignored" not in response.headers
