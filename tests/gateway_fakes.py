@@ -220,7 +220,7 @@ class _Answers:
 def fake_app(client: FakeClient, config: GatewayConfig | None = None) -> FastAPI:
     """The gateway over one such cluster, whose model is called `made`."""
     clusters = Clusters({})
-    clusters.all.append(Cluster("", client, clusters._threads))
+    clusters.all.append(Cluster("", client))
     return create_app(clusters, config or GatewayConfig())
 
 

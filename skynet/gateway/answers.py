@@ -1,21 +1,21 @@
-"""Answers of a cluster while they are generated, and their end when the client leaves."""
+"""Answers of a cluster while they are generated, until the client leaves."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 from starlette.requests import Request
 
 from skynet.client.ends import error_of
 from skynet.client.generation import Generation
-from skynet.gateway.clusters import Cluster
 from skynet.request.record import End, Token
 
 T = TypeVar("T")
 
+AHEAD = 64  # items that are kept for a client that reads slowly
 Item = tuple[int, Token | End]  # the number of the answer, and what came
 
 
@@ -23,21 +23,17 @@ class ClientLeft(Exception):
     """The client closed the connection before its answer."""
 
 
-@asynccontextmanager
-async def cancelled_at_exit(
-    cluster: Cluster, generations: Sequence[Generation], unless: Callable[[], bool]
-) -> AsyncIterator[set[str]]:
-    """Cancels at its end what has not ended; the block adds the ids of those that have.
-
-    unless: asked at the end: nothing is cancelled, as for a client that comes back.
-    """
-    ended: set[str] = set()
+async def finished(work: Awaitable[T]) -> T:
+    """The result of work that goes on to its end if the caller is cancelled meanwhile, and the
+    caller's own end waits for it."""
+    task = asyncio.ensure_future(work)
     try:
-        yield ended
-    finally:
-        rest = [each for each in generations if each.id not in ended]
-        if rest and not unless():
-            await asyncio.shield(asyncio.ensure_future(cluster.cancel(rest)))
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        raise
 
 
 async def merged(
@@ -50,15 +46,15 @@ async def merged(
     Raises:
         SkynetError: the error with which an answer ended.
     """
-    queue: asyncio.Queue[Item | BaseException] = asyncio.Queue()
+    queue: asyncio.Queue[Item | BaseException] = asyncio.Queue(AHEAD)
 
     async def read(number: int, generation: Generation) -> None:
         try:
             async with aclosing(generation.items(start)) as items:
                 async for item in items:
-                    queue.put_nowait((number, item))
+                    await queue.put((number, item))
         except Exception as error:
-            queue.put_nowait(error)
+            await queue.put(error)
 
     tasks = [asyncio.create_task(read(n, each)) for n, each in enumerate(generations)]
     left = len(tasks)

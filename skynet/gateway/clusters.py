@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FRESH_S = 1.0
-THREADS = 16
+THREADS = 16  # of each cluster: those of one that does not answer are all taken, maybe
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,12 @@ class Cluster:
     name: its model's name for clients; "": as the model is called.
     """
 
-    def __init__(self, name: str, client: Client, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, name: str, client: Client) -> None:
         self.name = name
         self.client = client
-        self._threads = threads
+        self._threads = ThreadPoolExecutor(THREADS, "gateway")
         self._known: tuple[float, Served] | None = None
+        self._failed: tuple[float, SkynetError] | None = None
         self._looking: asyncio.Lock | None = None
         self.since = int(time.time())
 
@@ -69,10 +70,18 @@ class Cluster:
         """
         self._looking = self._looking or asyncio.Lock()
         async with self._looking:
-            if self._known is None or time.monotonic() - self._known[0] > FRESH_S:
+            if self._known is not None and time.monotonic() - self._known[0] <= FRESH_S:
+                return self._known[1]
+            # Who waited meanwhile for a Redis that is away does not wait as long again.
+            if self._failed is not None and time.monotonic() - self._failed[0] <= FRESH_S:
+                raise self._failed[1].with_traceback(None)
+            try:
                 served = await self.call(self._look)
-                self._known = (time.monotonic(), served)
-            return self._known[1]
+            except SkynetError as error:
+                self._failed = (time.monotonic(), error)
+                raise
+            self._known = (time.monotonic(), served)
+            return served
 
     @property
     def last_served(self) -> Served | None:
@@ -124,12 +133,17 @@ class Cluster:
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except asyncio.CancelledError:
-            future.add_done_callback(lambda done: _cancel_submitted(done.result))
+            if not future.cancel():  # in a thread: a callback of what is done blocks this one
+                self._threads.submit(_cancel_submitted, future.result)
             raise
 
     async def cancel(self, generations: list[Generation]) -> None:
         """Cancel what has not ended."""
         await self.call(lambda: cancel_all(generations))
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.client.close()
 
 
 class Clusters:
@@ -139,8 +153,7 @@ class Clusters:
     """
 
     def __init__(self, urls: Mapping[str, str | None]) -> None:
-        self._threads = ThreadPoolExecutor(THREADS, "gateway")
-        self.all = [Cluster(name, Client(url), self._threads) for name, url in urls.items()]
+        self.all = [Cluster(name, Client(url)) for name, url in urls.items()]
 
     async def find(self, name: str | None) -> Cluster:
         """The cluster whose model has this name. Without a name: the only one, or the first.
@@ -178,9 +191,8 @@ class Clusters:
             yield
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
         for cluster in self.all:
-            cluster.client.close()
+            cluster.close()
 
 
 def cancel_all(generations: list[Generation]) -> None:

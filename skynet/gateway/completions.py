@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from skynet.client.generation import Generation
+from skynet.gateway.answers import finished
 from skynet.gateway.clusters import Cluster, Served
 from skynet.gateway.gateway import Gateway
 from skynet.gateway.logprobs import LegacyLogprobs
@@ -88,7 +89,7 @@ async def _submit(
                 prompt.ids, n=form.choices, annotations=about, max_tokens=longest, **options
             )
     except BaseException:
-        await cluster.cancel(generations)
+        await finished(cluster.cancel(generations))
         raise
     return generations
 

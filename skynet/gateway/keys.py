@@ -73,7 +73,8 @@ def keys_of_lines(lines: Iterable[str], source: str) -> dict[str, str]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        name, key = (f"key{number}", words[0]) if len(words) == 1 else (words[0], words[1])
+        key = words[-1]
+        name = words[0] if len(words) == 2 else _name_of(key)
         if len(words) > 2 or not MIN_LENGTH <= len(key) <= MAX_LENGTH or not key.isascii():
             raise ConfigurationError(
                 f"{source}, line {number}: expected a key, or a name and a key of {MIN_LENGTH} to "
@@ -83,6 +84,12 @@ def keys_of_lines(lines: Iterable[str], source: str) -> dict[str, str]:
     if not 0 < len(keys) <= MAX_KEYS:
         raise ConfigurationError(f"{source}: {len(keys)} keys, expected 1 to {MAX_KEYS}")
     return keys
+
+
+def _name_of(key: str) -> str:
+    """The name of a key without one. Answers and files belong to names: another key has another,
+    and that of a key stays when lines of its file come and go."""
+    return f"key-{_digest(key).hex()[:12]}"
 
 
 def _digest(key: str) -> bytes:

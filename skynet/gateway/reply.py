@@ -67,8 +67,16 @@ async def reply_stream(
         except ClientLeft:
             return NOBODY
         held = stack.pop_all()  # until the stream's end
-    stream = _guarded(gateway, run, events(run), failed or error_events, held)
-    return EventStream(stream, gateway.config.keep_alive_s, run.cluster.why_silent, headers)
+
+    async def closed() -> None:
+        try:
+            await run.leave()
+        finally:
+            await held.aclose()
+
+    stream = _guarded(gateway, run, events(run), failed or error_events)
+    why_silent = run.cluster.why_silent
+    return EventStream(stream, gateway.config.keep_alive_s, why_silent, headers, closed)
 
 
 async def _guarded(
@@ -76,21 +84,19 @@ async def _guarded(
     run: Run,
     events: AsyncGenerator[Event],
     failed: Callable[[ApiError], list[Event]],
-    held: AsyncExitStack,
 ) -> AsyncGenerator[Event]:
     """The events; an error is an event, too."""
-    async with held:
-        async with aclosing(events):
-            try:
-                async for event in events:
-                    yield event
-            except SkynetError as error:
-                for event in failed(api_error(error, retry_s=gateway.retry_s())):
-                    yield event
-            except Exception:
-                logger.exception("request %s: the stream failed", run.id)
-                for event in failed(ApiError(500, "internal error", code="internal_error")):
-                    yield event
+    async with aclosing(events):
+        try:
+            async for event in events:
+                yield event
+        except SkynetError as error:
+            for event in failed(api_error(error, retry_s=gateway.retry_s())):
+                yield event
+        except Exception:
+            logger.exception("request %s: the stream failed", run.id)
+            for event in failed(ApiError(500, "internal error", code="internal_error")):
+                yield event
 
 
 def error_events(error: ApiError) -> list[Event]:

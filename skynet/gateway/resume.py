@@ -56,15 +56,22 @@ async def submitted(request: Request, run_id: str) -> tuple[Cluster, dict[str, A
 
     Raises:
         ApiError: 404, there is none.
+        SkynetError: there is none in the clusters that answer.
     """
     gateway, caller = gateway_of(request), caller_of(request)
+    problem: SkynetError | None = None
     for cluster in gateway.clusters.all if ID.fullmatch(run_id) else ():
         try:
             about = await cluster.call(cluster.client.generation(run_id).annotations)
         except RequestLost:
             continue
+        except SkynetError as error:  # a cluster that is away; another may have it
+            problem = error
+            continue
         if "kind" in about and (caller.is_admin or about.get("caller") == caller.name):
             return cluster, about
+    if problem is not None:
+        raise problem
     raise _no_answer(run_id)
 
 

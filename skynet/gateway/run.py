@@ -15,7 +15,7 @@ from typing import Any
 from starlette.requests import Request
 
 from skynet.client.generation import Generation
-from skynet.gateway.answers import cancelled_at_exit, merged
+from skynet.gateway.answers import finished, merged
 from skynet.gateway.clusters import Cluster, Served
 from skynet.gateway.gateway import Gateway, caller_of, request_id_of
 from skynet.gateway.usage import Usage
@@ -57,6 +57,7 @@ class Run:
     continues: bool = False
     usage: Usage = field(default_factory=Usage)
     form: Any = None
+    _ended: set[str] = field(default_factory=set)
 
     @property
     def id(self) -> str:
@@ -81,10 +82,8 @@ class Run:
         """
         counts = [0] * len(self.generations)
         seen = _counts(after, len(counts))
-        async with cancelled_at_exit(
-            self.cluster, self.generations, unless=lambda: self._goes_on
-        ) as ended:
-            async with aclosing(merged(self.generations, ended)) as items:
+        try:
+            async with aclosing(merged(self.generations, self._ended)) as items:
                 async for choice, item in items:
                     is_seen = False
                     if isinstance(item, End):
@@ -94,6 +93,15 @@ class Run:
                         self.usage.completion_tokens += 1
                         is_seen = counts[choice] <= seen[choice]
                     yield Step(choice, item, ",".join(map(str, counts)), is_seen)
+        finally:
+            await self.leave()
+
+    async def leave(self) -> None:
+        """Cancel the answers that have not ended, unless the client comes back for them."""
+        rest = [each for each in self.generations if each.id not in self._ended]
+        if rest and not self._goes_on:
+            self._ended.update(each.id for each in rest)
+            await finished(self.cluster.cancel(rest))
 
     @property
     def _goes_on(self) -> bool:

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from skynet.gateway.answers import finished
 
 HEADERS = {
     "cache-control": "no-cache",
@@ -44,7 +47,7 @@ def comment(text: str) -> bytes:
     No empty line follows: openai-python takes one for the end of an event without data if an
     earlier event had an id.
     """
-    return f": {text}\n".encode()
+    return f": {' '.join(text.split())}\n".encode()
 
 
 class EventStream(StreamingResponse):
@@ -53,6 +56,8 @@ class EventStream(StreamingResponse):
     events: is closed when the client leaves.
     keep_alive_s: between comments while no event comes.
     describe: the text of such a comment.
+    closed: called at the end, also where the client has left before `events` has begun: closing
+        a generator does nothing then.
     """
 
     media_type = "text/event-stream"
@@ -63,10 +68,22 @@ class EventStream(StreamingResponse):
         keep_alive_s: float,
         describe: Callable[[], Awaitable[str]],
         headers: dict[str, str] | None = None,
+        closed: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        super().__init__(
-            with_comments(events, keep_alive_s, describe), headers={**HEADERS, **(headers or {})}
-        )
+        self._pieces = with_comments(events, keep_alive_s, describe)
+        self._closed = closed
+        super().__init__(self._pieces, headers={**HEADERS, **(headers or {})})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await finished(self._close())
+
+    async def _close(self) -> None:
+        await self._pieces.aclose()
+        if self._closed is not None:
+            await self._closed()
 
 
 async def with_comments(

@@ -177,6 +177,8 @@ class Batches:
                     await self._run(gateway, batch)
             except OSError as error:  # a full disk, say: it may have room later
                 logger.error("batches in %s: %s; trying again", self.directory, error)
+            except Exception:  # other batches go on
+                logger.exception("batches in %s; trying again", self.directory)
             await asyncio.sleep(LOOK_S)
 
     async def _run(self, gateway: Gateway, batch: Batch) -> None:
@@ -200,7 +202,9 @@ class _BatchRun:
 
     async def run(self) -> None:
         batch = self.batch
-        if batch.status not in ENDED and batch.status != "cancelling":
+        if batch.status in ENDED:  # another gateway has run it since it was listed
+            return
+        if batch.status != "cancelling":
             started = batch.in_progress_at or int(time.time())
             self._save(status="in_progress", in_progress_at=started)
             left = batch.expires_at - time.time()
@@ -273,5 +277,5 @@ class _BatchRun:
         self.batch = replace(
             self.batch, status=status, ended_at=int(time.time()), problem=problem, **ids
         )
-        self.batches.save(self.batch)
+        self.batches.save(self.batch)  # before the lock goes: whoever has it next sees the end
         (self.batches.directory / f"{self.batch.id}.lock").unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,11 +16,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from skynet.errors import SkynetError
+from skynet.gateway.answers import finished
 from skynet.gateway.batch.endpoints import URLS, answer
 from skynet.gateway.batch.lines import RequestLine, answered_ids, check_requests, requests_of
 from skynet.gateway.errors import ApiError, api_error
 from skynet.gateway.gateway import Gateway
 from skynet.gateway.run import Origin
+
+logger = logging.getLogger(__name__)
 
 PRIORITY = 0
 TRY_AGAIN = (429, 503)  # the cluster takes no request now
@@ -59,6 +63,7 @@ class BatchRunner:
     deadline: float | None = None
     urls: frozenset[str] = URLS
     counts: Counts = field(default_factory=Counts)
+    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> Counts:
         """Answer every request that has no answer yet.
@@ -67,7 +72,8 @@ class BatchRunner:
             BadRequest: the file cannot be used; nothing was sent.
         """
         self.counts.total = await asyncio.to_thread(check_requests, self.source, self.urls)
-        answered, failed = answered_ids(self.output), answered_ids(self.errors)
+        answered = await asyncio.to_thread(answered_ids, self.output)
+        failed = await asyncio.to_thread(answered_ids, self.errors)
         self.counts.completed, self.counts.failed = len(answered), len(failed)
         self.progress(self.counts)
         left = (
@@ -98,7 +104,8 @@ class BatchRunner:
     async def _work(self, left: Iterator[RequestLine], output: BinaryIO, errors: BinaryIO) -> None:
         for request in left:
             line, is_answer = await self._answer(request)
-            _append(output if is_answer else errors, line)
+            async with self._writing:
+                await finished(asyncio.to_thread(_append, output if is_answer else errors, line))
             self.counts.completed += is_answer
             self.counts.failed += not is_answer
             self.progress(self.counts)
@@ -115,13 +122,16 @@ class BatchRunner:
         pause, origin = 0.5, self.origin
         while True:
             try:
-                body = {"priority": PRIORITY, **request.body}
+                body = {**request.body, "priority": PRIORITY}  # people come first
                 content = await answer(self.gateway, origin, request.url, body)
                 return request.answer(200, content, origin.request_id), True
             except SkynetError as error:
                 problem = api_error(error)
             except ApiError as error:
                 problem = error
+            except Exception:  # of one line; the others are answered
+                logger.exception("%s, request %r", self.source.name, request.custom_id)
+                problem = ApiError(500, "internal error; the log has more", code="internal_error")
             if problem.status not in TRY_AGAIN and problem.code != "request_lost":
                 return request.answer(problem.status, problem.body(), origin.request_id), False
             await asyncio.sleep(pause)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,9 +10,12 @@ from starlette.responses import JSONResponse
 
 from skynet import __version__
 from skynet.errors import SkynetError
+from skynet.gateway.clusters import Cluster
 from skynet.gateway.gateway import gateway_of
 
 router = APIRouter(tags=["health"])
+
+LOOK_S = 2.0  # probes do not wait as long as Redis may take
 
 
 @router.get("/health")
@@ -25,18 +29,9 @@ async def health() -> dict[str, str]:
 async def ready(request: Request) -> JSONResponse:
     """200 if at least one cluster runs its model now; 503 with the reasons, also while draining."""
     gateway = gateway_of(request)
-    reasons: list[str] = []
-    running = 0
-    for cluster in gateway.clusters.all:
-        try:
-            served = await cluster.served()
-            state = str((await cluster.engine_state()).get("state", "no orchestrator leads"))
-        except SkynetError as error:
-            reasons.append(f"{cluster.name or 'the cluster'}: {error}")
-            continue
-        running += state.startswith("ready")
-        if not state.startswith("ready"):
-            reasons.append(f"{served.name}: {state}")
+    states = await asyncio.gather(*(_state(cluster) for cluster in gateway.clusters.all))
+    running = sum(is_running for is_running, _ in states)
+    reasons = [text for is_running, text in states if not is_running]
     if gateway.is_draining:
         reasons.insert(0, "draining")
     is_ready = running > 0 and not gateway.is_draining
@@ -48,3 +43,17 @@ async def ready(request: Request) -> JSONResponse:
 async def version() -> dict[str, Any]:
     """The version of SkyNet."""
     return {"version": __version__}
+
+
+async def _state(cluster: Cluster) -> tuple[bool, str]:
+    """Whether a cluster runs its model, and what it does."""
+    name = cluster.name or "the cluster"
+    try:
+        async with asyncio.timeout(LOOK_S):
+            served = await cluster.served()
+            state = str((await cluster.engine_state()).get("state", "no orchestrator leads"))
+    except TimeoutError:
+        return False, f"{name}: Redis does not answer within {LOOK_S:g} s"
+    except SkynetError as error:
+        return False, f"{name}: {error}"
+    return state.startswith("ready"), f"{served.name}: {state}"

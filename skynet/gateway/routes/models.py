@@ -14,7 +14,7 @@ from skynet.gateway.conversation import chat_body
 from skynet.gateway.errors import api_error
 from skynet.gateway.gateway import gateway_of
 from skynet.gateway.prompts import chat_prompt, completion_prompt
-from skynet.gateway.schemas.body import Body, refuse
+from skynet.gateway.schemas.body import Body, Ids, Objects, refuse
 
 router = APIRouter(tags=["models"])
 
@@ -23,13 +23,13 @@ class TokenizeBody(Body):
     """A prompt, or messages for the chat template."""
 
     prompt: str | None = Field(None, max_length=4_000_000)
-    messages: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=10_000)
+    messages: Objects | None = Field(None, min_length=1, max_length=10_000)
     add_special_tokens: bool = True
     return_token_strs: bool = True
 
 
 class DetokenizeBody(Body):
-    tokens: list[int] = Field(max_length=1_000_000)
+    tokens: Ids = Field(max_length=1_000_000)
 
 
 @router.get("/v1/models")
@@ -94,8 +94,12 @@ async def tokenize(request: Request, body: TokenizeBody) -> dict[str, Any]:
             return served.model.text.encode_inside(body.prompt)
         return completion_prompt(served, body.prompt).ids
 
+    def spell() -> list[str] | None:
+        spelled = served.model.text.spell
+        return [spelled(each) for each in tokens] if body.return_token_strs else None
+
     tokens = await cluster.call(encode)
-    spelled = [served.model.text.spell(each) for each in tokens] if body.return_token_strs else None
+    spelled = await cluster.call(spell)
     return {
         "count": len(tokens),
         "max_model_len": served.max_tokens,

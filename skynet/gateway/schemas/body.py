@@ -6,14 +6,29 @@ are ignored, and named in the answer's header `x-skynet-ignored`.
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from skynet.gateway.errors import NO_RETRY, ApiError
 
+
+class FirstError(FailFast):
+    """A list stops at its first wrong item: a million of them would be a million errors."""
+
+    def __hash__(self) -> int:  # a part of a union needs one
+        return hash(self.fail_fast)
+
+
+Ids = Annotated[list[int], FirstError()]
+Texts = Annotated[list[str], FirstError()]
+Objects = Annotated[list[dict[str, Any]], FirstError()]
+Prompts = str | Ids | Texts | Annotated[list[Ids], FirstError()]
+
 IGNORED_HEADER = "x-skynet-ignored"
 MAX_NAMED = 20
+NO_HEADER = re.compile(r"[^ -~]")  # what a header cannot hold
 
 # Accepted, without effect on the answer, and not worth a word.
 HARMLESS = frozenset(
@@ -92,10 +107,7 @@ class Body(BaseModel):
 
 def ignored_header(names: list[str]) -> dict[str, str]:
     """The header that names ignored fields; {} if there are none."""
-    shown = [
-        name.encode("ascii", "replace").decode()[:40].replace("\n", "?").replace("\r", "?")
-        for name in names[:MAX_NAMED]
-    ]
+    shown = [NO_HEADER.sub("?", name[:40]) for name in names[:MAX_NAMED]]
     return {IGNORED_HEADER: ", ".join(shown)} if shown else {}
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from skynet.gateway.schemas.body import refuse
+from skynet.gateway.schemas.body import Objects, Texts, refuse
 from skynet.gateway.schemas.generation import GenerationBody
 from skynet.gateway.schemas.structure import ResponseFormat, structured_outputs
 
@@ -17,11 +17,11 @@ MAX_TOOLS = 256
 class ChatBody(GenerationBody):
     """A chat; messages are checked by the chat template."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Objects = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[dict[str, Any]] | None = Field(None, max_length=MAX_TOOLS)
+    tools: Objects | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -29,10 +29,10 @@ class ChatBody(GenerationBody):
     reasoning_effort: str | None = Field(None, max_length=32)
     include_reasoning: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: Objects | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    modalities: list[str] | None = None
+    modalities: Texts | None = None
     echo: bool | None = None
     chat_template: Literal[None] = None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from skynet.gateway.schemas.body import refuse
+from skynet.gateway.schemas.body import Prompts, refuse
 from skynet.gateway.schemas.generation import GenerationBody
 from skynet.gateway.schemas.structure import ResponseFormat, structured_outputs
 
@@ -17,7 +17,7 @@ MAX_PROMPTS = 1024
 class CompletionBody(GenerationBody):
     """prompt: a text, token ids, or a list of either."""
 
-    prompt: str | list[int] | list[str] | list[list[int]] = Field(max_length=4_000_000)
+    prompt: Prompts = Field(max_length=4_000_000)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
     prompt_logprobs: int | None = Field(None, ge=0, le=20)

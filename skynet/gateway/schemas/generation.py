@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from skynet.gateway.schemas.body import Body, refuse
+from skynet.gateway.schemas.body import Body, Texts, refuse
 from skynet.request.option_table import KNOWN
 
 MAX_CHOICES = 16
@@ -46,7 +46,7 @@ class GenerationBody(Body):
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     min_tokens: int | None = Field(None, ge=0)
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from skynet.gateway.conversation import Conversation, chat_body, field, text_of, unsupported
-from skynet.gateway.schemas.body import Body, refuse
+from skynet.gateway.schemas.body import Body, Objects, Texts, refuse
 from skynet.gateway.schemas.chat import MAX_MESSAGES, MAX_TOOLS, ChatBody
 from skynet.gateway.schemas.structure import ResponseFormat
 
@@ -61,9 +61,9 @@ class ToolChoice(BaseModel):
 class CountBody(Body):
     """Of /v1/messages/count_tokens."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_MESSAGES)
-    system: str | list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = Field(None, max_length=MAX_TOOLS)
+    messages: Objects = Field(min_length=1, max_length=MAX_MESSAGES)
+    system: str | Objects | None = None
+    tools: Objects | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -140,7 +140,7 @@ class MessagesBody(CountBody):
     """Of /v1/messages."""
 
     max_tokens: int = Field(ge=1)
-    stop_sequences: list[str] | None = None
+    stop_sequences: Texts | None = None
     stream: bool | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_k: int | None = Field(None, ge=0)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from skynet.gateway.conversation import Conversation, chat_body, field, text_of, unsupported
-from skynet.gateway.schemas.body import Body, refuse
+from skynet.gateway.schemas.body import Body, Objects, Texts, refuse
 from skynet.gateway.schemas.chat import MAX_MESSAGES, MAX_TOOLS, ChatBody
 from skynet.gateway.schemas.structure import ResponseFormat
 
@@ -63,10 +63,10 @@ class ResponsesBody(Body):
     temperature: float | None = Field(None, ge=0, le=100)
     text: TextOptions | None = None
     tool_choice: str | dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = Field(None, max_length=MAX_TOOLS)
+    tools: Objects | None = Field(None, max_length=MAX_TOOLS)
     top_logprobs: int | None = Field(None, ge=0, le=20)
     top_p: float | None = Field(None, ge=0, le=1)
-    include: list[str] | None = Field(None, max_length=32)
+    include: Texts | None = Field(None, max_length=32)
 
     def functions(self) -> list[dict[str, Any]]:
         """The tools that are functions; a client runs those."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from skynet.gateway.schemas.body import Body, refuse
+from skynet.gateway.schemas.body import Body, FirstError, Prompts, refuse
 
 MAX_INPUTS = 2048  # OpenAI's
 MAX_CHARACTERS = 4_000_000
 
 Input = str | list[int]
 Text = str | dict[str, Any]
+TextList = Annotated[list[Text], FirstError()]
 
 
 class TextTaskBody(Body):
@@ -30,7 +31,7 @@ class TextTaskBody(Body):
 class InputBody(TextTaskBody):
     """input: a text, token ids, or a list of either."""
 
-    input: str | list[int] | list[str] | list[list[int]] = Field(max_length=MAX_CHARACTERS)
+    input: Prompts = Field(max_length=MAX_CHARACTERS)
 
     def inputs(self) -> list[Input]:
         """The inputs, each a text or token ids.
@@ -69,7 +70,7 @@ class RerankBody(TextTaskBody):
     """Of /v1/rerank, as Jina and Cohere have it. Documents are texts, or objects with a `text`."""
 
     query: Text
-    documents: list[Text] = Field(min_length=1, max_length=MAX_INPUTS)
+    documents: TextList = Field(min_length=1, max_length=MAX_INPUTS)
     top_n: int | None = Field(None, ge=0)
     return_documents: bool = True
 
@@ -85,10 +86,10 @@ class ScoreBody(TextTaskBody):
     """Of /v1/score: text_1 and text_2, or queries and documents. One text is compared with each of
     several; of lists of one length, texts at the same place."""
 
-    text_1: Text | list[Text] | None = None
-    text_2: Text | list[Text] | None = None
-    queries: Text | list[Text] | None = None
-    documents: Text | list[Text] | None = None
+    text_1: Text | TextList | None = None
+    text_2: Text | TextList | None = None
+    queries: Text | TextList | None = None
+    documents: Text | TextList | None = None
 
     def pairs(self) -> list[tuple[str, str]]:
         """The pairs of texts.

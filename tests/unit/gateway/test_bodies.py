@@ -9,10 +9,12 @@ from pydantic import ValidationError
 
 from skynet.gateway.errors import ApiError, invalid_body
 from skynet.gateway.logprobs import LegacyLogprobs
+from skynet.gateway.routes.models import DetokenizeBody
 from skynet.gateway.schemas.body import REFUSED, ignored_header
 from skynet.gateway.schemas.chat import ChatBody
 from skynet.gateway.schemas.completion import CompletionBody
 from skynet.gateway.schemas.generation import PASSED
+from skynet.gateway.schemas.text_tasks import EmbeddingBody, ScoreBody
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
@@ -154,3 +156,26 @@ def test_equal_numbers_say_that_a_token_was_the_likeliest() -> None:
         "text_offset": [0, 2, 6],
     }
     assert legacy.take()["tokens"] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "wrong"),
+    [
+        (CompletionBody, "prompt", None),
+        (ChatBody, "documents", 1),
+        (ChatBody, "stop", 1),
+        (EmbeddingBody, "input", None),
+        (ScoreBody, "text_1", None),
+        (DetokenizeBody, "tokens", "a"),
+    ],
+)
+def test_a_list_of_wrong_items_is_few_errors(kind: Any, field: str, wrong: Any) -> None:
+    # A million errors would take minutes of the event loop and gigabytes.
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate({"messages": MESSAGES, field: [wrong] * 10_000})
+    assert caught.value.error_count() < 10
+
+
+def test_an_ignored_field_can_have_any_name() -> None:
+    header = ignored_header(["a\x00b", "c\r\nd", "é\x7f"])
+    assert header == {"x-skynet-ignored": "a?b, c??d, ??"}

@@ -97,7 +97,12 @@ def test_a_key_file_has_keys_with_and_without_names(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# users\n\nann secret-key-1\nsecret-key-2\n")
     # When / Then
-    assert read_keys(path) == {"secret-key-1": "ann", "secret-key-2": "key4"}
+    keys = read_keys(path)
+    assert keys["secret-key-1"] == "ann"
+    # Then a key without a name has one of its own, wherever it stands
+    path.write_text("secret-key-2\nsecret-key-3\n")
+    again = read_keys(path)
+    assert again["secret-key-2"] == keys["secret-key-2"] != again["secret-key-3"]
 
 
 @pytest.mark.parametrize("line", ["short", "a b c", "name clé-clé-clé", "x" * 600])
