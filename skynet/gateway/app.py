@@ -116,7 +116,7 @@ def _wrap(app: FastAPI, config: GatewayConfig) -> None:
     app.add_middleware(
         BodyLimit,
         max_bytes=config.max_body_bytes,
-        timeout_s=config.body_timeout_s,
+        timeout_s=config.receive_s,
         longer={"/v1/files": config.batch_bytes},
     )
     open_paths = ("/", *(metrics.PATHS if config.open_metrics else ()))

@@ -8,7 +8,7 @@ import pytest
 import schemathesis
 from fastapi import FastAPI
 from gateway_fakes import FakeClient, decoder, fake_app
-from openapi_cases import send_cases
+from openapi_cases import send_cases, with_messages
 
 from skynet.gateway.config import GatewayConfig
 from skynet.gateway.keys import Keys
@@ -26,7 +26,13 @@ def test_any_request_is_answered_as_described(app: FastAPI) -> None:
     # Given all paths but those of the page, which read from Redis
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=KEY)
     # When / Then
-    assert send_cases(schema.exclude(path_regex="^/cluster/"), KEY, max_examples=12) > 20
+    assert send_cases(schema.exclude(path_regex="^/cluster/"), KEY, max_examples=8) > 20
+
+
+def test_options_of_a_chat_are_taken_or_refused(app: FastAPI) -> None:
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=KEY)
+    chats = schema.include(path="/v1/chat/completions", method="POST")
+    assert send_cases(chats, KEY, 40, with_messages) == 1
 
 
 def test_errors_are_described_as_they_are(app: FastAPI) -> None:
