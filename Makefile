@@ -20,7 +20,7 @@ SHOW_BIG := sed -un 's/^ *\(Downloading\|Using cached\) \(.*[0-9][0-9]\.[0-9] MB
 PROMPT ?= What is the capital of France?
 override export PROMPT := $(value PROMPT)
 
-.PHONY: help setup demo serve test lint chaos fuzz redis clean
+.PHONY: help setup demo serve test lint clients chaos fuzz redis clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -38,11 +38,18 @@ SMALL_TESTS := tests/unit tests/parity tests/store
 test: lint ## Lint, types and all tests: what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(SMALL_TESTS)
 	$(BIN)/python -m pytest tests/cluster
+	$(BIN)/python -m tests.clients.environments --small
+	$(BIN)/python -m pytest tests/clients
 
 lint: setup ## Check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Versions of clients conflict: each has an environment in .venv-clients, which is kept.
+clients: setup ## Test the gateway with all clients in tests/clients
+	$(BIN)/python -m tests.clients.environments
+	$(BIN)/python -m pytest tests/clients
 
 chaos: setup ## Attack a cluster under load: SECONDS=600 SEED=1 CHAOS="--help"
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED)) $(CHAOS)
@@ -70,7 +77,7 @@ fuzz: setup ## Fuzz every reader of foreign bytes: SECONDS=600 TARGET=plan FUZZ=
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) $(if $(TARGET),--target $(TARGET)) $(FUZZ)
 
 clean: ## Remove .venv, caches and build leftovers; converted models stay
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-clients build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find skynet tasks tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # Debian keeps part of the venv module in a package of its own, python3-venv. Without that, an

@@ -81,6 +81,13 @@ ENDS_S = 1.0  # between looks at the workers of --model
     help="Longest body of a request, in MiB.",
 )
 @click.option(
+    "--receive-s",
+    type=click.FloatRange(1, 3600),
+    default=60,
+    show_default=True,
+    help="Longest time to receive a request's head, and its body, in seconds.",
+)
+@click.option(
     "--drain-s",
     type=click.FloatRange(0, 3600),
     default=60,
@@ -140,10 +147,12 @@ def _run(
 
     from skynet.gateway.app import create_app
     from skynet.gateway.clusters import Clusters
+    from skynet.gateway.memory import share_heaps
     from skynet.gateway.server import listen
     from skynet.gateway.server import serve as serve_app
     from skynet.settings import settings
 
+    share_heaps()
     logging.basicConfig(level=settings().log_level, format=LOG_FORMAT)
     listener = listen(config)
     config = replace(config, port=listener.getsockname()[1])
@@ -217,6 +226,7 @@ def _config(
     cors_origins: tuple[str, ...],
     open_metrics: bool,
     max_body_mib: int,
+    receive_s: float,
     drain_s: float,
     batch_dir: Path | None,
     batch_gib: float,
@@ -233,6 +243,7 @@ def _config(
         keys=keys,
         cors_origins=cors_origins,
         max_body_bytes=max_body_mib * MIB,
+        receive_s=receive_s,
         drain_s=drain_s,
         open_metrics=open_metrics or (no_auth and is_loopback(host)),
         batch_dir=directory,

@@ -28,6 +28,7 @@ from skynet.gateway.middleware.access_log import AccessLog
 from skynet.gateway.middleware.body_limit import BodyLimit
 from skynet.gateway.middleware.guard import Guard
 from skynet.gateway.middleware.request_id import HEADER, RequestId
+from skynet.gateway.openapi import describe_api
 from skynet.gateway.routes import (
     batches,
     cancel,
@@ -94,6 +95,7 @@ def create_app(clusters: Clusters, config: GatewayConfig) -> FastAPI:
     if config.batch_dir is not None:
         app.state.batches = Batches(config.batch_dir, config.batch_bytes)
         app.include_router(batches.router)
+    describe_api(app)
     _handle_errors(app, gateway)
     _wrap(app, config)
     return app
@@ -117,7 +119,7 @@ def _wrap(app: FastAPI, config: GatewayConfig) -> None:
     app.add_middleware(
         BodyLimit,
         max_bytes=config.max_body_bytes,
-        timeout_s=config.body_timeout_s,
+        timeout_s=config.receive_s,
         longer={"/v1/files": config.batch_bytes},
     )
     open_paths = ("/", *(metrics.PATHS if config.open_metrics else ()))

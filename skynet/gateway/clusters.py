@@ -19,6 +19,7 @@ from skynet.client.generation import Generation
 from skynet.client.served_model import ServedModel
 from skynet.errors import SkynetError
 from skynet.gateway.errors import NO_RETRY, ApiError
+from skynet.gateway.memory import give_back_memory
 from skynet.request.prompts import Prompt
 from skynet.store.connection import reachable
 from skynet.store.targets import Target
@@ -112,7 +113,10 @@ class Cluster:
     def _look(self) -> Served:
         with reachable(self.client.url):
             target = self.client.target()
-            return Served(self.name or target.name, target, self.client.served_model(target))
+            model = self.client.served_model(target)
+        if self.last_served is None or self.last_served.model is not model:
+            give_back_memory()
+        return Served(self.name or target.name, target, model)
 
     async def call(self, function: Callable[[], T]) -> T:
         """A call that blocks, in a thread."""

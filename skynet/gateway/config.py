@@ -20,7 +20,7 @@ class GatewayConfig:
     keys: who may use it; None: everybody who reaches it.
     cors_origins: pages of other origins that may use it.
     max_body_bytes: longest body of a request.
-    body_timeout_s: longest time to receive it.
+    receive_s: longest time to receive a request's head, and its body.
     keep_alive_s: between comments in a stream that is silent.
     drain_s: after SIGTERM, longest time for open answers to end.
     open_metrics: /metrics needs no key.
@@ -33,7 +33,7 @@ class GatewayConfig:
     keys: Keys | None = None
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 16 * MIB
-    body_timeout_s: float = 60.0
+    receive_s: float = 60.0
     keep_alive_s: float = 10.0
     drain_s: float = 60.0
     open_metrics: bool = False

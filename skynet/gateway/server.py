@@ -14,13 +14,13 @@ from fastapi import FastAPI
 
 from skynet.errors import ConfigurationError
 from skynet.gateway.config import GatewayConfig
+from skynet.gateway.connection import IDLE_S, connection_class
 from skynet.gateway.gateway import Gateway
 
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 4096
 MAX_HEADER_BYTES = 64 * 1024
-IDLE_CONNECTION_S = 75
 CUT_S = 3  # for streams that are cut to notice
 
 
@@ -52,6 +52,24 @@ def listen(config: GatewayConfig) -> socket.socket:
     return server
 
 
+def server_of(app: FastAPI) -> uvicorn.Server:
+    """The server of a gateway's application, which ends when it `should_exit`."""
+    gateway: Gateway = app.state.gateway
+    return _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            http=connection_class(gateway.config.receive_s),
+            timeout_keep_alive=int(IDLE_S),
+            timeout_graceful_shutdown=CUT_S,
+        )
+    )
+
+
 async def serve(
     app: FastAPI, listener: socket.socket, started: Callable[[], None] = lambda: None
 ) -> None:
@@ -60,18 +78,7 @@ async def serve(
     started: called when requests are taken.
     """
     gateway: Gateway = app.state.gateway
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            timeout_keep_alive=IDLE_CONNECTION_S,
-            timeout_graceful_shutdown=CUT_S,
-        )
-    )
+    server = server_of(app)
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

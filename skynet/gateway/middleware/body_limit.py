@@ -35,21 +35,34 @@ class BodyLimit:
             return
         limit = self.longer.get(scope["path"], self.max_bytes)
         timeout_s = IDLE_S * limit / MIB if scope["path"] in self.longer else self.timeout_s
-        started = False
+        started, refused = False, None
 
         async def noting(message: Message) -> None:
             nonlocal started
+            if refused is not None and not started:
+                return  # the framework's answer to a body that it could not read
             started = started or message["type"] == "http.response.start"
             await send(message)
 
+        async def noted(read: Receive) -> Message:
+            nonlocal refused
+            try:
+                return await read()
+            except ApiError as error:
+                refused = error
+                raise
+
+        limited = self._limited(receive, limit, timeout_s)
         try:
             self._check_length(Headers(scope=scope), limit)
-            await self.app(scope, self._limited(receive, limit, timeout_s), noting)
+            await self.app(scope, lambda: noted(limited), noting)
         except ApiError as error:
             if started:
                 raise
-            error.headers["connection"] = "close"
-            await error.response(scope["path"])(scope, receive, send)
+            refused = refused or error
+        if refused is not None and not started:
+            refused.headers["connection"] = "close"
+            await refused.response(scope["path"])(scope, receive, send)
 
     def _check_length(self, headers: Headers, limit: int) -> None:
         length = headers.get("content-length", "0")

@@ -65,7 +65,7 @@ async def get_file(batches: TheBatches, owner: Owner, file_id: str) -> dict[str,
     return batches.files.get(file_id, owner).to_json()
 
 
-@router.get("/v1/files/{file_id}/content")
+@router.get("/v1/files/{file_id}/content", response_class=FileResponse)
 async def get_file_content(batches: TheBatches, owner: Owner, file_id: str) -> Response:
     """A file."""
     stored = batches.files.get(file_id, owner)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from skynet.client.status import cluster_status
 from skynet.errors import SkynetError
@@ -19,14 +19,14 @@ router = APIRouter(tags=["metrics"])
 PATHS = ("/metrics", "/cluster/metrics")
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def gateway_metrics(request: Request) -> Response:
     """The numbers of this gateway process, in Prometheus' text format: scrape each gateway."""
     exposition = gateway_of(request).metrics.exposition()
     return Response(exposition, media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/cluster/metrics")
+@router.get("/cluster/metrics", response_class=PlainTextResponse)
 async def cluster_metrics(request: Request) -> Response:
     """The numbers of the clusters whose Redis answers: scrape one gateway."""
     found: dict[str, Any] = {}
