@@ -31,6 +31,7 @@ BATCH_ID = re.compile(r"batch-[0-9a-f]{32}")
 LOOK_S = 2.0
 SAVE_S = 1.0
 MAX_OPEN = 1000
+MAX_RUNNING = 4  # at once: one whose cluster is away does not hold up the others
 WINDOW = re.compile(r"([1-9]\d{0,3})(m|h|d)")
 SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 ENDED = ("failed", "completed", "expired", "cancelled")
@@ -170,23 +171,46 @@ class Batches:
             yield True
 
     async def run_all(self, gateway: Gateway) -> None:
-        """Run batches, the oldest first, until cancelled."""
-        while True:
-            try:
-                for batch in reversed(await asyncio.to_thread(self.all, None)):
-                    await self._run(gateway, batch)
-            except OSError as error:  # a full disk, say: it may have room later
-                logger.error("batches in %s: %s; trying again", self.directory, error)
-            except Exception:  # other batches go on
-                logger.exception("batches in %s; trying again", self.directory)
-            await asyncio.sleep(LOOK_S)
+        """Run batches, the oldest first, a few at once, until cancelled."""
+        running: dict[str, asyncio.Task[None]] = {}
+        try:
+            while True:
+                for batch in await self._unfinished():
+                    if len(running) < MAX_RUNNING and batch.id not in running:
+                        running[batch.id] = asyncio.create_task(self._run(gateway, batch))
+                if not running:
+                    await asyncio.sleep(LOOK_S)
+                    continue
+                await asyncio.wait(running.values(), timeout=LOOK_S)
+                running = {name: task for name, task in running.items() if not task.done()}
+        finally:
+            for task in running.values():
+                task.cancel()
+            await asyncio.gather(*running.values(), return_exceptions=True)
+
+    async def _unfinished(self) -> list[Batch]:
+        """Batches that have not ended, the oldest first."""
+        try:
+            found = await asyncio.to_thread(self.all, None)
+        except OSError as error:
+            logger.error("batches in %s: %s; trying again", self.directory, error)
+            return []
+        return [batch for batch in reversed(found) if batch.status not in ENDED]
 
     async def _run(self, gateway: Gateway, batch: Batch) -> None:
-        if batch.status in ENDED:
-            return
-        with self.lock(batch) as is_mine:
-            if is_mine:
-                await _BatchRun(self, gateway, batch).run()
+        """Run a batch, unless another gateway does."""
+        try:
+            with self.lock(batch) as is_mine:
+                if is_mine:
+                    await _BatchRun(self, gateway, batch).run()
+                else:
+                    await asyncio.sleep(LOOK_S)
+        except OSError as error:  # a full disk, say: it may have room later
+            logger.error("batch %s: %s; trying again", batch.id, error)
+            await asyncio.sleep(LOOK_S)
+        except Exception:  # other batches go on
+            logger.exception("batch %s; trying again", batch.id)
+            await asyncio.sleep(LOOK_S)
 
 
 class _BatchRun:

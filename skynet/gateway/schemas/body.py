@@ -46,6 +46,7 @@ HARMLESS = frozenset(
         "verbosity",
     }
 )
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {"best_of": (1,)}  # values that are not refused
 REFUSED = {
     "audio": "audio is not supported",
     "best_of": "ask for n answers and choose among them",
@@ -92,7 +93,7 @@ class Body(BaseModel):
         """
         unknown = []
         for name, value in self.extras().items():
-            if name in REFUSED and value not in (False, [], {}, ""):
+            if name in REFUSED and value not in WITHOUT_EFFECT.get(name, (False, [], {}, "")):
                 raise ApiError(
                     400,
                     f"{name}: {REFUSED[name]}",

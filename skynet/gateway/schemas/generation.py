@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from skynet.gateway.schemas.body import Body, Texts, refuse
 from skynet.request.option_table import KNOWN
@@ -33,6 +33,11 @@ class StreamOptions(BaseModel):
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+
+    @field_validator("include_usage", "continuous_usage_stats", mode="before")
+    @classmethod
+    def _unset(cls, value: Any) -> Any:
+        return False if value is None else value
 
 
 class GenerationBody(Body):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from gateway_fakes import FakeClient, decoder, fake_app
 
 from skynet.gateway.batch import runner as runner_module
-from skynet.gateway.batch.batches import Batches
+from skynet.gateway.batch.batches import Batch, Batches
 from skynet.gateway.batch.runner import BatchRunner
 from skynet.gateway.run import Origin
 
@@ -84,3 +85,39 @@ def test_a_batch_that_another_gateway_has_ended_stays_as_it_is(tmp_path: Path) -
     asyncio.run(batches._run(fake_app(FakeClient(decoder())).state.gateway, listed))
     # Then
     assert batches.get(listed.id, None) == ended
+
+
+def test_a_batch_that_waits_does_not_hold_up_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given two batches, of which the older one gets no answer
+    async def waiting(gateway: Any, origin: Any, url: str, body: dict[str, Any]) -> Any:
+        if body["messages"][0]["content"] == "wait":
+            await asyncio.Event().wait()
+        return {"object": "chat.completion"}
+
+    monkeypatch.setattr(runner_module, "answer", waiting)
+    batches, gateway = Batches(tmp_path, 10**6), fake_app(FakeClient(decoder())).state.gateway
+
+    def created(content: str) -> Batch:
+        body = {"messages": [{"role": "user", "content": content}]}
+        line = json.dumps({"custom_id": "a", "url": URL, "body": body}).encode()
+        stored = batches.files.add(io.BytesIO(line), "a.jsonl", "batch", "")
+        return batches.create(URL, stored.id, "1h", "", {})
+
+    first, second = created("wait"), created("answer")
+
+    # When
+    async def run() -> None:
+        running = asyncio.create_task(batches.run_all(gateway))
+        async with asyncio.timeout(60):
+            while batches.get(second.id, None).status != "completed":
+                await asyncio.sleep(0.05)
+        assert batches.get(first.id, None).status == "in_progress"
+        running.cancel()
+        await asyncio.wait({running})
+
+    asyncio.run(run())
+    # Then the first one can be run again
+    with batches.lock(first) as is_free:
+        assert is_free

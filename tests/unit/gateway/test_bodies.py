@@ -59,6 +59,13 @@ def test_what_would_change_the_answer_is_refused_by_name(name: str) -> None:
     assert chat(**{name: None}).ignored(PASSED) == []
 
 
+def test_values_without_effect_are_taken() -> None:
+    assert chat(best_of=1, functions=[], guided_json="").ignored(PASSED) == []
+    body = chat(stream=True, stream_options={"include_usage": None})
+    assert body.stream_options is not None
+    assert body.stream_options.include_usage is False
+
+
 def test_other_unknown_fields_are_ignored_and_named() -> None:
     # Given
     body = chat(user="ann", store=True, metadata={}, foo=1, **{"new\nline": 1})
