@@ -76,6 +76,37 @@ def test_lm_eval_measures_the_log_likelihoods_of_transformers(run: Run, demo: De
             assert str(is_greedy) == str(likeliest)
 
 
+def test_a_forced_tool_call_is_valid(base_url: str) -> None:
+    # Given a model that was not trained for tools
+    client = openai.OpenAI(base_url=base_url, api_key=KEY, max_retries=0, timeout=60)
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    function = {"name": "get_weather", "description": "of a city", "parameters": parameters}
+    ask: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": {"type": "function", "function": {"name": "get_weather"}},
+        "temperature": 0,
+        "max_tokens": 60,
+    }
+    # When
+    whole = client.chat.completions.create(**ask).choices[0]
+    with client.chat.completions.stream(**ask) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    # Then
+    for choice in (whole, streamed):
+        assert choice.finish_reason == "tool_calls"
+        (call,) = choice.message.tool_calls or []
+        assert call.type == "function"
+        assert call.function.name == "get_weather"
+        assert set(json.loads(call.function.arguments)) == {"city"}
+
+
 def test_anthropic(run: Run, greedy: str) -> None:
     said = run("anthropic", "anthropic_client.py")
     assert said["answers"] == [greedy] * 3

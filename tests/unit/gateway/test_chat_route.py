@@ -268,15 +268,15 @@ def test_a_completion_with_echo_has_an_entry_for_each_token_of_prompt_and_answer
     choices = answer.json()["choices"]
     assert scores == [1, 1]
     assert [choice["index"] for choice in choices] == [0, 1]
-    for choice, given in zip(choices, prompts, strict=True):
+    for choice, prompt in zip(choices, prompts, strict=True):
         lists = choice["logprobs"]
         assert len({len(each) for each in lists.values()}) == 1
         assert lists["token_logprobs"][0] is None
         assert None not in lists["token_logprobs"][1:]
-        if isinstance(given, str):
-            assert choice["text"].startswith(given)
+        if isinstance(prompt, str):
+            assert choice["text"].startswith(prompt)
         else:
-            assert len(lists["tokens"]) == len(given) + 1
+            assert len(lists["tokens"]) == len(prompt) + 1
 
 
 def test_a_recovery_is_told_in_comments(monkeypatch: pytest.MonkeyPatch) -> None:
