@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FRESH_S = 1.0
-THREADS = 16  # of each cluster: those of one that does not answer are all taken, maybe
+THREADS = 8  # of each cluster: those of one that does not answer are all taken, maybe
 
 
 @dataclass(frozen=True)
