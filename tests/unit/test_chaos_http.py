@@ -7,16 +7,21 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from gateway_fakes import FakeClient, decoder, fake_app
 
+from skynet.gateway.config import GatewayConfig
+from skynet.gateway.server import listen, server_of
+from skynet.request.record import Token
 from tests.chaos import http_load
 from tests.chaos.case import GRACE_S, Answer, Case
 from tests.chaos.http_load import HttpClient, HttpOutcome
 from tests.chaos.http_oracle import http_problems
+from tests.chaos.oracle import case_of
 from tests.redis_servers import free_port
 
 PIECES = ["He", "llo ", "w\u00f6r", "ld"]
@@ -231,6 +236,53 @@ def test_a_request_ends_with_the_run_before_its_first_event_and_with_its_deadlin
     end.set()
     assert client.complete(CASE) is None
     client.close()
+
+
+@contextmanager
+def serving(client: FakeClient) -> Iterator[str]:
+    """The URL of a gateway behind a real socket."""
+    config = GatewayConfig(port=0)
+    listener = listen(config)
+    server = server_of(fake_app(client, config))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+def test_real_gateways_run_the_case_and_continue_each_others_streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given two gateways of one cluster, and a client that changes gateways after each event
+    monkeypatch.setattr(http_load, "SHARE_LEAVING", 1.0)
+    monkeypatch.setattr(http_load, "LEAVES_AT", 1.0)
+    cases = [
+        Case((1, 2), 6),
+        Case((3, 4), 7, temperature=0.7, top_k=20, top_p=0.9, seed=2**32 - 1),
+        Case((5,), 60, stop=("are",)),
+    ]
+    cluster = FakeClient(decoder())
+    with serving(cluster) as first, serving(cluster) as second:
+        client = HttpClient([first, second], random.Random(1), 60, threading.Event())
+        forms = set()
+        for case in cases * 6:
+            # When
+            outcome = client.complete(case)
+            # Then the request is the direct one, and its answer is whole
+            assert outcome is not None
+            assert outcome.problem == ""
+            record = cluster.records[outcome.id.removeprefix("cmpl-")]
+            assert case_of(record) == case
+            items = cluster.items(record.id)
+            tokens = [item.id for item in items if isinstance(item, Token)]
+            text = "".join(item.text for item in items)
+            assert list(http_problems(outcome, Answer(tokens, text))) == []
+            assert outcome.num_left >= 3
+            forms.add(outcome.has_logprobs)
+        client.close()
+    assert forms == {True, False}
 
 
 @pytest.mark.parametrize(
