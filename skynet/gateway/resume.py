@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from skynet.client.client import sample_id
 from skynet.client.generation import Generation
-from skynet.errors import RequestLost, SkynetError
+from skynet.errors import ClusterUnreachable, RequestLost, SkynetError
 from skynet.gateway.clusters import Cluster
 from skynet.gateway.errors import NO_RETRY, ApiError
 from skynet.gateway.gateway import caller_of, gateway_of
@@ -105,6 +105,8 @@ async def _run(request: Request, cluster: Cluster, run_id: str, about: dict[str,
     usage = Usage(prompt_tokens=len(record.prompt) if record else 0)
     try:
         served = await cluster.served()
+    except ClusterUnreachable:  # for a moment, maybe: the client comes again
+        raise
     except SkynetError as error:
         raise RequestLost(f"request {run_id}: its model is not served any more: {error}") from None
     # Others may read the same answer: it does not end when this client leaves.

@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 
 from tests.chaos.cases import tiny_checkpoint
-from tests.chaos.faults import FAULTS, PROXY_FAULTS, SENTINEL_FAULTS
+from tests.chaos.faults import FAULTS, GATEWAY_FAULTS, PROXY_FAULTS, SENTINEL_FAULTS
 from tests.chaos.report import show_logs
 from tests.chaos.run import Plan, Run
 from tests.chaos.undisturbed import WarmupFailed
@@ -41,6 +41,7 @@ def _faults(_: Any, __: Any, text: str) -> tuple[str, ...]:
 @click.option("--shards", default=2)
 @click.option("--spares", default=1, help="Workers without a place.")
 @click.option("--orchestrators", default=2)
+@click.option("--gateways", default=2, help="Half of the requests go over HTTP; 0: none do.")
 @click.option("--pinned", is_flag=True, help="Shard workers with -Q: no spares, no joins.")
 @click.option("--sentinel", is_flag=True, help="A master and a replica behind three Sentinels.")
 @click.option("--faults", default="all", callback=_faults, help="Names with commas, all, or none.")
@@ -60,6 +61,8 @@ def main(seed: int | None, keep: bool, model: str, **options: Any) -> None:
         options["spares"] = 0
         options["faults"] = tuple(name for name in options["faults"] if name != "join")
     impossible = PROXY_FAULTS if options["sentinel"] else SENTINEL_FAULTS
+    if not options["gateways"]:
+        impossible = impossible | GATEWAY_FAULTS
     options["faults"] = tuple(name for name in options["faults"] if name not in impossible)
     command = _command(seed)
     console.print(f"seed {seed}: {command}", highlight=False)

@@ -7,7 +7,7 @@ import random
 import sys
 from pathlib import Path
 
-from tests.chaos.load import Case
+from tests.chaos.case import Answer, Case
 
 PARITY = Path(__file__).parents[1] / "parity"
 NUM_GREEDY, NUM_SAMPLED, NUM_STOPPED, NUM_SEARCHED = 6, 4, 2, 2
@@ -50,7 +50,7 @@ def make_cases(chance: random.Random, vocab_size: int, max_tokens: int) -> list[
     return greedy + sampled + searched
 
 
-def stopped_cases(chance: random.Random, answers: dict[Case, tuple[list[int], str]]) -> list[Case]:
+def stopped_cases(chance: random.Random, answers: dict[Case, Answer]) -> list[Case]:
     """Cases with a stop string, from the second half of a known answer."""
     cases: list[Case] = []
     for case, (_, text) in answers.items():

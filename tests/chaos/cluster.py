@@ -22,7 +22,9 @@ from skynet.store.connection import connect
 from skynet.wire import keys
 from tests.chaos.link_relays import LinkRelays
 from tests.chaos.server import PersistentServer
+from tests.chaos.slot import Slot, words_of
 from tests.cluster.proxy import Proxy
+from tests.redis_servers import free_port
 from tests.sentinels import SentinelServers
 
 ROOT = Path(__file__).parents[2]
@@ -37,33 +39,6 @@ ENVIRONMENT = {
 }
 
 
-@dataclass(eq=False)
-class Slot:
-    """One worker, whose process is started again when it ends.
-
-    queue: its `-Q` option; "" for none.
-    """
-
-    name: str
-    queue: str
-    url: str
-    log: Path
-    process: subprocess.Popen[bytes]
-    wanted: bool = True  # start a new process when it ends
-    killed: bool = False  # this process got SIGKILL
-    left_at: float = 0.0  # when this process got SIGTERM, monotonic
-    stopped: int = 0  # number of faults that hold it by SIGSTOP
-    restart_at: float = 0.0
-    log_start: int = 0  # size of the log when this process started
-
-    def alive(self) -> bool:
-        return self.process.poll() is None
-
-    def was_up(self) -> bool:
-        """Had Celery started? Before that, SIGTERM ends Python at once."""
-        return b" has started" in self.log.read_bytes()[self.log_start :]
-
-
 @dataclass
 class Exits:
     """Exits of processes that were not killed."""
@@ -74,7 +49,7 @@ class Exits:
 
 
 class ChaosCluster:
-    """A persistent server, workers, orchestrators, and a proxy for half of them.
+    """A persistent server, workers, orchestrators, gateways, and a proxy for half of them.
 
     sentinel: a master and a replica behind three Sentinels instead of one server, and no proxy.
     faulty_links: whether there are relays in the way of direct links.
@@ -91,6 +66,7 @@ class ChaosCluster:
         shards: int,
         spares: int,
         orchestrators: int,
+        gateways: int = 0,
         pinned: bool,
         sentinel: bool,
         faulty_links: bool,
@@ -111,6 +87,7 @@ class ChaosCluster:
         self.slots: list[Slot] = []
         self.shape = (stages, shards)
         self._num_spares, self._num_orchestrators = spares, orchestrators
+        self._num_gateways = gateways
         self._chance = random.Random(chance.random())  # only of the supervisor
         own = {"TMPDIR": str(directory / "tmp")}  # of the links' sockets
         self._environment = {**os.environ, **ENVIRONMENT, **own, **environment}
@@ -137,6 +114,8 @@ class ChaosCluster:
             self.add_slot(f"spare-{number}", "")
         for number in range(self._num_orchestrators):
             self.add_slot(f"orchestrator-{number}", keys.ORCHESTRATOR_QUEUE)
+        for number in range(self._num_gateways):
+            self.add_slot(f"gateway-{number}", "", free_port())
         self._supervisor.start()
 
     def stop(self) -> None:
@@ -198,23 +177,33 @@ class ChaosCluster:
         """A client that bypasses the proxy."""
         return connect(self.server.url)
 
-    # -- workers -------------------------------------------------------------------------------
+    # -- processes -----------------------------------------------------------------------------
 
     @property
     def shard_slots(self) -> list[Slot]:
-        return [slot for slot in self.slots if slot.queue != keys.ORCHESTRATOR_QUEUE]
+        workers = [slot for slot in self.slots if not slot.port]
+        return [slot for slot in workers if slot.queue != keys.ORCHESTRATOR_QUEUE]
 
     @property
     def orchestrator_slots(self) -> list[Slot]:
         return [slot for slot in self.slots if slot.queue == keys.ORCHESTRATOR_QUEUE]
 
-    def add_slot(self, name: str, queue: str) -> Slot:
-        """Start one more worker; every second one connects through the proxy, if there is one."""
+    @property
+    def gateway_slots(self) -> list[Slot]:
+        return [slot for slot in self.slots if slot.port]
+
+    @property
+    def gateway_urls(self) -> list[str]:
+        return [f"http://127.0.0.1:{slot.port}" for slot in self.gateway_slots]
+
+    def add_slot(self, name: str, queue: str, port: int = 0) -> Slot:
+        """Start one more process; every second one connects through the proxy, if there is one."""
         with self._lock:
             proxied = self.sentinels is None and len(self.slots) % 2
             url = self.proxy.url if proxied else self.server.url
             log = self.directory / f"{name}.log"
-            slot = Slot(name, queue, url, log, self._spawn(queue, url, log))
+            process = self._spawn(words_of(queue, port), url, log)
+            slot = Slot(name, queue, url, log, process, port)
             self.slots = [*self.slots, slot]
             return slot
 
@@ -246,7 +235,7 @@ class ChaosCluster:
                 slot.process.terminate()
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Resident bytes and number of open files of each running worker."""
+        """Resident bytes and number of open files of each running process."""
         sizes = {}
         for slot in self.slots:
             try:
@@ -257,15 +246,14 @@ class ChaosCluster:
         return sizes
 
     def all_alive(self) -> bool:
-        """Does every worker run, none of them leaving, held or temporary?"""
+        """Does every process run, none of them leaving, held or temporary?"""
         with self._lock:
             return all(
                 slot.wanted and slot.alive() and not slot.left_at and not slot.stopped
                 for slot in self.slots
             )
 
-    def _spawn(self, queue: str, url: str, log: Path) -> subprocess.Popen[bytes]:
-        words = ["celery", "-A", "skynet", "worker", *(("-Q", queue) if queue else ())]
+    def _spawn(self, words: list[str], url: str, log: Path) -> subprocess.Popen[bytes]:
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", *words],
@@ -300,7 +288,7 @@ class ChaosCluster:
             self.slots = [other for other in self.slots if other is not slot]
         elif now >= slot.restart_at:
             slot.log_start = slot.log.stat().st_size
-            slot.process = self._spawn(slot.queue, slot.url, slot.log)
+            slot.process = self._spawn(words_of(slot.queue, slot.port), slot.url, slot.log)
             slot.killed, slot.left_at, slot.restart_at = False, 0.0, 0.0
 
     def _note_exit(self, slot: Slot) -> None:

@@ -12,7 +12,8 @@ from typing import Any, TypeVar, cast
 import redis
 
 from skynet.wire import keys
-from tests.chaos.cluster import ChaosCluster, Slot
+from tests.chaos.cluster import ChaosCluster
+from tests.chaos.slot import Slot
 from tests.cluster.proxy import Direction, Proxy
 
 T = TypeVar("T")
@@ -74,8 +75,13 @@ def kill_orchestrators(attack: Attack) -> None:
     _kill(attack, attack.cluster.orchestrator_slots)
 
 
+def kill_gateway(attack: Attack) -> None:
+    """SIGKILL one gateway; it is started again at the same port."""
+    _kill(attack, [attack.choose(attack.cluster.gateway_slots)])
+
+
 def kill_all(attack: Attack) -> None:
-    """SIGKILL every worker and every orchestrator."""
+    """SIGKILL every worker, orchestrator and gateway."""
     _kill(attack, list(attack.cluster.slots))
 
 
@@ -280,6 +286,7 @@ def corrupt_tile(attack: Attack) -> None:
 
 PROXY_FAULTS = {"cut_proxied", "cut_in_message", "delay", "partition"}
 SENTINEL_FAULTS = {"kill_master"}
+GATEWAY_FAULTS = {"kill_gateway"}
 LINK_FAULTS = {"cut_links", "cut_link_in_message", "delay_links", "half_open_links"}
 Fault = Callable[[Attack], None]
 FAULTS: dict[str, Fault] = {
@@ -291,6 +298,7 @@ FAULTS: dict[str, Fault] = {
             kill_many,
             kill_orchestrator,
             kill_orchestrators,
+            kill_gateway,
             kill_all,
             pause,
             leave,

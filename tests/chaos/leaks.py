@@ -18,6 +18,7 @@ MEMORY_SHARE, MEMORY_BYTES = 0.1, 4 * 2**20  # allowed growth of Redis: script c
 # over 2000 steps of mixed lengths, and then no more; memray showed no allocation of SkyNet's.
 RSS_SHARE, RSS_BYTES = 0.2, 192 * 2**20
 MORE_CLIENTS = 4  # connections that are opened when first needed
+GATEWAY_CLIENTS = 16  # the same of a gateway, which has as many threads
 UNIQUE = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27,}|[0-9a-f]{32,}")
 # Names of keys after the prefix.
 TRANSIENT = ("celery-task-meta-", "request:", "requests:open", "plan:next")
@@ -91,11 +92,12 @@ def compare(before: Level, now: Level) -> list[str]:
             leaks.append(f"keys {kind}: {before.keys[kind]} before, {now.keys[kind]} after")
     if now.used_bytes > before.used_bytes * (1 + MEMORY_SHARE) + MEMORY_BYTES:
         leaks.append(f"Redis: {before.used_bytes} bytes before, {now.used_bytes} after")
-    if now.clients > before.clients + MORE_CLIENTS:
+    gateways = [name for name in now.files if name.startswith("gateway-")]
+    if now.clients > before.clients + MORE_CLIENTS + GATEWAY_CLIENTS * len(gateways):
         leaks.append(f"Redis: {before.clients} clients before, {now.clients} after")
     maximum = max(before.files.values(), default=0)
     for name, number in now.files.items():
-        if number > maximum + MORE_CLIENTS:
+        if number > maximum + (GATEWAY_CLIENTS if name in gateways else MORE_CLIENTS):
             leaks.append(f"{name}: {number} open files, maximum {maximum} before")
     # A spare that takes a place grows to its predecessor's size, so compare with the largest.
     maximum = max(before.resident.values(), default=0)

@@ -6,9 +6,9 @@ import gc
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import kombu.exceptions
 import kombu.pools
@@ -17,6 +17,8 @@ import redis
 from skynet.client.client import Client
 from skynet.client.generation import Generation
 from skynet.errors import ClusterUnreachable, RequestCancelled, SkynetError
+from tests.chaos.case import GRACE_S, RETRY_S, Case
+from tests.chaos.http_load import HttpClient, HttpOutcome
 
 T = TypeVar("T")
 UNREACHABLE = (
@@ -27,27 +29,7 @@ UNREACHABLE = (
     ConnectionError,
 )
 MODES = {"read": 4, "wait": 2, "come back": 3, "cancel": 1}
-GRACE_S = 20.0  # a client that waits this long after a request's deadline hangs
-RETRY_S = 0.2
-
-
-@dataclass(frozen=True)
-class Case:
-    """One prompt and its options; equal cases have equal answers."""
-
-    prompt: tuple[int, ...]
-    max_tokens: int
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = True
-    num_beams: int = 1
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "prompt"}
+SHARE_OVER_HTTP = 0.5
 
 
 @dataclass
@@ -69,7 +51,10 @@ class Outcome:
 
 
 class Load:
-    """`num_clients` threads, each with one request at a time."""
+    """`num_clients` threads, each with one request at a time.
+
+    gateways: URLs; half of the requests go over HTTP if there are any.
+    """
 
     def __init__(
         self,
@@ -78,12 +63,16 @@ class Load:
         chance: random.Random,
         num_clients: int,
         request_timeout_s: float,
+        gateways: Sequence[str] = (),
     ) -> None:
         self.outcomes: list[Outcome] = []
+        self.http_outcomes: list[HttpOutcome] = []
         self.problems: list[str] = []  # of submissions
         self.last_token = 0.0  # time of the last token read, monotonic
         self.num_retries = 0  # repeated submissions, because Redis did not answer
         self._cases = cases
+        self._streamed = [case for case in cases if case.num_beams == 1]  # beams do not stream
+        self._gateways = gateways
         self._timeout_s = request_timeout_s
         self._end = threading.Event()
         seeds = [chance.random() for _ in range(num_clients)]
@@ -110,15 +99,26 @@ class Load:
     def _run(self, url: str, chance: random.Random) -> None:
         while not self._end.is_set():
             client = Client(url)
+            http = HttpClient(self._gateways, chance, self._timeout_s, self._end)
             try:
                 for _ in range(10):  # then with new connections, like a new process
-                    if not self._end.is_set():
+                    if self._end.is_set():
+                        break
+                    if self._gateways and chance.random() < SHARE_OVER_HTTP:
+                        self._one_over_http(http, chance)
+                    else:
                         self._one(client, chance)
             except Exception as error:  # any is wrong, and goes to the report
                 self.problems.append(f"submission: {type(error).__name__}: {error}")
                 self._end.wait(RETRY_S)
             finally:
+                http.close()
                 client.close()
+
+    def _one_over_http(self, http: HttpClient, chance: random.Random) -> None:
+        outcome = http.complete(chance.choice(self._streamed), self._note_token)
+        if outcome is not None:
+            self.http_outcomes.append(outcome)
 
     def _one(self, client: Client, chance: random.Random) -> None:
         case = chance.choice(self._cases)

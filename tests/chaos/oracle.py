@@ -15,7 +15,8 @@ import redis
 from skynet.request.record import Record
 from skynet.store.requests import Requests
 from skynet.wire import keys
-from tests.chaos.load import Case, Outcome
+from tests.chaos.case import Answer, Case
+from tests.chaos.load import Outcome
 
 SHOWN = 12  # tokens shown around the first wrong one
 
@@ -37,7 +38,7 @@ class Verdict:
 def judge(
     client: redis.Redis,
     outcomes: list[Outcome],
-    answers: Mapping[Case, list[int]],
+    answers: Mapping[Case, Answer],
     *,
     may_lose: bool = False,
 ) -> Verdict:
@@ -59,7 +60,7 @@ def judge(
             problems = [p for p in problems if not p.startswith("ended with RequestLost")]
         verdict.wrong += [f"request {record.id}: {problem}" for problem in problems]
     for outcome in outcomes:
-        problems = list(_outcome_problems(outcome, answers[outcome.case]))
+        problems = list(_outcome_problems(outcome, answers[outcome.case].tokens))
         if outcome.id not in known:
             problems.append("accepted, but its record is lost")
         verdict.wrong += [f"client of {outcome.id} ({outcome.mode}): {p}" for p in problems]
@@ -115,7 +116,7 @@ def _records(client: redis.Redis) -> Iterator[Record]:
 
 
 def _record_problems(
-    client: redis.Redis, record: Record, answers: Mapping[Case, list[int]], verdict: Verdict
+    client: redis.Redis, record: Record, answers: Mapping[Case, Answer], verdict: Verdict
 ) -> Iterator[str]:
     entries = cast(list[Any], client.xrange(keys.tokens_key(record.id)))
     tokens = [(int(f[b"i"]), int(f[b"t"])) for _, f in entries if b"t" in f]
@@ -140,7 +141,7 @@ def _record_problems(
         yield f"not submitted: {record.prompt} {record.options}"
     else:
         ids = [token for _, token in tokens]
-        yield from filter(None, [difference(ids, expected, whole=not error)])
+        yield from filter(None, [difference(ids, expected.tokens, whole=not error)])
 
 
 def _outcome_problems(outcome: Outcome, expected: list[int]) -> Iterator[str]:

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.cluster import Exits
+from tests.chaos.http_load import HttpOutcome
+from tests.chaos.http_oracle import HttpVerdict
 from tests.chaos.leaks import Level
 from tests.chaos.load import Outcome
 from tests.chaos.oracle import Verdict
@@ -44,6 +46,8 @@ class Report:
     faults: list[Done]
     outcomes: list[Outcome]
     verdict: Verdict
+    http_outcomes: list[HttpOutcome]
+    http_verdict: HttpVerdict
     exits: Exits
     before: Level
     after: Level
@@ -77,13 +81,28 @@ class Report:
         reads = sum(max(0, len(outcome.reads) - 1) for outcome in self.outcomes)
         table.add_row("reconnections to streams", str(reads))
         table.add_row("repeated submissions", str(self.num_retries))
+        self._add_http(table)
         table.add_row("cancelled", str(self.verdict.num_cancelled))
         table.add_row("lost in a failover", str(self.verdict.num_lost))
         table.add_row("tokens", str(len(self.verdict.token_times)))
-        worst = max((outcome.seconds for outcome in self.outcomes), default=0.0)
+        everything = [*self.outcomes, *self.http_outcomes]
+        worst = max((outcome.seconds for outcome in everything), default=0.0)
         table.add_row("longest request", f"{worst:.1f} s")
         table.add_row("exits with code 0 after SIGTERM", str(self.exits.polite))
         return table
+
+    def _add_http(self, table: Table) -> None:
+        outcomes, verdict = self.http_outcomes, self.http_verdict
+        rows = {
+            "requests over HTTP": len(outcomes),
+            "  streams resumed after a lost connection": sum(o.num_resumed for o in outcomes),
+            "  streams left and resumed": sum(o.num_left for o in outcomes),
+            "  sent again before the first event": sum(o.num_retried for o in outcomes),
+            "  wrong": verdict.num_wrong,
+            "  lost": verdict.num_lost,
+        }
+        for name, number in rows.items():
+            table.add_row(name, str(number))
 
     def _faults(self) -> Table:
         table = Table("fault", "times", "next token: median", "worst", "pause: median", "worst")

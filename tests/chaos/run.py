@@ -17,11 +17,13 @@ from skynet.settings import settings
 from skynet.staging.split import skysplit
 from skynet.wire import keys
 from tests.chaos import leaks, oracle
+from tests.chaos.case import GRACE_S, Answer, Case
 from tests.chaos.cluster import ChaosCluster
 from tests.chaos.faults import FAULTS, LINK_FAULTS, Attack
-from tests.chaos.load import GRACE_S, Case, Load
+from tests.chaos.http_oracle import judge_http
+from tests.chaos.load import Load
 from tests.chaos.report import Done, Report
-from tests.chaos.undisturbed import READY_S, Expected, Say, undisturbed_answers
+from tests.chaos.undisturbed import READY_S, Expected, Say, check_gateways, undisturbed_answers
 from tests.cluster.processes import wait_for
 
 RECOVER_S = 120.0
@@ -45,6 +47,7 @@ class Plan:
     shards: int
     spares: int
     orchestrators: int
+    gateways: int
     pinned: bool
     sentinel: bool
     faults: tuple[str, ...]
@@ -72,6 +75,7 @@ class Run:
             shards=plan.shards,
             spares=plan.spares,
             orchestrators=plan.orchestrators,
+            gateways=plan.gateways,
             pinned=plan.pinned,
             sentinel=plan.sentinel,
             faulty_links=not LINK_FAULTS.isdisjoint(plan.faults),
@@ -95,7 +99,7 @@ class Run:
         finally:
             self.cluster.stop()
 
-    def _warm_up(self) -> dict[Case, list[int]]:
+    def _warm_up(self) -> dict[Case, Answer]:
         """Split the model; the answers of the undisturbed cluster."""
         plan = self.plan
         skysplit(
@@ -114,14 +118,16 @@ class Run:
             wait_for("every worker to run", self.cluster.all_alive, READY_S)
             checkpoint = open_checkpoint(plan.model, settings().cache_dir)
             expected = Expected(checkpoint, rounded=plan.weights == "bf16")
-            return undisturbed_answers(client, expected, self.chance, plan.max_tokens, self.say)
+            answers = undisturbed_answers(client, expected, self.chance, plan.max_tokens, self.say)
+            check_gateways(self.cluster.gateway_urls, answers, plan.clients, self.say)
+            return answers
         finally:
             client.close()
 
     # -- the attack ----------------------------------------------------------------------------
 
     def _attack(
-        self, client: redis.Redis, answers: dict[Case, list[int]], before: leaks.Level
+        self, client: redis.Redis, answers: dict[Case, Answer], before: leaks.Level
     ) -> Report:
         plan = self.plan
         load = Load(
@@ -130,6 +136,7 @@ class Run:
             random.Random(self.chance.random()),
             plan.clients,
             plan.request_timeout_s,
+            self.cluster.gateway_urls,
         )
         started = time.monotonic()
         load.start()
@@ -139,7 +146,8 @@ class Run:
         wrong = load.finish()
         wrong += self._drain(client)
         verdict = oracle.judge(client, load.outcomes, answers, may_lose=plan.sentinel)
-        wrong += verdict.wrong + self._recover()
+        over_http = judge_http(client, load.http_outcomes, answers, may_lose=plan.sentinel)
+        wrong += verdict.wrong + over_http.wrong + self._recover()
         leaks.forget_requests(client)
         after, leaked = leaks.settled(self.cluster, client, before)
         wrong += [f"leak: {leak}" for leak in leaked] + self.cluster.exits.wrong
@@ -151,6 +159,8 @@ class Run:
             self.faults,
             load.outcomes,
             verdict,
+            load.http_outcomes,
+            over_http,
             self.cluster.exits,
             before,
             after,
@@ -175,7 +185,7 @@ class Run:
                 kind = chance.choice(self.plan.faults)
                 pool.submit(self._do, kind, chance, slots)
                 left = max(0.0, until - time.monotonic())
-                asked = len(load.outcomes)
+                asked = len(load.outcomes) + len(load.http_outcomes)
                 self.say(f"{left:.0f} s left, {number + 1} faults, {asked} requests; now {kind}")
             self._end.set()
 

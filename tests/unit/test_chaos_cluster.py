@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.cluster import ChaosCluster, Slot
+from tests.chaos.cluster import ChaosCluster
+from tests.chaos.slot import Slot
 
 
 @pytest.fixture
@@ -25,6 +26,7 @@ def cluster(tmp_path: Path) -> Iterator[ChaosCluster]:
         sentinel=False,
         orchestrators=1,
         pinned=False,
+        faulty_links=False,
         environment={},
     )
     cluster.proxy.start()

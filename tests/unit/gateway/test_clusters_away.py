@@ -69,6 +69,21 @@ def test_threads_of_a_silent_cluster_are_its_own(away: Away) -> None:
     assert asyncio.run(run()) == "made"
 
 
+def test_an_answer_of_a_cluster_that_is_away_for_a_moment_is_not_lost(away: Away) -> None:
+    # Given an answer, and another gateway that has not looked at the cluster yet
+    client = FakeClient(decoder())
+    whole = post(fake_app(client), "/v1/completions", {"prompt": "Hi", "temperature": 0}).json()
+    away.records = client.records
+    away.released.set()
+    # When / Then the client is told to come again
+    for options in ("", "?stream=true"):
+        path = f"/v1/completions/{whole['id']}{options}"
+        refused = call(fake_app(away), "GET", path)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert refused.json()["error"]["code"] == "cluster_unavailable"
+    assert call(fake_app(client), "GET", path).status_code == 200
+
+
 def test_who_waits_for_a_cluster_that_is_away_waits_once(away: Away) -> None:
     gone = Cluster("gone", away)
     away.released.set()
