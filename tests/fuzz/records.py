@@ -42,6 +42,8 @@ RECORD_FIELDS = [
     "started_at",
     "first_token_at",
     "last_token_at",
+    "annotations",
+    "traceparent",
 ]
 TOKEN_FIELDS = ("i", "t", "p", "l", "end")
 

@@ -54,6 +54,7 @@ def test_submit_prompt_shows_its_arguments() -> None:
         "priority",
         "n",
         "annotations",
+        "traceparent",
         "options",
     ]
     assert "QueueFull" in (inspect.getdoc(skynet.submit_prompt) or "")
