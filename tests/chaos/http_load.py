@@ -29,7 +29,7 @@ class Interrupted(Exception):
 
 
 class Ended(Exception):
-    """The run ended before the request's first event."""
+    """The run ended before the request was sent."""
 
 
 class Refused(Exception):
@@ -71,7 +71,7 @@ class HttpClient:
     """A client of several gateways, with one request at a time.
 
     timeout_s: of a request.
-    end: no request is sent any more; those with an event are read to their end.
+    end: no new request is begun; one that was sent is sent again, and read to its end.
     retry_s: between connections without an event.
     """
 
@@ -96,7 +96,7 @@ class HttpClient:
     def complete(
         self, case: Case, note_token: Callable[[], None] = lambda: None
     ) -> HttpOutcome | None:
-        """The outcome of one request; None if `end` came before its first event."""
+        """The outcome of one request; None if `end` came before it was sent."""
         outcome = HttpOutcome(case, has_logprobs=self._chance.random() < SHARE_WITH_LOGPROBS)
         started = time.monotonic()
         try:
@@ -115,7 +115,7 @@ class HttpClient:
         leaves_at = LEAVES_AT if self._chance.random() < SHARE_LEAVING else 0.0
         urls = itertools.cycle(self._urls)
         for url in itertools.islice(urls, self._chance.randrange(len(self._urls)), None):
-            if self._end.is_set() and not outcome.id:
+            if self._end.is_set() and not (outcome.id or outcome.num_retried):
                 raise Ended
             num_streams = outcome.num_streams
             try:

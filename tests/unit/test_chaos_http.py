@@ -224,7 +224,7 @@ def test_a_client_that_leaves_after_each_token_has_them_all(
     assert (outcome.num_left, outcome.num_resumed) == (len(PIECES), 0)
 
 
-def test_a_request_ends_with_the_run_before_its_first_event_and_with_its_deadline(
+def test_a_request_is_not_begun_after_the_run_and_ends_with_its_deadline(
     made: Made,
 ) -> None:
     end = threading.Event()
@@ -283,6 +283,24 @@ def test_real_gateways_run_the_case_and_continue_each_others_streams(
             forms.add(outcome.has_logprobs)
         client.close()
     assert forms == {True, False}
+
+
+def test_a_request_that_was_sent_is_answered_though_the_run_ends(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a run that ends when the first gateway has died before the first event
+    end = threading.Event()
+    monkeypatch.setattr(http_load.time, "sleep", lambda _: end.set())
+    made.script[:] = [b""]
+    client = HttpClient(made.urls, random.Random(1), 60, end)
+    # When
+    outcome = client.complete(CASE)
+    client.close()
+    # Then
+    assert end.is_set()
+    assert outcome is not None
+    assert list(http_problems(outcome, ANSWER)) == []
+    assert outcome.num_retried == 1
 
 
 @pytest.mark.parametrize(
