@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -42,9 +42,11 @@ async def chat_events(
             yield chunks.of(index, {"role": "assistant", "content": ""})
     async with aclosing(chat_pieces(run, after)) as pieces:
         async for piece in pieces:
-            for delta in piece.deltas or [Delta()] * bool(piece.logprobs):
-                logprobs = piece.logprobs if delta is (piece.deltas or [delta])[0] else []
-                yield chunks.of(piece.choice, delta_json(delta), piece.position, logprobs=logprobs)
+            if piece.deltas or piece.logprobs:
+                # One chunk for a step, so that its id is a place between two chunks.
+                position = "" if piece.finish_reason else piece.position
+                delta = deltas_json(piece.deltas)
+                yield chunks.of(piece.choice, delta, position, logprobs=piece.logprobs)
             if piece.finish_reason:
                 yield chunks.of(piece.choice, {}, piece.position, reason=piece.finish_reason)
     if include_usage:
@@ -93,19 +95,25 @@ def chat_id(run: Run) -> str:
     return f"chatcmpl-{run.id}"
 
 
-def delta_json(delta: Delta) -> dict[str, Any]:
-    """A delta without fields that it does not have: clients validate them."""
+def deltas_json(deltas: Sequence[Delta]) -> dict[str, Any]:
+    """A step's deltas as one, without fields that it does not have: clients validate them."""
     shown: dict[str, Any] = {}
-    if delta.content:
-        shown["content"] = delta.content
-    if delta.reasoning:  # clients read one name or the other
-        shown |= {"reasoning_content": delta.reasoning, "reasoning": delta.reasoning}
-    if (call := delta.tool_call) is not None:
-        function = {"name": call.name} if call.name else {}
-        fragment = {"index": call.index, "function": {**function, "arguments": call.arguments}}
+    if content := "".join(delta.content for delta in deltas):
+        shown["content"] = content
+    if reasoning := "".join(delta.reasoning for delta in deltas):
+        # clients read one name or the other
+        shown |= {"reasoning_content": reasoning, "reasoning": reasoning}
+    fragments: dict[int, dict[str, Any]] = {}
+    for call in filter(None, (delta.tool_call for delta in deltas)):
+        empty = {"index": call.index, "function": {"arguments": ""}}
+        fragment = fragments.setdefault(call.index, empty)
         if call.id:
             fragment |= {"id": call.id, "type": "function"}
-        shown["tool_calls"] = [fragment]
+        if call.name:
+            fragment["function"]["name"] = call.name
+        fragment["function"]["arguments"] += call.arguments
+    if fragments:
+        shown["tool_calls"] = list(fragments.values())
     return shown
 
 

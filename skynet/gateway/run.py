@@ -6,6 +6,7 @@ connection continues after the last one that it has.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -31,7 +32,7 @@ class Step:
 
     choice: its number.
     item: a token; or its end, which has the text that was held back until then.
-    position: tokens of each answer so far, as in 3,5.
+    position: tokens of each answer so far, as in 3,5; an answer's end counts as one more.
     is_seen: the client has it.
     """
 
@@ -57,6 +58,7 @@ class Run:
     continues: bool = False
     usage: Usage = field(default_factory=Usage)
     form: Any = None
+    _leaving: asyncio.Future[None] | None = None
     _ended: set[str] = field(default_factory=set)
 
     @property
@@ -85,13 +87,12 @@ class Run:
         try:
             async with aclosing(merged(self.generations, self._ended)) as items:
                 async for choice, item in items:
-                    is_seen = False
+                    counts[choice] += 1
                     if isinstance(item, End):
                         self.usage.cached_tokens = max(self.usage.cached_tokens, item.cached_tokens)
-                    elif item.id >= 0:
-                        counts[choice] += 1
+                    else:
                         self.usage.completion_tokens += 1
-                        is_seen = counts[choice] <= seen[choice]
+                    is_seen = counts[choice] <= seen[choice]
                     yield Step(choice, item, ",".join(map(str, counts)), is_seen)
         finally:
             await self.leave()
@@ -99,9 +100,11 @@ class Run:
     async def leave(self) -> None:
         """Cancel the answers that have not ended, unless the client comes back for them."""
         rest = [each for each in self.generations if each.id not in self._ended]
-        if rest and not self._goes_on:
-            self._ended.update(each.id for each in rest)
-            await finished(self.cluster.cancel(rest))
+        if self._leaving is None:
+            if not rest or self._goes_on:
+                return
+            self._leaving = asyncio.ensure_future(self.cluster.cancel(rest))
+        await finished(self._leaving)  # whoever began it: the last one to leave waits for its end
 
     @property
     def _goes_on(self) -> bool:

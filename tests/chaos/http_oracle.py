@@ -54,14 +54,14 @@ def http_problems(outcome: HttpOutcome, answer: Answer) -> Iterator[str]:
     """What is wrong with a complete stream, joined from all its connections."""
     count = len(answer.tokens)
     positions = outcome.positions
-    # Each token once, in order; then the end, at the position of the last token.
+    # Each token once, in order; then the end, which counts as one more.
     if outcome.has_logprobs:
-        in_order = positions == [*range(1, count + 1), count]
+        in_order = positions == [*range(1, count + 2)]
     else:  # a token without text has no event
         tokens = positions[:-1]
-        in_order = tokens == sorted(set(tokens)) and positions[-1:] == [count]
+        in_order = tokens == sorted(set(tokens)) and positions[-1:] == [count + 1]
     if not in_order:
-        yield f"positions of its events are {positions}, expected 1 to {count}, and {count}"
+        yield f"positions of its events are {positions}, expected 1 to {count}, and one more"
     if outcome.text != answer.text:
         yield _difference(outcome.text, answer.text)
     if outcome.completion_tokens not in (None, count):
