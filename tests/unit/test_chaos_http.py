@@ -27,7 +27,7 @@ from tests.redis_servers import free_port
 PIECES = ["He", "llo ", "w\u00f6r", "ld"]
 CASE = Case((1, 2), len(PIECES), ignore_eos=True)
 ANSWER = Answer([5, 6, 7, 8], "".join(PIECES) + "!")
-RIGHT = HttpOutcome(CASE, True, "cmpl-1", ANSWER.text, [1, 2, 3, 4, 4], "length", 4)
+RIGHT = HttpOutcome(CASE, True, "cmpl-1", ANSWER.text, [1, 2, 3, 4, 5], "length", 4)
 
 
 def event(position: int, text: str, reason: str | None = None) -> bytes:
@@ -43,8 +43,8 @@ def stream(after: int) -> list[bytes]:
     """What a gateway sends after a position: comments, tokens, the end with held-back text."""
     tokens = [event(i + 1, text) for i, text in enumerate(PIECES)][after:]
     usage = event_of({"id": "cmpl-1", "choices": [], "usage": {"completion_tokens": len(PIECES)}})
-    end = event(len(PIECES), "!", "length")
-    return [b": ok\n", *tokens, b": keep-alive\n", end, usage, b"data: [DONE]\n\n"]
+    end = [event(len(PIECES) + 1, "!", "length")] if after <= len(PIECES) else []
+    return [b": ok\n", *tokens, b": keep-alive\n", *end, usage, b"data: [DONE]\n\n"]
 
 
 def answer(pieces: list[bytes], is_chunked: bool = True) -> bytes:
@@ -306,11 +306,11 @@ def test_a_request_that_was_sent_is_answered_though_the_run_ends(
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"positions": [1, 2, 2, 3, 4, 4]}, "positions"),  # twice
-        ({"positions": [1, 2, 4, 4]}, "positions"),  # not at all
-        ({"positions": [2, 1, 3, 4, 4]}, "positions"),
-        ({"positions": [1, 2, 3, 4, 4, 4]}, "positions"),  # two ends
-        ({"positions": [1, 2, 2, 3, 4, 4], "has_logprobs": False}, "positions"),
+        ({"positions": [1, 2, 2, 3, 4, 5]}, "positions"),  # twice
+        ({"positions": [1, 2, 4, 5]}, "positions"),  # not at all
+        ({"positions": [2, 1, 3, 4, 5]}, "positions"),
+        ({"positions": [1, 2, 3, 4, 5, 5]}, "positions"),  # two ends
+        ({"positions": [1, 2, 2, 3, 4, 5], "has_logprobs": False}, "positions"),
         ({"positions": [1, 2, 3], "has_logprobs": False}, "positions"),
         ({"positions": [], "has_logprobs": False}, "positions"),
         ({"text": "Hello w\u00f6rl!"}, "from 10 on it is '!', expected 'd!'"),
