@@ -186,7 +186,7 @@ async def _post(port: int, body: dict[str, Any]) -> tuple[int, bytes]:
 
 
 async def _lines(port: int, body: dict[str, Any]) -> AsyncIterator[bytes]:
-    """The lines of an answer of /v1/completions, its head included, in a connection of its own."""
+    """The lines of an answer of /v1/completions and of its head; opens a connection for it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         content = json.dumps(body).encode()

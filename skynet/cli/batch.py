@@ -10,7 +10,7 @@ import click
 from skynet.cli import terminal
 from skynet.cli.options import interruptible
 from skynet.cli.root import main
-from skynet.cli.serve import named_urls, require_gateway
+from skynet.cli.serve import cluster_option, named_urls, require_gateway
 
 if TYPE_CHECKING:
     from skynet.gateway.batch.runner import Counts
@@ -30,13 +30,7 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, path_type=Path),
     help="File of requests that failed.  [default: the output's name with .errors.jsonl]",
 )
-@click.option(
-    "--cluster",
-    "named",
-    metavar="NAME=URL",
-    multiple=True,
-    help="As for `skynet serve`.  [default: SKYNET_CLUSTER_URLS, or SKYNET_REDIS_URL]",
-)
+@cluster_option
 @click.option(
     "--timeout",
     "timeout_s",

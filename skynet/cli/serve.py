@@ -26,6 +26,15 @@ MIB = 2**20
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ENDS_S = 1.0  # between looks at the workers of --model
 
+cluster_option = click.option(
+    "--cluster",
+    "named",
+    metavar="NAME=URL",
+    multiple=True,
+    help="The cluster at this Redis URL has the model NAME; repeatable.  [default: "
+    "SKYNET_CLUSTER_URLS, or SKYNET_REDIS_URL]",
+)
+
 
 @main.command()
 @click.option(
@@ -33,14 +42,7 @@ ENDS_S = 1.0  # between looks at the workers of --model
     help="Start a cluster of this model on this machine, as `skynet up` does, and serve that.  "
     "[default: serve the cluster at SKYNET_REDIS_URL]",
 )
-@click.option(
-    "--cluster",
-    "named",
-    metavar="NAME=URL",
-    multiple=True,
-    help="Serve the cluster at this Redis URL, too, or instead, as the model NAME; repeatable.  "
-    "[default: SKYNET_CLUSTER_URLS]",
-)
+@cluster_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",

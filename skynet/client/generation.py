@@ -160,16 +160,10 @@ class Generation(AsyncResult):
                 raise self._no_token(error, timeout) from None
 
     async def _async_tokens(self, start: int, timeout: float | None) -> AsyncGenerator[Token]:
-        with reachable(self.client.url):
-            async with self.client.async_answers() as answers:
-                limit = await self._async_time_left(answers) if timeout is None else timeout
-                try:
-                    async with aclosing(answers.tokens(self.id, start, limit)) as items:
-                        async for item in items:
-                            for token in tokens_of(item):
-                                yield token
-                except TimeoutError as error:
-                    raise self._no_token(error, timeout) from None
+        async with aclosing(self.items(start, timeout)) as items:
+            async for item in items:
+                for token in tokens_of(item):
+                    yield token
 
     def annotations(self) -> dict[str, Any]:
         """What `submit_prompt` was given as `annotations`; {} if nothing.
@@ -182,8 +176,12 @@ class Generation(AsyncResult):
                 raise RequestLost(f"request {self.id} is not in Redis: it expired, or never was")
             return parse_object(record.annotations or "{}", "annotations")
 
-    async def items(self, start: int = 0) -> AsyncGenerator[Token | End]:
+    async def items(
+        self, start: int = 0, timeout: float | None = None
+    ) -> AsyncGenerator[Token | End]:
         """Tokens from index `start` on as they are generated, then the end, which may be an error.
+
+        timeout: as of `tokens`.
 
         Raises:
             ClusterUnreachable: Redis did not answer until the request's deadline.
@@ -192,13 +190,13 @@ class Generation(AsyncResult):
         """
         with reachable(self.client.url):
             async with self.client.async_answers() as answers:
-                limit = await self._async_time_left(answers)
+                limit = await self._async_time_left(answers) if timeout is None else timeout
                 try:
                     async with aclosing(answers.tokens(self.id, start, limit)) as items:
                         async for item in items:
                             yield item
                 except TimeoutError as error:
-                    raise self._no_token(error, None) from None
+                    raise self._no_token(error, timeout) from None
 
     def cancel(self) -> bool:
         """Cancel the request at the next step; False if it has ended already."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 import redis
 
@@ -15,6 +15,7 @@ from skynet.redis_url import hide_password
 from skynet.settings import settings
 from skynet.store.access import CONNECTIONS, MEMORY
 from skynet.store.connection import ping, reachable, server_info
+from skynet.store.engine_state import read_engine_state
 from skynet.store.events import Events
 from skynet.store.members import LOADING, READY, Member, Members
 from skynet.store.plans import Plans, plan_of
@@ -24,7 +25,6 @@ from skynet.store.transient import PROPAGATED, keeps_transient
 from skynet.wire import keys
 from skynet.wire.keys import Address
 from skynet.wire.protocol import PROTOCOL
-from skynet.wire.typed_json import parse_object
 
 MAX_NAMED = 4  # places in one phrase, and problems
 
@@ -51,8 +51,7 @@ def _status(client: redis.Redis, url: str, events: int) -> dict[str, Any]:
         for queue in queues:
             pipe.llen(keys.queue_key(queue))
         lengths = pipe.execute()
-    engine = cast("bytes | None", client.get(keys.engine_key()))
-    engine_state = parse_object(engine, keys.engine_key()) if engine else None
+    engine_state = read_engine_state(client)
     memory = server_info(client, "memory")
     present = {m.address for m in members if m.state == READY and plan and m.epoch == plan.epoch}
     if any(member.state == "leading" for member in members):

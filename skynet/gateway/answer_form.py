@@ -1,4 +1,4 @@
-"""How a chat's answers are taken apart: by the model's own format, or as plain text."""
+"""How a chat's answers are parsed: by the response template of the model, or as plain text."""
 
 from __future__ import annotations
 

@@ -12,19 +12,18 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from skynet.client.client import Client
 from skynet.client.generation import Generation
 from skynet.client.served_model import ServedModel
 from skynet.errors import SkynetError
-from skynet.gateway.errors import NO_RETRY, ApiError
+from skynet.gateway.errors import ApiError
 from skynet.gateway.memory import give_back_memory
 from skynet.request.prompts import Prompt
 from skynet.store.connection import reachable
+from skynet.store.engine_state import read_engine_state
 from skynet.store.targets import Target
-from skynet.wire import keys
-from skynet.wire.typed_json import parse_object
 
 logger = logging.getLogger(__name__)
 
@@ -89,23 +88,23 @@ class Cluster:
         """What it ran when it was last asked."""
         return self._known[1] if self._known else None
 
-    async def engine_state(self) -> dict[str, Any]:
-        """What the leading orchestrator said of its engine a moment ago; {} if nothing leads.
+    async def state(self) -> str:
+        """What the leading orchestrator says of its engine: `ready`, or what it waits for.
 
         Raises:
             SkynetError: Redis does not answer.
         """
-        return await self.call(self._engine_state)
+        return await self.call(self._state)
 
-    def _engine_state(self) -> dict[str, Any]:
+    def _state(self) -> str:
         with reachable(self.client.url):
-            text = cast("bytes | None", self.client.redis.get(keys.engine_key()))
-        return parse_object(text, keys.engine_key()) if text else {}
+            engine = read_engine_state(self.client.redis)
+        return str((engine or {}).get("state", "no orchestrator leads"))
 
     async def why_silent(self) -> str:
         """For a client whose answer does not go on: `keep-alive`, or what the cluster waits for."""
         try:
-            state = (await self.engine_state()).get("state", "no orchestrator leads")
+            state = await self.state()
         except SkynetError:
             state = "Redis does not answer"
         return "keep-alive" if state.startswith("ready") else f"recovering: {state}"
@@ -183,7 +182,6 @@ class Clusters:
             f"The model {name!r:.200} does not exist; there is {', '.join(filter(None, known))}",
             code="model_not_found",
             param="model",
-            headers=NO_RETRY,
         )
 
     @asynccontextmanager

@@ -39,7 +39,8 @@ TYPES = {
 
 
 class ApiError(Exception):
-    """An HTTP answer that is an error.
+    """An HTTP answer that is an error. What is wrong with a request (4xx) is so when it is sent
+    again, and its header says so; a full queue (429) is not.
 
     status: of HTTP.
     code: one word for programs.
@@ -62,7 +63,8 @@ class ApiError(Exception):
         self.message = message
         self.code = code
         self.param = param
-        self.headers = dict(headers or {})
+        fails_again = 400 <= status < 500 and status != 429
+        self.headers = {**(NO_RETRY if fails_again else {}), **(headers or {})}
         self.extra = dict(extra or {})
 
     @property
@@ -140,7 +142,6 @@ def invalid_body(problems: Sequence[Mapping[str, Any]]) -> ApiError:
         "; ".join(shown) or "the body is no JSON object",
         code="invalid_value",
         param=where or None,
-        headers=NO_RETRY,
     )
 
 

@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from starlette.requests import Request
 
 from skynet.gateway.clusters import Clusters
 from skynet.gateway.config import GatewayConfig
-from skynet.gateway.errors import NO_RETRY, ApiError
+from skynet.gateway.errors import ApiError
 from skynet.gateway.keys import Caller
 from skynet.gateway.metrics import GatewayMetrics
 
@@ -63,20 +63,14 @@ class Gateway:
         self.is_draining = True
         for call in self.at_drain:
             call()
-        if not self.open_answers:
-            self._idle.set()
 
-    async def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until no answer is open; False if one still is."""
-        try:
+    async def wait_idle(self, timeout_s: float) -> None:
+        """Wait until no answer is open, at most so long."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self.open_answers:
                     self._idle.clear()
                     await self._idle.wait()
-        except TimeoutError:
-            self.is_ending = True
-            return False
-        return True
 
     def retry_s(self) -> int:
         """Seconds until a place in a full queue is free, by the rate of the last answers."""
@@ -110,7 +104,6 @@ def require_admin(request: Request) -> None:
             403,
             "this needs an admin key, of SKYNET_ADMIN_KEYS",
             code="admin_only",
-            headers=NO_RETRY,
         )
 
 

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from skynet import __version__
+from skynet.gateway.middleware.http import HttpMiddleware
 from skynet.store.metric_table import BY_NAME, PREFIX
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -66,17 +67,14 @@ class GatewayMetrics:
         self._streams.dec()
 
 
-class CountRequests:
+class CountRequests(HttpMiddleware):
     """Pure ASGI middleware: responses pass unchanged, also streams, chunk by chunk."""
 
     def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
-        self.app = app
+        super().__init__(app)
         self.metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, status, is_stream = time.perf_counter(), NO_RESPONSE, False
 
         async def counted(message: Message) -> None:

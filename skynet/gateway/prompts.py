@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from skynet.gateway.answer_form import AnswerForm
 from skynet.gateway.clusters import Served
-from skynet.gateway.errors import NO_RETRY, ApiError
+from skynet.gateway.errors import ApiError
 from skynet.gateway.schemas.chat import ChatBody
 from skynet.request.prompts import check_token_ids, token_ids
 from skynet.tokenizer.chat_options import ChatOptions
@@ -55,7 +55,7 @@ def completion_prompt(served: Served, prompt: str | Sequence[int]) -> EncodedPro
         return EncodedPrompt(token_ids(prompt, served.model.text, raw=True), prompt)
     ids = check_token_ids(prompt, served.model.vocab_size)
     if not ids:
-        raise ApiError(400, "prompt: empty", param="prompt", code="invalid_value", headers=NO_RETRY)
+        raise ApiError(400, "prompt: empty", param="prompt", code="invalid_value")
     return EncodedPrompt(ids)
 
 
@@ -77,7 +77,6 @@ def answer_limit(served: Served, prompt_tokens: int, asked: int | None, param: s
             f"in the completion). Please reduce the length of the {param} or completion.",
             code="context_length_exceeded",
             param=param,
-            headers=NO_RETRY,
             extra={"n_prompt_tokens": prompt_tokens, "n_ctx": served.max_tokens},
         )
     return room if asked is None else min(asked, room)

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 Start = Callable[[], Awaitable[Run]]
 Whole = Callable[[Run], Awaitable[dict[str, Any]]]
 Events = Callable[[Run], AsyncGenerator[Event]]
+Failed = Callable[[ApiError], list[Event]]
 NOBODY = Response(status_code=499)  # the client has left: it is not sent
 
 
@@ -45,20 +46,23 @@ async def reply_whole(
             return NOBODY
 
 
-async def reply_stream(
+async def reply(
     request: Request,
     start: Start,
-    events: Events,
+    whole: Whole,
+    events: Events | None,
     headers: dict[str, str] | None = None,
-    failed: Callable[[ApiError], list[Event]] | None = None,
+    failed: Failed | None = None,
 ) -> Response:
-    """The answer as a stream of events.
+    """The answer as a stream of events, or as one object if `events` is None.
 
     failed: the events of an error that comes after the beginning; by default OpenAI's.
 
     Raises:
-        ApiError, SkynetError: why the run could not be started.
+        ApiError, SkynetError: why there is none.
     """
+    if events is None:
+        return await reply_whole(request, start, whole, headers)
     gateway = gateway_of(request)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(gateway.answering())
@@ -83,7 +87,7 @@ async def _guarded(
     gateway: Gateway,
     run: Run,
     events: AsyncGenerator[Event],
-    failed: Callable[[ApiError], list[Event]],
+    failed: Failed,
 ) -> AsyncGenerator[Event]:
     """The events; an error is an event, too."""
     async with aclosing(events):

@@ -11,7 +11,7 @@ from skynet.client.client import sample_id
 from skynet.client.generation import Generation
 from skynet.errors import ClusterUnreachable, RequestLost, SkynetError
 from skynet.gateway.clusters import Cluster
-from skynet.gateway.errors import NO_RETRY, ApiError
+from skynet.gateway.errors import ApiError
 from skynet.gateway.gateway import caller_of, gateway_of
 from skynet.gateway.run import Run
 from skynet.gateway.usage import Usage
@@ -33,7 +33,6 @@ def position_of(request: Request, starting_after: str) -> str:
             f"starting_after {position!r:.80}: expected the id of an event, as in 17 or 3,5",
             code="invalid_value",
             param="starting_after",
-            headers=NO_RETRY,
         )
     return position
 
@@ -87,7 +86,6 @@ def _no_answer(run_id: str) -> ApiError:
         404,
         f"no answer {run_id!r:.80}: it has expired, or never was",
         code="answer_not_found",
-        headers=NO_RETRY,
     )
 
 
@@ -98,7 +96,6 @@ async def _run(request: Request, cluster: Cluster, run_id: str, about: dict[str,
             f"answer {run_id}: its {about['lost']} were too long to be kept, so that it cannot be "
             "taken up again",
             code="answer_not_found",
-            headers=NO_RETRY,
         )
     generations = generations_of(cluster, run_id, about)
     record = await cluster.call(lambda: cluster.client.requests.read(run_id))

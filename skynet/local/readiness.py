@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import cast
 
 import redis
 
@@ -12,10 +11,9 @@ from skynet.local.processes import WorkerProcesses
 from skynet.planning.plan import Plan
 from skynet.settings import settings
 from skynet.staging.stager import Progress
+from skynet.store.engine_state import read_engine_state
 from skynet.store.members import FAILED, READY, Member, Members
 from skynet.store.plans import Plans
-from skynet.wire import keys
-from skynet.wire.typed_json import parse_object
 
 NO_LEADER = "waiting for an orchestrator"
 POLL_S = 0.05
@@ -38,8 +36,8 @@ def wait_until_ready(
             if member.state == FAILED:
                 raise SkynetError(f"{member.address} could not load: {member.problem}")
         _report_loading([member for member in present if member.weight_bytes], progress)
-        engine = cast("bytes | None", client.get(keys.engine_key()))
-        state = parse_object(engine, keys.engine_key()).get("state") if engine else NO_LEADER
+        engine = read_engine_state(client)
+        state = engine.get("state") if engine else NO_LEADER
         plan = plans.current()
         complete = len({member.pid for member in present}) == len(processes.by_name)
         if state == "ready" and plan is not None and complete:

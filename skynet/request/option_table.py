@@ -252,7 +252,7 @@ OPTIONS = (
         "skip_special_tokens",
         Kind.FLAG,
         True,
-        "Leave special tokens, such as the end token, out of the text.",
+        "Leave special tokens, for example the end token, out of the text.",
     ),
     Option(
         "ignore_eos",

@@ -70,28 +70,28 @@ def run(
     cluster: Cluster, records: Sequence[Record], end_ids: Sequence[int] = (), disturb_at: int = -1
 ) -> Beams:
     """All records at once; before step `disturb_at` the shards forget everything."""
-    carrier, number = Beams(cluster), 0
+    carrier = Beams(cluster)
     engine = Engine(cluster.plan, carrier, carrier, EngineOptions(max_batch_tokens=9))
     for record in records:
         model = ModelInfo(cluster.arch, Text({}), frozenset(end_ids), 60)
         engine.accept(Generated.of(record, model))
-    engine.ready = True
-    engine.pump()
-    while engine.in_flight:
-        if number == disturb_at:
-            engine.carrier, carrier.sent = replace_give_up(carrier), type(carrier.sent)()
-            engine.resume(replace(cluster.plan, epoch=cluster.plan.epoch + 1))
-            cluster.plan = engine.plan
-        carrier.deliver(engine)
-        number += 1
+    run_disturbed(engine, carrier, cluster, disturb_at)
     assert set(carrier.ended) == {record.id for record in records}
     return carrier
 
 
-def replace_give_up(carrier: Beams) -> Any:
-    """The same, which takes it that steps are given up."""
-    carrier.give_up = lambda step: None  # type: ignore[method-assign]
-    return carrier
+def run_disturbed(engine: Engine, carrier: Any, cluster: Cluster, disturb_at: int) -> None:
+    """Run all steps; before step `disturb_at` the shards forget everything."""
+    number, engine.ready = 0, True
+    engine.pump()
+    while engine.in_flight:
+        if number == disturb_at:
+            carrier.give_up = lambda step: None
+            carrier.sent = type(carrier.sent)()
+            engine.resume(replace(cluster.plan, epoch=cluster.plan.epoch + 1))
+            cluster.plan = engine.plan
+        carrier.deliver(engine)
+        number += 1
 
 
 def options_of(fields: dict[str, Any], **more: Any) -> Options:

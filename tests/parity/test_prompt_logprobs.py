@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from harness import Checkpoint, Cluster, cluster_of
 from references import OUTGROWN, PROMPTS, Reference
-from test_beams import replace_give_up
+from test_beams import run_disturbed
 from test_engine_parity import InProcess
 from test_generation_options import model_at
 
@@ -72,7 +71,7 @@ def run(
     written: tokens of each answer that an earlier orchestrator has written.
     """
     cluster = cluster_of(checkpoint, *shape, num_slots=4, chord_span=span)
-    carrier, number = Scored(cluster), 0
+    carrier = Scored(cluster)
     engine = Engine(cluster.plan, carrier, carrier, EngineOptions(max_batch_tokens=budget))
     try:
         for record in records:
@@ -80,15 +79,7 @@ def run(
             sequence = Generated.of(record, model)
             sequence.output.restore(written)
             engine.accept(sequence)
-        engine.ready = True
-        engine.pump()
-        while engine.in_flight:
-            if number == disturb_at:
-                engine.carrier, carrier.sent = replace_give_up(carrier), type(carrier.sent)()
-                engine.resume(replace(cluster.plan, epoch=cluster.plan.epoch + 1))
-                cluster.plan = engine.plan
-            carrier.deliver(engine)
-            number += 1
+        run_disturbed(engine, carrier, cluster, disturb_at)
     finally:
         cluster.close()
     assert set(carrier.ended) == {record.id for record in records}

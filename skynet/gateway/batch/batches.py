@@ -13,21 +13,21 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from skynet.errors import BadRequest
+from skynet.gateway.batch.descriptions import Descriptions
 from skynet.gateway.batch.endpoints import URLS
-from skynet.gateway.batch.files import Files, new_id, read_all, read_json, write_json
+from skynet.gateway.batch.files import Files
 from skynet.gateway.batch.runner import BatchRunner, Counts
-from skynet.gateway.errors import NO_RETRY, ApiError
+from skynet.gateway.errors import ApiError
 from skynet.gateway.gateway import Gateway
 from skynet.gateway.run import Origin
 
 logger = logging.getLogger(__name__)
 
-BATCH_ID = re.compile(r"batch-[0-9a-f]{32}")
 LOOK_S = 2.0
 SAVE_S = 1.0
 MAX_OPEN = 1000
@@ -93,6 +93,7 @@ class Batches:
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory = directory
         self.files = Files(directory, max_bytes)
+        self._descriptions = Descriptions(directory, "batch", Batch)
 
     def create(
         self, endpoint: str, file_id: str, window: str, owner: str, metadata: dict[str, str]
@@ -112,7 +113,6 @@ class Batches:
                 + (", ".join(sorted(URLS)) if match else "a number of m, h or d, as in 24h"),
                 code="invalid_value",
                 param=param,
-                headers=NO_RETRY,
             )
         self.files.get(file_id, owner)
         self.files.check_room()
@@ -120,35 +120,21 @@ class Batches:
             raise ApiError(429, f"{MAX_OPEN} batches are unfinished", code="queue_full")
         now = int(time.time())
         expires = now + int(match[1]) * SECONDS[match[2]]
-        batch = Batch(
-            new_id("batch"), endpoint, file_id, window, now, expires, owner, metadata=metadata
-        )
+        batch_id = self._descriptions.new_id()
+        batch = Batch(batch_id, endpoint, file_id, window, now, expires, owner, metadata=metadata)
         self.save(batch)
         return batch
 
     def get(self, batch_id: str, owner: str | None) -> Batch:
-        """A batch. owner: None: anybody's.
-
-        Raises:
-            ApiError: 404, there is none, or it is another's.
-        """
-        fields = None
-        if BATCH_ID.fullmatch(batch_id):
-            fields = read_json(self.directory / f"{batch_id}.json")
-        if fields is None or owner not in (None, fields["owner"]):
-            raise ApiError(
-                404, f"no batch {batch_id!r:.80}", code="batch_not_found", headers=NO_RETRY
-            )
-        return Batch(**fields)
+        """A batch; arguments and errors as of `Descriptions.get`."""
+        return self._descriptions.get(batch_id, owner)
 
     def all(self, owner: str | None) -> list[Batch]:
         """All batches of an owner, the newest first."""
-        found = [Batch(**fields) for fields in read_all(self.directory, "batch-*.json")]
-        mine = [each for each in found if owner in (None, each.owner)]
-        return sorted(mine, key=lambda each: (-each.created_at, each.id))
+        return self._descriptions.all(owner)
 
     def cancel(self, batch: Batch) -> Batch:
-        """Ask whoever runs a batch to stop."""
+        """Have the gateway that runs a batch stop it."""
         if batch.status in ENDED:
             return batch
         batch = replace(batch, status="cancelling")
@@ -156,8 +142,7 @@ class Batches:
         return batch
 
     def save(self, batch: Batch) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_json(self.directory / f"{batch.id}.json", asdict(batch))
+        self._descriptions.save(batch)
 
     @contextmanager
     def lock(self, batch: Batch) -> Iterator[bool]:

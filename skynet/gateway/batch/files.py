@@ -1,25 +1,21 @@
 """Files of batches on the gateway's disk: uploads, answers and errors.
 
-Beside each file lies its description. Both are complete or not there: a file is written under
-another name first.
+Beside each file lies its description. A file is complete or not there: it is written under another
+name first.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import time
-import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from skynet.gateway.errors import NO_RETRY, ApiError
+from skynet.gateway.batch.descriptions import Descriptions
+from skynet.gateway.errors import ApiError
 
-FILE_ID = re.compile(r"file-[0-9a-f]{32}")
 MAX_NAME = 255
 CHUNK = 2**20
 
@@ -50,6 +46,7 @@ class Files:
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory = directory
         self.max_bytes = max_bytes
+        self._descriptions = Descriptions(directory, "file", StoredFile)
 
     def add(self, source: BinaryIO, filename: str, purpose: str, owner: str) -> StoredFile:
         """Keep a file.
@@ -58,7 +55,7 @@ class Files:
             ApiError: 413, there is no room for it.
         """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file_id, room = new_id("file"), self.max_bytes - self.used_bytes()
+        file_id, room = self._descriptions.new_id(), self.max_bytes - self.used_bytes()
         partial = self.directory / f"{file_id}.partial"
         try:
             with partial.open("xb") as copy:
@@ -77,7 +74,7 @@ class Files:
     def adopt(self, path: Path, filename: str, purpose: str, owner: str) -> StoredFile:
         """Keep a file that is in this directory's file system, by renaming it."""
         details = (filename, purpose, owner)
-        return self._describe(path, new_id("file"), details, path.stat().st_size)
+        return self._describe(path, self._descriptions.new_id(), details, path.stat().st_size)
 
     def _describe(
         self, path: Path, file_id: str, details: tuple[str, str, str], size: int
@@ -85,30 +82,19 @@ class Files:
         filename, purpose, owner = details
         stored = StoredFile(file_id, filename[:MAX_NAME], purpose, size, int(time.time()), owner)
         path.replace(self.path(file_id))
-        write_json(self.directory / f"{file_id}.json", asdict(stored))
+        self._descriptions.save(stored)
         return stored
 
     def get(self, file_id: str, owner: str | None) -> StoredFile:
-        """A file's description. owner: None: anybody's.
-
-        Raises:
-            ApiError: 404, there is none, or it is another's.
-        """
-        stored = None
-        if FILE_ID.fullmatch(file_id):
-            stored = read_json(self.directory / f"{file_id}.json")
-        if stored is None or owner not in (None, stored["owner"]):
-            raise ApiError(404, f"no file {file_id!r:.80}", code="file_not_found", headers=NO_RETRY)
-        return StoredFile(**stored)
+        """A file's description; arguments and errors as of `Descriptions.get`."""
+        return self._descriptions.get(file_id, owner)
 
     def all(self, owner: str | None) -> list[StoredFile]:
         """The descriptions of all files of an owner, the newest first."""
-        found = [StoredFile(**fields) for fields in read_all(self.directory, "file-*.json")]
-        mine = [each for each in found if owner in (None, each.owner)]
-        return sorted(mine, key=lambda each: -each.created_at)
+        return self._descriptions.all(owner)
 
     def delete(self, file_id: str) -> None:
-        (self.directory / f"{file_id}.json").unlink(missing_ok=True)
+        self._descriptions.delete(file_id)
         self.path(file_id).unlink(missing_ok=True)
 
     def path(self, file_id: str) -> Path:
@@ -135,34 +121,4 @@ class Files:
             f"files of batches may have {self.max_bytes} bytes together: delete some at "
             "/v1/files, or start the gateway with a larger --batch-gib",
             code="storage_full",
-            headers=NO_RETRY,
         )
-
-
-def new_id(kind: str) -> str:
-    return f"{kind}-{uuid.uuid4().hex}"
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a description so that it is whole after a crash."""
-    partial = path.with_suffix(".new")
-    with partial.open("w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A description; None if there is none."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def read_all(directory: Path, pattern: str) -> Iterator[dict[str, Any]]:
-    for path in directory.glob(pattern) if directory.exists() else ():
-        if (value := read_json(path)) is not None:
-            yield value

@@ -8,7 +8,7 @@ from typing import Any
 
 from skynet.errors import NoModel
 from skynet.gateway.cluster.reader import ClusterReader
-from skynet.gateway.errors import NO_RETRY, ApiError
+from skynet.gateway.errors import ApiError
 from skynet.store.connection import reachable
 from skynet.store.events import Events
 from skynet.store.plans import Plans
@@ -43,7 +43,7 @@ def verify_model(cluster: ClusterReader, digest: str) -> dict[str, Any]:
     """Begin a verification.
 
     Raises:
-        ApiError: 404, there is no such model.
+        ApiError: 404, no staged model has this digest.
         BadRequest: as `StagedModels.start_verifying`.
     """
     with _known_model(cluster):
@@ -56,7 +56,7 @@ def remove_model(cluster: ClusterReader, digest: str) -> dict[str, Any]:
     """Delete a staged model.
 
     Raises:
-        ApiError: 404, there is no such model.
+        ApiError: 404, no staged model has this digest.
         BadRequest: as `StagedModels.remove`.
     """
     with _known_model(cluster):
@@ -67,12 +67,12 @@ def remove_model(cluster: ClusterReader, digest: str) -> dict[str, Any]:
 
 @contextmanager
 def _known_model(cluster: ClusterReader) -> Iterator[None]:
-    """Around an action on a staged model; that there is no such model will not get better."""
+    """Around an action on a staged model; an unknown digest is 404, not 503."""
     try:
         with reachable(cluster.client.url):
             yield
     except NoModel as error:
-        raise ApiError(404, str(error), code="model_not_found", headers=NO_RETRY) from None
+        raise ApiError(404, str(error), code="model_not_found") from None
 
 
 def _tell(cluster: ClusterReader, text: str) -> None:

@@ -59,7 +59,7 @@ class Feed:
         return self._snapshot
 
     async def follow(self, last_id: str = "") -> AsyncGenerator[Change]:
-        """A snapshot, then patches; only patches for who has the version `last_id`."""
+        """A snapshot, then patches; patches alone for a reader who has version `last_id`."""
         self._readers += 1
         self._start()
         version = self._version_of(last_id)
@@ -119,7 +119,7 @@ class Feed:
         changed.set()
 
     def _since(self, version: int) -> list[Change]:
-        """What a reader who has `version` needs; 0: a snapshot."""
+        """The patches after `version`, or the whole snapshot if `version` is 0 or too old."""
         if version == self._version:
             return []
         kept = [(number, patch) for number, patch in self._patches if number > version]

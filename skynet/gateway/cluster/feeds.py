@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from skynet.client.client import Client
 from skynet.gateway.cluster.feed import Feed
 from skynet.gateway.cluster.reader import ClusterReader
-from skynet.gateway.errors import NO_RETRY, ApiError
+from skynet.gateway.errors import ApiError
 
 
 class Feeds:
@@ -37,7 +37,6 @@ class Feeds:
                 f"no cluster has the name {name!r:.80}",
                 code="cluster_not_found",
                 param="cluster",
-                headers=NO_RETRY,
             )
         made = self._made.get(name)
         if made is None or made[0].client is not client:

@@ -58,7 +58,7 @@ class StagedModels:
         """Read the whole model in a thread; `checks` tells how far it is.
 
         Raises:
-            NoModel: there is no such model.
+            NoModel: no staged model has this digest.
             BadRequest: it is being verified already.
         """
         model = find_model(self._client, digest)

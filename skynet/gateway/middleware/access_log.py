@@ -8,23 +8,18 @@ from __future__ import annotations
 import logging
 import time
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from skynet.gateway.middleware.guard import OPEN_PATHS
+from skynet.gateway.middleware.http import HttpMiddleware
 
 logger = logging.getLogger(__name__)
 
 
-class AccessLog:
+class AccessLog(HttpMiddleware):
     """At level INFO; requests for the gateway's health, which are many, at DEBUG."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, status = time.monotonic(), 499  # unless an answer begins, the client has left
 
         async def noting(message: Message) -> None:

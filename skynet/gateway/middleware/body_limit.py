@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from skynet.gateway.errors import NO_RETRY, ApiError
+from skynet.gateway.errors import ApiError
+from skynet.gateway.middleware.http import HttpMiddleware
 
 MIB = 2**20
 IDLE_S = 10.0  # for each MiB of a body that may be long
 
 
-class BodyLimit:
+class BodyLimit(HttpMiddleware):
     """Refuses bodies that are longer than `max_bytes` or take longer than `timeout_s`.
 
     longer: paths with another limit, for bodies that go to disk and take as long as they need.
@@ -24,15 +25,12 @@ class BodyLimit:
     def __init__(
         self, app: ASGIApp, max_bytes: int, timeout_s: float, longer: Mapping[str, int]
     ) -> None:
-        self.app = app
+        super().__init__(app)
         self.max_bytes = max_bytes
         self.timeout_s = timeout_s
         self.longer = longer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = self.longer.get(scope["path"], self.max_bytes)
         timeout_s = IDLE_S * limit / MIB if scope["path"] in self.longer else self.timeout_s
         started, refused = False, None
@@ -84,7 +82,6 @@ class BodyLimit:
                     408,
                     f"the body did not arrive within {timeout_s:g} s",
                     code="slow_body",
-                    headers=NO_RETRY,
                 ) from None
             if message["type"] == "http.request":
                 left -= len(message.get("body", b""))
@@ -101,5 +98,4 @@ def _too_long(limit: int) -> ApiError:
         413,
         f"the body is longer than {limit} bytes, the gateway's limit",
         code="request_too_large",
-        headers=NO_RETRY,
     )

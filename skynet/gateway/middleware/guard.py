@@ -9,14 +9,15 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from skynet.gateway.config import GatewayConfig, is_loopback
-from skynet.gateway.errors import NO_RETRY, ApiError
+from skynet.gateway.errors import ApiError
 from skynet.gateway.keys import Caller
+from skynet.gateway.middleware.http import HttpMiddleware
 
 OPEN_PATHS = ("/health", "/ready", "/v1/health")
 PAGE_PREFIX = "/static/"  # the page itself holds nothing: it asks for a key
 
 
-class Guard:
+class Guard(HttpMiddleware):
     """Refuses requests without a valid key, and requests that pages of other origins make.
 
     A gateway without keys has no other way to tell its user from a page that the user visits: it
@@ -24,14 +25,11 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, config: GatewayConfig, open_paths: Iterable[str] = ()) -> None:
-        self.app = app
+        super().__init__(app)
         self.config = config
         self.open_paths = {*OPEN_PATHS, *open_paths}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             scope["caller"] = self._caller(scope)
         except ApiError as error:
@@ -58,7 +56,7 @@ class Guard:
                 401,
                 "no valid API key: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`",
                 code="invalid_api_key",
-                headers={"www-authenticate": "Bearer", **NO_RETRY},
+                headers={"www-authenticate": "Bearer"},
             )
         return caller
 
@@ -71,7 +69,6 @@ class Guard:
                 f"Host {headers.get('host', '')!r:.100}: this gateway has no keys and answers to "
                 "names of its own machine only",
                 code="foreign_host",
-                headers=NO_RETRY,
             )
         origin = headers.get("origin")
         if origin is None or origin in self.config.cors_origins:
@@ -81,7 +78,6 @@ class Guard:
                 403,
                 f"Origin {origin!r:.100}: allow pages of this origin with --cors-origin",
                 code="foreign_origin",
-                headers=NO_RETRY,
             )
 
 

@@ -6,22 +6,18 @@ import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
+
+from skynet.gateway.middleware.http import HttpMiddleware
 
 HEADER = "x-request-id"
 VALID = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
 
 
-class RequestId:
+class RequestId(HttpMiddleware):
     """Puts the id into the scope, as `request_id`, and into the answer's headers."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = Headers(scope=scope).get(HEADER, "")
         request_id = given if VALID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
         scope["request_id"] = request_id

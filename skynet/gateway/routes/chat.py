@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from skynet.gateway.chat import KIND, start_chat
 from skynet.gateway.chat_chunks import chat_completion, chat_events
 from skynet.gateway.gateway import gateway_of
-from skynet.gateway.reply import reply_stream, reply_whole
+from skynet.gateway.reply import reply
 from skynet.gateway.resume import position_of, resumed
 from skynet.gateway.run import Run, origin_of
 from skynet.gateway.schemas.body import ignored_header
 from skynet.gateway.schemas.chat import ChatBody
 from skynet.gateway.schemas.generation import PASSED, StreamOptions
+from skynet.gateway.sse import Event
 
 router = APIRouter(tags=["chat"])
 
@@ -22,19 +25,15 @@ router = APIRouter(tags=["chat"])
 async def create_chat_completion(request: Request, body: ChatBody) -> Response:
     """Answer a chat, whole or as a stream of events."""
     headers = ignored_header(body.ignored(PASSED))
-    gateway = gateway_of(request)
     options = body.stream_options or StreamOptions()
 
-    if not body.streams:
-        return await reply_whole(
-            request, lambda: start_chat(gateway, origin_of(request), body), chat_completion, headers
-        )
-    return await reply_stream(
-        request,
-        lambda: start_chat(gateway, origin_of(request), body),
-        lambda run: chat_events(run, options.include_usage, options.continuous_usage_stats),
-        headers,
-    )
+    async def start() -> Run:
+        return await start_chat(gateway_of(request), origin_of(request), body)
+
+    def events(run: Run) -> AsyncGenerator[Event]:
+        return chat_events(run, options.include_usage, options.continuous_usage_stats)
+
+    return await reply(request, start, chat_completion, events if body.streams else None, headers)
 
 
 @router.get("/v1/chat/completions/{completion_id}")
@@ -54,8 +53,7 @@ async def get_chat_completion(
     async def start() -> Run:
         return await resumed(request, completion_id.removeprefix("chatcmpl-"), KIND)
 
-    if not stream:
-        return await reply_whole(request, start, chat_completion)
-    return await reply_stream(
-        request, start, lambda run: chat_events(run, include_usage, after=after)
-    )
+    def events(run: Run) -> AsyncGenerator[Event]:
+        return chat_events(run, include_usage, after=after)
+
+    return await reply(request, start, chat_completion, events if stream else None)

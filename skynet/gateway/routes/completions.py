@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -12,12 +14,13 @@ from skynet.gateway.completions import (
     start_completions,
 )
 from skynet.gateway.gateway import gateway_of
-from skynet.gateway.reply import reply_stream, reply_whole
+from skynet.gateway.reply import reply
 from skynet.gateway.resume import position_of, resumed
 from skynet.gateway.run import Run, origin_of
 from skynet.gateway.schemas.body import ignored_header
 from skynet.gateway.schemas.completion import CompletionBody
 from skynet.gateway.schemas.generation import PASSED, StreamOptions
+from skynet.gateway.sse import Event
 
 router = APIRouter(tags=["completions"])
 
@@ -26,20 +29,15 @@ router = APIRouter(tags=["completions"])
 async def create_completion(request: Request, body: CompletionBody) -> Response:
     """Continue one or several prompts, whole or as a stream of events."""
     headers = ignored_header(body.ignored(PASSED))
-    gateway = gateway_of(request)
     options = body.stream_options or StreamOptions()
 
     async def start() -> Run:
-        return await start_completions(gateway, origin_of(request), body)
+        return await start_completions(gateway_of(request), origin_of(request), body)
 
-    if not body.streams:
-        return await reply_whole(request, start, completion, headers)
-    return await reply_stream(
-        request,
-        start,
-        lambda run: completion_events(run, options.include_usage, options.continuous_usage_stats),
-        headers,
-    )
+    def events(run: Run) -> AsyncGenerator[Event]:
+        return completion_events(run, options.include_usage, options.continuous_usage_stats)
+
+    return await reply(request, start, completion, events if body.streams else None, headers)
 
 
 @router.get("/v1/completions/{completion_id}")
@@ -56,8 +54,7 @@ async def get_completion(
     async def start() -> Run:
         return await resumed(request, completion_id.removeprefix("cmpl-"), KIND)
 
-    if not stream:
-        return await reply_whole(request, start, completion)
-    return await reply_stream(
-        request, start, lambda run: completion_events(run, include_usage, after=after)
-    )
+    def events(run: Run) -> AsyncGenerator[Event]:
+        return completion_events(run, include_usage, after=after)
+
+    return await reply(request, start, completion, events if stream else None)

@@ -51,7 +51,7 @@ async def _state(cluster: Cluster) -> tuple[bool, str]:
     try:
         async with asyncio.timeout(LOOK_S):
             served = await cluster.served()
-            state = str((await cluster.engine_state()).get("state", "no orchestrator leads"))
+            state = await cluster.state()
     except TimeoutError:
         return False, f"{name}: Redis does not answer within {LOOK_S:g} s"
     except SkynetError as error:

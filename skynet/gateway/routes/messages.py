@@ -11,7 +11,7 @@ from skynet.gateway.chat import start_chat
 from skynet.gateway.gateway import gateway_of, request_id_of
 from skynet.gateway.messages import KIND, message, message_events, message_failed
 from skynet.gateway.prompts import chat_prompt
-from skynet.gateway.reply import reply_stream, reply_whole
+from skynet.gateway.reply import reply
 from skynet.gateway.run import Run, origin_of
 from skynet.gateway.schemas.body import ignored_header
 from skynet.gateway.schemas.generation import PASSED
@@ -30,9 +30,8 @@ async def create_message(request: Request, body: MessagesBody) -> Response:
     async def start() -> Run:
         return await start_chat(gateway, origin_of(request), chat, KIND)
 
-    if not body.stream:
-        return await reply_whole(request, start, message, headers)
-    return await reply_stream(request, start, message_events, headers, message_failed)
+    events = message_events if body.stream else None
+    return await reply(request, start, message, events, headers, message_failed)
 
 
 @router.post("/v1/messages/count_tokens")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from skynet.gateway.chat import start_chat
 from skynet.gateway.gateway import gateway_of
-from skynet.gateway.reply import reply_stream, reply_whole
+from skynet.gateway.reply import reply
 from skynet.gateway.responses import KIND, ResponseWriter, echo_of, kept
 from skynet.gateway.resume import position_of, resumed
 from skynet.gateway.run import Run, origin_of
 from skynet.gateway.schemas.body import ignored_header
 from skynet.gateway.schemas.generation import PASSED
 from skynet.gateway.schemas.responses import STATEFUL, WITHOUT_EFFECT, ResponsesBody
+from skynet.gateway.sse import Event
 
 router = APIRouter(tags=["responses"])
 KNOWN = PASSED | WITHOUT_EFFECT | frozenset(STATEFUL)
@@ -29,9 +32,8 @@ async def create_response(request: Request, body: ResponsesBody) -> Response:
     async def start() -> Run:
         return await start_chat(gateway, origin_of(request), chat, KIND, {"echo": kept(echo)})
 
-    if not body.stream:
-        return await reply_whole(request, start, writer.whole, headers)
-    return await reply_stream(request, start, writer.events, headers, writer.failed)
+    events = writer.events if body.stream else None
+    return await reply(request, start, writer.whole, events, headers, writer.failed)
 
 
 @router.get("/v1/responses/{response_id}")
@@ -48,9 +50,8 @@ async def get_response(
     async def start() -> Run:
         return await resumed(request, response_id.removeprefix("resp_"), KIND)
 
-    if not stream:
-        return await reply_whole(request, start, writer.whole)
-    after = int(position) if position else -1
-    return await reply_stream(
-        request, start, lambda run: writer.events(run, after), failed=writer.failed
-    )
+    def events(run: Run) -> AsyncGenerator[Event]:
+        return writer.events(run, int(position) if position else -1)
+
+    chosen = events if stream else None
+    return await reply(request, start, writer.whole, chosen, failed=writer.failed)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from skynet.gateway.errors import NO_RETRY, ApiError
+from skynet.gateway.errors import ApiError
 
 
 class FirstError(FailFast):
@@ -99,7 +99,6 @@ class Body(BaseModel):
                     f"{name}: {REFUSED[name]}",
                     code="unsupported_parameter",
                     param=name,
-                    headers=NO_RETRY,
                 )
             if name not in HARMLESS and name not in known and name not in REFUSED:
                 unknown.append(name)
@@ -114,4 +113,4 @@ def ignored_header(names: list[str]) -> dict[str, str]:
 
 def refuse(param: str, why: str, code: str = "unsupported_value") -> ApiError:
     """The answer to a value that is not supported."""
-    return ApiError(400, f"{param}: {why}", code=code, param=param, headers=NO_RETRY)
+    return ApiError(400, f"{param}: {why}", code=code, param=param)
