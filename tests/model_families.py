@@ -47,6 +47,14 @@ GEMMA: dict[str, Any] = LLAMA | {
     "initializer_range": 0.2,
     "tie_word_embeddings": False,
 }
+GRANITE_MOE: dict[str, Any] = LLAMA | {
+    "intermediate_size": 35,
+    "num_local_experts": 5,
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 2.5,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.2,
+}
 
 # The family's name -> its configuration class and the fields that make it tiny.
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -116,6 +124,11 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "residual_multiplier": 0.4,
             "attention_multiplier": 0.2,
         },
+    ),
+    "granitemoe": (transformers.GraniteMoeConfig, GRANITE_MOE),
+    "granitemoeshared": (
+        transformers.GraniteMoeSharedConfig,
+        GRANITE_MOE | {"shared_intermediate_size": 41},
     ),
     "llama": (transformers.LlamaConfig, LLAMA),
     "mistral": (transformers.MistralConfig, LLAMA | {"sliding_window": 64}),
