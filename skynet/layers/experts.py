@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from skynet.kernels.steps import Program
-from skynet.layers.activation import ACTIVATIONS, gated
+from skynet.layers.activation import combination
 from skynet.layers.context import StepContext
 from skynet.layers.linear import Linear
 from skynet.layers.norm import AllReduce
@@ -19,7 +19,7 @@ class Experts:
 
     def __init__(self, load: Loader, layer: int) -> None:
         arch = load.arch
-        self._activation = ACTIVATIONS[arch.activation]
+        self._combine = combination(arch)
         self._router = TopRouter(load, layer)
         self._in: list[Linear] = []
         self._out: list[Linear] = []
@@ -55,4 +55,4 @@ class Experts:
         return False
 
     def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
-        return self._out[expert](gated(self._activation, self._in[expert](x)))
+        return self._out[expert](self._combine(self._in[expert](x)))
