@@ -16,6 +16,7 @@ FAULTS = (
 
 
 @pytest.mark.cluster
+@pytest.mark.alone
 @pytest.mark.timeout(240)
 def test_nothing_is_wrong_or_lost_after_half_a_minute_of_faults() -> None:
     # Given a cluster of one stage, two shards and a spare, under load
