@@ -13,7 +13,7 @@ from schemathesis import Case
 
 from skynet.local.cluster import LocalCluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 KEY = {"authorization": f"Bearer {ADMIN}"}
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
