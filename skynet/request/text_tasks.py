@@ -28,12 +28,12 @@ from skynet.tokenizer.text import Text
 from skynet.wire.step import MAX_TYPE, TextTask
 from skynet.wire.typed_json import parse_object
 
-# Options that decide token ids, prompt_name and instruction, are taken before: see `InputEncoder`.
+# prompt_name and instruction decide token ids: `InputEncoder` takes them.
 KNOWN: dict[str, tuple[str, ...]] = {
-    EMBED: ("pooling", "normalize"),
+    EMBED: ("pooling", "normalize", "prompt_name"),
     FILL_MASK: ("top_k",),
     CLASSIFY: (),
-    RERANK: (),
+    RERANK: ("instruction",),
 }
 PAIR_SCORES = ("Sigmoid", "Identity")
 MAX_POOLINGS = 6  # joined in one vector
