@@ -79,7 +79,7 @@ class TextTasks:
     def tasks(self) -> tuple[str, ...]:
         """Supported tasks, `generate` included."""
         further = {
-            EMBED: self.embedding is not None and "pooling" in self.embedding,
+            EMBED: bool({"pooling", "refused"} & set(self.embedding or ())),
             RERANK: len(self.arch.labels) == 1 or self.reranker is not None,
         }
         tasks = self.arch.tasks

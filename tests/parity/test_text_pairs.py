@@ -13,6 +13,7 @@ from harness import Checkpoint, cluster_of
 from model_families import ENCODERS, tiny_config
 from references import Encoder, save_random_encoder
 
+from skynet.check import check_model
 from skynet.engine.text_answers import TextAnswer
 from skynet.wire.step import Row, TextTask
 
@@ -144,6 +145,8 @@ def test_decoders_that_classify(family: str, padding: int | None, tmp_path: Path
     expected = [1 / (1 + np.exp(-logits_of(model, text, ()))) for text in texts]
     for shape in SHAPES:
         np.testing.assert_allclose(scores_of(checkpoint, rows, shape), expected, atol=1e-5, rtol=0)
+    if padding is None:
+        assert check_model(str(tmp_path), 2, 2).equal
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3-tied"])
