@@ -99,12 +99,21 @@ def test_a_decoder_with_the_files_embeds() -> None:
         (
             {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
             [],
-            {"refused": "pooling by mean_tokens and cls_token", "normalize": False},
+            {"pooling": "cls+mean", "normalize": False},
         ),
         (
             {"pooling_mode_mean_tokens": True},
-            ["Dense"],
-            {"pooling": "mean", "refused": "Dense", "normalize": False},
+            ["Asym"],
+            {"pooling": "mean", "refused": "Asym", "normalize": False},
+        ),
+        (
+            {"pooling_mode_mean_tokens": True},
+            ["Normalize", "Pooling"],
+            {
+                "pooling": "mean",
+                "refused": "modules in the order Transformer, Pooling, Normalize, Pooling",
+                "normalize": True,
+            },
         ),
     ],
 )
@@ -112,7 +121,11 @@ def test_pooling_is_read_from_the_files_of_sentence_transformers(
     tmp_path: Path, pooling: dict[str, Any], kinds: list[str], expected: dict[str, Any]
 ) -> None:
     # Given a directory as sentence-transformers saves it
-    steps = [("Transformer", ""), ("Pooling", "1_Pooling"), *((kind, "2") for kind in kinds)]
+    steps = [
+        ("Transformer", ""),
+        ("Pooling", "1_Pooling"),
+        *((kind, "1_Pooling") for kind in kinds),
+    ]
     modules = [{"type": f"sentence_transformers.models.{kind}", "path": at} for kind, at in steps]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     (tmp_path / "1_Pooling").mkdir()
