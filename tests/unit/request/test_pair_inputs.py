@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from checkpoints import save_tokenizer
 from model_families import encoder_config, tiny_config
 from sentence_models import save_modules
 from torch import nn
 
+from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.pooling_config import embedding_json
 from skynet.checkpoint.text_files import text_files
 from skynet.errors import BadRequest, CheckpointError
@@ -129,6 +132,31 @@ def test_a_decoder_is_asked_a_question(tmp_path: Path) -> None:
     short = Reranker(sum(around) + 3, (1, 2)).encode(("cat?", "A fox"), "Find.", text)
     assert len(short) == sum(around) + 3
     assert short[-around[1] :] == tokenizer(SUFFIX)["input_ids"]
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("Qwen3-Reranker-0.6B", True), ("Qwen3-0.6B", False)])
+def test_a_reranker_is_known_by_its_name(tmp_path: Path, name: str, ranks: bool) -> None:
+    # Given a Qwen3 with a tokenizer of one letter a token, yes and no among them
+    path = tmp_path / name
+    config = tiny_config("qwen3")
+    transformers.Qwen3ForCausalLM(config).save_pretrained(path)
+    save_tokenizer(path)
+    backend = json.loads((path / "tokenizer.json").read_text())
+    vocabulary = backend["model"]["vocab"]
+    backend["added_tokens"] = [
+        {"id": len(vocabulary) + n, "content": word, "special": False}
+        | {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        for n, word in enumerate(("yes", "no"))
+    ]
+    (path / "tokenizer.json").write_text(json.dumps(backend))
+    # When
+    checkpoint = Checkpoint(path, name, tmp_path / "cache")
+    files = checkpoint.text_files()
+    tasks = TextTasks.of(load_architecture(checkpoint.config), files, Text(files))
+    # Then
+    assert tasks.tasks() == (("generate", "rerank") if ranks else ("generate",))
+    if tasks.reranker is not None:
+        assert tasks.reranker.answers == (len(vocabulary), len(vocabulary) + 1)
 
 
 def test_a_decoder_ranks_by_two_tokens() -> None:
