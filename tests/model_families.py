@@ -48,11 +48,31 @@ GEMMA: dict[str, Any] = LLAMA | {
     "tie_word_embeddings": False,
 }
 
+
+def _gpt_neo(num_hidden_layers: int = 4, **fields: Any) -> Any:
+    """Windows in every other of any number of layers."""
+    kinds = (["global", "local"] * num_hidden_layers)[:num_hidden_layers]
+    return transformers.GPTNeoConfig(
+        **{"num_layers": num_hidden_layers, "attention_types": [[kinds, 1]], **fields}
+    )
+
+
+def _mpt(**fields: Any) -> Any:
+    """`clip_qkv` and `softmax_scale` are fields of another config inside."""
+    inner = {name: fields.pop(name) for name in ("clip_qkv", "softmax_scale") if name in fields}
+    return transformers.MptConfig(attn_config=inner, **fields)
+
+
 # The family's name -> its configuration class and the fields that make it tiny.
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "bloom": (
         transformers.BloomConfig,
         WIDE | {"n_layer": 4, "n_head": 6, "seq_length": 128, "tie_word_embeddings": False},
+    ),
+    # Its heads are in four blocks: with 4 shards a block each, with 2 and 3 parts of them.
+    "codegen": (
+        transformers.CodeGenConfig,
+        GPT2 | {"n_head": 8, "rotary_dim": 4, "initializer_range": 0.3},
     ),
     "cohere": (
         transformers.CohereConfig,
@@ -102,6 +122,12 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "gpt2": (transformers.GPT2Config, GPT2),
+    "gpt_bigcode": (transformers.GPTBigCodeConfig, GPT2 | {"tie_word_embeddings": False}),
+    "gpt_neo": (
+        _gpt_neo,
+        {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
+        | {"window_size": 6, "tie_word_embeddings": False},
+    ),
     "gpt_neox": (
         transformers.GPTNeoXConfig,
         LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4}},
@@ -120,6 +146,19 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (transformers.LlamaConfig, LLAMA),
     "mistral": (transformers.MistralConfig, LLAMA | {"sliding_window": 64}),
     "mixtral": (transformers.MixtralConfig, LLAMA | {"num_local_experts": 5}),
+    "mpt": (
+        _mpt,
+        {
+            "vocab_size": 131,
+            "d_model": 48,
+            "n_layers": 4,
+            "n_heads": 6,
+            "max_seq_len": 128,
+            "clip_qkv": 3.0,
+            "initializer_range": 0.3,
+            "tie_word_embeddings": False,
+        },
+    ),
     "olmo2": (transformers.Olmo2Config, LLAMA),
     "opt": (
         transformers.OPTConfig,
@@ -156,7 +195,7 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-NEVER_TIED = ("gptj", "phi")  # their heads have biases, which no embedding has
+NEVER_TIED = ("codegen", "gptj", "phi")  # their heads have biases, which no embedding has
 
 
 def tiny_config(family: str, **fields: Any) -> Any:
@@ -208,6 +247,7 @@ ENCODERS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     ),
     "electra": ("Electra", transformers.ElectraConfig, TEXT | {"embedding_size": 28}),
     "electra-wide": ("Electra", transformers.ElectraConfig, TEXT | {"embedding_size": 48}),
+    "mpnet": ("MPNet", transformers.MPNetConfig, TEXT),
     "modernbert": ("ModernBert", transformers.ModernBertConfig, MODERN),
     "modernbert-biased": (
         "ModernBert",

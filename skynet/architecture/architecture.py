@@ -49,9 +49,10 @@ class Weight:
     bias: bool = False
     transposed: bool = False  # stored [in, out], as Conv1D does
     fused: tuple[str, ...] = ()  # roles that share the tensor, in order along its out axis
-    # The fused tensor has the query heads of a KV head, then its key, then its value, and so on
-    # for each KV head: not all queries before all keys.
+    # The fused tensor has the heads of a group, role by role, and so on for each group: not all
+    # queries before all keys. A group is a KV head with its queries, or one of `groups` equal ones.
     by_group: bool = False
+    groups: int | None = None
     by_head: bool = False  # a vector for each head, stored as (heads, head_dim)
     bias_only: bool = False  # the tensor is a `.bias` that has no `.weight` beside it
     as_row: bool = False  # a vector stored as (1, size), under `name` as it is
@@ -135,6 +136,7 @@ class Architecture:
     logit_scale: float = 1.0
     logit_cap: float | None = None  # logits become cap * tanh(logits / cap)
     attention_cap: float | None = None  # the same for attention scores
+    qkv_clip: float | None = None  # queries, keys and values are clamped to [-clip, clip]
     alibi: Alibi | None = None
     num_experts: int = 0
     experts_per_token: int = 0

@@ -25,6 +25,7 @@ class Attention:
         arch, part = load.arch, load.part
         self.window = arch.windows[layer]
         self._scale, self._head_dim = arch.attention_scale, arch.head_dim
+        self._clip = arch.qkv_clip
         self._heads, self._kv_heads = part.heads.size, part.kv_heads.size
         self._qkv = load.linear("q", "k", "v", layer=layer)
         self._head_norm: Norm | None = None
@@ -55,6 +56,8 @@ class Attention:
     ) -> torch.Tensor:
         """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype."""
         qkv = self._qkv(x).unflatten(1, (-1, self._head_dim))
+        if self._clip is not None:
+            qkv.clamp_(-self._clip, self._clip)
         if self._changes_heads:
             self._change(qkv[:, : self._heads + self._kv_heads], context, all_reduce)
         if self._cache is None:
@@ -69,7 +72,8 @@ class Attention:
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """Add the operations from `source`, normed, to the partial; False: not supported."""
-        if self._cache is None or self._biased or self._all_heads_norm is not None:
+        plain = self._clip is None and not self._biased and self._all_heads_norm is None
+        if self._cache is None or not plain:
             return False
         norm = None if self._head_norm is None else self._head_norm.weights
         layout = HeadLayout(

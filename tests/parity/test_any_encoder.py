@@ -40,6 +40,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), BERT | {"pad_token_id": [0, 1, 5]}),
     "distilbert": {"activation": ACTIVATIONS, "sinusoidal_pos_embds": FLAG},
     "electra": {**BERT, "embedding_size": [1, 7, 24, 70]},
+    "mpnet": {name: values for name, values in BERT.items() if name != "type_vocab_size"},
     "modernbert": {
         "hidden_activation": ACTIVATIONS,
         "classifier_activation": ACTIVATIONS,

@@ -45,6 +45,7 @@ GPT2: dict[str, Any] = {
 }
 # What files call a head whose module has another name in Transformers.
 HEADS = {"gpt_neox": "embed_out.weight"}
+GPT_NEO = [[["global"], 1], [["local"], 2]]
 SLIDING: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
 
 
@@ -55,8 +56,15 @@ def differ(one: str, other: str) -> bool:
 
 def config(family: str, **fields: Any) -> dict[str, Any]:
     return (
-        (GPT2 if family in ("gpt2", "gptj", "bloom") else LLAMA) | {"model_type": family} | fields
+        (GPT2 if family in ("gpt2", "gpt_bigcode", "gptj", "bloom") else LLAMA)
+        | {"model_type": family}
+        | fields
     )
+
+
+def tiny(family: str, **fields: Any) -> dict[str, Any]:
+    """A config as Transformers writes it, then changed."""
+    return {**tiny_config(family).to_dict(), **fields}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -384,6 +392,22 @@ def test_missing_tensors_are_named() -> None:
         (config("gemma3_text", attn_logit_softcapping=50.0), "attn_logit_softcapping=50"),
         (config("gemma3_text", rope_scaling={"type": "mystery"}), "rope type 'mystery'"),
         (encoder_config("bert", "Model", is_decoder=True), "bert with is_decoder=True"),
+        (config("gpt_bigcode", add_cross_attention=True), "gpt_bigcode with add_cross_attention"),
+        (tiny("gpt_neo", attention_layers=["global", "wide"] * 2), r"attention_layers \['wide'\]"),
+        (tiny("codegen", n_head=6), "codegen with n_head=6: not a multiple of 4"),
+        (tiny("codegen", tie_word_embeddings=True), "codegen with tie_word_embeddings=True"),
+        (tiny("mpt", expansion_ratio=3), "mpt with expansion_ratio=3"),
+        (tiny("mpt", no_bias=False), "mpt with no_bias=False"),
+        (tiny("mpt", norm_type="rmsnorm"), "mpt with norm_type='rmsnorm'"),
+        (tiny("mpt", logit_scale="inv_sqrt_d_model"), "mpt with logit_scale='inv_sqrt_d_model'"),
+        (tiny("mpt", attn_config={"alibi": False}), "mpt attn_config with alibi=False"),
+        (tiny("mpt", attn_config={"alibi_bias_max": 16}), "attn_config with alibi_bias_max=16"),
+        (tiny("mpt", attn_config={"qk_ln": True}), "mpt attn_config with qk_ln=True"),
+        (tiny("mpt", attn_config={"clip_qkv": -1}), "clip_qkv=-1"),
+        (
+            encoder_config("mpnet", "Model") | {"relative_attention_num_buckets": 16},
+            "mpnet with relative_attention_num_buckets=16",
+        ),
         (
             encoder_config("bert", "Model") | {"position_embedding_type": "relative_key"},
             "position_embedding_type='relative_key'",
@@ -428,6 +452,8 @@ def test_options_without_effect_are_accepted(given: dict[str, Any]) -> None:
         (config("llama", rope_scaling={"type": "linear"}), "factor=None"),
         (config("qwen2", layer_types=["full_attention"]), "1 layer_types for 3 layers"),
         (config("gemma2", layer_types=["full_attention"]), "1 layer_types for 3 layers"),
+        (tiny("gpt_neo", attention_layers=["local"]), "1 attention_layers for 4 layers"),
+        (encoder_config("mpnet", "Model", max_position_embeddings=2), "2 positions, the first 2"),
         (config("mixtral", num_local_experts=1), "num_experts_per_tok is 2 of num_local_experts=1"),
         (config("smollm3", no_rope_layers=[1]), "1 no_rope_layers for 3 layers"),
         (config("phi3", rope_scaling={"type": "su"}), "short_factor=None, expected a list of 4"),
@@ -453,6 +479,11 @@ def test_broken_configs_are_refused_by_field(given: dict[str, Any], message: str
         ("mistral", {}, (4096, 4096, 4096)),
         ("qwen2", {"sliding_window": 8, "max_window_layers": 1}, (None, None, None)),
         ("qwen2", SLIDING, (None, None, 8)),
+        (
+            "gpt_neo",
+            {"num_layers": 3, "num_heads": 6, "attention_types": GPT_NEO, "window_size": 9},
+            (None, 9, 9),
+        ),
         ("qwen3", SLIDING | {"max_window_layers": 9}, (None, None, None)),
         (
             "qwen3",
