@@ -88,6 +88,7 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "exaone": (transformers.ExaoneConfig, LLAMA),
     "falcon": (
         transformers.FalconConfig,
         WIDE
@@ -248,6 +249,7 @@ ENCODERS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "electra": ("Electra", transformers.ElectraConfig, TEXT | {"embedding_size": 28}),
     "electra-wide": ("Electra", transformers.ElectraConfig, TEXT | {"embedding_size": 48}),
     "mpnet": ("MPNet", transformers.MPNetConfig, TEXT),
+    "nomic_bert": ("NomicBert", transformers.NomicBertConfig, TEXT | {"pad_token_id": 0}),
     "modernbert": ("ModernBert", transformers.ModernBertConfig, MODERN),
     "modernbert-biased": (
         "ModernBert",

@@ -101,5 +101,5 @@ REFUSED = (
     Refused("rare styles of the plan", "which is not supported", "inkling_text qwen4_exp_text"),
     Refused("heads that differ from layer to layer", "has heads", "gemma4_unified_text"),
     Refused("several models in one", "is made of several models", "llama4 phi4_multimodal"),
-    Refused("other tensor names in files", "have to be converted", "exaone sarvam_moe"),
+    Refused("other tensor names in files", "have to be converted", "sarvam_moe"),
 )

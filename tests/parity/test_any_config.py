@@ -46,6 +46,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "codegen": {"rotary_dim": [2, 4, 8]},
     "cohere": {**BIAS, **ROPES, "use_qk_norm": [False, True]},
     "cohere2": {**BIAS, **PATTERN},
+    "exaone": {**BIAS, **ROPES, "mlp_bias": [False, True]},
     "falcon": {
         "alibi": [False, True],
         "bias": [False, True],

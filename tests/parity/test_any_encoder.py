@@ -41,6 +41,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "distilbert": {"activation": ACTIVATIONS, "sinusoidal_pos_embds": FLAG},
     "electra": {**BERT, "embedding_size": [1, 7, 24, 70]},
     "mpnet": {name: values for name, values in BERT.items() if name != "type_vocab_size"},
+    "nomic_bert": {**BERT, "pad_token_id": [0], "rope_parameters": [None, *ROPES]},
     "modernbert": {
         "hidden_activation": ACTIVATIONS,
         "classifier_activation": ACTIVATIONS,
@@ -55,6 +56,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         ],
     },
 }
+ROTATED = ("modernbert", "nomic_bert")
 # Of the sizes, where the family has other names than BERT.
 NAMES = {
     "distilbert": {
@@ -74,7 +76,7 @@ MAX_OFFSET = 6  # of RoBERTa's positions, which come on top
 def configs(draw: st.DrawFn, family: str, head: str) -> dict[str, Any]:
     """The fields of a config of the family with this head."""
     # Rope turns pairs of numbers.
-    head_dim = draw(st.sampled_from([4, 6, 10] if family == "modernbert" else [4, 5, 7, 8]))
+    head_dim = draw(st.sampled_from([4, 6, 10] if family in ROTATED else [4, 5, 7, 8]))
     heads, layers = draw(st.integers(1, 6)), draw(st.integers(1, 3))
     fields: dict[str, Any] = {
         "hidden_size": heads * head_dim,
