@@ -377,6 +377,13 @@ def _m2m100(**fields: Any) -> Callable[[], Kind]:
     return kind
 
 
+def _deberta_v2() -> Kind:
+    order = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
+    pieces = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]"}
+    model = sentencepiece_model(**order, **pieces, unk_piece="[UNK]")
+    return "deberta-v2", {"spm.model": model}, {}
+
+
 def _numbered(tokens: list[str]) -> bytes:
     return _json({token: number for number, token in enumerate(tokens)})
 
@@ -400,6 +407,7 @@ KINDS: dict[str, Callable[[], Kind]] = {
     "bert": _bert(),
     "bert-json": _bert_json,
     "characters": _characters,
+    "deberta-v2": _deberta_v2,
     "distilbert": _bert("distilbert"),
     "electra": _bert("electra"),
     "codegen": _gpt2("codegen"),

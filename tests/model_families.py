@@ -227,6 +227,14 @@ MODERN: dict[str, Any] = TEXT | {
     "cls_token_id": 1,
     "sep_token_id": 1,
 }
+DEBERTA: dict[str, Any] = TEXT | {
+    "norm_rel_ebd": "layer_norm",
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+    "position_buckets": 8,
+    "relative_attention": True,
+    "share_att_key": True,
+}
 # What the classes of an encoder's family are called, its configuration class and fields.
 ENCODERS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "bert": ("Bert", transformers.BertConfig, TEXT),
@@ -248,6 +256,20 @@ ENCODERS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     ),
     "electra": ("Electra", transformers.ElectraConfig, TEXT | {"embedding_size": 28}),
     "electra-wide": ("Electra", transformers.ElectraConfig, TEXT | {"embedding_size": 48}),
+    "deberta-v2": ("DebertaV2", transformers.DebertaV2Config, DEBERTA),
+    "deberta-v2-plain": (
+        "DebertaV2",
+        transformers.DebertaV2Config,
+        DEBERTA
+        | {
+            "norm_rel_ebd": "none",
+            "pos_att_type": ["c2p"],
+            "position_buckets": -1,
+            "max_relative_positions": 9,
+            "position_biased_input": True,
+            "type_vocab_size": 2,
+        },
+    ),
     "mpnet": ("MPNet", transformers.MPNetConfig, TEXT),
     "nomic_bert": ("NomicBert", transformers.NomicBertConfig, TEXT | {"pad_token_id": 0}),
     "modernbert": ("ModernBert", transformers.ModernBertConfig, MODERN),

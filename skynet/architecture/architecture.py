@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
-from skynet.architecture.positions import Alibi, Relative, Rope, Sinusoids
+from skynet.architecture.positions import Alibi, Disentangled, Relative, Rope, Sinusoids
 from skynet.wire.blocks import BlockFormat
 
 Cut = Literal["column", "row", "vocab", "replicated"]
@@ -27,6 +27,7 @@ Unit = Literal[
     "types",
     "labels",
     "buckets",
+    "distances",
 ]
 HEAD_NORMS = ("q_norm", "k_norm")
 # Replicated matrices, with the hidden size as inputs; other replicated weights are vectors.
@@ -150,6 +151,7 @@ class Architecture:
     label_pooling: Literal["cls", "mean"] = "cls"  # of the classifier
     label_score: Literal["softmax", "sigmoid", "none"] = "softmax"
     relative: Relative | None = None
+    disentangled: Disentangled | None = None
     sinusoids: Sinusoids | None = None  # the positions, if the file has no table of them
     encoder: Architecture | None = None
     # Of the quantised matrices, by the name of the tensor; the others are numbers.
@@ -297,6 +299,7 @@ class Architecture:
             "types": self.token_types,
             "labels": len(self.labels),
             "buckets": self.relative.buckets if self.relative else 0,
+            "distances": 2 * self.disentangled.span if self.disentangled else 0,
         }
         return sizes[unit]
 
@@ -310,7 +313,7 @@ class Architecture:
             return self.num_heads
         if weight.role == "token_types" or (weight.role == "positions" and self.project_after_norm):
             return self.embed_size or self.hidden_size
-        is_table = weight.unit in ("positions", "experts", "labels")
+        is_table = weight.unit in ("positions", "experts", "labels", "distances")
         is_matrix = weight.cut != "replicated" or is_table or weight.role in MATRICES
         return self.hidden_size if is_matrix else None
 

@@ -12,6 +12,7 @@ from skynet.kernels.steps import MIXED, WIDE, HeadLayout, Program
 from skynet.layers.attention import Kernel, attend, capped_attention, store
 from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext
+from skynet.layers.disentangled import load_distances
 from skynet.layers.encoder_attention import attend_text_batches
 from skynet.layers.norm import AllHeadsNorm, AllReduce, Norm, load_head_norm
 from skynet.layers.rope import rotate
@@ -48,7 +49,8 @@ class Attention:
         if not arch.bidirectional:
             kv_heads = 2 * self._kv_heads
             self._cache = KVCache(kv, kv_heads, arch.head_dim, load.dtype, load.device)
-        parts = (self._qkv, self._head_norm, self._all_heads_norm, self._out)
+        self._distances = load_distances(load, self._qkv, layer)
+        parts = (self._qkv, self._head_norm, self._all_heads_norm, self._out, self._distances)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
     def __call__(
@@ -62,9 +64,8 @@ class Attention:
             self._change(qkv[:, : self._heads + self._kv_heads], context, all_reduce)
         if self._cache is None:
             q, k, v = qkv.split([self._heads, self._kv_heads, self._kv_heads], dim=1)
-            return self._out(
-                attend_text_batches(q, k, v, context.text_batches[self.window], self._scale)
-            )
+            batches = context.text_batches[self.window]
+            return self._out(attend_text_batches(q, k, v, batches, self._scale, self._distances))
         store(self._cache, qkv[:, self._heads :], context)
         calls = context.attends[self.window]
         queries = qkv[:, : self._heads]

@@ -75,6 +75,8 @@ class Reference:
                     f"{stack.num_layers}"
                 )
             self._layers += [ReferenceLayer(self._model, stack, number) for number in range(count)]
+            if stack.disentangled:
+                self._weights.keep(weight_of(stack, "distances").name)
 
     @torch.inference_mode()
     def run(

@@ -66,6 +66,11 @@ class ReferenceWeights:
             self._empty.append((owner, attribute, empty))
             owner._parameters[attribute] = parameter(value)
 
+    def keep(self, path: str) -> None:
+        """Load the weights of the module at `path` for good: its parameters are read without it."""
+        self.fill(self._model.get_submodule(path), path)
+        self._empty = []
+
     def free(self) -> None:
         """Free the weights loaded since the last call."""
         for owner, attribute, empty in self._empty:

@@ -40,6 +40,18 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), BERT | {"pad_token_id": [0, 1, 5]}),
     "distilbert": {"activation": ACTIVATIONS, "sinusoidal_pos_embds": FLAG},
     "electra": {**BERT, "embedding_size": [1, 7, 24, 70]},
+    "deberta-v2": {
+        "hidden_act": ACTIVATIONS,
+        "pooler_hidden_act": ACTIVATIONS,
+        "norm_rel_ebd": ["none", "layer_norm"],
+        "pos_att_type": [None, ["c2p"], "p2c", "c2p|p2c"],
+        "position_biased_input": FLAG,
+        "position_buckets": [-1, 4, 5, 16],
+        "max_relative_positions": [-1, 17, 40],
+        "relative_attention": [True],
+        "share_att_key": [True],
+        "type_vocab_size": [0, 2],
+    },
     "mpnet": {name: values for name, values in BERT.items() if name != "type_vocab_size"},
     "nomic_bert": {**BERT, "pad_token_id": [0], "rope_parameters": [None, *ROPES]},
     "modernbert": {

@@ -50,6 +50,18 @@ GPT_NEO = [[["global"], 1], [["local"], 2]]
 SLIDING: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
 
 
+DEBERTA_REFUSED: dict[str, Any] = {
+    "attention_head_size": 4,
+    "conv_kernel_size": 3,
+    "embedding_size": 24,
+    "legacy": False,
+    "pooler_hidden_size": 24,
+    "position_buckets": 3,
+    "relative_attention": False,
+    "share_att_key": False,
+}
+
+
 def differ(one: str, other: str) -> bool:
     """Of a file whose tensors are all different."""
     return False
@@ -405,6 +417,14 @@ def test_missing_tensors_are_named() -> None:
         (tiny("mpt", attn_config={"alibi_bias_max": 16}), "attn_config with alibi_bias_max=16"),
         (tiny("mpt", attn_config={"qk_ln": True}), "mpt attn_config with qk_ln=True"),
         (tiny("mpt", attn_config={"clip_qkv": -1}), "clip_qkv=-1"),
+        *(
+            (encoder_config("deberta-v2", "Model") | {field: value}, f"{field}={value!r}")
+            for field, value in DEBERTA_REFUSED.items()
+        ),
+        (
+            encoder_config("deberta-v2", "Model") | {"pos_att_type": "c2p|p2p"},
+            r"pos_att_type \['p2p'\] are not supported",
+        ),
         (
             encoder_config("nomic_bert", "Model") | {"num_experts": 8},
             "nomic_bert with num_experts=8",
