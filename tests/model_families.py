@@ -146,6 +146,15 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "llama": (transformers.LlamaConfig, LLAMA),
     "mistral": (transformers.MistralConfig, LLAMA | {"sliding_window": 64}),
+    "lfm2": (
+        transformers.Lfm2Config,
+        LLAMA
+        | {
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+        },
+    ),
     "mixtral": (transformers.MixtralConfig, LLAMA | {"num_local_experts": 5}),
     "mpt": (
         _mpt,

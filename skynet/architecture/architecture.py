@@ -6,32 +6,39 @@ layers read it and know no family by name.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Literal, Self
 
+from skynet.architecture.mixers import SELF_ATTENTION, Mixer
 from skynet.architecture.positions import Alibi, Disentangled, Relative, Rope, Sinusoids
+from skynet.architecture.router import SOFTMAX, Router
 from skynet.wire.blocks import BlockFormat
 
 Cut = Literal["column", "row", "vocab", "replicated"]
-Unit = Literal[
-    "heads",
-    "kv_heads",
-    "columns",
-    "vocab",
-    "positions",
-    "experts",
-    "hidden",
-    "head_dim",
-    "embed",
-    "types",
-    "labels",
-    "buckets",
-    "distances",
-]
+# What a dimension counts: "heads", "kv_heads", "columns", "vocab", "positions", "experts",
+# "hidden", "head_dim", "embed", "types", "labels", "buckets",
+# "distances", or a key of `Architecture.dims`.
+Unit = str
 HEAD_NORMS = ("q_norm", "k_norm")
+MLP_OUTPUTS, CROSS_OUTPUT = ("down", "shared_down"), "cross_o"
 # Replicated matrices, with the hidden size as inputs; other replicated weights are vectors.
 MATRICES = ("project_out", "head_dense", "label_dense")
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A dimension of its own that shards divide in whole items, in proportion to their columns.
+
+    size: elements of an item.
+    serves: another unit with a multiple of the items; a shard has the items that serve its own of
+        that unit, as KV heads serve query heads.
+    """
+
+    count: int
+    size: int = 1
+    serves: Unit = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,10 @@ class Weight:
     bias_only: bool = False  # the tensor is a `.bias` that has no `.weight` beside it
     as_row: bool = False  # a vector stored as (1, size), under `name` as it is
     first_layer: int = 0  # earlier layers do not have the weight
+    # The dimensions after the first, (): none, a vector; None: as `Architecture.inputs` says. Of a
+    # row-parallel weight the outputs.
+    inner: tuple[int, ...] | None = None
+    float32: bool = False  # small: stays in float32, and is not quantised
     others: tuple[str, ...] = ()  # other names that a tied tensor may have in a file
     optional: bool = False  # a file may lack it: see `Architecture.lacking`
 
@@ -99,6 +110,10 @@ class Architecture:
 
     An encoder-decoder is its decoder, with an `encoder` inside. Their layers are numbered
     together, the encoder's first.
+
+    Where layers differ in more than windows and ropes, each kind of layer is an architecture of its
+    own, with the weights and sizes of these layers: see `at`. The fields here are then those that
+    plans divide by, and `weights` has those that no layer has.
     """
 
     model_type: str
@@ -141,7 +156,7 @@ class Architecture:
     alibi: Alibi | None = None
     num_experts: int = 0
     experts_per_token: int = 0
-    expert_weights_sum_to_one: bool = True
+    router: Router = SOFTMAX
     token_types: int = 0  # rows of a table; the first is added to every embedding
     bidirectional: bool = False  # an encoder: tokens also see later ones; nothing is generated
     project_after_norm: bool = False  # the embedding is projected after positions and norm
@@ -156,6 +171,31 @@ class Architecture:
     encoder: Architecture | None = None
     # Of the quantised matrices, by the name of the tensor; the others are numbers.
     formats: Mapping[str, BlockFormat] = field(default_factory=dict)
+    mixers: tuple[Mixer, ...] = (SELF_ATTENTION,)  # of a layer; their partials are added
+    dims: Mapping[Unit, Dim] = field(default_factory=dict)
+    kinds: tuple[Architecture, ...] = ()  # of layers
+    kind_of: tuple[int, ...] = ()  # the index in `kinds` of each layer's
+
+    def with_kinds(self, layers: Sequence[Architecture]) -> Self:
+        """The same model with these layers, of which equal ones are one kind.
+
+        Their windows and ropes, by layer, are the model's.
+        """
+        kinds: list[Architecture] = []
+        for layer in layers:
+            if layer not in kinds:
+                kinds.append(layer)
+        shared = [replace(kind, windows=self.windows, ropes=self.ropes) for kind in kinds]
+        return replace(
+            self,
+            kinds=tuple(shared),
+            kind_of=tuple(kinds.index(layer) for layer in layers),
+            weights=tuple(weight for weight in self.weights if not weight.per_layer),
+        )
+
+    def at(self, layer: int) -> Architecture:
+        """The architecture of a layer; its weights that are in no layer do not count."""
+        return self.kinds[self.kind_of[layer]] if self.kinds else self
 
     @property
     def encoder_layers(self) -> int:
@@ -188,12 +228,14 @@ class Architecture:
             if weight.tensor(0) not in tensors:
                 present.setdefault(weight.role, weight)
         encoder = None if self.encoder is None else self.encoder.lacking(tensors)
-        return replace(self, weights=tuple(present.values()), encoder=encoder)
+        kinds = tuple(kind.lacking(tensors) for kind in self.kinds)
+        return replace(self, weights=tuple(present.values()), encoder=encoder, kinds=kinds)
 
     def quantised(self, formats: Mapping[str, BlockFormat]) -> Self:
         """The same model with quantised matrices: their formats by the names of the tensors."""
         encoder = None if self.encoder is None else self.encoder.quantised(formats)
-        return replace(self, formats=formats, encoder=encoder)
+        kinds = tuple(kind.quantised(formats) for kind in self.kinds)
+        return replace(self, formats=formats, encoder=encoder, kinds=kinds)
 
     def block_format(
         self, weight: Weight, layer: int | None = None, piece: int | None = None
@@ -241,7 +283,12 @@ class Architecture:
         Not with recurrent state, which only has its last token, nor where keys and values depend
         on more than the tokens before: on an encoder's output, or on later tokens.
         """
-        return self.encoder is None and not self.bidirectional
+        return self.encoder is None and not self.bidirectional and not self.is_recurrent
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a layer keeps a state of which it only has the last ones."""
+        return any(mixer.is_recurrent for kind in self.kinds or (self,) for mixer in kind.mixers)
 
     @property
     def shared_length(self) -> int:
@@ -261,9 +308,25 @@ class Architecture:
 
     @property
     def sums_per_layer(self) -> int:
-        """All-reduces in one layer."""
-        sums = (1 if self.parallel else 2) + (self.qk_norm == "all")
-        return sums + (self.weight("cross_o") is not None)
+        """All-reduces in one layer; with `kinds`, that of a kind."""
+        inner = sum(mixer.sums for mixer in self.mixers) + (self.qk_norm == "all")
+        return len(self.sides) + inner
+
+    @property
+    def sides(self) -> tuple[tuple[str, ...], ...]:
+        """The sides of a layer: the roles of row-parallel products whose partials are one sum."""
+        rows = [w.role for w in self.weights if w.per_layer and w.cut == "row"]
+        mlp = tuple(role for role in rows if role in MLP_OUTPUTS)
+        mixing = tuple(role for role in rows if role not in (*MLP_OUTPUTS, CROSS_OUTPUT))
+        if self.parallel:
+            return ((*mixing, *mlp),)
+        cross = (CROSS_OUTPUT,) if CROSS_OUTPUT in rows else ()
+        return tuple(side for side in (mixing, cross, mlp) if side)
+
+    @property
+    def has_mlp(self) -> bool:
+        """Whether a layer has an MLP, or a mixture of experts."""
+        return self.weight("down") is not None
 
     def first_sum(self, layer: int) -> int:
         """The number of the first all-reduce of a span that starts at `layer`, within a step.
@@ -275,7 +338,12 @@ class Architecture:
         if self.encoder is not None and layer < before:
             return self.encoder.first_sum(layer)
         start = 0 if self.encoder is None else self.encoder.first_sum(before)
-        return start + self.sums_per_layer * (layer - before) + (layer > before)
+        if self.kinds:
+            of_kind = [kind.sums_per_layer for kind in self.kinds]
+            sums = sum(of_kind[kind] for kind in self.kind_of[: layer - before])
+        else:
+            sums = self.sums_per_layer * (layer - before)
+        return start + sums + (layer > before)
 
     def weight(self, role: str) -> Weight | None:
         """The weight of this role; None if the model has none, as a tied model has no `head`."""
@@ -284,8 +352,16 @@ class Architecture:
                 return weight
         return None
 
+    def item_size(self, unit: Unit) -> int:
+        """The elements that a shard has all or none of."""
+        if unit in self.dims:
+            return self.dims[unit].size
+        return self.head_dim if unit in ("heads", "kv_heads") else 1
+
     def size(self, unit: Unit) -> int:
         """The elements of a dimension that counts `unit`."""
+        if unit in self.dims:
+            return self.dims[unit].count * self.dims[unit].size
         sizes: dict[Unit, int] = {
             "heads": self.num_heads * self.head_dim,
             "kv_heads": self.num_kv_heads * self.head_dim,
@@ -305,6 +381,8 @@ class Architecture:
 
     def inputs(self, weight: Weight) -> int | None:
         """The inputs of a weight that is not cut along them; None for a vector."""
+        if weight.inner is not None:
+            return prod(weight.inner) if weight.inner else None
         if weight.role in ("embed", "head", "project_in"):
             return self.embed_size or self.hidden_size
         if weight.role in HEAD_NORMS or weight.bias_only or weight.as_row:
@@ -326,7 +404,9 @@ class Architecture:
     def shape(self, weight: Weight) -> tuple[int, ...]:
         """The shape of the logical weight, uncut: `(out, in)`, or `(size,)` for a vector."""
         if weight.cut == "row":
-            return (self.hidden_size, self.size(weight.unit))
+            return (*(weight.inner or (self.hidden_size,)), self.size(weight.unit))
+        if weight.inner is not None:
+            return (self.outputs(weight), *weight.inner)
         inputs = self.inputs(weight)
         return (self.outputs(weight),) if inputs is None else (self.outputs(weight), inputs)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from skynet.architecture.router import Router
 from skynet.errors import CheckpointError, UnsupportedModel, WireError
 from skynet.wire.blocks import BlockFormat
 
@@ -107,7 +108,7 @@ def experts(config: Config, field: str, sum_to_one: bool = True) -> dict[str, An
     return {
         "num_experts": count,
         "experts_per_token": chosen,
-        "expert_weights_sum_to_one": sum_to_one,
+        "router": Router(sum_to_one=sum_to_one),
     }
 
 
@@ -168,11 +169,26 @@ def windows_by_pattern(config: Config) -> tuple[int | None, ...]:
     return _windows(config, types)
 
 
-def _windows(config: Config, types: Sequence[str]) -> tuple[int | None, ...]:
-    count = size(config, "num_hidden_layers")
-    unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
+def layer_types(
+    config: Config, known: Sequence[str], default: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """The type of each layer.
+
+    Raises:
+        UnsupportedModel: a type that is not `known`.
+        CheckpointError: too few or too many, or none and no `default`.
+    """
+    types = config.get("layer_types") or default or ()
+    unknown = sorted(set(types) - set(known))
     if unknown:
-        raise UnsupportedModel(f"layer_types {unknown} are not supported")
+        raise UnsupportedModel(f"layer_types {unknown} are not supported; known: {list(known)}")
+    count = size(config, "num_hidden_layers")
     if len(types) != count:
         raise CheckpointError(f"config.json: {len(types)} layer_types for {count} layers")
+    return tuple(types)
+
+
+def _windows(config: Config, types: Sequence[str]) -> tuple[int | None, ...]:
+    known = ("full_attention", "sliding_attention")
+    types = layer_types({**config, "layer_types": list(types)}, known)
     return tuple(window(config) if kind == "sliding_attention" else None for kind in types)

@@ -16,7 +16,7 @@ from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.wire.blocks import GROUP_UNIT, BlockFormat, ScaleDtype
 from skynet.wire.quantised import GROUP, Layout
 
-COLUMN_UNIT = 32  # planning cuts the MLP columns of quantised models at multiples
+COLUMN_UNIT = 32  # planning cuts single columns of quantised models at multiples
 
 
 def quantised(arch: Architecture, layout: Layout) -> Architecture:
@@ -42,9 +42,10 @@ def format_of(
     heads, or of `COLUMN_UNIT` columns. It is a multiple of `GROUP_UNIT`, or there is none.
     """
     is_matrix = weight.cut != "replicated" and len(arch.shape(weight)) == 2
-    if isinstance(arch, TransformersArchitecture) or not is_matrix:
+    if isinstance(arch, TransformersArchitecture) or not is_matrix or weight.float32:
         return None
     size = gcd(group, matrix_shape(arch, weight)[1])
     if weight.cut == "row":
-        size = gcd(size, COLUMN_UNIT if weight.unit == "columns" else arch.head_dim)
+        item = arch.item_size(weight.unit)
+        size = gcd(size, COLUMN_UNIT if item == 1 else item)
     return None if size % GROUP_UNIT else BlockFormat(layout, size, scale_dtype)

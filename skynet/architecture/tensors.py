@@ -26,21 +26,27 @@ def staged_tensors(arch: Architecture) -> list[StagedTensor]:
     tensors: dict[str, StagedTensor] = {}
     for stack in arch.stacks:
         for weight, layer in _weights_in_order(stack):
-            for tensor in _tensors(stack, weight, layer):
+            for tensor in _tensors(_at(stack, layer), weight, layer):
                 tensors.setdefault(tensor.name, tensor)
     return list(tensors.values())
 
 
 def stored_weights(arch: Architecture) -> Iterator[tuple[Architecture, Weight, str]]:
-    """Each tensor that is no bias: its stack, its weight (of fused ones the first) and its name."""
+    """Each tensor that is no bias: the architecture of its stack or layer, its weight (of fused
+    ones the first) and its name."""
     seen: set[str] = set()
     for stack in arch.stacks:
         for weight, layer in _weights_in_order(stack):
-            for piece in range(stack.pieces(weight)):
+            arch = _at(stack, layer)
+            for piece in range(arch.pieces(weight)):
                 name = weight.tensor(layer, piece=piece)
                 if name not in seen and not weight.bias_only:
                     seen.add(name)
-                    yield stack, weight, name
+                    yield arch, weight, name
+
+
+def _at(stack: Architecture, layer: int | None) -> Architecture:
+    return stack if layer is None else stack.at(layer)
 
 
 def _weights_in_order(arch: Architecture) -> Iterator[tuple[Weight, int | None]]:
@@ -50,7 +56,7 @@ def _weights_in_order(arch: Architecture) -> Iterator[tuple[Weight, int | None]]
         if not weight.per_layer and weight.role not in last:
             yield weight, None
     for layer in range(arch.num_layers):
-        for weight in arch.weights:
+        for weight in arch.at(layer).weights:
             if weight.per_layer and weight.is_in(layer):
                 yield weight, layer
     for weight in arch.weights:

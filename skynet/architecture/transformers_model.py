@@ -65,6 +65,11 @@ class TransformersArchitecture(Architecture):
     samples: tuple[int, ...] = ()  # one layer of each kind
 
     @property
+    def sides(self) -> tuple[tuple[str, ...], ...]:
+        """None: roles are paths of modules."""
+        return ()
+
+    @property
     def sums_per_layer(self) -> int:
         """The maximum over the layers."""
         return max(self.sums)

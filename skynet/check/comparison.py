@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.check.model_head import Question, model_head_of
 from skynet.check.partials import compare_partials, cuts_of
@@ -20,6 +21,7 @@ from skynet.check.stacks import CheckedStack
 from skynet.errors import PlanError
 from skynet.layers.lockstep import ShardOutputs
 from skynet.planning.plan import ShardPlan
+from skynet.planning.units import part_of_kind
 from skynet.reference.difference import difference, row_scale
 from skynet.reference.layer import Cuts, DenseLayer
 
@@ -46,7 +48,7 @@ class Comparison:
     def cuts(self, layer: int) -> Cuts:
         """The inputs of each product of a layer that each shard has."""
         stack = self._stack_of(layer)
-        return cuts_of(stack.arch, self._parts(stack, layer))
+        return cuts_of(*self._of_kind(stack, layer))
 
     def embedding(self, rows: torch.Tensor) -> None:
         """Compared with the shards' partials before the next layer."""
@@ -60,7 +62,7 @@ class Comparison:
             self._compare_embedding(stack, x)
         shards = self._shards.load_layer(stack, layer)
         run = shards.run(x, self._encoder_output)
-        findings = compare_partials(stack.arch, self._parts(stack, layer), run, dense)
+        findings = compare_partials(*self._of_kind(stack, layer), run, dense)
         self._add(stack.layer_name(layer), layer, [*findings, *_outputs(run, out)], is_layer=True)
         if self._chained is not None:
             self._chained = shards.run(self._chained, self._chained_encoder_output).outputs[0]
@@ -99,6 +101,12 @@ class Comparison:
 
     def _stack_of(self, layer: int) -> CheckedStack:
         return next(stack for stack in self._shards.stacks if layer in stack.layers)
+
+    def _of_kind(self, stack: CheckedStack, layer: int) -> tuple[Architecture, list[ShardPlan]]:
+        """The architecture of a layer's kind, and each shard's part of it."""
+        arch, parts = stack.arch, self._parts(stack, layer)
+        kind = arch.at(layer - stack.layers.start)
+        return kind, [part_of_kind(arch, kind, part) for part in parts]
 
     def _parts(self, stack: CheckedStack, layer: int) -> list[ShardPlan]:
         """The stack's part in each shard of a layer's stage."""

@@ -10,26 +10,38 @@ from skynet.architecture.architecture import Architecture
 from skynet.check.report import Finding
 from skynet.layers.lockstep import ShardOutputs, sum_partials
 from skynet.planning.plan import ShardPlan
+from skynet.planning.units import units
 from skynet.reference.difference import difference, row_scale
-from skynet.reference.layer import PRODUCTS, Cuts, DenseLayer
+from skynet.reference.layer import Cuts, DenseLayer
 
-Expected = tuple[str, list[torch.Tensor]]  # name of a sum in reports, each shard's partial
+# Name of a sum in reports, each shard's partial; None: Transformers' are not known.
+Expected = tuple[str, list[torch.Tensor] | None]
+NAMES = {"o": "attention", "cross_o": "attention to the encoder", "down": "MLP"}
 
 
 def cuts_of(arch: Architecture, parts: Sequence[ShardPlan]) -> Cuts:
-    """The inputs of each product of a layer that each shard has."""
-    size = arch.head_dim
-    heads = [slice(part.heads.start * size, part.heads.stop * size) for part in parts]
-    columns = [slice(part.columns.start, part.columns.stop) for part in parts]
-    return {"o": heads, "cross_o": heads, "down": columns}
+    """The inputs of each product of a layer that each shard has.
+
+    arch, parts: of the layer's kind.
+    """
+    cuts: Cuts = {}
+    for weight in (weight for weight in arch.weights if weight.cut == "row"):
+        ranges = [units(arch, part, weight) for part in parts]
+        cuts[weight.role] = [slice(each.start, each.stop) for each in ranges]
+    return cuts
 
 
 def compare_partials(
     arch: Architecture, parts: Sequence[ShardPlan], run: ShardOutputs, dense: DenseLayer
 ) -> list[Finding]:
-    """A finding for each sum of a layer, in order, and each shard."""
+    """A finding for each sum of a layer, in order, and each shard.
+
+    arch, parts: of the layer's kind.
+    """
     findings = []
     for (what, expected), partials in zip(_sums(arch, parts, dense), run.partials, strict=True):
+        if expected is None:
+            continue
         scale = row_scale(*expected, sum_partials(expected))
         findings += [
             Finding(what, shard, difference(skynet, reference, scale))
@@ -43,10 +55,15 @@ def _sums(arch: Architecture, parts: Sequence[ShardPlan], dense: DenseLayer) -> 
     sums: list[Expected] = []
     if dense.norm_inputs is not None:
         sums.append(("mean squares of queries and keys", _mean_squares(arch, parts, dense)))
-    if arch.parallel:
-        both = [a + b for a, b in zip(*dense.partials.values(), strict=True)]
-        return [*sums, ("attention and MLP", both)]
-    return [*sums, *((PRODUCTS[role], partials) for role, partials in dense.partials.items())]
+    for _ in range(sum(mixer.sums for mixer in arch.mixers)):
+        sums.append(("within a mixer", None))
+    for side in arch.sides:
+        partials = [dense.partials.get(role) for role in side]
+        known = [each for each in partials if each is not None]
+        name = " and ".join(dict.fromkeys(NAMES.get(role, "mixer") for role in side))
+        total = [sum_partials(list(shard)) for shard in zip(*known, strict=True)]
+        sums.append((name, total if len(known) == len(partials) else None))
+    return sums
 
 
 def _mean_squares(

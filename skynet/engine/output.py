@@ -48,6 +48,7 @@ class Output:
     prefix: tokens before the answer: the prompt, or a decoder's start token.
     rope_switch: length beyond which RoPE rotates all tokens differently (LongRoPE); 0: none.
     shared_length: longest sequence whose keys and values another one may use.
+    is_recurrent: a slot can be continued from its last tokens only.
     constraint: of structured output; None: any tokens.
     logprobs: one entry per token, if requested.
     pending: tokens to be written together with the end of the request.
@@ -61,6 +62,7 @@ class Output:
     max_length: int
     rope_switch: int
     shared_length: int
+    is_recurrent: bool
     detokenizer: Detokenizer
     stop_strings: StopStrings
     constraint: Constraint | None = None
@@ -83,6 +85,7 @@ class Output:
             model.max_length,
             model.arch.rope_switch,
             model.arch.shared_length,
+            model.arch.is_recurrent,
             model.text.detokenizer(options.skip_special_tokens),
             StopStrings(options.stop, options.include_stop_str_in_output),
         )

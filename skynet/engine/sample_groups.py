@@ -32,6 +32,8 @@ def _samples(sequence: Sequence, running: Items[Sequence]) -> Iterator[Sequence]
     group, output = sequence.record.sample_group, sequence.output
     if not group or sequence.mode.computed or sequence.suspect or len(output.prefix) < 2:
         return
+    if output.is_recurrent:  # the first sample's state is of the whole prompt, or of more
+        return
     is_past = output.is_past_rope_switch
     for other in running:
         alike = other.output.is_past_rope_switch == is_past and not other.suspect

@@ -1,4 +1,4 @@
-"""One side of a layer, up to its sum: a norm and attention, a norm and the MLP, or all of them.
+"""One side of a layer, up to its sum: norms, and attention, the MLP, or several of them.
 
 A block is made of PyTorch modules. Where the kernels support all of its parts, decoding steps run
 as one call of a program made from them.
@@ -6,94 +6,70 @@ as one call of a program made from them.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 
 from skynet.kernels.steps import INPUT, NORMED, OTHER, OUTPUT, Program, StepKernels
 from skynet.layers.context import StepContext
-from skynet.layers.experts import Experts
-from skynet.layers.mlp import MLP
 from skynet.layers.norm import AllReduce, NoNorm, Norm
-from skynet.layers.self_attention import Attention
 
 
-class Block(Protocol):
-    """From hidden states (tokens, hidden) float32 to this shard's partial of the same shape."""
+class Module(Protocol):
+    """Attention, an MLP or another part of a layer whose products are summed over the shards."""
+
+    nbytes: int
 
     def __call__(
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
-    ) -> torch.Tensor: ...
+    ) -> torch.Tensor:
+        """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype.
 
-    def emit(self, program: Program) -> bool:
-        """Add the operations from `INPUT` to `OUTPUT`; False: not supported."""
+        all_reduce: for sums that it needs before its own.
+        """
+        ...
+
+    def emit(self, program: Program, source: int, target: int) -> bool:
+        """Add the operations from `source`, normed, to the partial; False: not supported."""
         ...
 
 
-class AttentionBlock:
-    """Norm and self-attention."""
+class Branch(NamedTuple):
+    """A norm and what takes its result. norm: None: the result of the branch before's."""
 
-    def __init__(self, norm: Norm, attention: Attention) -> None:
-        self._norm, self._attention = norm, attention
-
-    def __call__(
-        self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
-    ) -> torch.Tensor:
-        return self._attention(self._norm(x), context, all_reduce)
-
-    def emit(self, program: Program) -> bool:
-        normed = _emit_norm(program, self._norm)
-        return normed is not None and self._attention.emit(program, normed, OUTPUT)
+    norm: Norm | None
+    module: Module
 
 
-class MLPBlock:
-    """Norm and MLP."""
+class Block:
+    """From hidden states (tokens, hidden) float32 to the sum of the branches' partials."""
 
-    def __init__(self, norm: Norm, mlp: MLP | Experts) -> None:
-        self._norm, self._mlp = norm, mlp
+    def __init__(self, branches: Sequence[Branch], hidden_size: int) -> None:
+        self._branches, self._hidden = branches, hidden_size
+        self.nbytes = sum(part.nbytes for branch in branches for part in branch if part is not None)
 
     def __call__(
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
     ) -> torch.Tensor:
-        return self._mlp(self._norm(x))
+        normed, total = x, None
+        for norm, module in self._branches:
+            normed = normed if norm is None else norm(x)
+            partial = module(normed, context, all_reduce)
+            total = partial if total is None else total.add_(partial)
+        return x if total is None else total
 
     def emit(self, program: Program) -> bool:
-        normed = _emit_norm(program, self._norm)
-        return normed is not None and self._mlp.emit(program, normed, OUTPUT)
-
-
-class ParallelBlock:
-    """Attention and MLP of the same hidden states, normed once or by a norm each."""
-
-    def __init__(
-        self,
-        norm: Norm,
-        attention: Attention,
-        mlp_norm: Norm | None,
-        mlp: MLP | Experts,
-        hidden_size: int,
-    ) -> None:
-        self._hidden = hidden_size
-        self._norm, self._attention, self._mlp_norm, self._mlp = norm, attention, mlp_norm, mlp
-
-    def __call__(
-        self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
-    ) -> torch.Tensor:
-        normed = self._norm(x)
-        mlp = self._mlp(normed if self._mlp_norm is None else self._mlp_norm(x))
-        return self._attention(normed, context, all_reduce).add_(mlp)
-
-    def emit(self, program: Program) -> bool:
-        normed = _emit_norm(program, self._norm)
-        if normed is None or not self._attention.emit(program, normed, OUTPUT):
-            return False
-        if self._mlp_norm is not None:
-            normed = _emit_norm(program, self._mlp_norm)
-        return (
-            normed is not None
-            and self._mlp.emit(program, normed, OTHER)
-            and program.add(self._hidden, OTHER, OUTPUT)
-        )
+        """Add the operations from `INPUT` to `OUTPUT`; False: not supported."""
+        normed: int | None = INPUT
+        for index, (norm, module) in enumerate(self._branches):
+            normed = normed if norm is None else _emit_norm(program, norm)
+            target = OTHER if index else OUTPUT
+            if normed is None or not module.emit(program, normed, target):
+                return False
+            if index and not program.add(self._hidden, OTHER, OUTPUT):
+                return False
+        return True
 
 
 class CompiledBlock:
@@ -101,6 +77,7 @@ class CompiledBlock:
 
     def __init__(self, block: Block, program: Program) -> None:
         self._block, self._program = block, program
+        self.nbytes = block.nbytes
 
     def __call__(
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
@@ -109,11 +86,8 @@ class CompiledBlock:
             return self._block(x, context, all_reduce)
         return self._program(x, context.decoding)
 
-    def emit(self, program: Program) -> bool:
-        return self._block.emit(program)
 
-
-def compiled(block: Block, kernels: StepKernels | None) -> Block:
+def compiled(block: Block, kernels: StepKernels | None) -> Block | CompiledBlock:
     """The block with its program, if the kernels support all of it."""
     if kernels is None:
         return block

@@ -50,8 +50,8 @@ class KVCache:
         self.dtype, self.kv_heads = dtype, heads // 2
         shape = (layout.num_slots, heads, layout.slot_tokens, head_dim)
         kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, Q8: torch.int8, None: dtype}
-        self.values = _zeros(shape, kinds[layout.dtype], device)
-        self.scales = _zeros(shape[:-1], torch.float32, device) if layout.dtype == Q8 else None
+        self.values = zeros(shape, kinds[layout.dtype], device)
+        self.scales = zeros(shape[:-1], torch.float32, device) if layout.dtype == Q8 else None
 
     def __setitem__(self, at: tuple[Any, ...], new: torch.Tensor) -> None:
         """Write keys and values at an index of (slots, heads, tokens); `new` has head_dim last."""
@@ -74,19 +74,22 @@ class KVCache:
         return both[:, : self.kv_heads], both[:, self.kv_heads :]
 
     def clear(self, slots: torch.Tensor, positions: torch.Tensor) -> None:
-        """Zero the keys and values of tokens."""
+        """Zero the keys and values of tokens: see `SlotState.clear`.
+
+        A slot's next sequence reads those past its end under a mask, and NaN passes any mask.
+        """
         self.values[slots, :, positions] = 0
         if self.scales is not None:
             self.scales[slots, :, positions] = 0
 
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
-        """Copy the keys and values of the first `tokens` tokens of slot `source` to `target`."""
+        """See `SlotState.copy_slot`."""
         for part in (self.values, self.scales):
             if part is not None:
                 part[target, :, :tokens].copy_(part[source, :, :tokens])
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros and not garbage: keys past a sequence's end may be read under a mask, and a NaN among
     them would pass any mask. On a CPU they are pages of an anonymous mapping, which take memory
     when first written; calloc may reuse, and therefore clear, pages that were freed.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from skynet.kernels.steps import Program
 from skynet.layers.attention import attend, store
 from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext
+from skynet.layers.norm import AllReduce
 from skynet.layers.weights import Loader
 
 
@@ -20,23 +22,23 @@ class CrossAttention:
         self._query = load.linear("cross_q", layer=layer)
         self._key_value = load.linear("cross_k", "cross_v", layer=layer)
         self._out = load.linear("cross_o", layer=layer, bias=False)
-        self._encoder_kv = KVCache(kv, 2 * kv_heads, arch.head_dim, load.dtype, load.device)
+        self.encoder_kv = KVCache(kv, 2 * kv_heads, arch.head_dim, load.dtype, load.device)
         self.nbytes = self._query.nbytes + self._key_value.nbytes + self._out.nbytes
+
+    def emit(self, program: Program, source: int, target: int) -> bool:
+        """See `Module.emit`."""
+        return False
 
     def store_encoder_kv(self, x: torch.Tensor, context: StepContext) -> None:
         """Store the encoder KV of texts; `x` (tokens, hidden) is the encoder's output."""
         keys_values = self._key_value(x).unflatten(1, (-1, self._head_dim))
-        store(self._encoder_kv, keys_values, context)
+        store(self.encoder_kv, keys_values, context)
 
-    def clear_encoder_kv(self, context: StepContext) -> None:
-        """See `Layer.clear_encoder_kv`."""
-        self._encoder_kv.clear(context.slots, context.positions)
-
-    def __call__(self, x: torch.Tensor, context: StepContext) -> torch.Tensor:
-        """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype."""
+    def __call__(
+        self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
+    ) -> torch.Tensor:
+        """See `Module`."""
         queries = self._query(x).unflatten(1, (-1, self._head_dim))
         calls = context.encoder_kvs
-        mixed = attend(
-            queries, self._encoder_kv, calls, self._scale, F.scaled_dot_product_attention
-        )
+        mixed = attend(queries, self.encoder_kv, calls, self._scale, F.scaled_dot_product_attention)
         return self._out(mixed)

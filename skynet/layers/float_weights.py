@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from skynet.architecture.architecture import Weight
+from skynet.architecture.stored import offset
 from skynet.layers.regions import ShardRegions
 from skynet.layers.reuse import SliceWeights
 from skynet.planning.ranges import Range
@@ -27,6 +28,15 @@ class FloatLoader:
         weight = self._regions.weight(role)
         size = self._arch.size(weight.unit) if kind == "weight" else self._arch.bias_size(weight)
         return self._load(weight, layer, kind, (size,))
+
+    def cut(self, role: str, layer: int, kind: str = "weight") -> torch.Tensor:
+        """(units of this shard, *inner): a small weight that is cut along its first dimension."""
+        weight = self._regions.weight(role)
+        units = self._regions.units(weight)
+        shape = self._arch.shape(weight)[1:] if kind == "weight" else ()
+        start = offset(self._arch, weight)
+        region = Range(units.start + start, units.stop + start)
+        return self._load(weight, layer, kind, (units.size, *shape), region)
 
     def vocab_vector(self, role: str) -> torch.Tensor:
         """(vocabulary of this shard,)."""
@@ -85,7 +95,7 @@ class FloatLoader:
         regions = self._regions
         numbers = [None] if pieces is None else range(pieces.start, pieces.stop)
         names = [weight.tensor(layer, kind, piece) for piece in numbers]
-        key = ("float", weight.name, kind, regions.layer_number(layer))
+        key = ("float", weight.name, weight.role, kind, regions.layer_number(layer))
         units = tuple(each for each in (region, pieces) if each is not None)
         made = self._weights.get(key, units)
         if not isinstance(made, torch.Tensor):

@@ -3,35 +3,50 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from skynet.kernels.steps import MIXED, WIDE, Program
 from skynet.layers.activation import ACTIVATIONS, gated
+from skynet.layers.context import StepContext
+from skynet.layers.norm import AllReduce
 from skynet.layers.weights import Loader
 
 
 class MLP:
     """One or two column-parallel products, activation, and the row-parallel product."""
 
-    def __init__(self, load: Loader, layer: int) -> None:
+    def __init__(self, load: Loader, layer: int, prefix: str = "") -> None:
+        """prefix: of the roles: "shared_" for the MLP beside experts, which may have a score."""
         arch = load.arch
         self._name, self._gated = arch.activation, arch.gated
-        self._activation, self._columns = ACTIVATIONS[arch.activation], load.part.columns.size
+        self._activation = ACTIVATIONS[arch.activation]
         roles = ("gate", "up") if arch.gated else ("up",)
-        self._in = load.linear(*roles, layer=layer)
-        self._out = load.linear("down", layer=layer, bias=False)
-        self.nbytes = self._in.nbytes + self._out.nbytes
+        up = load.regions.weight(f"{prefix}up")
+        self._columns = load.regions.units(up).size
+        self._in = load.linear(*(prefix + role for role in roles), layer=layer)
+        self._out = load.linear(f"{prefix}down", layer=layer, bias=False)
+        self._score = None
+        if load.has(f"{prefix}score", layer):
+            self._score = load.float32.matrix(f"{prefix}score", layer)
+        parts = (self._in, self._out, self._score)
+        self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype."""
+    def __call__(
+        self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
+    ) -> torch.Tensor:
+        """See `Module`."""
         middle = self._in(x)
-        if self._gated:
-            return self._out(gated(self._activation, middle))
-        return self._out(self._activation(middle))
+        middle = gated(self._activation, middle) if self._gated else self._activation(middle)
+        out = self._out(middle)
+        if self._score is None:
+            return out
+        return out * F.linear(x.float(), self._score).sigmoid_().to(out.dtype)
 
     def emit(self, program: Program, source: int, target: int) -> bool:
-        """See `Attention.emit`."""
+        """See `Module.emit`."""
         return (
-            self._in.emit(program, (source, WIDE))
+            self._score is None
+            and self._in.emit(program, (source, WIDE))
             and program.activation(self._name, self._columns, self._gated, (WIDE, MIXED))
             and self._out.emit(program, (MIXED, target))
         )

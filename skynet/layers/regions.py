@@ -16,6 +16,7 @@ from skynet.errors import CheckpointError, PlanError
 from skynet.layers.heads import GroupedHeads, interleave
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
+from skynet.planning.units import units
 from skynet.wire.blocks import BlockFormat
 
 ROTARY_ROLES = ("q", "k", "q_norm", "k_norm")
@@ -65,21 +66,13 @@ class ShardRegions:
 
     def units(self, weight: Weight) -> Range:
         """The shard's part of the dimension the weight is cut in, before fusing."""
-        part, head_dim = self.part, self.arch.head_dim
-        if weight.unit in ("heads", "kv_heads"):
-            heads = part.heads if weight.unit == "heads" else part.kv_heads
-            return Range(heads.start * head_dim, heads.stop * head_dim)
-        if weight.unit == "columns":
-            return part.columns
-        if weight.unit == "vocab":
-            return part.vocab
-        return Range(0, self.arch.outputs(weight))
+        return units(self.arch, self.part, weight)
 
     def matrix_shape(self, weight: Weight) -> tuple[int, int]:
         """(out, in) of the shard's part."""
         size, inputs = self.units(weight).size, self.arch.inputs(weight)
         if weight.cut == "row":
-            return (self.arch.hidden_size, size)
+            return (self.arch.shape(weight)[0], size)
         return (size, inputs or 1)
 
     def read(self, weight: Weight, name: str, units: Range) -> torch.Tensor:

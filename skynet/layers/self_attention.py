@@ -7,7 +7,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from skynet.errors import StepFailed
 from skynet.kernels.steps import MIXED, WIDE, HeadLayout, Program
 from skynet.layers.attention import Kernel, attend, capped_attention, store
 from skynet.layers.cache import KVCache, KVLayout
@@ -16,6 +15,7 @@ from skynet.layers.disentangled import load_distances
 from skynet.layers.encoder_attention import attend_text_batches
 from skynet.layers.norm import AllHeadsNorm, AllReduce, Norm, load_head_norm
 from skynet.layers.rope import rotate
+from skynet.layers.slot_state import SlotState
 from skynet.layers.weights import Loader
 
 
@@ -24,7 +24,8 @@ class Attention:
 
     def __init__(self, load: Loader, kv: KVLayout, layer: int) -> None:
         arch, part = load.arch, load.part
-        self.window = arch.windows[layer]
+        self._window = arch.windows[layer]
+        self.windows: tuple[int | None, ...] = (self._window,)
         self._scale, self._head_dim = arch.attention_scale, arch.head_dim
         self._clip = arch.qkv_clip
         self._heads, self._kv_heads = part.heads.size, part.kv_heads.size
@@ -49,6 +50,7 @@ class Attention:
         if not arch.bidirectional:
             kv_heads = 2 * self._kv_heads
             self._cache = KVCache(kv, kv_heads, arch.head_dim, load.dtype, load.device)
+        self.states: tuple[SlotState, ...] = () if self._cache is None else (self._cache,)
         self._distances = load_distances(load, self._qkv, layer)
         parts = (self._qkv, self._head_norm, self._all_heads_norm, self._out, self._distances)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
@@ -64,10 +66,10 @@ class Attention:
             self._change(qkv[:, : self._heads + self._kv_heads], context, all_reduce)
         if self._cache is None:
             q, k, v = qkv.split([self._heads, self._kv_heads, self._kv_heads], dim=1)
-            batches = context.text_batches[self.window]
+            batches = context.text_batches[self._window]
             return self._out(attend_text_batches(q, k, v, batches, self._scale, self._distances))
         store(self._cache, qkv[:, self._heads :], context)
-        calls = context.attends[self.window]
+        calls = context.attends[self._window]
         queries = qkv[:, : self._heads]
         return self._out(attend(queries, self._cache, calls, self._scale, self._kernel))
 
@@ -82,7 +84,7 @@ class Attention:
             self._kv_heads,
             self._head_dim,
             self._scale,
-            self.window,
+            self._window,
             self._rope,
             self._rotary_dims or self._head_dim,
             self._cap,
@@ -94,17 +96,6 @@ class Attention:
             and program.attention(layout, self._cache.values, self._cache.scales, (WIDE, MIXED))
             and self._out.emit(program, (MIXED, target))
         )
-
-    def copy_slot(self, source: int, target: int, tokens: int) -> None:
-        """Copy the keys and values of the first `tokens` tokens of slot `source` to `target`."""
-        if self._cache is None:
-            raise StepFailed(f"slot {source}: an encoder has no KV cache to copy from")
-        self._cache.copy_slot(source, target, tokens)
-
-    def clear_kv(self, context: StepContext) -> None:
-        """See `Layer.clear_kv`."""
-        if self._cache is not None:
-            self._cache.clear(context.slots, context.positions)
 
     def _change(self, heads: torch.Tensor, context: StepContext, all_reduce: AllReduce) -> None:
         """Norm and rope of Q and K (tokens, heads, head_dim), in place."""

@@ -13,7 +13,7 @@ from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext, StepLayout, make_context
 from skynet.layers.disentangled import distance_table_bytes
 from skynet.layers.encoder_attention import Bias
-from skynet.layers.layer import Layer, ParallelLayer, SequentialLayer
+from skynet.layers.layer import Layer, load_layer
 from skynet.layers.relative import load_relative_bias
 from skynet.layers.rope import Rotary
 from skynet.layers.weights import Loader
@@ -29,9 +29,8 @@ class Stack:
         arch, first = load.arch, load.arch.encoder_layers
         self.run = Range(first, first + arch.num_layers).overlap(layers)
         step_kernels = _step_kernels(load)
-        layer_class = ParallelLayer if arch.parallel else SequentialLayer
         self._layers: list[Layer] = [
-            layer_class(load, kv, layer - first, step_kernels)
+            load_layer(load, kv, layer - first, step_kernels)
             for layer in range(self.run.start, self.run.stop)
         ]
         bias: Bias | None = None
@@ -40,7 +39,7 @@ class Stack:
         elif arch.relative and self._layers:
             bias = load_relative_bias(load, arch.relative)
         rotaries = [Rotary(rope, load.device) for rope in arch.rope_kinds]
-        windows = {layer.window for layer in self._layers}
+        windows = {window for layer in self._layers for window in layer.windows}
         self._layout = StepLayout.of(load, kv, windows, rotaries, bias, step_kernels)
         self.nbytes = sum(layer.nbytes for layer in self._layers)
         if arch.relative and self._layers:
@@ -58,7 +57,7 @@ class Stack:
         return self._layers[both.start - self.run.start : both.stop - self.run.start]
 
     def copy_sources(self, step: Step) -> None:
-        """Copy the slots that rows take keys and values from.
+        """Copy the slots that rows continue from.
 
         In all layers at once: by the next span a source may hold another sequence.
         """
@@ -68,14 +67,12 @@ class Stack:
                     layer.copy_slot(row.source, row.slot, row.start)
 
     def clear(self, context: StepContext, texts: bool) -> None:
-        """Zero the keys and values that a step stored, if NaN may be among them.
-
-        A slot's next sequence reads those past its end under a mask, and NaN passes any mask.
+        """Undo what a step has written, if NaN may be in it.
 
         texts: the step's rows are texts, which have encoder KV.
         """
         for layer in self._layers:
-            layer.clear_encoder_kv(context) if texts else layer.clear_kv(context)
+            layer.clear_encoder_kv(context) if texts else layer.clear(context)
 
 
 def _step_kernels(load: Loader) -> StepKernels | None:

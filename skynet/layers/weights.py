@@ -17,6 +17,7 @@ from skynet.layers.reuse import Key, SliceWeights, without
 from skynet.layers.rows import BlockRows, NumberRows, Rows
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
+from skynet.planning.units import items_of, part_of_kind
 from skynet.wire.blocks import BlockFormat
 
 
@@ -47,6 +48,17 @@ class Loader:
             return None
         return Loader(arch, part, self.regions.fetch, self.dtypes, self.device, self.weights)
 
+    def at(self, layer: int) -> Loader:
+        """A loader of the shard's weights of a layer, which may be of another kind than others."""
+        arch = self.arch.at(layer)
+        if arch is self.arch:
+            return self
+        other = copy(self)
+        other.arch, other.part = arch, part_of_kind(self.arch, arch, self.part)
+        other.regions = self.regions_class(arch, other.part, self.regions.fetch)
+        other.float32 = FloatLoader(other.regions, self.weights, self.device)
+        return other
+
     def computing_in(self, dtype: torch.dtype) -> Loader:
         """A loader of the same shard whose products are of activations of `dtype`."""
         other = copy(self)
@@ -62,6 +74,10 @@ class Loader:
     def dtype(self) -> torch.dtype:
         """What is computed in: of activations, biases, keys and values."""
         return self.dtypes.compute
+
+    def count(self, unit: str) -> int:
+        """How many items of a unit the shard has."""
+        return items_of(self.arch, self.part, unit).size
 
     def has(self, role: str, layer: int | None = None) -> bool:
         weight = self.arch.weight(role)

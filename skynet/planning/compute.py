@@ -7,13 +7,21 @@ takes longer. What small operators cost is in timing.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from skynet.architecture.architecture import Architecture
 from skynet.planning.cost import Candidate
-from skynet.planning.memory import head_bytes, layer_bytes
+from skynet.planning.memory import (
+    count_items,
+    head_bytes,
+    layer_bytes,
+    layers_of_kinds,
+    state_bytes,
+)
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.planning.split import DTYPE_BYTES, WEIGHT_BITS
+from skynet.planning.units import part_of_kind
 
 FEW_ROWS = 32  # from here on products run at the speed of many rows
 # Attention's multiply-adds in a second, relative to those of products of as many rows.
@@ -60,7 +68,7 @@ def shard_compute_s(
     sizes = layer_bytes(arch, plan, address, layers)
     part = plan.stages[address[0]].shards[address[1]]
     attention_s = products_s(sizes.attention, sizes.attention, work.tokens)
-    attention_s += layers.size * _attention_s(arch, plan, part, work, (read, multiply))
+    attention_s += _mixing_s(arch, plan, part, layers, work, (read, multiply))
     chosen = arch.experts_per_token / arch.num_experts if arch.num_experts else 1.0
     read_experts = sizes.experts * (1 - (1 - chosen) ** work.tokens)
     used_experts = sizes.experts * chosen
@@ -75,13 +83,36 @@ def shard_compute_s(
     return attention_s, mlp_s, head_s
 
 
-def _attention_s(
-    arch: Architecture, plan: Plan, part: ShardPlan, work: Work, rates: tuple[float, float]
+def _mixing_s(
+    arch: Architecture,
+    plan: Plan,
+    part: ShardPlan,
+    layers: Range,
+    work: Work,
+    rates: tuple[float, float],
 ) -> float:
-    """Seconds of one layer's scores and mixes: (bytes read, multiply-adds) per second."""
+    """Seconds of all layers' scores, mixes and states."""
     stack, own = (arch.encoder, part.encoder) if work.encoder else (arch, part)
     if stack is None or own is None:
         return 0.0
+    if not stack.kinds:
+        return layers.size * _attention_s(stack, plan, own, work, rates)
+    total = 0.0
+    for kind, numbers in layers_of_kinds(stack, layers):
+        kind_part = part_of_kind(stack, kind, own)
+        for mixer in kind.mixers:
+            state = state_bytes(mixer.kept(partial(count_items, kind, kind_part), kind.head_dim))
+            if state:  # read and written by each row; a chunk passes it about once a token
+                total += len(numbers) * max(work.rows, work.tokens) * state / rates[0]
+            else:
+                total += len(numbers) * _attention_s(kind, plan, kind_part, work, rates)
+    return total
+
+
+def _attention_s(
+    stack: Architecture, plan: Plan, own: ShardPlan, work: Work, rates: tuple[float, float]
+) -> float:
+    """Seconds of one layer's scores and mixes: (bytes read, multiply-adds) per second."""
     new = work.tokens / work.rows
     cached = work.rows * (work.context + new) * 2 * own.kv_heads.size * stack.head_dim
     seen = work.context + (new if stack.bidirectional else (new + 1) / 2)

@@ -1,17 +1,20 @@
-"""The memory of a shard: its weights, and its KV cache when full. Pure."""
+"""The memory of a shard: its weights, and what it keeps of sequences in full slots. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import NamedTuple
 
-from skynet.architecture.architecture import HEAD_NORMS, Architecture, Weight
+from skynet.architecture.architecture import HEAD_NORMS, Architecture, Unit, Weight
+from skynet.architecture.mixers import STATES, Kept
 from skynet.architecture.transformers_model import TransformersArchitecture, TransformersWeight
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.planning.split import DTYPE_BYTES
 from skynet.planning.transformers_model import role_bytes
+from skynet.planning.units import items_of, part_of_kind, units
 
 NORM_BYTES = 4  # norms, and biases added after a sum, stay float32
 SCALE_BYTES = 4  # of a key or value in q8
@@ -115,13 +118,15 @@ def _layers_bytes(
     counts: the weights to count, of single layers only; all by default.
     """
     total = 0.0
-    for weight in arch.weights:
-        if weight.per_layer and (counts is None or counts(weight)):
-            present = [n for n in range(layers.start, layers.stop) if weight.is_in(n)]
-            if arch.formats:  # each layer may have its own
-                total += sum(_role_bytes(arch, plan, part, weight, layer=n) for n in present)
-            elif present:
-                total += len(present) * _role_bytes(arch, plan, part, weight)
+    for kind, numbers in layers_of_kinds(arch, layers):
+        kind_part = part_of_kind(arch, kind, part)
+        for weight in kind.weights:
+            if weight.per_layer and (counts is None or counts(weight)):
+                present = [number for number in numbers if weight.is_in(number)]
+                if arch.formats:  # each layer may have its own
+                    total += sum(_role_bytes(kind, plan, kind_part, weight, n) for n in present)
+                elif present:
+                    total += len(present) * _role_bytes(kind, plan, kind_part, weight)
     if counts is not None or not layers.size:
         return total
     total += layers.size * _distances_bytes(arch, plan, part)
@@ -155,13 +160,13 @@ def _role_bytes(
     plan: Plan,
     part: ShardPlan,
     weight: Weight,
-    product: bool = False,
     layer: int | None = None,
+    product: bool = False,
 ) -> float:
     """The memory of a weight, with its bias.
 
-    product: it is multiplied, as a tied embedding is in the head.
     layer: of a weight that may be quantised in some layers.
+    product: it is multiplied, as a tied embedding is in the head.
     """
     size, bias_size = DTYPE_BYTES[plan.weight_dtype], DTYPE_BYTES[plan.dtype]
     if isinstance(arch, TransformersArchitecture) and isinstance(weight, TransformersWeight):
@@ -177,11 +182,14 @@ def _role_bytes(
         if len(shape) == 1 or weight.role in FLOAT32_TABLES:
             return prod(shape) * NORM_BYTES * (2 if weight.bias else 1)
         return prod(shape) * size + (shape[0] * bias_size if weight.bias else 0)
+    width = units(arch, part, weight).size
     if weight.bias_only or weight.as_row:
-        return unit_width(arch, part, weight) * NORM_BYTES
-    width = unit_width(arch, part, weight)
+        return width * NORM_BYTES
+    if weight.float32:
+        biases = width if weight.bias else 0
+        return (width * prod(arch.shape(weight)[1:]) + biases) * NORM_BYTES
     if weight.cut == "row":
-        total = _matrix_bytes(arch, weight, layer, (arch.hidden_size, width), size)
+        total = _matrix_bytes(arch, weight, layer, (arch.shape(weight)[0], width), size)
         return total + _row_bias_bytes(arch, weight)
     total = _matrix_bytes(arch, weight, layer, (width, arch.inputs(weight) or 0), size)
     bias_bytes = NORM_BYTES if weight.role == "head" else bias_size  # logits are float32
@@ -205,27 +213,46 @@ def _row_bias_bytes(arch: Architecture, weight: Weight) -> int:
     return arch.hidden_size * NORM_BYTES if weight.bias and not in_one_sum else 0
 
 
-def unit_width(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
-    """The shard's elements of the dimension that a weight is cut in; 0 if it is not cut."""
-    widths = {
-        "heads": part.heads.size * arch.head_dim,
-        "kv_heads": part.kv_heads.size * arch.head_dim,
-        "columns": part.columns.size,
-        "vocab": part.vocab.size,
-    }
-    return widths.get(weight.unit, 0)
-
-
 def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
-    """The memory of one shard's KV cache when every slot is full; an encoder has none."""
+    """The memory of what one shard keeps of sequences when every slot is full; an encoder keeps
+    nothing.
+    """
     if arch.bidirectional:
         return 0
     part, layers = plan.stages[stage].shards[shard], plan.stages[stage].layers
     decoding = layers.overlap(Range(arch.encoder_layers, plan.num_layers))
-    per_token = 2 * part.kv_heads.size * _vector_bytes(plan, arch.head_dim)
+    first = arch.encoder_layers
+    run = Range(decoding.start - first, decoding.stop - first)
     # An encoder-decoder has encoder KV besides the decoder's.
     caches = 1 if arch.encoder is None else 2
-    return caches * decoding.size * plan.num_slots * plan.slot_tokens * per_token
+    total = 0
+    for kind, numbers in layers_of_kinds(arch, run):
+        items = partial(count_items, kind, part_of_kind(arch, kind, part))
+        for mixer in kind.mixers:
+            kept = mixer.kept(items, kind.head_dim)
+            per_token = caches * kept.vectors * _vector_bytes(plan, kept.size)
+            of_slot = plan.slot_tokens * per_token + state_bytes(kept)
+            total += len(numbers) * plan.num_slots * of_slot
+    return total
+
+
+def state_bytes(kept: Kept) -> int:
+    """A recurrent state in float32, before and after the last step."""
+    return STATES * NORM_BYTES * sum(prod(shape) for shape in kept.state)
+
+
+def count_items(arch: Architecture, part: ShardPlan, unit: Unit) -> int:
+    """How many items of a unit a shard has."""
+    return items_of(arch, part, unit).size
+
+
+def layers_of_kinds(arch: Architecture, layers: Range) -> list[tuple[Architecture, list[int]]]:
+    """The kinds of some layers of a stack, and the layers of each."""
+    numbers = range(layers.start, layers.stop)
+    if not arch.kinds:
+        return [(arch, list(numbers))]
+    of_kind = [[n for n in numbers if arch.kind_of[n] == kind] for kind in range(len(arch.kinds))]
+    return [(kind, found) for kind, found in zip(arch.kinds, of_kind, strict=True) if found]
 
 
 def _vector_bytes(plan: Plan, head_dim: int) -> int:

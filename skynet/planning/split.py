@@ -155,7 +155,8 @@ def shard_plans(
     weights = weights or [1.0] * shards
     heads = _split_heads(arch, shards, weights)
     check_tiling([query for query, _ in heads], arch.num_heads, "heads")
-    columns = _split_columns(arch, [_attention_params(arch, *part) for part in heads], weights)
+    attention = [0 if arch.kinds else _attention_params(arch, *part) for part in heads]
+    columns = _split_columns(arch, attention, weights)
     check_tiling(columns, arch.intermediate_size, "columns")
     unit = VOCAB_UNIT if arch.vocab_size >= shards * WIDE else 1
     vocab = (
@@ -201,7 +202,10 @@ def _larger_first(total: int, parts: int) -> list[Range]:
 def _split_columns(
     arch: Architecture, attention: list[int], weights: Sequence[float]
 ) -> list[Range]:
-    """MLP columns that make attention and MLP of each shard together proportional to `weights`."""
+    """MLP columns that make attention and MLP of each shard together proportional to `weights`.
+
+    Of layers of several kinds, most dimensions are cut in the proportion of the columns.
+    """
     shards, per_column = len(attention), _column_params(arch)
     room = [0.0] * shards
     # A shard whose heads alone exceed its share gets no columns; the others divide them.
@@ -234,5 +238,6 @@ def layer_params(arch: Architecture, layer: int) -> int:
     """Parameters of one layer's products: its cost in memory and time."""
     if isinstance(arch, TransformersArchitecture):  # not every layer has experts
         return sum(prod(arch.shape(w)) * arch.pieces(w) for w in arch.weights_of(layer))
-    attention = _attention_params(arch, Range(0, arch.num_heads), Range(0, arch.num_kv_heads))
-    return attention + _column_params(arch) * arch.intermediate_size
+    kind = arch.at(layer)
+    weights = [w for w in kind.weights if w.per_layer and w.cut != "replicated"]
+    return sum(prod(kind.shape(w)) * kind.pieces(w) for w in weights if len(kind.shape(w)) == 2)

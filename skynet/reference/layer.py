@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from skynet.architecture.architecture import Architecture, Weight
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.errors import UnsupportedModel
 from skynet.reference.weights import parameter
 
-# Row-parallel products in the order of their sums, with their names in reports.
-PRODUCTS = {"o": "attention", "cross_o": "attention to the encoder", "down": "MLP"}
-RECORDED = (*PRODUCTS, "q_norm", "k_norm")
+OTHERS = ("q_norm", "k_norm", "shared_score")  # modules whose inputs are recorded, too
 
 Cuts = dict[str, list[slice]]  # role of a product -> the inputs of each shard
 
@@ -23,7 +22,8 @@ Cuts = dict[str, list[slice]]  # role of a product -> the inputs of each shard
 class DenseLayer:
     """A layer's uncut products, divided into the shards' partials by their inputs.
 
-    partials: role of a product, in the order of `PRODUCTS` -> each shard's (tokens, hidden).
+    partials: role of a row-parallel product -> each shard's (tokens, hidden); a role is missing
+        where Transformers computes its product in another way.
     norm_inputs: queries and keys (tokens, all heads), if one norm spans all heads.
     """
 
@@ -36,10 +36,11 @@ class ReferenceLayer:
 
     def __init__(self, model: Any, arch: Architecture, number: int) -> None:
         """arch: the stack's; number: the layer's in that stack."""
-        self._arch, self._number = arch, number
+        self._arch, self._number = arch.at(number), number
+        self._roles = [role for side in self._arch.sides for role in side]
         self.path = f"{path_of_layers(arch)}.{number}"
         self.module: torch.nn.Module = model.get_submodule(self.path)
-        modules = {role: self._module(model, role) for role in RECORDED}
+        modules = {role: self._module(model, role) for role in (*self._roles, *OTHERS)}
         self._modules = {role: module for role, module in modules.items() if module is not None}
         self._inputs: dict[str, tuple[Any, dict[str, Any]]] = {}
 
@@ -60,8 +61,7 @@ class ReferenceLayer:
 
     def dense(self, cuts: Cuts) -> DenseLayer:
         """The partials of shards with these cuts, from the recorded inputs."""
-        roles = [role for role in PRODUCTS if self._arch.weight(role) is not None]
-        partials = {role: self._partials(role, cuts[role]) for role in roles}
+        partials = {role: self._partials(role, cuts[role]) for role in self._roles}
         if self._arch.qk_norm != "all":
             return DenseLayer(partials)
         queries, keys = (self._inputs[role][0][0][0].float() for role in ("q_norm", "k_norm"))
@@ -87,7 +87,15 @@ class ReferenceLayer:
         x = args[0].reshape(-1, args[0].shape[-1]).float()
         matrix = module.get_parameter("weight").float()
         matrix = matrix if weight_of(self._arch, role).transposed else matrix.t()  # (in, out)
+        if role == "shared_down" and self._arch.weight("shared_score") is not None:
+            x = x * self._score()
         return [x[:, cut] @ matrix[cut] for cut in cuts]
+
+    def _score(self) -> torch.Tensor:
+        """(tokens, 1): what the shared MLP's output is multiplied by."""
+        x = self._inputs["shared_score"][0][0].float()
+        weight = self._modules["shared_score"].get_parameter("weight")
+        return F.linear(x.reshape(-1, x.shape[-1]), weight.float()).sigmoid()
 
 
 def weight_of(arch: Architecture, role: str) -> Weight:
@@ -102,7 +110,8 @@ def path_of_layers(arch: Architecture) -> str:
     """Path of the module list of a stack's layers in Transformers' model."""
     if isinstance(arch, TransformersArchitecture):
         return arch.path
-    return weight_of(arch, "o").name.partition(".{layer}")[0]
+    named = (weight.name for weight in arch.at(0).weights if weight.per_layer)
+    return next(named).partition(".{layer}")[0]
 
 
 def _experts(module: torch.nn.Module) -> torch.nn.Module | None:

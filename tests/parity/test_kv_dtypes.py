@@ -66,7 +66,7 @@ def test_slots_take_the_memory_that_was_planned(
     cluster.close()
     (model, _) = cluster.models[0]
     layers = model._stack._layers
-    caches = [layer._cache if backend else layer._attention._cache for layer in layers]
+    caches = [layer._cache if backend else layer.states[0] for layer in layers]
     # When / Then its caches are as large as forecast
     parts = [part for cache in caches for part in (cache.values, cache.scales) if part is not None]
     planned = slot_bytes(cluster.arch, cluster.plan, 0, 0)

@@ -285,7 +285,7 @@ def test_a_slot_keeps_no_nan_for_its_next_request(reference: Callable[..., Refer
     # When
     run(cluster, [POISONED[0]], Options(max_tokens=NEW), budget=64)
     # Then all of its keys and values are numbers
-    caches = [layer._attention._cache.values for layer in cluster.models[0][0]._stack._layers]
+    caches = [layer.states[0].values for layer in cluster.models[0][0]._stack._layers]
     cluster.close()
     assert all(bool(torch.isfinite(cache).all()) for cache in caches)
     assert any(bool(cache.any()) for cache in caches) is False

@@ -80,7 +80,8 @@ class BeamSearch(Mode):
         if not missing:
             return [self._row(beam, 1, self._logits_request(beam)) for beam in self.beams]
         rows: list[Row] = []
-        for beam in missing:
+        # What a slot is copied for comes first: a recurrent state does not go back further.
+        for beam in sorted(missing, key=lambda beam: beam.source is None):
             if max_tokens > 0:
                 rows.append(self._row(beam, min(max_tokens, beam.num_missing(num_prefix)), None))
                 max_tokens -= len(rows[-1].tokens)

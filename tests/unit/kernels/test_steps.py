@@ -111,13 +111,11 @@ def test_blocks_are_programs_where_kernels_support_them(family: str) -> None:
     layers = stack_of(family).of(Range(0, 4))
     # When / Then each block is a program, save those that only PyTorch computes
     for layer in layers:
-        if hasattr(layer, "_block"):
-            blocks = {layer._block: family in NO_ATTENTION | NO_MLP}
-        else:
-            blocks = {layer._attention_block: family in NO_ATTENTION}
-            blocks[layer._mlp_block] = family in NO_MLP
-        for block, by_modules in blocks.items():
-            assert isinstance(block, CompiledBlock) is not by_modules
+        by_modules = [family in NO_ATTENTION or not layer.windows, family in NO_MLP]
+        if len(layer.sides) == 1:
+            by_modules = [any(by_modules)]
+        for side, is_by_modules in zip(layer.sides, by_modules, strict=True):
+            assert isinstance(side.block, CompiledBlock) is not is_by_modules
 
 
 @pytest.mark.usefixtures("compiled")
@@ -156,7 +154,7 @@ def test_steps_of_prompts_and_of_many_rows_run_as_modules() -> None:
 def test_nan_in_a_slot_reaches_the_hidden_states(kv_dtype: str | None) -> None:
     # Given a slot with a key of NaN
     stack = stack_of("llama", kv_dtype)
-    cache = stack.of(stack.run)[0]._attention._cache
+    cache = stack.of(stack.run)[0].states[0]
     key = torch.full((6, cache.values.shape[-1]), torch.nan)
     cache[1, :, 3] = key
     # When a token attends to it, by modules or by programs
@@ -176,7 +174,7 @@ def test_a_nan_that_a_program_stores_is_read_as_nan() -> None:
     # When a program stores what it makes of them
     run(stack, context, x * torch.nan)
     # Then the keys and values are NaN
-    cache = stack.of(stack.run)[0]._attention._cache
+    cache = stack.of(stack.run)[0].states[0]
     keys, values = cache.read(Range(1, 2), Range(37, 38))
     assert keys.isnan().all()
     assert values.isnan().all()

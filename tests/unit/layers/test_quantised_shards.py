@@ -116,7 +116,7 @@ def test_products_of_several_forms_are_joined() -> None:
     model = ShardModel(arch, plan, (0, 0), Weights(arch))
     # Then its products are two, end to end, and are counted
     layer = model._stack.of(Range(0, 1))[0]  # type: ignore[union-attr]
-    assert isinstance(layer._attention._qkv, JoinedLinear)  # type: ignore[attr-defined]
+    assert isinstance(layer.mixers[0]._qkv, JoinedLinear)  # type: ignore[attr-defined]
     assert model.weight_bytes == shard_weight_bytes(arch, plan, 0, 0)
 
 

@@ -1,0 +1,39 @@
+"""The module that computes each kind of mixer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from skynet.architecture.mixers import Mixer, SelfAttention, ShortConvolution
+from skynet.layers.block import Module
+from skynet.layers.cache import KVLayout
+from skynet.layers.convolution import ShortConvolutionMixer
+from skynet.layers.self_attention import Attention
+from skynet.layers.slot_state import SlotState
+from skynet.layers.weights import Loader
+
+
+class MixerModule(Module, Protocol):
+    """Mixes the tokens of each sequence, and keeps what later tokens need in its slot.
+
+    windows: those that it attends with.
+    states: what it keeps.
+    """
+
+    windows: tuple[int | None, ...]
+    states: tuple[SlotState, ...]
+
+
+# load: of the layer's kind; the layer's number; its mixer.
+Make = Callable[[Loader, KVLayout, int, Any], MixerModule]
+
+_MAKE: dict[type[Mixer], Make] = {
+    SelfAttention: lambda load, kv, layer, _: Attention(load, kv, layer),
+    ShortConvolution: ShortConvolutionMixer,
+}
+
+
+def load_mixer(load: Loader, kv: KVLayout, layer: int, mixer: Mixer) -> MixerModule:
+    """The mixer of a layer; `load` is of the layer's kind."""
+    return _MAKE[type(mixer)](load, kv, layer, mixer)

@@ -1,0 +1,56 @@
+"""Chooses the experts of each token."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from skynet.layers.weights import Loader
+
+FORBIDDEN = float("-inf")
+
+
+class TopRouter:
+    """The experts with the best scores, as `Router` describes them.
+
+    Every shard has the whole router, so all shards choose the same experts from the same hidden
+    states without communication. Machines whose kernels round differently could disagree where two
+    experts have scores that are equal up to rounding.
+    """
+
+    def __init__(self, load: Loader, layer: int) -> None:
+        arch = load.arch
+        self._router, self._count = arch.router, arch.experts_per_token
+        self._weight = load.float32.matrix("router", layer)
+        self._bias = self._preference = None
+        if load.has_bias("router"):
+            self._bias = load.float32.vector("router", "bias", layer)
+        if self._router.biased:
+            self._preference = load.float32.vector("router_bias", layer=layer)
+        parts = (self._weight, self._bias, self._preference)
+        self.nbytes = sum(part.nbytes for part in parts if part is not None)
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`x` (tokens, hidden) to (tokens, experts per token) each: weights in float32, and the
+        experts' numbers."""
+        router, logits = self._router, F.linear(x.float(), self._weight, self._bias)
+        if router.score == "chosen":
+            best, chosen = logits.topk(self._count, dim=-1)
+            return best.softmax(-1).mul_(router.scale), chosen
+        scores = logits.softmax(-1) if router.score == "softmax" else logits.sigmoid()
+        preferred = scores if self._preference is None else scores + self._preference
+        if router.groups:
+            preferred = self._in_best_groups(preferred)
+        chosen = preferred.topk(self._count, dim=-1).indices
+        weights = scores.gather(-1, chosen)
+        if router.sum_to_one:
+            weights = weights / (weights.sum(-1, keepdim=True) + router.epsilon)
+        return weights * router.scale, chosen
+
+    def _in_best_groups(self, scores: torch.Tensor) -> torch.Tensor:
+        """The scores, and minus infinity outside of each token's best groups."""
+        router, grouped = self._router, scores.unflatten(-1, (self._router.groups, -1))
+        best = grouped.topk(1 if router.group_score == "max" else 2, dim=-1).values.sum(-1)
+        groups = best.topk(router.groups_per_token, dim=-1).indices
+        is_out = torch.ones_like(best, dtype=torch.bool).scatter_(-1, groups, False)
+        return grouped.masked_fill(is_out[..., None], FORBIDDEN).flatten(-2)
