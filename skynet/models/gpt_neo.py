@@ -25,6 +25,7 @@ NAMES = {
     "n_inner": "intermediate_size",
     "n_positions": "max_position_embeddings",
 }
+OTHER_NAMES = {"num_heads": "num_attention_heads", "num_layers": "num_hidden_layers"}
 GLOBAL, LOCAL = "global", "local"
 
 LAYER = "transformer.h.{layer}."
@@ -39,11 +40,12 @@ LINEAR = {
 def architecture(config: read.Config) -> Architecture:
     """A `gpt_neo` config as an Architecture."""
     config = DEFAULTS | dict(config)
-    # Older files have the names that Transformers calls the same sizes by.
-    for new, old in (("num_heads", "num_attention_heads"), ("num_layers", "num_hidden_layers")):
-        if config.get(old) is not None:
-            config[new] = config[old]
-    renamed = {name: config[own] for name, own in NAMES.items() if own in config}
+    for field, other in OTHER_NAMES.items():
+        if config.get(other) is not None:
+            config[field] = config[other]
+    for field in ("hidden_size", "num_heads", "num_layers"):  # named here as in the file
+        read.size(config, field)
+    renamed = {name: config[field] for name, field in NAMES.items() if field in config}
     decoder = gpt2.architecture(config | renamed)
     weights = (LINEAR.get(weight.role, weight) for weight in decoder.weights)
     return replace(

@@ -1,6 +1,6 @@
 """Nomic BERT: BERT with rope instead of positions, a gated MLP, and few biases.
 
-experts, in `num_experts`; `head_dim` other than the hidden size's share
+`head_dim` other than the hidden size divided by the heads
 """
 
 from __future__ import annotations
