@@ -144,6 +144,8 @@ def draft_plan(
     progress: of the self-test of a model on the Transformers backend.
     """
     arch = load_architecture(source.config)
+    if source.original.is_inside:
+        logger.warning("%s: only its language model runs: it takes text alone", source.name)
     dtype = cpu_dtype(options.dtype)
     weight_dtype = narrowest(tensor_plans(source, arch).values(), dtype)
     if isinstance(arch, TransformersArchitecture):

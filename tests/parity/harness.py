@@ -19,6 +19,7 @@ from safetensors import safe_open
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.tensors import resolve_names, staged_tensors
 from skynet.architecture.transformers_model import KEY
+from skynet.models.language_model import language_config, language_tensors
 from skynet.models.registry import FAMILIES, load_architecture, settled
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
@@ -40,7 +41,8 @@ class Checkpoint:
     def __init__(self, directory: Path, *, transformers_backend: bool = False) -> None:
         with safe_open(directory / "model.safetensors", framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        config = json.loads((directory / "config.json").read_text())
+        config = language_config(json.loads((directory / "config.json").read_text()))
+        tensors = {name: tensors[stored] for name, stored in language_tensors(tensors).items()}
         if transformers_backend or config["model_type"] not in FAMILIES:
             config[KEY] = describe_model(config)
 

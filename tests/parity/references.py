@@ -95,9 +95,20 @@ def _saved(model: Any, directory: Path) -> Any:
     return model
 
 
+def save_random_whole_model(config: Any, directory: Path) -> tuple[Any, Checkpoint]:
+    """A model that takes more than text, and the checkpoint of its language model."""
+    torch.manual_seed(len(config.model_type))
+    model = transformers.AutoModelForImageTextToText.from_config(config)
+    return _saved(model, directory), Checkpoint(directory)
+
+
 def make_reference(family: str, fields: dict[str, Any], directory: Path) -> Reference:
     """A random model and its answers."""
-    model, checkpoint = save_random_model(family, fields, directory)
+    return answers(*save_random_model(family, fields, directory), directory)
+
+
+def answers(model: Any, checkpoint: Checkpoint, directory: Path) -> Reference:
+    """A model's answers."""
     logits, tokens = [], []
     with torch.no_grad():
         for prompt in PROMPTS:
