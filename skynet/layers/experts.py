@@ -1,5 +1,5 @@
 """A mixture of experts (Shazeer et al., 2017, arXiv:1701.06538): a router, and an MLP cut by its
-columns for each expert."""
+columns for each expert; or whole experts, of which each shard has some."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from skynet.layers.linear import Linear
 from skynet.layers.norm import AllReduce
 from skynet.layers.router import TopRouter
 from skynet.layers.weights import Loader
+from skynet.planning.units import pieces_of
 
 
 class Experts:
@@ -21,12 +22,13 @@ class Experts:
         arch = load.arch
         self._activation = ACTIVATIONS[arch.activation]
         self._router = TopRouter(load, layer)
-        self._in: list[Linear] = []
-        self._out: list[Linear] = []
-        for expert in range(arch.num_experts):
-            self._in.append(load.linear("gate", "up", layer=layer, piece=expert))
-            self._out.append(load.linear("down", layer=layer, piece=expert, bias=False))
-        products = (*self._in, *self._out)
+        self._in: dict[int, Linear] = {}  # by expert, of those that the shard has anything of
+        self._out: dict[int, Linear] = {}
+        pieces = pieces_of(arch, load.part, load.regions.weight("down"))
+        for expert in range(pieces.start, pieces.stop):
+            self._in[expert] = load.linear("gate", "up", layer=layer, piece=expert)
+            self._out[expert] = load.linear("down", layer=layer, piece=expert, bias=False)
+        products = (*self._in.values(), *self._out.values())
         self.nbytes = self._router.nbytes + sum(product.nbytes for product in products)
 
     def __call__(
@@ -37,9 +39,10 @@ class Experts:
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         if len(x) == 1:
             for weight, expert in zip(weights[0], chosen[0].tolist(), strict=True):
-                total += self._expert(expert, x).float() * weight
+                if expert in self._in:
+                    total += self._expert(expert, x).float() * weight
             return total.to(x.dtype)
-        for expert in chosen.unique().tolist():
+        for expert in filter(self._in.__contains__, chosen.unique().tolist()):
             tokens, places = (chosen == expert).nonzero(as_tuple=True)
             output = self._expert(expert, x[tokens]).float()
             total.index_add_(0, tokens, output * weights[tokens, places, None])

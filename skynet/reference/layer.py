@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,15 @@ from skynet.reference.weights import parameter
 
 OTHERS = ("q_norm", "k_norm", "shared_score")  # modules whose inputs are recorded, too
 
-Cuts = dict[str, list[slice]]  # role of a product -> the inputs of each shard
+
+class Cut(NamedTuple):
+    """A shard's inputs of a product, and of which pieces (experts)."""
+
+    inputs: slice
+    pieces: slice = slice(None)
+
+
+Cuts = dict[str, list[Cut]]  # by the role of a product, for each shard
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class ReferenceLayer:
             return module
         return _experts(self.module) if role == "down" else None
 
-    def _partials(self, role: str, cuts: list[slice]) -> list[torch.Tensor]:
+    def _partials(self, role: str, cuts: list[Cut]) -> list[torch.Tensor]:
         module = self._modules.get(role)
         if module is None:
             raise UnsupportedModel(f"{self._arch.model_type} has no product {role!r} to check")
@@ -89,7 +97,7 @@ class ReferenceLayer:
         matrix = matrix if weight_of(self._arch, role).transposed else matrix.t()  # (in, out)
         if role == "shared_down" and self._arch.weight("shared_score") is not None:
             x = x * self._score()
-        return [x[:, cut] @ matrix[cut] for cut in cuts]
+        return [x[:, cut.inputs] @ matrix[cut.inputs] for cut in cuts]
 
     def _score(self) -> torch.Tensor:
         """(tokens, 1): what the shared MLP's output is multiplied by."""
@@ -123,13 +131,14 @@ def _experts(module: torch.nn.Module) -> torch.nn.Module | None:
 
 
 def _expert_products(
-    experts: torch.nn.Module, args: Any, kwargs: dict[str, Any], cuts: list[slice]
+    experts: torch.nn.Module, args: Any, kwargs: dict[str, Any], cuts: list[Cut]
 ) -> list[torch.Tensor]:
-    """Each shard's partial: the experts' output with the other shards' columns set to zero."""
+    """Each shard's partial: the experts' output with what other shards have set to zero."""
     whole, partials = experts._parameters["down_proj"], []
     for cut in cuts:
         masked = torch.zeros_like(whole)  # type: ignore[arg-type]
-        masked[:, :, cut] = whole[:, :, cut]  # type: ignore[index]
+        own = (cut.pieces, slice(None), cut.inputs)
+        masked[own] = whole[own]  # type: ignore[index]
         experts._parameters["down_proj"] = parameter(masked)
         output = experts(*args, **kwargs)
         partials.append(output.reshape(-1, output.shape[-1]))

@@ -254,8 +254,9 @@ def round_weights(model: torch.nn.Module) -> None:
 def cluster_of(checkpoint: Checkpoint, stages: int, shards: int, **options: Any) -> Cluster:
     """The shards of a plan; an even number of them keep weights in bfloat16 if that loses nothing.
 
-    It does not where they were rounded.
+    It does not where they were rounded. Experts are cut by columns.
     """
+    options.setdefault("experts", "columns")
     if shards % 2 == 0 and checkpoint.is_rounded:
         options.setdefault("weight_dtype", "bfloat16")
     plan = plan_for(checkpoint.arch, stages, shards, **options)
