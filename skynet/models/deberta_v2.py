@@ -76,9 +76,11 @@ def _distances(config: read.Config) -> Disentangled:
     unknown = sorted({str(kind) for kind in kinds} - {"c2p", "p2c"})
     if unknown:
         raise UnsupportedModel(f"pos_att_type {unknown} are not supported")
-    positions, buckets = config.get("max_relative_positions"), config.get("position_buckets")
-    positions = positions if positions and positions > 0 else config["max_position_embeddings"]
-    in_buckets = buckets is not None and buckets > 0
+    positions, buckets = (
+        config.get(field) or -1 for field in ("max_relative_positions", "position_buckets")
+    )
+    positions = positions if positions > 0 else read.size(config, "max_position_embeddings")
+    in_buckets = buckets > 0
     if in_buckets and not 4 <= buckets < positions:
         raise UnsupportedModel(
             f"position_buckets={buckets} is not supported: expected 4 or more, and fewer than the "

@@ -60,13 +60,14 @@ def architecture(config: read.Config) -> Architecture:
 def _windows(config: read.Config, count: int) -> tuple[int | None, ...]:
     """By `attention_layers`, a kind for each layer, or by `attention_types`, repeated runs."""
     kinds = config.get("attention_layers")
-    if kinds is None:
-        runs = config["attention_types"]
-        kinds = [kind for run, repeats in runs for _ in range(repeats) for kind in run]
+    # Each run is a list of kinds, and how often it is repeated.
+    runs = config["attention_types"] if kinds is None else [(kinds, 1)]
+    total = sum(len(run) * repeats for run, repeats in runs)
+    if total != count:
+        raise CheckpointError(f"config.json: {total} attention_layers for {count} layers")
+    kinds = [kind for run, repeats in runs for _ in range(repeats) for kind in run]
     unknown = sorted({str(kind) for kind in kinds} - {GLOBAL, LOCAL})
     if unknown:
         raise UnsupportedModel(f"attention_layers {unknown} are not supported")
-    if len(kinds) != count:
-        raise CheckpointError(f"config.json: {len(kinds)} attention_layers for {count} layers")
     size = read.size(config, "window_size") if LOCAL in kinds else None
     return tuple(size if kind == LOCAL else None for kind in kinds)
