@@ -62,10 +62,10 @@ def _windows(config: read.Config, count: int) -> tuple[int | None, ...]:
     kinds = config.get("attention_layers")
     # Each run is a list of kinds, and how often it is repeated.
     runs = config["attention_types"] if kinds is None else [(kinds, 1)]
-    total = sum(len(run) * repeats for run, repeats in runs)
+    total = sum(len(run) * max(repeats, 0) for run, repeats in runs)
     if total != count:
         raise CheckpointError(f"config.json: {total} attention_layers for {count} layers")
-    kinds = [kind for run, repeats in runs for _ in range(repeats) for kind in run]
+    kinds = [kind for run, repeats in runs for kind in list(run) * repeats]
     unknown = sorted({str(kind) for kind in kinds} - {GLOBAL, LOCAL})
     if unknown:
         raise UnsupportedModel(f"attention_layers {unknown} are not supported")

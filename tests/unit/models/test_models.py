@@ -483,6 +483,10 @@ def test_options_without_effect_are_accepted(given: dict[str, Any]) -> None:
         (config("qwen2", layer_types=["full_attention"]), "1 layer_types for 3 layers"),
         (config("gemma2", layer_types=["full_attention"]), "1 layer_types for 3 layers"),
         (tiny("gpt_neo", attention_layers=["local"]), "1 attention_layers for 4 layers"),
+        (
+            tiny("gpt_neo", attention_layers=None, attention_types=[[["local"], 10**12], [[], 9]]),
+            "1000000000000 attention_layers for 4 layers",
+        ),
         (encoder_config("mpnet", "Model", max_position_embeddings=2), "2 positions, the first 2"),
         (config("mixtral", num_local_experts=1), "num_experts_per_tok is 2 of num_local_experts=1"),
         (config("smollm3", no_rope_layers=[1]), "1 no_rope_layers for 3 layers"),
