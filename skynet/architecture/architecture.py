@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal, Self
 
+from skynet.architecture.gate import ClampedGate
 from skynet.architecture.mixers import SELF_ATTENTION, Mixer
+from skynet.architecture.packed import Packed
 from skynet.architecture.positions import Alibi, Disentangled, Relative, Rope, Sinusoids
 from skynet.architecture.router import SOFTMAX, Router
 from skynet.wire.blocks import BlockFormat
@@ -63,6 +65,7 @@ class Weight:
     groups: int | None = None
     by_head: bool = False  # a vector for each head, stored as (heads, head_dim)
     bias_only: bool = False  # the tensor is a `.bias` that has no `.weight` beside it
+    bare: bool = False  # the tensor is called `name` as it is
     as_row: bool = False  # a vector stored as (1, size), under `name` as it is
     first_layer: int = 0  # earlier layers do not have the weight
     # The dimensions after the first, (): none, a vector; None: as `Architecture.inputs` says. Of a
@@ -71,6 +74,7 @@ class Weight:
     float32: bool = False  # small: stays in float32, and is not quantised
     others: tuple[str, ...] = ()  # other names that a tied tensor may have in a file
     optional: bool = False  # a file may lack it: see `Architecture.lacking`
+    packed: Packed | None = None  # a file may have the weights of all experts in one tensor
 
     @property
     def per_layer(self) -> bool:
@@ -84,8 +88,8 @@ class Weight:
         self, layer: int | None = None, kind: str = "weight", piece: int | None = None
     ) -> str:
         """The checkpoint's name of the weight or bias: `model.layers.3.mlp.up_proj.weight`."""
-        if self.as_row:
-            return self.name
+        if self.as_row or self.bare:
+            return self.name.format(layer=layer, piece=piece)
         kind = "bias" if self.bias_only else kind
         return f"{self.name.format(layer=layer, piece=piece)}.{kind}"
 
@@ -157,6 +161,7 @@ class Architecture:
     num_experts: int = 0
     experts_per_token: int = 0
     router: Router = SOFTMAX
+    gate: ClampedGate | None = None  # of a gated MLP, in place of act(gate) * up
     token_types: int = 0  # rows of a table; the first is added to every embedding
     bidirectional: bool = False  # an encoder: tokens also see later ones; nothing is generated
     project_after_norm: bool = False  # the embedding is projected after positions and norm

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from skynet.kernels.steps import Program
-from skynet.layers.activation import ACTIVATIONS, gated
+from skynet.layers.activation import combination
 from skynet.layers.context import StepContext
 from skynet.layers.linear import Linear
 from skynet.layers.norm import AllReduce
@@ -20,7 +20,7 @@ class Experts:
 
     def __init__(self, load: Loader, layer: int) -> None:
         arch = load.arch
-        self._activation = ACTIVATIONS[arch.activation]
+        self._combine = combination(arch)
         self._router = TopRouter(load, layer)
         self._in: dict[int, Linear] = {}  # by expert, of those that the shard has anything of
         self._out: dict[int, Linear] = {}
@@ -28,15 +28,20 @@ class Experts:
         for expert in range(pieces.start, pieces.stop):
             self._in[expert] = load.linear("gate", "up", layer=layer, piece=expert)
             self._out[expert] = load.linear("down", layer=layer, piece=expert, bias=False)
-        products = (*self._in.values(), *self._out.values())
-        self.nbytes = self._router.nbytes + sum(product.nbytes for product in products)
+        self._out_bias = load.float32.piece_biases("down", layer)
+        biases = () if self._out_bias is None else (self._out_bias,)
+        parts = (self._router, *self._in.values(), *self._out.values(), *biases)
+        self.nbytes = sum(part.nbytes for part in parts)
 
     def __call__(
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
     ) -> torch.Tensor:
         """See `Module`."""
         weights, chosen = self._router(x)
-        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        if self._out_bias is None:
+            total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        else:
+            total = (self._out_bias[chosen] * weights[..., None]).sum(1)
         if len(x) == 1:
             for weight, expert in zip(weights[0], chosen[0].tolist(), strict=True):
                 if expert in self._in:
@@ -53,4 +58,4 @@ class Experts:
         return False
 
     def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
-        return self._out[expert](gated(self._activation, self._in[expert](x)))
+        return self._out[expert](self._combine(self._in[expert](x)))

@@ -9,6 +9,7 @@ from skynet.architecture.stored import offset
 from skynet.layers.regions import ShardRegions
 from skynet.layers.reuse import SliceWeights
 from skynet.planning.ranges import Range
+from skynet.planning.units import adds_biases
 
 
 class FloatLoader:
@@ -59,10 +60,23 @@ class FloatLoader:
         made = self._load(weight, layer, kind, (heads.size * head_dim,), region, pieces)
         return made.view(-1, head_dim)
 
+    def piece_biases(self, role: str, layer: int) -> torch.Tensor | None:
+        """(pieces, hidden): the biases of each piece of a row-parallel product.
+
+        They are added once over the shards: None on all but the first, or without any.
+        """
+        weight = self._regions.weight(role)
+        count = self._arch.pieces(weight)
+        if not weight.bias or not adds_biases(self._arch, self._regions.part, weight):
+            return None
+        size = self._arch.hidden_size
+        made = self._load(weight, layer, "bias", (count * size,), Range(0, size), Range(0, count))
+        return made.view(count, size)
+
     def row_bias(self, *roles: str, layer: int) -> torch.Tensor | None:
         """The sum of the biases of row-parallel products, which is added once; None without any."""
         weights = [self._arch.weight(role) for role in roles]
-        biased = [weight for weight in weights if weight is not None and weight.bias]
+        biased = [w for w in weights if w is not None and w.bias and not w.in_pieces]
         if not biased:
             return None
         if len(biased) == 1:

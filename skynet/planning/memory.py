@@ -14,7 +14,7 @@ from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.planning.split import DTYPE_BYTES
 from skynet.planning.transformers_model import role_bytes
-from skynet.planning.units import items_of, part_of_kind, pieces_of, units
+from skynet.planning.units import adds_biases, items_of, part_of_kind, pieces_of, units
 
 NORM_BYTES = 4  # norms, and biases added after a sum, stay float32
 SCALE_BYTES = 4  # of a key or value in q8
@@ -191,11 +191,11 @@ def _role_bytes(
     if weight.cut == "row":
         shape = (arch.shape(weight)[0], width)
         total = _matrix_bytes(arch, part, weight, layer, shape, size)
-        return total + _row_bias_bytes(arch, weight)
+        return total + _row_bias_bytes(arch, part, weight)
     shape = (width, arch.inputs(weight) or 0)
     total = _matrix_bytes(arch, part, weight, layer, shape, size)
     bias_bytes = NORM_BYTES if weight.role == "head" else bias_size  # logits are float32
-    return total + (width * bias_bytes if weight.bias else 0)
+    return total + (width * pieces_of(arch, part, weight).size * bias_bytes if weight.bias else 0)
 
 
 def _matrix_bytes(
@@ -215,7 +215,10 @@ def _matrix_bytes(
     return sum(numbers if form is None else form.num_bytes(*shape) for form in formats)
 
 
-def _row_bias_bytes(arch: Architecture, weight: Weight) -> int:
+def _row_bias_bytes(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
+    if weight.in_pieces and weight.bias:
+        has_biases = adds_biases(arch, part, weight)
+        return arch.pieces(weight) * arch.hidden_size * NORM_BYTES if has_biases else 0
     attention = arch.weight("o")
     in_one_sum = arch.parallel and weight.role == "down" and attention and attention.bias
     return arch.hidden_size * NORM_BYTES if weight.bias and not in_one_sum else 0

@@ -32,6 +32,12 @@ def pieces_of(arch: Architecture, part: ShardPlan, weight: Weight) -> Range:
     return Range(0, arch.pieces(weight))
 
 
+def adds_biases(arch: Architecture, part: ShardPlan, weight: Weight) -> bool:
+    """Whether the shard adds the biases of all pieces of a row-parallel weight: the first does."""
+    own = part.experts if part.experts is not None else units(arch, part, weight)
+    return own.size > 0 and own.start == 0
+
+
 def items_of(arch: Architecture, part: ShardPlan, unit: Unit) -> Range:
     """The shard's items of a dimension that shards divide: heads, columns, tokens, `arch.dims`."""
     own = {

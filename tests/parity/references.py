@@ -84,8 +84,11 @@ def save_random_encoder(family: str, head: str, fields: dict[str, Any], director
 def _saved(model: Any, directory: Path) -> Any:
     model = model.float().eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:  # norms and biases start as ones and zeros, which hide mistakes
+        for name, parameter in model.named_parameters():
+            is_bias = name.endswith("bias")  # of experts, two axes
+            if (
+                parameter.ndim == 1 or is_bias
+            ):  # norms and biases start as ones and zeros, which hide mistakes
                 parameter.add_(torch.randn_like(parameter) * 0.2)
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):  # of routers, zeros too
@@ -109,13 +112,19 @@ def make_reference(family: str, fields: dict[str, Any], directory: Path) -> Refe
 
 def answers(model: Any, checkpoint: Checkpoint, directory: Path) -> Reference:
     """A model's answers."""
+    # These kinds of rope remember the longest sequence that the model has seen.
+    rope = str(getattr(model.config, "rope_parameters", ""))
+    remembers = "dynamic" in rope or "longrope" in rope
+
+    def unused() -> Any:
+        return copy.deepcopy(model) if remembers else model
+
     logits, tokens = [], []
     with torch.no_grad():
         for prompt in PROMPTS:
             ids = torch.tensor([prompt])
-            # A copy: dynamic rope remembers the longest sequence the model has seen.
-            logits.append(copy.deepcopy(model)(ids).logits[0, -1].numpy())
-            answer = copy.deepcopy(model).generate(
+            logits.append(unused()(ids).logits[0, -1].numpy())
+            answer = unused().generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=NEW_TOKENS,
