@@ -56,11 +56,31 @@ GRANITE_MOE: dict[str, Any] = LLAMA | {
     "attention_multiplier": 0.2,
 }
 
+
+def _gpt_neo(num_hidden_layers: int = 4, **fields: Any) -> Any:
+    """Windows in every other of any number of layers."""
+    kinds = (["global", "local"] * num_hidden_layers)[:num_hidden_layers]
+    return transformers.GPTNeoConfig(
+        **{"num_layers": num_hidden_layers, "attention_types": [[kinds, 1]], **fields}
+    )
+
+
+def _mpt(**fields: Any) -> Any:
+    """`clip_qkv` and `softmax_scale` are fields of another config inside."""
+    inner = {name: fields.pop(name) for name in ("clip_qkv", "softmax_scale") if name in fields}
+    return transformers.MptConfig(attn_config=inner, **fields)
+
+
 # The family's name -> its configuration class and the fields that make it tiny.
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "bloom": (
         transformers.BloomConfig,
         WIDE | {"n_layer": 4, "n_head": 6, "seq_length": 128, "tie_word_embeddings": False},
+    ),
+    # Its heads are in four blocks: with 4 shards a block each, with 2 and 3 parts of them.
+    "codegen": (
+        transformers.CodeGenConfig,
+        GPT2 | {"n_head": 8, "rotary_dim": 4, "initializer_range": 0.3},
     ),
     "cohere": (
         transformers.CohereConfig,
@@ -76,6 +96,7 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "exaone": (transformers.ExaoneConfig, LLAMA),
     "falcon": (
         transformers.FalconConfig,
         WIDE
@@ -110,6 +131,12 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "gpt2": (transformers.GPT2Config, GPT2),
+    "gpt_bigcode": (transformers.GPTBigCodeConfig, GPT2 | {"tie_word_embeddings": False}),
+    "gpt_neo": (
+        _gpt_neo,
+        {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
+        | {"window_size": 6, "tie_word_embeddings": False},
+    ),
     "gpt_neox": (
         transformers.GPTNeoXConfig,
         LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4}},
@@ -161,6 +188,19 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "mixtral": (transformers.MixtralConfig, LLAMA | {"num_local_experts": 5}),
+    "mpt": (
+        _mpt,
+        {
+            "vocab_size": 131,
+            "d_model": 48,
+            "n_layers": 4,
+            "n_heads": 6,
+            "max_seq_len": 128,
+            "clip_qkv": 3.0,
+            "initializer_range": 0.3,
+            "tie_word_embeddings": False,
+        },
+    ),
     "olmo2": (transformers.Olmo2Config, LLAMA),
     "opt": (
         transformers.OPTConfig,
@@ -197,7 +237,7 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-NEVER_TIED = ("gptj", "phi")  # their heads have biases, which no embedding has
+NEVER_TIED = ("codegen", "gptj", "phi")  # their heads have biases, which no embedding has
 
 
 def tiny_config(family: str, **fields: Any) -> Any:
@@ -228,6 +268,14 @@ MODERN: dict[str, Any] = TEXT | {
     "cls_token_id": 1,
     "sep_token_id": 1,
 }
+DEBERTA: dict[str, Any] = TEXT | {
+    "norm_rel_ebd": "layer_norm",
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+    "position_buckets": 8,
+    "relative_attention": True,
+    "share_att_key": True,
+}
 # What the classes of an encoder's family are called, its configuration class and fields.
 ENCODERS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "bert": ("Bert", transformers.BertConfig, TEXT),
@@ -249,6 +297,22 @@ ENCODERS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     ),
     "electra": ("Electra", transformers.ElectraConfig, TEXT | {"embedding_size": 28}),
     "electra-wide": ("Electra", transformers.ElectraConfig, TEXT | {"embedding_size": 48}),
+    "deberta-v2": ("DebertaV2", transformers.DebertaV2Config, DEBERTA),
+    "deberta-v2-plain": (
+        "DebertaV2",
+        transformers.DebertaV2Config,
+        DEBERTA
+        | {
+            "norm_rel_ebd": "none",
+            "pos_att_type": ["c2p"],
+            "position_buckets": -1,
+            "max_relative_positions": 9,
+            "position_biased_input": True,
+            "type_vocab_size": 2,
+        },
+    ),
+    "mpnet": ("MPNet", transformers.MPNetConfig, TEXT),
+    "nomic_bert": ("NomicBert", transformers.NomicBertConfig, TEXT | {"pad_token_id": 0}),
     "modernbert": ("ModernBert", transformers.ModernBertConfig, MODERN),
     "modernbert-biased": (
         "ModernBert",

@@ -99,8 +99,7 @@ REFUSED = (
         "qwen3_5_text qwen3_next",
     ),
     Refused("rare styles of the plan", "which is not supported", "inkling_text qwen4_exp_text"),
-    Refused("Q, K and V fused in groups", "is cut by the plan, but", "codegen"),
     Refused("heads that differ from layer to layer", "has heads", "gemma4_unified_text"),
     Refused("several models in one", "is made of several models", "llama4 phi4_multimodal"),
-    Refused("other tensor names in files", "have to be converted", "exaone sarvam_moe"),
+    Refused("other tensor names in files", "have to be converted", "sarvam_moe"),
 )

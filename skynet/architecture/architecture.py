@@ -14,13 +14,14 @@ from typing import Literal, Self
 from skynet.architecture.gate import ClampedGate
 from skynet.architecture.mixers import SELF_ATTENTION, Mixer
 from skynet.architecture.packed import Packed
-from skynet.architecture.positions import Alibi, Relative, Rope, Sinusoids
+from skynet.architecture.positions import Alibi, Disentangled, Relative, Rope, Sinusoids
 from skynet.architecture.router import SOFTMAX, Router
 from skynet.wire.blocks import BlockFormat
 
 Cut = Literal["column", "row", "vocab", "replicated"]
 # What a dimension counts: "heads", "kv_heads", "columns", "vocab", "positions", "experts",
-# "hidden", "head_dim", "embed", "types", "labels", "buckets", or a key of `Architecture.dims`.
+# "hidden", "head_dim", "embed", "types", "labels", "buckets",
+# "distances", or a key of `Architecture.dims`.
 Unit = str
 HEAD_NORMS = ("q_norm", "k_norm")
 MLP_OUTPUTS, CROSS_OUTPUT = ("down", "shared_down"), "cross_o"
@@ -58,9 +59,10 @@ class Weight:
     bias: bool = False
     transposed: bool = False  # stored [in, out], as Conv1D does
     fused: tuple[str, ...] = ()  # roles that share the tensor, in order along its out axis
-    # The fused tensor has the query heads of a KV head, then its key, then its value, and so on
-    # for each KV head: not all queries before all keys.
+    # The fused tensor has the heads of a group, role by role, and so on for each group: not all
+    # queries before all keys. A group is a KV head with its queries, or one of `groups` equal ones.
     by_group: bool = False
+    groups: int | None = None
     by_head: bool = False  # a vector for each head, stored as (heads, head_dim)
     bias_only: bool = False  # the tensor is a `.bias` that has no `.weight` beside it
     bare: bool = False  # the tensor is called `name` as it is
@@ -155,6 +157,7 @@ class Architecture:
     logit_scale: float = 1.0
     logit_cap: float | None = None  # logits become cap * tanh(logits / cap)
     attention_cap: float | None = None  # the same for attention scores
+    qkv_clip: float | None = None  # queries, keys and values are clamped to [-clip, clip]
     alibi: Alibi | None = None
     num_experts: int = 0
     experts_per_token: int = 0
@@ -175,6 +178,7 @@ class Architecture:
     headless: bool = False  # a decoder without a vocabulary head: nothing is generated
     dense: tuple[str, ...] = ()  # the activation of each product after an embedding's pooling
     relative: Relative | None = None
+    disentangled: Disentangled | None = None
     sinusoids: Sinusoids | None = None  # the positions, if the file has no table of them
     encoder: Architecture | None = None
     # Of the quantised matrices, by the name of the tensor; the others are numbers.
@@ -390,6 +394,7 @@ class Architecture:
             "types": self.token_types,
             "labels": len(self.labels),
             "buckets": self.relative.buckets if self.relative else 0,
+            "distances": 2 * self.disentangled.span if self.disentangled else 0,
         }
         return sizes[unit]
 
@@ -407,7 +412,7 @@ class Architecture:
             return self.num_heads
         if weight.role == "token_types" or (weight.role == "positions" and self.project_after_norm):
             return self.embed_size or self.hidden_size
-        is_table = weight.unit in ("positions", "experts", "labels")
+        is_table = weight.unit in ("positions", "experts", "labels", "distances")
         is_matrix = weight.cut != "replicated" or is_table or weight.role in MATRICES
         return self.hidden_size if is_matrix else None
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from skynet.errors import StepFailed
+from skynet.layers.disentangled import Distances
 from skynet.planning.ranges import Range
 from skynet.wire.step import Row
 
@@ -93,6 +94,7 @@ def attend_text_batches(
     values: torch.Tensor,
     batches: Sequence[TextBatch],
     scale: float,
+    distances: Distances | None = None,
 ) -> torch.Tensor:
     """Queries (tokens, heads, head_dim), keys and values of as many heads or fewer, to (tokens,
     heads x head_dim)."""
@@ -104,7 +106,10 @@ def attend_text_batches(
         part = slice(batch.tokens.start, batch.tokens.stop)
         split = [x[part].unflatten(0, (batch.count, -1)) for x in (queries, keys, values)]
         query, key, value = (x.transpose(1, 2) for x in split)
-        mixed = _attend(query, key, value, batch.mask, scale)
+        if distances is not None:
+            mixed = distances.attend(query, key, value, scale)
+        else:
+            mixed = _attend(query, key, value, batch.mask, scale)
         out[part] = mixed.transpose(1, 2).reshape(batch.tokens.size, -1)
     return out
 

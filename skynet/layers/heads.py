@@ -15,10 +15,11 @@ FetchRows = Callable[[Range], torch.Tensor]
 
 
 class GroupedHeads:
-    """Tensors that hold, for each KV head, its query heads, its key and its value."""
+    """Tensors that hold, for each group of heads, its queries, its keys and its values."""
 
     def __init__(self, arch: Architecture, part: ShardPlan) -> None:
-        self._group, self._head_dim, self._part = arch.group, arch.head_dim, part
+        self._head_dim, self._part = arch.head_dim, part
+        self._counts = {"q": arch.num_heads, "k": arch.num_kv_heads, "v": arch.num_kv_heads}
         self._last: tuple[str, torch.Tensor] | None = None  # name, and rows of all roles
 
     def all_of(self, weight: Weight, name: str, fetch: FetchRows) -> torch.Tensor:
@@ -26,33 +27,34 @@ class GroupedHeads:
 
         The first call for a tensor fetches the rows of all roles, in as few runs as possible.
         """
-        heads = sorted(head for role in weight.fused for head in self._heads(role))
+        heads = sorted(head for role in weight.fused for head in self._heads(weight, role))
         if self._last is None or self._last[0] != name:
             raw = [fetch(run) for run in _runs(heads, self._head_dim)]
             self._last = name, torch.cat(raw)
-        of_role = [heads.index(head) for head in self._heads(weight.role)]
+        of_role = [heads.index(head) for head in self._heads(weight, weight.role)]
         return self._last[1].unflatten(0, (-1, self._head_dim))[of_role].flatten(0, 1)
 
     def some_of(self, weight: Weight, rows: Range, fetch: FetchRows) -> torch.Tensor:
         """Rows of some heads of one role, numbered as in an unfused tensor of that role."""
         heads = Range(rows.start // self._head_dim, rows.stop // self._head_dim)
-        fused = self._heads(weight.role, heads)
+        fused = self._heads(weight, weight.role, heads)
         return torch.cat([fetch(run) for run in _runs(fused, self._head_dim)])
 
     def forget(self) -> None:
         """Free the tensor that was fetched last."""
         self._last = None
 
-    def _heads(self, role: str, heads: Range | None = None) -> list[int]:
+    def _heads(self, weight: Weight, role: str, heads: Range | None = None) -> list[int]:
         """The numbers in the fused tensor of a role's heads, by default those of the shard."""
-        group = self._group
-        if role == "q":
-            heads = heads or self._part.heads
-            numbers = range(heads.start, heads.stop)
-            return [head // group * (group + 2) + head % group for head in numbers]
-        heads = heads or self._part.kv_heads
-        after = group if role == "k" else group + 1
-        return [kv * (group + 2) + after for kv in range(heads.start, heads.stop)]
+        groups = weight.groups or self._counts["k"]
+        sizes = [self._counts[each] // groups for each in weight.fused]
+        index = weight.fused.index(role)
+        size, before = sizes[index], sum(sizes[:index])
+        heads = heads or (self._part.heads if role == "q" else self._part.kv_heads)
+        return [
+            head // size * sum(sizes) + before + head % size
+            for head in range(heads.start, heads.stop)
+        ]
 
 
 def _runs(heads: list[int], size: int) -> list[Range]:

@@ -18,6 +18,7 @@ from skynet.planning.units import adds_biases, items_of, part_of_kind, pieces_of
 
 NORM_BYTES = 4  # norms, and biases added after a sum, stay float32
 SCALE_BYTES = 4  # of a key or value in q8
+FLOAT32_TABLES = ("router", "relative", "distances")
 FIRST_ROLES = ("embed", "project_in", "positions", "token_types", "embed_norm")
 HEAD_ROLES = (
     "head_dense",
@@ -128,7 +129,17 @@ def _layers_bytes(
                     total += len(present) * _role_bytes(kind, plan, kind_part, weight)
     if counts is not None or not layers.size:
         return total
-    return total + _roles_bytes(arch, plan, part, "relative")
+    total += layers.size * _distances_bytes(arch, plan, part)
+    return total + _roles_bytes(arch, plan, part, "relative", "distances", "distances_norm")
+
+
+def _distances_bytes(arch: Architecture, plan: Plan, part: ShardPlan) -> int:
+    """The queries and keys of distances in one layer."""
+    kind = arch.disentangled
+    if kind is None:
+        return 0
+    heads = part.heads.size * kind.to_queries + part.kv_heads.size * kind.to_keys
+    return heads * arch.head_dim * arch.size("distances") * DTYPE_BYTES[plan.dtype]
 
 
 def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, new_table: bool) -> float:
@@ -168,9 +179,9 @@ def _role_bytes(
         return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)
     if weight.cut == "replicated":
         shape = arch.shape(weight)
-        if weight.sizes:  # after pooling, in float32
+        if weight.float32 or weight.sizes:  # after pooling, in float32
             return (prod(shape) + (shape[0] if weight.bias else 0)) * NORM_BYTES
-        if len(shape) == 1 or weight.role in ("router", "relative"):
+        if len(shape) == 1 or weight.role in FLOAT32_TABLES:
             return prod(shape) * NORM_BYTES * (2 if weight.bias else 1)
         return prod(shape) * size + (shape[0] * bias_size if weight.bias else 0)
     width = units(arch, part, weight).size

@@ -43,8 +43,10 @@ GEMMA2 = {**BIAS, **PATTERN, "query_pre_attn_scalar": [4, 30]}
 # What may vary besides the sizes, by family.
 OPTIONS: dict[str, dict[str, list[Any]]] = {
     "bloom": {},
+    "codegen": {"rotary_dim": [2, 4, 8]},
     "cohere": {**BIAS, **ROPES, "use_qk_norm": [False, True]},
     "cohere2": {**BIAS, **PATTERN},
+    "exaone": {**BIAS, **ROPES, "mlp_bias": [False, True]},
     "falcon": {
         "alibi": [False, True],
         "bias": [False, True],
@@ -54,12 +56,15 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "gemma2": {**GEMMA2, "attn_logit_softcapping": [None, 3.0]},
     "gemma3_text": {**GEMMA2, "final_logit_softcapping": [None, 9.0]},
     "gpt2": {"scale_attn_weights": [False, True]},
+    "gpt_bigcode": {"multi_query": [False, True], "scale_attn_weights": [False, True]},
+    "gpt_neo": {"window_size": [1, 3, 64]},
     "gpt_neox": {**BIAS, "use_parallel_residual": [False, True]},
     "gptj": {"rotary_dim": [2, 4, 8]},
     "granite": {**BIAS, **ROPES, "residual_multiplier": [0.3, 1.0], "mlp_bias": [False, True]},
     "llama": {**BIAS, **ROPES, "mlp_bias": [False, True]},
     "mistral": {**WINDOW, **ROPES},
     "mixtral": {**WINDOW, "num_local_experts": [2, 6]},
+    "mpt": {"clip_qkv": [None, 1.0], "softmax_scale": [None, 0.3]},
     "olmo2": {**BIAS, **ROPES},
     "opt": {"do_layer_norm_before": [False, True], "word_embed_proj_dim": [None, 10]},
     "phi": {**PARTIAL, "qk_layernorm": [False, True]},
@@ -75,7 +80,9 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "use_parallel_residual": [False, True],
     },
 }
-ONE_KEY_A_QUERY = ("bloom", "gpt2", "gpt_neox", "gptj", "opt")
+ONE_KEY_A_QUERY = (
+    *("bloom", "codegen", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "opt"),
+)
 OWN_HEAD_SIZE = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "qwen3")
 
 
@@ -84,12 +91,15 @@ def models(draw: st.DrawFn) -> tuple[str, dict[str, Any], int, int]:
     """A family, the fields of its config, and numbers of layers and of query heads."""
     family = draw(st.sampled_from(sorted(OPTIONS)))
     kv_heads = draw(st.integers(1, 3))
+    kv_heads *= 4 if family == "codegen" else 1
     heads = kv_heads * (1 if family in ONE_KEY_A_QUERY else draw(st.integers(1, 3)))
     head_dim, layers = draw(st.sampled_from([8, 16])), draw(st.integers(1, 3))
     hidden, columns = heads * head_dim, draw(st.integers(5, 70))
     fields: dict[str, Any] = {"initializer_range": 0.2, "vocab_size": draw(st.integers(31, 90))}
-    if family in ("gpt2", "gptj"):
+    if family in ("codegen", "gpt2", "gpt_bigcode", "gptj"):
         fields |= {"n_embd": hidden, "n_layer": layers, "n_head": heads, "n_inner": columns}
+    elif family == "mpt":
+        fields |= {"d_model": hidden, "n_layers": layers, "n_heads": heads}
     elif family == "bloom":
         fields |= {"hidden_size": hidden, "n_layer": layers, "n_head": heads}
     else:

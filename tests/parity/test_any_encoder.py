@@ -41,6 +41,20 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), BERT | {"pad_token_id": [0, 1, 5]}),
     "distilbert": {"activation": ACTIVATIONS, "sinusoidal_pos_embds": FLAG},
     "electra": {**BERT, "embedding_size": [1, 7, 24, 70]},
+    "deberta-v2": {
+        "hidden_act": ACTIVATIONS,
+        "pooler_hidden_act": ACTIVATIONS,
+        "norm_rel_ebd": ["none", "layer_norm"],
+        "pos_att_type": [None, ["c2p"], "p2c", "c2p|p2c"],
+        "position_biased_input": FLAG,
+        "position_buckets": [-1, 4, 5, 16],
+        "max_relative_positions": [-1, 17, 40],
+        "relative_attention": [True],
+        "share_att_key": [True],
+        "type_vocab_size": [0, 2],
+    },
+    "mpnet": {name: values for name, values in BERT.items() if name != "type_vocab_size"},
+    "nomic_bert": {**BERT, "pad_token_id": [0], "rope_parameters": [None, *ROPES]},
     "modernbert": {
         "hidden_activation": ACTIVATIONS,
         "classifier_activation": ACTIVATIONS,
@@ -55,6 +69,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         ],
     },
 }
+ROTATED = ("modernbert", "nomic_bert")
 # Of the sizes, where the family has other names than BERT.
 NAMES = {
     "distilbert": {
@@ -74,7 +89,7 @@ MAX_OFFSET = 6  # of RoBERTa's positions, which come on top
 def configs(draw: st.DrawFn, family: str, head: str) -> dict[str, Any]:
     """The fields of a config of the family with this head."""
     # Rope turns pairs of numbers.
-    head_dim = draw(st.sampled_from([4, 6, 10] if family == "modernbert" else [4, 5, 7, 8]))
+    head_dim = draw(st.sampled_from([4, 6, 10] if family in ROTATED else [4, 5, 7, 8]))
     heads, layers = draw(st.integers(1, 6)), draw(st.integers(1, 3))
     fields: dict[str, Any] = {
         "hidden_size": heads * head_dim,

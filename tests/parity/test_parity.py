@@ -162,6 +162,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "gpt_bigcode-heads": ("gpt_bigcode", {"multi_query": False, "tie_word_embeddings": True}),
+    "gpt_neo-global": (
+        "gpt_neo",
+        {"attention_types": [[["global"], 4]], "intermediate_size": None},
+    ),
+    "mpt-tied": ("mpt", {"clip_qkv": None, "softmax_scale": 0.2, "tie_word_embeddings": True}),
+    "mpt-eight-heads": ("mpt", {"n_heads": 8, "clip_qkv": 0.5}),
     "gpt2-untied": ("gpt2", {"tie_word_embeddings": False}),
     "gpt2-unscaled": ("gpt2", {"scale_attn_weights": False, "activation_function": "relu"}),
 }
