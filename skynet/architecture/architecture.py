@@ -61,12 +61,14 @@ class Weight:
     by_group: bool = False
     by_head: bool = False  # a vector for each head, stored as (heads, head_dim)
     bias_only: bool = False  # the tensor is a `.bias` that has no `.weight` beside it
+    bare: bool = False  # the tensor is called `name` as it is
     as_row: bool = False  # a vector stored as (1, size), under `name` as it is
     first_layer: int = 0  # earlier layers do not have the weight
     # The dimensions after the first, (): none, a vector; None: as `Architecture.inputs` says. Of a
     # row-parallel weight the outputs.
     inner: tuple[int, ...] | None = None
     float32: bool = False  # small: stays in float32, and is not quantised
+    scale: float = 1.0  # of a product: its outputs, with the bias, are multiplied by this
     others: tuple[str, ...] = ()  # other names that a tied tensor may have in a file
     optional: bool = False  # a file may lack it: see `Architecture.lacking`
 
@@ -82,8 +84,8 @@ class Weight:
         self, layer: int | None = None, kind: str = "weight", piece: int | None = None
     ) -> str:
         """The checkpoint's name of the weight or bias: `model.layers.3.mlp.up_proj.weight`."""
-        if self.as_row:
-            return self.name
+        if self.as_row or self.bare:
+            return self.name.format(layer=layer, piece=piece)
         kind = "bias" if self.bias_only else kind
         return f"{self.name.format(layer=layer, piece=piece)}.{kind}"
 

@@ -25,6 +25,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_pytorch_tanh",
     "gelu_fast": "gelu_pytorch_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 

@@ -19,14 +19,18 @@ class Experts:
 
     def __init__(self, load: Loader, layer: int) -> None:
         arch = load.arch
-        self._activation = ACTIVATIONS[arch.activation]
+        self._activation, self._gated = ACTIVATIONS[arch.activation], arch.gated
+        roles = ("gate", "up") if arch.gated else ("up",)
         self._router = TopRouter(load, layer)
         self._in: list[Linear] = []
         self._out: list[Linear] = []
         for expert in range(arch.num_experts):
-            self._in.append(load.linear("gate", "up", layer=layer, piece=expert))
+            self._in.append(load.linear(*roles, layer=layer, piece=expert))
             self._out.append(load.linear("down", layer=layer, piece=expert, bias=False))
-        products = (*self._in, *self._out)
+        self._latent: list[Linear] = []  # to the space that the experts compute in, and back
+        if load.has("latent_in", layer):
+            self._latent = [load.linear(f"latent_{end}", layer=layer) for end in ("in", "out")]
+        products = (*self._in, *self._out, *self._latent)
         self.nbytes = self._router.nbytes + sum(product.nbytes for product in products)
 
     def __call__(
@@ -34,6 +38,19 @@ class Experts:
     ) -> torch.Tensor:
         """See `Module`."""
         weights, chosen = self._router(x)
+        if not self._latent:
+            return self._mixture(x, weights, chosen)
+        into, out = self._latent
+        return out(self._mixture(into(x), weights, chosen))
+
+    def emit(self, program: Program, source: int, target: int) -> bool:
+        """See `Module.emit`: the kernels choose no experts."""
+        return False
+
+    def _mixture(
+        self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor
+    ) -> torch.Tensor:
+        """The weighted sum of the chosen experts of each token."""
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         if len(x) == 1:
             for weight, expert in zip(weights[0], chosen[0].tolist(), strict=True):
@@ -45,9 +62,7 @@ class Experts:
             total.index_add_(0, tokens, output * weights[tokens, places, None])
         return total.to(x.dtype)
 
-    def emit(self, program: Program, source: int, target: int) -> bool:
-        """See `Module.emit`: the kernels choose no experts."""
-        return False
-
     def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
-        return self._out[expert](gated(self._activation, self._in[expert](x)))
+        middle = self._in[expert](x)
+        middle = gated(self._activation, middle) if self._gated else self._activation(middle)
+        return self._out[expert](middle)

@@ -60,20 +60,24 @@ class FloatLoader:
         return made.view(-1, head_dim)
 
     def row_bias(self, *roles: str, layer: int) -> torch.Tensor | None:
-        """The sum of the biases of row-parallel products, which is added once; None without any."""
+        """The sum of the biases of row-parallel products, which is added once; None without any.
+
+        Each is multiplied by its weight's scale.
+        """
         weights = [self._arch.weight(role) for role in roles]
         biased = [weight for weight in weights if weight is not None and weight.bias]
         if not biased:
             return None
-        if len(biased) == 1:
+        if len(biased) == 1 and biased[0].scale == 1:
             return self.vector(biased[0].role, "bias", layer)
         names = [weight.tensor(layer, "bias") for weight in biased]
         key = ("sum", *names, self._regions.layer_number(layer))
         total = self._weights.get(key, ())
         if not isinstance(total, torch.Tensor):
             total = torch.zeros(self._arch.hidden_size, dtype=torch.float32, device=self._device)
-            for name in names:
-                total += self._regions.fetch(name, Range(0, total.numel())).to(total)
+            for name, weight in zip(names, biased, strict=True):
+                bias = self._regions.fetch(name, Range(0, total.numel())).to(total)
+                total.add_(bias, alpha=weight.scale)
             self._weights.fetched_bytes += total.nbytes
         self._weights.add(key, total, ())
         return total

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from skynet.architecture.architecture import Architecture
+from skynet.architecture.mixers import SELF_ATTENTION
 from skynet.planning.cost import Candidate
 from skynet.planning.memory import (
     count_items,
@@ -95,7 +96,7 @@ def _mixing_s(
     stack, own = (arch.encoder, part.encoder) if work.encoder else (arch, part)
     if stack is None or own is None:
         return 0.0
-    if not stack.kinds:
+    if not stack.kinds and stack.mixers == (SELF_ATTENTION,):
         return layers.size * _attention_s(stack, plan, own, work, rates)
     total = 0.0
     for kind, numbers in layers_of_kinds(stack, layers):

@@ -197,9 +197,11 @@ def _matrix_bytes(
 
 
 def _row_bias_bytes(arch: Architecture, weight: Weight) -> int:
-    attention = arch.weight("o")
-    in_one_sum = arch.parallel and weight.role == "down" and attention and attention.bias
-    return arch.hidden_size * NORM_BYTES if weight.bias and not in_one_sum else 0
+    """One bias for each sum: that of its products together."""
+    side = next((side for side in arch.sides if weight.role in side), (weight.role,))
+    parts = (arch.weight(role) for role in side)
+    first = next((part.role for part in parts if part is not None and part.bias), None)
+    return arch.hidden_size * NORM_BYTES if first == weight.role else 0
 
 
 def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:

@@ -41,6 +41,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon": ("falcon", {"ffn_hidden_size": 96}),
     "gemma2": ("gemma2", COLUMNS | {"head_dim": 16}),
     "mixtral": ("mixtral", COLUMNS | {"num_experts_per_tok": 5}),
+    # Mamba's heads in groups of 16 inputs; a fused tensor of heads, groups and steps.
+    "bamba": ("bamba", COLUMNS),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,35 @@ def test_t5_scales_its_logits_as_transformers_does(fields: dict[str, Any]) -> No
     arch = load_architecture(written | fields)
     # Then
     assert arch.logit_scale == (1 / 8 if t5_config.scale_decoder_outputs else 1)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "error", "message"),
+    [
+        ("bamba", {"mamba_n_heads": 5}, CheckpointError, "5 Mamba heads of 16 channels are not 96"),
+        ("bamba", {"mamba_n_groups": 4}, UnsupportedModel, "6 Mamba heads cannot share 4 groups"),
+        (
+            "falcon_h1",
+            {"attention_bias": True, "attention_in_multiplier": 0.5},
+            UnsupportedModel,
+            "attention_bias=True and attention_in_multiplier=0.5",
+        ),
+        ("nemotron_h", {"layers_block_type": ["loop"]}, CheckpointError, "types ['loop']"),
+        (
+            "nemotron_h",
+            {"moe_latent_size": 8, "mlp_bias": True},
+            UnsupportedModel,
+            "nemotron_h with mlp_bias=True",
+        ),
+    ],
+)
+def test_unsupported_options_of_hybrids_are_refused(
+    family: str, fields: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    # Given a config that asks for it / When / Then it is refused by name
+    config = tiny_config(family).to_dict() | fields
+    with pytest.raises(error, match=re.escape(message)):
+        load_architecture(config)
 
 
 def test_every_family_has_a_tiny_configuration() -> None:
