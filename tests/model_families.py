@@ -47,6 +47,14 @@ GEMMA: dict[str, Any] = LLAMA | {
     "initializer_range": 0.2,
     "tie_word_embeddings": False,
 }
+GRANITE_MOE: dict[str, Any] = LLAMA | {
+    "intermediate_size": 35,
+    "num_local_experts": 5,
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 2.5,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.2,
+}
 
 # 6 heads in 2 groups: 2 shards have a group each, 3 and more divide groups.
 MAMBA: dict[str, Any] = {
@@ -115,6 +123,25 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         transformers.GPTNeoXConfig,
         LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4}},
     ),
+    "gpt_oss": (
+        transformers.GptOssConfig,
+        LLAMA
+        | {
+            "head_dim": 12,
+            "intermediate_size": 35,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "sliding_window": 6,
+            "swiglu_limit": 1.5,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "truncate": False,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
     "gptj": (transformers.GPTJConfig, GPT2 | {"rotary_dim": 4, "initializer_range": 0.3}),
     "granite": (
         transformers.GraniteConfig,
@@ -125,6 +152,11 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "residual_multiplier": 0.4,
             "attention_multiplier": 0.2,
         },
+    ),
+    "granitemoe": (transformers.GraniteMoeConfig, GRANITE_MOE),
+    "granitemoeshared": (
+        transformers.GraniteMoeSharedConfig,
+        GRANITE_MOE | {"shared_intermediate_size": 41},
     ),
     "llama": (transformers.LlamaConfig, LLAMA),
     "mistral": (transformers.MistralConfig, LLAMA | {"sliding_window": 64}),

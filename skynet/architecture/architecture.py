@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal, Self
 
+from skynet.architecture.gate import ClampedGate
 from skynet.architecture.mixers import SELF_ATTENTION, Mixer
+from skynet.architecture.packed import Packed
 from skynet.architecture.positions import Alibi, Relative, Rope, Sinusoids
 from skynet.architecture.router import SOFTMAX, Router
 from skynet.wire.blocks import BlockFormat
@@ -71,6 +73,7 @@ class Weight:
     scale: float = 1.0  # of a product: its outputs, with the bias, are multiplied by this
     others: tuple[str, ...] = ()  # other names that a tied tensor may have in a file
     optional: bool = False  # a file may lack it: see `Architecture.lacking`
+    packed: Packed | None = None  # a file may have the weights of all experts in one tensor
 
     @property
     def per_layer(self) -> bool:
@@ -156,6 +159,7 @@ class Architecture:
     num_experts: int = 0
     experts_per_token: int = 0
     router: Router = SOFTMAX
+    gate: ClampedGate | None = None  # of a gated MLP, in place of act(gate) * up
     token_types: int = 0  # rows of a table; the first is added to every embedding
     bidirectional: bool = False  # an encoder: tokens also see later ones; nothing is generated
     project_after_norm: bool = False  # the embedding is projected after positions and norm

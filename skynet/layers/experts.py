@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from skynet.kernels.steps import Program
-from skynet.layers.activation import ACTIVATIONS, gated
+from skynet.layers.activation import combination
 from skynet.layers.context import StepContext
 from skynet.layers.linear import Linear
 from skynet.layers.norm import AllReduce
@@ -19,7 +19,7 @@ class Experts:
 
     def __init__(self, load: Loader, layer: int) -> None:
         arch = load.arch
-        self._activation, self._gated = ACTIVATIONS[arch.activation], arch.gated
+        self._combine = combination(arch)
         roles = ("gate", "up") if arch.gated else ("up",)
         self._router = TopRouter(load, layer)
         self._in: list[Linear] = []
@@ -30,8 +30,10 @@ class Experts:
         self._latent: list[Linear] = []  # to the space that the experts compute in, and back
         if load.has("latent_in", layer):
             self._latent = [load.linear(f"latent_{end}", layer=layer) for end in ("in", "out")]
-        products = (*self._in, *self._out, *self._latent)
-        self.nbytes = self._router.nbytes + sum(product.nbytes for product in products)
+        self._out_bias = load.float32.piece_biases("down", layer)
+        biases = () if self._out_bias is None else (self._out_bias,)
+        parts = (self._router, *self._in, *self._out, *self._latent, *biases)
+        self.nbytes = sum(part.nbytes for part in parts)
 
     def __call__(
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
@@ -51,7 +53,10 @@ class Experts:
         self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor
     ) -> torch.Tensor:
         """The weighted sum of the chosen experts of each token."""
-        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        if self._out_bias is None:
+            total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        else:
+            total = (self._out_bias[chosen] * weights[..., None]).sum(1)
         if len(x) == 1:
             for weight, expert in zip(weights[0], chosen[0].tolist(), strict=True):
                 total += self._expert(expert, x).float() * weight
@@ -63,6 +68,4 @@ class Experts:
         return total.to(x.dtype)
 
     def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
-        middle = self._in[expert](x)
-        middle = gated(self._activation, middle) if self._gated else self._activation(middle)
-        return self._out[expert](middle)
+        return self._out[expert](self._combine(self._in[expert](x)))

@@ -88,7 +88,9 @@ class ReferenceLayer:
             raise UnsupportedModel(f"{self._arch.model_type} has no product {role!r} to check")
         args, kwargs = self._inputs[role]
         if role == "down" and self._arch.num_experts:
-            return self._out_of_latent(_expert_products(module, args, kwargs, cuts))
+            packed = weight_of(self._arch, role).packed
+            axis = 1 if packed is not None and packed.transposed else 2
+            return self._out_of_latent(_expert_products(module, axis, (args, kwargs), cuts))
         x = args[0].reshape(-1, args[0].shape[-1]).float()
         matrix, weight = module.get_parameter("weight").float(), weight_of(self._arch, role)
         matrix = (matrix if weight.transposed else matrix.t()) * weight.scale  # (in, out)
@@ -135,15 +137,25 @@ def _experts(module: torch.nn.Module) -> torch.nn.Module | None:
 
 
 def _expert_products(
-    experts: torch.nn.Module, args: Any, kwargs: dict[str, Any], cuts: list[slice]
+    experts: torch.nn.Module, axis: int, inputs: tuple[Any, dict[str, Any]], cuts: list[slice]
 ) -> list[torch.Tensor]:
-    """Each shard's partial: the experts' output with the other shards' columns set to zero."""
-    whole, partials = experts._parameters["down_proj"], []
-    for cut in cuts:
+    """Each shard's partial: the experts' output with the other shards' columns set to zero.
+
+    axis: of the columns. The first shard's has the biases that follow the products.
+    """
+    parameters = experts._parameters
+    whole, bias = parameters["down_proj"], parameters.get("down_proj_bias")
+    partials = []
+    for number, cut in enumerate(cuts):
         masked = torch.zeros_like(whole)  # type: ignore[arg-type]
-        masked[:, :, cut] = whole[:, :, cut]  # type: ignore[index]
-        experts._parameters["down_proj"] = parameter(masked)
-        output = experts(*args, **kwargs)
+        index = (slice(None),) * axis + (cut,)
+        masked[index] = whole[index]  # type: ignore[index]
+        parameters["down_proj"] = parameter(masked)
+        if bias is not None and number:
+            parameters["down_proj_bias"] = parameter(torch.zeros_like(bias))
+        output = experts(*inputs[0], **inputs[1])
         partials.append(output.reshape(-1, output.shape[-1]))
-    experts._parameters["down_proj"] = whole
+    parameters["down_proj"] = whole
+    if bias is not None:
+        parameters["down_proj_bias"] = bias
     return partials
