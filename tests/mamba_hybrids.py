@@ -102,6 +102,23 @@ MAMBA_HYBRIDS: dict[str, dict[str, Any]] = {
         "position_embedding_type": "nope",
         "shared_intermediate_size": 4096,
     },
+    "ibm-granite/granite-4.0-h-small": GRANITE
+    | {
+        "attention_multiplier": 0.0078125,
+        "embedding_multiplier": 12,
+        "hidden_size": 4096,
+        "intermediate_size": 768,
+        "layer_types": _types(40, [5, 15, 25, 35], "mamba", "attention"),
+        "logits_scaling": 16,
+        "mamba_d_head": 64,
+        "mamba_n_heads": 128,
+        "num_attention_heads": 32,
+        "num_experts_per_tok": 10,
+        "num_key_value_heads": 8,
+        "num_local_experts": 72,
+        "position_embedding_type": "nope",
+        "shared_intermediate_size": 1536,
+    },
     "ibm-ai-platform/Bamba-9B-v1": {
         "model_type": "bamba",
         "attention_bias": False,

@@ -1,7 +1,4 @@
-"""Granite 4: Mamba-2 or attention in each layer, with Granite's multipliers.
-
-Without experts only: `num_local_experts` is 0.
-"""
+"""Granite 4: Mamba-2 or attention in each layer, an MLP, and experts beside it in some members."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
-from skynet.errors import UnsupportedModel
-from skynet.models import granite, llama, mamba2
+from skynet.architecture.architecture import Architecture, Dim
+from skynet.architecture.router import Router
+from skynet.models import granite, granitemoe, granitemoeshared, llama, mamba2
 
 MODEL_TYPE = "granitemoehybrid"
 
@@ -25,41 +22,54 @@ DEFAULTS: dict[str, Any] = {
 }
 # The names of layer types in older configs.
 RENAMED = {"mamba": "linear_attention", "attention": "full_attention"}
-LAYER = llama.LAYER
+LAYER, LINEAR, FULL = llama.LAYER, "linear_attention", "full_attention"
+OUTSIDE = tuple(weight for weight in llama.WEIGHTS if not weight.per_layer)
 NORMS = tuple(weight for weight in llama.WEIGHTS if weight.role in ("attn_norm", "mlp_norm"))
 ATTENTION = tuple(weight for weight in llama.WEIGHTS if weight.role in llama.ATTENTION)
-SHARED = LAYER + "shared_mlp."
-MLP = (
-    Weight("gate", SHARED + "input_linear", "column", "columns", fused=("gate", "up")),
-    Weight("up", SHARED + "input_linear", "column", "columns", fused=("gate", "up")),
-    Weight("down", SHARED + "output_linear", "row", "columns"),
+EXPERTS = tuple(
+    weight
+    for weight in granitemoe.WEIGHTS
+    if weight.role in granitemoe.MIXTURE or weight.role == "router"
+)
+# The shared MLP, where it is the only one.
+MLP = tuple(
+    replace(
+        weight,
+        role=weight.role.removeprefix("shared_"),
+        unit="columns",
+        fused=tuple(role.removeprefix("shared_") for role in weight.fused),
+    )
+    for weight in granitemoeshared.SHARED_MLP
 )
 
 
 def architecture(config: read.Config) -> Architecture:
     """A `granitemoehybrid` config as an Architecture."""
     config = DEFAULTS | dict(config) | {"mlp_bias": False}
+    dims: dict[str, Dim] = {}
+    mixture: dict[str, Any] = {}
     if config["num_local_experts"]:
-        raise UnsupportedModel(
-            f"num_local_experts={config['num_local_experts']} is not supported, only 0"
-        )
-    config["intermediate_size"] = config["shared_intermediate_size"]
-    base = granite.architecture(config)
-    outside = tuple(weight for weight in base.weights if not weight.per_layer)
+        mixture = read.experts(config, "num_local_experts") | {"router": Router(score="chosen")}
+        mlp = (*EXPERTS, *granitemoeshared.SHARED_MLP)
+        dims[granitemoeshared.SHARED] = Dim(read.size(config, "shared_intermediate_size"))
+    else:
+        mlp, config["intermediate_size"] = MLP, config["shared_intermediate_size"]
+    base = replace(granite.decoder(config, OUTSIDE), dims=dims, **mixture)
     if config["position_embedding_type"] != "rope":
         base = replace(base, ropes=(None,) * base.num_layers)
-    base = replace(base, weights=outside)
-    types = [RENAMED.get(kind, kind) for kind in config.get("layer_types") or ()]
-    linear, full = "linear_attention", "full_attention"
-    types = read.layer_types(
-        {**config, "layer_types": types}, (linear, full), [linear] * base.num_layers
-    )
-    biased = llama.ATTENTION if config["attention_bias"] else ()
-    attention = llama.with_bias(ATTENTION, *biased)
-    kinds = {full: replace(base, weights=(*NORMS, *attention, *MLP))}
-    if linear in types:
-        mixer, dims = mamba2.mixer(config, config["mamba_expand"] * base.hidden_size)
+    types = _types(config)
+    attention = llama.with_bias(ATTENTION, *(llama.ATTENTION if config["attention_bias"] else ()))
+    kinds = {FULL: replace(base, weights=(*NORMS, *attention, *mlp))}
+    if LINEAR in types:
+        mixer, own = mamba2.mixer(config, config["mamba_expand"] * base.hidden_size)
         of_mixer = mamba2.weights(LAYER + "mamba.", mixer, **mamba2.biases(config))
-        mamba = replace(base, mixers=(mixer,), dims=dims, weights=(*NORMS, *of_mixer, *MLP))
-        kinds[linear] = mamba
+        weights = (*NORMS, *of_mixer, *mlp)
+        kinds[LINEAR] = replace(base, mixers=(mixer,), dims=dims | own, weights=weights)
     return base.with_kinds([kinds[kind] for kind in types])
+
+
+def _types(config: read.Config) -> tuple[str, ...]:
+    """The type of each layer, under its current name."""
+    types = [RENAMED.get(kind, kind) for kind in config.get("layer_types") or ()]
+    default = [LINEAR] * read.size(config, "num_hidden_layers")
+    return read.layer_types({**config, "layer_types": types}, (LINEAR, FULL), default)

@@ -79,7 +79,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     },
     "granitemoehybrid": {
         **MAMBA,
-        "num_local_experts": [0],
+        "num_local_experts": [0, 4],
         "shared_intermediate_size": [33],
         "position_embedding_type": ["rope", None],
     },

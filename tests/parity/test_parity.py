@@ -162,6 +162,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "granitemoehybrid",
         {"layer_types": ["full_attention"] * 4, "position_embedding_type": "rope"},
     ),
+    "granitemoehybrid-experts": (
+        "granitemoehybrid",
+        {"num_local_experts": 5, "intermediate_size": 35, "tie_word_embeddings": True},
+    ),
     "nemotron_h-latent": (
         "nemotron_h",
         {"moe_latent_size": 20, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5},
