@@ -281,6 +281,16 @@ def tiny_config(family: str, **fields: Any) -> Any:
     return kind(**(copy.deepcopy(sizes) | copy.deepcopy(fields)))
 
 
+OWN_TYPES = ("bamba", "falcon_h1", "nemotron_h")  # their configs take no `layer_types`
+
+
+def short_config(family: str, **fields: Any) -> Any:
+    """The family's configuration with two layers; of Nemotron-H with all of its."""
+    types = FAMILIES[family][1].get("layer_types")
+    chosen = {} if family in OWN_TYPES else {"layer_types": types and types[:2]}
+    return tiny_config(family, num_hidden_layers=2, **chosen, **fields)
+
+
 TEXT: dict[str, Any] = {
     "vocab_size": 131,
     "hidden_size": 48,
