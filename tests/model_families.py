@@ -71,6 +71,15 @@ def _mpt(**fields: Any) -> Any:
     return transformers.MptConfig(attn_config=inner, **fields)
 
 
+# 6 heads in 2 groups: 2 shards have a group each, 3 and more divide groups.
+MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 6,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "mamba_d_conv": 4,
+}
+
 # The family's name -> its configuration class and the fields that make it tiny.
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "bloom": (
@@ -187,6 +196,66 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "lfm2_moe": (
+        transformers.Lfm2MoeConfig,
+        LLAMA
+        | {
+            "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+            "num_dense_layers": 1,
+            "moe_intermediate_size": 35,
+            "num_experts": 7,
+            "num_experts_per_tok": 3,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "bamba": (transformers.BambaConfig, LLAMA | MAMBA | {"attn_layer_indices": [1]}),
+    "falcon_h1": (
+        transformers.FalconH1Config,
+        LLAMA
+        | MAMBA
+        | {
+            "mamba_d_ssm": 60,
+            "mamba_d_head": 10,
+            "embedding_multiplier": 3.0,
+            "lm_head_multiplier": 0.4,
+            "mlp_multipliers": [0.8, 0.6],
+            "key_multiplier": 0.7,
+            "attention_out_multiplier": 1.2,
+            "ssm_multipliers": [0.7, 1.2, 0.9, 1.1, 0.8],
+            "ssm_in_multiplier": 1.3,
+            "ssm_out_multiplier": 0.7,
+        },
+    ),
+    "granitemoehybrid": (
+        transformers.GraniteMoeHybridConfig,
+        LLAMA
+        | MAMBA
+        | {
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+            "shared_intermediate_size": 83,
+            "num_local_experts": 0,
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.5,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.2,
+        },
+    ),
+    "nemotron_h": (
+        transformers.NemotronHConfig,
+        {name: value for name, value in LLAMA.items() if name != "num_hidden_layers"}
+        | {
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "moe"],
+            "head_dim": 12,
+            "ssm_state_size": 8,
+            "mamba_num_heads": 6,
+            "mamba_head_dim": 12,
+            "n_groups": 3,
+            "moe_intermediate_size": 35,
+            "moe_shared_expert_intermediate_size": 29,
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 2,
+        },
+    ),
     "mixtral": (transformers.MixtralConfig, LLAMA | {"num_local_experts": 5}),
     "mpt": (
         _mpt,
@@ -237,7 +306,8 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-NEVER_TIED = ("codegen", "gptj", "phi")  # their heads have biases, which no embedding has
+# Heads with biases, which no embedding has, or that Transformers does not tie.
+NEVER_TIED = ("codegen", "gptj", "phi", "nemotron_h")
 
 
 def tiny_config(family: str, **fields: Any) -> Any:
@@ -249,6 +319,16 @@ def tiny_config(family: str, **fields: Any) -> Any:
         return transformers_config(family, **fields)
     kind, sizes = FAMILIES[family]
     return kind(**(copy.deepcopy(sizes) | copy.deepcopy(fields)))
+
+
+OWN_TYPES = ("bamba", "falcon_h1", "nemotron_h")  # their configs take no `layer_types`
+
+
+def short_config(family: str, **fields: Any) -> Any:
+    """The family's configuration with two layers; of Nemotron-H with all of its."""
+    types = FAMILIES[family][1].get("layer_types")
+    chosen = {} if family in OWN_TYPES else {"layer_types": types and types[:2]}
+    return tiny_config(family, num_hidden_layers=2, **chosen, **fields)
 
 
 TEXT: dict[str, Any] = {

@@ -93,9 +93,9 @@ REFUSED = (
         "parameters that are neither cut nor known to be the same on every shard: state spaces, "
         "linear attention, convolutions, sinks, scales",
         "that are not known to be the same on every shard",
-        "bailing_hybrid bamba deepseek_v4 diffllama doge dory falcon_h1 flint gemma3n_text "
-        "gemma4_text gpt_oss granitemoehybrid hrm_text inkling2_loop_text inkling2_text jamba "
-        "kimi_linear lara_mini lfm2 lfm2_moe lfm3 nemotron_h olmo_hybrid qwen3_5_moe_text "
+        "bailing_hybrid deepseek_v4 diffllama doge dory flint gemma3n_text "
+        "gemma4_text gpt_oss hrm_text inkling2_loop_text inkling2_text jamba "
+        "kimi_linear lara_mini lfm3 olmo_hybrid qwen3_5_moe_text "
         "qwen3_5_text qwen3_next",
     ),
     Refused("rare styles of the plan", "which is not supported", "inkling_text qwen4_exp_text"),

@@ -72,6 +72,7 @@ class Weight:
     # row-parallel weight the outputs.
     inner: tuple[int, ...] | None = None
     float32: bool = False  # small: stays in float32, and is not quantised
+    scale: float = 1.0  # of a product: its outputs, with the bias, are multiplied by this
     others: tuple[str, ...] = ()  # other names that a tied tensor may have in a file
     optional: bool = False  # a file may lack it: see `Architecture.lacking`
     packed: Packed | None = None  # a file may have the weights of all experts in one tensor

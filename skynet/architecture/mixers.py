@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
+from typing import Literal
 
 STATES = 2  # a recurrent state is kept before and after the last step
 Items = Callable[[str], int]  # how many items of a unit a shard has
@@ -66,3 +68,40 @@ class ShortConvolution(Mixer):
 
     def kept(self, items: Items, head_dim: int) -> Kept:
         return Kept(state=((items("channels"), self.kernel - 1),))
+
+
+@dataclass(frozen=True)
+class Mamba2(Mixer):
+    """A selective state space (Dao and Gu, 2024, arXiv:2405.21060).
+
+    Units: "mamba_heads", "mamba_groups", which serve several heads, and "mamba_steps", the time
+    step of each head.
+
+    head_size: channels of a head.
+    state_size: of each channel.
+    kernel: tokens that the convolution sees.
+    activation: after the convolution.
+    norm: RMS norm over the channels of a group, after the product with the gate or before it.
+    step_limits: of the time steps of a prompt's tokens.
+    """
+
+    head_size: int
+    state_size: int
+    kernel: int
+    activation: str = "silu"
+    norm: Literal["after_gate", "before_gate"] | None = "after_gate"
+    step_limits: tuple[float, float] = (0.0, inf)
+
+    @property
+    def sums(self) -> int:
+        """Several shards may have heads of a group, whose mean square then takes an all-reduce."""
+        return int(self.norm is not None)
+
+    @property
+    def is_recurrent(self) -> bool:
+        return True
+
+    def kept(self, items: Items, head_dim: int) -> Kept:
+        heads, groups = items("mamba_heads"), items("mamba_groups")
+        channels = heads * self.head_size + 2 * groups * self.state_size
+        return Kept(state=((channels, self.kernel - 1), (heads, self.head_size, self.state_size)))

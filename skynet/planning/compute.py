@@ -12,6 +12,7 @@ from math import sqrt
 from typing import NamedTuple
 
 from skynet.architecture.architecture import Architecture
+from skynet.architecture.mixers import SELF_ATTENTION
 from skynet.planning.cost import Candidate
 from skynet.planning.expert_cut import EXPERT_S, busiest
 from skynet.planning.memory import (
@@ -122,7 +123,7 @@ def _mixing_s(
     stack, own = (arch.encoder, part.encoder) if work.encoder else (arch, part)
     if stack is None or own is None:
         return 0.0
-    if not stack.kinds:
+    if not stack.kinds and stack.mixers == (SELF_ATTENTION,):
         return layers.size * _attention_s(stack, plan, own, work, rates)
     total = 0.0
     for kind, numbers in layers_of_kinds(stack, layers):

@@ -218,12 +218,13 @@ def _matrix_bytes(
 
 
 def _row_bias_bytes(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
+    """One bias for each sum: that of its products together."""
     if weight.in_pieces and weight.bias:
         has_biases = adds_biases(arch, part, weight)
         return arch.pieces(weight) * arch.hidden_size * NORM_BYTES if has_biases else 0
-    attention = arch.weight("o")
-    in_one_sum = arch.parallel and weight.role == "down" and attention and attention.bias
-    return arch.hidden_size * NORM_BYTES if weight.bias and not in_one_sum else 0
+    side = next((side for side in arch.sides if weight.role in side), (weight.role,))
+    parts = [w for w in map(arch.weight, side) if w is not None and w.bias and not w.in_pieces]
+    return arch.hidden_size * NORM_BYTES if parts and parts[0] == weight else 0
 
 
 def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:

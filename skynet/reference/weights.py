@@ -16,6 +16,7 @@ from skynet.errors import CheckpointError
 from skynet.reference.library import quiet, stays_float32
 from skynet.reference.model import renaming, with_module_names
 
+DENSE_LAYERS = ("num_dense_layers",)  # how many layers come before those with experts
 SMALL_VOCABULARY = 16  # of a model that is made only to convert a layer's tensors
 
 
@@ -134,6 +135,9 @@ class ReferenceWeights:
         config.num_hidden_layers, config.vocab_size = 1, SMALL_VOCABULARY
         if getattr(config, "layer_types", None):
             config.layer_types = [config.layer_types[int(number)]]
+        for field in DENSE_LAYERS:
+            if isinstance(getattr(config, field, None), int):
+                setattr(config, field, max(0, getattr(config, field) - int(number)))
         state = {
             f"{layers}.0{name.removeprefix(path)}": self._read(source)
             for name, source in self._names.items()

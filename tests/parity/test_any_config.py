@@ -39,6 +39,14 @@ PARTIAL = {"partial_rotary_factor": [0.25, 0.5, 1.0]}
 WINDOWS_BY_LAYER = {"use_sliding_window": [True], "sliding_window": [3], "max_window_layers": [1]}
 PATTERN = {"sliding_window": [2, 5], "layer_types": [None]}
 GEMMA2 = {**BIAS, **PATTERN, "query_pre_attn_scalar": [4, 30]}
+MAMBA: dict[str, list[Any]] = {
+    "mamba_n_heads": [4, 8],
+    "mamba_n_groups": [1, 2, 4],
+    "mamba_d_state": [8],
+    "mamba_d_conv": [2, 4],
+    "mamba_conv_bias": [False, True],
+    "mamba_proj_bias": [False, True],
+}
 
 # What may vary besides the sizes, by family.
 OPTIONS: dict[str, dict[str, list[Any]]] = {
@@ -61,6 +69,48 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "gpt_neox": {**BIAS, "use_parallel_residual": [False, True]},
     "gptj": {"rotary_dim": [2, 4, 8]},
     "granite": {**BIAS, **ROPES, "residual_multiplier": [0.3, 1.0], "mlp_bias": [False, True]},
+    "bamba": {**BIAS, **MAMBA, "mlp_bias": [False, True], "attn_layer_indices": [None, [0], [1]]},
+    "falcon_h1": {
+        **MAMBA,
+        "mamba_d_ssm": [64],
+        "mamba_rms_norm": [False, True],
+        "mamba_norm_before_gate": [False, True],
+        "projectors_bias": [False, True],
+        "mlp_multipliers": [None, [0.7, 1.3]],
+        "ssm_multipliers": [[0.7, 1.2, 0.9, 1.1, 0.8]],
+        "key_multiplier": [0.5],
+        "attention_out_multiplier": [1.0, 0.6],
+    },
+    "granitemoehybrid": {
+        **MAMBA,
+        "num_local_experts": [0, 4],
+        "shared_intermediate_size": [33],
+        "position_embedding_type": ["rope", None],
+    },
+    "lfm2": {"conv_bias": [False, True], "conv_L_cache": [2, 3, 4]},
+    "lfm2_moe": {
+        "num_dense_layers": [0, 1],
+        "moe_intermediate_size": [23],
+        "num_experts": [3],
+        "num_experts_per_tok": [2],
+        "use_expert_bias": [False, True],
+        "norm_topk_prob": [False, True],
+    },
+    "nemotron_h": {
+        "mamba_num_heads": [4],
+        "mamba_head_dim": [6],
+        "n_groups": [1, 2, 4],
+        "ssm_state_size": [8],
+        "use_bias": [False, True],
+        "time_step_min": [0.001, 0.5],
+        "moe_intermediate_size": [23],
+        "moe_shared_expert_intermediate_size": [9],
+        "moe_latent_size": [None, 20],
+        "n_routed_experts": [4],
+        "num_experts_per_tok": [2],
+        "n_group": [1, 2],
+        "routed_scaling_factor": [1.0, 2.5],
+    },
     "llama": {**BIAS, **ROPES, "mlp_bias": [False, True]},
     "mistral": {**WINDOW, **ROPES},
     "mixtral": {**WINDOW, "num_local_experts": [2, 6]},
@@ -83,6 +133,16 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
 ONE_KEY_A_QUERY = (
     *("bloom", "codegen", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "opt"),
 )
+# The field that has the type of each layer, and the types.
+LAYER_TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "granitemoehybrid": ("layer_types", ("linear_attention", "full_attention")),
+    "lfm2": ("layer_types", ("conv", "full_attention")),
+    "lfm2_moe": ("layer_types", ("conv", "full_attention")),
+    "nemotron_h": (
+        "layers_block_type",
+        ("linear_attention", "full_attention", "mlp", "moe"),
+    ),
+}
 OWN_HEAD_SIZE = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "qwen3")
 
 
@@ -114,8 +174,13 @@ def models(draw: st.DrawFn) -> tuple[str, dict[str, Any], int, int]:
         }
     if family in OWN_HEAD_SIZE:
         fields["head_dim"] = draw(st.sampled_from([head_dim, 12]))
+    if family in LAYER_TYPES:
+        field, types = LAYER_TYPES[family]
+        fields[field] = draw(st.lists(st.sampled_from(types), min_size=layers, max_size=layers))
     for name, values in OPTIONS[family].items():
         fields[name] = draw(st.sampled_from(values))
+    if family == "nemotron_h":
+        del fields["num_hidden_layers"]  # those of its types
     fields["tie_word_embeddings"] = draw(st.booleans()) and family not in NEVER_TIED
     return family, fields, layers, heads
 

@@ -34,6 +34,8 @@ ALL_EXPERTS = {
     "granitemoeshared": {"num_experts_per_tok": 5},
     "mixtral": {"num_experts_per_tok": 5},
     "qwen3_moe": {"num_experts_per_tok": 7},
+    "lfm2_moe": {"num_experts_per_tok": 7},
+    "nemotron_h": {"num_experts_per_tok": 6},
 }
 
 ROPE: dict[str, dict[str, Any]] = {
@@ -137,6 +139,39 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "granite",
         {"attention_bias": True, "mlp_bias": True, "residual_multiplier": 0.3},
     ),
+    "bamba-one-group": (
+        "bamba",
+        {
+            "mamba_n_groups": 1,
+            "mamba_n_heads": 3,
+            "mamba_d_head": 32,
+            "mamba_proj_bias": True,
+            "mamba_conv_bias": False,
+        },
+    ),
+    "falcon_h1-norm": ("falcon_h1", {"mamba_rms_norm": True, "projectors_bias": True}),
+    "falcon_h1-gate-first": (
+        "falcon_h1",
+        {
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "attention_in_multiplier": 0.9,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granitemoehybrid-attention": (
+        "granitemoehybrid",
+        {"layer_types": ["full_attention"] * 4, "position_embedding_type": "rope"},
+    ),
+    "granitemoehybrid-experts": (
+        "granitemoehybrid",
+        {"num_local_experts": 5, "intermediate_size": 35, "tie_word_embeddings": True},
+    ),
+    "nemotron_h-latent": (
+        "nemotron_h",
+        {"moe_latent_size": 20, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5},
+    ),
+    "nemotron_h-steps": ("nemotron_h", {"time_step_min": 0.5, "use_bias": True, "mlp_bias": True}),
     "olmo2-bias": ("olmo2", {"attention_bias": True}),
     "olmo2-one-kv-head": ("olmo2", {"num_key_value_heads": 1}),
     "smollm3-window": (

@@ -42,6 +42,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", COLUMNS | {"head_dim": 16}),
     "gpt_oss": ("gpt_oss", COLUMNS | {"num_experts_per_tok": 5, "head_dim": 16}),
     "mixtral": ("mixtral", COLUMNS | {"num_experts_per_tok": 5}),
+    # Mamba's heads in groups of 16 inputs; a fused tensor of heads, groups and steps.
+    "bamba": ("bamba", COLUMNS),
 }
 
 

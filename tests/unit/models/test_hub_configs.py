@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import transformers
+from mamba_hybrids import MAMBA_HYBRIDS
 from plans import plan_for
 
 from skynet.models.registry import load_architecture
-from skynet.planning.memory import shard_weight_bytes
+from skynet.planning.memory import shard_weight_bytes, slot_bytes
 
 PHI_ROPE = {"type": "longrope", "short_factor": [1.05] * 48, "long_factor": [2.5] * 48}
 EXAONE_ROPE = {
@@ -805,6 +806,20 @@ HUB: dict[str, dict[str, Any]] = {
         "vocab_size": 128256,
     },
 }
+
+HUB |= MAMBA_HYBRIDS
+
+
+@pytest.mark.parametrize("name", MAMBA_HYBRIDS)
+def test_a_config_of_the_hub_is_planned_without_weights(name: str) -> None:
+    # Given a model whose layers are of several kinds
+    arch = load_architecture(MAMBA_HYBRIDS[name])
+    # When it is cut
+    plan = plan_for(arch, 2, 4)
+    # Then every shard has weights, and slots of a size that is known
+    for stage, shard in plan.addresses():
+        assert shard_weight_bytes(arch, plan, stage, shard) > 0
+        assert slot_bytes(arch, plan, stage, shard) > 0
 
 
 @pytest.mark.parametrize("name", HUB)

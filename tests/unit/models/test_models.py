@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from model_families import (
     NEVER_TIED,
     encoder_config,
     encoder_decoder_config,
+    short_config,
     tiny_config,
 )
 from safetensors import safe_open
@@ -89,16 +91,17 @@ def test_staged_tensors_are_the_checkpoints(
     # Given a checkpoint that Transformers writes
     tied = tied and family not in NEVER_TIED
     fields = {"attention_bias": biased, "mlp_bias": biased, "tie_word_embeddings": tied}
-    made = tiny_config(family, num_hidden_layers=2, layer_types=None, **fields)
+    made = short_config(family, **fields)
     transformers.AutoModelForCausalLM.from_config(made).save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="np") as file:
         names = list(file.keys())
         expected = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     # When SkyNet reads its architecture from its config and the tensors of the file
     written = json.loads((tmp_path / "config.json").read_text())
-    staged = staged_tensors(load_architecture(settled(written, expected, differ)))
+    arch = load_architecture(settled(written, expected, differ))
+    staged, names_in_file = staged_tensors(arch), resolve_names(arch, expected)
     # Then it needs the same tensors in the same shapes, each once
-    assert {tensor.name: tensor.shape for tensor in staged} == expected
+    assert {names_in_file[tensor.name]: tensor.shape for tensor in staged} == expected
     assert len(staged) == len(expected)
 
 
@@ -172,7 +175,7 @@ def present_in(file: Path) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - set(NEVER_TIED)))
 def test_a_tied_head_is_used_where_it_differs(family: str, tmp_path: Path) -> None:
     # Given a config that ties the head, and a file that has one nevertheless
-    made = tiny_config(family, num_hidden_layers=2, layer_types=None, tie_word_embeddings=True)
+    made = short_config(family, tie_word_embeddings=True)
     model = transformers.AutoModelForCausalLM.from_config(made)
     model.save_pretrained(tmp_path)
     (tied,), embed = set(model.all_tied_weights_keys), model.get_input_embeddings()
@@ -285,6 +288,35 @@ def test_t5_scales_its_logits_as_transformers_does(fields: dict[str, Any]) -> No
     arch = load_architecture(written | fields)
     # Then
     assert arch.logit_scale == (1 / 8 if t5_config.scale_decoder_outputs else 1)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "error", "message"),
+    [
+        ("bamba", {"mamba_n_heads": 5}, CheckpointError, "5 Mamba heads of 16 channels are not 96"),
+        ("bamba", {"mamba_n_groups": 4}, UnsupportedModel, "6 Mamba heads cannot share 4 groups"),
+        (
+            "falcon_h1",
+            {"attention_bias": True, "attention_in_multiplier": 0.5},
+            UnsupportedModel,
+            "attention_bias=True and attention_in_multiplier=0.5",
+        ),
+        ("nemotron_h", {"layers_block_type": ["loop"]}, CheckpointError, "types ['loop']"),
+        (
+            "nemotron_h",
+            {"moe_latent_size": 8, "mlp_bias": True},
+            UnsupportedModel,
+            "nemotron_h with mlp_bias=True",
+        ),
+    ],
+)
+def test_unsupported_options_of_hybrids_are_refused(
+    family: str, fields: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    # Given a config that asks for it / When / Then it is refused by name
+    config = tiny_config(family).to_dict() | fields
+    with pytest.raises(error, match=re.escape(message)):
+        load_architecture(config)
 
 
 def test_every_family_has_a_tiny_configuration() -> None:
