@@ -132,17 +132,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"num_hidden_layers": 2},
     "lfm2_moe": TINY | {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2": TINY | {"layer_types": ["conv", "full_attention", "conv"]},
-    "youtu": {
-        "num_hidden_layers": 2,
-        "hidden_size": 48,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 6,
-        "q_lora_rank": 16,
-        "kv_lora_rank": 16,
-        "qk_rope_head_dim": 4,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 6,
-    },
 }
 
 

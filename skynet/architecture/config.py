@@ -17,6 +17,8 @@ MAX_SIZE, MAX_LAYERS = 2**28, 10_000  # far above any model's
 ABSENT = "skynet_absent"  # in a settled config: the optional tensors that the file lacks
 QUANTISED = "skynet_quantised"  # in a staged config: the formats of quantised tensors, by name
 
+SPARSE = ("deepseek_v32", "deepseek_v4", "glm_moe_dsa")  # model types with sparse attention
+
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -133,6 +135,16 @@ def refuse_quantized(config: Config) -> None:
         raise UnsupportedModel(
             f"quantization_config (quant_method={method!r}) is not supported; use the model in "
             "bfloat16 or float32, as GGUF, GPTQ or AWQ, or of compressed-tensors"
+        )
+
+
+def refuse_sparse_attention(config: Config) -> None:
+    """Raise UnsupportedModel for models whose attention is sparse."""
+    model_type = config.get("model_type")
+    if model_type in SPARSE:
+        raise UnsupportedModel(
+            f"model_type {model_type!r} has sparse attention, not supported: an indexer chooses "
+            "the tokens that a query sees"
         )
 
 
