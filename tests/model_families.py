@@ -10,7 +10,7 @@ from transformers_families import transformers_config
 
 # Transformers has Mistral 4's text model among models of images and text only.
 transformers.AutoModelForCausalLM.register(
-    transformers.Mistral4Config, transformers.Mistral4ForCausalLM
+    transformers.Mistral4Config, transformers.Mistral4ForCausalLM, exist_ok=True
 )
 # 6 query heads in 3 KV groups: 2 shards are uneven (4 + 2), 4 share a KV head, 6 share all.
 LLAMA: dict[str, Any] = {

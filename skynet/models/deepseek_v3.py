@@ -94,16 +94,11 @@ def decoder(
     _check_groups(router, experts["num_experts"], experts["experts_per_token"])
     shared = read.size(config, "n_shared_experts") * base.intermediate_size
     base = replace(base, dims={**base.dims, SHARED_COLUMNS: Dim(shared)})
-    mlp = llama.with_bias(latent.MLP, *(llama.MLP if config.get("mlp_bias") else ()))
     routing = (ROUTER, ROUTER_BIAS) if router.biased else (ROUTER,)
-    both = llama.with_bias(SHARED_EXPERTS, *(SHARED_ROLES if config.get("mlp_bias") else ()))
-    dense = replace(base, intermediate_size=dense_columns, weights=(*attention, *mlp))
+    dense = replace(base, intermediate_size=dense_columns, weights=(*attention, *latent.MLP))
     base = replace(base, **experts)
-    mixture = replace(base, weights=(*attention, *routing, *EXPERTS, *both))
+    mixture = replace(base, weights=(*attention, *routing, *EXPERTS, *SHARED_EXPERTS))
     return base.with_kinds([mixture if is_sparse else dense for is_sparse in sparse])
-
-
-SHARED_ROLES = tuple(weight.role for weight in SHARED_EXPERTS)
 
 
 def sparse_layers(config: read.Config) -> list[bool]:

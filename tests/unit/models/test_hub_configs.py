@@ -9,8 +9,9 @@ import pytest
 import transformers
 from plans import plan_for
 
+from skynet.architecture.mixers import Latent
 from skynet.models.registry import load_architecture
-from skynet.planning.memory import shard_weight_bytes
+from skynet.planning.memory import shard_weight_bytes, slot_bytes
 
 PHI_ROPE = {"type": "longrope", "short_factor": [1.05] * 48, "long_factor": [2.5] * 48}
 # The fields that matter, as in the config.json of these models; sizes of layers and vocabulary,
@@ -802,3 +803,30 @@ def test_packed_experts_are_planned_from_the_config_alone(name: str, billions: f
     parts = [shard_weight_bytes(arch, plan, stage, shard) for stage in (0, 1) for shard in range(3)]
     # Then the shards have as many parameters as its card says, each once but a tied embedding
     assert sum(parts) / 2e9 == pytest.approx(billions, rel=0.07)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("deepseek-ai/DeepSeek-V2-Lite", 15.7),
+        ("deepseek-ai/DeepSeek-V2", 235.7),
+        ("deepseek-ai/DeepSeek-V3", 671),
+        ("moonshotai/Moonlight-16B-A3B", 16),
+        ("zai-org/GLM-4.7-Flash", 30),
+        ("openbmb/MiniCPM3-4B", 4.07),
+        ("mistralai/Mistral-Small-4-119B-2603, text_config", 119),
+    ],
+)
+def test_latents_are_planned_from_the_config_alone(name: str, billions: float) -> None:
+    # Given a config of the hub, without its weights
+    arch = load_architecture(HUB[name])
+    # When it is planned in bfloat16 on 2 stages
+    plan = plan_for(arch, 2, 1, weight_dtype="bfloat16", num_slots=1, slot_tokens=100)
+    parts = [shard_weight_bytes(arch, plan, stage, 0) for stage in (0, 1)]
+    # Then they have as many parameters as its card says; a tied embedding is there twice
+    assert sum(parts) / 2e9 == pytest.approx(billions, rel=0.07)
+    # And a slot has a latent and a rotated key of each token in each layer, in float32
+    (mixer,) = arch.at(0).mixers
+    assert isinstance(mixer, Latent)
+    layers, size = plan.stages[0].layers.size, mixer.rank + mixer.rotary
+    assert slot_bytes(arch, plan, 0, 0) == layers * 100 * size * 4
