@@ -8,6 +8,10 @@ from typing import Any
 import transformers
 from transformers_families import transformers_config
 
+# Transformers has Mistral 4's text model among models of images and text only.
+transformers.AutoModelForCausalLM.register(
+    transformers.Mistral4Config, transformers.Mistral4ForCausalLM, exist_ok=True
+)
 # 6 query heads in 3 KV groups: 2 shards are uneven (4 + 2), 4 share a KV head, 6 share all.
 LLAMA: dict[str, Any] = {
     "vocab_size": 131,
@@ -79,6 +83,34 @@ MAMBA: dict[str, Any] = {
     "mamba_d_state": 8,
     "mamba_d_conv": 4,
 }
+# Latent attention: queries and latents of low rank, keys wider than values, no KV groups.
+LATENT: dict[str, Any] = LLAMA | {
+    "num_key_value_heads": 6,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 10,
+    "v_head_dim": 14,
+    "tie_word_embeddings": False,
+}
+# Experts in groups of two, a shared one twice their size, the first layer dense.
+DEEPSEEK: dict[str, Any] = LATENT | {
+    "moe_intermediate_size": 21,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "n_group": 3,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+}
+MSCALE: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.7,
+}
 
 # The family's name -> its configuration class and the fields that make it tiny.
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -106,6 +138,36 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "exaone": (transformers.ExaoneConfig, LLAMA),
+    "deepseek_v2": (
+        transformers.DeepseekV2Config,
+        DEEPSEEK
+        | {
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 1.7,
+            "rope_parameters": MSCALE,
+        },
+    ),
+    "deepseek_v3": (transformers.DeepseekV3Config, DEEPSEEK | {"rope_parameters": MSCALE}),
+    "glm4_moe_lite": (
+        transformers.Glm4MoeLiteConfig,
+        DEEPSEEK
+        | {
+            "n_group": 1,
+            "topk_group": 1,
+            "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+        },
+    ),
+    "minicpm3": (transformers.MiniCPM3Config, LATENT | {"dim_model_base": 20}),
+    "mistral4": (
+        transformers.Mistral4Config,
+        DEEPSEEK
+        | {
+            "first_k_dense_replace": 0,
+            "rope_parameters": MSCALE
+            | {"original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.3},
+        },
+    ),
+    "youtu": (transformers.YoutuConfig, LATENT),
     "falcon": (
         transformers.FalconConfig,
         WIDE

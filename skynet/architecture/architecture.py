@@ -73,6 +73,9 @@ class Weight:
     inner: tuple[int, ...] | None = None
     float32: bool = False  # small: stays in float32, and is not quantised
     scale: float = 1.0  # of a product: its outputs, with the bias, are multiplied by this
+    product: bool = False  # replicated, and otherwise like a column-parallel weight
+    # Of each item of the unit, the first number that the rope rotates, in other roles than Q and K.
+    rotated_from: int | None = None
     others: tuple[str, ...] = ()  # other names that a tied tensor may have in a file
     optional: bool = False  # a file may lack it: see `Architecture.lacking`
     packed: Packed | None = None  # a file may have the weights of all experts in one tensor

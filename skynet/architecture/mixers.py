@@ -16,12 +16,14 @@ class Kept:
     """What one layer of a shard keeps of a sequence.
 
     vectors: of each token, `size` numbers each, in the dtype of keys and values.
+    scales: of each vector in q8.
     state: the shapes of the float32 tensors of a recurrent state.
     """
 
     vectors: int = 0
     size: int = 0
     state: tuple[tuple[int, ...], ...] = ()
+    scales: int = 1
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Mixer:
         """
         raise NotImplementedError
 
+    def multiplied(self, items: Items, head_dim: int) -> int:
+        """The multiply-adds of a decoding step for each token that it sees."""
+        return 2 * items("heads") * head_dim
+
 
 @dataclass(frozen=True)
 class SelfAttention(Mixer):
@@ -54,6 +60,32 @@ class SelfAttention(Mixer):
 
 
 SELF_ATTENTION = SelfAttention()
+
+
+@dataclass(frozen=True)
+class Latent(Mixer):
+    """Latent attention (DeepSeek-V2, 2024, arXiv:2405.04434, section 2.1): keys and values of all
+    heads are made of one latent of each token, and of a rotated key that all heads share.
+
+    Every shard keeps both; heads are cut. A head's query, and its key, is `key` numbers, then
+    `rotary` rotated ones; `kv_b` makes a head's first `key` numbers and its `value` of a latent.
+
+    norm_eps: of the norms of latents.
+    growth: (factor, length): queries are multiplied by 1 + factor * log(1 + position // length).
+    """
+
+    rank: int  # numbers of a latent
+    rotary: int
+    key: int
+    value: int
+    norm_eps: float = 1e-6
+    growth: tuple[float, int] | None = None
+
+    def kept(self, items: Items, head_dim: int) -> Kept:
+        return Kept(1, self.rank + self.rotary, scales=2)
+
+    def multiplied(self, items: Items, head_dim: int) -> int:
+        return items("heads") * (2 * self.rank + self.rotary)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from skynet.architecture.mixers import Mamba2, Mixer, SelfAttention, ShortConvolution
+from skynet.architecture.mixers import Latent, Mamba2, Mixer, SelfAttention, ShortConvolution
 from skynet.layers.block import Module
 from skynet.layers.cache import KVLayout
 from skynet.layers.convolution import ShortConvolutionMixer
+from skynet.layers.latent_attention import LatentAttention
 from skynet.layers.mamba2 import Mamba2Mixer
 from skynet.layers.self_attention import Attention
 from skynet.layers.slot_state import SlotState
@@ -31,6 +32,7 @@ Make = Callable[[Loader, KVLayout, int, Any], MixerModule]
 
 _MAKE: dict[type[Mixer], Make] = {
     SelfAttention: lambda load, kv, layer, _: Attention(load, kv, layer),
+    Latent: LatentAttention,
     ShortConvolution: ShortConvolutionMixer,
     Mamba2: Mamba2Mixer,
 }

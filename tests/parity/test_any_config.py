@@ -11,7 +11,7 @@ import torch
 from harness import Cluster, cluster_of, full_logits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model_families import FAMILIES, NEVER_TIED
+from model_families import FAMILIES, MSCALE, NEVER_TIED
 from references import save_random_model
 
 from skynet.wire.step import LogitsRequest, Row
@@ -48,6 +48,21 @@ MAMBA: dict[str, list[Any]] = {
     "mamba_proj_bias": [False, True],
 }
 
+LATENT: dict[str, list[Any]] = {
+    **BIAS,
+    "q_lora_rank": [None, 13],
+    "kv_lora_rank": [9, 32],
+    "qk_rope_head_dim": [2, 8],
+    "qk_nope_head_dim": [5, 12],
+    "v_head_dim": [3, 16],
+    "rope_parameters": [MSCALE, {"rope_type": "default", "rope_theta": 500.0}],
+}
+INTERLEAVED = {"rope_interleave": [False, True]}
+MISTRAL4: dict[str, Any] = MSCALE | {
+    "original_max_position_embeddings": 4,
+    "llama_4_scaling_beta": 0.2,
+}
+
 # What may vary besides the sizes, by family.
 OPTIONS: dict[str, dict[str, list[Any]]] = {
     "bloom": {},
@@ -55,6 +70,12 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "cohere": {**BIAS, **ROPES, "use_qk_norm": [False, True]},
     "cohere2": {**BIAS, **PATTERN},
     "exaone": {**BIAS, **ROPES, "mlp_bias": [False, True]},
+    "deepseek_v2": {**LATENT, "topk_method": ["greedy", "group_limited_greedy"]},
+    "deepseek_v3": {**LATENT, **INTERLEAVED, "norm_topk_prob": [False, True]},
+    "glm4_moe_lite": {**LATENT, **INTERLEAVED, "n_group": [1], "topk_group": [1]},
+    "minicpm3": {**LATENT, "dim_model_base": [None, 20], "scale_depth": [None, 1.4]},
+    "mistral4": {**LATENT, **INTERLEAVED, "rope_parameters": [MISTRAL4]},
+    "youtu": {**LATENT, **INTERLEAVED},
     "falcon": {
         "alibi": [False, True],
         "bias": [False, True],
@@ -130,8 +151,10 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "use_parallel_residual": [False, True],
     },
 }
+OF_LATENTS = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "mistral4", "youtu")
 ONE_KEY_A_QUERY = (
     *("bloom", "codegen", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "opt"),
+    *OF_LATENTS,
 )
 # The field that has the type of each layer, and the types.
 LAYER_TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -177,6 +200,8 @@ def models(draw: st.DrawFn) -> tuple[str, dict[str, Any], int, int]:
     if family in LAYER_TYPES:
         field, types = LAYER_TYPES[family]
         fields[field] = draw(st.lists(st.sampled_from(types), min_size=layers, max_size=layers))
+    if family == "glm4_moe_lite":
+        fields["mlp_layer_types"] = draw(st.permutations(["dense", *["sparse"] * (layers - 1)]))
     for name, values in OPTIONS[family].items():
         fields[name] = draw(st.sampled_from(values))
     if family == "nemotron_h":

@@ -29,6 +29,10 @@ KINDS = ["llama", "gpt_neox", "olmo2", "gemma2", "mixtral", "lfm2"]
 MORE_SHAPES = [(1, 1, LAYER), (2, 2, STAGE), (2, 3, LAYER)]
 # Rounding may choose another expert, which is far from close: where all are chosen it cannot.
 ALL_EXPERTS = {
+    "deepseek_v2": {"num_experts_per_tok": 6, "topk_group": 3},
+    "deepseek_v3": {"num_experts_per_tok": 6, "topk_group": 3},
+    "glm4_moe_lite": {"num_experts_per_tok": 6},
+    "mistral4": {"num_experts_per_tok": 6, "topk_group": 3},
     "gpt_oss": {"num_experts_per_tok": 5},
     "granitemoe": {"num_experts_per_tok": 5},
     "granitemoeshared": {"num_experts_per_tok": 5},
@@ -204,6 +208,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mpt-tied": ("mpt", {"clip_qkv": None, "softmax_scale": 0.2, "tie_word_embeddings": True}),
     "mpt-eight-heads": ("mpt", {"n_heads": 8, "clip_qkv": 0.5}),
+    "deepseek_v2-greedy": (
+        "deepseek_v2",
+        {"topk_method": "greedy", "first_k_dense_replace": 0, "attention_bias": True},
+    ),
+    "deepseek_v3-no-query-rank": (
+        "deepseek_v3",
+        {
+            "q_lora_rank": None,
+            "rope_interleave": False,
+            "attention_bias": True,
+            "norm_topk_prob": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
+    "youtu-tied": ("youtu", {"tie_word_embeddings": True, "rope_interleave": False}),
     "gpt2-untied": ("gpt2", {"tie_word_embeddings": False}),
     "gpt2-unscaled": ("gpt2", {"scale_attn_weights": False, "activation_function": "relu"}),
 }
