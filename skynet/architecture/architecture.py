@@ -56,18 +56,20 @@ class Weight:
     bias: bool = False
     transposed: bool = False  # stored [in, out], as Conv1D does
     fused: tuple[str, ...] = ()  # roles that share the tensor, in order along its out axis
-    # The fused tensor has the query heads of a KV head, then its key, then its value, and so on
-    # for each KV head: not all queries before all keys.
+    # The fused tensor has the items of a group, role by role, and so on for each group: not all
+    # queries before all keys. A group is a KV head with its queries, or one of `groups` equal ones.
     by_group: bool = False
+    groups: int | None = None
     by_head: bool = False  # a vector for each head, stored as (heads, head_dim)
     bias_only: bool = False  # the tensor is a `.bias` that has no `.weight` beside it
     as_row: bool = False  # a vector stored as (1, size), under `name` as it is
+    bare: bool = False  # the tensor is called `name`, without `.weight`
     first_layer: int = 0  # earlier layers do not have the weight
     # The dimensions after the first, (): none, a vector; None: as `Architecture.inputs` says. Of a
     # row-parallel weight the outputs.
     inner: tuple[int, ...] | None = None
     float32: bool = False  # small: stays in float32, and is not quantised
-    others: tuple[str, ...] = ()  # other names that a tied tensor may have in a file
+    others: tuple[str, ...] = ()  # other names that the tensor may have in a file
     optional: bool = False  # a file may lack it: see `Architecture.lacking`
 
     @property
@@ -84,13 +86,12 @@ class Weight:
         """The checkpoint's name of the weight or bias: `model.layers.3.mlp.up_proj.weight`."""
         if self.as_row:
             return self.name
-        kind = "bias" if self.bias_only else kind
-        return f"{self.name.format(layer=layer, piece=piece)}.{kind}"
+        name = self.name.format(layer=layer, piece=piece)
+        return name if self.bare else f"{name}.{'bias' if self.bias_only else kind}"
 
-    @property
-    def other_tensors(self) -> tuple[str, ...]:
-        """The other names that the tensor of a tied weight may have."""
-        return tuple(replace(self, name=other).tensor() for other in self.others)
+    def other_tensors(self, layer: int | None = None) -> tuple[str, ...]:
+        """The other names that the tensor may have in a file."""
+        return tuple(replace(self, name=other).tensor(layer) for other in self.others)
 
     def is_in(self, layer: int | None) -> bool:
         """Whether this layer has the weight."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from skynet.architecture.mixers import Mixer, SelfAttention, ShortConvolution
+from skynet.architecture.mixers import GatedDelta, Mixer, SelfAttention, ShortConvolution
 from skynet.layers.block import Module
 from skynet.layers.cache import KVLayout
 from skynet.layers.convolution import ShortConvolutionMixer
+from skynet.layers.gated_delta import GatedDeltaMixer
 from skynet.layers.self_attention import Attention
 from skynet.layers.slot_state import SlotState
 from skynet.layers.weights import Loader
@@ -31,6 +32,7 @@ Make = Callable[[Loader, KVLayout, int, Any], MixerModule]
 _MAKE: dict[type[Mixer], Make] = {
     SelfAttention: lambda load, kv, layer, _: Attention(load, kv, layer),
     ShortConvolution: ShortConvolutionMixer,
+    GatedDelta: GatedDeltaMixer,
 }
 
 

@@ -27,7 +27,9 @@ class Attention:
         self.windows: tuple[int | None, ...] = (self._window,)
         self._scale, self._head_dim = arch.attention_scale, arch.head_dim
         self._heads, self._kv_heads = part.heads.size, part.kv_heads.size
-        self._qkv = load.linear("q", "k", "v", layer=layer)
+        gate = ("q_gate",) if load.has("q_gate") else ()
+        self._gated = bool(gate)
+        self._qkv = load.linear("q", "k", "v", *gate, layer=layer)
         self._head_norm: Norm | None = None
         self._all_heads_norm: AllHeadsNorm | None = None
         if arch.qk_norm == "head":
@@ -64,14 +66,19 @@ class Attention:
             return self._out(
                 attend_text_batches(q, k, v, context.text_batches[self._window], self._scale)
             )
-        store(self._cache, qkv[:, self._heads :], context)
+        kv_end = self._heads + 2 * self._kv_heads
+        store(self._cache, qkv[:, self._heads : kv_end], context)
         calls = context.attends[self._window]
         queries = qkv[:, : self._heads]
-        return self._out(attend(queries, self._cache, calls, self._scale, self._kernel))
+        mixed = attend(queries, self._cache, calls, self._scale, self._kernel)
+        if self._gated:
+            mixed = mixed.mul_(qkv[:, kv_end:].flatten(1).sigmoid())
+        return self._out(mixed)
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """Add the operations from `source`, normed, to the partial; False: not supported."""
-        if self._cache is None or self._biased or self._all_heads_norm is not None:
+        plain = not self._biased and not self._gated and self._all_heads_norm is None
+        if self._cache is None or not plain:
             return False
         norm = None if self._head_norm is None else self._head_norm.weights
         layout = HeadLayout(

@@ -102,7 +102,9 @@ def _mixing_s(
         kind_part = part_of_kind(stack, kind, own)
         for mixer in kind.mixers:
             state = state_bytes(mixer.kept(partial(count_items, kind, kind_part), kind.head_dim))
-            if state:  # read and written by each row; a chunk passes it about once a token
+            if (
+                mixer.is_recurrent
+            ):  # read and written by each row; a chunk passes it about once a token
                 total += len(numbers) * max(work.rows, work.tokens) * state / rates[0]
             else:
                 total += len(numbers) * _attention_s(kind, plan, kind_part, work, rates)
