@@ -1,8 +1,8 @@
 """The gated delta rule (Yang et al., 2024, arXiv:2412.06464): token by token, and in chunks.
 
-The state of a head is a matrix (key_dim, value_dim) that maps keys to values. A token lets it decay,
-S' = decay S, and moves the value that its key k is mapped to towards v: S = S' + k (beta (v - S'^T
-k))^T. Its output is S^T q.
+The state S of a head is a matrix (key_dim, value_dim) that maps keys to values. At each token it
+decays, then the value of the token's key k moves towards v: S += k (beta (v - S^T k))^T. The output
+is S^T q.
 """
 
 from __future__ import annotations
