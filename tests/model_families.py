@@ -59,6 +59,20 @@ DELTA: dict[str, Any] = LLAMA | {
     "initializer_range": 0.2,
     "rms_norm_eps": 1e-3,
 }
+SHARED_MOE: dict[str, Any] = {
+    "moe_intermediate_size": 35,
+    "shared_expert_intermediate_size": 27,
+    "num_experts": 5,
+    "num_experts_per_tok": 3,
+}
+GRANITE_MOE: dict[str, Any] = LLAMA | {
+    "intermediate_size": 35,
+    "num_local_experts": 5,
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 2.5,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.2,
+}
 
 # The family's name -> its configuration class and the fields that make it tiny.
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -129,6 +143,11 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "attention_multiplier": 0.2,
         },
     ),
+    "granitemoe": (transformers.GraniteMoeConfig, GRANITE_MOE),
+    "granitemoeshared": (
+        transformers.GraniteMoeSharedConfig,
+        GRANITE_MOE | {"shared_intermediate_size": 41},
+    ),
     "llama": (transformers.LlamaConfig, LLAMA),
     "mistral": (transformers.MistralConfig, LLAMA | {"sliding_window": 64}),
     "lfm2": (
@@ -177,14 +196,11 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "qwen3_next": (
         transformers.Qwen3NextConfig,
-        DELTA
-        | {
-            "moe_intermediate_size": 35,
-            "shared_expert_intermediate_size": 27,
-            "num_experts": 5,
-            "num_experts_per_tok": 3,
-            "mlp_only_layers": [2],
-        },
+        DELTA | SHARED_MOE | {"mlp_only_layers": [2]},
+    ),
+    "qwen3_5_moe_text": (
+        transformers.Qwen3_5MoeTextConfig,
+        {name: value for name, value in DELTA.items() if name != "intermediate_size"} | SHARED_MOE,
     ),
     "qwen3_5_text": (transformers.Qwen3_5TextConfig, DELTA),
     "smollm3": (

@@ -95,8 +95,7 @@ REFUSED = (
         "that are not known to be the same on every shard",
         "bailing_hybrid bamba deepseek_v4 diffllama doge dory falcon_h1 flint gemma3n_text "
         "gemma4_text gpt_oss granitemoehybrid hrm_text inkling2_loop_text inkling2_text jamba "
-        "kimi_linear lara_mini lfm2 lfm2_moe lfm3 nemotron_h olmo_hybrid qwen3_5_moe_text "
-        "qwen3_5_text qwen3_next",
+        "kimi_linear lara_mini lfm2 lfm2_moe lfm3 nemotron_h",
     ),
     Refused("rare styles of the plan", "which is not supported", "inkling_text qwen4_exp_text"),
     Refused("Q, K and V fused in groups", "is cut by the plan, but", "codegen"),

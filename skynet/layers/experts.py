@@ -26,15 +26,20 @@ class Experts:
         for expert in range(arch.num_experts):
             self._in.append(load.linear("gate", "up", layer=layer, piece=expert))
             self._out.append(load.linear("down", layer=layer, piece=expert, bias=False))
-        products = (*self._in, *self._out)
-        self.nbytes = self._router.nbytes + sum(product.nbytes for product in products)
+        self._out_bias = load.float32.piece_biases("down", layer)
+        biases = () if self._out_bias is None else (self._out_bias,)
+        parts = (self._router, *self._in, *self._out, *biases)
+        self.nbytes = sum(part.nbytes for part in parts)
 
     def __call__(
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
     ) -> torch.Tensor:
         """See `Module`."""
         weights, chosen = self._router(x)
-        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        if self._out_bias is None:
+            total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        else:
+            total = (self._out_bias[chosen] * weights[..., None]).sum(1)
         if len(x) == 1:
             for weight, expert in zip(weights[0], chosen[0].tolist(), strict=True):
                 total += self._expert(expert, x).float() * weight

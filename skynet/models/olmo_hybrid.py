@@ -27,11 +27,11 @@ NORM_EPS = 1e-5  # of delta nets
 ATTENTION_PERIOD = 4  # layers
 OUTSIDE = tuple(weight for weight in llama.WEIGHTS if not weight.per_layer)
 MLP = tuple(weight for weight in llama.WEIGHTS if weight.role in llama.MLP)
-# Files have another name than Transformers' modules.
+# In files that Transformers writes, and in others.
 NAMES = {
     "attn_norm": ("attention_layer_norm", "input_layernorm"),
     "mlp_norm": ("feedforward_layer_norm", "post_attention_layernorm"),
-    "attn_post_norm": ("post_attention_layernorm", "feedforward_layer_norm"),
+    "attn_post_norm": ("feedforward_layer_norm", "post_attention_layernorm"),
     "mlp_post_norm": ("post_feedforward_layernorm",),
 }
 

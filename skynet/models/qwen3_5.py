@@ -5,7 +5,6 @@ Layers for the prediction of several tokens (MTP) are ignored.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
@@ -21,13 +20,12 @@ DEFAULTS: dict[str, Any] = {
     "num_experts": 0,
 }
 REFUSED: dict[str, Any] = qwen3_next.REFUSED
-PREFIXES = ("model.", "", "model.language_model.")
 
 
 def architecture(config: read.Config) -> Architecture:
     """A `qwen3_5_text` config as an Architecture."""
     config = DEFAULTS | dict(config)
-    return replace(qwen3_next.decoder(config, delta(config)), prefixes=PREFIXES)
+    return qwen3_next.decoder(config, delta(config))
 
 
 def delta(config: read.Config) -> tuple[Weight, ...]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
 from skynet.architecture.architecture import Architecture, Dim, Weight
-from skynet.architecture.rope import parameters, partial_dims, read_rope
+from skynet.architecture.rope import partial_dims, read_rope
 from skynet.models import gated_delta, llama, qwen3, qwen3_moe
 
 MODEL_TYPE = "qwen3_next"
@@ -30,13 +31,11 @@ DEFAULTS: dict[str, Any] = {
     "mlp_only_layers": [],
 }
 REFUSED: dict[str, Any] = {"attn_output_gate": True}
-MROPE = ("mrope_section", "mrope_interleaved")  # text has the same position in all dimensions
 OUTSIDE = tuple(weight for weight in llama.WEIGHTS if not weight.per_layer)
 NORMS = tuple(weight for weight in llama.WEIGHTS if weight.role in ("attn_norm", "mlp_norm"))
 MLP = tuple(weight for weight in llama.WEIGHTS if weight.role in llama.MLP)
 SHARED = llama.LAYER + "mlp.shared_expert."
 EXPERTS = (
-    *qwen3_moe.MIXTURE.values(),
     Weight("router", llama.LAYER + "mlp.gate", "replicated", "experts"),
     Weight("shared_gate", SHARED + "gate_proj", "column", "shared_columns"),
     Weight("shared_up", SHARED + "up_proj", "column", "shared_columns"),
@@ -65,16 +64,20 @@ def architecture(config: read.Config) -> Architecture:
     return decoder(config, delta)
 
 
-def decoder(config: dict[str, Any], delta: tuple[Weight, ...]) -> Architecture:
+def decoder(
+    config: dict[str, Any],
+    delta: tuple[Weight, ...],
+    mixture: Iterable[Weight] = qwen3_moe.MIXTURE.values(),
+) -> Architecture:
     """The architecture shared by Qwen3-Next and Qwen3.5; `config` has all defaults.
 
     delta: the weights of a delta net.
+    mixture: the weights of experts.
     """
     count = read.size(config, "num_hidden_layers")
     sparse = [_is_sparse(config, layer) for layer in range(count)]
     width = "moe_intermediate_size" if any(sparse) else "intermediate_size"
-    given = {name: value for name, value in parameters(config).items() if name not in MROPE}
-    rope = read_rope(config, partial_dims(config, read.size(config, "head_dim")), given=given)
+    rope = read_rope(config, partial_dims(config, read.size(config, "head_dim")))
     plain = {**config, "intermediate_size": config[width], "attention_bias": False}
     base = llama.decoder(plain | {"mlp_bias": False}, rope, OUTSIDE)
     base = replace(base, norm_offset=1.0, dims=gated_delta.dims(config))
@@ -88,9 +91,9 @@ def decoder(config: dict[str, Any], delta: tuple[Weight, ...]) -> Architecture:
     interval = read.size(config, "full_attention_interval")
     default = [gated_delta.TYPES[(layer + 1) % interval == 0] for layer in range(count)]
     types = read.layer_types(config, gated_delta.TYPES, default)
-    base = with_experts(base, config) if any(sparse) else base
+    base = with_experts(base, config, ()) if any(sparse) else base
     layers = [
-        with_experts(kinds[kind], config) if is_sparse else with_mlp(kinds[kind], config)
+        with_experts(kinds[kind], config, mixture) if is_sparse else with_mlp(kinds[kind], config)
         for kind, is_sparse in zip(types, sparse, strict=True)
     ]
     return base.with_kinds(layers)
@@ -114,7 +117,9 @@ def with_mlp(kind: Architecture, config: dict[str, Any]) -> Architecture:
     return replace(kind, intermediate_size=size, weights=(*kind.weights, *MLP))
 
 
-def with_experts(kind: Architecture, config: dict[str, Any]) -> Architecture:
+def with_experts(
+    kind: Architecture, config: dict[str, Any], mixture: Iterable[Weight]
+) -> Architecture:
     """The same kind of layer with experts, and an MLP that all tokens share by a score."""
     score = Weight(
         "shared_score",
@@ -127,7 +132,7 @@ def with_experts(kind: Architecture, config: dict[str, Any]) -> Architecture:
     experts = read.experts(config, "num_experts", sum_to_one=bool(config["norm_topk_prob"]))
     return replace(
         kind,
-        weights=(*kind.weights, *EXPERTS, score),
+        weights=(*kind.weights, *mixture, *EXPERTS, score),
         dims={**kind.dims, "shared_columns": shared, "scores": Dim(1)},
         **experts,
     )
