@@ -132,6 +132,25 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         transformers.GPTNeoXConfig,
         LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4}},
     ),
+    "gpt_oss": (
+        transformers.GptOssConfig,
+        LLAMA
+        | {
+            "head_dim": 12,
+            "intermediate_size": 35,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "sliding_window": 6,
+            "swiglu_limit": 1.5,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "truncate": False,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
     "gptj": (transformers.GPTJConfig, GPT2 | {"rotary_dim": 4, "initializer_range": 0.3}),
     "granite": (
         transformers.GraniteConfig,

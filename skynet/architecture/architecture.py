@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal, Self
 
+from skynet.architecture.gate import ClampedGate
 from skynet.architecture.mixers import SELF_ATTENTION, Mixer
 from skynet.architecture.packed import Packed
 from skynet.architecture.positions import Alibi, Relative, Rope, Sinusoids
@@ -157,6 +158,7 @@ class Architecture:
     num_experts: int = 0
     experts_per_token: int = 0
     router: Router = SOFTMAX
+    gate: ClampedGate | None = None  # of a gated MLP, in place of act(gate) * up
     token_types: int = 0  # rows of a table; the first is added to every embedding
     bidirectional: bool = False  # an encoder: tokens also see later ones; nothing is generated
     project_after_norm: bool = False  # the embedding is projected after positions and norm

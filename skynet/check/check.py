@@ -51,6 +51,7 @@ def check_model(
     *,
     prompt: str | None = None,
     dtype: str = "float32",
+    experts: str = "auto",
     progress: Progress | None = None,
 ) -> Report:
     """Compare SkyNet's shards with Transformers on one prompt.
@@ -58,18 +59,27 @@ def check_model(
     model: as of `skysplit`.
     dtype: of both sides' computation. float32 tells rounding from mistakes, whatever dtype the
         checkpoint is stored in.
+    experts: as of `skysplit`.
 
     Raises:
         CheckpointError, UnsupportedModel, PlanError, BadRequest: names what cannot be compared.
         ConfigurationError: Transformers is not installed.
     """
-    return compare(open_checked(model, stages, shards, prompt, dtype), progress)
+    return compare(open_checked(model, (stages, shards), prompt, dtype, experts), progress)
 
 
 def open_checked(
-    model: str, stages: int, shards: int, prompt: str | None = None, dtype: str = "float32"
+    model: str,
+    shape: tuple[int, int],
+    prompt: str | None = None,
+    dtype: str = "float32",
+    experts: str = "auto",
 ) -> CheckedModel:
-    """Open a model and plan it for one prompt; arguments and errors as of `check_model`."""
+    """Open a model and plan it for one prompt; arguments and errors as of `check_model`.
+
+    shape: (stages, shards).
+    """
+    stages, shards = shape
     source = in_staged_form(open_model(model, settings().cache_dir))
     arch = load_architecture(source.config)
     inputs = stack_inputs(arch, model_files(source), prompt, source.name)
@@ -79,6 +89,7 @@ def open_checked(
         dtype,
         num_slots=1,
         slot_tokens=max(len(ids) for ids in inputs),
+        experts=experts,
     )
     plan = make_plan(arch, options, stages=stages, shards=shards)
     return CheckedModel(source, arch, plan, inputs)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from skynet.checkpoint.safetensors_file import (
 )
 from skynet.checkpoint.text_files import libraries, text_files
 from skynet.errors import CheckpointError
+from skynet.models.language_model import language_config, language_tensors
 from skynet.models.registry import known_architecture, settled
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
@@ -55,8 +57,19 @@ class Checkpoint:
         self.path = path
         self.name = name
         self._cache_dir = cache_dir
-        config = read_config(path)
+        whole = read_config(path)
+        config = language_config(whole)
+        # Whether it takes more than text, and only its language model is read.
+        self.is_inside = config != whole
         self._stored: dict[str, TensorInfo] = _read_tensors(path)
+        if self.is_inside:
+            # Both configs may say that the head is the embedding, or neither: the file decides.
+            config["tie_word_embeddings"] = True
+            names = language_tensors(self._stored)
+            self._stored = {
+                name: replace(self._stored[stored], stored_as=stored)
+                for name, stored in names.items()
+            }
         matrices = quantised_matrices(config, self._stored)
         if is_known(config):
             del config[FIELD]  # the rest of the program knows layouts, not formats

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.gate import ClampedGate
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -28,3 +32,18 @@ def gated(activation: Activation, gate_up: torch.Tensor) -> torch.Tensor:
     """`gate_up` (tokens, 2 x columns), gate first, to act(gate) * up (tokens, columns)."""
     gate, up = gate_up.chunk(2, dim=-1)
     return activation(gate).mul_(up)
+
+
+def clamped_gate(form: ClampedGate, gate_up: torch.Tensor) -> torch.Tensor:
+    """`gate_up` as in `gated`, combined as `ClampedGate` says."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    gate, up = gate.clamp(max=form.limit), up.clamp(-form.limit, form.limit)
+    return (up + 1).mul_(gate).mul_(torch.sigmoid(gate * form.alpha))
+
+
+def combination(arch: Architecture) -> Activation:
+    """From an MLP's first products, (tokens, columns) or gate and up, to (tokens, columns)."""
+    if arch.gate is not None:
+        return partial(clamped_gate, arch.gate)
+    activation = ACTIVATIONS[arch.activation]
+    return partial(gated, activation) if arch.gated else activation

@@ -1,17 +1,18 @@
 """A mixture of experts (Shazeer et al., 2017, arXiv:1701.06538): a router, and an MLP cut by its
-columns for each expert."""
+columns for each expert; or whole experts, of which each shard has some."""
 
 from __future__ import annotations
 
 import torch
 
 from skynet.kernels.steps import Program
-from skynet.layers.activation import ACTIVATIONS, gated
+from skynet.layers.activation import combination
 from skynet.layers.context import StepContext
 from skynet.layers.linear import Linear
 from skynet.layers.norm import AllReduce
 from skynet.layers.router import TopRouter
 from skynet.layers.weights import Loader
+from skynet.planning.units import pieces_of
 
 
 class Experts:
@@ -19,16 +20,17 @@ class Experts:
 
     def __init__(self, load: Loader, layer: int) -> None:
         arch = load.arch
-        self._activation = ACTIVATIONS[arch.activation]
+        self._combine = combination(arch)
         self._router = TopRouter(load, layer)
-        self._in: list[Linear] = []
-        self._out: list[Linear] = []
-        for expert in range(arch.num_experts):
-            self._in.append(load.linear("gate", "up", layer=layer, piece=expert))
-            self._out.append(load.linear("down", layer=layer, piece=expert, bias=False))
+        self._in: dict[int, Linear] = {}  # by expert, of those that the shard has anything of
+        self._out: dict[int, Linear] = {}
+        pieces = pieces_of(arch, load.part, load.regions.weight("down"))
+        for expert in range(pieces.start, pieces.stop):
+            self._in[expert] = load.linear("gate", "up", layer=layer, piece=expert)
+            self._out[expert] = load.linear("down", layer=layer, piece=expert, bias=False)
         self._out_bias = load.float32.piece_biases("down", layer)
         biases = () if self._out_bias is None else (self._out_bias,)
-        parts = (self._router, *self._in, *self._out, *biases)
+        parts = (self._router, *self._in.values(), *self._out.values(), *biases)
         self.nbytes = sum(part.nbytes for part in parts)
 
     def __call__(
@@ -42,9 +44,10 @@ class Experts:
             total = (self._out_bias[chosen] * weights[..., None]).sum(1)
         if len(x) == 1:
             for weight, expert in zip(weights[0], chosen[0].tolist(), strict=True):
-                total += self._expert(expert, x).float() * weight
+                if expert in self._in:
+                    total += self._expert(expert, x).float() * weight
             return total.to(x.dtype)
-        for expert in chosen.unique().tolist():
+        for expert in filter(self._in.__contains__, chosen.unique().tolist()):
             tokens, places = (chosen == expert).nonzero(as_tuple=True)
             output = self._expert(expert, x[tokens]).float()
             total.index_add_(0, tokens, output * weights[tokens, places, None])
@@ -55,4 +58,4 @@ class Experts:
         return False
 
     def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
-        return self._out[expert](gated(self._activation, self._in[expert](x)))
+        return self._out[expert](self._combine(self._in[expert](x)))

@@ -8,6 +8,7 @@ from skynet.architecture.architecture import Weight
 from skynet.layers.regions import ShardRegions
 from skynet.layers.reuse import SliceWeights
 from skynet.planning.ranges import Range
+from skynet.planning.units import adds_biases
 
 
 class FloatLoader:
@@ -62,8 +63,8 @@ class FloatLoader:
         They are added once over the shards: None on all but the first, or without any.
         """
         weight = self._regions.weight(role)
-        units, count = self._regions.units(weight), self._arch.pieces(weight)
-        if not weight.bias or units.start or not units.size:
+        count = self._arch.pieces(weight)
+        if not weight.bias or not adds_biases(self._arch, self._regions.part, weight):
             return None
         size = self._arch.hidden_size
         made = self._load(weight, layer, "bias", (count * size,), Range(0, size), Range(0, count))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from skynet.kernels.steps import MIXED, WIDE, Program
-from skynet.layers.activation import ACTIVATIONS, gated
+from skynet.layers.activation import combination
 from skynet.layers.context import StepContext
 from skynet.layers.norm import AllReduce
 from skynet.layers.weights import Loader
@@ -19,7 +19,7 @@ class MLP:
         """prefix: of the roles: "shared_" for the MLP beside experts, which may have a score."""
         arch = load.arch
         self._name, self._gated = arch.activation, arch.gated
-        self._activation = ACTIVATIONS[arch.activation]
+        self._combine, self._is_plain = combination(arch), arch.gate is None
         roles = ("gate", "up") if arch.gated else ("up",)
         up = load.regions.weight(f"{prefix}up")
         self._columns = load.regions.units(up).size
@@ -35,9 +35,7 @@ class MLP:
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
     ) -> torch.Tensor:
         """See `Module`."""
-        middle = self._in(x)
-        middle = gated(self._activation, middle) if self._gated else self._activation(middle)
-        out = self._out(middle)
+        out = self._out(self._combine(self._in(x)))
         if self._score is None:
             return out
         return out * F.linear(x.float(), self._score).sigmoid_().to(out.dtype)
@@ -46,6 +44,7 @@ class MLP:
         """See `Module.emit`."""
         return (
             self._score is None
+            and self._is_plain
             and self._in.emit(program, (source, WIDE))
             and program.activation(self._name, self._columns, self._gated, (WIDE, MIXED))
             and self._out.emit(program, (MIXED, target))

@@ -45,13 +45,16 @@ class Attention:
         self._kernel: Kernel = F.scaled_dot_product_attention
         if self._cap is not None:
             self._kernel = partial(capped_attention, cap=self._cap)
+        self._sinks: torch.Tensor | None = None
+        if load.has("sinks", layer):
+            self._sinks = load.float32.cut("sinks", layer).view(self._kv_heads, -1)
         self._out = load.linear("o", layer=layer, bias=False)
         self._cache: KVCache | None = None  # an encoder needs none
         if not arch.bidirectional:
             kv_heads = 2 * self._kv_heads
             self._cache = KVCache(kv, kv_heads, arch.head_dim, load.dtype, load.device)
         self.states: tuple[SlotState, ...] = () if self._cache is None else (self._cache,)
-        parts = (self._qkv, self._head_norm, self._all_heads_norm, self._out)
+        parts = (self._qkv, self._head_norm, self._all_heads_norm, self._sinks, self._out)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
     def __call__(
@@ -70,15 +73,15 @@ class Attention:
         store(self._cache, qkv[:, self._heads : kv_end], context)
         calls = context.attends[self._window]
         queries = qkv[:, : self._heads]
-        mixed = attend(queries, self._cache, calls, self._scale, self._kernel)
+        mixed = attend(queries, self._cache, calls, self._scale, self._kernel, self._sinks)
         if self._gated:
             mixed = mixed.mul_(qkv[:, kv_end:].flatten(1).sigmoid())
         return self._out(mixed)
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """Add the operations from `source`, normed, to the partial; False: not supported."""
-        plain = not self._biased and not self._gated and self._all_heads_norm is None
-        if self._cache is None or not plain:
+        is_plain = self._all_heads_norm is None and self._sinks is None
+        if self._cache is None or self._biased or self._gated or not is_plain:
             return False
         norm = None if self._head_norm is None else self._head_norm.weights
         layout = HeadLayout(

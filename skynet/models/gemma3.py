@@ -16,6 +16,13 @@ MODEL_TYPE = "gemma3_text"
 
 DEFAULTS: dict[str, Any] = {
     **gemma2.DEFAULTS,
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
     "max_position_embeddings": 131_072,
     "sliding_window_pattern": 6,
     "final_logit_softcapping": None,

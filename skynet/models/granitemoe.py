@@ -39,6 +39,5 @@ def architecture(config: read.Config) -> Architecture:
 def decoder(config: read.Config, weights: tuple[Weight, ...] = WEIGHTS) -> Architecture:
     """The architecture shared with granitemoeshared; `config` has all defaults."""
     config = {**config, "mlp_bias": False}
-    count = read.experts(config, "num_local_experts")
-    del count["router"]
-    return replace(granite.decoder(config, weights), **count, router=Router(score="chosen"))
+    mixture = read.experts(config, "num_local_experts") | {"router": Router(score="chosen")}
+    return replace(granite.decoder(config, weights), **mixture)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from math import sqrt
+from typing import NamedTuple
 
 from skynet.architecture.architecture import Architecture
 from skynet.planning.cost import Candidate
+from skynet.planning.expert_cut import EXPERT_S, busiest
 from skynet.planning.memory import (
     count_items,
     head_bytes,
@@ -69,10 +72,10 @@ def shard_compute_s(
     part = plan.stages[address[0]].shards[address[1]]
     attention_s = products_s(sizes.attention, sizes.attention, work.tokens)
     attention_s += _mixing_s(arch, plan, part, layers, work, (read, multiply))
-    chosen = arch.experts_per_token / arch.num_experts if arch.num_experts else 1.0
-    read_experts = sizes.experts * (1 - (1 - chosen) ** work.tokens)
-    used_experts = sizes.experts * chosen
+    experts = _experts(arch, plan, part, work)
+    read_experts, used_experts = sizes.experts * experts.read, sizes.experts * experts.used
     mlp_s = products_s(sizes.mlp + read_experts, sizes.mlp + used_experts, work.tokens)
+    mlp_s += layers.size * experts.products * EXPERT_S
     activations = work.tokens * (arch.hidden_size + part.columns.size) * DTYPE_BYTES["float32"]
     mlp_s += layers.size * ACTIVATION_PASSES * activations / read
     if address[0] < len(plan.stages) - 1 or work.encoder:
@@ -81,6 +84,30 @@ def shard_compute_s(
     logits = part.vocab.size * work.rows * DTYPE_BYTES["float32"] if head else 0
     head_s = products_s(head, head, work.rows) + LOGIT_PASSES * logits / read
     return attention_s, mlp_s, head_s
+
+
+class _Experts(NamedTuple):
+    """Shares of a shard's experts: of those that a step reads, and that one token uses; and the
+    experts that the shard multiplies by in a layer."""
+
+    read: float = 1.0
+    used: float = 1.0
+    products: float = 0.0
+
+
+def _experts(arch: Architecture, plan: Plan, part: ShardPlan, work: Work) -> _Experts:
+    """Of the slowest shard of a stage."""
+    if not arch.num_experts:
+        return _Experts()
+    chosen = arch.experts_per_token / arch.num_experts
+    own, uneven = arch.num_experts, 1.0
+    if part.experts is not None:
+        own, shards = part.experts.size, plan.num_shards
+        of_token = busiest(arch.num_experts, shards, arch.experts_per_token)
+        # The more tokens, the more evenly their experts are divided.
+        uneven += (of_token * shards / arch.experts_per_token - 1) / sqrt(work.tokens)
+    read = min(1.0, uneven * (1 - (1 - chosen) ** work.tokens))
+    return _Experts(read, min(1.0, chosen * uneven), own * read)
 
 
 def _mixing_s(

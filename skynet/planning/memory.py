@@ -14,7 +14,7 @@ from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.planning.split import DTYPE_BYTES
 from skynet.planning.transformers_model import role_bytes
-from skynet.planning.units import items_of, part_of_kind, units
+from skynet.planning.units import adds_biases, items_of, part_of_kind, pieces_of, units
 
 NORM_BYTES = 4  # norms, and biases added after a sum, stay float32
 SCALE_BYTES = 4  # of a key or value in q8
@@ -178,28 +178,35 @@ def _role_bytes(
         biases = width if weight.bias else 0
         return (width * prod(arch.shape(weight)[1:]) + biases) * NORM_BYTES
     if weight.cut == "row":
-        total = _matrix_bytes(arch, weight, layer, (arch.shape(weight)[0], width), size)
+        shape = (arch.shape(weight)[0], width)
+        total = _matrix_bytes(arch, part, weight, layer, shape, size)
         return total + _row_bias_bytes(arch, part, weight)
-    total = _matrix_bytes(arch, weight, layer, (width, arch.inputs(weight) or 0), size)
+    shape = (width, arch.inputs(weight) or 0)
+    total = _matrix_bytes(arch, part, weight, layer, shape, size)
     bias_bytes = NORM_BYTES if weight.role == "head" else bias_size  # logits are float32
-    return total + (width * arch.pieces(weight) * bias_bytes if weight.bias else 0)
+    return total + (width * pieces_of(arch, part, weight).size * bias_bytes if weight.bias else 0)
 
 
 def _matrix_bytes(
-    arch: Architecture, weight: Weight, layer: int | None, shape: tuple[int, int], size: int
+    arch: Architecture,
+    part: ShardPlan,
+    weight: Weight,
+    layer: int | None,
+    shape: tuple[int, int],
+    size: int,
 ) -> int:
-    """All pieces of a weight, (out, in) each, of numbers of `size` bytes or quantised."""
-    numbers = shape[0] * shape[1] * size
+    """The shard's pieces of a weight, (out, in) each, of numbers of `size` bytes or quantised."""
+    numbers, pieces = shape[0] * shape[1] * size, pieces_of(arch, part, weight)
     if not arch.formats:
-        return numbers * arch.pieces(weight)
-    formats = [arch.block_format(weight, layer, piece) for piece in range(arch.pieces(weight))]
+        return numbers * pieces.size
+    numbered = range(pieces.start, pieces.stop)
+    formats = [arch.block_format(weight, layer, piece) for piece in numbered]
     return sum(numbers if form is None else form.num_bytes(*shape) for form in formats)
 
 
 def _row_bias_bytes(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
-    if weight.in_pieces and weight.bias:  # the first shard adds those of all pieces
-        own = units(arch, part, weight)
-        has_biases = own.size and not own.start
+    if weight.in_pieces and weight.bias:
+        has_biases = adds_biases(arch, part, weight)
         return arch.pieces(weight) * arch.hidden_size * NORM_BYTES if has_biases else 0
     attention = arch.weight("o")
     in_one_sum = arch.parallel and weight.role == "down" and attention and attention.bias

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,15 @@ from skynet.reference.weights import parameter
 
 OTHERS = ("q_norm", "k_norm", "shared_score")  # modules whose inputs are recorded, too
 
-Cuts = dict[str, list[slice]]  # role of a product -> the inputs of each shard
+
+class Cut(NamedTuple):
+    """A shard's inputs of a product, and of which pieces (experts)."""
+
+    inputs: slice
+    pieces: slice = slice(None)
+
+
+Cuts = dict[str, list[Cut]]  # by the role of a product, for each shard
 
 
 @dataclass(frozen=True)
@@ -77,19 +85,21 @@ class ReferenceLayer:
             return module
         return _experts(self.module) if role == "down" else None
 
-    def _partials(self, role: str, cuts: list[slice]) -> list[torch.Tensor]:
+    def _partials(self, role: str, cuts: list[Cut]) -> list[torch.Tensor]:
         module = self._modules.get(role)
         if module is None:
             raise UnsupportedModel(f"{self._arch.model_type} has no product {role!r} to check")
         args, kwargs = self._inputs[role]
         if role == "down" and self._arch.num_experts:
-            return _expert_products(module, args, kwargs, cuts)
+            packed = weight_of(self._arch, role).packed
+            axis = 1 if packed is not None and packed.transposed else 2
+            return _expert_products(module, axis, (args, kwargs), cuts)
         x = args[0].reshape(-1, args[0].shape[-1]).float()
         matrix = module.get_parameter("weight").float()
         matrix = matrix if weight_of(self._arch, role).transposed else matrix.t()  # (in, out)
         if role == "shared_down" and self._arch.weight("shared_score") is not None:
             x = x * self._score()
-        return [x[:, cut] @ matrix[cut] for cut in cuts]
+        return [x[:, cut.inputs] @ matrix[cut.inputs] for cut in cuts]
 
     def _score(self) -> torch.Tensor:
         """(tokens, 1): what the shared MLP's output is multiplied by."""
@@ -123,15 +133,25 @@ def _experts(module: torch.nn.Module) -> torch.nn.Module | None:
 
 
 def _expert_products(
-    experts: torch.nn.Module, args: Any, kwargs: dict[str, Any], cuts: list[slice]
+    experts: torch.nn.Module, axis: int, inputs: tuple[Any, dict[str, Any]], cuts: list[Cut]
 ) -> list[torch.Tensor]:
-    """Each shard's partial: the experts' output with the other shards' columns set to zero."""
-    whole, partials = experts._parameters["down_proj"], []
-    for cut in cuts:
+    """Each shard's partial: the experts' output with what other shards have set to zero.
+
+    axis: of the columns. The first shard's has the biases that follow the products.
+    """
+    parameters = experts._parameters
+    whole, bias = parameters["down_proj"], parameters.get("down_proj_bias")
+    partials = []
+    for number, cut in enumerate(cuts):
         masked = torch.zeros_like(whole)  # type: ignore[arg-type]
-        masked[:, :, cut] = whole[:, :, cut]  # type: ignore[index]
-        experts._parameters["down_proj"] = parameter(masked)
-        output = experts(*args, **kwargs)
+        index = (cut.pieces, *(slice(None),) * (axis - 1), cut.inputs)
+        masked[index] = whole[index]  # type: ignore[index]
+        parameters["down_proj"] = parameter(masked)
+        if bias is not None and number:
+            parameters["down_proj_bias"] = parameter(torch.zeros_like(bias))
+        output = experts(*inputs[0], **inputs[1])
         partials.append(output.reshape(-1, output.shape[-1]))
-    experts._parameters["down_proj"] = whole
+    parameters["down_proj"] = whole
+    if bias is not None:
+        parameters["down_proj_bias"] = bias
     return partials

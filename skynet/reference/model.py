@@ -72,7 +72,10 @@ def build(checkpoint: Checkpoint, kind: ReferenceModel, dtype: torch.dtype) -> t
         ) from error
     try:
         with quiet(), init_empty_weights(include_buffers=False):
-            config = transformers.AutoConfig.from_pretrained(str(checkpoint.path))
+            if checkpoint.is_inside:
+                config = transformers.AutoConfig.for_model(**_fields(checkpoint.config))
+            else:
+                config = transformers.AutoConfig.from_pretrained(str(checkpoint.path))
             # Not the grouped kernel, which requires sizes that are multiples of 8.
             experts = hasattr(config, "num_experts_per_tok")
             eager = {"experts_implementation": "eager"} if experts else {}
@@ -86,6 +89,11 @@ def build(checkpoint: Checkpoint, kind: ReferenceModel, dtype: torch.dtype) -> t
         if hasattr(model, name):
             setattr(model, name, None)
     return model.eval(), config
+
+
+def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config that are Transformers'."""
+    return {name: value for name, value in config.items() if not name.startswith("skynet_")}
 
 
 def without_prefix(arch: Architecture) -> Architecture:

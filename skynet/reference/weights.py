@@ -114,7 +114,8 @@ class ReferenceWeights:
         if source in self._checkpoint.quantised:
             return torch.from_numpy(self._checkpoint.read_whole(source)).to(dtype)
         with safe_open(self._checkpoint.tensors[source].file, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(source)
+            stored_as = self._checkpoint.tensors[source].stored_as or source
+            tensor: torch.Tensor = file.get_tensor(stored_as)
         return tensor.to(dtype)
 
     def _convert(self, path: str) -> dict[str, torch.Tensor]:

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class SplitOptions:
     """Options of `skysplit` that decide the plan.
 
-    dtype, kv_dtype, weights, keep_embeddings: see `skysplit`.
+    dtype, kv_dtype, weights, keep_embeddings, experts: see `skysplit`.
     """
 
     stages: int = 1
@@ -43,6 +43,7 @@ class SplitOptions:
     kv_dtype: str | None = None
     weights: str | None = None
     keep_embeddings: bool = False
+    experts: str = "auto"
 
 
 def skysplit(
@@ -58,6 +59,7 @@ def skysplit(
     kv_dtype: str | None = None,
     weights: str | None = None,
     keep_embeddings: bool = False,
+    experts: str = "auto",
     url: str | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -78,6 +80,8 @@ def skysplit(
     weights: "q8" or "q4" quantises the matrices while they are staged, and "bf16" rounds them to
         bfloat16; by default they stay as the checkpoint has them.
     keep_embeddings: `weights` does not apply to the embedding and the head.
+    experts: of a mixture of experts a shard has its "columns" of every expert, or some experts
+        "whole"; "auto": what takes less time for a token.
 
     Returns the plan of that shape (1x1 if both are None), without workers, for CPUs.
 
@@ -97,6 +101,7 @@ def skysplit(
         kv_dtype,
         weights,
         keep_embeddings,
+        experts,
     )
     source = open_source(model, options)
     draft = draft_plan(source, options, progress)
@@ -105,7 +110,10 @@ def skysplit(
         client = connect(url)
         stage_checkpoint(client, source, draft.model, progress)
         on_gpus = gpu_dtype(dtype, draft)
-        Targets(client).ask(Target.of(draft, fixed, any_shape=stages is None, gpu_dtype=on_gpus))
+        target = Target.of(
+            draft, fixed, any_shape=stages is None, gpu_dtype=on_gpus, experts=experts
+        )
+        Targets(client).ask(target)
     return draft
 
 
@@ -144,6 +152,8 @@ def draft_plan(
     progress: of the self-test of a model on the Transformers backend.
     """
     arch = load_architecture(source.config)
+    if source.original.is_inside:
+        logger.warning("%s: only its language model runs: it takes text alone", source.name)
     dtype = cpu_dtype(options.dtype)
     weight_dtype = narrowest(tensor_plans(source, arch).values(), dtype)
     if isinstance(arch, TransformersArchitecture):
@@ -161,6 +171,7 @@ def draft_plan(
         options.num_slots,
         options.slot_tokens,
         options.kv_dtype,
+        options.experts,
     )
     return make_plan(arch, named, stages=options.stages, shards=options.shards)
 

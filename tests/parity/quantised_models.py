@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ class QuantisedModel:
             if form is not None:
                 blocks = self.source.read(plan.source_name, 0, 0, plan.shape[0])
                 numbers = torch.from_numpy(from_blocks(blocks, form).dequantised())
+                if name in self.source.original.packed.numbers:
+                    self._pack(name, numbers, tensors)
+                    continue
                 is_transposed = _template(name) in transposed
                 stored = numbers.t() if is_transposed else numbers
                 assert stored.shape == tensors[plan.source_name].shape
@@ -60,6 +64,14 @@ class QuantisedModel:
         floats = {name: each.float() for name, each in tensors.items()}
         save_file(floats, into / SINGLE, metadata={"format": "pt"})
         return into
+
+    def _pack(self, name: str, numbers: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
+        """Write an expert's numbers to the tensor of all experts."""
+        view = self.source.original.packed.numbers[name]
+        layer = re.findall(r"layers\.(\d+)\.", name)[0]
+        expert = tensors[view.packed.tensor.format(layer=layer)][view.expert]
+        matrix = expert.t() if view.packed.transposed else expert
+        matrix[view.packed.outputs(0, len(numbers), len(numbers))] = numbers.to(matrix.dtype)
 
 
 def _template(tensor: str) -> str:

@@ -98,16 +98,33 @@ def _saved(model: Any, directory: Path) -> Any:
     return model
 
 
+def save_random_whole_model(config: Any, directory: Path) -> tuple[Any, Checkpoint]:
+    """A model that takes more than text, and the checkpoint of its language model."""
+    torch.manual_seed(len(config.model_type))
+    model = transformers.AutoModelForImageTextToText.from_config(config)
+    return _saved(model, directory), Checkpoint(directory)
+
+
 def make_reference(family: str, fields: dict[str, Any], directory: Path) -> Reference:
     """A random model and its answers."""
-    model, checkpoint = save_random_model(family, fields, directory)
+    return answers(*save_random_model(family, fields, directory), directory)
+
+
+def answers(model: Any, checkpoint: Checkpoint, directory: Path) -> Reference:
+    """A model's answers."""
+    # These kinds of rope remember the longest sequence that the model has seen.
+    rope = str(getattr(model.config, "rope_parameters", ""))
+    remembers = "dynamic" in rope or "longrope" in rope
+
+    def unused() -> Any:
+        return copy.deepcopy(model) if remembers else model
+
     logits, tokens = [], []
     with torch.no_grad():
         for prompt in PROMPTS:
             ids = torch.tensor([prompt])
-            # A copy: dynamic rope remembers the longest sequence the model has seen.
-            logits.append(copy.deepcopy(model)(ids).logits[0, -1].numpy())
-            answer = copy.deepcopy(model).generate(
+            logits.append(unused()(ids).logits[0, -1].numpy())
+            answer = unused().generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=NEW_TOKENS,

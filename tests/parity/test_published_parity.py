@@ -93,6 +93,24 @@ def fp8(codes: np.ndarray) -> dict[str, Any]:
     }
 
 
+def of_gpt_oss(directory: Path) -> Checkpoint:
+    """A random gpt-oss whose experts are random blocks."""
+    fields = {"hidden_size": 64, "intermediate_size": 96}
+    model, _ = save_random_model("gpt_oss", fields, directory)
+    random, tensors = np.random.default_rng(1), dict[str, Any]()
+    for name, value in model.state_dict().items():
+        if name.endswith("_proj") and value.ndim == 3:
+            experts, inputs, outputs = value.shape
+            shape = (experts, outputs, inputs // 32)
+            tensors[f"{name}_blocks"] = random.integers(0, 256, (*shape, 16), np.uint8)
+            tensors[f"{name}_scales"] = random.integers(121, 126, shape, np.uint8)
+        else:
+            tensors[name] = value
+    config = json.loads((directory / "config.json").read_text())
+    write_checkpoint(directory, config, tensors, {"quant_method": "mxfp4"})
+    return Checkpoint(directory, "tiny", directory / "cache")
+
+
 CASES: dict[str, Callable[[Path], Checkpoint]] = {
     "Q4_0": of_gguf("Q4_0"),
     "Q4_K_M": of_gguf("Q4_K", attn_v="Q6_K", ffn_down="Q6_K", token_embd="Q8_0"),
@@ -103,6 +121,7 @@ CASES: dict[str, Callable[[Path], Checkpoint]] = {
     "int4": of_llama(PACKED, lambda codes: pack_quantized(codes, scales(codes))),
     "int8": of_llama(INT8, int8),
     "fp8": of_llama(FP8, fp8),
+    "mxfp4 experts": of_gpt_oss,
 }
 
 
@@ -171,10 +190,26 @@ def test_answers_are_those_of_the_unpacked_weights(
     assert tokens == tiny.tokens
 
 
-@pytest.mark.parametrize("case", ["gptq", "Q4_K_M"])
+@pytest.mark.parametrize("case", ["gptq", "Q4_K_M", "mxfp4 experts"])
 def test_check_compares_quantised_weights(published: Callable[[str], Published], case: str) -> None:
     report = check_model(str(published(case).model.source.original.path), 1, 2)
     assert report.equal, report.places
+
+
+def test_mxfp4_experts_have_the_numbers_that_transformers_unpacks(
+    published: Callable[[str], Published],
+) -> None:
+    # Given all experts of a layer, as Transformers unpacks them
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    checkpoint = published("mxfp4 experts").model.source.original
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    parts = [
+        torch.from_numpy(checkpoint.read_whole(f"{name}_{part}")) for part in ("blocks", "scales")
+    ]
+    unpacked = convert_moe_packed_tensors(*parts, dtype=torch.float32)
+    # Then these are the numbers, in the same axes
+    np.testing.assert_array_equal(checkpoint.read_whole(name), unpacked.numpy())
 
 
 def test_answers_of_a_gguf_file_are_those_of_transformers(

@@ -40,6 +40,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gptj": ("gptj", N_INNER),
     "falcon": ("falcon", {"ffn_hidden_size": 96}),
     "gemma2": ("gemma2", COLUMNS | {"head_dim": 16}),
+    "gpt_oss": ("gpt_oss", COLUMNS | {"num_experts_per_tok": 5, "head_dim": 16}),
     "mixtral": ("mixtral", COLUMNS | {"num_experts_per_tok": 5}),
 }
 

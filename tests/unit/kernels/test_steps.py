@@ -28,6 +28,7 @@ CPU, TOKENS, LENGTHS = torch.device("cpu"), 96, (1, 37, 64, 90)
 # Families with attention that only PyTorch computes.
 NO_ATTENTION = {
     "bloom",
+    "gpt_oss",
     "olmo2",
     "olmo_hybrid",
     "qwen3_5_moe_text",

@@ -527,6 +527,71 @@ HUB: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "vocab_size": 100352,
     },
+    **{
+        name: {
+            "model_type": "gpt_oss",
+            "attention_bias": True,
+            "experts_per_token": 4,
+            "head_dim": 64,
+            "hidden_act": "silu",
+            "hidden_size": 2880,
+            "initial_context_length": 4096,
+            "intermediate_size": 2880,
+            "layer_types": ["sliding_attention", "full_attention"] * (layers // 2),
+            "max_position_embeddings": 131072,
+            "num_attention_heads": 64,
+            "num_experts_per_tok": 4,
+            "num_hidden_layers": layers,
+            "num_key_value_heads": 8,
+            "num_local_experts": experts,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "factor": 32.0,
+                "original_max_position_embeddings": 4096,
+                "rope_type": "yarn",
+                "truncate": False,
+            },
+            "rope_theta": 150000,
+            "sliding_window": 128,
+            "swiglu_limit": 7.0,
+            "tie_word_embeddings": False,
+            "vocab_size": 201088,
+        }
+        for name, layers, experts in (
+            ("openai/gpt-oss-20b", 24, 32),
+            ("openai/gpt-oss-120b", 36, 128),
+        )
+    },
+    **{
+        name: {
+            "model_type": "granitemoe",
+            "attention_bias": False,
+            "attention_multiplier": 0.015625,
+            "embedding_multiplier": 12.0,
+            "hidden_act": "silu",
+            "hidden_size": hidden,
+            "intermediate_size": 512,
+            "logits_scaling": 6.0,
+            "max_position_embeddings": 131072,
+            "num_attention_heads": heads,
+            "num_experts_per_tok": 8,
+            "num_hidden_layers": layers,
+            "num_key_value_heads": 8,
+            "num_local_experts": experts,
+            "residual_multiplier": 0.22,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": None,
+            "rope_theta": 1500000.0,
+            "tie_word_embeddings": True,
+            "vocab_size": 49155,
+        }
+        for name, hidden, layers, heads, experts in (
+            ("ibm-granite/granite-3.1-1b-a400m-instruct", 1024, 24, 16, 32),
+            ("ibm-granite/granite-3.1-3b-a800m-instruct", 1536, 32, 24, 40),
+        )
+    },
     "HuggingFaceTB/SmolLM3-3B": {
         "model_type": "smollm3",
         "attention_bias": False,
@@ -583,3 +648,22 @@ def test_a_hybrid_of_the_hub_is_planned_in_its_size(name: str, billions: float) 
     table = arch.vocab_size * arch.hidden_size * arch.tied  # looked up, and multiplied
     parts = [shard_weight_bytes(arch, plan, *address) for address in plan.addresses()]
     assert sum(parts) == pytest.approx(2 * (numbers + table), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("openai/gpt-oss-20b", 20.9),
+        ("openai/gpt-oss-120b", 116.8),
+        ("ibm-granite/granite-3.1-1b-a400m-instruct", 1.3),
+        ("ibm-granite/granite-3.1-3b-a800m-instruct", 3.3),
+    ],
+)
+def test_packed_experts_are_planned_from_the_config_alone(name: str, billions: float) -> None:
+    # Given a config of the hub, without its weights
+    arch = load_architecture(HUB[name])
+    # When it is planned in bfloat16 on 2 stages of 3 shards
+    plan = plan_for(arch, 2, 3, weight_dtype="bfloat16")
+    parts = [shard_weight_bytes(arch, plan, stage, shard) for stage in (0, 1) for shard in range(3)]
+    # Then the shards have as many parameters as its card says, each once but a tied embedding
+    assert sum(parts) / 2e9 == pytest.approx(billions, rel=0.07)
