@@ -1,7 +1,7 @@
 """OLMo Hybrid: gated delta nets in most layers, OLMo 2's attention in the others.
 
-Files that Transformers 5.24 saves anew have convolutions divided in another way than the published
-ones, unless queries and values have the same number of channels: these are refused.
+not files that Transformers 5.24 saves anew, which divides their convolutions in three equal parts,
+unless queries and values have as many channels
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Qwen3.5 (dense, text): Qwen3-Next with a dense MLP, and other tensors of the delta nets.
 
-Layers for the prediction of several tokens (MTP) are ignored.
+layers that predict several tokens (MTP) are ignored
 """
 
 from __future__ import annotations

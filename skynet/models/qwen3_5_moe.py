@@ -1,6 +1,6 @@
 """Qwen3.5 (mixture of experts, text): Qwen3.5 with experts, and an MLP that all tokens share.
 
-Layers for the prediction of several tokens (MTP) are ignored.
+layers that predict several tokens (MTP) are ignored
 """
 
 from __future__ import annotations

@@ -41,6 +41,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon": ("falcon", {"ffn_hidden_size": 96}),
     "gemma2": ("gemma2", COLUMNS | {"head_dim": 16}),
     "gpt_oss": ("gpt_oss", COLUMNS | {"num_experts_per_tok": 5, "head_dim": 16}),
+    "qwen3_next": (
+        "qwen3_next",
+        COLUMNS
+        | {
+            "moe_intermediate_size": 96,
+            "shared_expert_intermediate_size": 96,
+            "num_experts_per_tok": 5,
+            "linear_value_head_dim": 16,
+        },
+    ),
     "mixtral": ("mixtral", COLUMNS | {"num_experts_per_tok": 5}),
 }
 
