@@ -127,6 +127,7 @@ def with_experts(
         "replicated",
         "scores",
         inner=(kind.hidden_size,),
+        float32=True,
     )
     shared = Dim(read.size(config, "shared_expert_intermediate_size"))
     experts = read.experts(config, "num_experts", sum_to_one=bool(config["norm_topk_prob"]))

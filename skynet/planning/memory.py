@@ -168,7 +168,7 @@ def _role_bytes(
         return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)
     if weight.cut == "replicated":
         shape = arch.shape(weight)
-        if len(shape) == 1 or weight.role in ("router", "relative"):
+        if len(shape) == 1 or weight.float32 or weight.role in ("router", "relative"):
             return prod(shape) * NORM_BYTES * (2 if weight.bias else 1)
         return prod(shape) * size + (shape[0] * bias_size if weight.bias else 0)
     width = units(arch, part, weight).size
