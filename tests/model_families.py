@@ -51,6 +51,24 @@ GEMMA: dict[str, Any] = LLAMA | {
     "initializer_range": 0.2,
     "tie_word_embeddings": False,
 }
+# 6 value heads, two of which a key head serves: 4 shards have parts of what a key head serves.
+DELTA: dict[str, Any] = LLAMA | {
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "linear_num_key_heads": 3,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 10,
+    # Of a norm over outputs that may be close to zero, which it would make rounding of.
+    "initializer_range": 0.2,
+    "rms_norm_eps": 1e-3,
+}
+SHARED_MOE: dict[str, Any] = {
+    "moe_intermediate_size": 35,
+    "shared_expert_intermediate_size": 27,
+    "num_experts": 5,
+    "num_experts_per_tok": 3,
+}
 GRANITE_MOE: dict[str, Any] = LLAMA | {
     "intermediate_size": 35,
     "num_local_experts": 5,
@@ -333,6 +351,12 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "olmo2": (transformers.Olmo2Config, LLAMA),
+    # Keys and values of equal width: Transformers divides the convolution in three equal parts.
+    "olmo_hybrid": (
+        transformers.OlmoHybridConfig,
+        {name: value for name, value in DELTA.items() if name != "head_dim"}
+        | {"linear_key_head_dim": 16, "linear_value_head_dim": 8},
+    ),
     "opt": (
         transformers.OPTConfig,
         WIDE
@@ -360,6 +384,15 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "norm_topk_prob": True,
         },
     ),
+    "qwen3_next": (
+        transformers.Qwen3NextConfig,
+        DELTA | SHARED_MOE | {"mlp_only_layers": [2]},
+    ),
+    "qwen3_5_moe_text": (
+        transformers.Qwen3_5MoeTextConfig,
+        {name: value for name, value in DELTA.items() if name != "intermediate_size"} | SHARED_MOE,
+    ),
+    "qwen3_5_text": (transformers.Qwen3_5TextConfig, DELTA),
     "smollm3": (
         transformers.SmolLM3Config,
         LLAMA | {"no_rope_layer_interval": 2, "tie_word_embeddings": False},

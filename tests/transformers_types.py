@@ -99,8 +99,7 @@ REFUSED = (
         "that are not known to be the same on every shard",
         "bailing_hybrid diffllama doge dory flint gemma3n_text "
         "gemma4_text gpt_oss hrm_text inkling2_loop_text inkling2_text jamba "
-        "kimi_linear lara_mini lfm3 olmo_hybrid qwen3_5_moe_text "
-        "qwen3_5_text qwen3_next",
+        "kimi_linear lara_mini lfm3",
     ),
     Refused("rare styles of the plan", "which is not supported", "inkling_text qwen4_exp_text"),
     Refused("heads that differ from layer to layer", "has heads", "gemma4_unified_text"),

@@ -137,3 +137,34 @@ class Mamba2(Mixer):
         heads, groups = items("mamba_heads"), items("mamba_groups")
         channels = heads * self.head_size + 2 * groups * self.state_size
         return Kept(state=((channels, self.kernel - 1), (heads, self.head_size, self.state_size)))
+
+
+@dataclass(frozen=True)
+class GatedDelta(Mixer):
+    """A gated delta net (Yang et al., 2024, arXiv:2412.06464), cut by value heads.
+
+    Its dimensions are "value_heads", the "key_heads" that serve them, and "gates", one of each
+    value head.
+
+    kernel: of the convolution of queries, keys and values.
+    key_dim, value_dim: of a head; its state is a matrix of both.
+    beta_scale: how far a token may overwrite what its key stands for: 1: wholly; 2: beyond.
+    norm_eps: of the norm of each head's output.
+    """
+
+    kernel: int
+    key_dim: int
+    value_dim: int
+    beta_scale: float
+    norm_eps: float
+
+    @property
+    def is_recurrent(self) -> bool:
+        return True
+
+    def kept(self, items: Items, head_dim: int) -> Kept:
+        heads = items("value_heads")
+        if not heads:
+            return Kept()
+        channels = 2 * items("key_heads") * self.key_dim + heads * self.value_dim
+        return Kept(state=((channels, self.kernel - 1), (heads, self.key_dim, self.value_dim)))

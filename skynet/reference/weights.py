@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.tensors import resolve_names
+from skynet.architecture.tensors import other_names, resolve_names
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import CheckpointError
@@ -157,11 +157,10 @@ def _names_in_file(arch: Architecture, checkpoint: Checkpoint) -> dict[str, str]
     packed = checkpoint.packed  # Transformers, too, has all experts in one tensor
     names = {name: source for name, source in names.items() if source not in packed}
     names |= packed.stored
-    for weight in (weight for stack in arch.stacks for weight in stack.weights):
-        for other in weight.other_tensors:
+    for name, others in other_names(arch).items():
+        for other in others:
             # Transformers reads the file's tensor of this name, if there is one.
-            source = other if other in checkpoint.tensors else names[weight.tensor()]
-            names.setdefault(other, source)
+            names.setdefault(other, other if other in checkpoint.tensors else names[name])
     if isinstance(arch, TransformersArchitecture):
         return names | {module: names[skynet] for module, skynet in arch.module_names().items()}
     renamed = renaming(arch.model_type)

@@ -62,6 +62,16 @@ MISTRAL4: dict[str, Any] = MSCALE | {
     "original_max_position_embeddings": 4,
     "llama_4_scaling_beta": 0.2,
 }
+DELTA = {
+    **BIAS,
+    "linear_num_key_heads": [1, 2],
+    "linear_num_value_heads": [2, 6],
+    "linear_key_head_dim": [4, 12],
+    "linear_value_head_dim": [5, 16],
+    "linear_conv_kernel_dim": [2, 4],
+    "layer_types": [None],
+    "full_attention_interval": [1, 2, 3],
+}
 
 # What may vary besides the sizes, by family.
 OPTIONS: dict[str, dict[str, list[Any]]] = {
@@ -137,12 +147,23 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "mixtral": {**WINDOW, "num_local_experts": [2, 6]},
     "mpt": {"clip_qkv": [None, 1.0], "softmax_scale": [None, 0.3]},
     "olmo2": {**BIAS, **ROPES},
+    "olmo_hybrid": {
+        **BIAS,
+        "linear_num_key_heads": [1],
+        "linear_num_value_heads": [2],
+        "linear_conv_kernel_dim": [2, 4],
+        "linear_allow_neg_eigval": [False, True],
+        "layer_types": [None],
+    },
     "opt": {"do_layer_norm_before": [False, True], "word_embed_proj_dim": [None, 10]},
     "phi": {**PARTIAL, "qk_layernorm": [False, True]},
     "phi3": {**PARTIAL, **WINDOW},
     "qwen2": {**ROPES, **WINDOWS_BY_LAYER},
     "qwen3": {**BIAS, **ROPES, **WINDOWS_BY_LAYER},
     "qwen3_moe": {**BIAS, **ROPES, "norm_topk_prob": [False, True]},
+    "qwen3_next": {**DELTA, "decoder_sparse_step": [1, 2], "norm_topk_prob": [False, True]},
+    "qwen3_5_moe_text": DELTA,
+    "qwen3_5_text": DELTA,
     "smollm3": {**BIAS, **ROPES, "no_rope_layer_interval": [1, 2, 3]},
     "stablelm": {
         **PARTIAL,
@@ -177,6 +198,7 @@ def models(draw: st.DrawFn) -> tuple[str, dict[str, Any], int, int]:
     kv_heads *= 4 if family == "codegen" else 1
     heads = kv_heads * (1 if family in ONE_KEY_A_QUERY else draw(st.integers(1, 3)))
     head_dim, layers = draw(st.sampled_from([8, 16])), draw(st.integers(1, 3))
+    layers += family == "olmo_hybrid"  # of which one has attention, and one has not
     hidden, columns = heads * head_dim, draw(st.integers(5, 70))
     fields: dict[str, Any] = {"initializer_range": 0.2, "vocab_size": draw(st.integers(31, 90))}
     if family in ("codegen", "gpt2", "gpt_bigcode", "gptj"):

@@ -40,6 +40,8 @@ ALL_EXPERTS = {
     "qwen3_moe": {"num_experts_per_tok": 7},
     "lfm2_moe": {"num_experts_per_tok": 7},
     "nemotron_h": {"num_experts_per_tok": 6},
+    "qwen3_next": {"num_experts_per_tok": 5},
+    "qwen3_5_moe_text": {"num_experts_per_tok": 5},
 }
 
 ROPE: dict[str, dict[str, Any]] = {
@@ -136,6 +138,32 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3_moe-shares": ("qwen3_moe", {"norm_topk_prob": False, "attention_bias": True}),
     "qwen3_moe-window": ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 6}),
+    # Of 4 shards some have no value heads, and all share one key head.
+    "qwen3_next-two-value-heads": (
+        "qwen3_next",
+        {
+            "linear_num_value_heads": 2,
+            "linear_num_key_heads": 1,
+            "attention_bias": True,
+            "norm_topk_prob": False,
+        },
+    ),
+    "qwen3_5-tied-yarn": (
+        "qwen3_5_text",
+        {
+            "rope_parameters": ROPE["yarn"] | {"partial_rotary_factor": 0.5},
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmo_hybrid-no-rope": (
+        "olmo_hybrid",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": None},
+            "linear_allow_neg_eigval": False,
+            "attention_bias": True,
+        },
+    ),
     "phi3-partial-window": ("phi3", {"partial_rotary_factor": 0.5, "sliding_window": 7}),
     "phi3-longrope": ("phi3", LONGROPE | {"original_max_position_embeddings": 64}),
     "phi3-longrope-long": ("phi3", LONGROPE | {"original_max_position_embeddings": 2}),

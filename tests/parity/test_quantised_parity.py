@@ -52,6 +52,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "topk_group": 3,
         },
     ),
+    "qwen3_next": (
+        "qwen3_next",
+        COLUMNS
+        | {
+            "moe_intermediate_size": 96,
+            "shared_expert_intermediate_size": 96,
+            "num_experts_per_tok": 5,
+            "linear_value_head_dim": 16,
+        },
+    ),
     "mixtral": ("mixtral", COLUMNS | {"num_experts_per_tok": 5}),
     # Mamba's heads in groups of 16 inputs; a fused tensor of heads, groups and steps.
     "bamba": ("bamba", COLUMNS),

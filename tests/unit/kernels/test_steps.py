@@ -28,7 +28,16 @@ from skynet.wire.step import LogitsRequest, Row, Step
 LIBRARIES = available()
 CPU, TOKENS, LENGTHS = torch.device("cpu"), 96, (1, 37, 64, 90)
 # Families whose attention only PyTorch computes.
-NO_ATTENTION = {"bloom", "gpt_oss", "mpt", "olmo2"}
+NO_ATTENTION = {
+    "bloom",
+    "gpt_oss",
+    "mpt",
+    "olmo2",
+    "olmo_hybrid",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
+}
 
 
 @pytest.fixture(params=LIBRARIES or [pytest.param("none", marks=pytest.mark.skip("none built"))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from math import prod
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from mamba_hybrids import MAMBA_HYBRIDS
 from plans import plan_for
 
 from skynet.architecture.mixers import Latent
-from skynet.models.registry import load_architecture
+from skynet.architecture.tensors import staged_tensors
+from skynet.models.registry import load_architecture, saved_architecture
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 
 PHI_ROPE = {"type": "longrope", "short_factor": [1.05] * 48, "long_factor": [2.5] * 48}
@@ -33,6 +35,29 @@ MPT_ATTENTION = {
     "prefix_lm": False,
     "qk_ln": False,
     "softmax_scale": None,
+}
+# Of the language models of Qwen3.5, with a plain rope: see skynet/models/language_model.py.
+QWEN3_5: dict[str, Any] = {
+    "attention_bias": False,
+    "attn_output_gate": True,
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_value_head_dim": 128,
+    "mamba_ssm_dtype": "float32",
+    "max_position_embeddings": 262144,
+    "mtp_num_hidden_layers": 1,
+    "partial_rotary_factor": 0.25,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000000,
+        "rope_type": "default",
+    },
+    "vocab_size": 248320,
 }
 # The fields that matter, as in the config.json of these models; sizes of layers and vocabulary,
 # which are read alike everywhere, are left out of some.
@@ -1009,6 +1034,109 @@ HUB: dict[str, dict[str, Any]] = {
         "use_sliding_window": False,
         "vocab_size": 151936,
     },
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": {
+        "model_type": "qwen3_next",
+        "attention_bias": False,
+        "decoder_sparse_step": 1,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "intermediate_size": 5120,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128,
+        "max_position_embeddings": 262144,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 512,
+        "norm_topk_prob": True,
+        "num_attention_heads": 16,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 2,
+        "partial_rotary_factor": 0.25,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 10000000,
+        "shared_expert_intermediate_size": 512,
+        "tie_word_embeddings": False,
+        "vocab_size": 151936,
+    },
+    "Qwen/Qwen3.5-0.8B": {
+        **QWEN3_5,
+        "model_type": "qwen3_5_text",
+        "hidden_size": 1024,
+        "intermediate_size": 3584,
+        "linear_num_value_heads": 16,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "Qwen/Qwen3.5-27B": {
+        **QWEN3_5,
+        "model_type": "qwen3_5_text",
+        "hidden_size": 5120,
+        "intermediate_size": 17408,
+        "linear_num_value_heads": 48,
+        "num_attention_heads": 24,
+        "num_hidden_layers": 64,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    },
+    "Qwen/Qwen3.5-35B-A3B": {
+        **QWEN3_5,
+        "model_type": "qwen3_5_moe_text",
+        "hidden_size": 2048,
+        "linear_num_value_heads": 32,
+        "moe_intermediate_size": 512,
+        "num_attention_heads": 16,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 2,
+        "shared_expert_intermediate_size": 512,
+        "tie_word_embeddings": False,
+    },
+    "Qwen/Qwen3.5-397B-A17B": {
+        **QWEN3_5,
+        "model_type": "qwen3_5_moe_text",
+        "hidden_size": 4096,
+        "linear_num_value_heads": 64,
+        "moe_intermediate_size": 1024,
+        "num_attention_heads": 32,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "num_hidden_layers": 60,
+        "num_key_value_heads": 2,
+        "shared_expert_intermediate_size": 1024,
+        "tie_word_embeddings": False,
+    },
+    "allenai/Olmo-Hybrid-7B": {
+        "model_type": "olmo_hybrid",
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "hidden_size": 3840,
+        "intermediate_size": 11008,
+        "layer_types": [*["linear_attention"] * 3, "full_attention"] * 8,
+        "linear_allow_neg_eigval": True,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 96,
+        "linear_num_key_heads": 30,
+        "linear_num_value_heads": 30,
+        "linear_value_head_dim": 192,
+        "max_position_embeddings": 65536,
+        "num_attention_heads": 30,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 30,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": None,
+        "tie_word_embeddings": False,
+        "vocab_size": 100352,
+    },
     **{
         name: {
             "model_type": "gpt_oss",
@@ -1120,6 +1248,30 @@ def test_a_config_of_the_hub_is_read_as_transformers_reads_it(name: str) -> None
     new.setdefault("seq_length", old.get("seq_length", 2048))
     # When / Then both describe the same model
     assert load_architecture(old) == load_architecture(new)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", 79.7),
+        ("Qwen/Qwen3.5-0.8B", 0.75),
+        ("Qwen/Qwen3.5-27B", 26.9),
+        ("Qwen/Qwen3.5-35B-A3B", 34.7),
+        ("Qwen/Qwen3.5-397B-A17B", 396.3),
+        ("allenai/Olmo-Hybrid-7B", 7.4),
+    ],
+)
+def test_a_hybrid_of_the_hub_is_planned_in_its_size(name: str, billions: float) -> None:
+    # Given a published config
+    arch = saved_architecture(HUB[name])
+    # When it is planned, without weights
+    plan = plan_for(arch, 2, 3, dtype="bfloat16")
+    # Then it has as many numbers as its name says, and every shard has its part of them
+    numbers = sum(prod(tensor.shape) for tensor in staged_tensors(arch))
+    assert numbers / 1e9 == pytest.approx(billions, rel=0.01)
+    table = arch.vocab_size * arch.hidden_size * arch.tied  # looked up, and multiplied
+    parts = [shard_weight_bytes(arch, plan, *address) for address in plan.addresses()]
+    assert sum(parts) == pytest.approx(2 * (numbers + table), rel=0.01)
 
 
 @pytest.mark.parametrize(
