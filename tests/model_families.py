@@ -47,6 +47,20 @@ GEMMA: dict[str, Any] = LLAMA | {
     "initializer_range": 0.2,
     "tie_word_embeddings": False,
 }
+# KV heads by layer type, in groups that do not nest; the second half shares keys and values.
+GEMMA4: dict[str, Any] = GEMMA | {
+    "head_dim": 8,
+    "global_head_dim": 12,
+    "num_global_key_value_heads": 2,
+    "attention_k_eq_v": True,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 8,
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 10,
+    "vocab_size_per_layer_input": 131,
+    "final_logit_softcapping": 30.0,
+}
 
 # The family's name -> its configuration class and the fields that make it tiny.
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -115,6 +129,15 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "logits_scaling": 2.5,
             "residual_multiplier": 0.4,
             "attention_multiplier": 0.2,
+        },
+    ),
+    "gemma4_text": (transformers.Gemma4TextConfig, GEMMA4),
+    "gemma4_unified_text": (
+        transformers.Gemma4UnifiedTextConfig,
+        {
+            field: value
+            for field, value in GEMMA4.items()
+            if "per_layer_input" not in field and field != "num_kv_shared_layers"
         },
     ),
     "llama": (transformers.LlamaConfig, LLAMA),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
+from skynet.architecture.architecture import Architecture
 from skynet.layers.cache import KVCache
 from skynet.layers.context import StepContext
 from skynet.layers.encoder_kv import Attend
+from skynet.planning.plan import ShardPlan
 
 
 class Kernel(Protocol):
@@ -25,6 +28,18 @@ class Kernel(Protocol):
         is_causal: bool = False,
         scale: float | None = None,
     ) -> torch.Tensor: ...
+
+
+def kv_of_queries(arch: Architecture, part: ShardPlan, device: torch.device) -> torch.Tensor | None:
+    """Which of the shard's KV heads each of its query heads has, where it has parts of groups.
+
+    None where it has whole groups, or a part of one: its KV heads have equally many each.
+    """
+    heads, kv_heads = part.heads, part.kv_heads
+    if kv_heads.size == 1 or not (heads.start % arch.group or heads.stop % arch.group):
+        return None
+    numbers = torch.arange(heads.start, heads.stop, device=device)
+    return numbers // arch.group - kv_heads.start
 
 
 def store(cache: KVCache, new: torch.Tensor, context: StepContext) -> None:
@@ -63,26 +78,37 @@ def attend(
     calls: list[Attend],
     scale: float,
     kernel: Kernel = F.scaled_dot_product_attention,
+    kv_of_query: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`queries` (tokens, heads, head_dim) over `cache` to (tokens, heads x head_dim)."""
+    """`queries` (tokens, heads, head_dim) over `cache` to (tokens, heads x head_dim).
+
+    kv_of_query: see `kv_of_queries`.
+    """
     if len(calls) == 1:
-        return _one_call(queries, cache, calls[0], scale, kernel)
+        return _one_call(queries, cache, calls[0], partial(kernel, scale=scale), kv_of_query)
     out = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
     for call in calls:
         part = slice(call.tokens.start, call.tokens.stop)
-        out[part] = _one_call(queries[part], cache, call, scale, kernel)
+        call_kernel = partial(kernel, scale=scale)
+        out[part] = _one_call(queries[part], cache, call, call_kernel, kv_of_query)
     return out
 
 
 def _one_call(
-    queries: torch.Tensor, cache: KVCache, call: Attend, scale: float, kernel: Kernel
+    queries: torch.Tensor,
+    cache: KVCache,
+    call: Attend,
+    kernel: Kernel,
+    kv_of_query: torch.Tensor | None,
 ) -> torch.Tensor:
     keys, values = cache.read(call.slots, call.keys)
-    grouped = queries.unflatten(1, (cache.kv_heads, -1))  # (tokens, kv_heads, group, head_dim)
+    if kv_of_query is not None:  # copies, one for each query head: groups of one
+        keys, values = keys[:, kv_of_query], values[:, kv_of_query]
+    grouped = queries.unflatten(1, (keys.shape[1], -1))  # (tokens, kv_heads, group, head_dim)
     if call.tokens.size == call.slots.size:
         # One token per slot: the queries of a group take the place of a sequence's tokens, so that
         # the kernel reads each key once for the whole group.
-        mixed = kernel(grouped, keys, values, attn_mask=call.mask, scale=scale)
+        mixed = kernel(grouped, keys, values, attn_mask=call.mask)
         return mixed.reshape(queries.shape[0], -1)
     # One slot, many tokens: KV heads take the place of the batch, and a group shares its keys by a
     # stride of zero.
@@ -93,6 +119,5 @@ def _one_call(
         values[0].unsqueeze(1).expand(-1, group, -1, -1),
         attn_mask=call.mask,
         is_causal=call.causal,
-        scale=scale,
     )
     return mixed.permute(2, 0, 1, 3).reshape(queries.shape[0], -1)

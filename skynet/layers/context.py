@@ -42,6 +42,10 @@ class StepContext:
     text_batches: dict[int | None, list[TextBatch]] = field(default_factory=dict)
     encoder_kvs: list[Attend] = field(default_factory=list)  # `slots` are those of encoder KV
     decoding: DecodingStep | None = None  # for the kernels, if they can run the step
+    # What hidden states carry, see `Carrier`: (tokens, hidden) float32, and keys and values by the
+    # layer that has computed them, where this stage only passes them on.
+    embeddings: torch.Tensor | None = None
+    passing: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -76,3 +76,9 @@ def interleave(raw: torch.Tensor, out: torch.Tensor, head_dim: int, dims: int) -
     pairs = source[:, :dims].unflatten(1, (2, half)).transpose(1, 2)  # (heads, half, 2, ...)
     target[:, :dims].unflatten(1, (half, 2)).copy_(pairs)
     target[:, dims:].copy_(source[:, dims:])
+
+
+def half_by_half(heads: torch.Tensor, dims: int) -> torch.Tensor:
+    """The opposite of `interleave` for the numbers of heads, (..., head_dim); a copy."""
+    pairs = heads[..., :dims].unflatten(-1, (-1, 2)).transpose(-1, -2)
+    return torch.cat([pairs.flatten(-2), heads[..., dims:]], dim=-1)

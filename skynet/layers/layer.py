@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from skynet.architecture.architecture import INPUT_OUTPUT
 from skynet.errors import StepFailed
 from skynet.kernels.steps import StepKernels
 from skynet.layers.block import Block, Branch, CompiledBlock, Module, compiled
@@ -16,7 +17,8 @@ from skynet.layers.cross_attention import CrossAttention
 from skynet.layers.experts import Experts
 from skynet.layers.mixers import MixerModule, load_mixer
 from skynet.layers.mlp import MLP
-from skynet.layers.norm import AllReduce, Norm, load_norm
+from skynet.layers.norm import AllReduce, NoNorm, Norm, load_norm
+from skynet.layers.per_layer_input import PerLayerInput
 from skynet.layers.residual import Residual, load_residual
 from skynet.layers.weights import Loader
 
@@ -102,7 +104,8 @@ def load_layer(load: Loader, kv: KVLayout, layer: int, kernels: StepKernels | No
     """A layer of the stack that `load` loads, by its number there.
 
     Mixers, a sum, the MLP of the result, and a sum; or, in parallel, both with one sum. The decoder
-    of an encoder-decoder has cross-attention and a sum between the two.
+    of an encoder-decoder has cross-attention and a sum between the two. Last may be a product of
+    the inputs that each layer has of its own, and its sum.
     """
     load = load.at(layer)
     arch = load.arch
@@ -129,6 +132,9 @@ def load_layer(load: Loader, kv: KVLayout, layer: int, kernels: StepKernels | No
     if arch.has_mlp:
         mlp_norm = load_norm(load, "mlp_norm", layer)
         sides.append(side(_branches(mlp_norm, load_mlp(load, layer)), "mlp"))
+    if load.has(INPUT_OUTPUT):
+        own = PerLayerInput(load, layer)
+        sides.append(side(_branches(NoNorm(load.dtype), [own]), "input"))
     return Layer(sides, mixers, cross, load.dtype)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from skynet.architecture.mixers import Mixer, SelfAttention, ShortConvolution
+from skynet.architecture.mixers import Mixer, SelfAttention, SharedAttention, ShortConvolution
 from skynet.layers.block import Module
 from skynet.layers.cache import KVLayout
 from skynet.layers.convolution import ShortConvolutionMixer
 from skynet.layers.self_attention import Attention
+from skynet.layers.shared_attention import QueriesOnly
 from skynet.layers.slot_state import SlotState
 from skynet.layers.weights import Loader
 
@@ -29,7 +30,8 @@ class MixerModule(Module, Protocol):
 Make = Callable[[Loader, KVLayout, int, Any], MixerModule]
 
 _MAKE: dict[type[Mixer], Make] = {
-    SelfAttention: lambda load, kv, layer, _: Attention(load, kv, layer),
+    SelfAttention: Attention,
+    SharedAttention: QueriesOnly,
     ShortConvolution: ShortConvolutionMixer,
 }
 

@@ -86,11 +86,25 @@ class Normed:
         return value if first else no_part(value)
 
 
+class Times:
+    """Multiplies the hidden states by one number, in the place of a norm of them."""
+
+    weights = None
+
+    def __init__(self, scale: torch.Tensor) -> None:
+        self.nbytes, self._scale = scale.nbytes, scale
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self._scale
+
+
 def load_residual(load: Loader, block: str, roles: tuple[str, ...], layer: int) -> Residual:
     """The sum after the row-parallel products `roles` of a block: "attn", "cross" or "mlp"."""
     bias = load.float32.row_bias(*roles, layer=layer)
     of_sum = load_norm(load, f"{block}_post_norm", layer, torch.float32)
     of_hidden = load_norm(load, f"{block}_sum_norm", layer, torch.float32)
+    if load.has("layer_scale", layer) and roles == load.arch.sides[-1]:
+        of_hidden = Times(load.float32.vector("layer_scale", layer=layer))
     if not (isinstance(of_sum, NoNorm) and isinstance(of_hidden, NoNorm)):
         return Normed(bias, of_sum, of_hidden)
     if load.arch.residual_scale != 1:

@@ -7,27 +7,37 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from skynet.architecture.mixers import SELF_ATTENTION, SelfAttention
 from skynet.kernels.steps import MIXED, WIDE, HeadLayout, Program
-from skynet.layers.attention import Kernel, attend, capped_attention, store
+from skynet.layers.attention import Kernel, attend, capped_attention, kv_of_queries, store
 from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.encoder_attention import attend_text_batches
-from skynet.layers.norm import AllHeadsNorm, AllReduce, Norm, load_head_norm
+from skynet.layers.heads import half_by_half
+from skynet.layers.norm import AllHeadsNorm, AllReduce, Norm, RMSNorm, load_head_norm
 from skynet.layers.rope import rotate
 from skynet.layers.slot_state import SlotState
 from skynet.layers.weights import Loader
 
 
 class Attention:
-    """Fused Q K V product, norm and rope of heads, KV slots, and the O product."""
+    """Fused Q K V product, norm and rope of heads, KV slots (`cache`), and the O product."""
 
-    def __init__(self, load: Loader, kv: KVLayout, layer: int) -> None:
+    def __init__(
+        self, load: Loader, kv: KVLayout, layer: int, mixer: SelfAttention = SELF_ATTENTION
+    ) -> None:
         arch, part = load.arch, load.part
         self._window = arch.windows[layer]
         self.windows: tuple[int | None, ...] = (self._window,)
         self._scale, self._head_dim = arch.attention_scale, arch.head_dim
         self._heads, self._kv_heads = part.heads.size, part.kv_heads.size
-        self._qkv = load.linear("q", "k", "v", layer=layer)
+        self._kv_of_queries = kv_of_queries(arch, part, load.device)
+        roles = ("q", "k") if mixer.values_are_keys else ("q", "k", "v")
+        self._qkv = load.linear(*roles, layer=layer)
+        self._values_are_keys, self._value_norm = mixer.values_are_keys, None
+        if mixer.normed_values:
+            ones = torch.ones(arch.head_dim, device=load.device)
+            self._value_norm = RMSNorm(ones, arch.norm_eps, torch.float32)
         self._head_norm: Norm | None = None
         self._all_heads_norm: AllHeadsNorm | None = None
         if arch.qk_norm == "head":
@@ -37,6 +47,8 @@ class Attention:
         rope = arch.ropes[layer]
         self._rope = None if rope is None else arch.rope_kinds.index(rope)
         self._rotary_dims = None if rope is None or rope.dims == arch.head_dim else rope.dims
+        # Keys are loaded with rotated pairs side by side, values are not.
+        self._paired = 0 if rope is None or rope.adjacent else rope.dims
         self._changes_heads = rope is not None or arch.qk_norm is not None
         self._biased = bool(arch.alibi or arch.relative)
         self._cap = arch.attention_cap
@@ -44,11 +56,11 @@ class Attention:
         if self._cap is not None:
             self._kernel = partial(capped_attention, cap=self._cap)
         self._out = load.linear("o", layer=layer, bias=False)
-        self._cache: KVCache | None = None  # an encoder needs none
+        self.cache: KVCache | None = None  # an encoder needs none
         if not arch.bidirectional:
             kv_heads = 2 * self._kv_heads
-            self._cache = KVCache(kv, kv_heads, arch.head_dim, load.dtype, load.device)
-        self.states: tuple[SlotState, ...] = () if self._cache is None else (self._cache,)
+            self.cache = KVCache(kv, kv_heads, arch.head_dim, load.dtype, load.device)
+        self.states: tuple[SlotState, ...] = () if self.cache is None else (self.cache,)
         parts = (self._qkv, self._head_norm, self._all_heads_norm, self._out)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
@@ -57,21 +69,30 @@ class Attention:
     ) -> torch.Tensor:
         """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype."""
         qkv = self._qkv(x).unflatten(1, (-1, self._head_dim))
+        if self._values_are_keys:
+            keys = qkv[:, self._heads :]
+            qkv = torch.cat([qkv, half_by_half(keys, self._paired)], dim=1)
+        if self._value_norm is not None:
+            values = qkv[:, self._heads + self._kv_heads :]
+            values.copy_(self._value_norm(values.float()))
         if self._changes_heads:
             self._change(qkv[:, : self._heads + self._kv_heads], context, all_reduce)
-        if self._cache is None:
+        if self.cache is None:
             q, k, v = qkv.split([self._heads, self._kv_heads, self._kv_heads], dim=1)
             return self._out(
                 attend_text_batches(q, k, v, context.text_batches[self._window], self._scale)
             )
-        store(self._cache, qkv[:, self._heads :], context)
+        store(self.cache, qkv[:, self._heads :], context)
         calls = context.attends[self._window]
         queries = qkv[:, : self._heads]
-        return self._out(attend(queries, self._cache, calls, self._scale, self._kernel))
+        attended = (self.cache, calls, self._scale, self._kernel, self._kv_of_queries)
+        return self._out(attend(queries, *attended))
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """Add the operations from `source`, normed, to the partial; False: not supported."""
-        if self._cache is None or self._biased or self._all_heads_norm is not None:
+        if self.cache is None or self._biased or self._all_heads_norm is not None:
+            return False
+        if self._values_are_keys or self._value_norm or self._kv_of_queries is not None:
             return False
         norm = None if self._head_norm is None else self._head_norm.weights
         layout = HeadLayout(
@@ -88,7 +109,7 @@ class Attention:
         return (
             (norm is not None or self._head_norm is None)
             and self._qkv.emit(program, (source, WIDE))
-            and program.attention(layout, self._cache.values, self._cache.scales, (WIDE, MIXED))
+            and program.attention(layout, self.cache.values, self.cache.scales, (WIDE, MIXED))
             and self._out.emit(program, (MIXED, target))
         )
 

@@ -7,9 +7,10 @@ from functools import partial
 from math import prod
 from typing import NamedTuple
 
-from skynet.architecture.architecture import HEAD_NORMS, Architecture, Unit, Weight
+from skynet.architecture.architecture import HEAD_NORMS, INPUT_TABLE, Architecture, Unit, Weight
 from skynet.architecture.mixers import STATES, Kept
 from skynet.architecture.transformers_model import TransformersArchitecture, TransformersWeight
+from skynet.planning.carried import copies
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.planning.split import DTYPE_BYTES
@@ -95,6 +96,15 @@ def head_bytes(arch: Architecture, plan: Plan, shard: int) -> float:
     head = arch.weight("embed" if arch.tied else "head") if arch.has_head else None
     part = plan.stages[-1].shards[shard]
     return 0.0 if head is None else _role_bytes(arch, plan, part, head, product=True)
+
+
+def table_bytes(arch: Architecture, plan: Plan, address: tuple[int, int], layers: Range) -> float:
+    """Bytes of these layers' tables, of which a step reads only the rows of its tokens."""
+    if not arch.has_inputs:
+        return 0.0
+    part = plan.stages[address[0]].shards[address[1]]
+    layers = layers.overlap(plan.stages[address[0]].layers)
+    return _layers_bytes(arch, plan, part, layers, lambda weight: weight.role == INPUT_TABLE)
 
 
 def _is_expert(weight: Weight) -> bool:
@@ -215,7 +225,9 @@ def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
     # An encoder-decoder has encoder KV besides the decoder's.
     caches = 1 if arch.encoder is None else 2
     total = 0
-    for kind, numbers in layers_of_kinds(arch, run):
+    kept_here = layers_of_kinds(arch, run)
+    kept_here += [(arch.at(source), [source]) for source in copies(arch, run)]
+    for kind, numbers in kept_here:
         items = partial(count_items, kind, part_of_kind(arch, kind, part))
         for mixer in kind.mixers:
             kept = mixer.kept(items, kind.head_dim)
