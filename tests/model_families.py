@@ -61,6 +61,14 @@ GEMMA4: dict[str, Any] = GEMMA | {
     "vocab_size_per_layer_input": 131,
     "final_logit_softcapping": 30.0,
 }
+GRANITE_MOE: dict[str, Any] = LLAMA | {
+    "intermediate_size": 35,
+    "num_local_experts": 5,
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 2.5,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.2,
+}
 
 # The family's name -> its configuration class and the fields that make it tiny.
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -139,6 +147,11 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             for field, value in GEMMA4.items()
             if "per_layer_input" not in field and field != "num_kv_shared_layers"
         },
+    ),
+    "granitemoe": (transformers.GraniteMoeConfig, GRANITE_MOE),
+    "granitemoeshared": (
+        transformers.GraniteMoeSharedConfig,
+        GRANITE_MOE | {"shared_intermediate_size": 41},
     ),
     "llama": (transformers.LlamaConfig, LLAMA),
     "mistral": (transformers.MistralConfig, LLAMA | {"sliding_window": 64}),

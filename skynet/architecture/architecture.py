@@ -12,6 +12,7 @@ from math import prod
 from typing import Literal, Self
 
 from skynet.architecture.mixers import SELF_ATTENTION, Mixer
+from skynet.architecture.packed import Packed
 from skynet.architecture.positions import Alibi, Relative, Rope, Sinusoids
 from skynet.architecture.router import SOFTMAX, Router
 from skynet.wire.blocks import BlockFormat
@@ -63,8 +64,8 @@ class Weight:
     by_group: bool = False
     by_head: bool = False  # a vector for each head, stored as (heads, head_dim)
     bias_only: bool = False  # the tensor is a `.bias` that has no `.weight` beside it
+    bare: bool = False  # the tensor is called `name` as it is
     as_row: bool = False  # a vector stored as (1, size), under `name` as it is
-    bare: bool = False  # the tensor is `name`, without `.weight`
     # Of a tensor that layers have without `{layer}` in its name: "parts", one of each layer in
     # order along the axis that is cut (the first, if it is replicated), or "same" for all.
     of_layers: Literal["", "parts", "same"] = ""
@@ -75,6 +76,7 @@ class Weight:
     float32: bool = False  # small: stays in float32, and is not quantised
     others: tuple[str, ...] = ()  # other names that a tied tensor may have in a file
     optional: bool = False  # a file may lack it: see `Architecture.lacking`
+    packed: Packed | None = None  # a file may have the weights of all experts in one tensor
 
     @property
     def per_layer(self) -> bool:
@@ -88,11 +90,10 @@ class Weight:
         self, layer: int | None = None, kind: str = "weight", piece: int | None = None
     ) -> str:
         """The checkpoint's name of the weight or bias: `model.layers.3.mlp.up_proj.weight`."""
-        if self.as_row:
-            return self.name
+        if self.as_row or self.bare:
+            return self.name.format(layer=layer, piece=piece)
         kind = "bias" if self.bias_only else kind
-        name = self.name.format(layer=layer, piece=piece)
-        return name if self.bare else f"{name}.{kind}"
+        return f"{self.name.format(layer=layer, piece=piece)}.{kind}"
 
     @property
     def other_tensors(self) -> tuple[str, ...]:

@@ -88,10 +88,10 @@ def resolve_names(arch: Architecture, available: Iterable[str]) -> dict[str, str
     best: dict[str, str] = {}
     missing: list[str] = names
     for prefix in arch.prefixes:
-        candidate = {name: _with_prefix(arch, name, prefix) for name in names}
+        candidate = {name: with_prefix(arch, name, prefix) for name in names}
         for name, others in tied_names.items():
             names_in_file = [candidate[name]]
-            names_in_file += [_with_prefix(arch, other, prefix) for other in others]
+            names_in_file += [with_prefix(arch, other, prefix) for other in others]
             present_names = (each for each in names_in_file if each in present)
             candidate[name] = next(present_names, candidate[name])
         lacking = [name for name in names if candidate[name] not in present]
@@ -130,7 +130,7 @@ def _substitute(arch: Architecture, role: str) -> Weight | None:
 def _in_file(arch: Architecture, weight: Weight, present: Mapping[str, str]) -> str | None:
     """The name in the file of a weight, which may be tied; None if the file has no such tensor."""
     names = (weight.tensor(), *weight.other_tensors)
-    candidates = (_with_prefix(arch, name, prefix) for name in names for prefix in arch.prefixes)
+    candidates = (with_prefix(arch, name, prefix) for name in names for prefix in arch.prefixes)
     return next((present[name] for name in candidates if name in present), None)
 
 
@@ -150,6 +150,7 @@ def _current_names(available: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _with_prefix(arch: Architecture, name: str, prefix: str) -> str:
+def with_prefix(arch: Architecture, name: str, prefix: str) -> str:
+    """A canonical name with another prefix of the base model's tensors."""
     canonical = arch.prefixes[0]
     return prefix + name.removeprefix(canonical) if name.startswith(canonical) else name

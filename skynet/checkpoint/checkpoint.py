@@ -24,6 +24,7 @@ from skynet.checkpoint.formats.matrix import numbers, same_matrix
 from skynet.checkpoint.formats.table import FIELD, is_known, quantised_matrices
 from skynet.checkpoint.gguf import convert_gguf
 from skynet.checkpoint.minilm import MINILM_MODEL, MINILM_NAMES, minilm_path
+from skynet.checkpoint.packed_experts import PackedExperts, packed_experts
 from skynet.checkpoint.quantised_source import QuantisedSource
 from skynet.checkpoint.safetensors_file import (
     INDEX_FILE,
@@ -35,7 +36,7 @@ from skynet.checkpoint.safetensors_file import (
 )
 from skynet.checkpoint.text_files import libraries, text_files
 from skynet.errors import CheckpointError
-from skynet.models.registry import settled
+from skynet.models.registry import known_architecture, settled
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 # Sub-folders hold other formats, and config.json files of sentence-transformers; consolidated* are
@@ -56,11 +57,18 @@ class Checkpoint:
         self._cache_dir = cache_dir
         config = read_config(path)
         self._stored: dict[str, TensorInfo] = _read_tensors(path)
-        self.quantised: dict[str, QuantisedSource] = {**quantised_matrices(config, self._stored)}
+        matrices = quantised_matrices(config, self._stored)
         if is_known(config):
             del config[FIELD]  # the rest of the program knows layouts, not formats
+        arch = known_architecture(config)
+        # The experts of tensors that have all of them: each is a tensor, as in other files.
+        self.packed = (
+            PackedExperts() if arch is None else packed_experts(arch, self._stored, matrices)
+        )
+        self.quantised: dict[str, QuantisedSource] = {**matrices, **self.packed.quantised}
         # Of a quantised matrix there are its shape and its layout, but no bytes in one place.
-        self.tensors: dict[str, TensorInfo] = self._stored | {
+        self.tensors: dict[str, TensorInfo] = self._stored | self.packed.infos()
+        self.tensors |= {
             name: TensorInfo(matrix.shape, matrix.layout, path, 0, 0)
             for name, matrix in self.quantised.items()
         }
@@ -95,7 +103,16 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} holds no tensor {name!r}")
         if name in self.quantised:
             return numbers(self.quantised[name], axis, start, stop)
+        if name in self.packed.numbers:
+            return self.packed.numbers[name].read(axis, start, stop)
         return read_region(name, info, axis, start, stop)
+
+    def read_whole(self, name: str) -> npt.NDArray[Any]:
+        """All of a tensor, as `read` gives it; of experts that are packed and quantised, the axes
+        are those of a file of numbers.
+        """
+        array = self.read(name, 0, 0, (*self.tensors[name].shape, 1)[0])
+        return self.packed.in_axes_of_numbers(name, array)
 
     def text_files(self) -> dict[str, bytes]:
         """The files of `skynet.tokenizer.text.Text`; see `skynet.checkpoint.text_files`."""

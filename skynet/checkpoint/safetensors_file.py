@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,12 +140,7 @@ def read_region(name: str, info: TensorInfo, axis: int, start: int, stop: int) -
         CheckpointError: a region outside of the tensor, a dtype that numpy cannot read, or a
             failed read.
     """
-    if info.dtype not in NUMPY_DTYPES:
-        raise CheckpointError(
-            f"{name} in {info.file} is stored as {info.dtype}, which is not supported; "
-            f"use a checkpoint in one of {sorted(NUMPY_DTYPES)}"
-        )
-    dtype = NUMPY_DTYPES[info.dtype]
+    dtype = _numpy_dtype(name, info)
     if not 0 <= axis < max(1, len(info.shape)) or not 0 <= start <= stop <= (*info.shape, 1)[axis]:
         raise CheckpointError(
             f"{name} has shape {list(info.shape)}: there is no [{start}, {stop}) along axis {axis}"
@@ -152,13 +148,38 @@ def read_region(name: str, info: TensorInfo, axis: int, start: int, stop: int) -
     shape = tuple(stop - start if index == axis else size for index, size in enumerate(info.shape))
     if math.prod(shape) == 0:
         return np.empty(shape, dtype)
-    try:
-        if axis == 0:
-            row_bytes = math.prod(info.shape[1:]) * dtype.itemsize
-            offset = info.offset + start * row_bytes
-            return np.fromfile(info.file, dtype, math.prod(shape), offset=offset).reshape(shape)
-        mapped = np.memmap(info.file, dtype, "r", info.offset, info.shape)
+    if axis:
         region = (slice(None),) * axis + (slice(start, stop),)
-        return np.array(mapped[region], order="C", copy=True, subok=False)
+        return read_part(name, info, lambda tensor: tensor[region])
+    try:
+        row_bytes = math.prod(info.shape[1:]) * dtype.itemsize
+        offset = info.offset + start * row_bytes
+        return np.fromfile(info.file, dtype, math.prod(shape), offset=offset).reshape(shape)
     except (OSError, ValueError) as error:  # ValueError: the file shrank after it was checked
         raise CheckpointError(f"cannot read {name} from {info.file}: {error}") from error
+
+
+def read_part(
+    name: str, info: TensorInfo, part: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+) -> npt.NDArray[Any]:
+    """A copy of the part of a tensor that `part` indexes, C-contiguous; bfloat16 as uint16 bits.
+
+    It is gathered through a memory map that is closed after this call.
+
+    Raises:
+        CheckpointError: a dtype that numpy cannot read, or a failed read.
+    """
+    try:
+        mapped = np.memmap(info.file, _numpy_dtype(name, info), "r", info.offset, info.shape)
+        return np.array(part(mapped), order="C", copy=True, subok=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {name} from {info.file}: {error}") from error
+
+
+def _numpy_dtype(name: str, info: TensorInfo) -> np.dtype[Any]:
+    if info.dtype not in NUMPY_DTYPES:
+        raise CheckpointError(
+            f"{name} in {info.file} is stored as {info.dtype}, which is not supported; "
+            f"use a checkpoint in one of {sorted(NUMPY_DTYPES)}"
+        )
+    return NUMPY_DTYPES[info.dtype]

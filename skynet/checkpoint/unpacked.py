@@ -14,6 +14,7 @@ from typing import Any
 import numpy.typing as npt
 
 from skynet.checkpoint.checkpoint import Checkpoint
+from skynet.checkpoint.formats.mxfp4 import BLOCKS, SCALES
 from skynet.checkpoint.formats.split import write_model
 from skynet.checkpoint.formats.table import FIELD
 from skynet.checkpoint.made_once import made_once
@@ -48,8 +49,12 @@ def unpacked_directory(checkpoint: Checkpoint, cache_dir: Path) -> Path:
 
 def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """All tensors but those that quantised matrices consist of."""
-    for name, info in checkpoint.tensors.items():
+    for name in checkpoint.tensors:
+        if name in checkpoint.packed:
+            continue
         stem = name.rpartition(".")[0]
-        is_part = stem in checkpoint.quantised or f"{stem}.weight" in checkpoint.quantised
-        if name in checkpoint.quantised or not is_part or name.endswith(".bias"):
-            yield name, checkpoint.read(name, 0, 0, info.shape[0])
+        packed = name.removesuffix(BLOCKS).removesuffix(SCALES)
+        matrices = {stem, f"{stem}.weight", packed} - {name}
+        is_part = not matrices.isdisjoint(checkpoint.quantised) and not name.endswith(".bias")
+        if name in checkpoint.quantised or not is_part:
+            yield name, checkpoint.read_whole(name)

@@ -9,7 +9,7 @@ from skynet.kernels.steps import Program
 from skynet.layers.activation import ACTIVATIONS, gated
 from skynet.layers.context import StepContext
 from skynet.layers.linear import Linear
-from skynet.layers.norm import AllReduce
+from skynet.layers.norm import AllReduce, load_norm
 from skynet.layers.router import TopRouter
 from skynet.layers.weights import Loader
 
@@ -21,20 +21,29 @@ class Experts:
         arch = load.arch
         self._activation = ACTIVATIONS[arch.activation]
         self._router = TopRouter(load, layer)
+        # The router takes what is not normed, if the experts have a norm of their own.
+        self._norm = load_norm(load, "experts_norm", layer) if load.has("experts_norm") else None
         self._in: list[Linear] = []
         self._out: list[Linear] = []
         for expert in range(arch.num_experts):
             self._in.append(load.linear("gate", "up", layer=layer, piece=expert))
             self._out.append(load.linear("down", layer=layer, piece=expert, bias=False))
-        products = (*self._in, *self._out)
-        self.nbytes = self._router.nbytes + sum(product.nbytes for product in products)
+        self._out_bias = load.float32.piece_biases("down", layer)
+        biases = () if self._out_bias is None else (self._out_bias,)
+        norms = () if self._norm is None else (self._norm,)
+        parts = (self._router, *norms, *self._in, *self._out, *biases)
+        self.nbytes = sum(part.nbytes for part in parts)
 
     def __call__(
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
     ) -> torch.Tensor:
         """See `Module`."""
         weights, chosen = self._router(x)
-        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        x = x if self._norm is None else self._norm(x.float())
+        if self._out_bias is None:
+            total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        else:
+            total = (self._out_bias[chosen] * weights[..., None]).sum(1)
         if len(x) == 1:
             for weight, expert in zip(weights[0], chosen[0].tolist(), strict=True):
                 total += self._expert(expert, x).float() * weight

@@ -59,10 +59,23 @@ class FloatLoader:
         made = self._load(weight, layer, kind, (heads.size * head_dim,), region, pieces)
         return made.view(-1, head_dim)
 
+    def piece_biases(self, role: str, layer: int) -> torch.Tensor | None:
+        """(pieces, hidden): the biases of each piece of a row-parallel product.
+
+        They are added once over the shards: None on all but the first, or without any.
+        """
+        weight = self._regions.weight(role)
+        units, count = self._regions.units(weight), self._arch.pieces(weight)
+        if not weight.bias or units.start or not units.size:
+            return None
+        size = self._arch.hidden_size
+        made = self._load(weight, layer, "bias", (count * size,), Range(0, size), Range(0, count))
+        return made.view(count, size)
+
     def row_bias(self, *roles: str, layer: int) -> torch.Tensor | None:
         """The sum of the biases of row-parallel products, which is added once; None without any."""
         weights = [self._arch.weight(role) for role in roles]
-        biased = [weight for weight in weights if weight is not None and weight.bias]
+        biased = [w for w in weights if w is not None and w.bias and not w.in_pieces]
         if not biased:
             return None
         if len(biased) == 1:

@@ -10,7 +10,7 @@ import torch
 from skynet.architecture.architecture import INPUT_OUTPUT
 from skynet.errors import StepFailed
 from skynet.kernels.steps import StepKernels
-from skynet.layers.block import Block, Branch, CompiledBlock, Module, compiled
+from skynet.layers.block import Block, Branch, CompiledBlock, Module, SideBySide, compiled
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.cross_attention import CrossAttention
@@ -19,7 +19,7 @@ from skynet.layers.mixers import MixerModule, load_mixer
 from skynet.layers.mlp import MLP
 from skynet.layers.norm import AllReduce, NoNorm, Norm, load_norm
 from skynet.layers.per_layer_input import PerLayerInput
-from skynet.layers.residual import Residual, load_residual
+from skynet.layers.residual import JOINED, Residual, load_residual
 from skynet.layers.weights import Loader
 
 
@@ -131,7 +131,15 @@ def load_layer(load: Loader, kv: KVLayout, layer: int, kernels: StepKernels | No
         sides.append(side(_branches(cross_norm, [cross]), "cross"))
     if arch.has_mlp:
         mlp_norm = load_norm(load, "mlp_norm", layer)
-        sides.append(side(_branches(mlp_norm, load_mlp(load, layer)), "mlp"))
+        if load.has(JOINED[0]):
+            branches = [
+                Branch(mlp_norm, MLP(load, layer, "shared_")),
+                Branch(NoNorm(torch.float32), Experts(load, layer)),
+            ]
+            joined = SideBySide(branches, arch.hidden_size)
+            sides.append(Side(joined, load_residual(load, "mlp", arch.sides[len(sides)], layer)))
+        else:
+            sides.append(side(_branches(mlp_norm, load_mlp(load, layer)), "mlp"))
     if load.has(INPUT_OUTPUT):
         own = PerLayerInput(load, layer)
         sides.append(side(_branches(NoNorm(load.dtype), [own]), "input"))

@@ -116,7 +116,7 @@ class Loader:
         product = self.weights.get(key, units)
         if not isinstance(product, Linear):
             matrix = self._matrix(key, weights, layer, piece, self.dtypes.weights)
-            vector = self._bias(weights, layer) if bias else None
+            vector = self._bias(weights, layer, piece) if bias else None
             if form is None:
                 product = make_linear(matrix, vector, self.dtype)
             else:
@@ -205,7 +205,9 @@ class Loader:
         out.narrow(axis, reused.start - units.start, reused.size).copy_(values)
         return reused
 
-    def _bias(self, weights: list[Weight], layer: int | None) -> torch.Tensor | None:
+    def _bias(
+        self, weights: list[Weight], layer: int | None, piece: int | None = None
+    ) -> torch.Tensor | None:
         """The biases of column-parallel weights, end to end, in the dtype computed in; or None."""
         if not weights[0].bias:
             return None
@@ -214,7 +216,7 @@ class Loader:
         out = self._empty(self.dtype, sum(sizes))
         for weight, units, part in zip(weights, ranges, out.split(sizes), strict=True):
             if part.numel():
-                raw = self.regions.read(weight, weight.tensor(layer, "bias"), units)
+                raw = self.regions.read(weight, weight.tensor(layer, "bias", piece), units)
                 self._copy(weight, raw, part, layer)
         self.regions.forget()
         return out

@@ -1,6 +1,6 @@
 """Gemma 4 (text): heads by layer type, layers that share keys and values, inputs of each layer.
 
-Experts beside the MLP (`enable_moe_block`) and attention to later tokens are not supported.
+`use_bidirectional_attention="all"` is not supported.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from skynet.architecture import config as read
 from skynet.architecture.architecture import Architecture, Dim, Weight
 from skynet.architecture.mixers import SelfAttention, SharedAttention
+from skynet.architecture.packed import Packed
 from skynet.architecture.rope import read_rope
 from skynet.errors import CheckpointError, UnsupportedModel
 from skynet.models import gemma2, llama
@@ -52,6 +53,27 @@ ROPES: dict[str, dict[str, Any]] = {
 }
 TYPES = tuple(ROPES)
 LAYER = llama.LAYER
+EXPERT, IN = LAYER + "experts.{piece}.", LAYER + "experts.gate_up_proj"
+MIXTURE = (
+    Weight("gate", EXPERT + "gate_proj", "column", "columns", packed=Packed(IN, part=0, parts=2)),
+    Weight("up", EXPERT + "up_proj", "column", "columns", packed=Packed(IN, part=1, parts=2)),
+    Weight(
+        "down", EXPERT + "down_proj", "row", "columns", packed=Packed(LAYER + "experts.down_proj")
+    ),
+    Weight("router", LAYER + "router.proj", "replicated", "experts"),
+    Weight("router_norm", LAYER + "router.scale", "replicated", "hidden", bare=True),
+    Weight(
+        "router_scale",
+        LAYER + "router.per_expert_scale",
+        "replicated",
+        "experts",
+        inner=(),
+        bare=True,
+    ),
+    Weight("experts_norm", LAYER + "pre_feedforward_layernorm_2", "replicated", "hidden"),
+    Weight("shared_post_norm", LAYER + "post_feedforward_layernorm_1", "replicated", "hidden"),
+    Weight("experts_post_norm", LAYER + "post_feedforward_layernorm_2", "replicated", "hidden"),
+)
 QUERY_NORM = Weight("q_norm", LAYER + "self_attn.q_norm", "replicated", "head_dim")
 KEY_NORM = Weight("k_norm", LAYER + "self_attn.k_norm", "replicated", "head_dim")
 SCALE = Weight("layer_scale", LAYER + "layer_scalar", "replicated", "one", inner=(), bare=True)
@@ -101,7 +123,7 @@ def decoder(config: dict[str, Any]) -> Architecture:
         ),
         dims={"one": Dim(1)},
     )
-    base = with_inputs(base, config)
+    base = with_inputs(_with_experts(base, config), config)
     layers = [
         _layer(base, config, types[layer], heads[layer], sources[layer]) for layer in range(count)
     ]
@@ -152,6 +174,26 @@ def with_inputs(arch: Architecture, config: read.Config) -> Architecture:
     return replace(arch, dims=dims, weights=(*arch.weights, *weights))
 
 
+def _with_experts(arch: Architecture, config: read.Config) -> Architecture:
+    """The architecture with experts beside each MLP, if the config has any."""
+    if not config["enable_moe_block"]:
+        return arch
+    sizes = {**config, "num_experts_per_tok": config.get("top_k_experts")}
+    beside = tuple(
+        replace(weight, role=f"shared_{weight.role}", unit="shared_columns")
+        if weight.role in llama.MLP
+        else weight
+        for weight in arch.weights
+    )
+    return replace(
+        arch,
+        **read.experts(sizes, "num_experts"),
+        intermediate_size=read.size(config, "moe_intermediate_size"),
+        dims={**arch.dims, "shared_columns": Dim(arch.intermediate_size)},
+        weights=(*beside, *MIXTURE),
+    )
+
+
 def _layer(
     base: Architecture, config: read.Config, kind: str, heads: Heads, source: int | None
 ) -> Architecture:
@@ -162,11 +204,15 @@ def _layer(
         )
     weights = (*base.weights, QUERY_NORM, KEY_NORM, SCALE)
     weights = tuple(weight for weight in weights if weight.per_layer)
-    columns = base.intermediate_size
+    columns = {"columns": base.intermediate_size}
+    if base.num_experts:
+        columns["shared_columns"] = base.dims["shared_columns"].count
     alike = bool(config["attention_k_eq_v"]) and kind == TYPES[1]
     if source is not None:
         weights = tuple(weight for weight in weights if weight.role not in KEYS)
-        columns *= 2 if config["use_double_wide_mlp"] else 1
+        if config["use_double_wide_mlp"]:  # the MLP, not the experts beside it
+            widened = "shared_columns" if base.num_experts else "columns"
+            columns[widened] *= 2
     elif alike:
         weights = tuple(weight for weight in weights if weight.role != "v")
     own = SelfAttention(values_are_keys=alike, normed_values=True)
@@ -174,7 +220,8 @@ def _layer(
         base,
         num_kv_heads=heads.kv_heads,
         head_dim=heads.head_dim,
-        intermediate_size=columns,
+        intermediate_size=columns.pop("columns"),
+        dims={**base.dims, **{unit: Dim(count) for unit, count in columns.items()}},
         weights=weights,
         mixers=(own if source is None else SharedAttention(source),),
     )

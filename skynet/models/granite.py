@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture
+from skynet.architecture.architecture import Architecture, Weight
 from skynet.models import llama
 
 MODEL_TYPE = "granite"
@@ -22,9 +22,13 @@ DEFAULTS: dict[str, Any] = {
 
 def architecture(config: read.Config) -> Architecture:
     """A `granite` config as an Architecture."""
-    config = DEFAULTS | dict(config)
+    return decoder(DEFAULTS | dict(config))
+
+
+def decoder(config: read.Config, weights: tuple[Weight, ...] = llama.WEIGHTS) -> Architecture:
+    """The architecture shared with mixtures of experts; `config` has all defaults."""
     return replace(
-        llama.decoder(config),
+        llama.decoder(config, weights=weights),
         embed_scale=float(config["embedding_multiplier"]),
         attention_scale=float(config["attention_multiplier"]),
         residual_scale=float(config["residual_multiplier"]),

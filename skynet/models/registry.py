@@ -96,6 +96,14 @@ def _read(config: Config) -> Architecture:
     return arch
 
 
+def known_architecture(config: Config) -> Architecture | None:
+    """The architecture with all optional weights; None if the config is not supported."""
+    try:
+        return _with_all_weights(config)
+    except (UnsupportedModel, CheckpointError):
+        return None
+
+
 def settled(config: Config, tensors: Iterable[str], same: Same) -> Config:
     """The config, with the optional tensors that the file lacks under `ABSENT`.
 
@@ -103,9 +111,8 @@ def settled(config: Config, tensors: Iterable[str], same: Same) -> Config:
 
     same: whether two of the file's tensors are equal; see `absent_tensors`.
     """
-    try:
-        arch = _with_all_weights(config)
-    except (UnsupportedModel, CheckpointError):
+    arch = known_architecture(config)
+    if arch is None:
         return config
     absent = absent_tensors(arch, tensors, same)
     return {**config, ABSENT: absent} if absent else config

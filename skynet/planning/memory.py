@@ -189,10 +189,10 @@ def _role_bytes(
         return (width * prod(arch.shape(weight)[1:]) + biases) * NORM_BYTES
     if weight.cut == "row":
         total = _matrix_bytes(arch, weight, layer, (arch.shape(weight)[0], width), size)
-        return total + _row_bias_bytes(arch, weight)
+        return total + _row_bias_bytes(arch, part, weight)
     total = _matrix_bytes(arch, weight, layer, (width, arch.inputs(weight) or 0), size)
     bias_bytes = NORM_BYTES if weight.role == "head" else bias_size  # logits are float32
-    return total + (width * bias_bytes if weight.bias else 0)
+    return total + (width * arch.pieces(weight) * bias_bytes if weight.bias else 0)
 
 
 def _matrix_bytes(
@@ -206,7 +206,11 @@ def _matrix_bytes(
     return sum(numbers if form is None else form.num_bytes(*shape) for form in formats)
 
 
-def _row_bias_bytes(arch: Architecture, weight: Weight) -> int:
+def _row_bias_bytes(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
+    if weight.in_pieces and weight.bias:  # the first shard adds those of all pieces
+        own = units(arch, part, weight)
+        has_biases = own.size and not own.start
+        return arch.pieces(weight) * arch.hidden_size * NORM_BYTES if has_biases else 0
     attention = arch.weight("o")
     in_one_sum = arch.parallel and weight.role == "down" and attention and attention.bias
     return arch.hidden_size * NORM_BYTES if weight.bias and not in_one_sum else 0

@@ -112,8 +112,7 @@ class ReferenceWeights:
 
         dtype = torch.float32 if stays_float32(self._model, name) else self._dtype
         if source in self._checkpoint.quantised:
-            outputs = self._checkpoint.tensors[source].shape[0]
-            return torch.from_numpy(self._checkpoint.read(source, 0, 0, outputs)).to(dtype)
+            return torch.from_numpy(self._checkpoint.read_whole(source)).to(dtype)
         with safe_open(self._checkpoint.tensors[source].file, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(source)
         return tensor.to(dtype)
@@ -144,6 +143,9 @@ class ReferenceWeights:
 def _names_in_file(arch: Architecture, checkpoint: Checkpoint) -> dict[str, str]:
     """Transformers' name of each tensor -> the file's, which has tied tensors once."""
     names = resolve_names(arch, checkpoint.tensors)
+    packed = checkpoint.packed  # Transformers, too, has all experts in one tensor
+    names = {name: source for name, source in names.items() if source not in packed}
+    names |= packed.stored
     for weight in (weight for stack in arch.stacks for weight in stack.weights):
         for other in weight.other_tensors:
             # Transformers reads the file's tensor of this name, if there is one.

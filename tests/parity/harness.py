@@ -19,6 +19,8 @@ from safetensors import safe_open
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.tensors import resolve_names, staged_tensors
 from skynet.architecture.transformers_model import KEY
+from skynet.checkpoint.checkpoint import Checkpoint as SkynetCheckpoint
+from skynet.checkpoint.checkpoint import open_checkpoint
 from skynet.models.registry import FAMILIES, load_architecture, settled
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
@@ -40,6 +42,7 @@ class Checkpoint:
     def __init__(self, directory: Path, *, transformers_backend: bool = False) -> None:
         with safe_open(directory / "model.safetensors", framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors |= one_by_one(directory)
         config = json.loads((directory / "config.json").read_text())
         if transformers_backend or config["model_type"] not in FAMILIES:
             config[KEY] = describe_model(config)
@@ -61,6 +64,17 @@ class Checkpoint:
 
     def fetch(self, name: str, region: Range) -> torch.Tensor:
         return self.tensors[name].narrow(self.axes[name], region.start, region.size)
+
+
+def one_by_one(directory: Path) -> dict[str, torch.Tensor]:
+    """The tensors of experts that are stored in one."""
+    checkpoint = open_checkpoint(str(directory), directory)
+    return {name: _read(checkpoint, name) for name in checkpoint.packed.numbers}
+
+
+def _read(checkpoint: SkynetCheckpoint, name: str) -> torch.Tensor:
+    tensor = torch.from_numpy(checkpoint.read_whole(name))
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
 
 
 class Exchange:

@@ -84,8 +84,11 @@ def save_random_encoder(family: str, head: str, fields: dict[str, Any], director
 def _saved(model: Any, directory: Path) -> Any:
     model = model.float().eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:  # norms and biases start as ones and zeros, which hide mistakes
+        for name, parameter in model.named_parameters():
+            is_bias = name.endswith("bias")  # of experts, two axes
+            if (
+                parameter.ndim == 1 or is_bias
+            ):  # norms and biases start as ones and zeros, which hide mistakes
                 parameter.add_(torch.randn_like(parameter) * 0.2)
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):  # of routers, zeros too

@@ -28,6 +28,8 @@ SHAPES = [
 ]
 # Rounding may choose another expert, which is far from close: where all are chosen it cannot.
 ALL_EXPERTS = {
+    "granitemoe": {"num_experts_per_tok": 5},
+    "granitemoeshared": {"num_experts_per_tok": 5},
     "mixtral": {"num_experts_per_tok": 5},
     "qwen3_moe": {"num_experts_per_tok": 7},
 }

@@ -20,14 +20,13 @@ FLOATS = ("float16", "bfloat16", "float32")
 class Parts:
     """Reads the tensors of a module: those whose names start with `prefix`."""
 
-    def __init__(self, prefix: str, tensors: Tensors) -> None:
-        """prefix: "model.layers.0.mlp.up_proj.", for example."""
+    def __init__(self, prefix: str, tensors: Tensors, name: str | None = None) -> None:
+        """
+        prefix: "model.layers.0.mlp.up_proj.", for example.
+        name: of the matrix that the parts make up; by default `prefix` and "weight".
+        """
         self.prefix, self._tensors = prefix, tensors
-
-    @property
-    def name(self) -> str:
-        """Of the matrix that the parts make up."""
-        return f"{self.prefix}weight"
+        self.name = f"{prefix}weight" if name is None else name
 
     def has(self, part: str) -> bool:
         return self.prefix + part in self._tensors

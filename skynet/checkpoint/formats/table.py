@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from skynet.checkpoint.formats import awq, compressed_tensors, fp8, gptq, split
+from skynet.checkpoint.formats import awq, compressed_tensors, fp8, gptq, mxfp4, split
 from skynet.checkpoint.formats.matrix import Matrix
 from skynet.checkpoint.formats.parts import Settings, Tensors
 from skynet.errors import CheckpointError
@@ -22,6 +22,7 @@ METHODS: dict[str, Callable[[Settings, Tensors], dict[str, Matrix]]] = {
     "fbgemm_fp8": fp8.matrices,
     "fp8": fp8.matrices,
     "gptq": gptq.matrices,
+    "mxfp4": mxfp4.matrices,
 }
 
 

@@ -27,7 +27,7 @@ LIBRARIES = available()
 CPU, TOKENS, LENGTHS = torch.device("cpu"), 96, (1, 37, 64, 90)
 # Families with blocks that only PyTorch computes, of attention and of the MLP.
 NO_ATTENTION = {"bloom", "olmo2"}
-NO_MLP = {"mixtral", "qwen3_moe"}
+NO_MLP = {"granitemoe", "granitemoeshared", "mixtral", "qwen3_moe"}
 
 
 @pytest.fixture(params=LIBRARIES or [pytest.param("none", marks=pytest.mark.skip("none built"))])
