@@ -1,5 +1,4 @@
-"""Granite 3 (mixture of experts and a shared MLP): Granite's mixture, with an MLP beside it that all
-tokens share."""
+"""Granite 3 (experts and a shared MLP): Granite's mixture, and an MLP beside it for all tokens."""
 
 from __future__ import annotations
 
