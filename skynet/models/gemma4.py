@@ -1,6 +1,7 @@
-"""Gemma 4 (text): heads by layer type, layers that share keys and values, inputs of each layer.
+"""Gemma 4 (text): heads by layer type, layers that share keys and values, inputs of each layer,
+experts beside the MLP.
 
-`use_bidirectional_attention="all"` is not supported.
+Refused is `use_bidirectional_attention="all"`.
 """
 
 from __future__ import annotations
@@ -236,15 +237,17 @@ def _types(config: read.Config) -> tuple[str, ...]:
 
 def _heads(config: read.Config, types: Sequence[str]) -> list[Heads]:
     """The KV heads of each layer: of its own, or of all layers with full attention."""
-    of_layers: Mapping[Any, Mapping[str, Any]] | None = config.get("per_layer_config")
-    if of_layers is None:
+    given: Mapping[Any, Mapping[str, Any]] | None = config.get("per_layer_config")
+    if given is not None:
+        of_layers = {int(layer): own for layer, own in given.items()}  # "05" in files
+    else:
         full = {"head_dim": config["global_head_dim"]}
         if config["attention_k_eq_v"] and config.get("num_global_key_value_heads"):
             full["num_key_value_heads"] = config["num_global_key_value_heads"]
         of_layers = {layer: full for layer, kind in enumerate(types) if kind == TYPES[1]}
     known, heads = {"head_dim", "num_key_value_heads"}, []
     for layer in range(len(types)):
-        own = of_layers.get(layer, of_layers.get(str(layer), {}))
+        own = of_layers.get(layer, {})
         unknown = sorted(set(own) - known)
         if unknown:
             raise UnsupportedModel(f"per_layer_config with {unknown} is not supported")
