@@ -72,6 +72,11 @@ def capped_attention(
     return scores.softmax(-1).to(value.dtype) @ value
 
 
+def kernel_of(cap: float | None) -> Kernel:
+    """The kernel of scores that may be capped."""
+    return F.scaled_dot_product_attention if cap is None else partial(capped_attention, cap=cap)
+
+
 def attend(
     queries: torch.Tensor,
     cache: KVCache,

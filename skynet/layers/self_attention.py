@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
-import torch.nn.functional as F
 
 from skynet.architecture.mixers import SELF_ATTENTION, SelfAttention
 from skynet.kernels.steps import MIXED, WIDE, HeadLayout, Program
-from skynet.layers.attention import Kernel, attend, capped_attention, kv_of_queries, store
+from skynet.layers.attention import attend, kernel_of, kv_of_queries, store
 from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.encoder_attention import attend_text_batches
@@ -52,9 +49,7 @@ class Attention:
         self._changes_heads = rope is not None or arch.qk_norm is not None
         self._biased = bool(arch.alibi or arch.relative)
         self._cap = arch.attention_cap
-        self._kernel: Kernel = F.scaled_dot_product_attention
-        if self._cap is not None:
-            self._kernel = partial(capped_attention, cap=self._cap)
+        self._kernel = kernel_of(self._cap)
         self._out = load.linear("o", layer=layer, bias=False)
         self.cache: KVCache | None = None  # an encoder needs none
         if not arch.bidirectional:

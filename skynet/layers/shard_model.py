@@ -72,6 +72,7 @@ class ShardModel:
         self.layers = plan.stages[stage].layers
         part = plan.stages[stage].shards[self._shard]
         self._vocab, self._device = part.vocab, torch.device(device)
+        self._carrier = Carrier(arch, [each.layers for each in plan.stages], self.layers)
         self._masks = TokenMasks(part.vocab.start, part.vocab.size)
         self._dtypes = Dtypes.of(plan)
         self._context: StepContext | None = None
@@ -92,7 +93,6 @@ class ShardModel:
             other = arch.encoder.weight("embed") if arch.encoder and 0 in self.layers else None
             self._embedding = load_embedding(load, shared=other == arch.weight("embed"))
         self._stack: Stack | None = Stack(load, kv, self.layers)
-        self._carrier = Carrier(arch, [each.layers for each in self._plan.stages], self.layers)
         last = self.layers.stop == arch.total_layers
         self._head = load_head(load) if last and arch.has_head else None
         self._norm = load_norm(load, "final_norm") if last and not self._head else None

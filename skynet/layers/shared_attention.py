@@ -7,7 +7,7 @@ import torch
 from skynet.architecture.mixers import SharedAttention
 from skynet.errors import StepFailed
 from skynet.kernels.steps import Program
-from skynet.layers.attention import attend, kv_of_queries
+from skynet.layers.attention import attend, kernel_of, kv_of_queries
 from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.norm import AllReduce, load_head_norm
@@ -23,6 +23,7 @@ class QueriesOnly:
     """
 
     states: tuple[SlotState, ...] = ()
+    cache: KVCache | None
 
     def __init__(self, load: Loader, kv: KVLayout, layer: int, mixer: SharedAttention) -> None:
         arch = load.arch
@@ -36,11 +37,10 @@ class QueriesOnly:
         rope = arch.ropes[layer]
         self._rope = None if rope is None else arch.rope_kinds.index(rope)
         self._rotary_dims = arch.head_dim if rope is None else rope.dims
+        self._kernel = kernel_of(arch.attention_cap)
         self._out = load.linear("o", layer=layer, bias=False)
         parts = (self._queries, self._norm, self._out)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
-
-    cache: KVCache | None
 
     def __call__(
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
@@ -55,10 +55,8 @@ class QueriesOnly:
         if self._rope is not None:
             rotate(full[:, :, : self._rotary_dims], context.ropes[self._rope])
         calls = context.attends[self._window]
-        mixed = attend(
-            full.to(x.dtype), self.cache, calls, self._scale, kv_of_query=self._kv_of_queries
-        )
-        return self._out(mixed)
+        attended = (self.cache, calls, self._scale, self._kernel, self._kv_of_queries)
+        return self._out(attend(full.to(x.dtype), *attended))
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """See `Module.emit`."""

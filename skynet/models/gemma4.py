@@ -17,6 +17,7 @@ from skynet.architecture.packed import Packed
 from skynet.architecture.rope import read_rope
 from skynet.errors import CheckpointError, UnsupportedModel
 from skynet.models import gemma2, llama
+from skynet.models.layer_inputs import with_inputs
 
 MODEL_TYPE = "gemma4_text"
 
@@ -119,7 +120,7 @@ def decoder(config: dict[str, Any]) -> Architecture:
         logit_cap=read.cap(config, "final_logit_softcapping"),
         windows=tuple(read.window(config) if kind == TYPES[0] else None for kind in types),
         ropes=tuple(
-            read_rope(config, heads[layer].head_dim, given=given.get(kind) or {})
+            read_rope(config, heads[layer].head_dim, given=_rope(given, kind))
             for layer, kind in enumerate(types)
         ),
         dims={"one": Dim(1)},
@@ -129,50 +130,6 @@ def decoder(config: dict[str, Any]) -> Architecture:
         _layer(base, config, types[layer], heads[layer], sources[layer]) for layer in range(count)
     ]
     return base.with_kinds(layers)
-
-
-def with_inputs(arch: Architecture, config: read.Config) -> Architecture:
-    """The architecture with the inputs that each layer has of its own, if the config has any."""
-    if not config.get("hidden_size_per_layer_input"):
-        return arch
-    size = read.size(config, "hidden_size_per_layer_input")
-    rows, hidden = read.size(config, "vocab_size_per_layer_input"), arch.hidden_size
-    if rows < arch.vocab_size:
-        raise UnsupportedModel(
-            f"vocab_size_per_layer_input={rows} is not supported: tokens of the vocabulary of "
-            f"{arch.vocab_size} would have no input"
-        )
-    table = Weight(
-        "input_table",
-        "model.embed_tokens_per_layer",
-        "row",
-        "inputs",
-        inner=(rows,),
-        of_layers="parts",
-    )
-    weights = (
-        table,
-        Weight(
-            "input_model",
-            "model.per_layer_model_projection",
-            "replicated",
-            "inputs",
-            inner=(hidden,),
-            of_layers="parts",
-        ),
-        Weight(
-            "input_model_norm",
-            "model.per_layer_projection_norm",
-            "replicated",
-            "inputs",
-            of_layers="same",
-        ),
-        Weight("input_gate", LAYER + "per_layer_input_gate", "column", "inputs"),
-        Weight("input_o", LAYER + "per_layer_projection", "row", "inputs"),
-        Weight("input_post_norm", LAYER + "post_per_layer_input_norm", "replicated", "hidden"),
-    )
-    dims = {**arch.dims, "inputs": Dim(size)}
-    return replace(arch, dims=dims, weights=(*arch.weights, *weights))
 
 
 def _with_experts(arch: Architecture, config: read.Config) -> Architecture:
@@ -226,6 +183,14 @@ def _layer(
         weights=weights,
         mixers=(own if source is None else SharedAttention(source),),
     )
+
+
+def _rope(given: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The parameters of the rope of a type of layers."""
+    own = given.get(kind)
+    if not isinstance(own, Mapping):
+        raise CheckpointError(f"config.json: rope_parameters has {own!r:.40} for {kind}")
+    return own
 
 
 def _types(config: read.Config) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ from skynet.planning.memory import (
     layer_bytes,
     layers_of_kinds,
     state_bytes,
-    table_bytes,
 )
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
@@ -68,8 +67,7 @@ def shard_compute_s(
 
     sizes = layer_bytes(arch, plan, address, layers)
     part = plan.stages[address[0]].shards[address[1]]
-    attention = sizes.attention - table_bytes(arch, plan, address, layers)
-    attention_s = products_s(attention, attention, work.tokens)
+    attention_s = products_s(sizes.attention, sizes.attention, work.tokens)
     attention_s += _mixing_s(arch, plan, part, layers, work, (read, multiply))
     chosen = arch.experts_per_token / arch.num_experts if arch.num_experts else 1.0
     read_experts = sizes.experts * (1 - (1 - chosen) ** work.tokens)

@@ -76,7 +76,10 @@ class LayerBytes(NamedTuple):
 def layer_bytes(
     arch: Architecture, plan: Plan, address: tuple[int, int], layers: Range
 ) -> LayerBytes:
-    """What a shard has of these layers, numbered as in the plan; not of other stages' layers."""
+    """What a shard has of these layers, numbered as in the plan; not of other stages' layers.
+
+    Without the tables of tokens, of which a step reads few rows.
+    """
     part = plan.stages[address[0]].shards[address[1]]
     layers = layers.overlap(plan.stages[address[0]].layers)
     total = mlp = experts = 0.0
@@ -86,6 +89,7 @@ def layer_bytes(
         run = layers.overlap(Range(first, first + stack.num_layers))
         run = Range(run.start - first, run.stop - first)
         total += _layers_bytes(stack, plan, stack_part, run)
+        total -= _layers_bytes(stack, plan, stack_part, run, _is_table)
         mlp += _layers_bytes(stack, plan, stack_part, run, _is_mlp)
         experts += _layers_bytes(stack, plan, stack_part, run, _is_expert)
     return LayerBytes(total - mlp, mlp - experts, experts)
@@ -98,13 +102,8 @@ def head_bytes(arch: Architecture, plan: Plan, shard: int) -> float:
     return 0.0 if head is None else _role_bytes(arch, plan, part, head, product=True)
 
 
-def table_bytes(arch: Architecture, plan: Plan, address: tuple[int, int], layers: Range) -> float:
-    """Bytes of these layers' tables, of which a step reads only the rows of its tokens."""
-    if not arch.has_inputs:
-        return 0.0
-    part = plan.stages[address[0]].shards[address[1]]
-    layers = layers.overlap(plan.stages[address[0]].layers)
-    return _layers_bytes(arch, plan, part, layers, lambda weight: weight.role == INPUT_TABLE)
+def _is_table(weight: Weight) -> bool:
+    return weight.role == INPUT_TABLE
 
 
 def _is_expert(weight: Weight) -> bool:
