@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from skynet.kernels.steps import NormWeights
 from skynet.layers.finite import no_part
 from skynet.layers.norm import AllReduce, NoNorm, Norm, load_norm
 from skynet.layers.weights import Loader
@@ -92,7 +93,7 @@ class Normed:
 class JoinedNorms:
     """The norm of each of several sums that are beside each other, added, and the norm of that."""
 
-    weights = None
+    weights: NormWeights | None = None
 
     def __init__(self, of_parts: Sequence[Norm], of_sum: Norm) -> None:
         self.nbytes = of_sum.nbytes + sum(norm.nbytes for norm in of_parts)
@@ -107,7 +108,7 @@ class JoinedNorms:
 class Times:
     """Multiplies the hidden states by one number, in the place of a norm of them."""
 
-    weights = None
+    weights: NormWeights | None = None
 
     def __init__(self, scale: torch.Tensor) -> None:
         self.nbytes, self._scale = scale.nbytes, scale

@@ -62,8 +62,10 @@ class Stack:
         """
         for row in step.rows:
             if row.source is not None:
-                for part in (*self._layers, *self.shared.copies.values()):
-                    part.copy_slot(row.source, row.slot, row.start)
+                for layer in self._layers:
+                    layer.copy_slot(row.source, row.slot, row.start)
+                for cache in self.shared.copies.values():
+                    cache.copy_slot(row.source, row.slot, row.start)
 
     def clear(self, context: StepContext, texts: bool) -> None:
         """Undo what a step has written, if NaN may be in it.
