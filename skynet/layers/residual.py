@@ -118,7 +118,7 @@ class Times:
 
 
 def load_residual(load: Loader, block: str, roles: tuple[str, ...], layer: int) -> Residual:
-    """The sum after the row-parallel products `roles` of a block: "attn", "cross" or "mlp"."""
+    """The sum after the row-parallel products `roles` of a block: "attn", "mlp", ..."""
     bias = load.float32.row_bias(*roles, layer=layer)
     of_sum = load_norm(load, f"{block}_post_norm", layer, torch.float32)
     if block == "mlp" and load.has(JOINED[0]):

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import transformers
+from plans import plan_for
 
-from skynet.models.registry import load_architecture
+from skynet.models.registry import load_architecture, saved_architecture
+from skynet.planning.carried import copies
+from skynet.planning.memory import shard_weight_bytes
 
 PHI_ROPE = {"type": "longrope", "short_factor": [1.05] * 48, "long_factor": [2.5] * 48}
 GEMMA4: dict[str, Any] = {
@@ -500,3 +503,19 @@ def test_a_config_of_the_hub_is_read_as_transformers_reads_it(name: str) -> None
     new.setdefault("seq_length", old.get("seq_length", 2048))
     # When / Then both describe the same model
     assert load_architecture(old) == load_architecture(new)
+
+
+@pytest.mark.parametrize("name", [name for name in HUB if "gemma-4" in name])
+def test_gemma_4_is_planned_without_weights(name: str) -> None:
+    # Given a config as its authors wrote it
+    arch = saved_architecture(HUB[name])
+    # When it is planned for one machine, and for 24
+    one, many = plan_for(arch, dtype="bfloat16"), plan_for(arch, 3, 8, dtype="bfloat16")
+    (whole,) = (shard_weight_bytes(arch, one, *address) for address in one.addresses())
+    shards = [shard_weight_bytes(arch, many, *address) for address in many.addresses()]
+    # Then the shards divide its weights, and little is in several of them
+    assert whole <= sum(shards) < 1.1 * whole
+    assert max(shards) < 1.5 * min(shards)
+    # And stages keep keys and values of earlier ones where layers share them
+    kept = [copies(arch, stage.layers) for stage in many.stages]
+    assert kept[-1] == ({13, 14} if "E2B" in name else set())
