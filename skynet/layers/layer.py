@@ -115,8 +115,8 @@ def load_layer(load: Loader, kv: KVLayout, layer: int, kernels: StepKernels | No
     sides: list[Side] = []
     cross: CrossAttention | None = None
 
-    def side(branches: list[Branch], name: str) -> Side:
-        block = compiled(Block(branches, arch.hidden_size), kernels)
+    def side(branches: list[Branch], name: str, kind: type[Block] = Block) -> Side:
+        block = compiled(kind(branches, arch.hidden_size), kernels)
         return Side(block, load_residual(load, name, arch.sides[len(sides)], layer))
 
     if arch.parallel:
@@ -132,12 +132,7 @@ def load_layer(load: Loader, kv: KVLayout, layer: int, kernels: StepKernels | No
     if arch.has_mlp:
         mlp_norm = load_norm(load, "mlp_norm", layer)
         if load.has(JOINED[0]):
-            branches = [
-                Branch(mlp_norm, MLP(load, layer, "shared_")),
-                Branch(NoNorm(torch.float32), Experts(load, layer)),
-            ]
-            joined = SideBySide(branches, arch.hidden_size)
-            sides.append(Side(joined, load_residual(load, "mlp", arch.sides[len(sides)], layer)))
+            sides.append(side(_side_by_side(load, layer, mlp_norm), "mlp", SideBySide))
         else:
             sides.append(side(_branches(mlp_norm, load_mlp(load, layer)), "mlp"))
     if load.has(INPUT_OUTPUT):
@@ -154,6 +149,12 @@ def load_mlp(load: Loader, layer: int) -> list[Module]:
     if load.has("shared_down", layer):
         modules.append(MLP(load, layer, "shared_"))
     return modules
+
+
+def _side_by_side(load: Loader, layer: int, norm: Norm) -> list[Branch]:
+    """An MLP and experts with norms of their own; norm: of the MLP's input."""
+    experts = Branch(NoNorm(torch.float32), Experts(load, layer))
+    return [Branch(norm, MLP(load, layer, "shared_")), experts]
 
 
 def _branches(norm: Norm | None, modules: Sequence[Module]) -> list[Branch]:
