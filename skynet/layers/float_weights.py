@@ -34,7 +34,7 @@ class FloatLoader:
         weight = self._regions.weight(role)
         units = self._regions.units(weight)
         shape = self._arch.shape(weight)[1:] if kind == "weight" else ()
-        start = offset(self._arch, weight)
+        start = offset(self._arch, weight, layer)
         region = Range(units.start + start, units.stop + start)
         return self._load(weight, layer, kind, (units.size, *shape), region)
 
@@ -113,7 +113,9 @@ class FloatLoader:
         made = self._weights.get(key, units)
         if not isinstance(made, torch.Tensor):
             made = torch.empty(shape, dtype=torch.float32, device=self._device)
-            raw = [regions.fetch(name, region or Range(0, shape[0])) for name in names]
+            start = offset(self._arch, weight, layer) if weight.of_layers == "parts" else 0
+            whole_region = Range(start, start + shape[0])
+            raw = [regions.fetch(name, region or whole_region) for name in names]
             whole = raw[0] if len(raw) == 1 else torch.cat(raw)
             regions.copy(weight, whole.reshape(shape), made, layer)
             self._weights.fetched_bytes += made.nbytes
