@@ -69,6 +69,20 @@ SHARED_MOE: dict[str, Any] = {
     "num_experts": 5,
     "num_experts_per_tok": 3,
 }
+# KV heads by layer type, in groups that do not nest; the second half shares keys and values.
+GEMMA4: dict[str, Any] = GEMMA | {
+    "head_dim": 8,
+    "global_head_dim": 12,
+    "num_global_key_value_heads": 2,
+    "attention_k_eq_v": True,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 8,
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 10,
+    "vocab_size_per_layer_input": 131,
+    "final_logit_softcapping": 30.0,
+}
 GRANITE_MOE: dict[str, Any] = LLAMA | {
     "intermediate_size": 35,
     "num_local_experts": 5,
@@ -260,6 +274,15 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "attention_multiplier": 0.2,
         },
     ),
+    "gemma4_text": (transformers.Gemma4TextConfig, GEMMA4),
+    "gemma4_unified_text": (
+        transformers.Gemma4UnifiedTextConfig,
+        {
+            field: value
+            for field, value in GEMMA4.items()
+            if "per_layer_input" not in field and field != "num_kv_shared_layers"
+        },
+    ),
     "granitemoe": (transformers.GraniteMoeConfig, GRANITE_MOE),
     "granitemoeshared": (
         transformers.GraniteMoeSharedConfig,
@@ -423,6 +446,8 @@ def short_config(family: str, **fields: Any) -> Any:
     """The family's configuration with two layers; of Nemotron-H with all of its."""
     types = FAMILIES[family][1].get("layer_types")
     chosen = {} if family in OWN_TYPES else {"layer_types": types and types[:2]}
+    if family.startswith("gemma4"):
+        chosen["num_kv_shared_layers"] = 0  # of each type one layer has keys
     return tiny_config(family, num_hidden_layers=2, **chosen, **fields)
 
 

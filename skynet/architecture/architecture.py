@@ -25,6 +25,8 @@ Cut = Literal["column", "row", "vocab", "replicated"]
 Unit = str
 HEAD_NORMS = ("q_norm", "k_norm")
 MLP_OUTPUTS, CROSS_OUTPUT = ("down", "shared_down"), "cross_o"
+# Of the inputs that each layer has of its own, after the MLP: a product, and a table of tokens.
+INPUT_OUTPUT, INPUT_TABLE = "input_o", "input_table"
 # Replicated matrices, with the hidden size as inputs; other replicated weights are vectors.
 MATRICES = ("project_out", "head_dense", "label_dense")
 
@@ -67,6 +69,9 @@ class Weight:
     bias_only: bool = False  # the tensor is a `.bias` that has no `.weight` beside it
     bare: bool = False  # the tensor is called `name` as it is
     as_row: bool = False  # a vector stored as (1, size), under `name` as it is
+    # Of a tensor that layers have without `{layer}` in its name: "parts", one of each layer in
+    # order along the axis that is cut (the first, if it is replicated), or "same" for all.
+    of_layers: Literal["", "parts", "same"] = ""
     first_layer: int = 0  # earlier layers do not have the weight
     # The dimensions after the first, (): none, a vector; None: as `Architecture.inputs` says. Of a
     # row-parallel weight the outputs.
@@ -83,7 +88,7 @@ class Weight:
 
     @property
     def per_layer(self) -> bool:
-        return "{layer}" in self.name
+        return "{layer}" in self.name or bool(self.of_layers)
 
     @property
     def in_pieces(self) -> bool:
@@ -339,11 +344,18 @@ class Architecture:
         """The sides of a layer: the roles of row-parallel products whose partials are one sum."""
         rows = [w.role for w in self.weights if w.per_layer and w.cut == "row"]
         mlp = tuple(role for role in rows if role in MLP_OUTPUTS)
-        mixing = tuple(role for role in rows if role not in (*MLP_OUTPUTS, CROSS_OUTPUT))
+        others = (*MLP_OUTPUTS, CROSS_OUTPUT, INPUT_OUTPUT, INPUT_TABLE)
+        mixing = tuple(role for role in rows if role not in others)
         if self.parallel:
             return ((*mixing, *mlp),)
         cross = (CROSS_OUTPUT,) if CROSS_OUTPUT in rows else ()
-        return tuple(side for side in (mixing, cross, mlp) if side)
+        inputs = (INPUT_OUTPUT,) if INPUT_OUTPUT in rows else ()
+        return tuple(side for side in (mixing, cross, mlp, inputs) if side)
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether layers take the embeddings of a step's tokens, besides the hidden states."""
+        return any(kind.weight(INPUT_TABLE) is not None for kind in self.kinds)
 
     @property
     def has_mlp(self) -> bool:

@@ -43,6 +43,10 @@ class StepContext:
     encoder_kvs: list[Attend] = field(default_factory=list)  # `slots` are those of encoder KV
     decoding: DecodingStep | None = None  # for the kernels, if they can run the step
     types: torch.Tensor | None = None  # (tokens,) int64, token types; None: all 0
+    # What hidden states carry, see `Carrier`: (tokens, hidden) float32, and keys and values by the
+    # layer that has computed them, where this stage only passes them on.
+    embeddings: torch.Tensor | None = None
+    passing: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

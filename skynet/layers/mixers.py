@@ -11,6 +11,7 @@ from skynet.architecture.mixers import (
     Mamba2,
     Mixer,
     SelfAttention,
+    SharedAttention,
     ShortConvolution,
 )
 from skynet.layers.block import Module
@@ -20,6 +21,7 @@ from skynet.layers.gated_delta import GatedDeltaMixer
 from skynet.layers.latent_attention import LatentAttention
 from skynet.layers.mamba2 import Mamba2Mixer
 from skynet.layers.self_attention import Attention
+from skynet.layers.shared_attention import QueriesOnly
 from skynet.layers.slot_state import SlotState
 from skynet.layers.weights import Loader
 
@@ -39,7 +41,8 @@ class MixerModule(Module, Protocol):
 Make = Callable[[Loader, KVLayout, int, Any], MixerModule]
 
 _MAKE: dict[type[Mixer], Make] = {
-    SelfAttention: lambda load, kv, layer, _: Attention(load, kv, layer),
+    SelfAttention: Attention,
+    SharedAttention: QueriesOnly,
     Latent: LatentAttention,
     ShortConvolution: ShortConvolutionMixer,
     Mamba2: Mamba2Mixer,

@@ -94,6 +94,20 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "gemma": BIAS,
     "gemma2": {**GEMMA2, "attn_logit_softcapping": [None, 3.0]},
     "gemma3_text": {**GEMMA2, "final_logit_softcapping": [None, 9.0]},
+    "gemma4_text": {
+        **BIAS,
+        **PATTERN,
+        "final_logit_softcapping": [None, 9.0],
+        "num_kv_shared_layers": [0],  # more need layers of each type before them
+        "num_global_key_value_heads": [None, 1],
+        "attention_k_eq_v": [False, True],
+        "hidden_size_per_layer_input": [0, 3, 16],
+        "enable_moe_block": [False, True],
+        "num_experts": [3],  # all chosen: rounding cannot choose others
+        "top_k_experts": [3],
+        "moe_intermediate_size": [13],
+    },
+    "gemma4_unified_text": {**BIAS, **PATTERN, "attention_k_eq_v": [False, True]},
     "gpt2": {"scale_attn_weights": [False, True]},
     "gpt_bigcode": {"multi_query": [False, True], "scale_attn_weights": [False, True]},
     "gpt_neo": {"window_size": [1, 3, 64]},

@@ -251,6 +251,27 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "youtu-tied": ("youtu", {"tie_word_embeddings": True, "rope_interleave": False}),
+    "gemma4-experts": (
+        "gemma4_text",
+        {
+            "enable_moe_block": True,
+            "num_experts": 5,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 17,
+            "num_kv_shared_layers": 1,
+        },
+    ),
+    "gemma4-own-keys": (
+        "gemma4_text",
+        {
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": False,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma4-small-groups": ("gemma4_text", {"num_global_key_value_heads": 1}),
     "gpt2-untied": ("gpt2", {"tie_word_embeddings": False}),
     "gpt2-unscaled": ("gpt2", {"scale_attn_weights": False, "activation_function": "relu"}),
 }

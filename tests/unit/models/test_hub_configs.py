@@ -14,6 +14,7 @@ from plans import plan_for
 from skynet.architecture.mixers import Latent
 from skynet.architecture.tensors import staged_tensors
 from skynet.models.registry import load_architecture, saved_architecture
+from skynet.planning.carried import copies
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 
 PHI_ROPE = {"type": "longrope", "short_factor": [1.05] * 48, "long_factor": [2.5] * 48}
@@ -58,6 +59,23 @@ QWEN3_5: dict[str, Any] = {
         "rope_type": "default",
     },
     "vocab_size": 248320,
+}
+GEMMA4: dict[str, Any] = {
+    "final_logit_softcapping": 30.0,
+    "global_head_dim": 512,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {
+        "full_attention": {
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 1000000.0,
+            "rope_type": "proportional",
+        },
+        "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
+    "tie_word_embeddings": True,
+    "vocab_size": 262144,
 }
 # The fields that matter, as in the config.json of these models; sizes of layers and vocabulary,
 # which are read alike everywhere, are left out of some.
@@ -897,6 +915,60 @@ HUB: dict[str, dict[str, Any]] = {
         "sliding_window": 1024,
         "vocab_size": 262208,
     },
+    "google/gemma-4-E2B-it (text)": {
+        "model_type": "gemma4_text",
+        **GEMMA4,
+        "hidden_size": 1536,
+        "hidden_size_per_layer_input": 256,
+        "intermediate_size": 6144,
+        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
+        "max_position_embeddings": 131072,
+        "num_attention_heads": 8,
+        "num_global_key_value_heads": None,
+        "num_hidden_layers": 35,
+        "num_key_value_heads": 1,
+        "num_kv_shared_layers": 20,
+        "sliding_window": 512,
+        "use_double_wide_mlp": True,
+        "vocab_size_per_layer_input": 262144,
+    },
+    "google/gemma-4-31B-it (text)": {
+        "model_type": "gemma4_text",
+        **GEMMA4,
+        "attention_k_eq_v": True,
+        "hidden_size": 5376,
+        "hidden_size_per_layer_input": 0,
+        "intermediate_size": 21504,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 10,
+        "max_position_embeddings": 262144,
+        "num_attention_heads": 32,
+        "num_global_key_value_heads": 4,
+        "num_hidden_layers": 60,
+        "num_key_value_heads": 16,
+        "num_kv_shared_layers": 0,
+        "sliding_window": 1024,
+        "use_bidirectional_attention": "vision",
+    },
+    "google/gemma-4-26B-A4B-it (text)": {
+        "model_type": "gemma4_text",
+        **GEMMA4,
+        "attention_k_eq_v": True,
+        "enable_moe_block": True,
+        "hidden_size": 2816,
+        "hidden_size_per_layer_input": 0,
+        "intermediate_size": 2112,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5,
+        "max_position_embeddings": 262144,
+        "moe_intermediate_size": 704,
+        "num_attention_heads": 16,
+        "num_experts": 128,
+        "num_global_key_value_heads": 2,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 8,
+        "sliding_window": 1024,
+        "top_k_experts": 8,
+        "use_bidirectional_attention": "vision",
+    },
     "ibm-granite/granite-3.1-2b-instruct": {
         "model_type": "granite",
         "attention_multiplier": 0.015625,
@@ -1318,3 +1390,19 @@ def test_latents_are_planned_from_the_config_alone(name: str, billions: float) -
     assert isinstance(mixer, Latent)
     layers, size = plan.stages[0].layers.size, mixer.rank + mixer.rotary
     assert slot_bytes(arch, plan, 0, 0) == layers * 100 * size * 4
+
+
+@pytest.mark.parametrize("name", [name for name in HUB if "gemma-4" in name])
+def test_gemma_4_is_planned_without_weights(name: str) -> None:
+    # Given a config as its authors wrote it
+    arch = saved_architecture(HUB[name])
+    # When it is planned for one machine, and for 24
+    one, many = plan_for(arch, dtype="bfloat16"), plan_for(arch, 3, 8, dtype="bfloat16")
+    (whole,) = (shard_weight_bytes(arch, one, *address) for address in one.addresses())
+    shards = [shard_weight_bytes(arch, many, *address) for address in many.addresses()]
+    # Then the shards divide its weights, and little is in several of them
+    assert whole <= sum(shards) < 1.1 * whole
+    assert max(shards) < 1.5 * min(shards)
+    # And stages keep keys and values of earlier ones where layers share them
+    kept = [copies(arch, stage.layers) for stage in many.stages]
+    assert kept[-1] == ({13, 14} if "E2B" in name else set())

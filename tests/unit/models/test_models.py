@@ -449,6 +449,13 @@ def test_missing_tensors_are_named() -> None:
         (config("gemma2", final_logit_softcapping=-1), "final_logit_softcapping=-1"),
         (config("gemma3_text", attn_logit_softcapping=50.0), "attn_logit_softcapping=50"),
         (config("gemma3_text", rope_scaling={"type": "mystery"}), "rope type 'mystery'"),
+        (config("gemma4_text", use_bidirectional_attention="all"), "attention='all'"),
+        (config("gemma4_text", vocab_size_per_layer_input=7), "vocab_size_per_layer_input=7"),
+        (config("gemma4_text", num_kv_shared_layers=2, num_hidden_layers=2), "no earlier layer"),
+        (
+            config("gemma4_text", per_layer_config={"00": {"intermediate_size": 9}}),
+            r"per_layer_config with \['intermediate_size'\]",
+        ),
         (encoder_config("bert", "Model", is_decoder=True), "bert with is_decoder=True"),
         (config("gpt_bigcode", add_cross_attention=True), "gpt_bigcode with add_cross_attention"),
         (tiny("gpt_neo", attention_layers=["global", "wide"] * 2), r"attention_layers \['wide'\]"),
