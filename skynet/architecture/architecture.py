@@ -14,13 +14,14 @@ from typing import Literal, Self
 from skynet.architecture.gate import ClampedGate
 from skynet.architecture.mixers import SELF_ATTENTION, Mixer
 from skynet.architecture.packed import Packed
-from skynet.architecture.positions import Alibi, Relative, Rope, Sinusoids
+from skynet.architecture.positions import Alibi, Disentangled, Relative, Rope, Sinusoids
 from skynet.architecture.router import SOFTMAX, Router
 from skynet.wire.blocks import BlockFormat
 
 Cut = Literal["column", "row", "vocab", "replicated"]
 # What a dimension counts: "heads", "kv_heads", "columns", "vocab", "positions", "experts",
-# "hidden", "head_dim", "embed", "types", "labels", "buckets", or a key of `Architecture.dims`.
+# "hidden", "head_dim", "embed", "types", "labels", "buckets",
+# "distances", or a key of `Architecture.dims`.
 Unit = str
 HEAD_NORMS = ("q_norm", "k_norm")
 MLP_OUTPUTS, CROSS_OUTPUT = ("down", "shared_down"), "cross_o"
@@ -71,9 +72,14 @@ class Weight:
     # row-parallel weight the outputs.
     inner: tuple[int, ...] | None = None
     float32: bool = False  # small: stays in float32, and is not quantised
+    scale: float = 1.0  # of a product: its outputs, with the bias, are multiplied by this
+    product: bool = False  # replicated, and otherwise like a column-parallel weight
+    # Of each item of the unit, the first number that the rope rotates, in other roles than Q and K.
+    rotated_from: int | None = None
     others: tuple[str, ...] = ()  # other names that the tensor may have in a file
     optional: bool = False  # a file may lack it: see `Architecture.lacking`
     packed: Packed | None = None  # a file may have the weights of all experts in one tensor
+    sizes: tuple[int, ...] = ()  # (out, in) of a matrix that no unit counts
 
     @property
     def per_layer(self) -> bool:
@@ -154,6 +160,7 @@ class Architecture:
     logit_scale: float = 1.0
     logit_cap: float | None = None  # logits become cap * tanh(logits / cap)
     attention_cap: float | None = None  # the same for attention scores
+    qkv_clip: float | None = None  # queries, keys and values are clamped to [-clip, clip]
     alibi: Alibi | None = None
     num_experts: int = 0
     experts_per_token: int = 0
@@ -165,9 +172,16 @@ class Architecture:
     head_activation: str = "gelu"  # after `head_dense`, before the product with the vocabulary
     labels: tuple[str, ...] = ()  # of a classifier
     label_activation: str = "tanh"  # after `label_dense`
-    label_pooling: Literal["cls", "mean"] = "cls"  # of the classifier
+    label_pooling: Literal["cls", "mean", "last"] = "cls"  # of the classifier
     label_score: Literal["softmax", "sigmoid", "none"] = "softmax"
+    label_padding: int | None = None  # a token that is never the last one of a text
+    # What makes a score for a pair of texts of the one label: an activation's name in
+    # sentence-transformers, "Sigmoid" or "Identity"; others are not supported.
+    pair_score: str = "Sigmoid"
+    headless: bool = False  # a decoder without a vocabulary head: nothing is generated
+    dense: tuple[str, ...] = ()  # the activation of each product after an embedding's pooling
     relative: Relative | None = None
+    disentangled: Disentangled | None = None
     sinusoids: Sinusoids | None = None  # the positions, if the file has no table of them
     encoder: Architecture | None = None
     # Of the quantised matrices, by the name of the tensor; the others are numbers.
@@ -262,12 +276,19 @@ class Architecture:
     @property
     def has_head(self) -> bool:
         """Whether the model has a vocabulary head."""
+        if self.headless:
+            return False
         return not self.bidirectional or self.weight("head_dense") is not None
+
+    @property
+    def dense_roles(self) -> tuple[str, ...]:
+        """The weights of the products after an embedding's pooling, in their order."""
+        return tuple(f"dense_{number}" for number in range(len(self.dense)))
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that the weights support; other files of the checkpoint may limit them."""
-        if not self.bidirectional:
+        if self.has_head and not self.bidirectional:
             return ("generate",)
         supported = {"fill-mask": self.has_head, "classify": bool(self.labels)}
         return ("embed", *(task for task, is_supported in supported.items() if is_supported))
@@ -376,11 +397,14 @@ class Architecture:
             "types": self.token_types,
             "labels": len(self.labels),
             "buckets": self.relative.buckets if self.relative else 0,
+            "distances": 2 * self.disentangled.span if self.disentangled else 0,
         }
         return sizes[unit]
 
     def inputs(self, weight: Weight) -> int | None:
         """The inputs of a weight that is not cut along them; None for a vector."""
+        if weight.sizes:
+            return weight.sizes[1]
         if weight.inner is not None:
             return prod(weight.inner) if weight.inner else None
         if weight.role in ("embed", "head", "project_in"):
@@ -391,7 +415,7 @@ class Architecture:
             return self.num_heads
         if weight.role == "token_types" or (weight.role == "positions" and self.project_after_norm):
             return self.embed_size or self.hidden_size
-        is_table = weight.unit in ("positions", "experts", "labels")
+        is_table = weight.unit in ("positions", "experts", "labels", "distances")
         is_matrix = weight.cut != "replicated" or is_table or weight.role in MATRICES
         return self.hidden_size if is_matrix else None
 
@@ -399,7 +423,7 @@ class Architecture:
         """The outputs of a weight that is not cut along its inputs; the length of a vector."""
         if weight.role == "project_out":
             return self.embed_size or self.hidden_size
-        return self.size(weight.unit)
+        return weight.sizes[0] if weight.sizes else self.size(weight.unit)
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
         """The shape of the logical weight, uncut: `(out, in)`, or `(size,)` for a vector."""
@@ -419,4 +443,4 @@ class Architecture:
 
     def bias_size(self, weight: Weight) -> int:
         """The size of the bias: whole for a row-parallel product, where it follows the sum."""
-        return self.hidden_size if weight.cut == "row" else self.size(weight.unit)
+        return self.hidden_size if weight.cut == "row" else self.outputs(weight)

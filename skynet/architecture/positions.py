@@ -46,6 +46,20 @@ class Relative:
 
 
 @dataclass(frozen=True)
+class Disentangled:
+    """Scores between contents and distances (He et al., 2021, arXiv:2006.03654, section 3.1).
+
+    A table has a vector for each bucket of distances, which the layers' products make a query and a
+    key of.
+    """
+
+    span: int  # half of the rows: distances in [-span, span) have one each, or a bucket
+    max_distance: int | None  # buckets widen up to it; None: one distance each
+    to_keys: bool  # queries of tokens meet keys of distances
+    to_queries: bool  # queries of distances meet keys of tokens
+
+
+@dataclass(frozen=True)
 class Sinusoids:
     """Positions as sines, then cosines (Vaswani et al., 2017, arXiv:1706.03762, section 3.5).
 

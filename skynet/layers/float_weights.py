@@ -71,20 +71,24 @@ class FloatLoader:
         return made.view(count, size)
 
     def row_bias(self, *roles: str, layer: int) -> torch.Tensor | None:
-        """The sum of the biases of row-parallel products, which is added once; None without any."""
+        """The sum of the biases of row-parallel products, which is added once; None without any.
+
+        Each is multiplied by its weight's scale.
+        """
         weights = [self._arch.weight(role) for role in roles]
         biased = [w for w in weights if w is not None and w.bias and not w.in_pieces]
         if not biased:
             return None
-        if len(biased) == 1:
+        if len(biased) == 1 and biased[0].scale == 1:
             return self.vector(biased[0].role, "bias", layer)
         names = [weight.tensor(layer, "bias") for weight in biased]
         key = ("sum", *names, self._regions.layer_number(layer))
         total = self._weights.get(key, ())
         if not isinstance(total, torch.Tensor):
             total = torch.zeros(self._arch.hidden_size, dtype=torch.float32, device=self._device)
-            for name in names:
-                total += self._regions.fetch(name, Range(0, total.numel())).to(total)
+            for name, weight in zip(names, biased, strict=True):
+                bias = self._regions.fetch(name, Range(0, total.numel())).to(total)
+                total.add_(bias, alpha=weight.scale)
             self._weights.fetched_bytes += total.nbytes
         self._weights.add(key, total, ())
         return total

@@ -70,14 +70,17 @@ def _runs(parts: list[Range]) -> list[Range]:
     return runs
 
 
-def interleave(raw: torch.Tensor, out: torch.Tensor, head_dim: int, dims: int) -> None:
+def interleave(
+    raw: torch.Tensor, out: torch.Tensor, head_dim: int, dims: int, first: int = 0
+) -> None:
     """Copy rows (heads x head_dim, ...) so that the two rows of a rotated pair are adjacent.
 
     In checkpoints the first rows of all pairs of a head come before the second ones, within the
-    `dims` rows that are rotated.
+    `dims` rows from `first` that are rotated.
     """
-    half = dims // 2
+    half, stop = dims // 2, first + dims
     source, target = raw.unflatten(0, (-1, head_dim)), out.unflatten(0, (-1, head_dim))
-    pairs = source[:, :dims].unflatten(1, (2, half)).transpose(1, 2)  # (heads, half, 2, ...)
-    target[:, :dims].unflatten(1, (half, 2)).copy_(pairs)
-    target[:, dims:].copy_(source[:, dims:])
+    pairs = source[:, first:stop].unflatten(1, (2, half)).transpose(1, 2)  # (heads, half, 2, ...)
+    target[:, first:stop].unflatten(1, (half, 2)).copy_(pairs)
+    target[:, :first].copy_(source[:, :first])
+    target[:, stop:].copy_(source[:, stop:])

@@ -97,7 +97,9 @@ class ShardRegions:
                 f"{tuple(out.shape)}"
             )
         rope = None if layer is None else self.arch.ropes[layer]
-        if rope is not None and not rope.adjacent and weight.role in ROTARY_ROLES:
+        if rope is not None and not rope.adjacent and weight.rotated_from is not None:
+            interleave(raw, out, self.arch.item_size(weight.unit), rope.dims, weight.rotated_from)
+        elif rope is not None and not rope.adjacent and weight.role in ROTARY_ROLES:
             interleave(raw, out, self.arch.head_dim, rope.dims)
         else:
             out.copy_(raw)

@@ -11,6 +11,7 @@ from skynet.kernels.steps import MIXED, WIDE, HeadLayout, Program
 from skynet.layers.attention import Kernel, attend, capped_attention, store
 from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext
+from skynet.layers.disentangled import load_distances
 from skynet.layers.encoder_attention import attend_text_batches
 from skynet.layers.norm import AllHeadsNorm, AllReduce, Norm, load_head_norm
 from skynet.layers.rope import rotate
@@ -26,6 +27,7 @@ class Attention:
         self._window = arch.windows[layer]
         self.windows: tuple[int | None, ...] = (self._window,)
         self._scale, self._head_dim = arch.attention_scale, arch.head_dim
+        self._clip = arch.qkv_clip
         self._heads, self._kv_heads = part.heads.size, part.kv_heads.size
         gate = ("q_gate",) if load.has("q_gate") else ()
         self._gated = bool(gate)
@@ -54,7 +56,15 @@ class Attention:
             kv_heads = 2 * self._kv_heads
             self._cache = KVCache(kv, kv_heads, arch.head_dim, load.dtype, load.device)
         self.states: tuple[SlotState, ...] = () if self._cache is None else (self._cache,)
-        parts = (self._qkv, self._head_norm, self._all_heads_norm, self._sinks, self._out)
+        self._distances = load_distances(load, self._qkv, layer)
+        parts = (
+            self._qkv,
+            self._head_norm,
+            self._all_heads_norm,
+            self._sinks,
+            self._out,
+            self._distances,
+        )
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
     def __call__(
@@ -62,13 +72,14 @@ class Attention:
     ) -> torch.Tensor:
         """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype."""
         qkv = self._qkv(x).unflatten(1, (-1, self._head_dim))
+        if self._clip is not None:
+            qkv.clamp_(-self._clip, self._clip)
         if self._changes_heads:
             self._change(qkv[:, : self._heads + self._kv_heads], context, all_reduce)
         if self._cache is None:
             q, k, v = qkv.split([self._heads, self._kv_heads, self._kv_heads], dim=1)
-            return self._out(
-                attend_text_batches(q, k, v, context.text_batches[self._window], self._scale)
-            )
+            batches = context.text_batches[self._window]
+            return self._out(attend_text_batches(q, k, v, batches, self._scale, self._distances))
         kv_end = self._heads + 2 * self._kv_heads
         store(self._cache, qkv[:, self._heads : kv_end], context)
         calls = context.attends[self._window]
@@ -80,8 +91,9 @@ class Attention:
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """Add the operations from `source`, normed, to the partial; False: not supported."""
-        is_plain = self._all_heads_norm is None and self._sinks is None
-        if self._cache is None or self._biased or self._gated or not is_plain:
+        is_plain = not self._biased and self._all_heads_norm is None and self._sinks is None
+        is_plain = is_plain and self._clip is None and not self._gated
+        if self._cache is None or not is_plain:
             return False
         norm = None if self._head_norm is None else self._head_norm.weights
         layout = HeadLayout(

@@ -11,6 +11,7 @@ from skynet.kernels.steps import StepKernels
 from skynet.layers.alibi import AlibiBias
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext, StepLayout, make_context
+from skynet.layers.disentangled import distance_table_bytes
 from skynet.layers.encoder_attention import Bias
 from skynet.layers.layer import Layer, load_layer
 from skynet.layers.relative import load_relative_bias
@@ -43,6 +44,8 @@ class Stack:
         self.nbytes = sum(layer.nbytes for layer in self._layers)
         if arch.relative and self._layers:
             self.nbytes += arch.relative.buckets * arch.num_heads * 4
+        if arch.disentangled and self._layers:
+            self.nbytes += distance_table_bytes(load)
 
     def prepare(self, step: Step) -> StepContext:
         """Lay a step out for these layers; raises StepFailed as `make_context`."""

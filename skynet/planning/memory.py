@@ -18,6 +18,7 @@ from skynet.planning.units import adds_biases, items_of, part_of_kind, pieces_of
 
 NORM_BYTES = 4  # norms, and biases added after a sum, stay float32
 SCALE_BYTES = 4  # of a key or value in q8
+FLOAT32_TABLES = ("router", "relative", "distances")
 FIRST_ROLES = ("embed", "project_in", "positions", "token_types", "embed_norm")
 HEAD_ROLES = (
     "head_dense",
@@ -57,7 +58,7 @@ def shard_weight_bytes(
     if arch.encoder is not None and arch.encoder_layers in layers:
         total += _roles_bytes(arch.encoder, plan, part.encoder or part, "final_norm")
     if stage == len(plan.stages) - 1:
-        total += _roles_bytes(arch, plan, part, *LAST_ROLES)
+        total += _roles_bytes(arch, plan, part, *LAST_ROLES, *arch.dense_roles)
         if arch.has_head:
             head = arch.weight("embed" if arch.tied else "head")
             total += _role_bytes(arch, plan, part, head, product=True) if head else 0
@@ -128,7 +129,17 @@ def _layers_bytes(
                     total += len(present) * _role_bytes(kind, plan, kind_part, weight)
     if counts is not None or not layers.size:
         return total
-    return total + _roles_bytes(arch, plan, part, "relative")
+    total += layers.size * _distances_bytes(arch, plan, part)
+    return total + _roles_bytes(arch, plan, part, "relative", "distances", "distances_norm")
+
+
+def _distances_bytes(arch: Architecture, plan: Plan, part: ShardPlan) -> int:
+    """The queries and keys of distances in one layer."""
+    kind = arch.disentangled
+    if kind is None:
+        return 0
+    heads = part.heads.size * kind.to_queries + part.kv_heads.size * kind.to_keys
+    return heads * arch.head_dim * arch.size("distances") * DTYPE_BYTES[plan.dtype]
 
 
 def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, new_table: bool) -> float:
@@ -166,9 +177,11 @@ def _role_bytes(
     if weight.role in HEAD_NORMS:  # a row for each head, even if all heads share one weight
         heads = part.heads if weight.role == "q_norm" else part.kv_heads
         return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)
-    if weight.cut == "replicated":
+    if weight.cut == "replicated" and not weight.product:
         shape = arch.shape(weight)
-        if len(shape) == 1 or weight.float32 or weight.role in ("router", "relative"):
+        if weight.float32 or weight.sizes:  # after pooling, in float32
+            return (prod(shape) + (shape[0] if weight.bias else 0)) * NORM_BYTES
+        if len(shape) == 1 or weight.role in FLOAT32_TABLES:
             return prod(shape) * NORM_BYTES * (2 if weight.bias else 1)
         return prod(shape) * size + (shape[0] * bias_size if weight.bias else 0)
     width = units(arch, part, weight).size
@@ -205,12 +218,13 @@ def _matrix_bytes(
 
 
 def _row_bias_bytes(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
+    """One bias for each sum: that of its products together."""
     if weight.in_pieces and weight.bias:
         has_biases = adds_biases(arch, part, weight)
         return arch.pieces(weight) * arch.hidden_size * NORM_BYTES if has_biases else 0
-    attention = arch.weight("o")
-    in_one_sum = arch.parallel and weight.role == "down" and attention and attention.bias
-    return arch.hidden_size * NORM_BYTES if weight.bias and not in_one_sum else 0
+    side = next((side for side in arch.sides if weight.role in side), (weight.role,))
+    parts = [w for w in map(arch.weight, side) if w is not None and w.bias and not w.in_pieces]
+    return arch.hidden_size * NORM_BYTES if parts and parts[0] == weight else 0
 
 
 def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
@@ -230,7 +244,7 @@ def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
         items = partial(count_items, kind, part_of_kind(arch, kind, part))
         for mixer in kind.mixers:
             kept = mixer.kept(items, kind.head_dim)
-            per_token = caches * kept.vectors * _vector_bytes(plan, kept.size)
+            per_token = caches * kept.vectors * _vector_bytes(plan, kept)
             of_slot = plan.slot_tokens * per_token + state_bytes(kept)
             total += len(numbers) * plan.num_slots * of_slot
     return total
@@ -255,7 +269,9 @@ def layers_of_kinds(arch: Architecture, layers: Range) -> list[tuple[Architectur
     return [(kind, found) for kind, found in zip(arch.kinds, of_kind, strict=True) if found]
 
 
-def _vector_bytes(plan: Plan, head_dim: int) -> int:
-    """Bytes of one key, or value; q8: a code for each number, and a scale."""
+def _vector_bytes(plan: Plan, kept: Kept) -> int:
+    """Bytes of one key, or value, or latent; q8: a code for each number, and scales."""
     kv_dtype = plan.kv_dtype or plan.dtype
-    return head_dim + SCALE_BYTES if kv_dtype == "q8" else head_dim * DTYPE_BYTES[kv_dtype]
+    if kv_dtype == "q8":
+        return kept.size + kept.scales * SCALE_BYTES
+    return kept.size * DTYPE_BYTES[kv_dtype]

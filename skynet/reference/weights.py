@@ -14,7 +14,9 @@ from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import CheckpointError
 from skynet.reference.library import quiet, stays_float32
+from skynet.reference.model import renaming, with_module_names
 
+DENSE_LAYERS = ("num_dense_layers",)  # how many layers come before those with experts
 SMALL_VOCABULARY = 16  # of a model that is made only to convert a layer's tensors
 
 
@@ -29,7 +31,7 @@ class ReferenceWeights:
         config: Any,
         dtype: torch.dtype,
     ) -> None:
-        self._checkpoint, self._arch, self._dtype = checkpoint, arch, dtype
+        self._checkpoint, self._arch, self._dtype = checkpoint, with_module_names(arch), dtype
         self._model, self._config = model, config
         self._names = _names_in_file(arch, checkpoint)
         self._paths = _paths_by_module(model)
@@ -64,6 +66,11 @@ class ReferenceWeights:
                 )
             self._empty.append((owner, attribute, empty))
             owner._parameters[attribute] = parameter(value)
+
+    def keep(self, path: str) -> None:
+        """Load the weights of the module at `path` for good: its parameters are read without it."""
+        self.fill(self._model.get_submodule(path), path)
+        self._empty = []
 
     def free(self) -> None:
         """Free the weights loaded since the last call."""
@@ -128,6 +135,9 @@ class ReferenceWeights:
         config.num_hidden_layers, config.vocab_size = 1, SMALL_VOCABULARY
         if getattr(config, "layer_types", None):
             config.layer_types = [config.layer_types[int(number)]]
+        for field in DENSE_LAYERS:
+            if isinstance(getattr(config, field, None), int):
+                setattr(config, field, max(0, getattr(config, field) - int(number)))
         state = {
             f"{layers}.0{name.removeprefix(path)}": self._read(source)
             for name, source in self._names.items()
@@ -152,8 +162,9 @@ def _names_in_file(arch: Architecture, checkpoint: Checkpoint) -> dict[str, str]
             # Transformers reads the file's tensor of this name, if there is one.
             names.setdefault(other, other if other in checkpoint.tensors else names[name])
     if isinstance(arch, TransformersArchitecture):
-        names |= {reference: names[skynet] for reference, skynet in arch.module_names().items()}
-    return names
+        return names | {module: names[skynet] for module, skynet in arch.module_names().items()}
+    renamed = renaming(arch.model_type)
+    return {renamed(name): source for name, source in names.items()}
 
 
 def _paths_by_module(model: Any) -> dict[int, list[str]]:
