@@ -13,7 +13,7 @@ from skynet.layers.activation import ACTIVATIONS
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.convolution import CausalConvolution
-from skynet.layers.delta_rule import delta_chunks, delta_steps
+from skynet.layers.delta_rule import DeltaTokens, delta_rule
 from skynet.layers.norm import AllReduce, RMSNorm
 from skynet.layers.recurrent import RecurrentState
 from skynet.layers.slot_state import SlotState
@@ -40,7 +40,8 @@ class GatedDeltaMixer:
         self._in = load.linear(*CHANNELS, "delta_z", layer=layer)
         self._out = load.linear("delta_o", layer=layer, bias=False)
         self._activation = ACTIVATIONS[load.arch.activation]
-        parts = [self._heads, self._norm, self._in, self._out]
+        parts = (self._heads, self._norm, self._in, self._out)
+        self.nbytes = sum(part.nbytes for part in parts)
         # A shard may have no heads.
         self._conv: CausalConvolution | None = None
         self.states: tuple[SlotState, ...] = ()
@@ -50,8 +51,7 @@ class GatedDeltaMixer:
             kept = mixer.kept(load.count, load.arch.head_dim)
             self._state = RecurrentState(kv, kept.state, load.device)
             self.states = (self._state,)
-            parts.append(self._conv)
-        self.nbytes = sum(part.nbytes for part in parts)
+            self.nbytes += self._conv.nbytes
 
     def __call__(
         self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
@@ -92,10 +92,11 @@ class DeltaHeads:
         # A shard may have a part of the value heads that a key head serves.
         numbers = [head // group - keys.start for head in range(values.start, values.stop)]
         self._key_heads = torch.tensor(numbers, device=load.device)
-        self._gates = torch.cat([load.float32.cut(role, layer) for role in GATES])
+        self._beta, self._decay = (load.float32.cut(role, layer) for role in GATES)
         self._rate = load.float32.cut("delta_rate", layer).exp()
         self._time_bias = load.float32.cut("delta_time_bias", layer)
-        self.nbytes = sum(part.nbytes for part in (self._gates, self._rate, self._time_bias))
+        parts = (self._beta, self._decay, self._rate, self._time_bias)
+        self.nbytes = sum(part.nbytes for part in parts)
 
     def __call__(
         self, mixed: torch.Tensor, x: torch.Tensor, rows: Sequence[Row], state: torch.Tensor
@@ -110,37 +111,13 @@ class DeltaHeads:
         q, k = (self._normed(each) for each in (q, k))
         q = q * self._mixer.key_dim**-0.5
         v = v.unflatten(-1, (-1, self._mixer.value_dim))
-        beta, decay = F.linear(x.float(), self._gates).chunk(2, dim=-1)
-        beta = beta.sigmoid() * self._mixer.beta_scale
-        log_decay = -self._rate * F.softplus(decay + self._time_bias)
-        return delta_rule((q, k, v, log_decay, beta), rows, state)
+        x = x.float()
+        beta = F.linear(x, self._beta).sigmoid_().mul_(self._mixer.beta_scale)
+        log_decay = -self._rate * F.softplus(F.linear(x, self._decay) + self._time_bias)
+        return delta_rule(DeltaTokens(q, k, v, log_decay, beta), rows, state)
 
     def _normed(self, x: torch.Tensor) -> torch.Tensor:
         """Queries or keys of length 1, (tokens, value heads, key_dim): those that serve each."""
         x = x.unflatten(-1, (-1, self._mixer.key_dim))
         x = x * (x.square().sum(-1, keepdim=True) + EPS).rsqrt_()
         return x[:, self._key_heads]
-
-
-def delta_rule(
-    tokens: tuple[torch.Tensor, ...], rows: Sequence[Row], state: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """All rows' outputs and next states: rows of one token in one step, others in chunks.
-
-    tokens: q, k, v, log_decay and beta of all rows' tokens; see `delta_steps`.
-    """
-    counts = [len(row.tokens) for row in rows]
-    if len(tokens[0]) == len(rows):
-        return delta_steps(*tokens, state), state
-    out = torch.empty_like(tokens[2])
-    starts = [sum(counts[:index]) for index in range(len(counts))]
-    single = [index for index, count in enumerate(counts) if count == 1]
-    if single:
-        at, states = [starts[index] for index in single], state[single]
-        out[at] = delta_steps(*(each[at] for each in tokens), states)
-        state[single] = states
-    for index, (start, count) in enumerate(zip(starts, counts, strict=True)):
-        if count > 1:
-            part = slice(start, start + count)
-            out[part], state[index] = delta_chunks(*(each[part] for each in tokens), state[index])
-    return out, state

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skynet.layers.delta_rule import CHUNK, delta_chunks, delta_steps
-from skynet.layers.gated_delta import delta_rule
+from skynet.layers.delta_rule import CHUNK, DeltaTokens, delta_chunks, delta_rule, delta_steps
 from skynet.wire.step import Row
-
-Tokens = tuple[torch.Tensor, ...]  # q, k, v, log_decay, beta
 
 
 def random_tokens(
     seed: int, count: int, heads: int, dims: tuple[int, int], beta_scale: float, decay: float
-) -> Tokens:
+) -> DeltaTokens:
     """Keys and queries of length 1, in float64."""
     made = torch.Generator().manual_seed(seed)
 
@@ -24,10 +24,11 @@ def random_tokens(
         return torch.randn(count, heads, *shape, generator=made, dtype=torch.float64)
 
     q, k = (torch.nn.functional.normalize(randn(dims[0]), dim=-1) for _ in "qk")
-    return q, k, randn(dims[1]), -decay * randn().abs(), randn().sigmoid() * beta_scale
+    decays, betas = -decay * randn().abs(), randn().sigmoid() * beta_scale
+    return DeltaTokens(q, k, randn(dims[1]), decays, betas)
 
 
-def by_formula(tokens: Tokens, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def by_formula(tokens: DeltaTokens, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """S = decay (I - beta k k^T) S + beta k v^T and S^T q, a token and a head at a time."""
     q, k, v, log_decay, beta = tokens
     state, outputs = state.clone(), torch.empty_like(v)
@@ -54,16 +55,16 @@ CASES = st.fixed_dictionaries(
 
 @settings(max_examples=40, deadline=None)
 @given(CASES, st.integers(2, 2 * CHUNK + 3))
-def test_chunks_and_steps_are_the_formula(case: dict, count: int) -> None:  # type: ignore[type-arg]
+def test_chunks_and_steps_are_the_formula(case: dict[str, Any], count: int) -> None:
     # Given tokens and a state before them
     tokens = random_tokens(count=count, **case)
     state = torch.randn(case["heads"], *case["dims"], dtype=torch.float64)
     expected, after = by_formula(tokens, state)
     # When they are computed at once, and one by one
-    outputs, last = delta_chunks(*tokens, state)
+    outputs, last = delta_chunks(tokens, state)
     stepped, one_by_one = state[None].clone(), []
     for token in range(count):
-        one_by_one.append(delta_steps(*(each[token, None] for each in tokens), stepped))
+        one_by_one.append(delta_steps(tokens.at([token]), stepped))
     # Then both are the formula
     torch.testing.assert_close(outputs, expected, atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(last, after, atol=1e-9, rtol=1e-9)
@@ -73,12 +74,13 @@ def test_chunks_and_steps_are_the_formula(case: dict, count: int) -> None:  # ty
 
 @settings(max_examples=40, deadline=None)
 @given(CASES, st.lists(st.integers(1, 6), min_size=1, max_size=5))
-def test_rows_of_a_step_do_not_see_each_other(case: dict, counts: list[int]) -> None:  # type: ignore[type-arg]
+def test_rows_of_a_step_do_not_see_each_other(case: dict[str, Any], counts: list[int]) -> None:
     # Given rows of one token and of several, each with a state
     tokens = random_tokens(count=sum(counts), **case)
     states = torch.randn(len(counts), case["heads"], *case["dims"], dtype=torch.float64)
     rows = [Row(slot, 3, (0,) * count, 99) for slot, count in enumerate(counts)]
-    parts = list(zip(*(each.split(counts) for each in tokens), strict=True))
+    ends = list(accumulate(counts))
+    parts = [tokens.at(slice(end - count, end)) for end, count in zip(ends, counts, strict=True)]
     expected = [by_formula(part, state) for part, state in zip(parts, states, strict=True)]
     # When they are one step
     outputs, after = delta_rule(tokens, rows, states.clone())
@@ -94,7 +96,7 @@ def test_float32_is_exact_over_long_rows(count: int) -> None:
     state = torch.zeros(2, 16, 16, dtype=torch.float64)
     expected, after = by_formula(tokens, state)
     # When it is computed in float32
-    outputs, last = delta_chunks(*(each.float() for each in tokens), state.float())
+    outputs, last = delta_chunks(DeltaTokens._make(each.float() for each in tokens), state.float())
     # Then the error is float32's rounding
     torch.testing.assert_close(outputs.double(), expected, atol=2e-5, rtol=0)
     torch.testing.assert_close(last.double(), after, atol=2e-5, rtol=0)
