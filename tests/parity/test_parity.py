@@ -29,6 +29,7 @@ KINDS = ["llama", "gpt_neox", "olmo2", "gemma2", "mixtral"]
 MORE_SHAPES = [(1, 1, LAYER), (2, 2, STAGE), (2, 3, LAYER)]
 # Rounding may choose another expert, which is far from close: where all are chosen it cannot.
 ALL_EXPERTS = {
+    "dbrx": {"moe_top_k": 5},
     "gpt_oss": {"num_experts_per_tok": 5},
     "granitemoe": {"num_experts_per_tok": 5},
     "granitemoeshared": {"num_experts_per_tok": 5},
@@ -162,6 +163,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "dbrx-shares": ("dbrx", {"moe_normalize_expert_weights": None, "kv_n_heads": 1}),
     "gpt_bigcode-heads": ("gpt_bigcode", {"multi_query": False, "tie_word_embeddings": True}),
     "gpt_neo-global": (
         "gpt_neo",

@@ -26,8 +26,8 @@ from skynet.wire.step import LogitsRequest, Row, Step
 LIBRARIES = available()
 CPU, TOKENS, LENGTHS = torch.device("cpu"), 96, (1, 37, 64, 90)
 # Families with blocks that only PyTorch computes, of attention and of the MLP.
-NO_ATTENTION = {"bloom", "gpt_oss", "mpt", "olmo2"}
-NO_MLP = {"gpt_oss", "granitemoe", "granitemoeshared", "mixtral", "qwen3_moe"}
+NO_ATTENTION = {"bloom", "dbrx", "gpt_oss", "mpt", "olmo2"}
+NO_MLP = {"dbrx", "gpt_oss", "granitemoe", "granitemoeshared", "mixtral", "qwen3_moe"}
 
 
 @pytest.fixture(params=LIBRARIES or [pytest.param("none", marks=pytest.mark.skip("none built"))])
