@@ -75,6 +75,7 @@ class Weight:
     others: tuple[str, ...] = ()  # other names that a tied tensor may have in a file
     optional: bool = False  # a file may lack it: see `Architecture.lacking`
     packed: Packed | None = None  # a file may have the weights of all experts in one tensor
+    sizes: tuple[int, ...] = ()  # (out, in) of a matrix that no unit counts
 
     @property
     def per_layer(self) -> bool:
@@ -168,8 +169,14 @@ class Architecture:
     head_activation: str = "gelu"  # after `head_dense`, before the product with the vocabulary
     labels: tuple[str, ...] = ()  # of a classifier
     label_activation: str = "tanh"  # after `label_dense`
-    label_pooling: Literal["cls", "mean"] = "cls"  # of the classifier
+    label_pooling: Literal["cls", "mean", "last"] = "cls"  # of the classifier
     label_score: Literal["softmax", "sigmoid", "none"] = "softmax"
+    label_padding: int | None = None  # a token that is never the last one of a text
+    # What makes a score for a pair of texts of the one label: an activation's name in
+    # sentence-transformers, "Sigmoid" or "Identity"; others are not supported.
+    pair_score: str = "Sigmoid"
+    headless: bool = False  # a decoder without a vocabulary head: nothing is generated
+    dense: tuple[str, ...] = ()  # the activation of each product after an embedding's pooling
     relative: Relative | None = None
     disentangled: Disentangled | None = None
     sinusoids: Sinusoids | None = None  # the positions, if the file has no table of them
@@ -266,12 +273,19 @@ class Architecture:
     @property
     def has_head(self) -> bool:
         """Whether the model has a vocabulary head."""
+        if self.headless:
+            return False
         return not self.bidirectional or self.weight("head_dense") is not None
+
+    @property
+    def dense_roles(self) -> tuple[str, ...]:
+        """The weights of the products after an embedding's pooling, in their order."""
+        return tuple(f"dense_{number}" for number in range(len(self.dense)))
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that the weights support; other files of the checkpoint may limit them."""
-        if not self.bidirectional:
+        if self.has_head and not self.bidirectional:
             return ("generate",)
         supported = {"fill-mask": self.has_head, "classify": bool(self.labels)}
         return ("embed", *(task for task, is_supported in supported.items() if is_supported))
@@ -386,6 +400,8 @@ class Architecture:
 
     def inputs(self, weight: Weight) -> int | None:
         """The inputs of a weight that is not cut along them; None for a vector."""
+        if weight.sizes:
+            return weight.sizes[1]
         if weight.inner is not None:
             return prod(weight.inner) if weight.inner else None
         if weight.role in ("embed", "head", "project_in"):
@@ -404,7 +420,7 @@ class Architecture:
         """The outputs of a weight that is not cut along its inputs; the length of a vector."""
         if weight.role == "project_out":
             return self.embed_size or self.hidden_size
-        return self.size(weight.unit)
+        return weight.sizes[0] if weight.sizes else self.size(weight.unit)
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
         """The shape of the logical weight, uncut: `(out, in)`, or `(size,)` for a vector."""
@@ -424,4 +440,4 @@ class Architecture:
 
     def bias_size(self, weight: Weight) -> int:
         """The size of the bias: whole for a row-parallel product, where it follows the sum."""
-        return self.hidden_size if weight.cut == "row" else self.size(weight.unit)
+        return self.hidden_size if weight.cut == "row" else self.outputs(weight)

@@ -15,6 +15,7 @@ from skynet.wire.blocks import BlockFormat
 Config = Mapping[str, Any]
 MAX_SIZE, MAX_LAYERS = 2**28, 10_000  # far above any model's
 ABSENT = "skynet_absent"  # in a settled config: the optional tensors that the file lacks
+MODULES = "skynet_modules"  # of sentence-transformers: see `skynet.models.text_heads`
 QUANTISED = "skynet_quantised"  # in a staged config: the formats of quantised tensors, by name
 
 ACTIVATIONS = {

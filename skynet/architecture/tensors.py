@@ -51,7 +51,7 @@ def _at(stack: Architecture, layer: int | None) -> Architecture:
 
 def _weights_in_order(arch: Architecture) -> Iterator[tuple[Weight, int | None]]:
     last = {"final_norm", "head", "head_dense", "head_dense_norm", "head_bias"}
-    last |= {"label_dense", "label_norm", "label_out"}
+    last |= {"label_dense", "label_norm", "label_out", *arch.dense_roles}
     for weight in arch.weights:
         if not weight.per_layer and weight.role not in last:
             yield weight, None
@@ -120,6 +120,14 @@ def absent_tensors(arch: Architecture, available: Iterable[str], same: Same) -> 
             if name is None or (other is not None and (name == other or same(name, other))):
                 absent.append(weight.tensor())
     return absent
+
+
+def lacks_head(arch: Architecture, available: Iterable[str]) -> bool:
+    """Whether the file has no tensor of a head that nothing replaces."""
+    head = arch.weight("head")
+    if head is None or head.optional:
+        return False
+    return _in_file(arch, head, _current_names(available)) is None
 
 
 def _substitute(arch: Architecture, role: str) -> Weight | None:

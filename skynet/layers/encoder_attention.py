@@ -96,7 +96,11 @@ def attend_text_batches(
     scale: float,
     distances: Distances | None = None,
 ) -> torch.Tensor:
-    """Queries, keys and values (tokens, heads, head_dim) to (tokens, heads x head_dim)."""
+    """Queries (tokens, heads, head_dim), keys and values of as many heads or fewer, to (tokens,
+    heads x head_dim)."""
+    group = queries.shape[1] // keys.shape[1]
+    if group > 1:  # texts are short, and their keys and values are not kept
+        keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
     out = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
     for batch in batches:
         part = slice(batch.tokens.start, batch.tokens.stop)

@@ -215,7 +215,7 @@ class ShardModel:
     def _embed(self, context: StepContext, all_reduce: AllReduce) -> torch.Tensor:
         if self._embedding is None:
             raise StepFailed("this stage has no embedding")
-        return self._embedding(context.ids, context.positions, all_reduce)
+        return self._embedding(context.ids, context.positions, all_reduce, context.types)
 
     def _candidates(self, step: Step, x: torch.Tensor, finite: FiniteCheck) -> list[Candidates]:
         tokens, logits_requests = _logits_requests(step.rows)
@@ -257,7 +257,7 @@ def _logits_requests(rows: Sequence[Row]) -> tuple[list[int], list[LogitsRequest
         task = row.text_task
         if task is not None and not task.is_vector:
             tokens += [last + 1 + position for position in task.positions]
-            logits_requests += [LogitsRequest(task.top)] * len(task.positions)
+            logits_requests += [task.logits_request] * len(task.positions)
         last += len(row.tokens)
         if row.logits_request is not None:
             tokens.append(last)

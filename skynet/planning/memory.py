@@ -58,7 +58,7 @@ def shard_weight_bytes(
     if arch.encoder is not None and arch.encoder_layers in layers:
         total += _roles_bytes(arch.encoder, plan, part.encoder or part, "final_norm")
     if stage == len(plan.stages) - 1:
-        total += _roles_bytes(arch, plan, part, *LAST_ROLES)
+        total += _roles_bytes(arch, plan, part, *LAST_ROLES, *arch.dense_roles)
         if arch.has_head:
             head = arch.weight("embed" if arch.tied else "head")
             total += _role_bytes(arch, plan, part, head, product=True) if head else 0
@@ -179,6 +179,8 @@ def _role_bytes(
         return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)
     if weight.cut == "replicated":
         shape = arch.shape(weight)
+        if weight.float32 or weight.sizes:  # after pooling, in float32
+            return (prod(shape) + (shape[0] if weight.bias else 0)) * NORM_BYTES
         if len(shape) == 1 or weight.role in FLOAT32_TABLES:
             return prod(shape) * NORM_BYTES * (2 if weight.bias else 1)
         return prod(shape) * size + (shape[0] * bias_size if weight.bias else 0)

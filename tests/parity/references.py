@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,16 +61,20 @@ class Encoder:
     checkpoint: Checkpoint
     model: Any
 
-    def outputs(self, text: list[int]) -> Any:
-        """The model's outputs for a text alone."""
+    def outputs(self, text: list[int], types: Sequence[int] = ()) -> Any:
+        """The model's outputs for a text alone; types: of its tokens, if it is a pair of texts."""
         with torch.no_grad():
-            return self.model(torch.tensor([text]))
+            return self.model(torch.tensor([text]), **_types(types))
 
-    def hidden_states(self, text: list[int]) -> np.ndarray:
+    def hidden_states(self, text: list[int], types: Sequence[int] = ()) -> np.ndarray:
         """(tokens, hidden) after the last layer and its norm, whatever the head."""
         with torch.no_grad():
-            states = self.model.base_model(torch.tensor([text])).last_hidden_state[0]
-        return np.asarray(states)
+            outputs = self.model.base_model(torch.tensor([text]), **_types(types))
+        return np.asarray(outputs.last_hidden_state[0])
+
+
+def _types(types: Sequence[int]) -> dict[str, torch.Tensor]:
+    return {"token_type_ids": torch.tensor([types])} if types else {}
 
 
 def save_random_encoder(family: str, head: str, fields: dict[str, Any], directory: Path) -> Encoder:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_parity import LAYER, STAGE, check
 
 from skynet.architecture.tensors import staged_tensors
+from skynet.check import check_model
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.models.language_model import language_config, language_tensors
 from skynet.models.registry import load_architecture
@@ -101,6 +102,8 @@ def test_the_language_model_answers_as_the_whole_model(model_type: str, tmp_path
     assert opened.is_inside
     assert not [name for name in opened.tensors if "visi" in name or "project" in name[:20]]
     assert staged_tensors(load_architecture(opened.config)) == staged_tensors(checkpoint.arch)
+    # And a check of the directory finds every layer equal
+    assert check_model(str(tmp_path), 2, 2).equal
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ SHAPES = [
 ]
 # Where a span may end depends on a layer's kind, which these families have one each of: two sums,
 # one sum, norms after sums, norms on both sides, experts. A family of another kind belongs here.
-KINDS = ["llama", "gpt_neox", "olmo2", "gemma2", "mixtral"]
+KINDS = ["llama", "gpt_neox", "olmo2", "gemma2", "mixtral", "lfm2"]
 MORE_SHAPES = [(1, 1, LAYER), (2, 2, STAGE), (2, 3, LAYER)]
 # Rounding may choose another expert, which is far from close: where all are chosen it cannot.
 ALL_EXPERTS = {
