@@ -101,6 +101,18 @@ def _gpt_neo(num_hidden_layers: int = 4, **fields: Any) -> Any:
     )
 
 
+def _dbrx(num_hidden_layers: int = 4, **fields: Any) -> Any:
+    """Its sizes of attention and experts are fields of configs inside."""
+    attention = {name: fields.pop(name) for name in ("clip_qkv", "kv_n_heads") if name in fields}
+    mlp = {name: fields.pop(name) for name in [*fields] if name.startswith(("ffn_", "moe_"))}
+    return transformers.DbrxConfig(
+        n_layers=num_hidden_layers,
+        attn_config=attention | {"rope_theta": 10_000.0},
+        ffn_config=mlp,
+        **fields | {"tie_word_embeddings": False},
+    )
+
+
 def _mpt(**fields: Any) -> Any:
     """`clip_qkv` and `softmax_scale` are fields of another config inside."""
     inner = {name: fields.pop(name) for name in ("clip_qkv", "softmax_scale") if name in fields}
@@ -167,6 +179,21 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "sliding_window": 6,
             "layer_types": ["sliding_attention", "full_attention"] * 2,
             "tie_word_embeddings": False,
+        },
+    ),
+    "dbrx": (
+        _dbrx,
+        {
+            "vocab_size": 131,
+            "d_model": 48,
+            "n_heads": 6,
+            "max_seq_len": 128,
+            "kv_n_heads": 3,
+            "clip_qkv": 2.0,
+            "ffn_hidden_size": 35,
+            "moe_num_experts": 5,
+            "moe_top_k": 2,
+            "initializer_range": 0.3,
         },
     ),
     "exaone": (transformers.ExaoneConfig, LLAMA),
@@ -425,7 +452,7 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 # Heads with biases, which no embedding has, or that Transformers does not tie.
-NEVER_TIED = ("codegen", "gptj", "phi", "nemotron_h")
+NEVER_TIED = ("codegen", "dbrx", "gptj", "phi", "nemotron_h")
 
 
 def tiny_config(family: str, **fields: Any) -> Any:

@@ -79,6 +79,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "codegen": {"rotary_dim": [2, 4, 8]},
     "cohere": {**BIAS, **ROPES, "use_qk_norm": [False, True]},
     "cohere2": {**BIAS, **PATTERN},
+    "dbrx": {"clip_qkv": [1.0, 8.0], "moe_top_k": [1, 2], "moe_num_experts": [2, 5]},
     "exaone": {**BIAS, **ROPES, "mlp_bias": [False, True]},
     "deepseek_v2": {**LATENT, "topk_method": ["greedy", "group_limited_greedy"]},
     "deepseek_v3": {**LATENT, **INTERLEAVED, "norm_topk_prob": [False, True]},
@@ -217,6 +218,9 @@ def models(draw: st.DrawFn) -> tuple[str, dict[str, Any], int, int]:
     fields: dict[str, Any] = {"initializer_range": 0.2, "vocab_size": draw(st.integers(31, 90))}
     if family in ("codegen", "gpt2", "gpt_bigcode", "gptj"):
         fields |= {"n_embd": hidden, "n_layer": layers, "n_head": heads, "n_inner": columns}
+    elif family == "dbrx":
+        fields |= {"d_model": hidden, "num_hidden_layers": layers, "n_heads": heads}
+        fields |= {"kv_n_heads": kv_heads, "ffn_hidden_size": columns}
     elif family == "mpt":
         fields |= {"d_model": hidden, "n_layers": layers, "n_heads": heads}
     elif family == "bloom":

@@ -33,6 +33,7 @@ ALL_EXPERTS = {
     "deepseek_v3": {"num_experts_per_tok": 6, "topk_group": 3},
     "glm4_moe_lite": {"num_experts_per_tok": 6},
     "mistral4": {"num_experts_per_tok": 6, "topk_group": 3},
+    "dbrx": {"moe_top_k": 5},
     "gpt_oss": {"num_experts_per_tok": 5},
     "granitemoe": {"num_experts_per_tok": 5},
     "granitemoeshared": {"num_experts_per_tok": 5},
@@ -229,6 +230,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "dbrx-shares": ("dbrx", {"moe_normalize_expert_weights": None, "kv_n_heads": 1}),
     "gpt_bigcode-heads": ("gpt_bigcode", {"multi_query": False, "tie_word_embeddings": True}),
     "gpt_neo-global": (
         "gpt_neo",

@@ -30,6 +30,7 @@ CPU, TOKENS, LENGTHS = torch.device("cpu"), 96, (1, 37, 64, 90)
 # Families whose attention only PyTorch computes.
 NO_ATTENTION = {
     "bloom",
+    "dbrx",
     "gemma4_text",
     "gemma4_unified_text",
     "gpt_oss",
