@@ -150,6 +150,22 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         GRANITE_MOE | {"shared_intermediate_size": 41},
     ),
     "llama": (transformers.LlamaConfig, LLAMA),
+    "llama4_text": (
+        transformers.Llama4TextConfig,
+        LLAMA
+        | {
+            "head_dim": 12,
+            "intermediate_size": 35,
+            "intermediate_size_mlp": 83,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_layers": [1, 2, 3],
+            "no_rope_layer_interval": 3,
+            "attention_chunk_size": 7,
+            "floor_scale": 5,
+            "attn_scale": 0.3,
+        },
+    ),
     "mistral": (transformers.MistralConfig, LLAMA | {"sliding_window": 64}),
     "lfm2": (
         transformers.Lfm2Config,

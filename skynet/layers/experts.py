@@ -21,6 +21,7 @@ class Experts:
         arch = load.arch
         self._combine = combination(arch)
         self._router = TopRouter(load, layer)
+        self._weighs_inputs = arch.router.of_inputs
         self._in: list[Linear] = []
         self._out: list[Linear] = []
         for expert in range(arch.num_experts):
@@ -42,17 +43,23 @@ class Experts:
             total = (self._out_bias[chosen] * weights[..., None]).sum(1)
         if len(x) == 1:
             for weight, expert in zip(weights[0], chosen[0].tolist(), strict=True):
-                total += self._expert(expert, x).float() * weight
+                total += self._expert(expert, x, weight)
             return total.to(x.dtype)
         for expert in chosen.unique().tolist():
             tokens, places = (chosen == expert).nonzero(as_tuple=True)
-            output = self._expert(expert, x[tokens]).float()
-            total.index_add_(0, tokens, output * weights[tokens, places, None])
+            output = self._expert(expert, x[tokens], weights[tokens, places, None])
+            total.index_add_(0, tokens, output)
         return total.to(x.dtype)
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """See `Module.emit`: the kernels choose no experts."""
         return False
 
-    def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
+    def _expert(self, expert: int, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """One expert's part of the sum, float32; `weights` (float32) broadcasts to `x`."""
+        if self._weighs_inputs:
+            return self._mlp(expert, (x * weights).to(x.dtype)).float()
+        return self._mlp(expert, x).float() * weights
+
+    def _mlp(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         return self._out[expert](self._combine(self._in[expert](x)))

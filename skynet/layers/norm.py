@@ -102,6 +102,12 @@ def load_norm(
 def load_head_norm(load: Loader, layer: int) -> Norm:
     """The norm of a shard's query and key heads in one call, float32: a row of weights per head."""
     roles = ("q_norm", "k_norm")
+    if not load.has("q_norm"):  # without weights
+        heads = load.part.heads.size + load.part.kv_heads.size
+        ones = torch.ones(heads, load.arch.head_dim, device=load.device)
+        norm = RMSNorm(ones, load.arch.norm_eps, torch.float32)
+        norm.nbytes = 0
+        return norm
     weight = torch.cat([load.float32.head_vectors(role, "weight", layer) for role in roles])
     bias = None
     if load.has_bias("q_norm"):

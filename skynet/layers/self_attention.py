@@ -7,6 +7,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from skynet.architecture.positions import Temperature
+from skynet.architecture.window import Chunk, Window
 from skynet.kernels.steps import MIXED, WIDE, HeadLayout, Program
 from skynet.layers.attention import Kernel, attend, capped_attention, store
 from skynet.layers.cache import KVCache, KVLayout
@@ -24,7 +26,7 @@ class Attention:
     def __init__(self, load: Loader, kv: KVLayout, layer: int) -> None:
         arch, part = load.arch, load.part
         self._window = arch.windows[layer]
-        self.windows: tuple[int | None, ...] = (self._window,)
+        self.windows: tuple[Window, ...] = (self._window,)
         self._scale, self._head_dim = arch.attention_scale, arch.head_dim
         self._heads, self._kv_heads = part.heads.size, part.kv_heads.size
         self._qkv = load.linear("q", "k", "v", layer=layer)
@@ -38,6 +40,7 @@ class Attention:
         self._rope = None if rope is None else arch.rope_kinds.index(rope)
         self._rotary_dims = None if rope is None or rope.dims == arch.head_dim else rope.dims
         self._changes_heads = rope is not None or arch.qk_norm is not None
+        self._temperature = arch.temperature
         self._biased = bool(arch.alibi or arch.relative)
         self._cap = arch.attention_cap
         self._kernel: Kernel = F.scaled_dot_product_attention
@@ -70,14 +73,17 @@ class Attention:
         store(self._cache, qkv[:, self._heads :], context)
         calls = context.attends[self._window]
         queries = qkv[:, : self._heads]
+        if self._temperature is not None:
+            queries = queries * _factors(self._temperature, context.positions).to(queries.dtype)
         return self._out(
             attend(queries, self._cache, calls, self._scale, self._kernel, self._sinks)
         )
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """Add the operations from `source`, normed, to the partial; False: not supported."""
-        is_plain = not self._biased and self._all_heads_norm is None and self._sinks is None
-        if self._cache is None or not is_plain:
+        others = (self._all_heads_norm, self._sinks, self._temperature)
+        is_plain = not self._biased and all(other is None for other in others)
+        if self._cache is None or not is_plain or isinstance(self._window, Chunk):
             return False
         norm = None if self._head_norm is None else self._head_norm.weights
         layout = HeadLayout(
@@ -110,3 +116,9 @@ class Attention:
             rotate(rotated, context.ropes[self._rope])
         if full is not heads:
             heads.copy_(full)
+
+
+def _factors(temperature: Temperature, positions: torch.Tensor) -> torch.Tensor:
+    """(tokens, 1, 1) float32 for queries at `positions` (tokens,)."""
+    steps = torch.floor((positions.float() + 1) / temperature.interval)
+    return (torch.log1p(steps) * temperature.scale + 1)[:, None, None]

@@ -132,6 +132,8 @@ def _expert_products(
     axis: of the columns. The first shard's has the biases that follow the products.
     """
     parameters = experts._parameters
+    # A module that is given no choice computes every expert, one after the other.
+    of_all = len(inputs[0]) + len(inputs[1]) == 1
     whole, bias = parameters["down_proj"], parameters.get("down_proj_bias")
     partials = []
     for number, cut in enumerate(cuts):
@@ -142,7 +144,10 @@ def _expert_products(
         if bias is not None and number:
             parameters["down_proj_bias"] = parameter(torch.zeros_like(bias))
         output = experts(*inputs[0], **inputs[1])
-        partials.append(output.reshape(-1, output.shape[-1]))
+        output = output.reshape(-1, output.shape[-1])
+        if of_all:
+            output = output.unflatten(0, (len(masked), -1)).sum(0)
+        partials.append(output)
     parameters["down_proj"] = whole
     if bias is not None:
         parameters["down_proj_bias"] = bias

@@ -31,6 +31,7 @@ ALL_EXPERTS = {
     "gpt_oss": {"num_experts_per_tok": 5},
     "granitemoe": {"num_experts_per_tok": 5},
     "granitemoeshared": {"num_experts_per_tok": 5},
+    "llama4_text": {"num_experts_per_tok": 5},
     "mixtral": {"num_experts_per_tok": 5},
     "qwen3_moe": {"num_experts_per_tok": 7},
 }
