@@ -58,6 +58,10 @@ GRANITE_MOE: dict[str, Any] = LLAMA | {
 
 # The family's name -> its configuration class and the fields that make it tiny.
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "aria_text": (
+        transformers.AriaTextConfig,
+        LLAMA | {"intermediate_size": 35, "moe_num_experts": 5},
+    ),
     "bloom": (
         transformers.BloomConfig,
         WIDE | {"n_layer": 4, "n_head": 6, "seq_length": 128, "tie_word_embeddings": False},

@@ -74,7 +74,7 @@ def build(checkpoint: Checkpoint, kind: ReferenceModel, dtype: torch.dtype) -> t
         with quiet(), init_empty_weights(include_buffers=False):
             config = transformers.AutoConfig.from_pretrained(str(checkpoint.path))
             # Not the grouped kernel, which requires sizes that are multiples of 8.
-            experts = hasattr(config, "num_experts_per_tok")
+            experts = any(hasattr(config, name) for name in ("num_experts_per_tok", "moe_topk"))
             eager = {"experts_implementation": "eager"} if experts else {}
             auto_class = getattr(transformers, kind.auto_class)
             model = auto_class.from_config(config, dtype=dtype, **eager)

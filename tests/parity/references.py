@@ -48,7 +48,8 @@ def save_random_model(
     torch.manual_seed(len(family))
     config = tiny_config(family, **fields)
     # Not grouped: that kernel takes no uneven sizes.
-    eager = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}
+    has_experts = any(hasattr(config, name) for name in ("num_experts_per_tok", "moe_topk"))
+    eager = {"experts_implementation": "eager"} if has_experts else {}
     model = transformers.AutoModelForCausalLM.from_config(config, **eager)
     return _saved(model, directory), Checkpoint(directory)
 

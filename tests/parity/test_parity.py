@@ -28,6 +28,7 @@ SHAPES = [
 ]
 # Rounding may choose another expert, which is far from close: where all are chosen it cannot.
 ALL_EXPERTS = {
+    "aria_text": {"moe_topk": 5},
     "gpt_oss": {"num_experts_per_tok": 5},
     "granitemoe": {"num_experts_per_tok": 5},
     "granitemoeshared": {"num_experts_per_tok": 5},
