@@ -40,8 +40,11 @@ WINDOWS_BY_LAYER = {"use_sliding_window": [True], "sliding_window": [3], "max_wi
 PATTERN = {"sliding_window": [2, 5], "layer_types": [None]}
 GEMMA2 = {**BIAS, **PATTERN, "query_pre_attn_scalar": [4, 30]}
 
+EXPERTS = {"num_local_experts": [2, 6], "num_experts_per_tok": [1, 2]}
+
 # What may vary besides the sizes, by family.
 OPTIONS: dict[str, dict[str, list[Any]]] = {
+    "aria_text": {**BIAS, **ROPES, "moe_num_experts": [2, 6], "mlp_bias": [False, True]},
     "bloom": {},
     "cohere": {**BIAS, **ROPES, "use_qk_norm": [False, True]},
     "cohere2": {**BIAS, **PATTERN},
@@ -55,9 +58,23 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "gemma3_text": {**GEMMA2, "final_logit_softcapping": [None, 9.0]},
     "gpt2": {"scale_attn_weights": [False, True]},
     "gpt_neox": {**BIAS, "use_parallel_residual": [False, True]},
+    "gpt_oss": {**BIAS, **EXPERTS, "sliding_window": [2, 5], "swiglu_limit": [0.5, 7.0]},
     "gptj": {"rotary_dim": [2, 4, 8]},
     "granite": {**BIAS, **ROPES, "residual_multiplier": [0.3, 1.0], "mlp_bias": [False, True]},
+    "granitemoe": {**BIAS, **ROPES, **EXPERTS},
+    "granitemoeshared": {**ROPES, **EXPERTS, "shared_intermediate_size": [0, 21]},
     "llama": {**BIAS, **ROPES, "mlp_bias": [False, True]},
+    "llama4_text": {
+        **ROPES,
+        **EXPERTS,
+        "attention_chunk_size": [3, None],
+        "attn_temperature_tuning": [False, True],
+        "floor_scale": [3],
+        "interleave_moe_layer_step": [1, 2],
+        "intermediate_size_mlp": [40],
+        "no_rope_layer_interval": [2, 3],
+        "use_qk_norm": [False, True],
+    },
     "mistral": {**WINDOW, **ROPES},
     "mixtral": {**WINDOW, "num_local_experts": [2, 6]},
     "olmo2": {**BIAS, **ROPES},
@@ -77,6 +94,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
 }
 ONE_KEY_A_QUERY = ("bloom", "gpt2", "gpt_neox", "gptj", "opt")
 OWN_HEAD_SIZE = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "qwen3")
+OWN_HEAD_SIZE += ("gpt_oss", "llama4_text")
 
 
 @st.composite
