@@ -158,6 +158,10 @@ MSCALE: dict[str, Any] = {
 
 # The family's name -> its configuration class and the fields that make it tiny.
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "aria_text": (
+        transformers.AriaTextConfig,
+        LLAMA | {"intermediate_size": 35, "moe_num_experts": 5},
+    ),
     "bloom": (
         transformers.BloomConfig,
         WIDE | {"n_layer": 4, "n_head": 6, "seq_length": 128, "tie_word_embeddings": False},
@@ -316,6 +320,22 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         GRANITE_MOE | {"shared_intermediate_size": 41},
     ),
     "llama": (transformers.LlamaConfig, LLAMA),
+    "llama4_text": (
+        transformers.Llama4TextConfig,
+        LLAMA
+        | {
+            "head_dim": 12,
+            "intermediate_size": 35,
+            "intermediate_size_mlp": 83,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_layers": [1, 2, 3],
+            "no_rope_layer_interval": 3,
+            "attention_chunk_size": 7,
+            "floor_scale": 5,
+            "attn_scale": 0.3,
+        },
+    ),
     "mistral": (transformers.MistralConfig, LLAMA | {"sliding_window": 64}),
     "lfm2": (
         transformers.Lfm2Config,

@@ -14,8 +14,16 @@ from typing import Literal, Self
 from skynet.architecture.gate import ClampedGate
 from skynet.architecture.mixers import SELF_ATTENTION, Mixer
 from skynet.architecture.packed import Packed
-from skynet.architecture.positions import Alibi, Disentangled, Relative, Rope, Sinusoids
+from skynet.architecture.positions import (
+    Alibi,
+    Disentangled,
+    Relative,
+    Rope,
+    Sinusoids,
+    Temperature,
+)
 from skynet.architecture.router import SOFTMAX, Router
+from skynet.architecture.window import Window
 from skynet.wire.blocks import BlockFormat
 
 Cut = Literal["column", "row", "vocab", "replicated"]
@@ -144,13 +152,13 @@ class Architecture:
     gated: bool
     ropes: tuple[Rope | None, ...]  # per layer
     learned_positions: bool
-    # Per layer: how many last positions a token sees; if `bidirectional`, how far in either
-    # direction. None: all.
-    windows: tuple[int | None, ...]
+    # Per layer: see `Window`. If `bidirectional`, how far a token sees in either direction.
+    windows: tuple[Window, ...]
     attention_scale: float
     weights: tuple[Weight, ...]
     prefixes: tuple[str, ...]  # of the base model's tensors: the canonical one, then others
-    # Norms of queries and keys: of each head, or of all heads of all shards together.
+    # Norms of queries and keys: of each head, or of all heads of all shards together. Without
+    # `q_norm` and `k_norm` they have no weights.
     qk_norm: Literal["head", "all"] | None = None
     norm_offset: float = 0.0  # added to the weights of RMS norms
     # Attention and MLP both take the layer's input, through one norm if there is no `mlp_norm`.
@@ -166,6 +174,7 @@ class Architecture:
     logit_cap: float | None = None  # logits become cap * tanh(logits / cap)
     attention_cap: float | None = None  # the same for attention scores
     qkv_clip: float | None = None  # queries, keys and values are clamped to [-clip, clip]
+    temperature: Temperature | None = None
     alibi: Alibi | None = None
     num_experts: int = 0
     experts_per_token: int = 0

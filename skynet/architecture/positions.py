@@ -71,3 +71,12 @@ class Sinusoids:
 
     divisor: int
     single: bool = False  # all in float32: large angles are inexact, as in training
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Queries grow with their position (Nakanishi, 2025, arXiv:2501.19399): they are multiplied by
+    1 + scale x log(1 + floor((position + 1) / interval))."""
+
+    interval: int
+    scale: float

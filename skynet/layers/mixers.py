@@ -14,6 +14,7 @@ from skynet.architecture.mixers import (
     SharedAttention,
     ShortConvolution,
 )
+from skynet.architecture.window import Window
 from skynet.layers.block import Module
 from skynet.layers.cache import KVLayout
 from skynet.layers.convolution import ShortConvolutionMixer
@@ -29,12 +30,15 @@ from skynet.layers.weights import Loader
 class MixerModule(Module, Protocol):
     """Mixes the tokens of each sequence, and keeps what later tokens need in its slot.
 
-    windows: those that it attends with.
     states: what it keeps.
     """
 
-    windows: tuple[int | None, ...]
     states: tuple[SlotState, ...]
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """Those that it attends with."""
+        ...
 
 
 # load: of the layer's kind; the layer's number; its mixer.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from skynet.architecture.mixers import SELF_ATTENTION, SelfAttention
+from skynet.architecture.positions import Temperature
+from skynet.architecture.window import Chunk, Window
 from skynet.kernels.steps import MIXED, WIDE, HeadLayout, Program
 from skynet.layers.attention import Attending, attend, kernel_of, kv_of_queries, store
 from skynet.layers.cache import KVCache, KVLayout
@@ -26,7 +28,7 @@ class Attention:
     ) -> None:
         arch, part = load.arch, load.part
         self._window = arch.windows[layer]
-        self.windows: tuple[int | None, ...] = (self._window,)
+        self.windows: tuple[Window, ...] = (self._window,)
         self._head_dim = arch.head_dim
         self._clip = arch.qkv_clip
         self._heads, self._kv_heads = part.heads.size, part.kv_heads.size
@@ -50,6 +52,7 @@ class Attention:
         # Keys are loaded with rotated pairs side by side, values are not.
         self._paired = 0 if rope is None or rope.adjacent else rope.dims
         self._changes_heads = rope is not None or arch.qk_norm is not None
+        self._temperature = arch.temperature
         self._biased = bool(arch.alibi or arch.relative)
         self._cap = arch.attention_cap
         sinks = load.float32.cut("sinks", layer).flatten() if load.has("sinks", layer) else None
@@ -89,7 +92,10 @@ class Attention:
             return self._out(attend_text_batches(q, k, v, batches, *how))
         store(self.cache, qkv[:, self._heads : kv_end], context)
         calls = context.attends[self._window]
-        mixed = attend(qkv[:, : self._heads], self.cache, calls, self._how)
+        queries = qkv[:, : self._heads]
+        if self._temperature is not None:
+            queries = queries * _factors(self._temperature, context.positions).to(queries.dtype)
+        mixed = attend(queries, self.cache, calls, self._how)
         if self._gated:
             mixed = mixed.mul_(qkv[:, kv_end:].flatten(1).sigmoid())
         return self._out(mixed)
@@ -101,12 +107,13 @@ class Attention:
             or self._gated
             or self._values_are_keys
             or self._clip is not None
+            or self._temperature is not None
             or self._all_heads_norm is not None
             or self._value_norm is not None
             or self._how.sinks is not None
             or self._how.kv_of_query is not None
         )
-        if self.cache is None or only_here:
+        if self.cache is None or only_here or isinstance(self._window, Chunk):
             return False
         norm = None if self._head_norm is None else self._head_norm.weights
         layout = HeadLayout(
@@ -139,3 +146,9 @@ class Attention:
             rotate(rotated, context.ropes[self._rope])
         if full is not heads:
             heads.copy_(full)
+
+
+def _factors(temperature: Temperature, positions: torch.Tensor) -> torch.Tensor:
+    """(tokens, 1, 1) float32 for queries at `positions` (tokens,)."""
+    steps = torch.floor((positions.float() + 1) / temperature.interval)
+    return (torch.log1p(steps) * temperature.scale + 1)[:, None, None]

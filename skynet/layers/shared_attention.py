@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from skynet.architecture.mixers import SharedAttention
+from skynet.architecture.window import Window
 from skynet.errors import StepFailed
 from skynet.kernels.steps import Program
 from skynet.layers.attention import Attending, attend, kernel_of, kv_of_queries
@@ -29,7 +30,7 @@ class QueriesOnly:
         arch = load.arch
         self.source, self.cache = mixer.source, None
         self._window = arch.windows[layer]
-        self.windows: tuple[int | None, ...] = (self._window,)
+        self.windows: tuple[Window, ...] = (self._window,)
         self._head_dim = arch.head_dim
         self._how = Attending(
             arch.attention_scale,

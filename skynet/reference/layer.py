@@ -175,6 +175,8 @@ def _expert_products(
     owner, name = found
     parameters = owner._parameters
     whole, bias = owner.get_parameter(name), parameters.get(f"{name}_bias")
+    # A module that is given no choice computes every expert, one after the other.
+    of_all = len(inputs[0]) + len(inputs[1]) == 1
     partials = []
     for number, cut in enumerate(cuts):
         masked = torch.zeros_like(whole)
@@ -184,7 +186,10 @@ def _expert_products(
         if bias is not None and number:
             parameters[f"{name}_bias"] = parameter(torch.zeros_like(bias))
         output = experts(*inputs[0], **inputs[1])
-        partials.append(output.reshape(-1, output.shape[-1]))
+        output = output.reshape(-1, output.shape[-1])
+        if of_all:
+            output = output.unflatten(0, (len(masked), -1)).sum(0)
+        partials.append(output)
     parameters[name] = whole
     if bias is not None:
         parameters[f"{name}_bias"] = bias

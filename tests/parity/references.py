@@ -49,7 +49,8 @@ def save_random_model(
     torch.manual_seed(len(family))
     config = tiny_config(family, **fields)
     # Not grouped: that kernel takes no uneven sizes.
-    has_experts = any(hasattr(config, name) for name in ("num_experts_per_tok", "top_k_experts"))
+    counts = ("num_experts_per_tok", "top_k_experts", "moe_topk")
+    has_experts = any(hasattr(config, name) for name in counts)
     eager = {"experts_implementation": "eager"} if has_experts else {}
     model = transformers.AutoModelForCausalLM.from_config(config, **eager)
     return _saved(model, directory), Checkpoint(directory)

@@ -73,8 +73,11 @@ DELTA = {
     "full_attention_interval": [1, 2, 3],
 }
 
+EXPERTS = {"num_local_experts": [2, 6], "num_experts_per_tok": [1, 2]}
+
 # What may vary besides the sizes, by family.
 OPTIONS: dict[str, dict[str, list[Any]]] = {
+    "aria_text": {**BIAS, **ROPES, "moe_num_experts": [2, 6], "mlp_bias": [False, True]},
     "bloom": {},
     "codegen": {"rotary_dim": [2, 4, 8]},
     "cohere": {**BIAS, **ROPES, "use_qk_norm": [False, True]},
@@ -113,6 +116,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "gpt_bigcode": {"multi_query": [False, True], "scale_attn_weights": [False, True]},
     "gpt_neo": {"window_size": [1, 3, 64]},
     "gpt_neox": {**BIAS, "use_parallel_residual": [False, True]},
+    "gpt_oss": {**BIAS, **EXPERTS, "sliding_window": [2, 5], "swiglu_limit": [0.5, 7.0]},
     "gptj": {"rotary_dim": [2, 4, 8]},
     "granite": {**BIAS, **ROPES, "residual_multiplier": [0.3, 1.0], "mlp_bias": [False, True]},
     "bamba": {**BIAS, **MAMBA, "mlp_bias": [False, True], "attn_layer_indices": [None, [0], [1]]},
@@ -157,7 +161,20 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "n_group": [1, 2],
         "routed_scaling_factor": [1.0, 2.5],
     },
+    "granitemoe": {**BIAS, **ROPES, **EXPERTS},
+    "granitemoeshared": {**ROPES, **EXPERTS, "shared_intermediate_size": [0, 21]},
     "llama": {**BIAS, **ROPES, "mlp_bias": [False, True]},
+    "llama4_text": {
+        **ROPES,
+        **EXPERTS,
+        "attention_chunk_size": [3, None],
+        "attn_temperature_tuning": [False, True],
+        "floor_scale": [3],
+        "interleave_moe_layer_step": [1, 2],
+        "intermediate_size_mlp": [40],
+        "no_rope_layer_interval": [2, 3],
+        "use_qk_norm": [False, True],
+    },
     "mistral": {**WINDOW, **ROPES},
     "mixtral": {**WINDOW, "num_local_experts": [2, 6]},
     "mpt": {"clip_qkv": [None, 1.0], "softmax_scale": [None, 0.3]},
@@ -203,6 +220,7 @@ LAYER_TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 OWN_HEAD_SIZE = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "qwen3")
+OWN_HEAD_SIZE += ("gpt_oss", "llama4_text")
 
 
 @st.composite

@@ -34,6 +34,7 @@ NO_ATTENTION = {
     "gemma4_text",
     "gemma4_unified_text",
     "gpt_oss",
+    "llama4_text",
     "mpt",
     "olmo2",
     "olmo_hybrid",

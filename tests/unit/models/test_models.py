@@ -441,6 +441,16 @@ def test_missing_tensors_are_named() -> None:
         (config("qwen3_next", attn_output_gate=False), "attn_output_gate=False"),
         (config("qwen3_5_text", linear_num_key_heads=3), "32 value heads cannot share 3 key heads"),
         (config("olmo_hybrid", layer_types=["mamba"] * 3), r"layer_types \['mamba'\]"),
+        (config("gpt_oss", hidden_act="gelu"), "hidden_act='gelu'"),
+        (config("aria_text", hidden_act="gelu"), "hidden_act='gelu'"),
+        (
+            config("llama4_text", layer_types=["sliding_attention"] * 3),
+            r"layer_types \['sliding_attention'\]",
+        ),
+        (
+            config("llama4_text", rope_parameters={"rope_type": "yarn", "factor": 4.0}),
+            "rope 'yarn' scales queries and keys before use_qk_norm=True",
+        ),
         (config("gptj", tie_word_embeddings=True), "tie_word_embeddings=True"),
         (config("phi", tie_word_embeddings=True), "tie_word_embeddings=True"),
         (config("gptj", n_embd=49), "n_embd=49 is not a multiple of n_head=6"),
