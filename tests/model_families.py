@@ -8,6 +8,10 @@ from typing import Any
 import transformers
 from transformers_families import transformers_config
 
+# Transformers has Mistral 4's text model among models of images and text only.
+transformers.AutoModelForCausalLM.register(
+    transformers.Mistral4Config, transformers.Mistral4ForCausalLM, exist_ok=True
+)
 # 6 query heads in 3 KV groups: 2 shards are uneven (4 + 2), 4 share a KV head, 6 share all.
 LLAMA: dict[str, Any] = {
     "vocab_size": 131,
@@ -47,6 +51,24 @@ GEMMA: dict[str, Any] = LLAMA | {
     "initializer_range": 0.2,
     "tie_word_embeddings": False,
 }
+# 6 value heads, two of which a key head serves: 4 shards have parts of what a key head serves.
+DELTA: dict[str, Any] = LLAMA | {
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "linear_num_key_heads": 3,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 10,
+    # Of a norm over outputs that may be close to zero, which it would make rounding of.
+    "initializer_range": 0.2,
+    "rms_norm_eps": 1e-3,
+}
+SHARED_MOE: dict[str, Any] = {
+    "moe_intermediate_size": 35,
+    "shared_expert_intermediate_size": 27,
+    "num_experts": 5,
+    "num_experts_per_tok": 3,
+}
 GRANITE_MOE: dict[str, Any] = LLAMA | {
     "intermediate_size": 35,
     "num_local_experts": 5,
@@ -82,6 +104,43 @@ def _mpt(**fields: Any) -> Any:
     inner = {name: fields.pop(name) for name in ("clip_qkv", "softmax_scale") if name in fields}
     return transformers.MptConfig(attn_config=inner, **fields)
 
+
+# 6 heads in 2 groups: 2 shards have a group each, 3 and more divide groups.
+MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 6,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "mamba_d_conv": 4,
+}
+# Latent attention: queries and latents of low rank, keys wider than values, no KV groups.
+LATENT: dict[str, Any] = LLAMA | {
+    "num_key_value_heads": 6,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 10,
+    "v_head_dim": 14,
+    "tie_word_embeddings": False,
+}
+# Experts in groups of two, a shared one twice their size, the first layer dense.
+DEEPSEEK: dict[str, Any] = LATENT | {
+    "moe_intermediate_size": 21,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "n_group": 3,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+}
+MSCALE: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.7,
+}
 
 # The family's name -> its configuration class and the fields that make it tiny.
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -124,6 +183,36 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "exaone": (transformers.ExaoneConfig, LLAMA),
+    "deepseek_v2": (
+        transformers.DeepseekV2Config,
+        DEEPSEEK
+        | {
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 1.7,
+            "rope_parameters": MSCALE,
+        },
+    ),
+    "deepseek_v3": (transformers.DeepseekV3Config, DEEPSEEK | {"rope_parameters": MSCALE}),
+    "glm4_moe_lite": (
+        transformers.Glm4MoeLiteConfig,
+        DEEPSEEK
+        | {
+            "n_group": 1,
+            "topk_group": 1,
+            "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+        },
+    ),
+    "minicpm3": (transformers.MiniCPM3Config, LATENT | {"dim_model_base": 20}),
+    "mistral4": (
+        transformers.Mistral4Config,
+        DEEPSEEK
+        | {
+            "first_k_dense_replace": 0,
+            "rope_parameters": MSCALE
+            | {"original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.3},
+        },
+    ),
+    "youtu": (transformers.YoutuConfig, LATENT),
     "falcon": (
         transformers.FalconConfig,
         WIDE
@@ -214,6 +303,66 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "lfm2_moe": (
+        transformers.Lfm2MoeConfig,
+        LLAMA
+        | {
+            "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+            "num_dense_layers": 1,
+            "moe_intermediate_size": 35,
+            "num_experts": 7,
+            "num_experts_per_tok": 3,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "bamba": (transformers.BambaConfig, LLAMA | MAMBA | {"attn_layer_indices": [1]}),
+    "falcon_h1": (
+        transformers.FalconH1Config,
+        LLAMA
+        | MAMBA
+        | {
+            "mamba_d_ssm": 60,
+            "mamba_d_head": 10,
+            "embedding_multiplier": 3.0,
+            "lm_head_multiplier": 0.4,
+            "mlp_multipliers": [0.8, 0.6],
+            "key_multiplier": 0.7,
+            "attention_out_multiplier": 1.2,
+            "ssm_multipliers": [0.7, 1.2, 0.9, 1.1, 0.8],
+            "ssm_in_multiplier": 1.3,
+            "ssm_out_multiplier": 0.7,
+        },
+    ),
+    "granitemoehybrid": (
+        transformers.GraniteMoeHybridConfig,
+        LLAMA
+        | MAMBA
+        | {
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+            "shared_intermediate_size": 83,
+            "num_local_experts": 0,
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.5,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.2,
+        },
+    ),
+    "nemotron_h": (
+        transformers.NemotronHConfig,
+        {name: value for name, value in LLAMA.items() if name != "num_hidden_layers"}
+        | {
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "moe"],
+            "head_dim": 12,
+            "ssm_state_size": 8,
+            "mamba_num_heads": 6,
+            "mamba_head_dim": 12,
+            "n_groups": 3,
+            "moe_intermediate_size": 35,
+            "moe_shared_expert_intermediate_size": 29,
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 2,
+        },
+    ),
     "mixtral": (transformers.MixtralConfig, LLAMA | {"num_local_experts": 5}),
     "mpt": (
         _mpt,
@@ -229,6 +378,12 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "olmo2": (transformers.Olmo2Config, LLAMA),
+    # Keys and values of equal width: Transformers divides the convolution in three equal parts.
+    "olmo_hybrid": (
+        transformers.OlmoHybridConfig,
+        {name: value for name, value in DELTA.items() if name != "head_dim"}
+        | {"linear_key_head_dim": 16, "linear_value_head_dim": 8},
+    ),
     "opt": (
         transformers.OPTConfig,
         WIDE
@@ -256,6 +411,15 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "norm_topk_prob": True,
         },
     ),
+    "qwen3_next": (
+        transformers.Qwen3NextConfig,
+        DELTA | SHARED_MOE | {"mlp_only_layers": [2]},
+    ),
+    "qwen3_5_moe_text": (
+        transformers.Qwen3_5MoeTextConfig,
+        {name: value for name, value in DELTA.items() if name != "intermediate_size"} | SHARED_MOE,
+    ),
+    "qwen3_5_text": (transformers.Qwen3_5TextConfig, DELTA),
     "smollm3": (
         transformers.SmolLM3Config,
         LLAMA | {"no_rope_layer_interval": 2, "tie_word_embeddings": False},
@@ -264,7 +428,8 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-NEVER_TIED = ("codegen", "dbrx", "gptj", "phi")  # their heads have biases, which no embedding has
+# Heads with biases, which no embedding has, or that Transformers does not tie.
+NEVER_TIED = ("codegen", "dbrx", "gptj", "phi", "nemotron_h")
 
 
 def tiny_config(family: str, **fields: Any) -> Any:
@@ -276,6 +441,16 @@ def tiny_config(family: str, **fields: Any) -> Any:
         return transformers_config(family, **fields)
     kind, sizes = FAMILIES[family]
     return kind(**(copy.deepcopy(sizes) | copy.deepcopy(fields)))
+
+
+OWN_TYPES = ("bamba", "falcon_h1", "nemotron_h")  # their configs take no `layer_types`
+
+
+def short_config(family: str, **fields: Any) -> Any:
+    """The family's configuration with two layers; of Nemotron-H with all of its."""
+    types = FAMILIES[family][1].get("layer_types")
+    chosen = {} if family in OWN_TYPES else {"layer_types": types and types[:2]}
+    return tiny_config(family, num_hidden_layers=2, **chosen, **fields)
 
 
 TEXT: dict[str, Any] = {

@@ -59,7 +59,7 @@ class Weight:
     bias: bool = False
     transposed: bool = False  # stored [in, out], as Conv1D does
     fused: tuple[str, ...] = ()  # roles that share the tensor, in order along its out axis
-    # The fused tensor has the heads of a group, role by role, and so on for each group: not all
+    # The fused tensor has the items of a group, role by role, and so on for each group: not all
     # queries before all keys. A group is a KV head with its queries, or one of `groups` equal ones.
     by_group: bool = False
     groups: int | None = None
@@ -72,7 +72,11 @@ class Weight:
     # row-parallel weight the outputs.
     inner: tuple[int, ...] | None = None
     float32: bool = False  # small: stays in float32, and is not quantised
-    others: tuple[str, ...] = ()  # other names that a tied tensor may have in a file
+    scale: float = 1.0  # of a product: its outputs, with the bias, are multiplied by this
+    product: bool = False  # replicated, and otherwise like a column-parallel weight
+    # Of each item of the unit, the first number that the rope rotates, in other roles than Q and K.
+    rotated_from: int | None = None
+    others: tuple[str, ...] = ()  # other names that the tensor may have in a file
     optional: bool = False  # a file may lack it: see `Architecture.lacking`
     packed: Packed | None = None  # a file may have the weights of all experts in one tensor
     sizes: tuple[int, ...] = ()  # (out, in) of a matrix that no unit counts
@@ -94,10 +98,9 @@ class Weight:
         kind = "bias" if self.bias_only else kind
         return f"{self.name.format(layer=layer, piece=piece)}.{kind}"
 
-    @property
-    def other_tensors(self) -> tuple[str, ...]:
-        """The other names that the tensor of a tied weight may have."""
-        return tuple(replace(self, name=other).tensor() for other in self.others)
+    def other_tensors(self, layer: int | None = None) -> tuple[str, ...]:
+        """The other names that the tensor may have in a file."""
+        return tuple(replace(self, name=other).tensor(layer) for other in self.others)
 
     def is_in(self, layer: int | None) -> bool:
         """Whether this layer has the weight."""

@@ -18,6 +18,8 @@ ABSENT = "skynet_absent"  # in a settled config: the optional tensors that the f
 MODULES = "skynet_modules"  # of sentence-transformers: see `skynet.models.text_heads`
 QUANTISED = "skynet_quantised"  # in a staged config: the formats of quantised tensors, by name
 
+SPARSE = ("deepseek_v32", "deepseek_v4", "glm_moe_dsa")  # model types with sparse attention
+
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -26,6 +28,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_pytorch_tanh",
     "gelu_fast": "gelu_pytorch_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 
@@ -134,6 +137,16 @@ def refuse_quantized(config: Config) -> None:
         raise UnsupportedModel(
             f"quantization_config (quant_method={method!r}) is not supported; use the model in "
             "bfloat16 or float32, as GGUF, GPTQ or AWQ, or of compressed-tensors"
+        )
+
+
+def refuse_sparse_attention(config: Config) -> None:
+    """Raise UnsupportedModel for models whose attention is sparse."""
+    model_type = config.get("model_type")
+    if model_type in SPARSE:
+        raise UnsupportedModel(
+            f"model_type {model_type!r} has sparse attention, not supported: an indexer chooses "
+            "the tokens that a query sees"
         )
 
 

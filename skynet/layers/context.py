@@ -6,7 +6,7 @@ call of the attention kernel when their lengths are similar; other rows have a c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -49,7 +49,7 @@ class StepContext:
 class StepLayout:
     """The parameters that all steps of one stack are laid out with.
 
-    token_bytes: of the K and V of one token in one layer of this shard.
+    token_bytes: of the K and V, or the latent, of one token in one layer of this shard.
     """
 
     kv: KVLayout
@@ -76,7 +76,7 @@ class StepLayout:
     ) -> StepLayout:
         """The layout of the shard and stack that `load` loads."""
         arch, dtype = load.arch, load.dtype
-        token_bytes = 2 * load.part.kv_heads.size * arch.head_dim * dtype.itemsize
+        token_bytes = max(_token_sizes(load), default=0) * dtype.itemsize
         return cls(
             kv=kv,
             vocab_size=arch.vocab_size,
@@ -90,6 +90,15 @@ class StepLayout:
             step_kernels=step_kernels,
             token_types=arch.token_types,
         )
+
+
+def _token_sizes(load: Loader) -> Iterator[int]:
+    """The numbers kept of each token, by each kind's mixers that keep any."""
+    for layer in range(load.arch.num_layers):
+        of_layer = load.at(layer)
+        for mixer in of_layer.arch.mixers:
+            kept = mixer.kept(of_layer.count, of_layer.arch.head_dim)
+            yield kept.vectors * kept.size
 
 
 def make_context(step: Step, layout: StepLayout) -> StepContext:

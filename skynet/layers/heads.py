@@ -3,78 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import accumulate
 
 import torch
 
 from skynet.architecture.architecture import Architecture, Weight
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
+from skynet.planning.units import units
 
 FetchRows = Callable[[Range], torch.Tensor]
 
 
-class GroupedHeads:
-    """Tensors that hold, for each group of heads, its queries, its keys and its values."""
+class GroupedRows:
+    """Tensors that hold, for each group of items, the rows of one role after the other's."""
 
     def __init__(self, arch: Architecture, part: ShardPlan) -> None:
-        self._head_dim, self._part = arch.head_dim, part
-        self._counts = {"q": arch.num_heads, "k": arch.num_kv_heads, "v": arch.num_kv_heads}
+        self._arch, self._part = arch, part
         self._last: tuple[str, torch.Tensor] | None = None  # name, and rows of all roles
 
     def all_of(self, weight: Weight, name: str, fetch: FetchRows) -> torch.Tensor:
-        """The rows of the shard's heads of one role.
+        """The rows of the shard's items of one role.
 
         The first call for a tensor fetches the rows of all roles, in as few runs as possible.
         """
-        heads = sorted(head for role in weight.fused for head in self._heads(weight, role))
+        every = sorted(part for role in weight.fused for part in self._parts(weight, role))
         if self._last is None or self._last[0] != name:
-            raw = [fetch(run) for run in _runs(heads, self._head_dim)]
-            self._last = name, torch.cat(raw)
-        of_role = [heads.index(head) for head in self._heads(weight, weight.role)]
-        return self._last[1].unflatten(0, (-1, self._head_dim))[of_role].flatten(0, 1)
+            self._last = name, torch.cat([fetch(run) for run in _runs(every)])
+        ends = accumulate(part.size for part in every)
+        starts = {part: end - part.size for part, end in zip(every, ends, strict=True)}
+        parts = self._parts(weight, weight.role)
+        return torch.cat([self._last[1].narrow(0, starts[part], part.size) for part in parts])
 
     def some_of(self, weight: Weight, rows: Range, fetch: FetchRows) -> torch.Tensor:
-        """Rows of some heads of one role, numbered as in an unfused tensor of that role."""
-        heads = Range(rows.start // self._head_dim, rows.stop // self._head_dim)
-        fused = self._heads(weight, weight.role, heads)
-        return torch.cat([fetch(run) for run in _runs(fused, self._head_dim)])
+        """Some rows of one role, numbered as in an unfused tensor of that role."""
+        return torch.cat([fetch(run) for run in _runs(self._parts(weight, weight.role, rows))])
 
     def forget(self) -> None:
         """Free the tensor that was fetched last."""
         self._last = None
 
-    def _heads(self, weight: Weight, role: str, heads: Range | None = None) -> list[int]:
-        """The numbers in the fused tensor of a role's heads, by default those of the shard."""
-        groups = weight.groups or self._counts["k"]
-        sizes = [self._counts[each] // groups for each in weight.fused]
+    def _parts(self, weight: Weight, role: str, rows: Range | None = None) -> list[Range]:
+        """Where the fused tensor has a role's rows, by group; by default those of the shard."""
+        arch, groups = self._arch, weight.groups or self._arch.num_kv_heads
+        roles = [arch.weight(each) for each in weight.fused]
+        sizes = [arch.size(each.unit) // groups for each in roles if each is not None]
         index = weight.fused.index(role)
         size, before = sizes[index], sum(sizes[:index])
-        heads = heads or (self._part.heads if role == "q" else self._part.kv_heads)
-        return [
-            head // size * sum(sizes) + before + head % size
-            for head in range(heads.start, heads.stop)
-        ]
+        rows = rows or units(arch, self._part, roles[index] or weight)
+        parts = []
+        for group in range(rows.start // size, -(-rows.stop // size)):
+            part = rows.overlap(Range(group * size, (group + 1) * size))
+            shift = group * (sum(sizes) - size) + before
+            parts.append(Range(part.start + shift, part.stop + shift))
+        return parts
 
 
-def _runs(heads: list[int], size: int) -> list[Range]:
-    """The rows of each run of consecutive numbers in a sorted list; a head has `size` rows."""
-    starts = [0] + [at for at, (a, b) in enumerate(pairwise(heads), 1) if b != a + 1]
-    stops = [*starts[1:], len(heads)]
-    return [
-        Range(heads[a] * size, (heads[b - 1] + 1) * size)
-        for a, b in zip(starts, stops, strict=True)
-    ]
+def _runs(parts: list[Range]) -> list[Range]:
+    """Adjacent ones of sorted ranges joined."""
+    runs: list[Range] = []
+    for part in parts:
+        if runs and runs[-1].stop == part.start:
+            runs[-1] = Range(runs[-1].start, part.stop)
+        else:
+            runs.append(part)
+    return runs
 
 
-def interleave(raw: torch.Tensor, out: torch.Tensor, head_dim: int, dims: int) -> None:
+def interleave(
+    raw: torch.Tensor, out: torch.Tensor, head_dim: int, dims: int, first: int = 0
+) -> None:
     """Copy rows (heads x head_dim, ...) so that the two rows of a rotated pair are adjacent.
 
     In checkpoints the first rows of all pairs of a head come before the second ones, within the
-    `dims` rows that are rotated.
+    `dims` rows from `first` that are rotated.
     """
-    half = dims // 2
+    half, stop = dims // 2, first + dims
     source, target = raw.unflatten(0, (-1, head_dim)), out.unflatten(0, (-1, head_dim))
-    pairs = source[:, :dims].unflatten(1, (2, half)).transpose(1, 2)  # (heads, half, 2, ...)
-    target[:, :dims].unflatten(1, (half, 2)).copy_(pairs)
-    target[:, dims:].copy_(source[:, dims:])
+    pairs = source[:, first:stop].unflatten(1, (2, half)).transpose(1, 2)  # (heads, half, 2, ...)
+    target[:, first:stop].unflatten(1, (half, 2)).copy_(pairs)
+    target[:, :first].copy_(source[:, :first])
+    target[:, stop:].copy_(source[:, stop:])

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from skynet.architecture.mixers import Mixer, SelfAttention, ShortConvolution
+from skynet.architecture.mixers import (
+    GatedDelta,
+    Latent,
+    Mamba2,
+    Mixer,
+    SelfAttention,
+    ShortConvolution,
+)
 from skynet.layers.block import Module
 from skynet.layers.cache import KVLayout
 from skynet.layers.convolution import ShortConvolutionMixer
+from skynet.layers.gated_delta import GatedDeltaMixer
+from skynet.layers.latent_attention import LatentAttention
+from skynet.layers.mamba2 import Mamba2Mixer
 from skynet.layers.self_attention import Attention
 from skynet.layers.slot_state import SlotState
 from skynet.layers.weights import Loader
@@ -30,7 +40,10 @@ Make = Callable[[Loader, KVLayout, int, Any], MixerModule]
 
 _MAKE: dict[type[Mixer], Make] = {
     SelfAttention: lambda load, kv, layer, _: Attention(load, kv, layer),
+    Latent: LatentAttention,
     ShortConvolution: ShortConvolutionMixer,
+    Mamba2: Mamba2Mixer,
+    GatedDelta: GatedDeltaMixer,
 }
 
 

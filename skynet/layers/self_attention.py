@@ -29,7 +29,9 @@ class Attention:
         self._scale, self._head_dim = arch.attention_scale, arch.head_dim
         self._clip = arch.qkv_clip
         self._heads, self._kv_heads = part.heads.size, part.kv_heads.size
-        self._qkv = load.linear("q", "k", "v", layer=layer)
+        gate = ("q_gate",) if load.has("q_gate") else ()
+        self._gated = bool(gate)
+        self._qkv = load.linear("q", "k", "v", *gate, layer=layer)
         self._head_norm: Norm | None = None
         self._all_heads_norm: AllHeadsNorm | None = None
         if arch.qk_norm == "head":
@@ -78,17 +80,20 @@ class Attention:
             q, k, v = qkv.split([self._heads, self._kv_heads, self._kv_heads], dim=1)
             batches = context.text_batches[self._window]
             return self._out(attend_text_batches(q, k, v, batches, self._scale, self._distances))
-        store(self._cache, qkv[:, self._heads :], context)
+        kv_end = self._heads + 2 * self._kv_heads
+        store(self._cache, qkv[:, self._heads : kv_end], context)
         calls = context.attends[self._window]
         queries = qkv[:, : self._heads]
-        return self._out(
-            attend(queries, self._cache, calls, self._scale, self._kernel, self._sinks)
-        )
+        mixed = attend(queries, self._cache, calls, self._scale, self._kernel, self._sinks)
+        if self._gated:
+            mixed = mixed.mul_(qkv[:, kv_end:].flatten(1).sigmoid())
+        return self._out(mixed)
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """Add the operations from `source`, normed, to the partial; False: not supported."""
         is_plain = not self._biased and self._all_heads_norm is None and self._sinks is None
-        if self._cache is None or self._clip is not None or not is_plain:
+        is_plain = is_plain and self._clip is None and not self._gated
+        if self._cache is None or not is_plain:
             return False
         norm = None if self._head_norm is None else self._head_norm.weights
         layout = HeadLayout(

@@ -11,7 +11,13 @@ import torch
 from skynet.architecture.architecture import Architecture, Weight
 from skynet.layers.dtypes import Dtypes
 from skynet.layers.float_weights import FloatLoader
-from skynet.layers.linear import JoinedLinear, Linear, make_linear, make_quantised_linear
+from skynet.layers.linear import (
+    JoinedLinear,
+    Linear,
+    ScaledLinear,
+    make_linear,
+    make_quantised_linear,
+)
 from skynet.layers.regions import Fetch, ShardRegions, groups_of
 from skynet.layers.reuse import Key, SliceWeights, without
 from skynet.layers.rows import BlockRows, NumberRows, Rows
@@ -94,14 +100,22 @@ class Loader:
         piece: int | None = None,
         bias: bool = True,
     ) -> Linear:
-        """The product with the weights of `roles`, one above the other, and their biases."""
+        """The product with the weights of `roles`, one above the other, and their biases.
+
+        Scaled, where the weights have scales.
+        """
         weights = [self.regions.weight(role) for role in roles]
         products, sizes = [], []
         for form, run in groupby(weights, lambda each: self._form(each, layer, piece)):
             alike = list(run)
             products.append(self._product(alike, form, layer, piece, bias))
             sizes.append(sum(self.regions.matrix_shape(weight)[0] for weight in alike))
-        return products[0] if len(products) == 1 else JoinedLinear(products, sizes)
+        product = products[0] if len(products) == 1 else JoinedLinear(products, sizes)
+        scales = [weight.scale for weight in weights]
+        if all(scale == 1 for scale in scales):
+            return product
+        outputs = [self.regions.matrix_shape(weight)[0] for weight in weights]
+        return ScaledLinear(product, outputs, scales)
 
     def _product(
         self,

@@ -122,26 +122,30 @@ def _mixing_s(
     stack, own = (arch.encoder, part.encoder) if work.encoder else (arch, part)
     if stack is None or own is None:
         return 0.0
-    if not stack.kinds:
-        return layers.size * _attention_s(stack, plan, own, work, rates)
     total = 0.0
     for kind, numbers in layers_of_kinds(stack, layers):
         kind_part = part_of_kind(stack, kind, own)
         for mixer in kind.mixers:
-            state = state_bytes(mixer.kept(partial(count_items, kind, kind_part), kind.head_dim))
-            if state:  # read and written by each row; a chunk passes it about once a token
-                total += len(numbers) * max(work.rows, work.tokens) * state / rates[0]
+            items = partial(count_items, kind, kind_part)
+            kept = mixer.kept(items, kind.head_dim)
+            if mixer.is_recurrent:  # read and written by each row; by a chunk about once a token
+                passes = max(work.rows, work.tokens)
+                total += len(numbers) * passes * state_bytes(kept) / rates[0]
             else:
-                total += len(numbers) * _attention_s(kind, plan, kind_part, work, rates)
+                sizes = kept.vectors * kept.size, mixer.multiplied(items, kind.head_dim)
+                total += len(numbers) * _attention_s(kind, plan, sizes, work, rates)
     return total
 
 
 def _attention_s(
-    stack: Architecture, plan: Plan, own: ShardPlan, work: Work, rates: tuple[float, float]
+    stack: Architecture, plan: Plan, sizes: tuple[int, int], work: Work, rates: tuple[float, float]
 ) -> float:
-    """Seconds of one layer's scores and mixes: (bytes read, multiply-adds) per second."""
+    """Seconds of one layer's scores and mixes: (bytes read, multiply-adds) per second.
+
+    sizes: (numbers kept, multiply-adds) of each token that is seen.
+    """
     new = work.tokens / work.rows
-    cached = work.rows * (work.context + new) * 2 * own.kv_heads.size * stack.head_dim
+    cached = work.rows * (work.context + new) * sizes[0]
     seen = work.context + (new if stack.bidirectional else (new + 1) / 2)
-    multiplied = work.tokens * seen * 2 * own.heads.size * stack.head_dim
+    multiplied = work.tokens * seen * sizes[1]
     return max(cached * DTYPE_BYTES[plan.dtype] / rates[0], multiplied / rates[1] / ATTENTION_SPEED)

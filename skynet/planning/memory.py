@@ -177,7 +177,7 @@ def _role_bytes(
     if weight.role in HEAD_NORMS:  # a row for each head, even if all heads share one weight
         heads = part.heads if weight.role == "q_norm" else part.kv_heads
         return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)
-    if weight.cut == "replicated":
+    if weight.cut == "replicated" and not weight.product:
         shape = arch.shape(weight)
         if weight.float32 or weight.sizes:  # after pooling, in float32
             return (prod(shape) + (shape[0] if weight.bias else 0)) * NORM_BYTES
@@ -218,12 +218,13 @@ def _matrix_bytes(
 
 
 def _row_bias_bytes(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
+    """One bias for each sum: that of its products together."""
     if weight.in_pieces and weight.bias:
         has_biases = adds_biases(arch, part, weight)
         return arch.pieces(weight) * arch.hidden_size * NORM_BYTES if has_biases else 0
-    attention = arch.weight("o")
-    in_one_sum = arch.parallel and weight.role == "down" and attention and attention.bias
-    return arch.hidden_size * NORM_BYTES if weight.bias and not in_one_sum else 0
+    side = next((side for side in arch.sides if weight.role in side), (weight.role,))
+    parts = [w for w in map(arch.weight, side) if w is not None and w.bias and not w.in_pieces]
+    return arch.hidden_size * NORM_BYTES if parts and parts[0] == weight else 0
 
 
 def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
@@ -243,7 +244,7 @@ def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
         items = partial(count_items, kind, part_of_kind(arch, kind, part))
         for mixer in kind.mixers:
             kept = mixer.kept(items, kind.head_dim)
-            per_token = caches * kept.vectors * _vector_bytes(plan, kept.size)
+            per_token = caches * kept.vectors * _vector_bytes(plan, kept)
             of_slot = plan.slot_tokens * per_token + state_bytes(kept)
             total += len(numbers) * plan.num_slots * of_slot
     return total
@@ -268,7 +269,9 @@ def layers_of_kinds(arch: Architecture, layers: Range) -> list[tuple[Architectur
     return [(kind, found) for kind, found in zip(arch.kinds, of_kind, strict=True) if found]
 
 
-def _vector_bytes(plan: Plan, head_dim: int) -> int:
-    """Bytes of one key, or value; q8: a code for each number, and a scale."""
+def _vector_bytes(plan: Plan, kept: Kept) -> int:
+    """Bytes of one key, or value, or latent; q8: a code for each number, and scales."""
     kv_dtype = plan.kv_dtype or plan.dtype
-    return head_dim + SCALE_BYTES if kv_dtype == "q8" else head_dim * DTYPE_BYTES[kv_dtype]
+    if kv_dtype == "q8":
+        return kept.size + kept.scales * SCALE_BYTES
+    return kept.size * DTYPE_BYTES[kv_dtype]

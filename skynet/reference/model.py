@@ -36,9 +36,12 @@ class ReferenceModel:
     unused: tuple[str, ...] = ()
 
 
+CAUSAL = "AutoModelForCausalLM"
+# Text models that Transformers has among models of images and text only.
+AMONG_IMAGE_MODELS = ("mistral4",)
 # By the last of a model's tasks: the one that needs its head.
 _MODELS = {
-    GENERATE: ReferenceModel("AutoModelForCausalLM", "logits", options={"use_cache": False}),
+    GENERATE: ReferenceModel(CAUSAL, "logits", options={"use_cache": False}),
     FILL_MASK: ReferenceModel("AutoModelForMaskedLM", "logits"),
     CLASSIFY: ReferenceModel("AutoModelForSequenceClassification", "logits"),
     EMBED: ReferenceModel("AutoModel", "last_hidden_state", bare=True, unused=("pooler",)),
@@ -81,6 +84,8 @@ def build(checkpoint: Checkpoint, kind: ReferenceModel, dtype: torch.dtype) -> t
             experts = hasattr(config, "num_experts_per_tok")
             eager = {"experts_implementation": "eager"} if experts else {}
             auto_class = getattr(transformers, kind.auto_class)
+            if kind.auto_class == CAUSAL and config.model_type in AMONG_IMAGE_MODELS:
+                auto_class = transformers.AutoModelForImageTextToText
             model = auto_class.from_config(config, dtype=dtype, **eager)
     except Exception as error:  # models raise anything
         raise CheckpointError(

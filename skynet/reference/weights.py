@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.tensors import resolve_names
+from skynet.architecture.tensors import other_names, resolve_names
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import CheckpointError
 from skynet.reference.library import quiet, stays_float32
 from skynet.reference.model import renaming, with_module_names
 
+DENSE_LAYERS = ("num_dense_layers",)  # how many layers come before those with experts
 SMALL_VOCABULARY = 16  # of a model that is made only to convert a layer's tensors
 
 
@@ -134,6 +135,9 @@ class ReferenceWeights:
         config.num_hidden_layers, config.vocab_size = 1, SMALL_VOCABULARY
         if getattr(config, "layer_types", None):
             config.layer_types = [config.layer_types[int(number)]]
+        for field in DENSE_LAYERS:
+            if isinstance(getattr(config, field, None), int):
+                setattr(config, field, max(0, getattr(config, field) - int(number)))
         state = {
             f"{layers}.0{name.removeprefix(path)}": self._read(source)
             for name, source in self._names.items()
@@ -153,11 +157,10 @@ def _names_in_file(arch: Architecture, checkpoint: Checkpoint) -> dict[str, str]
     packed = checkpoint.packed  # Transformers, too, has all experts in one tensor
     names = {name: source for name, source in names.items() if source not in packed}
     names |= packed.stored
-    for weight in (weight for stack in arch.stacks for weight in stack.weights):
-        for other in weight.other_tensors:
+    for name, others in other_names(arch).items():
+        for other in others:
             # Transformers reads the file's tensor of this name, if there is one.
-            source = other if other in checkpoint.tensors else names[weight.tensor()]
-            names.setdefault(other, source)
+            names.setdefault(other, other if other in checkpoint.tensors else names[name])
     if isinstance(arch, TransformersArchitecture):
         return names | {module: names[skynet] for module, skynet in arch.module_names().items()}
     renamed = renaming(arch.model_type)

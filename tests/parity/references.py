@@ -96,7 +96,7 @@ def _saved(model: Any, directory: Path) -> Any:
             ):  # norms and biases start as ones and zeros, which hide mistakes
                 parameter.add_(torch.randn_like(parameter) * 0.2)
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):  # of routers, zeros too
+            if name.endswith(("e_score_correction_bias", "expert_bias")):  # of routers, zeros too
                 buffer.add_(torch.randn_like(buffer) * 0.2)
     round_weights(model)
     model.save_pretrained(directory)

@@ -12,7 +12,7 @@ from skynet.check import check_model
 
 
 @pytest.mark.parametrize(("stages", "shards", "span"), [(1, 2, 99), (2, 3, 1), (1, 5, 99)])
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("family", ["deepseek_v3", "mixtral", "qwen3_moe", "gpt_oss"])
 def test_whole_experts_answer_as_transformers(
     reference: Callable[..., Reference], family: str, stages: int, shards: int, span: int
 ) -> None:

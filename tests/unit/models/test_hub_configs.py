@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+from math import prod
 from typing import Any
 
 import pytest
 import transformers
+from mamba_hybrids import MAMBA_HYBRIDS
 from plans import plan_for
 
-from skynet.models.registry import load_architecture
-from skynet.planning.memory import shard_weight_bytes
+from skynet.architecture.mixers import Latent
+from skynet.architecture.tensors import staged_tensors
+from skynet.models.registry import load_architecture, saved_architecture
+from skynet.planning.memory import shard_weight_bytes, slot_bytes
 
 PHI_ROPE = {"type": "longrope", "short_factor": [1.05] * 48, "long_factor": [2.5] * 48}
 EXAONE_ROPE = {
@@ -31,6 +35,29 @@ MPT_ATTENTION = {
     "prefix_lm": False,
     "qk_ln": False,
     "softmax_scale": None,
+}
+# Of the language models of Qwen3.5, with a plain rope: see skynet/models/language_model.py.
+QWEN3_5: dict[str, Any] = {
+    "attention_bias": False,
+    "attn_output_gate": True,
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_value_head_dim": 128,
+    "mamba_ssm_dtype": "float32",
+    "max_position_embeddings": 262144,
+    "mtp_num_hidden_layers": 1,
+    "partial_rotary_factor": 0.25,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000000,
+        "rope_type": "default",
+    },
+    "vocab_size": 248320,
 }
 # The fields that matter, as in the config.json of these models; sizes of layers and vocabulary,
 # which are read alike everywhere, are left out of some.
@@ -146,6 +173,293 @@ HUB: dict[str, dict[str, Any]] = {
         "position_embedding_type": "absolute",
         "tie_word_embeddings": True,
         "vocab_size": 50368,
+    },
+    "deepseek-ai/DeepSeek-V2-Lite": {
+        "model_type": "deepseek_v2",
+        "attention_bias": False,
+        "aux_loss_alpha": 0.001,
+        "first_k_dense_replace": 1,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "intermediate_size": 10944,
+        "kv_lora_rank": 512,
+        "max_position_embeddings": 163840,
+        "moe_intermediate_size": 1408,
+        "moe_layer_freq": 1,
+        "n_group": 1,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "norm_topk_prob": False,
+        "num_attention_heads": 16,
+        "num_experts_per_tok": 6,
+        "num_hidden_layers": 27,
+        "num_key_value_heads": 16,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "factor": 40,
+            "mscale": 0.707,
+            "mscale_all_dim": 0.707,
+            "original_max_position_embeddings": 4096,
+            "type": "yarn",
+        },
+        "rope_theta": 10000,
+        "routed_scaling_factor": 1.0,
+        "scoring_func": "softmax",
+        "seq_aux": True,
+        "tie_word_embeddings": False,
+        "topk_group": 1,
+        "topk_method": "greedy",
+        "v_head_dim": 128,
+        "vocab_size": 102400,
+    },
+    "deepseek-ai/DeepSeek-V2": {
+        "model_type": "deepseek_v2",
+        "attention_bias": False,
+        "first_k_dense_replace": 1,
+        "hidden_act": "silu",
+        "hidden_size": 5120,
+        "intermediate_size": 12288,
+        "kv_lora_rank": 512,
+        "max_position_embeddings": 163840,
+        "moe_intermediate_size": 1536,
+        "moe_layer_freq": 1,
+        "n_group": 8,
+        "n_routed_experts": 160,
+        "n_shared_experts": 2,
+        "norm_topk_prob": False,
+        "num_attention_heads": 128,
+        "num_experts_per_tok": 6,
+        "num_hidden_layers": 60,
+        "num_key_value_heads": 128,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "factor": 40,
+            "mscale": 0.707,
+            "mscale_all_dim": 0.707,
+            "original_max_position_embeddings": 4096,
+            "type": "yarn",
+        },
+        "rope_theta": 10000,
+        "routed_scaling_factor": 16.0,
+        "scoring_func": "softmax",
+        "tie_word_embeddings": False,
+        "topk_group": 3,
+        "topk_method": "group_limited_greedy",
+        "v_head_dim": 128,
+        "vocab_size": 102400,
+    },
+    "deepseek-ai/DeepSeek-V3": {
+        "model_type": "deepseek_v3",
+        "attention_bias": False,
+        "ep_size": 1,
+        "first_k_dense_replace": 3,
+        "hidden_act": "silu",
+        "hidden_size": 7168,
+        "intermediate_size": 18432,
+        "kv_lora_rank": 512,
+        "max_position_embeddings": 163840,
+        "moe_intermediate_size": 2048,
+        "moe_layer_freq": 1,
+        "n_group": 8,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_attention_heads": 128,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 61,
+        "num_key_value_heads": 128,
+        "num_nextn_predict_layers": 1,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "factor": 40,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 4096,
+            "type": "yarn",
+        },
+        "rope_theta": 10000,
+        "routed_scaling_factor": 2.5,
+        "scoring_func": "sigmoid",
+        "tie_word_embeddings": False,
+        "topk_group": 4,
+        "topk_method": "noaux_tc",
+        "v_head_dim": 128,
+        "vocab_size": 129280,
+    },
+    "moonshotai/Moonlight-16B-A3B": {
+        "model_type": "deepseek_v3",
+        "attention_bias": False,
+        "first_k_dense_replace": 1,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "intermediate_size": 11264,
+        "kv_lora_rank": 512,
+        "max_position_embeddings": 8192,
+        "moe_intermediate_size": 1408,
+        "moe_layer_freq": 1,
+        "n_group": 1,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "norm_topk_prob": True,
+        "num_attention_heads": 16,
+        "num_experts_per_tok": 6,
+        "num_hidden_layers": 27,
+        "num_key_value_heads": 16,
+        "num_nextn_predict_layers": 0,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 50000.0,
+        "routed_scaling_factor": 2.446,
+        "scoring_func": "sigmoid",
+        "tie_word_embeddings": False,
+        "topk_group": 1,
+        "topk_method": "noaux_tc",
+        "v_head_dim": 128,
+        "vocab_size": 163840,
+    },
+    "zai-org/GLM-4.7-Flash": {
+        "model_type": "glm4_moe_lite",
+        "attention_bias": False,
+        "first_k_dense_replace": 1,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "intermediate_size": 10240,
+        "kv_lora_rank": 512,
+        "max_position_embeddings": 202752,
+        "moe_intermediate_size": 1536,
+        "n_group": 1,
+        "n_routed_experts": 64,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_attention_heads": 20,
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": 47,
+        "num_key_value_heads": 20,
+        "num_nextn_predict_layers": 1,
+        "partial_rotary_factor": 1.0,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 192,
+        "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "routed_scaling_factor": 1.8,
+        "tie_word_embeddings": False,
+        "topk_group": 1,
+        "topk_method": "noaux_tc",
+        "v_head_dim": 256,
+        "vocab_size": 154880,
+    },
+    "openbmb/MiniCPM3-4B": {
+        "model_type": "minicpm3",
+        "attention_bias": False,
+        "dim_model_base": 256,
+        "hidden_act": "silu",
+        "hidden_size": 2560,
+        "intermediate_size": 6400,
+        "kv_lora_rank": 256,
+        "max_position_embeddings": 32768,
+        "num_attention_heads": 40,
+        "num_hidden_layers": 62,
+        "num_key_value_heads": 40,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 32,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "type": "longrope",
+            "long_factor": [1.05] * 16,
+            "short_factor": [1.01] * 16,
+            "original_max_position_embeddings": 32768,
+        },
+        "scale_depth": 1.4,
+        "scale_emb": 12,
+        "vocab_size": 73448,
+    },
+    "tencent/Youtu-LLM-2B": {
+        "model_type": "youtu",
+        "attention_bias": False,
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "kv_lora_rank": 512,
+        "max_position_embeddings": 131072,
+        "mlp_bias": False,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 16,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-06,
+        "rope_interleave": True,
+        "rope_scaling": None,
+        "rope_theta": 1600000,
+        "tie_word_embeddings": True,
+        "v_head_dim": 128,
+        "vocab_size": 128256,
+    },
+    "mistralai/Mistral-Small-4-119B-2603, text_config": {
+        "model_type": "mistral4",
+        "attention_bias": False,
+        "first_k_dense_replace": 0,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "kv_lora_rank": 256,
+        "max_position_embeddings": 1048576,
+        "moe_intermediate_size": 2048,
+        "n_group": 1,
+        "n_routed_experts": 128,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_attention_heads": 32,
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 32,
+        "q_lora_rank": 1024,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-06,
+        "rope_interleave": True,
+        "rope_parameters": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 128.0,
+            "llama_4_scaling_beta": 0.1,
+            "max_position_embeddings": 1048576,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 8192,
+            "partial_rotary_factor": 0.5,
+            "rope_theta": 10000.0,
+            "rope_type": "yarn",
+            "type": "yarn",
+        },
+        "routed_scaling_factor": 1.0,
+        "tie_word_embeddings": False,
+        "topk_group": 1,
+        "v_head_dim": 128,
+        "vocab_size": 131072,
     },
     "EleutherAI/pythia-70m": {
         "model_type": "gpt_neox",
@@ -720,6 +1034,109 @@ HUB: dict[str, dict[str, Any]] = {
         "use_sliding_window": False,
         "vocab_size": 151936,
     },
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": {
+        "model_type": "qwen3_next",
+        "attention_bias": False,
+        "decoder_sparse_step": 1,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "intermediate_size": 5120,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128,
+        "max_position_embeddings": 262144,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 512,
+        "norm_topk_prob": True,
+        "num_attention_heads": 16,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 2,
+        "partial_rotary_factor": 0.25,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 10000000,
+        "shared_expert_intermediate_size": 512,
+        "tie_word_embeddings": False,
+        "vocab_size": 151936,
+    },
+    "Qwen/Qwen3.5-0.8B": {
+        **QWEN3_5,
+        "model_type": "qwen3_5_text",
+        "hidden_size": 1024,
+        "intermediate_size": 3584,
+        "linear_num_value_heads": 16,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "Qwen/Qwen3.5-27B": {
+        **QWEN3_5,
+        "model_type": "qwen3_5_text",
+        "hidden_size": 5120,
+        "intermediate_size": 17408,
+        "linear_num_value_heads": 48,
+        "num_attention_heads": 24,
+        "num_hidden_layers": 64,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    },
+    "Qwen/Qwen3.5-35B-A3B": {
+        **QWEN3_5,
+        "model_type": "qwen3_5_moe_text",
+        "hidden_size": 2048,
+        "linear_num_value_heads": 32,
+        "moe_intermediate_size": 512,
+        "num_attention_heads": 16,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 2,
+        "shared_expert_intermediate_size": 512,
+        "tie_word_embeddings": False,
+    },
+    "Qwen/Qwen3.5-397B-A17B": {
+        **QWEN3_5,
+        "model_type": "qwen3_5_moe_text",
+        "hidden_size": 4096,
+        "linear_num_value_heads": 64,
+        "moe_intermediate_size": 1024,
+        "num_attention_heads": 32,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "num_hidden_layers": 60,
+        "num_key_value_heads": 2,
+        "shared_expert_intermediate_size": 1024,
+        "tie_word_embeddings": False,
+    },
+    "allenai/Olmo-Hybrid-7B": {
+        "model_type": "olmo_hybrid",
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "hidden_size": 3840,
+        "intermediate_size": 11008,
+        "layer_types": [*["linear_attention"] * 3, "full_attention"] * 8,
+        "linear_allow_neg_eigval": True,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 96,
+        "linear_num_key_heads": 30,
+        "linear_num_value_heads": 30,
+        "linear_value_head_dim": 192,
+        "max_position_embeddings": 65536,
+        "num_attention_heads": 30,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 30,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": None,
+        "tie_word_embeddings": False,
+        "vocab_size": 100352,
+    },
     **{
         name: {
             "model_type": "gpt_oss",
@@ -806,6 +1223,20 @@ HUB: dict[str, dict[str, Any]] = {
     },
 }
 
+HUB |= MAMBA_HYBRIDS
+
+
+@pytest.mark.parametrize("name", MAMBA_HYBRIDS)
+def test_a_config_of_the_hub_is_planned_without_weights(name: str) -> None:
+    # Given a model whose layers are of several kinds
+    arch = load_architecture(MAMBA_HYBRIDS[name])
+    # When it is cut
+    plan = plan_for(arch, 2, 4)
+    # Then every shard has weights, and slots of a size that is known
+    for stage, shard in plan.addresses():
+        assert shard_weight_bytes(arch, plan, stage, shard) > 0
+        assert slot_bytes(arch, plan, stage, shard) > 0
+
 
 @pytest.mark.parametrize("name", HUB)
 def test_a_config_of_the_hub_is_read_as_transformers_reads_it(name: str) -> None:
@@ -817,6 +1248,30 @@ def test_a_config_of_the_hub_is_read_as_transformers_reads_it(name: str) -> None
     new.setdefault("seq_length", old.get("seq_length", 2048))
     # When / Then both describe the same model
     assert load_architecture(old) == load_architecture(new)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", 79.7),
+        ("Qwen/Qwen3.5-0.8B", 0.75),
+        ("Qwen/Qwen3.5-27B", 26.9),
+        ("Qwen/Qwen3.5-35B-A3B", 34.7),
+        ("Qwen/Qwen3.5-397B-A17B", 396.3),
+        ("allenai/Olmo-Hybrid-7B", 7.4),
+    ],
+)
+def test_a_hybrid_of_the_hub_is_planned_in_its_size(name: str, billions: float) -> None:
+    # Given a published config
+    arch = saved_architecture(HUB[name])
+    # When it is planned, without weights
+    plan = plan_for(arch, 2, 3, dtype="bfloat16")
+    # Then it has as many numbers as its name says, and every shard has its part of them
+    numbers = sum(prod(tensor.shape) for tensor in staged_tensors(arch))
+    assert numbers / 1e9 == pytest.approx(billions, rel=0.01)
+    table = arch.vocab_size * arch.hidden_size * arch.tied  # looked up, and multiplied
+    parts = [shard_weight_bytes(arch, plan, *address) for address in plan.addresses()]
+    assert sum(parts) == pytest.approx(2 * (numbers + table), rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -836,3 +1291,30 @@ def test_packed_experts_are_planned_from_the_config_alone(name: str, billions: f
     parts = [shard_weight_bytes(arch, plan, stage, shard) for stage in (0, 1) for shard in range(3)]
     # Then the shards have as many parameters as its card says, each once but a tied embedding
     assert sum(parts) / 2e9 == pytest.approx(billions, rel=0.07)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("deepseek-ai/DeepSeek-V2-Lite", 15.7),
+        ("deepseek-ai/DeepSeek-V2", 235.7),
+        ("deepseek-ai/DeepSeek-V3", 671),
+        ("moonshotai/Moonlight-16B-A3B", 16),
+        ("zai-org/GLM-4.7-Flash", 30),
+        ("openbmb/MiniCPM3-4B", 4.07),
+        ("mistralai/Mistral-Small-4-119B-2603, text_config", 119),
+    ],
+)
+def test_latents_are_planned_from_the_config_alone(name: str, billions: float) -> None:
+    # Given a config of the hub, without its weights
+    arch = load_architecture(HUB[name])
+    # When it is planned in bfloat16 on 2 stages
+    plan = plan_for(arch, 2, 1, weight_dtype="bfloat16", num_slots=1, slot_tokens=100)
+    parts = [shard_weight_bytes(arch, plan, stage, 0) for stage in (0, 1)]
+    # Then they have as many parameters as its card says; a tied embedding is there twice
+    assert sum(parts) / 2e9 == pytest.approx(billions, rel=0.07)
+    # And a slot has a latent and a rotated key of each token in each layer, in float32
+    (mixer,) = arch.at(0).mixers
+    assert isinstance(mixer, Latent)
+    layers, size = plan.stages[0].layers.size, mixer.rank + mixer.rotary
+    assert slot_bytes(arch, plan, 0, 0) == layers * 100 * size * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from model_families import (
     NEVER_TIED,
     encoder_config,
     encoder_decoder_config,
+    short_config,
     tiny_config,
 )
 from safetensors import safe_open
@@ -97,14 +99,15 @@ def test_staged_tensors_are_the_checkpoints(
     # Given a checkpoint that Transformers writes
     tied = tied and family not in NEVER_TIED
     fields = {"attention_bias": biased, "mlp_bias": biased, "tie_word_embeddings": tied}
-    made = tiny_config(family, num_hidden_layers=2, layer_types=None, **fields)
+    made = short_config(family, **fields)
     transformers.AutoModelForCausalLM.from_config(made).save_pretrained(tmp_path)
     expected = one_by_one(tmp_path)
     # When SkyNet reads its architecture from its config and the tensors of the file
     written = json.loads((tmp_path / "config.json").read_text())
-    staged = staged_tensors(load_architecture(settled(written, expected, differ)))
+    arch = load_architecture(settled(written, expected, differ))
+    staged, names_in_file = staged_tensors(arch), resolve_names(arch, expected)
     # Then it needs the same tensors in the same shapes, each once
-    assert {tensor.name: tensor.shape for tensor in staged} == expected
+    assert {names_in_file[tensor.name]: tensor.shape for tensor in staged} == expected
     assert len(staged) == len(expected)
 
 
@@ -178,7 +181,7 @@ def present_in(file: Path) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - set(NEVER_TIED)))
 def test_a_tied_head_is_used_where_it_differs(family: str, tmp_path: Path) -> None:
     # Given a config that ties the head, and a file that has one nevertheless
-    made = tiny_config(family, num_hidden_layers=2, layer_types=None, tie_word_embeddings=True)
+    made = short_config(family, tie_word_embeddings=True)
     model = transformers.AutoModelForCausalLM.from_config(made)
     model.save_pretrained(tmp_path)
     (tied,), embed = set(model.all_tied_weights_keys), model.get_input_embeddings()
@@ -293,6 +296,35 @@ def test_t5_scales_its_logits_as_transformers_does(fields: dict[str, Any]) -> No
     assert arch.logit_scale == (1 / 8 if t5_config.scale_decoder_outputs else 1)
 
 
+@pytest.mark.parametrize(
+    ("family", "fields", "error", "message"),
+    [
+        ("bamba", {"mamba_n_heads": 5}, CheckpointError, "5 Mamba heads of 16 channels are not 96"),
+        ("bamba", {"mamba_n_groups": 4}, UnsupportedModel, "6 Mamba heads cannot share 4 groups"),
+        (
+            "falcon_h1",
+            {"attention_bias": True, "attention_in_multiplier": 0.5},
+            UnsupportedModel,
+            "attention_bias=True and attention_in_multiplier=0.5",
+        ),
+        ("nemotron_h", {"layers_block_type": ["loop"]}, CheckpointError, "types ['loop']"),
+        (
+            "nemotron_h",
+            {"moe_latent_size": 8, "mlp_bias": True},
+            UnsupportedModel,
+            "nemotron_h with mlp_bias=True",
+        ),
+    ],
+)
+def test_unsupported_options_of_hybrids_are_refused(
+    family: str, fields: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    # Given a config that asks for it / When / Then it is refused by name
+    config = tiny_config(family).to_dict() | fields
+    with pytest.raises(error, match=re.escape(message)):
+        load_architecture(config)
+
+
 def test_every_family_has_a_tiny_configuration() -> None:
     encoders = (kind.model_type for _, kind, _ in ENCODERS.values())
     assert {*FAMILIES, *encoders, *ENCODER_DECODERS} == set(KNOWN)
@@ -396,6 +428,19 @@ def test_missing_tensors_are_named() -> None:
         (config("phi3", partial_rotary_factor=0.4), "rope on 3 dimensions of a head"),
         (config("qwen3_moe", decoder_sparse_step=2), "decoder_sparse_step=2"),
         (config("qwen3_moe", mlp_only_layers=[0]), r"mlp_only_layers=\[0\]"),
+        (config("deepseek_v2", topk_method="best"), "topk_method='best'"),
+        (config("deepseek_v2", norm_topk_prob=True), "norm_topk_prob=True"),
+        (config("deepseek_v3") | {"scoring_func": "softmax"}, "scoring_func='softmax'"),
+        (config("deepseek_v3", num_experts_per_tok=5), "with 4 experts in the topk_group=2"),
+        (config("deepseek_v3", num_key_value_heads=3), "num_key_value_heads=3"),
+        (config("glm4_moe_lite") | {"mlp_layer_types": ["mixed"] * 4}, "mlp_layer_types"),
+        (
+            config("mistral4") | {"rope_parameters": {"rope_type": "default"}},
+            "mistral4 with rope",
+        ),
+        (config("qwen3_next", attn_output_gate=False), "attn_output_gate=False"),
+        (config("qwen3_5_text", linear_num_key_heads=3), "32 value heads cannot share 3 key heads"),
+        (config("olmo_hybrid", layer_types=["mamba"] * 3), r"layer_types \['mamba'\]"),
         (config("gptj", tie_word_embeddings=True), "tie_word_embeddings=True"),
         (config("phi", tie_word_embeddings=True), "tie_word_embeddings=True"),
         (config("gptj", n_embd=49), "n_embd=49 is not a multiple of n_head=6"),
@@ -497,6 +542,8 @@ def test_options_without_effect_are_accepted(given: dict[str, Any]) -> None:
         ),
         (encoder_config("mpnet", "Model", max_position_embeddings=2), "2 positions, the first 2"),
         (config("mixtral", num_local_experts=1), "num_experts_per_tok is 2 of num_local_experts=1"),
+        (config("deepseek_v3", n_group=4), "n_group=4 does not divide n_routed_experts=6"),
+        (config("glm4_moe_lite") | {"mlp_layer_types": ["dense"]}, "1 mlp_layer_types"),
         (config("smollm3", no_rope_layers=[1]), "1 no_rope_layers for 3 layers"),
         (config("phi3", rope_scaling={"type": "su"}), "short_factor=None, expected a list of 4"),
         (
