@@ -16,7 +16,9 @@ from skynet.errors import CheckpointError
 from skynet.reference.library import quiet, stays_float32
 from skynet.reference.model import renaming, with_module_names
 
-DENSE_LAYERS = ("num_dense_layers",)  # how many layers come before those with experts
+# Fields of configs: a kind for each layer, and how many layers come before those with experts.
+KINDS_OF_LAYERS = ("layer_types", "mlp_layer_types")
+DENSE_LAYERS = ("num_dense_layers", "first_k_dense_replace")
 SMALL_VOCABULARY = 16  # of a model that is made only to convert a layer's tensors
 
 
@@ -134,8 +136,9 @@ class ReferenceWeights:
         layers, _, number = path.rpartition(".")
         config = copy.deepcopy(self._config)
         config.num_hidden_layers, config.vocab_size = 1, SMALL_VOCABULARY
-        if getattr(config, "layer_types", None):
-            config.layer_types = [config.layer_types[int(number)]]
+        for field in KINDS_OF_LAYERS:
+            if getattr(config, field, None):
+                setattr(config, field, [getattr(config, field)[int(number)]])
         for field in DENSE_LAYERS:
             if isinstance(getattr(config, field, None), int):
                 setattr(config, field, max(0, getattr(config, field) - int(number)))
