@@ -20,7 +20,6 @@ DEFAULTS: dict[str, Any] = {
     "v_head_dim": 128,
     "rope_interleave": True,
 }
-REFUSED: dict[str, Any] = {"mlp_bias": False}
 
 
 def architecture(config: read.Config) -> Architecture:
