@@ -51,6 +51,38 @@ GEMMA: dict[str, Any] = LLAMA | {
     "initializer_range": 0.2,
     "tie_word_embeddings": False,
 }
+# 6 value heads, two of which a key head serves: 4 shards have parts of what a key head serves.
+DELTA: dict[str, Any] = LLAMA | {
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "linear_num_key_heads": 3,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 10,
+    # Of a norm over outputs that may be close to zero, which it would make rounding of.
+    "initializer_range": 0.2,
+    "rms_norm_eps": 1e-3,
+}
+SHARED_MOE: dict[str, Any] = {
+    "moe_intermediate_size": 35,
+    "shared_expert_intermediate_size": 27,
+    "num_experts": 5,
+    "num_experts_per_tok": 3,
+}
+# KV heads by layer type, in groups that do not nest; the second half shares keys and values.
+GEMMA4: dict[str, Any] = GEMMA | {
+    "head_dim": 8,
+    "global_head_dim": 12,
+    "num_global_key_value_heads": 2,
+    "attention_k_eq_v": True,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 8,
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 10,
+    "vocab_size_per_layer_input": 131,
+    "final_logit_softcapping": 30.0,
+}
 GRANITE_MOE: dict[str, Any] = LLAMA | {
     "intermediate_size": 35,
     "num_local_experts": 5,
@@ -60,6 +92,29 @@ GRANITE_MOE: dict[str, Any] = LLAMA | {
     "attention_multiplier": 0.2,
 }
 
+
+def _gpt_neo(num_hidden_layers: int = 4, **fields: Any) -> Any:
+    """Windows in every other of any number of layers."""
+    kinds = (["global", "local"] * num_hidden_layers)[:num_hidden_layers]
+    return transformers.GPTNeoConfig(
+        **{"num_layers": num_hidden_layers, "attention_types": [[kinds, 1]], **fields}
+    )
+
+
+def _mpt(**fields: Any) -> Any:
+    """`clip_qkv` and `softmax_scale` are fields of another config inside."""
+    inner = {name: fields.pop(name) for name in ("clip_qkv", "softmax_scale") if name in fields}
+    return transformers.MptConfig(attn_config=inner, **fields)
+
+
+# 6 heads in 2 groups: 2 shards have a group each, 3 and more divide groups.
+MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 6,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "mamba_d_conv": 4,
+}
 # Latent attention: queries and latents of low rank, keys wider than values, no KV groups.
 LATENT: dict[str, Any] = LLAMA | {
     "num_key_value_heads": 6,
@@ -95,6 +150,11 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         transformers.BloomConfig,
         WIDE | {"n_layer": 4, "n_head": 6, "seq_length": 128, "tie_word_embeddings": False},
     ),
+    # Its heads are in four blocks: with 4 shards a block each, with 2 and 3 parts of them.
+    "codegen": (
+        transformers.CodeGenConfig,
+        GPT2 | {"n_head": 8, "rotary_dim": 4, "initializer_range": 0.3},
+    ),
     "cohere": (
         transformers.CohereConfig,
         LLAMA | {"logit_scale": 0.5, "tie_word_embeddings": False},
@@ -109,6 +169,7 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "exaone": (transformers.ExaoneConfig, LLAMA),
     "deepseek_v2": (
         transformers.DeepseekV2Config,
         DEEPSEEK
@@ -173,6 +234,12 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "gpt2": (transformers.GPT2Config, GPT2),
+    "gpt_bigcode": (transformers.GPTBigCodeConfig, GPT2 | {"tie_word_embeddings": False}),
+    "gpt_neo": (
+        _gpt_neo,
+        {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
+        | {"window_size": 6, "tie_word_embeddings": False},
+    ),
     "gpt_neox": (
         transformers.GPTNeoXConfig,
         LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4}},
@@ -207,6 +274,15 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "attention_multiplier": 0.2,
         },
     ),
+    "gemma4_text": (transformers.Gemma4TextConfig, GEMMA4),
+    "gemma4_unified_text": (
+        transformers.Gemma4UnifiedTextConfig,
+        {
+            field: value
+            for field, value in GEMMA4.items()
+            if "per_layer_input" not in field and field != "num_kv_shared_layers"
+        },
+    ),
     "granitemoe": (transformers.GraniteMoeConfig, GRANITE_MOE),
     "granitemoeshared": (
         transformers.GraniteMoeSharedConfig,
@@ -223,8 +299,87 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "lfm2_moe": (
+        transformers.Lfm2MoeConfig,
+        LLAMA
+        | {
+            "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+            "num_dense_layers": 1,
+            "moe_intermediate_size": 35,
+            "num_experts": 7,
+            "num_experts_per_tok": 3,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "bamba": (transformers.BambaConfig, LLAMA | MAMBA | {"attn_layer_indices": [1]}),
+    "falcon_h1": (
+        transformers.FalconH1Config,
+        LLAMA
+        | MAMBA
+        | {
+            "mamba_d_ssm": 60,
+            "mamba_d_head": 10,
+            "embedding_multiplier": 3.0,
+            "lm_head_multiplier": 0.4,
+            "mlp_multipliers": [0.8, 0.6],
+            "key_multiplier": 0.7,
+            "attention_out_multiplier": 1.2,
+            "ssm_multipliers": [0.7, 1.2, 0.9, 1.1, 0.8],
+            "ssm_in_multiplier": 1.3,
+            "ssm_out_multiplier": 0.7,
+        },
+    ),
+    "granitemoehybrid": (
+        transformers.GraniteMoeHybridConfig,
+        LLAMA
+        | MAMBA
+        | {
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+            "shared_intermediate_size": 83,
+            "num_local_experts": 0,
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.5,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.2,
+        },
+    ),
+    "nemotron_h": (
+        transformers.NemotronHConfig,
+        {name: value for name, value in LLAMA.items() if name != "num_hidden_layers"}
+        | {
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "moe"],
+            "head_dim": 12,
+            "ssm_state_size": 8,
+            "mamba_num_heads": 6,
+            "mamba_head_dim": 12,
+            "n_groups": 3,
+            "moe_intermediate_size": 35,
+            "moe_shared_expert_intermediate_size": 29,
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 2,
+        },
+    ),
     "mixtral": (transformers.MixtralConfig, LLAMA | {"num_local_experts": 5}),
+    "mpt": (
+        _mpt,
+        {
+            "vocab_size": 131,
+            "d_model": 48,
+            "n_layers": 4,
+            "n_heads": 6,
+            "max_seq_len": 128,
+            "clip_qkv": 3.0,
+            "initializer_range": 0.3,
+            "tie_word_embeddings": False,
+        },
+    ),
     "olmo2": (transformers.Olmo2Config, LLAMA),
+    # Keys and values of equal width: Transformers divides the convolution in three equal parts.
+    "olmo_hybrid": (
+        transformers.OlmoHybridConfig,
+        {name: value for name, value in DELTA.items() if name != "head_dim"}
+        | {"linear_key_head_dim": 16, "linear_value_head_dim": 8},
+    ),
     "opt": (
         transformers.OPTConfig,
         WIDE
@@ -252,6 +407,15 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "norm_topk_prob": True,
         },
     ),
+    "qwen3_next": (
+        transformers.Qwen3NextConfig,
+        DELTA | SHARED_MOE | {"mlp_only_layers": [2]},
+    ),
+    "qwen3_5_moe_text": (
+        transformers.Qwen3_5MoeTextConfig,
+        {name: value for name, value in DELTA.items() if name != "intermediate_size"} | SHARED_MOE,
+    ),
+    "qwen3_5_text": (transformers.Qwen3_5TextConfig, DELTA),
     "smollm3": (
         transformers.SmolLM3Config,
         LLAMA | {"no_rope_layer_interval": 2, "tie_word_embeddings": False},
@@ -260,7 +424,8 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-NEVER_TIED = ("gptj", "phi")  # their heads have biases, which no embedding has
+# Heads with biases, which no embedding has, or that Transformers does not tie.
+NEVER_TIED = ("codegen", "gptj", "phi", "nemotron_h")
 
 
 def tiny_config(family: str, **fields: Any) -> Any:
@@ -272,6 +437,18 @@ def tiny_config(family: str, **fields: Any) -> Any:
         return transformers_config(family, **fields)
     kind, sizes = FAMILIES[family]
     return kind(**(copy.deepcopy(sizes) | copy.deepcopy(fields)))
+
+
+OWN_TYPES = ("bamba", "falcon_h1", "nemotron_h")  # their configs take no `layer_types`
+
+
+def short_config(family: str, **fields: Any) -> Any:
+    """The family's configuration with two layers; of Nemotron-H with all of its."""
+    types = FAMILIES[family][1].get("layer_types")
+    chosen = {} if family in OWN_TYPES else {"layer_types": types and types[:2]}
+    if family.startswith("gemma4"):
+        chosen["num_kv_shared_layers"] = 0  # of each type one layer has keys
+    return tiny_config(family, num_hidden_layers=2, **chosen, **fields)
 
 
 TEXT: dict[str, Any] = {
@@ -290,6 +467,14 @@ MODERN: dict[str, Any] = TEXT | {
     "eos_token_id": 1,
     "cls_token_id": 1,
     "sep_token_id": 1,
+}
+DEBERTA: dict[str, Any] = TEXT | {
+    "norm_rel_ebd": "layer_norm",
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+    "position_buckets": 8,
+    "relative_attention": True,
+    "share_att_key": True,
 }
 # What the classes of an encoder's family are called, its configuration class and fields.
 ENCODERS: dict[str, tuple[str, Any, dict[str, Any]]] = {
@@ -312,6 +497,22 @@ ENCODERS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     ),
     "electra": ("Electra", transformers.ElectraConfig, TEXT | {"embedding_size": 28}),
     "electra-wide": ("Electra", transformers.ElectraConfig, TEXT | {"embedding_size": 48}),
+    "deberta-v2": ("DebertaV2", transformers.DebertaV2Config, DEBERTA),
+    "deberta-v2-plain": (
+        "DebertaV2",
+        transformers.DebertaV2Config,
+        DEBERTA
+        | {
+            "norm_rel_ebd": "none",
+            "pos_att_type": ["c2p"],
+            "position_buckets": -1,
+            "max_relative_positions": 9,
+            "position_biased_input": True,
+            "type_vocab_size": 2,
+        },
+    ),
+    "mpnet": ("MPNet", transformers.MPNetConfig, TEXT),
+    "nomic_bert": ("NomicBert", transformers.NomicBertConfig, TEXT | {"pad_token_id": 0}),
     "modernbert": ("ModernBert", transformers.ModernBertConfig, MODERN),
     "modernbert-biased": (
         "ModernBert",

@@ -125,13 +125,8 @@ RUN: dict[str, dict[str, Any]] = {
 }
 # Of those that are refused, what makes a configuration of them where `TINY` does not.
 REFUSED: dict[str, dict[str, Any]] = {
-    "bamba": {"num_hidden_layers": 2},
-    "codegen": {"n_embd": 48, "n_layer": 2, "n_head": 6, "rotary_dim": 4, "n_positions": 128},
     "dots3_note_text": {"num_hidden_layers": 2},
     "gemma3n_text": {"num_hidden_layers": 20},
-    "granitemoehybrid": {"num_hidden_layers": 2},
-    "lfm2_moe": TINY | {"layer_types": ["conv", "full_attention", "conv"]},
-    "lfm2": TINY | {"layer_types": ["conv", "full_attention", "conv"]},
 }
 
 

@@ -15,6 +15,7 @@ from skynet.wire.blocks import BlockFormat
 Config = Mapping[str, Any]
 MAX_SIZE, MAX_LAYERS = 2**28, 10_000  # far above any model's
 ABSENT = "skynet_absent"  # in a settled config: the optional tensors that the file lacks
+MODULES = "skynet_modules"  # of sentence-transformers: see `skynet.models.text_heads`
 QUANTISED = "skynet_quantised"  # in a staged config: the formats of quantised tensors, by name
 
 SPARSE = ("deepseek_v32", "deepseek_v4", "glm_moe_dsa")  # model types with sparse attention
@@ -27,6 +28,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_pytorch_tanh",
     "gelu_fast": "gelu_pytorch_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 
@@ -58,7 +60,8 @@ def size(config: Config, field: str) -> int:
             f"config.json: {field} is {value!r:.40}, expected a positive integer; is this a "
             f"complete {config.get('model_type')} checkpoint?"
         )
-    limit = MAX_LAYERS if "layer" in field else MAX_SIZE
+    counts_layers = "layer" in field and "per_layer" not in field
+    limit = MAX_LAYERS if counts_layers else MAX_SIZE
     if value > limit:
         raise CheckpointError(f"config.json: {field} is {value:.3g}, expected at most {limit}")
     return value

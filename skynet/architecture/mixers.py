@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
+from typing import Literal
 
 STATES = 2  # a recurrent state is kept before and after the last step
 Items = Callable[[str], int]  # how many items of a unit a shard has
@@ -51,7 +53,14 @@ class Mixer:
 
 @dataclass(frozen=True)
 class SelfAttention(Mixer):
-    """Keys and values of every token; the other fields are the architecture's."""
+    """Keys and values of every token; the other fields are the architecture's.
+
+    values_are_keys: one product gives both; keys are then normed and rotated.
+    normed_values: each value is divided by its root mean square.
+    """
+
+    values_are_keys: bool = False
+    normed_values: bool = False
 
     def kept(self, items: Items, head_dim: int) -> Kept:
         return Kept(2 * items("kv_heads"), head_dim)
@@ -87,6 +96,20 @@ class Latent(Mixer):
 
 
 @dataclass(frozen=True)
+class SharedAttention(Mixer):
+    """Queries alone: keys and values are those of layer `source`, with as many and as large heads.
+
+    A stage without that layer keeps them once for all of its layers: see
+    `skynet/planning/carried.py`.
+    """
+
+    source: int
+
+    def kept(self, items: Items, head_dim: int) -> Kept:
+        return Kept()
+
+
+@dataclass(frozen=True)
 class ShortConvolution(Mixer):
     """A gated convolution over the last `kernel` tokens, of channels that shards divide."""
 
@@ -98,3 +121,71 @@ class ShortConvolution(Mixer):
 
     def kept(self, items: Items, head_dim: int) -> Kept:
         return Kept(state=((items("channels"), self.kernel - 1),))
+
+
+@dataclass(frozen=True)
+class Mamba2(Mixer):
+    """A selective state space (Dao and Gu, 2024, arXiv:2405.21060).
+
+    Units: "mamba_heads", "mamba_groups", which serve several heads, and "mamba_steps", the time
+    step of each head.
+
+    head_size: channels of a head.
+    state_size: of each channel.
+    kernel: tokens that the convolution sees.
+    activation: after the convolution.
+    norm: RMS norm over the channels of a group, after the product with the gate or before it.
+    step_limits: of the time steps of a prompt's tokens.
+    """
+
+    head_size: int
+    state_size: int
+    kernel: int
+    activation: str = "silu"
+    norm: Literal["after_gate", "before_gate"] | None = "after_gate"
+    step_limits: tuple[float, float] = (0.0, inf)
+
+    @property
+    def sums(self) -> int:
+        """Several shards may have heads of a group, whose mean square then takes an all-reduce."""
+        return int(self.norm is not None)
+
+    @property
+    def is_recurrent(self) -> bool:
+        return True
+
+    def kept(self, items: Items, head_dim: int) -> Kept:
+        heads, groups = items("mamba_heads"), items("mamba_groups")
+        channels = heads * self.head_size + 2 * groups * self.state_size
+        return Kept(state=((channels, self.kernel - 1), (heads, self.head_size, self.state_size)))
+
+
+@dataclass(frozen=True)
+class GatedDelta(Mixer):
+    """A gated delta net (Yang et al., 2024, arXiv:2412.06464), cut by value heads.
+
+    Its dimensions are "value_heads", the "key_heads" that serve them, and "gates", one of each
+    value head.
+
+    kernel: of the convolution of queries, keys and values.
+    key_dim, value_dim: of a head; its state is a matrix of both.
+    beta_scale: how far a token may overwrite what its key stands for: 1: wholly; 2: beyond.
+    norm_eps: of the norm of each head's output.
+    """
+
+    kernel: int
+    key_dim: int
+    value_dim: int
+    beta_scale: float
+    norm_eps: float
+
+    @property
+    def is_recurrent(self) -> bool:
+        return True
+
+    def kept(self, items: Items, head_dim: int) -> Kept:
+        heads = items("value_heads")
+        if not heads:
+            return Kept()
+        channels = 2 * items("key_heads") * self.key_dim + heads * self.value_dim
+        return Kept(state=((channels, self.kernel - 1), (heads, self.key_dim, self.value_dim)))

@@ -397,7 +397,7 @@ void skynet_attention_step(const void *arguments, const step *the_step) {
 
 // Activations.
 
-enum { SILU, GELU, GELU_TANH, RELU, TANH };
+enum { SILU, GELU, GELU_TANH, RELU, TANH, RELU_SQUARED };
 
 typedef struct {
   long kind, columns, gated, from, to; // gated: gate and up are side by side in `from`
@@ -417,7 +417,7 @@ static inline lanes activate(long kind, lanes x) {
       x[lane] = tanhf(x[lane]);
     else
       x[lane] = x[lane] < 0 ? 0 : x[lane];
-  return x;
+  return kind == RELU_SQUARED ? x * x : x;
 }
 
 static void activate_row(const void *argument, long row) {

@@ -25,6 +25,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": 2,
     "relu": 3,
     "tanh": 4,
+    "relu2": 5,
 }
 MAX_HEAD_DIM = 512
 Pointer, Number, Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_float

@@ -42,6 +42,11 @@ class StepContext:
     text_batches: dict[int | None, list[TextBatch]] = field(default_factory=dict)
     encoder_kvs: list[Attend] = field(default_factory=list)  # `slots` are those of encoder KV
     decoding: DecodingStep | None = None  # for the kernels, if they can run the step
+    types: torch.Tensor | None = None  # (tokens,) int64, token types; None: all 0
+    # What hidden states carry, see `Carrier`: (tokens, hidden) float32, and keys and values by the
+    # layer that has computed them, where this stage only passes them on.
+    embeddings: torch.Tensor | None = None
+    passing: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class StepLayout:
     bias: Bias | None = None
     bidirectional: bool = False
     step_kernels: StepKernels | None = None
+    token_types: int = 0  # rows of the table
 
     @classmethod
     def of(
@@ -86,6 +92,7 @@ class StepLayout:
             bias=bias,
             bidirectional=arch.bidirectional,
             step_kernels=step_kernels,
+            token_types=arch.token_types,
         )
 
 
@@ -139,7 +146,18 @@ def make_context(step: Step, layout: StepLayout) -> StepContext:
         text_batches=batches,
         encoder_kvs=encoder_kv_attends(step.rows, slack, dtype, device),
         decoding=decoding,
+        types=_types(step.rows, device),
     )
+
+
+def _types(rows: Sequence[Row], device: torch.device) -> torch.Tensor | None:
+    """The token type of each token; None if no row has any."""
+    given = [row.text_task.types if row.text_task else () for row in rows]
+    if not any(given):
+        return None
+    pairs = zip(rows, given, strict=True)
+    flat = [each for row, types in pairs for each in types or (0,) * len(row.tokens)]
+    return torch.tensor(flat, device=device)
 
 
 def _is_decoding(rows: Sequence[Row]) -> bool:
@@ -172,6 +190,12 @@ def _check(step: Step, layout: StepLayout) -> None:
         if min(row.tokens) < 0 or max(row.tokens) >= layout.vocab_size:
             raise StepFailed(
                 f"slot {row.slot}: a token id is outside the vocabulary {layout.vocab_size}"
+            )
+        types = row.text_task.types if row.text_task else ()
+        if types and (len(types) != len(row.tokens) or max(types) >= layout.token_types):
+            raise StepFailed(
+                f"slot {row.slot}: token types up to {max(types)} of {len(types)} tokens, the "
+                f"model has {layout.token_types} types"
             )
 
 

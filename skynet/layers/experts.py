@@ -9,7 +9,7 @@ from skynet.kernels.steps import Program
 from skynet.layers.activation import combination
 from skynet.layers.context import StepContext
 from skynet.layers.linear import Linear
-from skynet.layers.norm import AllReduce
+from skynet.layers.norm import AllReduce, load_norm
 from skynet.layers.router import TopRouter
 from skynet.layers.weights import Loader
 from skynet.planning.units import pieces_of
@@ -21,16 +21,24 @@ class Experts:
     def __init__(self, load: Loader, layer: int) -> None:
         arch = load.arch
         self._combine = combination(arch)
+        roles = ("gate", "up") if arch.gated else ("up",)
         self._router = TopRouter(load, layer)
+        # The router takes what is not normed, if the experts have a norm of their own.
+        self._norm = load_norm(load, "experts_norm", layer) if load.has("experts_norm") else None
         self._in: dict[int, Linear] = {}  # by expert, of those that the shard has anything of
         self._out: dict[int, Linear] = {}
         pieces = pieces_of(arch, load.part, load.regions.weight("down"))
         for expert in range(pieces.start, pieces.stop):
-            self._in[expert] = load.linear("gate", "up", layer=layer, piece=expert)
+            self._in[expert] = load.linear(*roles, layer=layer, piece=expert)
             self._out[expert] = load.linear("down", layer=layer, piece=expert, bias=False)
+        self._latent: list[Linear] = []  # to the space that the experts compute in, and back
+        if load.has("latent_in", layer):
+            self._latent = [load.linear(f"latent_{end}", layer=layer) for end in ("in", "out")]
         self._out_bias = load.float32.piece_biases("down", layer)
         biases = () if self._out_bias is None else (self._out_bias,)
-        parts = (self._router, *self._in.values(), *self._out.values(), *biases)
+        norms = () if self._norm is None else (self._norm,)
+        products = (*self._in.values(), *self._out.values(), *self._latent)
+        parts = (self._router, *norms, *products, *biases)
         self.nbytes = sum(part.nbytes for part in parts)
 
     def __call__(
@@ -38,6 +46,20 @@ class Experts:
     ) -> torch.Tensor:
         """See `Module`."""
         weights, chosen = self._router(x)
+        x = x if self._norm is None else self._norm(x.float())
+        if not self._latent:
+            return self._mixture(x, weights, chosen)
+        into, out = self._latent
+        return out(self._mixture(into(x), weights, chosen))
+
+    def emit(self, program: Program, source: int, target: int) -> bool:
+        """See `Module.emit`: the kernels choose no experts."""
+        return False
+
+    def _mixture(
+        self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor
+    ) -> torch.Tensor:
+        """The weighted sum of the chosen experts of each token."""
         if self._out_bias is None:
             total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         else:
@@ -52,10 +74,6 @@ class Experts:
             output = self._expert(expert, x[tokens]).float()
             total.index_add_(0, tokens, output * weights[tokens, places, None])
         return total.to(x.dtype)
-
-    def emit(self, program: Program, source: int, target: int) -> bool:
-        """See `Module.emit`: the kernels choose no experts."""
-        return False
 
     def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         return self._out[expert](self._combine(self._in[expert](x)))

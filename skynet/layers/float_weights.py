@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from skynet.architecture.architecture import Weight
-from skynet.architecture.stored import offset
 from skynet.layers.regions import ShardRegions
 from skynet.layers.reuse import SliceWeights
 from skynet.planning.ranges import Range
@@ -35,9 +34,7 @@ class FloatLoader:
         weight = self._regions.weight(role)
         units = self._regions.units(weight)
         shape = self._arch.shape(weight)[1:] if kind == "weight" else ()
-        start = offset(self._arch, weight)
-        region = Range(units.start + start, units.stop + start)
-        return self._load(weight, layer, kind, (units.size, *shape), region)
+        return self._load(weight, layer, kind, (units.size, *shape), units)
 
     def vocab_vector(self, role: str) -> torch.Tensor:
         """(vocabulary of this shard,)."""
@@ -74,20 +71,24 @@ class FloatLoader:
         return made.view(count, size)
 
     def row_bias(self, *roles: str, layer: int) -> torch.Tensor | None:
-        """The sum of the biases of row-parallel products, which is added once; None without any."""
+        """The sum of the biases of row-parallel products, which is added once; None without any.
+
+        Each is multiplied by its weight's scale.
+        """
         weights = [self._arch.weight(role) for role in roles]
         biased = [w for w in weights if w is not None and w.bias and not w.in_pieces]
         if not biased:
             return None
-        if len(biased) == 1:
+        if len(biased) == 1 and biased[0].scale == 1:
             return self.vector(biased[0].role, "bias", layer)
         names = [weight.tensor(layer, "bias") for weight in biased]
         key = ("sum", *names, self._regions.layer_number(layer))
         total = self._weights.get(key, ())
         if not isinstance(total, torch.Tensor):
             total = torch.zeros(self._arch.hidden_size, dtype=torch.float32, device=self._device)
-            for name in names:
-                total += self._regions.fetch(name, Range(0, total.numel())).to(total)
+            for name, weight in zip(names, biased, strict=True):
+                bias = self._regions.fetch(name, Range(0, total.numel())).to(total)
+                total.add_(bias, alpha=weight.scale)
             self._weights.fetched_bytes += total.nbytes
         self._weights.add(key, total, ())
         return total
@@ -103,7 +104,7 @@ class FloatLoader:
     ) -> torch.Tensor:
         """A tensor of the checkpoint, or several pieces of it end to end, in float32.
 
-        region: the region to fetch of each tensor, all of it by default.
+        region: the units to read of each tensor, all of them by default.
         pieces: the numbers of the pieces, where each is a tensor.
         """
         regions = self._regions
@@ -114,7 +115,9 @@ class FloatLoader:
         made = self._weights.get(key, units)
         if not isinstance(made, torch.Tensor):
             made = torch.empty(shape, dtype=torch.float32, device=self._device)
-            raw = [regions.fetch(name, region or Range(0, shape[0])) for name in names]
+            every = Range(0, shape[0])
+            raw = [regions.read(weight, name, region or every, layer) for name in names]
+            regions.forget()
             whole = raw[0] if len(raw) == 1 else torch.cat(raw)
             regions.copy(weight, whole.reshape(shape), made, layer)
             self._weights.fetched_bytes += made.nbytes

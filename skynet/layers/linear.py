@@ -188,6 +188,23 @@ class JoinedLinear(Linear):
         return True
 
 
+class ScaledLinear(Linear):
+    """A product whose outputs are multiplied by factors: `scales` of `sizes` outputs each."""
+
+    def __init__(self, product: Linear, sizes: Sequence[int], scales: Sequence[float]) -> None:
+        self.nbytes = product.nbytes
+        self._product, self._sizes, self._scales = product, list(sizes), scales
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y = self._product(x)
+        for part, scale in zip(y.split(self._sizes, dim=-1), self._scales, strict=True):
+            part.mul_(scale)
+        return y
+
+    def dense(self) -> torch.Tensor:
+        raise NotImplementedError("the weights are reused without their factors")
+
+
 class WideningLinear(PlainLinear):
     """PyTorch's operators on a copy of the weight in the dtype of the activations, tile by tile."""
 

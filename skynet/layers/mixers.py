@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from skynet.architecture.mixers import Latent, Mixer, SelfAttention, ShortConvolution
+from skynet.architecture.mixers import (
+    GatedDelta,
+    Latent,
+    Mamba2,
+    Mixer,
+    SelfAttention,
+    SharedAttention,
+    ShortConvolution,
+)
 from skynet.layers.block import Module
 from skynet.layers.cache import KVLayout
 from skynet.layers.convolution import ShortConvolutionMixer
+from skynet.layers.gated_delta import GatedDeltaMixer
 from skynet.layers.latent_attention import LatentAttention
+from skynet.layers.mamba2 import Mamba2Mixer
 from skynet.layers.self_attention import Attention
+from skynet.layers.shared_attention import QueriesOnly
 from skynet.layers.slot_state import SlotState
 from skynet.layers.weights import Loader
 
@@ -30,9 +41,12 @@ class MixerModule(Module, Protocol):
 Make = Callable[[Loader, KVLayout, int, Any], MixerModule]
 
 _MAKE: dict[type[Mixer], Make] = {
-    SelfAttention: lambda load, kv, layer, _: Attention(load, kv, layer),
+    SelfAttention: Attention,
+    SharedAttention: QueriesOnly,
     Latent: LatentAttention,
     ShortConvolution: ShortConvolutionMixer,
+    Mamba2: Mamba2Mixer,
+    GatedDelta: GatedDeltaMixer,
 }
 
 

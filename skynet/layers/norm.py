@@ -99,9 +99,8 @@ def load_norm(
     return _make(load.arch, load.float32.vector(role, layer=layer), bias, dtype)
 
 
-def load_head_norm(load: Loader, layer: int) -> Norm:
+def load_head_norm(load: Loader, layer: int, roles: tuple[str, ...] = ("q_norm", "k_norm")) -> Norm:
     """The norm of a shard's query and key heads in one call, float32: a row of weights per head."""
-    roles = ("q_norm", "k_norm")
     weight = torch.cat([load.float32.head_vectors(role, "weight", layer) for role in roles])
     bias = None
     if load.has_bias("q_norm"):

@@ -11,7 +11,13 @@ import torch
 from skynet.architecture.architecture import Architecture, Weight
 from skynet.layers.dtypes import Dtypes
 from skynet.layers.float_weights import FloatLoader
-from skynet.layers.linear import JoinedLinear, Linear, make_linear, make_quantised_linear
+from skynet.layers.linear import (
+    JoinedLinear,
+    Linear,
+    ScaledLinear,
+    make_linear,
+    make_quantised_linear,
+)
 from skynet.layers.regions import Fetch, ShardRegions, groups_of
 from skynet.layers.reuse import Key, SliceWeights, without
 from skynet.layers.rows import BlockRows, NumberRows, Rows
@@ -94,14 +100,22 @@ class Loader:
         piece: int | None = None,
         bias: bool = True,
     ) -> Linear:
-        """The product with the weights of `roles`, one above the other, and their biases."""
+        """The product with the weights of `roles`, one above the other, and their biases.
+
+        Scaled, where the weights have scales.
+        """
         weights = [self.regions.weight(role) for role in roles]
         products, sizes = [], []
         for form, run in groupby(weights, lambda each: self._form(each, layer, piece)):
             alike = list(run)
             products.append(self._product(alike, form, layer, piece, bias))
             sizes.append(sum(self.regions.matrix_shape(weight)[0] for weight in alike))
-        return products[0] if len(products) == 1 else JoinedLinear(products, sizes)
+        product = products[0] if len(products) == 1 else JoinedLinear(products, sizes)
+        scales = [weight.scale for weight in weights]
+        if all(scale == 1 for scale in scales):
+            return product
+        outputs = [self.regions.matrix_shape(weight)[0] for weight in weights]
+        return ScaledLinear(product, outputs, scales)
 
     def _product(
         self,
@@ -124,9 +138,9 @@ class Loader:
         self.weights.add(key, product, units)
         return product
 
-    def rows(self, role: str) -> Rows:
+    def rows(self, role: str, layer: int | None = None) -> Rows:
         """The table `role`, whose rows are looked up."""
-        form, table = self._form(self.regions.weight(role), None), self.matrix(role)
+        form, table = self._form(self.regions.weight(role), layer), self.matrix(role, layer=layer)
         return NumberRows(table) if form is None else BlockRows(table, form, self.dtype)
 
     def matrix(
@@ -187,7 +201,8 @@ class Loader:
                 for rest in without(units, reused):
                     target = part.narrow(axis, rest.start - units.start, rest.size)
                     name = weight.tensor(layer, piece=piece)
-                    raw = self.regions.read(weight, name, rest)
+                    group = form.group if form is not None and weight.cut == "row" else 1
+                    raw = self.regions.read(weight, name, rest, layer, group)
                     is_transposed = weight.transposed and form is None
                     self._copy(weight, raw.t() if is_transposed else raw, target, layer)
         self.regions.forget()

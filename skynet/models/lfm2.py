@@ -59,7 +59,8 @@ OUTSIDE = (
 def architecture(config: read.Config) -> Architecture:
     """An `lfm2` config as an Architecture."""
     config = defaults(config)
-    return decoder(config, _intermediate_size(config), [MLP] * config["num_hidden_layers"])
+    mlp = {"weights": MLP, "intermediate_size": _intermediate_size(config)}
+    return decoder(config, mlp, [mlp] * config["num_hidden_layers"])
 
 
 def defaults(config: read.Config) -> dict[str, Any]:
@@ -69,28 +70,29 @@ def defaults(config: read.Config) -> dict[str, Any]:
 
 
 def decoder(
-    config: dict[str, Any], intermediate_size: int, mlps: Sequence[tuple[Weight, ...]]
+    config: dict[str, Any], mlp: dict[str, Any], mlps: Sequence[dict[str, Any]]
 ) -> Architecture:
     """The architecture shared by LFM2 and its mixture of experts.
 
-    mlps: the MLP's weights in each layer.
+    mlps: each layer's MLP: its weights, and other fields of `Architecture`.
+    mlp: the one in whose columns plans divide the model.
     """
-    config |= {"intermediate_size": intermediate_size, "rms_norm_eps": config["norm_eps"]}
+    config |= {"rms_norm_eps": config["norm_eps"]}
     base = llama.decoder(config, weights=OUTSIDE)
-    base = replace(base, dims={"channels": Dim(base.hidden_size)})
+    sizes = {name: value for name, value in mlp.items() if name != "weights"}
+    base = replace(base, dims={"channels": Dim(base.hidden_size)}, **sizes)
     mixer = ShortConvolution(read.size(config, "conv_L_cache"))
-    attention = replace(base, qk_norm="head", weights=(*NORMS, *ATTENTION))
-    convolution = replace(
-        base,
-        mixers=(mixer,),
-        weights=(*NORMS, *convolution_weights(mixer.kernel, bool(config["conv_bias"]))),
-    )
-    kinds = {"full_attention": attention, "conv": convolution}
+    convolution = convolution_weights(mixer.kernel, bool(config["conv_bias"]))
+    kinds: dict[str, dict[str, Any]] = {
+        "full_attention": {"qk_norm": "head", "weights": (*NORMS, *ATTENTION)},
+        "conv": {"mixers": (mixer,), "weights": (*NORMS, *convolution)},
+    }
     types = read.layer_types(config, tuple(kinds), _types(config))
-    layers = [
-        replace(kinds[kind], weights=(*kinds[kind].weights, *mlp))
-        for kind, mlp in zip(types, mlps, strict=True)
-    ]
+    layers = []
+    for kind, own in zip(types, mlps, strict=True):
+        fields = own | kinds[kind]
+        fields["weights"] += own["weights"]
+        layers.append(replace(base, **fields))
     return base.with_kinds(layers)
 
 

@@ -128,7 +128,7 @@ def _mixing_s(
         for mixer in kind.mixers:
             items = partial(count_items, kind, kind_part)
             kept = mixer.kept(items, kind.head_dim)
-            if kept.state:  # read and written by each row; a chunk passes it about once a token
+            if mixer.is_recurrent:  # read and written by each row; by a chunk about once a token
                 passes = max(work.rows, work.tokens)
                 total += len(numbers) * passes * state_bytes(kept) / rates[0]
             else:

@@ -13,7 +13,12 @@ from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.errors import UnsupportedModel
 from skynet.reference.weights import parameter
 
-OTHERS = ("q_norm", "k_norm", "shared_score")  # modules whose inputs are recorded, too
+OTHERS = (
+    "q_norm",
+    "k_norm",
+    "shared_score",
+    "latent_out",
+)  # modules whose inputs are recorded, too
 
 
 class Cut(NamedTuple):
@@ -93,13 +98,20 @@ class ReferenceLayer:
         if role == "down" and self._arch.num_experts:
             packed = weight_of(self._arch, role).packed
             axis = 1 if packed is not None and packed.transposed else 2
-            return _expert_products(module, axis, (args, kwargs), cuts)
+            return self._out_of_latent(_expert_products(module, axis, (args, kwargs), cuts))
         x = args[0].reshape(-1, args[0].shape[-1]).float()
-        matrix = module.get_parameter("weight").float()
-        matrix = matrix if weight_of(self._arch, role).transposed else matrix.t()  # (in, out)
+        matrix, weight = module.get_parameter("weight").float(), weight_of(self._arch, role)
+        matrix = (matrix if weight.transposed else matrix.t()) * weight.scale  # (in, out)
         if role == "shared_down" and self._arch.weight("shared_score") is not None:
             x = x * self._score()
         return [x[:, cut.inputs] @ matrix[cut.inputs] for cut in cuts]
+
+    def _out_of_latent(self, partials: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The partials in the hidden size, of experts that compute in a smaller space."""
+        module = self._modules.get("latent_out")
+        if module is None:
+            return partials
+        return [F.linear(each.float(), module.get_parameter("weight").float()) for each in partials]
 
     def _score(self) -> torch.Tensor:
         """(tokens, 1): what the shared MLP's output is multiplied by."""

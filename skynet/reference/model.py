@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from skynet.architecture.architecture import Architecture
+from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import CheckpointError, ConfigurationError
 from skynet.reference.library import quiet
@@ -80,7 +81,9 @@ def build(checkpoint: Checkpoint, kind: ReferenceModel, dtype: torch.dtype) -> t
             else:
                 config = transformers.AutoConfig.from_pretrained(str(checkpoint.path))
             # Not the grouped kernel, which requires sizes that are multiples of 8.
-            experts = hasattr(config, "num_experts_per_tok")
+            experts = any(
+                hasattr(config, name) for name in ("num_experts_per_tok", "top_k_experts")
+            )
             eager = {"experts_implementation": "eager"} if experts else {}
             auto_class = getattr(transformers, kind.auto_class)
             if kind.auto_class == CAUSAL and config.model_type in AMONG_IMAGE_MODELS:
@@ -106,3 +109,32 @@ def without_prefix(arch: Architecture) -> Architecture:
     prefix = arch.prefixes[0]
     weights = (replace(weight, name=weight.name.removeprefix(prefix)) for weight in arch.weights)
     return replace(arch, weights=tuple(weights), prefixes=("", prefix))
+
+
+def with_module_names(arch: Architecture) -> Architecture:
+    """The same with the names of Transformers' modules, where files have others."""
+    if isinstance(arch, TransformersArchitecture):  # it has them already
+        return arch
+    renamed, kind = renaming(arch.model_type), ".weight"  # the table's patterns end in a dot
+    weights = (
+        replace(weight, name=renamed(weight.name + kind).removesuffix(kind))
+        for weight in arch.weights
+    )
+    encoder = None if arch.encoder is None else with_module_names(arch.encoder)
+    return replace(arch, weights=tuple(weights), encoder=encoder)
+
+
+def renaming(model_type: str) -> Callable[[str], str]:
+    """What Transformers' loader calls a tensor of a file; tensors that it converts keep names."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    conversions = get_checkpoint_conversion_mapping(model_type) or ()
+    renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+
+    def renamed(name: str) -> str:
+        for each in renamings:
+            name, _ = each.rename_source_key(name)
+        return name
+
+    return renamed

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.tensors import resolve_names
+from skynet.architecture.tensors import other_names, resolve_names
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import CheckpointError
 from skynet.reference.library import quiet, stays_float32
+from skynet.reference.model import renaming, with_module_names
 
+DENSE_LAYERS = ("num_dense_layers",)  # how many layers come before those with experts
 SMALL_VOCABULARY = 16  # of a model that is made only to convert a layer's tensors
 
 
@@ -29,7 +31,7 @@ class ReferenceWeights:
         config: Any,
         dtype: torch.dtype,
     ) -> None:
-        self._checkpoint, self._arch, self._dtype = checkpoint, arch, dtype
+        self._checkpoint, self._arch, self._dtype = checkpoint, with_module_names(arch), dtype
         self._model, self._config = model, config
         self._names = _names_in_file(arch, checkpoint)
         self._paths = _paths_by_module(model)
@@ -64,6 +66,11 @@ class ReferenceWeights:
                 )
             self._empty.append((owner, attribute, empty))
             owner._parameters[attribute] = parameter(value)
+
+    def keep(self, path: str) -> None:
+        """Load the weights of the module at `path` for good: its parameters are read without it."""
+        self.fill(self._model.get_submodule(path), path)
+        self._empty = []
 
     def free(self) -> None:
         """Free the weights loaded since the last call."""
@@ -128,6 +135,9 @@ class ReferenceWeights:
         config.num_hidden_layers, config.vocab_size = 1, SMALL_VOCABULARY
         if getattr(config, "layer_types", None):
             config.layer_types = [config.layer_types[int(number)]]
+        for field in DENSE_LAYERS:
+            if isinstance(getattr(config, field, None), int):
+                setattr(config, field, max(0, getattr(config, field) - int(number)))
         state = {
             f"{layers}.0{name.removeprefix(path)}": self._read(source)
             for name, source in self._names.items()
@@ -147,14 +157,14 @@ def _names_in_file(arch: Architecture, checkpoint: Checkpoint) -> dict[str, str]
     packed = checkpoint.packed  # Transformers, too, has all experts in one tensor
     names = {name: source for name, source in names.items() if source not in packed}
     names |= packed.stored
-    for weight in (weight for stack in arch.stacks for weight in stack.weights):
-        for other in weight.other_tensors:
+    for name, others in other_names(arch).items():
+        for other in others:
             # Transformers reads the file's tensor of this name, if there is one.
-            source = other if other in checkpoint.tensors else names[weight.tensor()]
-            names.setdefault(other, source)
+            names.setdefault(other, other if other in checkpoint.tensors else names[name])
     if isinstance(arch, TransformersArchitecture):
-        names |= {reference: names[skynet] for reference, skynet in arch.module_names().items()}
-    return names
+        return names | {module: names[skynet] for module, skynet in arch.module_names().items()}
+    renamed = renaming(arch.model_type)
+    return {renamed(name): source for name, source in names.items()}
 
 
 def _paths_by_module(model: Any) -> dict[int, list[str]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.model_source import ModelSource
 from skynet.checkpoint.staged_form import in_staged_form
@@ -155,7 +156,7 @@ def draft_plan(
     if source.original.is_inside:
         logger.warning("%s: only its language model runs: it takes text alone", source.name)
     dtype = cpu_dtype(options.dtype)
-    weight_dtype = narrowest(tensor_plans(source, arch).values(), dtype)
+    weight_dtype = narrowest(tensor_plans(source, arch), arch, dtype)
     if isinstance(arch, TransformersArchitecture):
         from skynet.transformers_backend.self_test import self_test  # imports Transformers
 
@@ -176,13 +177,18 @@ def draft_plan(
     return make_plan(arch, named, stages=options.stages, shards=options.shards)
 
 
-def narrowest(tensors: Iterable[TensorPlan], dtype: str) -> str:
+def narrowest(tensors: Mapping[str, TensorPlan], arch: Architecture, dtype: str) -> str:
     """The dtype for weights in memory: bfloat16 if that loses nothing, else `dtype`.
 
-    Only matrices are asked: norms and biases are never bfloat16 in memory under a float32 `dtype`.
-    Nor are quantised ones, which stay so.
+    Only matrices are asked: norms and biases are never bfloat16 in memory under a float32 `dtype`,
+    nor are the products after an embedding's pooling. Quantised ones stay so.
+
+    tensors: by canonical name.
     """
-    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
+    pooled = {weight.tensor() for weight in arch.weights if weight.role in arch.dense_roles}
+    matrices = [
+        each for name, each in tensors.items() if len(each.shape) > 1 and name not in pooled
+    ]
     stored = {tensor.dtype for tensor in matrices if block_format(tensor.dtype) is None}
     return "bfloat16" if stored == {"bfloat16"} else dtype
 

@@ -39,6 +39,14 @@ PARTIAL = {"partial_rotary_factor": [0.25, 0.5, 1.0]}
 WINDOWS_BY_LAYER = {"use_sliding_window": [True], "sliding_window": [3], "max_window_layers": [1]}
 PATTERN = {"sliding_window": [2, 5], "layer_types": [None]}
 GEMMA2 = {**BIAS, **PATTERN, "query_pre_attn_scalar": [4, 30]}
+MAMBA: dict[str, list[Any]] = {
+    "mamba_n_heads": [4, 8],
+    "mamba_n_groups": [1, 2, 4],
+    "mamba_d_state": [8],
+    "mamba_d_conv": [2, 4],
+    "mamba_conv_bias": [False, True],
+    "mamba_proj_bias": [False, True],
+}
 
 LATENT: dict[str, list[Any]] = {
     **BIAS,
@@ -54,12 +62,24 @@ MISTRAL4: dict[str, Any] = MSCALE | {
     "original_max_position_embeddings": 4,
     "llama_4_scaling_beta": 0.2,
 }
+DELTA = {
+    **BIAS,
+    "linear_num_key_heads": [1, 2],
+    "linear_num_value_heads": [2, 6],
+    "linear_key_head_dim": [4, 12],
+    "linear_value_head_dim": [5, 16],
+    "linear_conv_kernel_dim": [2, 4],
+    "layer_types": [None],
+    "full_attention_interval": [1, 2, 3],
+}
 
 # What may vary besides the sizes, by family.
 OPTIONS: dict[str, dict[str, list[Any]]] = {
     "bloom": {},
+    "codegen": {"rotary_dim": [2, 4, 8]},
     "cohere": {**BIAS, **ROPES, "use_qk_norm": [False, True]},
     "cohere2": {**BIAS, **PATTERN},
+    "exaone": {**BIAS, **ROPES, "mlp_bias": [False, True]},
     "deepseek_v2": {**LATENT, "topk_method": ["greedy", "group_limited_greedy"]},
     "deepseek_v3": {**LATENT, **INTERLEAVED, "norm_topk_prob": [False, True]},
     "glm4_moe_lite": {**LATENT, **INTERLEAVED, "n_group": [1], "topk_group": [1]},
@@ -74,20 +94,90 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "gemma": BIAS,
     "gemma2": {**GEMMA2, "attn_logit_softcapping": [None, 3.0]},
     "gemma3_text": {**GEMMA2, "final_logit_softcapping": [None, 9.0]},
+    "gemma4_text": {
+        **BIAS,
+        **PATTERN,
+        "final_logit_softcapping": [None, 9.0],
+        "num_kv_shared_layers": [0],  # more need layers of each type before them
+        "num_global_key_value_heads": [None, 1],
+        "attention_k_eq_v": [False, True],
+        "hidden_size_per_layer_input": [0, 3, 16],
+        "enable_moe_block": [False, True],
+        "num_experts": [3],  # all chosen: rounding cannot choose others
+        "top_k_experts": [3],
+        "moe_intermediate_size": [13],
+    },
+    "gemma4_unified_text": {**BIAS, **PATTERN, "attention_k_eq_v": [False, True]},
     "gpt2": {"scale_attn_weights": [False, True]},
+    "gpt_bigcode": {"multi_query": [False, True], "scale_attn_weights": [False, True]},
+    "gpt_neo": {"window_size": [1, 3, 64]},
     "gpt_neox": {**BIAS, "use_parallel_residual": [False, True]},
     "gptj": {"rotary_dim": [2, 4, 8]},
     "granite": {**BIAS, **ROPES, "residual_multiplier": [0.3, 1.0], "mlp_bias": [False, True]},
+    "bamba": {**BIAS, **MAMBA, "mlp_bias": [False, True], "attn_layer_indices": [None, [0], [1]]},
+    "falcon_h1": {
+        **MAMBA,
+        "mamba_d_ssm": [64],
+        "mamba_rms_norm": [False, True],
+        "mamba_norm_before_gate": [False, True],
+        "projectors_bias": [False, True],
+        "mlp_multipliers": [None, [0.7, 1.3]],
+        "ssm_multipliers": [[0.7, 1.2, 0.9, 1.1, 0.8]],
+        "key_multiplier": [0.5],
+        "attention_out_multiplier": [1.0, 0.6],
+    },
+    "granitemoehybrid": {
+        **MAMBA,
+        "num_local_experts": [0, 4],
+        "shared_intermediate_size": [33],
+        "position_embedding_type": ["rope", None],
+    },
+    "lfm2": {"conv_bias": [False, True], "conv_L_cache": [2, 3, 4]},
+    "lfm2_moe": {
+        "num_dense_layers": [0, 1],
+        "moe_intermediate_size": [23],
+        "num_experts": [3],
+        "num_experts_per_tok": [2],
+        "use_expert_bias": [False, True],
+        "norm_topk_prob": [False, True],
+    },
+    "nemotron_h": {
+        "mamba_num_heads": [4],
+        "mamba_head_dim": [6],
+        "n_groups": [1, 2, 4],
+        "ssm_state_size": [8],
+        "use_bias": [False, True],
+        "time_step_min": [0.001, 0.5],
+        "moe_intermediate_size": [23],
+        "moe_shared_expert_intermediate_size": [9],
+        "moe_latent_size": [None, 20],
+        "n_routed_experts": [4],
+        "num_experts_per_tok": [2],
+        "n_group": [1, 2],
+        "routed_scaling_factor": [1.0, 2.5],
+    },
     "llama": {**BIAS, **ROPES, "mlp_bias": [False, True]},
     "mistral": {**WINDOW, **ROPES},
     "mixtral": {**WINDOW, "num_local_experts": [2, 6]},
+    "mpt": {"clip_qkv": [None, 1.0], "softmax_scale": [None, 0.3]},
     "olmo2": {**BIAS, **ROPES},
+    "olmo_hybrid": {
+        **BIAS,
+        "linear_num_key_heads": [1],
+        "linear_num_value_heads": [2],
+        "linear_conv_kernel_dim": [2, 4],
+        "linear_allow_neg_eigval": [False, True],
+        "layer_types": [None],
+    },
     "opt": {"do_layer_norm_before": [False, True], "word_embed_proj_dim": [None, 10]},
     "phi": {**PARTIAL, "qk_layernorm": [False, True]},
     "phi3": {**PARTIAL, **WINDOW},
     "qwen2": {**ROPES, **WINDOWS_BY_LAYER},
     "qwen3": {**BIAS, **ROPES, **WINDOWS_BY_LAYER},
     "qwen3_moe": {**BIAS, **ROPES, "norm_topk_prob": [False, True]},
+    "qwen3_next": {**DELTA, "decoder_sparse_step": [1, 2], "norm_topk_prob": [False, True]},
+    "qwen3_5_moe_text": DELTA,
+    "qwen3_5_text": DELTA,
     "smollm3": {**BIAS, **ROPES, "no_rope_layer_interval": [1, 2, 3]},
     "stablelm": {
         **PARTIAL,
@@ -97,7 +187,20 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     },
 }
 OF_LATENTS = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "mistral4", "youtu")
-ONE_KEY_A_QUERY = ("bloom", "gpt2", "gpt_neox", "gptj", "opt", *OF_LATENTS)
+ONE_KEY_A_QUERY = (
+    *("bloom", "codegen", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "opt"),
+    *OF_LATENTS,
+)
+# The field that has the type of each layer, and the types.
+LAYER_TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "granitemoehybrid": ("layer_types", ("linear_attention", "full_attention")),
+    "lfm2": ("layer_types", ("conv", "full_attention")),
+    "lfm2_moe": ("layer_types", ("conv", "full_attention")),
+    "nemotron_h": (
+        "layers_block_type",
+        ("linear_attention", "full_attention", "mlp", "moe"),
+    ),
+}
 OWN_HEAD_SIZE = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "qwen3")
 
 
@@ -106,12 +209,16 @@ def models(draw: st.DrawFn) -> tuple[str, dict[str, Any], int, int]:
     """A family, the fields of its config, and numbers of layers and of query heads."""
     family = draw(st.sampled_from(sorted(OPTIONS)))
     kv_heads = draw(st.integers(1, 3))
+    kv_heads *= 4 if family == "codegen" else 1
     heads = kv_heads * (1 if family in ONE_KEY_A_QUERY else draw(st.integers(1, 3)))
     head_dim, layers = draw(st.sampled_from([8, 16])), draw(st.integers(1, 3))
+    layers += family == "olmo_hybrid"  # of which one has attention, and one has not
     hidden, columns = heads * head_dim, draw(st.integers(5, 70))
     fields: dict[str, Any] = {"initializer_range": 0.2, "vocab_size": draw(st.integers(31, 90))}
-    if family in ("gpt2", "gptj"):
+    if family in ("codegen", "gpt2", "gpt_bigcode", "gptj"):
         fields |= {"n_embd": hidden, "n_layer": layers, "n_head": heads, "n_inner": columns}
+    elif family == "mpt":
+        fields |= {"d_model": hidden, "n_layers": layers, "n_heads": heads}
     elif family == "bloom":
         fields |= {"hidden_size": hidden, "n_layer": layers, "n_head": heads}
     else:
@@ -126,10 +233,15 @@ def models(draw: st.DrawFn) -> tuple[str, dict[str, Any], int, int]:
         }
     if family in OWN_HEAD_SIZE:
         fields["head_dim"] = draw(st.sampled_from([head_dim, 12]))
+    if family in LAYER_TYPES:
+        field, types = LAYER_TYPES[family]
+        fields[field] = draw(st.lists(st.sampled_from(types), min_size=layers, max_size=layers))
     if family == "glm4_moe_lite":
         fields["mlp_layer_types"] = draw(st.permutations(["dense", *["sparse"] * (layers - 1)]))
     for name, values in OPTIONS[family].items():
         fields[name] = draw(st.sampled_from(values))
+    if family == "nemotron_h":
+        del fields["num_hidden_layers"]  # those of its types
     fields["tie_word_embeddings"] = draw(st.booleans()) and family not in NEVER_TIED
     return family, fields, layers, heads
 

@@ -38,6 +38,10 @@ ALL_EXPERTS = {
     "granitemoeshared": {"num_experts_per_tok": 5},
     "mixtral": {"num_experts_per_tok": 5},
     "qwen3_moe": {"num_experts_per_tok": 7},
+    "lfm2_moe": {"num_experts_per_tok": 7},
+    "nemotron_h": {"num_experts_per_tok": 6},
+    "qwen3_next": {"num_experts_per_tok": 5},
+    "qwen3_5_moe_text": {"num_experts_per_tok": 5},
 }
 
 ROPE: dict[str, dict[str, Any]] = {
@@ -134,6 +138,32 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3_moe-shares": ("qwen3_moe", {"norm_topk_prob": False, "attention_bias": True}),
     "qwen3_moe-window": ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 6}),
+    # Of 4 shards some have no value heads, and all share one key head.
+    "qwen3_next-two-value-heads": (
+        "qwen3_next",
+        {
+            "linear_num_value_heads": 2,
+            "linear_num_key_heads": 1,
+            "attention_bias": True,
+            "norm_topk_prob": False,
+        },
+    ),
+    "qwen3_5-tied-yarn": (
+        "qwen3_5_text",
+        {
+            "rope_parameters": ROPE["yarn"] | {"partial_rotary_factor": 0.5},
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmo_hybrid-no-rope": (
+        "olmo_hybrid",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": None},
+            "linear_allow_neg_eigval": False,
+            "attention_bias": True,
+        },
+    ),
     "phi3-partial-window": ("phi3", {"partial_rotary_factor": 0.5, "sliding_window": 7}),
     "phi3-longrope": ("phi3", LONGROPE | {"original_max_position_embeddings": 64}),
     "phi3-longrope-long": ("phi3", LONGROPE | {"original_max_position_embeddings": 2}),
@@ -141,6 +171,39 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "granite",
         {"attention_bias": True, "mlp_bias": True, "residual_multiplier": 0.3},
     ),
+    "bamba-one-group": (
+        "bamba",
+        {
+            "mamba_n_groups": 1,
+            "mamba_n_heads": 3,
+            "mamba_d_head": 32,
+            "mamba_proj_bias": True,
+            "mamba_conv_bias": False,
+        },
+    ),
+    "falcon_h1-norm": ("falcon_h1", {"mamba_rms_norm": True, "projectors_bias": True}),
+    "falcon_h1-gate-first": (
+        "falcon_h1",
+        {
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "attention_in_multiplier": 0.9,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granitemoehybrid-attention": (
+        "granitemoehybrid",
+        {"layer_types": ["full_attention"] * 4, "position_embedding_type": "rope"},
+    ),
+    "granitemoehybrid-experts": (
+        "granitemoehybrid",
+        {"num_local_experts": 5, "intermediate_size": 35, "tie_word_embeddings": True},
+    ),
+    "nemotron_h-latent": (
+        "nemotron_h",
+        {"moe_latent_size": 20, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5},
+    ),
+    "nemotron_h-steps": ("nemotron_h", {"time_step_min": 0.5, "use_bias": True, "mlp_bias": True}),
     "olmo2-bias": ("olmo2", {"attention_bias": True}),
     "olmo2-one-kv-head": ("olmo2", {"num_key_value_heads": 1}),
     "smollm3-window": (
@@ -166,6 +229,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "gpt_bigcode-heads": ("gpt_bigcode", {"multi_query": False, "tie_word_embeddings": True}),
+    "gpt_neo-global": (
+        "gpt_neo",
+        {"attention_types": [[["global"], 4]], "intermediate_size": None},
+    ),
+    "mpt-tied": ("mpt", {"clip_qkv": None, "softmax_scale": 0.2, "tie_word_embeddings": True}),
+    "mpt-eight-heads": ("mpt", {"n_heads": 8, "clip_qkv": 0.5}),
     "deepseek_v2-greedy": (
         "deepseek_v2",
         {"topk_method": "greedy", "first_k_dense_replace": 0, "attention_bias": True},
@@ -181,6 +251,27 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "youtu-tied": ("youtu", {"tie_word_embeddings": True, "rope_interleave": False}),
+    "gemma4-experts": (
+        "gemma4_text",
+        {
+            "enable_moe_block": True,
+            "num_experts": 5,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 17,
+            "num_kv_shared_layers": 1,
+        },
+    ),
+    "gemma4-own-keys": (
+        "gemma4_text",
+        {
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": False,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma4-small-groups": ("gemma4_text", {"num_global_key_value_heads": 1}),
     "gpt2-untied": ("gpt2", {"tie_word_embeddings": False}),
     "gpt2-unscaled": ("gpt2", {"scale_attn_weights": False, "activation_function": "relu"}),
 }

@@ -10,6 +10,8 @@ import torch
 from model_families import FAMILIES, tiny_config
 from plans import plan_for
 
+from skynet.architecture.architecture import MLP_OUTPUTS
+from skynet.architecture.mixers import SELF_ATTENTION
 from skynet.architecture.tensors import staged_tensors
 from skynet.kernels.library import Library, available
 from skynet.layers.block import CompiledBlock
@@ -25,9 +27,19 @@ from skynet.wire.step import LogitsRequest, Row, Step
 
 LIBRARIES = available()
 CPU, TOKENS, LENGTHS = torch.device("cpu"), 96, (1, 37, 64, 90)
-# Families with attention that only PyTorch computes; so are mixtures of experts.
-LATENT = {"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "mistral4", "youtu"}
-NO_ATTENTION = {"bloom", "gpt_oss", "olmo2", *LATENT}
+# Families whose attention only PyTorch computes.
+NO_ATTENTION = {
+    "bloom",
+    "gemma4_text",
+    "gemma4_unified_text",
+    "gpt_oss",
+    "mpt",
+    "olmo2",
+    "olmo_hybrid",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
+}
 
 
 @pytest.fixture(params=LIBRARIES or [pytest.param("none", marks=pytest.mark.skip("none built"))])
@@ -67,6 +79,7 @@ def stack_of(family: str, kv_dtype: str | None = None) -> Stack:
 
 
 def run(stack: Stack, context: StepContext, x: torch.Tensor) -> torch.Tensor:
+    context = replace(context, embeddings=x)
     for layer in stack.of(stack.run):
         x = layer(x, context, lambda partial: partial)
     return x
@@ -108,16 +121,16 @@ def test_decoding_steps_are_those_of_the_modules(family: str, kv_dtype: str | No
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_are_programs_where_kernels_support_them(family: str) -> None:
     # Given the layers of a family
-    layers = stack_of(family).of(Range(0, 4))
     arch = load_architecture(tiny_config(family).to_dict())
+    layers = stack_of(family).of(Range(0, arch.num_layers))
     # When / Then each block is a program, save those that only PyTorch computes
     for number, layer in enumerate(layers):
-        has_experts = arch.at(number).num_experts > 0
-        by_modules = [family in NO_ATTENTION or not layer.windows, has_experts]
-        if len(layer.sides) == 1:
-            by_modules = [any(by_modules)]
-        for side, is_by_modules in zip(layer.sides, by_modules, strict=True):
-            assert isinstance(side.block, CompiledBlock) is not is_by_modules
+        kind = arch.at(number)
+        other_mixers = family in NO_ATTENTION or kind.mixers != (SELF_ATTENTION,)
+        other_mlp = kind.num_experts > 0 or any(weight.scale != 1 for weight in kind.weights)
+        for side, roles in zip(layer.sides, kind.sides, strict=True):
+            by_modules = [other_mlp if role in MLP_OUTPUTS else other_mixers for role in roles]
+            assert isinstance(side.block, CompiledBlock) is not any(by_modules)
 
 
 @pytest.mark.usefixtures("compiled")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from skynet.layers import linear
-from skynet.layers.linear import PlainLinear, can_pack, make_linear
+from skynet.layers.linear import PlainLinear, ScaledLinear, can_pack, make_linear
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64, 257])
@@ -56,3 +56,14 @@ def test_bytes_count_weight_and_bias() -> None:
     assert make_linear(torch.zeros(6, 4), torch.zeros(6)).nbytes == (24 + 6) * 4
     narrow = torch.zeros(6, 4, dtype=torch.bfloat16)
     assert make_linear(narrow, torch.zeros(6), torch.float32).nbytes == 24 * 2 + 6 * 4
+
+
+def test_a_scaled_product_is_of_each_part() -> None:
+    # Given a product of two weights, with biases
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(5, 4), torch.randn(5), torch.randn(3, 4)
+    product = ScaledLinear(make_linear(weight, bias), [2, 3], [0.5, 3.0])
+    # When / Then each part of the outputs is multiplied by its factor, and nothing more is kept
+    factors = torch.tensor([0.5, 0.5, 3.0, 3.0, 3.0])
+    torch.testing.assert_close(product(x), F.linear(x, weight, bias) * factors)
+    assert product.nbytes == 25 * 4

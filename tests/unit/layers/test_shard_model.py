@@ -19,7 +19,7 @@ from model_families import (
 from plans import plan_for
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.config import ABSENT
+from skynet.architecture.config import ABSENT, MODULES
 from skynet.architecture.tensors import staged_tensors
 from skynet.errors import CheckpointError, StepFailed
 from skynet.layers.shard_model import ShardModel
@@ -86,6 +86,37 @@ def test_bytes_of_encoders_are_what_the_plan_says(family: str, head: str, dtype:
         # Then it weighs what the planner expected, and keeps no slots
         assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
         assert slot_bytes(arch, plan, stage, shard) == 0
+
+
+def module(number: int, inputs: int, outputs: int) -> dict[str, Any]:
+    """A module Dense in a config."""
+    name = f"{number}_Dense.linear"
+    return {"name": name, "in": inputs, "out": outputs, "bias": number == 2, "activation": "Tanh"}
+
+
+TEXT_HEADS = {
+    "classifier": tiny_config("qwen3", num_labels=2).to_dict()
+    | {"architectures": ["Qwen3ForSequenceClassification"]},
+    "dense": encoder_config("bert", "Model")
+    | {MODULES: {"dense": [module(2, 48, 70), module(3, 70, 9)], "head": True}},
+    "no head": tiny_config("qwen3").to_dict() | {MODULES: {"dense": [], "head": False}},
+    "bidirectional": tiny_config("gemma3_text", use_bidirectional_attention=True).to_dict(),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", TEXT_HEADS.values(), ids=TEXT_HEADS)
+def test_bytes_of_heads_for_texts_are_what_the_plan_says(
+    config: dict[str, Any], dtype: str
+) -> None:
+    # Given every shard of a plan
+    arch = load_architecture(config)
+    assert not arch.has_head
+    plan = plan_of(arch, 2, 4, dtype)
+    for stage, shard in plan.addresses():
+        # When it is loaded / Then it weighs what the planner expected
+        model = ShardModel(arch, plan, (stage, shard), Weights(arch))
+        assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
 
 
 def encoder_decoder(family: str, *absent: str, **fields: Any) -> Architecture:

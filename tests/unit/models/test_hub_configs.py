@@ -3,20 +3,170 @@
 from __future__ import annotations
 
 import copy
+from math import prod
 from typing import Any
 
 import pytest
 import transformers
+from mamba_hybrids import MAMBA_HYBRIDS
 from plans import plan_for
 
 from skynet.architecture.mixers import Latent
-from skynet.models.registry import load_architecture
+from skynet.architecture.tensors import staged_tensors
+from skynet.models.registry import load_architecture, saved_architecture
+from skynet.planning.carried import copies
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 
 PHI_ROPE = {"type": "longrope", "short_factor": [1.05] * 48, "long_factor": [2.5] * 48}
+EXAONE_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+}
+MPT_ATTENTION = {
+    "alibi": True,
+    "alibi_bias_max": 8,
+    "attn_impl": "torch",
+    "attn_pdrop": 0,
+    "attn_type": "multihead_attention",
+    "attn_uses_sequence_id": False,
+    "clip_qkv": None,
+    "prefix_lm": False,
+    "qk_ln": False,
+    "softmax_scale": None,
+}
+# Of the language models of Qwen3.5, with a plain rope: see skynet/models/language_model.py.
+QWEN3_5: dict[str, Any] = {
+    "attention_bias": False,
+    "attn_output_gate": True,
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_value_head_dim": 128,
+    "mamba_ssm_dtype": "float32",
+    "max_position_embeddings": 262144,
+    "mtp_num_hidden_layers": 1,
+    "partial_rotary_factor": 0.25,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000000,
+        "rope_type": "default",
+    },
+    "vocab_size": 248320,
+}
+GEMMA4: dict[str, Any] = {
+    "final_logit_softcapping": 30.0,
+    "global_head_dim": 512,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {
+        "full_attention": {
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 1000000.0,
+            "rope_type": "proportional",
+        },
+        "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
+    "tie_word_embeddings": True,
+    "vocab_size": 262144,
+}
 # The fields that matter, as in the config.json of these models; sizes of layers and vocabulary,
 # which are read alike everywhere, are left out of some.
 HUB: dict[str, dict[str, Any]] = {
+    "cross-encoder/ms-marco-MiniLM-L6-v2": {
+        "model_type": "bert",
+        "architectures": ["BertForSequenceClassification"],
+        "gradient_checkpointing": False,
+        "hidden_act": "gelu",
+        "hidden_size": 384,
+        "id2label": {"0": "LABEL_0"},
+        "intermediate_size": 1536,
+        "label2id": {"LABEL_0": 0},
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 512,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 6,
+        "pad_token_id": 0,
+        "position_embedding_type": "absolute",
+        "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"},
+        "type_vocab_size": 2,
+        "vocab_size": 30522,
+    },
+    "BAAI/bge-reranker-v2-m3": {
+        "model_type": "xlm-roberta",
+        "architectures": ["XLMRobertaForSequenceClassification"],
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "hidden_act": "gelu",
+        "hidden_size": 1024,
+        "id2label": {"0": "LABEL_0"},
+        "intermediate_size": 4096,
+        "label2id": {"LABEL_0": 0},
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 8194,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "output_past": True,
+        "pad_token_id": 1,
+        "position_embedding_type": "absolute",
+        "type_vocab_size": 1,
+        "vocab_size": 250002,
+    },
+    "google/embeddinggemma-300m": {
+        "model_type": "gemma3_text",
+        "architectures": ["Gemma3TextModel"],
+        "_sliding_window_pattern": 6,
+        "attention_bias": False,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 768,
+        "intermediate_size": 1152,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 4,
+        "max_position_embeddings": 2048,
+        "num_attention_heads": 3,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 1,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06,
+        "rope_local_base_freq": 10000.0,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "sliding_window": 512,
+        "use_bidirectional_attention": True,
+        "vocab_size": 262144,
+    },
+    "tomaarsen/Qwen3-Reranker-0.6B-seq-cls": {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForSequenceClassification"],
+        "attention_bias": False,
+        "head_dim": 128,
+        "hidden_size": 1024,
+        "id2label": {"0": "LABEL_0"},
+        "intermediate_size": 3072,
+        "label2id": {"LABEL_0": 0},
+        "max_position_embeddings": 40960,
+        "max_window_layers": 28,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 8,
+        "pad_token_id": 151643,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "vocab_size": 151669,
+    },
     "answerdotai/ModernBERT-base": {
         "model_type": "modernbert",
         "architectures": ["ModernBertForMaskedLM"],
@@ -344,6 +494,221 @@ HUB: dict[str, dict[str, Any]] = {
         "use_parallel_residual": True,
         "vocab_size": 50304,
     },
+    "EleutherAI/gpt-neo-125m": {
+        "model_type": "gpt_neo",
+        "activation_function": "gelu_new",
+        "attention_layers": ["global", "local"] * 6,
+        "attention_types": [[["global", "local"], 6]],
+        "hidden_size": 768,
+        "intermediate_size": None,
+        "layer_norm_epsilon": 1e-05,
+        "max_position_embeddings": 2048,
+        "num_heads": 12,
+        "num_layers": 12,
+        "vocab_size": 50257,
+        "window_size": 256,
+    },
+    "EleutherAI/gpt-neo-2.7B": {
+        "model_type": "gpt_neo",
+        "activation_function": "gelu_new",
+        "attention_types": [[["global", "local"], 16]],
+        "hidden_size": 2560,
+        "intermediate_size": None,
+        "max_position_embeddings": 2048,
+        "num_heads": 20,
+        "num_layers": 32,
+        "vocab_size": 50257,
+        "window_size": 256,
+    },
+    "bigcode/tiny_starcoder_py": {
+        "model_type": "gpt_bigcode",
+        "activation_function": "gelu_pytorch_tanh",
+        "attention_softmax_in_fp32": True,
+        "layer_norm_epsilon": 1e-05,
+        "multi_query": True,
+        "n_embd": 768,
+        "n_head": 12,
+        "n_inner": 3072,
+        "n_layer": 20,
+        "n_positions": 8192,
+        "scale_attention_softmax_in_fp32": True,
+        "scale_attn_weights": True,
+        "vocab_size": 49152,
+    },
+    "bigcode/starcoder": {
+        "model_type": "gpt_bigcode",
+        "activation_function": "gelu",
+        "multi_query": True,
+        "n_embd": 6144,
+        "n_head": 48,
+        "n_inner": 24576,
+        "n_layer": 40,
+        "n_positions": 8192,
+        "vocab_size": 49152,
+    },
+    "Salesforce/codegen-350M-mono": {
+        "model_type": "codegen",
+        "activation_function": "gelu_new",
+        "n_ctx": 2048,
+        "n_embd": 1024,
+        "n_head": 16,
+        "n_inner": None,
+        "n_layer": 20,
+        "n_positions": 2048,
+        "rotary_dim": 32,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": False,
+        "vocab_size": 51200,
+    },
+    "Salesforce/codegen-16B-mono": {
+        "model_type": "codegen",
+        "activation_function": "gelu_new",
+        "n_embd": 6144,
+        "n_head": 24,
+        "n_layer": 34,
+        "n_positions": 2048,
+        "rotary_dim": 64,
+        "tie_word_embeddings": False,
+        "vocab_size": 51200,
+    },
+    "mosaicml/mpt-7b": {
+        "model_type": "mpt",
+        "attn_config": MPT_ATTENTION,
+        "d_model": 4096,
+        "embedding_fraction": 1.0,
+        "expansion_ratio": 4,
+        "learned_pos_emb": True,
+        "logit_scale": None,
+        "max_seq_len": 2048,
+        "n_heads": 32,
+        "n_layers": 32,
+        "no_bias": True,
+        "norm_type": "low_precision_layernorm",
+        "vocab_size": 50432,
+    },
+    "mosaicml/mpt-30b": {
+        "model_type": "mpt",
+        "attn_config": MPT_ATTENTION,
+        "d_model": 7168,
+        "expansion_ratio": 4,
+        "max_seq_len": 8192,
+        "n_heads": 64,
+        "n_layers": 48,
+        "norm_type": "low_precision_layernorm",
+        "vocab_size": 50432,
+    },
+    "microsoft/deberta-v3-base": {
+        "model_type": "deberta-v2",
+        "hidden_act": "gelu",
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-07,
+        "max_position_embeddings": 512,
+        "max_relative_positions": -1,
+        "norm_rel_ebd": "layer_norm",
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "pos_att_type": "p2c|c2p",
+        "position_biased_input": False,
+        "position_buckets": 256,
+        "relative_attention": True,
+        "share_att_key": True,
+        "type_vocab_size": 0,
+        "vocab_size": 128100,
+    },
+    "MoritzLaurer/DeBERTa-v3-large-mnli-fever-anli-ling-wanli": {
+        "model_type": "deberta-v2",
+        "architectures": ["DebertaV2ForSequenceClassification"],
+        "hidden_act": "gelu",
+        "hidden_size": 1024,
+        "id2label": {"0": "entailment", "1": "neutral", "2": "contradiction"},
+        "intermediate_size": 4096,
+        "layer_norm_eps": 1e-07,
+        "max_position_embeddings": 512,
+        "max_relative_positions": -1,
+        "norm_rel_ebd": "layer_norm",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "pooler_hidden_act": "gelu",
+        "pooler_hidden_size": 1024,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "position_buckets": 256,
+        "relative_attention": True,
+        "share_att_key": True,
+        "type_vocab_size": 0,
+        "vocab_size": 128100,
+    },
+    "nomic-ai/nomic-embed-text-v1.5": {
+        "model_type": "nomic_bert",
+        "activation_function": "swiglu",
+        "architectures": ["NomicBertModel"],
+        "causal": False,
+        "layer_norm_epsilon": 1e-12,
+        "max_trained_positions": 2048,
+        "mlp_fc1_bias": False,
+        "mlp_fc2_bias": False,
+        "n_embd": 768,
+        "n_head": 12,
+        "n_inner": 3072,
+        "n_layer": 12,
+        "n_positions": 8192,
+        "parallel_block": False,
+        "prenorm": False,
+        "qkv_proj_bias": False,
+        "rotary_emb_base": 1000,
+        "rotary_emb_fraction": 1.0,
+        "rotary_emb_interleaved": False,
+        "rotary_scaling_factor": None,
+        "type_vocab_size": 2,
+        "use_rms_norm": False,
+        "vocab_size": 30528,
+    },
+    "LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct": {
+        "model_type": "exaone",
+        "activation_function": "silu",
+        "head_dim": 80,
+        "hidden_size": 2560,
+        "intermediate_size": 7168,
+        "layer_norm_epsilon": 1e-05,
+        "max_position_embeddings": 32768,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_layers": 30,
+        "rope_scaling": EXAONE_ROPE,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+        "vocab_size": 102400,
+    },
+    "LGAI-EXAONE/EXAONE-3.5-32B-Instruct": {
+        "model_type": "exaone",
+        "activation_function": "silu",
+        "head_dim": 128,
+        "hidden_size": 5120,
+        "intermediate_size": 27392,
+        "layer_norm_epsilon": 1e-05,
+        "max_position_embeddings": 32768,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "num_layers": 64,
+        "rope_scaling": EXAONE_ROPE,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "vocab_size": 102400,
+    },
+    "sentence-transformers/all-mpnet-base-v2": {
+        "model_type": "mpnet",
+        "architectures": ["MPNetForMaskedLM"],
+        "hidden_act": "gelu",
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 514,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "relative_attention_num_buckets": 32,
+        "vocab_size": 30527,
+    },
     "EleutherAI/gpt-j-6b": {
         "model_type": "gptj",
         "activation_function": "gelu_new",
@@ -550,6 +915,60 @@ HUB: dict[str, dict[str, Any]] = {
         "sliding_window": 1024,
         "vocab_size": 262208,
     },
+    "google/gemma-4-E2B-it (text)": {
+        "model_type": "gemma4_text",
+        **GEMMA4,
+        "hidden_size": 1536,
+        "hidden_size_per_layer_input": 256,
+        "intermediate_size": 6144,
+        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
+        "max_position_embeddings": 131072,
+        "num_attention_heads": 8,
+        "num_global_key_value_heads": None,
+        "num_hidden_layers": 35,
+        "num_key_value_heads": 1,
+        "num_kv_shared_layers": 20,
+        "sliding_window": 512,
+        "use_double_wide_mlp": True,
+        "vocab_size_per_layer_input": 262144,
+    },
+    "google/gemma-4-31B-it (text)": {
+        "model_type": "gemma4_text",
+        **GEMMA4,
+        "attention_k_eq_v": True,
+        "hidden_size": 5376,
+        "hidden_size_per_layer_input": 0,
+        "intermediate_size": 21504,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 10,
+        "max_position_embeddings": 262144,
+        "num_attention_heads": 32,
+        "num_global_key_value_heads": 4,
+        "num_hidden_layers": 60,
+        "num_key_value_heads": 16,
+        "num_kv_shared_layers": 0,
+        "sliding_window": 1024,
+        "use_bidirectional_attention": "vision",
+    },
+    "google/gemma-4-26B-A4B-it (text)": {
+        "model_type": "gemma4_text",
+        **GEMMA4,
+        "attention_k_eq_v": True,
+        "enable_moe_block": True,
+        "hidden_size": 2816,
+        "hidden_size_per_layer_input": 0,
+        "intermediate_size": 2112,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5,
+        "max_position_embeddings": 262144,
+        "moe_intermediate_size": 704,
+        "num_attention_heads": 16,
+        "num_experts": 128,
+        "num_global_key_value_heads": 2,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 8,
+        "sliding_window": 1024,
+        "top_k_experts": 8,
+        "use_bidirectional_attention": "vision",
+    },
     "ibm-granite/granite-3.1-2b-instruct": {
         "model_type": "granite",
         "attention_multiplier": 0.015625,
@@ -687,6 +1106,109 @@ HUB: dict[str, dict[str, Any]] = {
         "use_sliding_window": False,
         "vocab_size": 151936,
     },
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": {
+        "model_type": "qwen3_next",
+        "attention_bias": False,
+        "decoder_sparse_step": 1,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "intermediate_size": 5120,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128,
+        "max_position_embeddings": 262144,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 512,
+        "norm_topk_prob": True,
+        "num_attention_heads": 16,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 2,
+        "partial_rotary_factor": 0.25,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 10000000,
+        "shared_expert_intermediate_size": 512,
+        "tie_word_embeddings": False,
+        "vocab_size": 151936,
+    },
+    "Qwen/Qwen3.5-0.8B": {
+        **QWEN3_5,
+        "model_type": "qwen3_5_text",
+        "hidden_size": 1024,
+        "intermediate_size": 3584,
+        "linear_num_value_heads": 16,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "Qwen/Qwen3.5-27B": {
+        **QWEN3_5,
+        "model_type": "qwen3_5_text",
+        "hidden_size": 5120,
+        "intermediate_size": 17408,
+        "linear_num_value_heads": 48,
+        "num_attention_heads": 24,
+        "num_hidden_layers": 64,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    },
+    "Qwen/Qwen3.5-35B-A3B": {
+        **QWEN3_5,
+        "model_type": "qwen3_5_moe_text",
+        "hidden_size": 2048,
+        "linear_num_value_heads": 32,
+        "moe_intermediate_size": 512,
+        "num_attention_heads": 16,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 2,
+        "shared_expert_intermediate_size": 512,
+        "tie_word_embeddings": False,
+    },
+    "Qwen/Qwen3.5-397B-A17B": {
+        **QWEN3_5,
+        "model_type": "qwen3_5_moe_text",
+        "hidden_size": 4096,
+        "linear_num_value_heads": 64,
+        "moe_intermediate_size": 1024,
+        "num_attention_heads": 32,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "num_hidden_layers": 60,
+        "num_key_value_heads": 2,
+        "shared_expert_intermediate_size": 1024,
+        "tie_word_embeddings": False,
+    },
+    "allenai/Olmo-Hybrid-7B": {
+        "model_type": "olmo_hybrid",
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "hidden_size": 3840,
+        "intermediate_size": 11008,
+        "layer_types": [*["linear_attention"] * 3, "full_attention"] * 8,
+        "linear_allow_neg_eigval": True,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 96,
+        "linear_num_key_heads": 30,
+        "linear_num_value_heads": 30,
+        "linear_value_head_dim": 192,
+        "max_position_embeddings": 65536,
+        "num_attention_heads": 30,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 30,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": None,
+        "tie_word_embeddings": False,
+        "vocab_size": 100352,
+    },
     **{
         name: {
             "model_type": "gpt_oss",
@@ -773,6 +1295,20 @@ HUB: dict[str, dict[str, Any]] = {
     },
 }
 
+HUB |= MAMBA_HYBRIDS
+
+
+@pytest.mark.parametrize("name", MAMBA_HYBRIDS)
+def test_a_config_of_the_hub_is_planned_without_weights(name: str) -> None:
+    # Given a model whose layers are of several kinds
+    arch = load_architecture(MAMBA_HYBRIDS[name])
+    # When it is cut
+    plan = plan_for(arch, 2, 4)
+    # Then every shard has weights, and slots of a size that is known
+    for stage, shard in plan.addresses():
+        assert shard_weight_bytes(arch, plan, stage, shard) > 0
+        assert slot_bytes(arch, plan, stage, shard) > 0
+
 
 @pytest.mark.parametrize("name", HUB)
 def test_a_config_of_the_hub_is_read_as_transformers_reads_it(name: str) -> None:
@@ -784,6 +1320,30 @@ def test_a_config_of_the_hub_is_read_as_transformers_reads_it(name: str) -> None
     new.setdefault("seq_length", old.get("seq_length", 2048))
     # When / Then both describe the same model
     assert load_architecture(old) == load_architecture(new)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", 79.7),
+        ("Qwen/Qwen3.5-0.8B", 0.75),
+        ("Qwen/Qwen3.5-27B", 26.9),
+        ("Qwen/Qwen3.5-35B-A3B", 34.7),
+        ("Qwen/Qwen3.5-397B-A17B", 396.3),
+        ("allenai/Olmo-Hybrid-7B", 7.4),
+    ],
+)
+def test_a_hybrid_of_the_hub_is_planned_in_its_size(name: str, billions: float) -> None:
+    # Given a published config
+    arch = saved_architecture(HUB[name])
+    # When it is planned, without weights
+    plan = plan_for(arch, 2, 3, dtype="bfloat16")
+    # Then it has as many numbers as its name says, and every shard has its part of them
+    numbers = sum(prod(tensor.shape) for tensor in staged_tensors(arch))
+    assert numbers / 1e9 == pytest.approx(billions, rel=0.01)
+    table = arch.vocab_size * arch.hidden_size * arch.tied  # looked up, and multiplied
+    parts = [shard_weight_bytes(arch, plan, *address) for address in plan.addresses()]
+    assert sum(parts) == pytest.approx(2 * (numbers + table), rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -830,3 +1390,19 @@ def test_latents_are_planned_from_the_config_alone(name: str, billions: float) -
     assert isinstance(mixer, Latent)
     layers, size = plan.stages[0].layers.size, mixer.rank + mixer.rotary
     assert slot_bytes(arch, plan, 0, 0) == layers * 100 * size * 4
+
+
+@pytest.mark.parametrize("name", [name for name in HUB if "gemma-4" in name])
+def test_gemma_4_is_planned_without_weights(name: str) -> None:
+    # Given a config as its authors wrote it
+    arch = saved_architecture(HUB[name])
+    # When it is planned for one machine, and for 24
+    one, many = plan_for(arch, dtype="bfloat16"), plan_for(arch, 3, 8, dtype="bfloat16")
+    (whole,) = (shard_weight_bytes(arch, one, *address) for address in one.addresses())
+    shards = [shard_weight_bytes(arch, many, *address) for address in many.addresses()]
+    # Then the shards divide its weights, and little is in several of them
+    assert whole <= sum(shards) < 1.1 * whole
+    assert max(shards) < 1.5 * min(shards)
+    # And stages keep keys and values of earlier ones where layers share them
+    kept = [copies(arch, stage.layers) for stage in many.stages]
+    assert kept[-1] == ({13, 14} if "E2B" in name else set())
