@@ -91,7 +91,7 @@ def decoder(
     dense_columns = read.size(config, "intermediate_size")
     config |= {"intermediate_size": read.size(config, "moe_intermediate_size")}
     if adjacent is None:
-        adjacent = latent.interleaved(config)
+        adjacent = bool(config["rope_interleave"])
     base, attention = latent.decoder(config, adjacent=adjacent, rope=rope)
     experts = read.experts(config, "n_routed_experts") | {"router": router}
     _check_groups(router, experts["num_experts"], experts["experts_per_token"])

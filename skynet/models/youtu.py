@@ -25,5 +25,5 @@ DEFAULTS: dict[str, Any] = {
 def architecture(config: read.Config) -> Architecture:
     """A `youtu` config as an Architecture."""
     config = DEFAULTS | dict(config)
-    base, attention = latent.decoder(config, adjacent=latent.interleaved(config))
+    base, attention = latent.decoder(config, adjacent=bool(config["rope_interleave"]))
     return replace(base, weights=(*base.weights, *attention, *latent.MLP))
