@@ -493,6 +493,8 @@ def short_config(family: str, **fields: Any) -> Any:
     """The family's configuration with two layers; of Nemotron-H with all of its."""
     types = FAMILIES[family][1].get("layer_types")
     chosen = {} if family in OWN_TYPES else {"layer_types": types and types[:2]}
+    if "mlp_layer_types" in FAMILIES[family][1]:
+        chosen["mlp_layer_types"] = FAMILIES[family][1]["mlp_layer_types"][:2]
     if family.startswith("gemma4"):
         chosen["num_kv_shared_layers"] = 0  # of each type one layer has keys
     return tiny_config(family, num_hidden_layers=2, **chosen, **fields)

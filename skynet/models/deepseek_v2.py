@@ -28,7 +28,6 @@ DEFAULTS: dict[str, Any] = {
 }
 # Transformers computes `norm_topk_prob` as false, whatever it is.
 REFUSED: dict[str, Any] = {
-    "mlp_bias": False,
     "moe_layer_freq": 1,
     "norm_topk_prob": False,
     "scoring_func": "softmax",

@@ -34,12 +34,12 @@ DEFAULTS: dict[str, Any] = {
     "rope_interleave": True,
 }
 REFUSED: dict[str, Any] = {
-    "mlp_bias": False,
     "moe_layer_freq": 1,
     "scoring_func": "sigmoid",
     "topk_method": "noaux_tc",
 }
 
+NO_BIAS = {"mlp_bias": False}
 EPSILON = 1e-20
 EXPERT = llama.LAYER + "mlp.experts.{piece}."
 # Names in files of Transformers that have all experts in one tensor: Mistral 4's.
@@ -66,9 +66,12 @@ SHARED_EXPERTS = (
 )
 
 
+SHARED_ROLES = tuple(weight.role for weight in SHARED_EXPERTS)
+
+
 def architecture(config: read.Config) -> Architecture:
     """A `deepseek_v3` config as an Architecture."""
-    config = DEFAULTS | dict(config)
+    config = DEFAULTS | dict(config) | NO_BIAS
     return decoder(config, sparse=sparse_layers(config), router=sigmoid_router(config))
 
 
@@ -88,16 +91,18 @@ def decoder(
     dense_columns = read.size(config, "intermediate_size")
     config |= {"intermediate_size": read.size(config, "moe_intermediate_size")}
     if adjacent is None:
-        adjacent = latent.interleaved(config)
+        adjacent = bool(config["rope_interleave"])
     base, attention = latent.decoder(config, adjacent=adjacent, rope=rope)
     experts = read.experts(config, "n_routed_experts") | {"router": router}
     _check_groups(router, experts["num_experts"], experts["experts_per_token"])
     shared = read.size(config, "n_shared_experts") * base.intermediate_size
     base = replace(base, dims={**base.dims, SHARED_COLUMNS: Dim(shared)})
     routing = (ROUTER, ROUTER_BIAS) if router.biased else (ROUTER,)
-    dense = replace(base, intermediate_size=dense_columns, weights=(*attention, *latent.MLP))
+    biased = (*llama.MLP, *SHARED_ROLES) if config["mlp_bias"] else ()
+    mlp, both = (llama.with_bias(weights, *biased) for weights in (latent.MLP, SHARED_EXPERTS))
+    dense = replace(base, intermediate_size=dense_columns, weights=(*attention, *mlp))
     base = replace(base, **experts)
-    mixture = replace(base, weights=(*attention, *routing, *EXPERTS, *SHARED_EXPERTS))
+    mixture = replace(base, weights=(*attention, *routing, *EXPERTS, *both))
     return base.with_kinds([mixture if is_sparse else dense for is_sparse in sparse])
 
 

@@ -32,7 +32,7 @@ SPARSE = {"dense": False, "sparse": True}
 
 def architecture(config: read.Config) -> Architecture:
     """A `glm4_moe_lite` config as an Architecture."""
-    config = DEFAULTS | dict(config)
+    config = DEFAULTS | dict(config) | deepseek_v3.NO_BIAS
     router = deepseek_v3.sigmoid_router(config)
     return deepseek_v3.decoder(config, sparse=_sparse_layers(config), router=router)
 

@@ -67,11 +67,6 @@ def decoder(
     return base, (*NORMS, *_weights(base.hidden_size, query_rank, mixer, biased))
 
 
-def interleaved(config: read.Config) -> bool:
-    """Whether the rotated pairs are neighbours, in families that have `rope_interleave`."""
-    return bool(config["rope_interleave"])
-
-
 def _weights(
     hidden: int, query_rank: int | None, mixer: Latent, biased: bool
 ) -> tuple[Weight, ...]:

@@ -30,7 +30,6 @@ DEFAULTS: dict[str, Any] = {
     "q_lora_rank": 1024,
     "qk_nope_head_dim": 64,
 }
-REFUSED: dict[str, Any] = {"mlp_bias": False}
 ROPE: dict[str, Any] = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -48,7 +47,7 @@ OTHERS = ("llama_4_scaling_beta", "max_position_embeddings", "partial_rotary_fac
 
 def architecture(config: read.Config) -> Architecture:
     """A `mistral4` config as an Architecture."""
-    config = DEFAULTS | dict(config)
+    config = DEFAULTS | dict(config) | deepseek_v3.NO_BIAS
     given = parameters(config) or ROPE
     config["rope_parameters"], config["rope_scaling"] = given, None
     router = Router(

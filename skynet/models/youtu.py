@@ -20,11 +20,10 @@ DEFAULTS: dict[str, Any] = {
     "v_head_dim": 128,
     "rope_interleave": True,
 }
-REFUSED: dict[str, Any] = {"mlp_bias": False}
 
 
 def architecture(config: read.Config) -> Architecture:
     """A `youtu` config as an Architecture."""
     config = DEFAULTS | dict(config)
-    base, attention = latent.decoder(config, adjacent=latent.interleaved(config))
+    base, attention = latent.decoder(config, adjacent=bool(config["rope_interleave"]))
     return replace(base, weights=(*base.weights, *attention, *latent.MLP))
