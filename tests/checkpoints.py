@@ -40,7 +40,7 @@ def make_tiny(directory: Path, family: str = "llama", **fields: Any) -> Tiny:
     return Tiny(directory, PROMPTS, model.tokens)
 
 
-def save_tokenizer(directory: Path, **config: str) -> None:
+def save_tokenizer(directory: Path, **config: str | list[str]) -> None:
     """One letter a token; `config` goes into tokenizer_config.json."""
     vocabulary = {letters([token]): token for token in range(VOCAB)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=letters([0])))

@@ -77,6 +77,7 @@ def made_text(template: str | None = TEMPLATE) -> Text:
         backend=byte_level("<|endoftext|>", "<|im_start|>", END),
         special_tokens={"eos_token": END, "bos_token": "<|endoftext|>"},
         chat_template=template,
+        pairs="typed",
     )
     return Text({FILE: staged.to_json()})
 
@@ -84,13 +85,17 @@ def made_text(template: str | None = TEMPLATE) -> Text:
 def decoder() -> ServedModel:
     """A model that generates."""
     arch = load_architecture(CONFIG)
-    return ServedModel(made_text(), GenerationDefaults(), TextTasks.of(arch, {}, None))
+    text = made_text()
+    return ServedModel(text, GenerationDefaults(), TextTasks.of(arch, {}, text))
 
 
-def encoder(head: str = "Model", **fields: Any) -> ServedModel:
+def encoder(
+    head: str = "Model", files: Mapping[str, bytes] | None = None, **fields: Any
+) -> ServedModel:
     """A model that embeds or, with the head ForSequenceClassification, classifies."""
     arch = load_architecture({**ENCODER, "architectures": [f"Bert{head}"], **fields})
-    return ServedModel(made_text(None), GenerationDefaults(), TextTasks.of(arch, {}, None))
+    text = made_text(None)
+    return ServedModel(text, GenerationDefaults(), TextTasks.of(arch, files or {}, text))
 
 
 def vector_of(record: Record) -> Answer:

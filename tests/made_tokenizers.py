@@ -127,10 +127,13 @@ def byte_level(*special: str, start: str | None = None) -> str:
     return content
 
 
-def _gpt2() -> Kind:
-    model = json.loads(byte_level("<|endoftext|>"))["model"]
-    merges = "#version: 0.2\n" + "".join(" ".join(pair) + "\n" for pair in model["merges"])
-    return "gpt2", {"vocab.json": _json(model["vocab"]), "merges.txt": merges.encode()}, {}
+def _gpt2(model_type: str = "gpt2") -> Callable[[], Kind]:
+    def kind() -> Kind:
+        model = json.loads(byte_level("<|endoftext|>"))["model"]
+        merges = "#version: 0.2\n" + "".join(" ".join(pair) + "\n" for pair in model["merges"])
+        return model_type, {"vocab.json": _json(model["vocab"]), "merges.txt": merges.encode()}, {}
+
+    return kind
 
 
 def _qwen2() -> Kind:
@@ -318,6 +321,13 @@ def _bert(model_type: str = "bert") -> Callable[[], Kind]:
     return lambda: (model_type, {"vocab.txt": _vocabulary(False)}, {})
 
 
+def _mpnet() -> Kind:
+    """BERT's pieces with RoBERTa's special tokens."""
+    names = {"[PAD]": "<pad>", "[CLS]": "<s>", "[SEP]": "</s>", "[MASK]": "<mask>"}
+    pieces = (names.get(piece, piece) for piece in _word_pieces(True))
+    return "mpnet", {"vocab.txt": "".join(f"{piece}\n" for piece in pieces).encode()}, {}
+
+
 def _bert_json() -> Kind:
     """A tokenizer.json that lower-cases, which the config may contradict."""
     pieces = {piece: number for number, piece in enumerate(_word_pieces(True))}
@@ -367,6 +377,13 @@ def _m2m100(**fields: Any) -> Callable[[], Kind]:
     return kind
 
 
+def _deberta_v2() -> Kind:
+    order = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
+    pieces = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]"}
+    model = sentencepiece_model(**order, **pieces, unk_piece="[UNK]")
+    return "deberta-v2", {"spm.model": model}, {}
+
+
 def _numbered(tokens: list[str]) -> bytes:
     return _json({token: number for number, token in enumerate(tokens)})
 
@@ -390,11 +407,13 @@ KINDS: dict[str, Callable[[], Kind]] = {
     "bert": _bert(),
     "bert-json": _bert_json,
     "characters": _characters,
+    "deberta-v2": _deberta_v2,
     "distilbert": _bert("distilbert"),
     "electra": _bert("electra"),
+    "codegen": _gpt2("codegen"),
     "camembert": _fairseq("camembert", "CamembertTokenizer"),
     "gemma": _gemma,
-    "gpt2": _gpt2,
+    "gpt2": _gpt2(),
     "llama2": _llama2,
     "llama2-json": _llama2_json,
     "llama3": _llama3,
@@ -405,6 +424,7 @@ KINDS: dict[str, Callable[[], Kind]] = {
     "marian-separate": _marian(separate=True),
     "mbart": _fairseq("mbart", "MBartTokenizer"),
     "mbart50": _fairseq("mbart", "MBart50Tokenizer", src_lang="fr_XX"),
+    "mpnet": _mpnet,
     "mt5": _mt5,
     "nllb": _nllb,
     "pegasus": _pegasus,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+from skynet.models.language_model import COMPUTES_AS
 from skynet.models.registry import FAMILIES
 from tests.transformers_types import REFUSED, RUN, TRANSFORMERS
 
@@ -26,6 +27,20 @@ is opened: the last column lists the fields with their only supported value, and
 | --- | --- | --- | --- |
 """
 
+INSIDE = """
+## Models that take more than text
+
+Of a checkpoint that takes images or sound too, SkyNet runs the language model: the one of its
+`text_config`, if that is a family above or runs on the [Transformers
+backend](#transformers-backend). Its tensors are found under the names that files have used for
+them; towers and projectors are neither staged nor counted, and images are refused. Tested with
+`gemma3`, `mistral3`, `qwen2_5_vl`, `qwen3_vl` and `smolvlm` against the whole models of
+Transformers (`tests/parity/test_language_models.py`). These types compute of text what another
+family computes:
+
+| model type | runs as |
+| --- | --- |
+"""
 BACKEND = f"""
 ## Transformers backend
 
@@ -58,7 +73,17 @@ def page() -> str:
         f"| {', '.join(f'`{name}`' for name in one.model_types.split())} | {one.why} | {one.says} |"
         for one in REFUSED
     ]
-    return HEAD + _lines(rows) + BACKEND + _lines(run) + BACKEND_REFUSED + _lines(refused)
+    same = [f"| `{name}` | `{family}` |" for name, family in COMPUTES_AS.items()]
+    return (
+        HEAD
+        + _lines(rows)
+        + INSIDE
+        + _lines(same)
+        + BACKEND
+        + _lines(run)
+        + BACKEND_REFUSED
+        + _lines(refused)
+    )
 
 
 def _lines(rows: list[str]) -> str:

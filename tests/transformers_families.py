@@ -125,20 +125,8 @@ RUN: dict[str, dict[str, Any]] = {
 }
 # Of those that are refused, what makes a configuration of them where `TINY` does not.
 REFUSED: dict[str, dict[str, Any]] = {
-    "codegen": {"n_embd": 48, "n_layer": 2, "n_head": 6, "rotary_dim": 4, "n_positions": 128},
     "dots3_note_text": {"num_hidden_layers": 2},
     "gemma3n_text": {"num_hidden_layers": 20},
-    "youtu": {
-        "num_hidden_layers": 2,
-        "hidden_size": 48,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 6,
-        "q_lora_rank": 16,
-        "kv_lora_rank": 16,
-        "qk_rope_head_dim": 4,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 6,
-    },
 }
 
 

@@ -14,16 +14,27 @@ from typing import Literal, Self
 from skynet.architecture.gate import ClampedGate
 from skynet.architecture.mixers import SELF_ATTENTION, Mixer
 from skynet.architecture.packed import Packed
-from skynet.architecture.positions import Alibi, Relative, Rope, Sinusoids
+from skynet.architecture.positions import (
+    Alibi,
+    Disentangled,
+    Relative,
+    Rope,
+    Sinusoids,
+    Temperature,
+)
 from skynet.architecture.router import SOFTMAX, Router
+from skynet.architecture.window import Window
 from skynet.wire.blocks import BlockFormat
 
 Cut = Literal["column", "row", "vocab", "replicated"]
 # What a dimension counts: "heads", "kv_heads", "columns", "vocab", "positions", "experts",
-# "hidden", "head_dim", "embed", "types", "labels", "buckets", or a key of `Architecture.dims`.
+# "hidden", "head_dim", "embed", "types", "labels", "buckets",
+# "distances", or a key of `Architecture.dims`.
 Unit = str
 HEAD_NORMS = ("q_norm", "k_norm")
 MLP_OUTPUTS, CROSS_OUTPUT = ("down", "shared_down"), "cross_o"
+# Of the inputs that each layer has of its own, after the MLP: a product, and a table of tokens.
+INPUT_OUTPUT, INPUT_TABLE = "input_o", "input_table"
 # Replicated matrices, with the hidden size as inputs; other replicated weights are vectors.
 MATRICES = ("project_out", "head_dense", "label_dense")
 
@@ -58,26 +69,34 @@ class Weight:
     bias: bool = False
     transposed: bool = False  # stored [in, out], as Conv1D does
     fused: tuple[str, ...] = ()  # roles that share the tensor, in order along its out axis
-    # The fused tensor has the query heads of a KV head, then its key, then its value, and so on
-    # for each KV head: not all queries before all keys.
+    # The fused tensor has the items of a group, role by role, and so on for each group: not all
+    # queries before all keys. A group is a KV head with its queries, or one of `groups` equal ones.
     by_group: bool = False
+    groups: int | None = None
     by_head: bool = False  # a vector for each head, stored as (heads, head_dim)
     bias_only: bool = False  # the tensor is a `.bias` that has no `.weight` beside it
     bare: bool = False  # the tensor is called `name` as it is
     as_row: bool = False  # a vector stored as (1, size), under `name` as it is
+    # Of a tensor that layers have without `{layer}` in its name: "parts", one of each layer in
+    # order along the axis that is cut (the first, if it is replicated), or "same" for all.
+    of_layers: Literal["", "parts", "same"] = ""
     first_layer: int = 0  # earlier layers do not have the weight
     # The dimensions after the first, (): none, a vector; None: as `Architecture.inputs` says. Of a
     # row-parallel weight the outputs.
     inner: tuple[int, ...] | None = None
     float32: bool = False  # small: stays in float32, and is not quantised
     scale: float = 1.0  # of a product: its outputs, with the bias, are multiplied by this
-    others: tuple[str, ...] = ()  # other names that a tied tensor may have in a file
+    product: bool = False  # replicated, and otherwise like a column-parallel weight
+    # Of each item of the unit, the first number that the rope rotates, in other roles than Q and K.
+    rotated_from: int | None = None
+    others: tuple[str, ...] = ()  # other names that the tensor may have in a file
     optional: bool = False  # a file may lack it: see `Architecture.lacking`
     packed: Packed | None = None  # a file may have the weights of all experts in one tensor
+    sizes: tuple[int, ...] = ()  # (out, in) of a matrix that no unit counts
 
     @property
     def per_layer(self) -> bool:
-        return "{layer}" in self.name
+        return "{layer}" in self.name or bool(self.of_layers)
 
     @property
     def in_pieces(self) -> bool:
@@ -92,10 +111,9 @@ class Weight:
         kind = "bias" if self.bias_only else kind
         return f"{self.name.format(layer=layer, piece=piece)}.{kind}"
 
-    @property
-    def other_tensors(self) -> tuple[str, ...]:
-        """The other names that the tensor of a tied weight may have."""
-        return tuple(replace(self, name=other).tensor() for other in self.others)
+    def other_tensors(self, layer: int | None = None) -> tuple[str, ...]:
+        """The other names that the tensor may have in a file."""
+        return tuple(replace(self, name=other).tensor(layer) for other in self.others)
 
     def is_in(self, layer: int | None) -> bool:
         """Whether this layer has the weight."""
@@ -134,13 +152,13 @@ class Architecture:
     gated: bool
     ropes: tuple[Rope | None, ...]  # per layer
     learned_positions: bool
-    # Per layer: how many last positions a token sees; if `bidirectional`, how far in either
-    # direction. None: all.
-    windows: tuple[int | None, ...]
+    # Per layer: see `Window`. If `bidirectional`, how far a token sees in either direction.
+    windows: tuple[Window, ...]
     attention_scale: float
     weights: tuple[Weight, ...]
     prefixes: tuple[str, ...]  # of the base model's tensors: the canonical one, then others
-    # Norms of queries and keys: of each head, or of all heads of all shards together.
+    # Norms of queries and keys: of each head, or of all heads of all shards together. Without
+    # `q_norm` and `k_norm` they have no weights.
     qk_norm: Literal["head", "all"] | None = None
     norm_offset: float = 0.0  # added to the weights of RMS norms
     # Attention and MLP both take the layer's input, through one norm if there is no `mlp_norm`.
@@ -155,6 +173,8 @@ class Architecture:
     logit_scale: float = 1.0
     logit_cap: float | None = None  # logits become cap * tanh(logits / cap)
     attention_cap: float | None = None  # the same for attention scores
+    qkv_clip: float | None = None  # queries, keys and values are clamped to [-clip, clip]
+    temperature: Temperature | None = None
     alibi: Alibi | None = None
     num_experts: int = 0
     experts_per_token: int = 0
@@ -166,9 +186,16 @@ class Architecture:
     head_activation: str = "gelu"  # after `head_dense`, before the product with the vocabulary
     labels: tuple[str, ...] = ()  # of a classifier
     label_activation: str = "tanh"  # after `label_dense`
-    label_pooling: Literal["cls", "mean"] = "cls"  # of the classifier
+    label_pooling: Literal["cls", "mean", "last"] = "cls"  # of the classifier
     label_score: Literal["softmax", "sigmoid", "none"] = "softmax"
+    label_padding: int | None = None  # a token that is never the last one of a text
+    # What makes a score for a pair of texts of the one label: an activation's name in
+    # sentence-transformers, "Sigmoid" or "Identity"; others are not supported.
+    pair_score: str = "Sigmoid"
+    headless: bool = False  # a decoder without a vocabulary head: nothing is generated
+    dense: tuple[str, ...] = ()  # the activation of each product after an embedding's pooling
     relative: Relative | None = None
+    disentangled: Disentangled | None = None
     sinusoids: Sinusoids | None = None  # the positions, if the file has no table of them
     encoder: Architecture | None = None
     # Of the quantised matrices, by the name of the tensor; the others are numbers.
@@ -263,12 +290,19 @@ class Architecture:
     @property
     def has_head(self) -> bool:
         """Whether the model has a vocabulary head."""
+        if self.headless:
+            return False
         return not self.bidirectional or self.weight("head_dense") is not None
+
+    @property
+    def dense_roles(self) -> tuple[str, ...]:
+        """The weights of the products after an embedding's pooling, in their order."""
+        return tuple(f"dense_{number}" for number in range(len(self.dense)))
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that the weights support; other files of the checkpoint may limit them."""
-        if not self.bidirectional:
+        if self.has_head and not self.bidirectional:
             return ("generate",)
         supported = {"fill-mask": self.has_head, "classify": bool(self.labels)}
         return ("embed", *(task for task, is_supported in supported.items() if is_supported))
@@ -319,11 +353,18 @@ class Architecture:
         """The sides of a layer: the roles of row-parallel products whose partials are one sum."""
         rows = [w.role for w in self.weights if w.per_layer and w.cut == "row"]
         mlp = tuple(role for role in rows if role in MLP_OUTPUTS)
-        mixing = tuple(role for role in rows if role not in (*MLP_OUTPUTS, CROSS_OUTPUT))
+        others = (*MLP_OUTPUTS, CROSS_OUTPUT, INPUT_OUTPUT, INPUT_TABLE)
+        mixing = tuple(role for role in rows if role not in others)
         if self.parallel:
             return ((*mixing, *mlp),)
         cross = (CROSS_OUTPUT,) if CROSS_OUTPUT in rows else ()
-        return tuple(side for side in (mixing, cross, mlp) if side)
+        inputs = (INPUT_OUTPUT,) if INPUT_OUTPUT in rows else ()
+        return tuple(side for side in (mixing, cross, mlp, inputs) if side)
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether layers take the embeddings of a step's tokens, besides the hidden states."""
+        return any(kind.weight(INPUT_TABLE) is not None for kind in self.kinds)
 
     @property
     def has_mlp(self) -> bool:
@@ -377,11 +418,14 @@ class Architecture:
             "types": self.token_types,
             "labels": len(self.labels),
             "buckets": self.relative.buckets if self.relative else 0,
+            "distances": 2 * self.disentangled.span if self.disentangled else 0,
         }
         return sizes[unit]
 
     def inputs(self, weight: Weight) -> int | None:
         """The inputs of a weight that is not cut along them; None for a vector."""
+        if weight.sizes:
+            return weight.sizes[1]
         if weight.inner is not None:
             return prod(weight.inner) if weight.inner else None
         if weight.role in ("embed", "head", "project_in"):
@@ -392,7 +436,7 @@ class Architecture:
             return self.num_heads
         if weight.role == "token_types" or (weight.role == "positions" and self.project_after_norm):
             return self.embed_size or self.hidden_size
-        is_table = weight.unit in ("positions", "experts", "labels")
+        is_table = weight.unit in ("positions", "experts", "labels", "distances")
         is_matrix = weight.cut != "replicated" or is_table or weight.role in MATRICES
         return self.hidden_size if is_matrix else None
 
@@ -400,7 +444,7 @@ class Architecture:
         """The outputs of a weight that is not cut along its inputs; the length of a vector."""
         if weight.role == "project_out":
             return self.embed_size or self.hidden_size
-        return self.size(weight.unit)
+        return weight.sizes[0] if weight.sizes else self.size(weight.unit)
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
         """The shape of the logical weight, uncut: `(out, in)`, or `(size,)` for a vector."""
@@ -420,4 +464,4 @@ class Architecture:
 
     def bias_size(self, weight: Weight) -> int:
         """The size of the bias: whole for a row-parallel product, where it follows the sum."""
-        return self.hidden_size if weight.cut == "row" else self.size(weight.unit)
+        return self.hidden_size if weight.cut == "row" else self.outputs(weight)

@@ -15,7 +15,10 @@ from skynet.wire.blocks import BlockFormat
 Config = Mapping[str, Any]
 MAX_SIZE, MAX_LAYERS = 2**28, 10_000  # far above any model's
 ABSENT = "skynet_absent"  # in a settled config: the optional tensors that the file lacks
+MODULES = "skynet_modules"  # of sentence-transformers: see `skynet.models.text_heads`
 QUANTISED = "skynet_quantised"  # in a staged config: the formats of quantised tensors, by name
+
+SPARSE = ("deepseek_v32", "deepseek_v4", "glm_moe_dsa")  # model types with sparse attention
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -57,7 +60,8 @@ def size(config: Config, field: str) -> int:
             f"config.json: {field} is {value!r:.40}, expected a positive integer; is this a "
             f"complete {config.get('model_type')} checkpoint?"
         )
-    limit = MAX_LAYERS if "layer" in field else MAX_SIZE
+    counts_layers = "layer" in field and "per_layer" not in field
+    limit = MAX_LAYERS if counts_layers else MAX_SIZE
     if value > limit:
         raise CheckpointError(f"config.json: {field} is {value:.3g}, expected at most {limit}")
     return value
@@ -134,6 +138,16 @@ def refuse_quantized(config: Config) -> None:
         raise UnsupportedModel(
             f"quantization_config (quant_method={method!r}) is not supported; use the model in "
             "bfloat16 or float32, as GGUF, GPTQ or AWQ, or of compressed-tensors"
+        )
+
+
+def refuse_sparse_attention(config: Config) -> None:
+    """Raise UnsupportedModel for models whose attention is sparse."""
+    model_type = config.get("model_type")
+    if model_type in SPARSE:
+        raise UnsupportedModel(
+            f"model_type {model_type!r} has sparse attention, not supported: an indexer chooses "
+            "the tokens that a query sees"
         )
 
 

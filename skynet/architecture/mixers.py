@@ -16,12 +16,14 @@ class Kept:
     """What one layer of a shard keeps of a sequence.
 
     vectors: of each token, `size` numbers each, in the dtype of keys and values.
+    scales: of each vector in q8.
     state: the shapes of the float32 tensors of a recurrent state.
     """
 
     vectors: int = 0
     size: int = 0
     state: tuple[tuple[int, ...], ...] = ()
+    scales: int = 1
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,67 @@ class Mixer:
         """
         raise NotImplementedError
 
+    def multiplied(self, items: Items, head_dim: int) -> int:
+        """The multiply-adds of a decoding step for each token that it sees."""
+        return 2 * items("heads") * head_dim
+
 
 @dataclass(frozen=True)
 class SelfAttention(Mixer):
-    """Keys and values of every token; the other fields are the architecture's."""
+    """Keys and values of every token; the other fields are the architecture's.
+
+    values_are_keys: one product gives both; keys are then normed and rotated.
+    normed_values: each value is divided by its root mean square.
+    """
+
+    values_are_keys: bool = False
+    normed_values: bool = False
 
     def kept(self, items: Items, head_dim: int) -> Kept:
         return Kept(2 * items("kv_heads"), head_dim)
 
 
 SELF_ATTENTION = SelfAttention()
+
+
+@dataclass(frozen=True)
+class Latent(Mixer):
+    """Latent attention (DeepSeek-V2, 2024, arXiv:2405.04434, section 2.1): keys and values of all
+    heads are made of one latent of each token, and of a rotated key that all heads share.
+
+    Every shard keeps both; heads are cut. A head's query, and its key, is `key` numbers, then
+    `rotary` rotated ones; `kv_b` makes a head's first `key` numbers and its `value` of a latent.
+
+    norm_eps: of the norms of latents.
+    growth: (factor, length): queries are multiplied by 1 + factor * log(1 + position // length).
+    """
+
+    rank: int  # numbers of a latent
+    rotary: int
+    key: int
+    value: int
+    norm_eps: float = 1e-6
+    growth: tuple[float, int] | None = None
+
+    def kept(self, items: Items, head_dim: int) -> Kept:
+        return Kept(1, self.rank + self.rotary, scales=2)
+
+    def multiplied(self, items: Items, head_dim: int) -> int:
+        return items("heads") * (2 * self.rank + self.rotary)
+
+
+@dataclass(frozen=True)
+class SharedAttention(Mixer):
+    """Queries alone: keys and values are those of layer `source`, with as many and as large heads.
+
+    A stage without that layer keeps them once for all of its layers: see
+    `skynet/planning/carried.py`.
+    """
+
+    source: int
+
+    def kept(self, items: Items, head_dim: int) -> Kept:
+        return Kept()
 
 
 @dataclass(frozen=True)
@@ -105,3 +158,34 @@ class Mamba2(Mixer):
         heads, groups = items("mamba_heads"), items("mamba_groups")
         channels = heads * self.head_size + 2 * groups * self.state_size
         return Kept(state=((channels, self.kernel - 1), (heads, self.head_size, self.state_size)))
+
+
+@dataclass(frozen=True)
+class GatedDelta(Mixer):
+    """A gated delta net (Yang et al., 2024, arXiv:2412.06464), cut by value heads.
+
+    Its dimensions are "value_heads", the "key_heads" that serve them, and "gates", one of each
+    value head.
+
+    kernel: of the convolution of queries, keys and values.
+    key_dim, value_dim: of a head; its state is a matrix of both.
+    beta_scale: how far a token may overwrite what its key stands for: 1: wholly; 2: beyond.
+    norm_eps: of the norm of each head's output.
+    """
+
+    kernel: int
+    key_dim: int
+    value_dim: int
+    beta_scale: float
+    norm_eps: float
+
+    @property
+    def is_recurrent(self) -> bool:
+        return True
+
+    def kept(self, items: Items, head_dim: int) -> Kept:
+        heads = items("value_heads")
+        if not heads:
+            return Kept()
+        channels = 2 * items("key_heads") * self.key_dim + heads * self.value_dim
+        return Kept(state=((channels, self.kernel - 1), (heads, self.key_dim, self.value_dim)))

@@ -1,8 +1,8 @@
 """Which matrices may be quantised, and in what groups: the one rule.
 
-Quantised are the matrices that shards divide: products, embedding and head. Norms, biases, routers,
-tables of positions and types, and the small layers that every shard has whole stay numbers, and
-so does a matrix that cannot be cut at borders of groups.
+Quantised are the matrices that shards divide: products, embedding and head; and of those that every
+shard has whole the ones marked as products. Norms, biases, routers, tables of positions and types,
+and other small matrices stay numbers, and so does a matrix that cannot be cut at borders of groups.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ def format_of(
     group: of the source. A smaller one is chosen where inputs are cut elsewhere: at borders of
     heads, or of `COLUMN_UNIT` columns. It is a multiple of `GROUP_UNIT`, or there is none.
     """
-    is_matrix = weight.cut != "replicated" and len(arch.shape(weight)) == 2
+    is_cut = weight.cut != "replicated" or weight.product
+    is_matrix = is_cut and len(arch.shape(weight)) == 2
     if isinstance(arch, TransformersArchitecture) or not is_matrix or weight.float32:
         return None
-    size = gcd(group, matrix_shape(arch, weight)[1])
+    size = gcd(group, matrix_shape(arch, weight)[1], arch.shape(weight)[1])
     if weight.cut == "row":
         item = arch.item_size(weight.unit)
         size = gcd(size, COLUMN_UNIT if item == 1 else item)

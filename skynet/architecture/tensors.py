@@ -51,7 +51,7 @@ def _at(stack: Architecture, layer: int | None) -> Architecture:
 
 def _weights_in_order(arch: Architecture) -> Iterator[tuple[Weight, int | None]]:
     last = {"final_norm", "head", "head_dense", "head_dense_norm", "head_bias"}
-    last |= {"label_dense", "label_norm", "label_out"}
+    last |= {"label_dense", "label_norm", "label_out", *arch.dense_roles}
     for weight in arch.weights:
         if not weight.per_layer and weight.role not in last:
             yield weight, None
@@ -78,18 +78,18 @@ def resolve_names(arch: Architecture, available: Iterable[str]) -> dict[str, str
     """Canonical name of each needed tensor -> its name in the file.
 
     Files differ in the prefix of the base model's tensors: those of GPT-2 on the hub have none. A
-    file has one of several tied tensors, under any of their names.
+    file has a tensor under one of its names.
 
     Raises:
         CheckpointError: tensors are missing; names them.
     """
     names, present = [tensor.name for tensor in staged_tensors(arch)], _current_names(available)
-    tied_names = _tied_names(arch)
+    others_of = other_names(arch)
     best: dict[str, str] = {}
     missing: list[str] = names
     for prefix in arch.prefixes:
         candidate = {name: with_prefix(arch, name, prefix) for name in names}
-        for name, others in tied_names.items():
+        for name, others in others_of.items():
             names_in_file = [candidate[name]]
             names_in_file += [with_prefix(arch, other, prefix) for other in others]
             present_names = (each for each in names_in_file if each in present)
@@ -122,6 +122,14 @@ def absent_tensors(arch: Architecture, available: Iterable[str], same: Same) -> 
     return absent
 
 
+def lacks_head(arch: Architecture, available: Iterable[str]) -> bool:
+    """Whether the file has no tensor of a head that nothing replaces."""
+    head = arch.weight("head")
+    if head is None or head.optional:
+        return False
+    return _in_file(arch, head, _current_names(available)) is None
+
+
 def _substitute(arch: Architecture, role: str) -> Weight | None:
     """The weight that is used when the one of this role is absent."""
     return arch.weight(role) or (arch.weight("embed") if role == "head" else None)
@@ -129,15 +137,19 @@ def _substitute(arch: Architecture, role: str) -> Weight | None:
 
 def _in_file(arch: Architecture, weight: Weight, present: Mapping[str, str]) -> str | None:
     """The name in the file of a weight, which may be tied; None if the file has no such tensor."""
-    names = (weight.tensor(), *weight.other_tensors)
+    names = (weight.tensor(), *weight.other_tensors())
     candidates = (with_prefix(arch, name, prefix) for name in names for prefix in arch.prefixes)
     return next((present[name] for name in candidates if name in present), None)
 
 
-def _tied_names(arch: Architecture) -> dict[str, tuple[str, ...]]:
-    """The other names that tied tensors may have, by their canonical names."""
-    weights = (weight for stack in arch.stacks for weight in stack.weights)
-    return {weight.tensor(): weight.other_tensors for weight in weights if weight.others}
+def other_names(arch: Architecture) -> dict[str, tuple[str, ...]]:
+    """The other names that tensors may have in a file, by their canonical names."""
+    return {
+        weight.tensor(layer): weight.other_tensors(layer)
+        for stack in arch.stacks
+        for weight, layer in _weights_in_order(stack)
+        if weight.others
+    }
 
 
 def _current_names(available: Iterable[str]) -> dict[str, str]:

@@ -30,10 +30,10 @@ HeadsOf = Literal["local", "gathered", "whole"]
 class TransformersWeight(Weight):
     """A parameter of Transformers' model; `role` is the path of its module in a layer.
 
-    The unit `columns` is cut in proportion to the plan's columns.
+    The unit `columns` is cut in proportion to the plan's columns; `sizes` are those of the whole
+    tensor in the checkpoint.
     """
 
-    sizes: tuple[int, ...] = ()  # of the whole tensor in the checkpoint
     style: Style = "whole"
     bare: bool = False  # the parameter is named neither weight nor bias
     buffer: bool = False  # a buffer of its module, not a parameter

@@ -47,7 +47,7 @@ def main(files: Sequence[str]) -> None:
 def perplexity(source: ModelSource, windows: np.ndarray) -> float:
     """Of windows of tokens, (windows, tokens); the first token of each is given."""
     arch = load_architecture(source.config)
-    dtype = narrowest(tensor_plans(source, arch).values(), "float32")
+    dtype = narrowest(tensor_plans(source, arch), arch, "float32")
     count, length = windows.shape
     options = PlanOptions("", source.name, weight_dtype=dtype, num_slots=count, slot_tokens=length)
     model = ShardModel(

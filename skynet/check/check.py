@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.transformers_model import TransformersArchitecture
+from skynet.architecture.window import Chunk
 from skynet.check.backend_shards import BackendShards
 from skynet.check.comparison import Comparison
 from skynet.check.model_head import question_of
@@ -51,6 +52,7 @@ def check_model(
     *,
     prompt: str | None = None,
     dtype: str = "float32",
+    experts: str = "auto",
     progress: Progress | None = None,
 ) -> Report:
     """Compare SkyNet's shards with Transformers on one prompt.
@@ -58,18 +60,27 @@ def check_model(
     model: as of `skysplit`.
     dtype: of both sides' computation. float32 tells rounding from mistakes, whatever dtype the
         checkpoint is stored in.
+    experts: as of `skysplit`.
 
     Raises:
         CheckpointError, UnsupportedModel, PlanError, BadRequest: names what cannot be compared.
         ConfigurationError: Transformers is not installed.
     """
-    return compare(open_checked(model, stages, shards, prompt, dtype), progress)
+    return compare(open_checked(model, (stages, shards), prompt, dtype, experts), progress)
 
 
 def open_checked(
-    model: str, stages: int, shards: int, prompt: str | None = None, dtype: str = "float32"
+    model: str,
+    shape: tuple[int, int],
+    prompt: str | None = None,
+    dtype: str = "float32",
+    experts: str = "auto",
 ) -> CheckedModel:
-    """Open a model and plan it for one prompt; arguments and errors as of `check_model`."""
+    """Open a model and plan it for one prompt; arguments and errors as of `check_model`.
+
+    shape: (stages, shards).
+    """
+    stages, shards = shape
     source = in_staged_form(open_model(model, settings().cache_dir))
     arch = load_architecture(source.config)
     inputs = stack_inputs(arch, model_files(source), prompt, source.name)
@@ -79,6 +90,7 @@ def open_checked(
         dtype,
         num_slots=1,
         slot_tokens=max(len(ids) for ids in inputs),
+        experts=experts,
     )
     plan = make_plan(arch, options, stages=stages, shards=shards)
     return CheckedModel(source, arch, plan, inputs)
@@ -142,7 +154,8 @@ def _notes(arch: Architecture, dtype: str, num_tokens: int) -> list[str]:
         else []
     )
     reaches = f"the prompt has {num_tokens}; a longer --prompt reaches"
-    windows = [window for window in arch.windows if window is not None]
+    sizes = (each.size if isinstance(each, Chunk) else each for each in arch.windows)
+    windows = [size for size in sizes if size is not None]
     # An encoder's window is the distance that a token sees, not a number of tokens.
     if windows and min(windows) + arch.bidirectional >= num_tokens:
         notes.append(f"not tested: the end of windows of {min(windows)} tokens; {reaches} it")

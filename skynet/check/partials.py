@@ -9,10 +9,12 @@ import torch
 from skynet.architecture.architecture import Architecture
 from skynet.check.report import Finding
 from skynet.layers.lockstep import ShardOutputs, sum_partials
+from skynet.layers.residual import JOINED
 from skynet.planning.plan import ShardPlan
-from skynet.planning.units import units
+from skynet.planning.ranges import Range
+from skynet.planning.units import pieces_of, units
 from skynet.reference.difference import difference, row_scale
-from skynet.reference.layer import Cuts, DenseLayer
+from skynet.reference.layer import Cut, Cuts, DenseLayer
 
 # Name of a sum in reports, each shard's partial; None: Transformers' are not known.
 Expected = tuple[str, list[torch.Tensor] | None]
@@ -26,9 +28,15 @@ def cuts_of(arch: Architecture, parts: Sequence[ShardPlan]) -> Cuts:
     """
     cuts: Cuts = {}
     for weight in (weight for weight in arch.weights if weight.cut == "row"):
-        ranges = [units(arch, part, weight) for part in parts]
-        cuts[weight.role] = [slice(each.start, each.stop) for each in ranges]
+        cuts[weight.role] = [
+            Cut(_slice(units(arch, part, weight)), _slice(pieces_of(arch, part, weight)))
+            for part in parts
+        ]
     return cuts
+
+
+def _slice(of: Range) -> slice:
+    return slice(of.start, of.stop)
 
 
 def compare_partials(
@@ -61,9 +69,15 @@ def _sums(arch: Architecture, parts: Sequence[ShardPlan], dense: DenseLayer) -> 
         partials = [dense.partials.get(role) for role in side]
         known = [each for each in partials if each is not None]
         name = " and ".join(dict.fromkeys(NAMES.get(role, "mixer") for role in side))
-        total = [sum_partials(list(shard)) for shard in zip(*known, strict=True)]
+        join = beside if len(side) > 1 and arch.weight(JOINED[0]) is not None else sum_partials
+        total = [join(list(shard)) for shard in zip(*known, strict=True)]
         sums.append((name, total if len(known) == len(partials) else None))
     return sums
+
+
+def beside(partials: list[torch.Tensor]) -> torch.Tensor:
+    """Partials as `SideBySide` has them."""
+    return torch.cat(partials, dim=1)
 
 
 def _mean_squares(

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy.typing as npt
 
 from skynet.architecture import transformers_model
-from skynet.architecture.config import ABSENT, QUANTISED
+from skynet.architecture.config import ABSENT, MODULES, QUANTISED
 from skynet.checkpoint.demo import DEMO_MODEL, DEMO_NAMES, demo_checkpoint_path
 from skynet.checkpoint.digests import cached_digest
 from skynet.checkpoint.formats.matrix import numbers, same_matrix
@@ -34,8 +35,15 @@ from skynet.checkpoint.safetensors_file import (
     read_region,
     same_bytes,
 )
+from skynet.checkpoint.sentence_modules import (
+    dense_modules,
+    dense_tensors,
+    has_modules,
+    modules_of,
+)
 from skynet.checkpoint.text_files import libraries, text_files
 from skynet.errors import CheckpointError
+from skynet.models.language_model import language_config, language_tensors
 from skynet.models.registry import known_architecture, settled
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
@@ -43,6 +51,7 @@ HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 # the same weights under the vendor's names.
 HUB_FILES_NOT_READ = ["*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja", "consolidated*"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+RERANKER = re.compile(r"qwen3-reranker", re.IGNORECASE)
 DIGEST_CHUNK = 8 * 2**20
 # Version of the staged content. 4: the tokenizer as Transformers loads it.
 CONTENT = "checkpoint 4"
@@ -55,8 +64,23 @@ class Checkpoint:
         self.path = path
         self.name = name
         self._cache_dir = cache_dir
-        config = read_config(path)
+        whole = read_config(path)
+        config = language_config(whole)
+        # Whether it takes more than text, and only its language model is read.
+        self.is_inside = config != whole
         self._stored: dict[str, TensorInfo] = _read_tensors(path)
+        if self.is_inside:
+            # Both configs may say that the head is the embedding, or neither: the file decides.
+            config["tie_word_embeddings"] = True
+            names = language_tensors(self._stored)
+            self._stored = {
+                name: replace(self._stored[stored], stored_as=stored)
+                for name, stored in names.items()
+            }
+        if has_modules(path):
+            dense = dense_modules(path)
+            self._stored |= dense_tensors(path, dense)
+            config[MODULES] = {"dense": [module.field for module in dense], "head": True}
         matrices = quantised_matrices(config, self._stored)
         if is_known(config):
             del config[FIELD]  # the rest of the program knows layouts, not formats
@@ -120,7 +144,12 @@ class Checkpoint:
 
     @cached_property
     def _text_files(self) -> dict[str, bytes]:
-        return text_files(self.path, self._cache_dir)
+        return text_files(self.path, self._cache_dir, reranks=self._reranks)
+
+    @property
+    def _reranks(self) -> bool:
+        """Whether this is a decoder that ranks pairs of texts; only its name says so."""
+        return self.config.get("model_type") == "qwen3" and bool(RERANKER.search(self.name))
 
     def digest(self, progress: Callable[[int], None] | None = None) -> str:
         """sha256 hex of the content: config, tensors by name, text files.
@@ -130,11 +159,12 @@ class Checkpoint:
         chunk of bytes that is hashed.
         """
         files = [file for file in self.path.iterdir() if file.is_file()]
-        files += self.path.glob("*/config.json")  # of sentence-transformers
+        for name in ("config.json", SINGLE_FILE):  # of the modules of sentence-transformers
+            files += self.path.glob(f"*/{name}")
         # The description is in no file, but a part of the content.
         description = self.config.get(transformers_model.KEY)
         suffix = "" if description is None else f" {json.dumps(description)}"
-        kind = f"{CONTENT} {libraries()}{suffix}"
+        kind = f"{CONTENT} {libraries()} {self._reranks}{suffix}"
         return cached_digest(kind, files, self._cache_dir, lambda: self._compute_digest(progress))
 
     def _compute_digest(self, progress: Callable[[int], None] | None) -> str:
@@ -184,9 +214,14 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
+        path = Path(
             snapshot_download(hub_id, allow_patterns=HUB_FILES, ignore_patterns=HUB_FILES_NOT_READ)
         )
+        folders = [folder for kind, folder in modules_of(path) if kind == "Dense"]
+        if folders:
+            weights = [f"{folder}/{SINGLE_FILE}" for folder in folders]
+            snapshot_download(hub_id, allow_patterns=weights)
+        return path
     except Exception as error:  # errors of the hub client's transport included
         raise unreachable(hub_id, error) from error
 
@@ -205,7 +240,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The parsed config.json of a model directory."""
     if (path / "config.json").is_file():
         config = _read_json(path / "config.json")
-        for name in (transformers_model.KEY, ABSENT, QUANTISED):  # set by SkyNet only
+        for name in (transformers_model.KEY, ABSENT, MODULES, QUANTISED):  # set by SkyNet only
             config.pop(name, None)
         return config
     gguf_files = sorted(file.name for file in path.glob("*.gguf"))

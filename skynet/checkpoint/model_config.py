@@ -12,6 +12,7 @@ from skynet.checkpoint.gguf import gguf_config
 from skynet.checkpoint.gguf_tensors import GgufTensors
 from skynet.checkpoint.minilm import MINILM_MODEL, MINILM_NAMES, minilm_path
 from skynet.errors import CheckpointError
+from skynet.models.language_model import language_config
 from skynet.wire.quantised import Layout
 
 
@@ -50,7 +51,7 @@ def model_config(model: str, cache_dir: Path) -> ModelConfig:
 
 
 def _of_directory(name: str, path: Path) -> ModelConfig:
-    config = read_config(path)
+    config = language_config(read_config(path))
     layout = published_layout(config)
     if layout is not None:
         del config[FIELD]  # the rest of the program knows layouts, not formats

@@ -48,10 +48,11 @@ class ExpertView:
         region = [slice(0, size) for size in self.shape]
         region[axis] = slice(start, stop)
         region[0] = self.packed.outputs(region[0].start, region[0].stop, self.shape[0])
-        index = region[::-1] if self.packed.transposed else region
+        inner = region[::-1] if self.packed.transposed else region
+        index: tuple[Any, ...] = (self.expert, *inner)
 
         def part(tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            found = tensor[(self.expert, *index)]
+            found = tensor[index]
             return found.T if self.packed.transposed else found
 
         return read_part(self.name, self.info, part)

@@ -51,6 +51,7 @@ class TensorInfo:
     file: Path
     offset: int  # of the first byte, from the start of the file
     num_bytes: int
+    stored_as: str = ""  # its name in the file, if that is another
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

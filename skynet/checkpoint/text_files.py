@@ -18,10 +18,13 @@ from skynet.wire import codec
 GENERATION_CONFIG = "generation_config.json"
 
 
-def text_files(path: Path, cache_dir: Path | None = None) -> dict[str, bytes]:
+def text_files(
+    path: Path, cache_dir: Path | None = None, reranks: bool = False
+) -> dict[str, bytes]:
     """File name -> content; a file that the model does not need is absent.
 
     cache_dir: for the tokenizer; to load it takes seconds, most of them to import Transformers.
+    reranks: the model is a decoder that ranks: see `skynet.request.reranker`.
 
     skynet_tokenizer.json, source.spm, target.spm: see `skynet.tokenizer.staged_tokenizer`.
     generation_config.json: unchanged.
@@ -36,6 +39,9 @@ def text_files(path: Path, cache_dir: Path | None = None) -> dict[str, bytes]:
         files[GENERATION_CONFIG] = _read_object(path / GENERATION_CONFIG)
     staged = read_staged_tokenizer(files)
     embedding = embedding_json(path, None if staged is None else staged.model_max_length)
+    if reranks:
+        settings = {} if embedding is None else json.loads(embedding)
+        embedding = json.dumps({**settings, "reranker": True}, sort_keys=True).encode()
     if embedding is not None:
         files[EMBEDDING] = embedding
     return files

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ VOCABULARIES = (
 )
 # Classes that Transformers runs on SentencePiece, with a vocabulary beside it.
 MARIAN, M2M100 = "MarianTokenizer", "M2M100Tokenizer"
+TYPES = "token_type_ids"
 UNLIMITED = 10**20  # Transformers' LARGE_INTEGER
 # The staged form is compared with Transformers on these, and on texts of special tokens.
 PROBES = (
@@ -67,6 +69,8 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
         staged, models = _staged(tokenizer)
         files = {FILE: staged.to_json(), **models}
         _compare(tokenizer, staged, Text(files))
+        if staged.pairs != "none" and not _joins_alike(tokenizer, Text(files)):
+            files[FILE] = staged.model_copy(update={"pairs": "none"}).to_json()
     except _NotStaged as error:
         logger.warning(
             "%s is staged without its tokenizer, a %s: %s. Its prompts must be token ids",
@@ -191,6 +195,7 @@ def _fast(tokenizer: Any) -> dict[str, Any]:
     except Exception as error:  # the library raises plain Exception
         raise _NotStaged(f"it has parts in Python: {error}") from error
     form: dict[str, Any] = {"backend": content, "languages": _languages(tokenizer)}
+    form["pairs"] = "typed" if TYPES in tokenizer.model_input_names else "plain"
     forced = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
     if type(backend.model).__name__ == "BPE" and not getattr(tokenizer, forced, False):
         form["cleans_up"] = False  # as in Transformers, whatever the setting says
@@ -283,3 +288,16 @@ def _compare(tokenizer: Any, staged: StagedTokenizer, text: Text) -> None:
             raise _NotStaged(f"Transformers refuses {probe!r}: {error}") from error
         if not same:
             raise _NotStaged(f"it splits or joins {probe!r} in Python code")
+
+
+def _joins_alike(tokenizer: Any, text: Text) -> bool:
+    """Whether both forms join two texts to the same tokens and types."""
+    for pair in pairwise(PROBES[:-1]):
+        try:
+            expected = tokenizer(*pair)
+            ids, types = text.encode_pair(pair)
+        except Exception:  # a class that takes one text only
+            return False
+        if (expected["input_ids"], expected.get(TYPES, [])) != (ids, types):
+            return False
+    return True

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy.typing as npt
 
+from skynet.architecture.config import ABSENT
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.formats.mxfp4 import BLOCKS, SCALES
 from skynet.checkpoint.formats.split import write_model
-from skynet.checkpoint.formats.table import FIELD
 from skynet.checkpoint.made_once import made_once
 
 OTHER_FILES = (".safetensors", ".index.json", ".gguf")  # of weights
@@ -38,8 +38,7 @@ def unpacked_directory(checkpoint: Checkpoint, cache_dir: Path) -> Path:
         for file in checkpoint.path.iterdir():
             if file.is_file() and not file.name.endswith(OTHER_FILES):
                 shutil.copy(file, directory)
-        config = json.loads((directory / "config.json").read_text())
-        config.pop(FIELD, None)
+        config = {name: value for name, value in checkpoint.config.items() if name != ABSENT}
         (directory / "config.json").write_text(json.dumps(config, indent=2))
         write_model(_tensors(checkpoint), directory)
 

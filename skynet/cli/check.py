@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import click
 
 from skynet.cli import terminal
-from skynet.cli.options import json_option, shards_option, stages_option
+from skynet.cli.options import EXPERTS, json_option, shards_option, stages_option
 from skynet.cli.root import main
 
 
@@ -28,10 +29,9 @@ from skynet.cli.root import main
     show_default=True,
     help="Precision of both; bfloat16 shows gross errors only.",
 )
+@EXPERTS
 @json_option
-def check(
-    model: str, stages: int, shards: int, prompt: str | None, dtype: str, as_json: bool
-) -> None:
+def check(model: str, stages: int, shards: int, as_json: bool, **options: Any) -> None:
     """Compare MODEL in stages x shards with Transformers.
 
     Computes each layer with both: of decoders, encoder-decoders and encoders (bare, or with a
@@ -44,7 +44,7 @@ def check(
     from skynet.check import check_model
 
     with terminal.progress(quiet=as_json) as progress:
-        report = check_model(model, stages, shards, prompt=prompt, dtype=dtype, progress=progress)
+        report = check_model(model, stages, shards, **options, progress=progress)
     if as_json:
         click.echo(json.dumps(report.to_json()))
     else:

@@ -39,6 +39,14 @@ shards_option = click.option(
 )
 
 
+EXPERTS = click.option(
+    "--experts",
+    type=click.Choice(["auto", "columns", "whole"]),
+    default="auto",
+    show_default=True,
+    help="How a mixture's experts are cut: each shard has its columns of every expert, or some "
+    "experts whole; auto: what takes less time for a token.",
+)
 SLOTS = (
     click.option(
         "--slots",
@@ -145,6 +153,7 @@ def model_options(command: Command) -> Command:
             help="What keys and values are kept in: of float32, bfloat16 is half the memory and q8 "
             "a quarter; answers then differ slightly.  [default: what workers compute in]",
         ),
+        EXPERTS,
         click.option(
             "--chord-span",
             type=click.Choice(["layer", "stage", "auto"]),
@@ -183,7 +192,16 @@ def _with_options(command: Command, *options: Callable[[Command], Command]) -> C
 
 
 def shape_of(options: dict[str, Any]) -> dict[str, Any]:
-    names = ("stages", "shards", "fixed", "dtype", "kv_dtype", "weights", "keep_embeddings")
+    names = (
+        "stages",
+        "shards",
+        "fixed",
+        "dtype",
+        "kv_dtype",
+        "weights",
+        "keep_embeddings",
+        "experts",
+    )
     return {name: options.pop(name) for name in (*names, "chord_span", "num_slots", "slot_tokens")}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skynet.cli import terminal
-from skynet.cli.options import COUNT, json_option, slot_options
+from skynet.cli.options import COUNT, EXPERTS, json_option, slot_options
 from skynet.cli.root import main
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class Machines:
     is_flag=True,
     help="Do not start a small cluster here to measure chords and sums: take default values.",
 )
+@EXPERTS
 @slot_options
 @json_option
 def plan(
@@ -172,7 +173,12 @@ def _question(model: str, weights: str | None, options: dict[str, Any]) -> tuple
     dtype = options["dtype"]
     stored = layout or ("bfloat16" if checkpoint_dtype(config) == "bfloat16" else dtype)
     named = PlanOptions(
-        "", name, dtype, num_slots=options["num_slots"], slot_tokens=options["slot_tokens"]
+        "",
+        name,
+        dtype,
+        num_slots=options["num_slots"],
+        slot_tokens=options["slot_tokens"],
+        experts=options["experts"],
     )
     kept = WEIGHTS[weights] if weights else stored
     question = Question(architecture_of(config), named, kept, Costs(link=options["link"]))

@@ -1,8 +1,9 @@
-"""Text tasks on the cluster at SKYNET_REDIS_URL: embed, fill-mask, classify."""
+"""Text tasks on the cluster at SKYNET_REDIS_URL: embed, fill-mask, classify, rerank."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,10 +13,11 @@ from skynet.cli.options import chosen, interruptible, request_option
 from skynet.cli.root import main
 from skynet.cli.waiting import WaitingNotices
 from skynet.request.option_table import BY_NAME
-from skynet.request.task_names import CLASSIFY, EMBED, FILL_MASK, MAX_TOP, POOLINGS
+from skynet.request.task_names import CLASSIFY, EMBED, FILL_MASK, MAX_TOP, POOLINGS, RERANK
 
 if TYPE_CHECKING:
     from skynet.request.completion import Completion
+    from skynet.request.prompts import Prompt
 
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object a line for each text."
@@ -34,6 +36,11 @@ TIMEOUT = request_option(BY_NAME["timeout"])
     "--normalize/--no-normalize",
     default=None,
     help="Scale the embedding to length 1.  [default: the model's, or no]",
+)
+@click.option(
+    "--prompt-name",
+    metavar="NAME",
+    help="Prompt of the model before each text, such as query.  [default: the model's, or none]",
 )
 @TIMEOUT
 def embed(text: tuple[str, ...], **options: Any) -> None:
@@ -87,11 +94,33 @@ def classify(text: tuple[str, ...], as_json: bool, **options: Any) -> None:
         click.echo(f"{each}: {scores}")
 
 
+@main.command()
+@click.argument("query")
+@click.argument("document", nargs=-1, required=True, metavar="DOCUMENT...")
+@click.option(
+    "--instruction", metavar="TEXT", help="What to look for, if the model reads instructions."
+)
+@TIMEOUT
+@JSON
+def rerank(query: str, document: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Rank each DOCUMENT for QUERY with the model at SKYNET_REDIS_URL.
+
+    Prints the documents with their scores, best first.
+    """
+    pairs = tuple((query, each) for each in document)
+    scores = [completion.score or 0.0 for completion in _complete(pairs, RERANK, options)]
+    for place in sorted(range(len(scores)), key=lambda place: -scores[place]):
+        if as_json:
+            _print_json(index=place, document=document[place], score=scores[place])
+        else:
+            click.echo(f"{scores[place]:.4f}  {document[place]}")
+
+
 def _print_json(**fields: Any) -> None:
     click.echo(json.dumps(fields, ensure_ascii=False))
 
 
-def _complete(texts: tuple[str, ...], task: str, options: dict[str, Any]) -> list[Completion]:
+def _complete(texts: Sequence[Prompt], task: str, options: dict[str, Any]) -> list[Completion]:
     """The completions of a text task, in the order of the texts; Ctrl-C cancels its requests."""
     client = client_of_settings()
     with interruptible():

@@ -67,13 +67,15 @@ class Client(ClusterConnection):
     ) -> Generation | list[Generation]:
         """Submit a request; returns at once.
 
-        prompt: text; chat messages, a list of {"role": ..., "content": ...}; or token ids.
+        prompt: text; chat messages, a list of {"role": ..., "content": ...}; or token ids. Of
+            `rerank`, and if you want of `classify`: two texts, such as (query, document).
         model: a name of `SKYNET_CLUSTER_URLS`, whose cluster gets the request; or the name of the
             model that this cluster runs. None: whatever it runs.
-        task: `generate`; or a text task: `embed` (options pooling: mean, cls, last or max, and
-            normalize; by default as the model's modules.json says, else mean), `fill-mask`
-            (option top_k: 5) or `classify`. Encoders do text tasks, decoders generate; a decoder
-            with a modules.json embeds, too.
+        task: `generate`; or a text task: `embed` (options pooling: mean, cls, last, max, sqrt or
+            weighted; normalize; prompt_name: a prompt of the model before the text; by default as
+            the model's modules.json says, else mean), `fill-mask` (option top_k: 5), `classify`,
+            or `rerank` (option instruction, of decoders). Encoders do text tasks, decoders
+            generate; a decoder with a modules.json embeds, too.
         timeout: seconds until the request fails, `SKYNET_REQUEST_TIMEOUT_S` by default.
         raw: False puts a text into the model's chat template, if it has one.
         options of chat messages: tools, documents, continue_final_message,

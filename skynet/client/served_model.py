@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from redis import Redis
@@ -13,12 +14,13 @@ from skynet.client.arguments import Arguments
 from skynet.errors import BadRequest
 from skynet.models.registry import load_architecture
 from skynet.request.generation_config import GenerationDefaults, generation_defaults
+from skynet.request.input_encoder import InputEncoder
 from skynet.request.option_table import BY_NAME, OPTIONS
 from skynet.request.option_values import check_value, shown
 from skynet.request.options import LANGUAGES, Limits, check_options, check_samples
-from skynet.request.prompts import Prompt, check_token_ids, embedding_ids, token_ids
+from skynet.request.prompts import Prompt, check_token_ids, token_ids
 from skynet.request.record import Options
-from skynet.request.task_names import EMBED, GENERATE
+from skynet.request.task_names import GENERATE
 from skynet.request.text_tasks import TextTasks
 from skynet.store.targets import Target
 from skynet.store.weights import WeightStore
@@ -47,8 +49,7 @@ class ServedModel:
         manifest = store.require_manifest(digest)
         files = store.read_files(manifest)
         text, arch = Text(files), load_architecture(manifest.config)
-        text_tasks = TextTasks.of(arch, files, text.token_id("mask_token"))
-        return cls(text, generation_defaults(files), text_tasks)
+        return cls(text, generation_defaults(files), TextTasks.of(arch, files, text))
 
     def encode_all(
         self,
@@ -98,16 +99,27 @@ class ServedModel:
             }
             self._check_languages(languages, target.name)
             chat = ChatOptions.taken(options)
-        if task == EMBED and isinstance(prompt, str):
-            ids = embedding_ids(prompt, self.text, self.text_tasks.embedding or {})
-        else:
-            ids = token_ids(prompt, self.text, raw or task != GENERATE, chat=chat, **languages)
+        if task != GENERATE:
+            return self._encode_text(prompt, task, options, target)
+        ids = token_ids(prompt, self.text, raw, chat=chat, **languages)
         if (language := languages.get("target_language")) is not None:
             options = self._answering_in(options, language)
         if len(ids) >= target.slot_tokens:  # refused, if at all, before each id is checked
-            self._check(task, options, ids, target)
+            self._check(options, ids, target)
         ids = check_token_ids(ids, self.vocab_size)
-        return ids, self._check(task, options, ids, target)
+        return ids, self._check(options, ids, target)
+
+    def _encode_text(
+        self, prompt: Prompt, task: str, options: dict[str, Any], target: Target
+    ) -> tuple[list[int], Options]:
+        text = self.input_encoder.encode(prompt, task, options)
+        checked = self.text_tasks.check(task, options, text, target.slot_tokens)
+        return check_token_ids(text.ids, self.vocab_size), checked
+
+    @cached_property
+    def input_encoder(self) -> InputEncoder:
+        """How the inputs of text tasks become token ids."""
+        return self.text_tasks.encoder(self.text)
 
     def _check_languages(self, languages: Mapping[str, Any], name: str) -> None:
         """Raise BadRequest if a language is asked for of the model `name`, which has none."""
@@ -118,11 +130,7 @@ class ServedModel:
                     "its tokenizer; leave it out"
                 )
 
-    def _check(
-        self, task: str, options: Mapping[str, Any], ids: Sequence[int], target: Target
-    ) -> Options:
-        if task != GENERATE:
-            return self.text_tasks.check(task, options, ids, target.slot_tokens)
+    def _check(self, options: Mapping[str, Any], ids: Sequence[int], target: Target) -> Options:
         if options.get("structured_outputs") is not None and not self.text.has_fast_tokenizer:
             raise BadRequest(
                 f"structured_outputs: {target.name} has no tokenizer of the tokenizers library"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from skynet.architecture.architecture import Architecture
+from skynet.errors import StepFailed
+from skynet.request.task_names import EMBED, RERANK
 from skynet.wire.step import Candidates, Part, TextTask
 
 Vector = npt.NDArray[np.float32]
@@ -57,6 +60,33 @@ def scores(logits: Vector, kind: str) -> npt.NDArray[np.float64]:
     return 1 / (1 + np.exp(-full)) if kind == "sigmoid" else full
 
 
+def yes_share(candidates: Sequence[Candidates], tokens: Sequence[int]) -> float:
+    """The probability of the first of two tokens, where the text goes on with one of both.
+
+    candidates: of each vocabulary shard.
+
+    Raises:
+        StepFailed: no shard has a logit of one of the tokens.
+    """
+    logits = {
+        int(token): float(logit)
+        for part in candidates
+        for token, logit in zip(part.ids, part.logits, strict=True)
+    }
+    missing = [token for token in tokens if token not in logits]
+    if missing or len(tokens) != 2:
+        raise StepFailed(f"task rerank: no logits of the tokens {list(tokens)}")
+    yes, no = (logits[token] for token in tokens)
+    return float(pair_score(yes - no, "Sigmoid"))
+
+
+def pair_score(logit: float, activation: str) -> float:
+    """The score of a pair of texts; see `Architecture.pair_score`."""
+    if activation == "Identity":
+        return logit
+    return 1 / (1 + math.exp(-logit)) if logit >= 0 else 1 - 1 / (1 + math.exp(logit))
+
+
 class TextAnswer:
     """Makes the answer of one request, as values for JSON."""
 
@@ -68,14 +98,23 @@ class TextAnswer:
         self._arch, self._spell = arch, spell
 
     def answer(self, output: TextOutput) -> dict[str, Any]:
-        """`embedding`, `predictions` of each mask, or `labels`, as `skynet.Completion` has them."""
+        """`embedding`, `predictions` of each mask, `labels` or `score`, as `skynet.Completion` has
+        them.
+
+        Raises:
+            StepFailed: the output makes no answer.
+        """
         task = self.text_task
+        if isinstance(output, list) and task.task == RERANK:
+            return {"score": yes_share(output[0], task.tokens)}
         if isinstance(output, list):
             best = [predictions(candidates, task.top) for candidates in output]
             return {"predictions": [[self._prediction(*item) for item in mask] for mask in best]}
-        if task.task == "embed":
+        if task.task == EMBED:
             # The shortest decimals that give the same float32 again.
             return {"embedding": [float(str(number)) for number in output]}
+        if task.task == RERANK:
+            return {"score": pair_score(float(output[0]), self._arch.pair_score)}
         by_label = zip(self._arch.labels, scores(output, self._arch.label_score), strict=True)
         ordered = sorted(by_label, key=lambda item: -item[1])
         return {"labels": [{"label": name, "score": round(float(s), 8)} for name, s in ordered]}

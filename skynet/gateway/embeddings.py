@@ -49,6 +49,6 @@ async def embeddings(run: Run, body: EmbeddingBody) -> dict[str, Any]:
 def _check_dimensions(served: Served, dimensions: int) -> None:
     """A vector cut short is another model's, but for models that were trained for it; no file of
     a checkpoint that is read here says so."""
-    size = served.model.text_tasks.arch.hidden_size
+    size = served.model.text_tasks.embedding_size
     if dimensions != size:
         raise refuse("dimensions", f"{dimensions}: {served.name} has {size}, and is not cut")

@@ -1,5 +1,5 @@
-"""Embeddings and classes: inputs are encoded here, run as requests of a text task, and answered
-together."""
+"""Embeddings, classes and scores: inputs are encoded here, run as requests of a text task, and
+answered together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skynet.client.served_model import ServedModel
 from skynet.errors import BadRequest
 from skynet.gateway.clusters import Served
 from skynet.gateway.gateway import Gateway
@@ -22,22 +21,28 @@ from skynet.gateway.schemas.body import refuse
 from skynet.gateway.schemas.text_tasks import Input, TextTaskBody
 from skynet.gateway.usage import Usage
 from skynet.request.option_values import is_integer, shown
-from skynet.request.prompts import embedding_ids, token_ids
+from skynet.request.prompts import EncodedText, Prompt
 from skynet.request.record import End
-from skynet.request.task_names import EMBED
 from skynet.settings import settings
+from skynet.tokenizer.text import Pair
 
+ENCODING = ("prompt_name", "instruction")  # options that only decide token ids
 Vector = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class TextInputs:
-    """What is to be run. name: of the body's field, for errors."""
+    """What is to be run.
+
+    name: of the body's field, for errors.
+    prompt_names: of each input, if they differ.
+    """
 
     task: str
     name: str
-    inputs: Sequence[Input]
+    inputs: Sequence[Input | Pair]
     options: dict[str, Any]
+    prompt_names: Sequence[str] = ()
 
 
 async def start_text_task(
@@ -58,9 +63,8 @@ async def start_text_task(
             f"{len(texts.inputs)} at once, this cluster takes at most {most}: send fewer",
             "invalid_value",
         )
-    prompts: list[Any] = await cluster.call(
-        lambda: [input_ids(served, texts, number) for number in range(len(texts.inputs))]
-    )
+    encoded = await cluster.call(lambda: encoded_inputs(served, texts))
+    prompts: list[Prompt] = [*encoded]
     about = origin.annotations(served, texts.task, {"choices": 1})
     generations = await cluster.submit_all(
         prompts,
@@ -68,9 +72,9 @@ async def start_text_task(
         annotations=about,
         traceparent=origin.traceparent,
         **body.arguments(),
-        **texts.options,
+        **{name: value for name, value in texts.options.items() if name not in ENCODING},
     )
-    usage = Usage(prompt_tokens=sum(map(len, prompts)))
+    usage = Usage(prompt_tokens=sum(len(each.ids) for each in encoded))
     return Run(gateway, cluster, served, generations, about, usage=usage)
 
 
@@ -116,32 +120,34 @@ def _check_task(served: Served, task: str) -> None:
         raise refuse("model", f"{served.name}: {error}", "unsupported_task") from None
 
 
-def input_ids(served: Served, texts: TextInputs, number: int) -> list[int]:
-    """The token ids of an input.
+def encoded_inputs(served: Served, texts: TextInputs) -> list[EncodedText]:
+    """The token ids of all inputs.
 
     Raises:
         ApiError: 400, ids of another tokenizer, a text that cannot be encoded, or more tokens
             than the model takes.
     """
-    given, model = texts.inputs[number], served.model
+    return [_encoded(served, texts, number) for number in range(len(texts.inputs))]
+
+
+def _encoded(served: Served, texts: TextInputs, number: int) -> EncodedText:
+    given = texts.inputs[number]
     where = texts.name if len(texts.inputs) == 1 else f"{texts.name}[{number}]"
-    if not isinstance(given, str):
-        ids = _known_ids(where, given, model.vocab_size)
+    if isinstance(given, list):
+        encoded = EncodedText(tuple(_known_ids(where, given, served.model.vocab_size)))
     else:
+        options = dict(texts.options)
+        if texts.prompt_names:
+            options["prompt_name"] = texts.prompt_names[number]
         try:
-            ids = _encoded(model, texts.task, given)
+            encoded = served.model.input_encoder.encode(given, texts.task, options)
         except BadRequest as error:
             why = str(error).removeprefix("prompt: ")
             raise refuse(where, why, "invalid_value") from None
-    if len(ids) > served.max_tokens:
-        answer_limit(served, len(ids), 1, texts.name)  # refuses it, in words that clients know
-    return ids
-
-
-def _encoded(model: ServedModel, task: str, text: str) -> list[int]:
-    if task == EMBED:
-        return embedding_ids(text, model.text, model.text_tasks.embedding or {})
-    return token_ids(text, model.text, raw=True)
+    if len(encoded.ids) > served.max_tokens:
+        # Refused, in words that clients know.
+        answer_limit(served, len(encoded.ids), 1, texts.name)
+    return encoded
 
 
 def _known_ids(where: str, ids: Sequence[int], vocab_size: int) -> list[int]:

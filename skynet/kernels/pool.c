@@ -4,7 +4,6 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
-#include <unistd.h>
 
 #if defined(__x86_64__)
 #define PAUSE() __builtin_ia32_pause()
@@ -25,7 +24,6 @@ static _Atomic uint64_t ticket; // number of the job << 32 | next block
 static _Atomic long finished;   // blocks of the current job
 static _Atomic int sleeping;
 static int started_threads;
-static pid_t started_by;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static pthread_mutex_t one_caller = PTHREAD_MUTEX_INITIALIZER;
@@ -74,11 +72,19 @@ static void *serve(void *unused) {
   return 0;
 }
 
+// Threads do not survive a fork: a child must not wait for those that slept or had a lock.
+static void forget_threads(void) {
+  lock = one_caller = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+  wake = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+  atomic_store(&sleeping, 0);
+  started_threads = 0;
+}
+
+__attribute__((constructor)) static void watch_forks(void) {
+  pthread_atfork(0, 0, forget_threads);
+}
+
 static void start_threads(int wanted) {
-  if (started_by != getpid()) { // threads do not survive a fork
-    started_threads = 0;
-    started_by = getpid();
-  }
   pthread_attr_t attributes;
   pthread_attr_init(&attributes);
   pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);

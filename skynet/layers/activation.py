@@ -31,6 +31,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": F.relu,
     "relu2": _relu_squared,
     "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda x: x,
 }
 
 

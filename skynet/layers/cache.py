@@ -31,6 +31,11 @@ class KVLayout:
     def of(cls, plan: Plan) -> KVLayout:
         return cls(plan.num_slots, plan.slot_tokens, plan.kv_dtype)
 
+    def stored(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype in memory; dtype: what is computed in."""
+        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, Q8: torch.int8, None: dtype}
+        return kinds[self.dtype]
+
 
 class KVCache:
     """Keys and values of one layer, in a slot for each sequence.
@@ -49,8 +54,7 @@ class KVCache:
         """heads: the K heads, then the V heads; dtype: what is computed in."""
         self.dtype, self.kv_heads = dtype, heads // 2
         shape = (layout.num_slots, heads, layout.slot_tokens, head_dim)
-        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, Q8: torch.int8, None: dtype}
-        self.values = zeros(shape, kinds[layout.dtype], device)
+        self.values = zeros(shape, layout.stored(dtype), device)
         self.scales = zeros(shape[:-1], torch.float32, device) if layout.dtype == Q8 else None
 
     def __setitem__(self, at: tuple[Any, ...], new: torch.Tensor) -> None:
@@ -58,10 +62,7 @@ class KVCache:
         if self.scales is None:
             self.values[at] = new.to(self.values.dtype)
             return
-        scales = new.float().abs().amax(-1, keepdim=True) / MAX_CODE
-        # A scale of NaN makes all that is read with it NaN, as it was before.
-        self.values[at] = (new / scales).round_().nan_to_num_(1).to(torch.int8)
-        self.scales[at] = torch.where(scales.isinf(), torch.nan, scales)[..., 0]
+        self.values[at], self.scales[at] = coded(new)
 
     def read(self, slots: Range, keys: Range) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of tokens `keys`, each (slots, heads, keys, head_dim), in what is computed in."""
@@ -72,6 +73,11 @@ class KVCache:
         elif both.dtype != self.dtype:
             both = both.to(self.dtype)
         return both[:, : self.kv_heads], both[:, self.kv_heads :]
+
+    def tokens(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """K and V heads of single tokens, (tokens, heads, head_dim) float32."""
+        both = self.values[slots, :, positions].float()
+        return both if self.scales is None else both * self.scales[slots, :, positions][..., None]
 
     def clear(self, slots: torch.Tensor, positions: torch.Tensor) -> None:
         """Zero the keys and values of tokens: see `SlotState.clear`.
@@ -87,6 +93,14 @@ class KVCache:
         for part in (self.values, self.scales):
             if part is not None:
                 part[target, :, :tokens].copy_(part[source, :, :tokens])
+
+
+def coded(new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors (..., size) in q8: codes of the same shape, scales (...) float32."""
+    scales = new.float().abs().amax(-1, keepdim=True) / MAX_CODE
+    # A scale of NaN makes all that is read with it NaN, as it was before.
+    codes = (new / scales).round_().nan_to_num_(1).to(torch.int8)
+    return codes, torch.where(scales.isinf(), torch.nan, scales)[..., 0]
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

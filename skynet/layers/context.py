@@ -6,11 +6,12 @@ call of the attention kernel when their lengths are similar; other rows have a c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from skynet.architecture.window import Chunk, Window, first_key
 from skynet.errors import StepFailed
 from skynet.kernels.products import UNPACKED_ROWS
 from skynet.kernels.steps import DecodingStep, StepKernels
@@ -36,24 +37,29 @@ class StepContext:
     positions: torch.Tensor  # (tokens,) int64
     slots: torch.Tensor  # (tokens,) int64
     ropes: tuple[torch.Tensor, ...]  # of each rope of the model (tokens, 1, dims / 2) complex64
-    attends: dict[int | None, list[Attend]]  # by window
+    attends: dict[Window, list[Attend]]  # by window
     single_token: tuple[int, int] | None  # (slot, position), if the step has only one token
     # Of an encoder, by window:
-    text_batches: dict[int | None, list[TextBatch]] = field(default_factory=dict)
+    text_batches: dict[Window, list[TextBatch]] = field(default_factory=dict)
     encoder_kvs: list[Attend] = field(default_factory=list)  # `slots` are those of encoder KV
     decoding: DecodingStep | None = None  # for the kernels, if they can run the step
+    types: torch.Tensor | None = None  # (tokens,) int64, token types; None: all 0
+    # What hidden states carry, see `Carrier`: (tokens, hidden) float32, and keys and values by the
+    # layer that has computed them, where this stage only passes them on.
+    embeddings: torch.Tensor | None = None
+    passing: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class StepLayout:
     """The parameters that all steps of one stack are laid out with.
 
-    token_bytes: of the K and V of one token in one layer of this shard.
+    token_bytes: of the K and V, or the latent, of one token in one layer of this shard.
     """
 
     kv: KVLayout
     vocab_size: int
-    windows: frozenset[int | None]
+    windows: frozenset[Window]
     token_bytes: int
     dtype: torch.dtype
     device: torch.device
@@ -61,20 +67,21 @@ class StepLayout:
     bias: Bias | None = None
     bidirectional: bool = False
     step_kernels: StepKernels | None = None
+    token_types: int = 0  # rows of the table
 
     @classmethod
     def of(
         cls,
         load: Loader,
         kv: KVLayout,
-        windows: Iterable[int | None],
+        windows: Iterable[Window],
         rotaries: Sequence[Rotary] = (),
         bias: Bias | None = None,
         step_kernels: StepKernels | None = None,
     ) -> StepLayout:
         """The layout of the shard and stack that `load` loads."""
         arch, dtype = load.arch, load.dtype
-        token_bytes = 2 * load.part.kv_heads.size * arch.head_dim * dtype.itemsize
+        token_bytes = max(_token_sizes(load), default=0) * dtype.itemsize
         return cls(
             kv=kv,
             vocab_size=arch.vocab_size,
@@ -86,7 +93,17 @@ class StepLayout:
             bias=bias,
             bidirectional=arch.bidirectional,
             step_kernels=step_kernels,
+            token_types=arch.token_types,
         )
+
+
+def _token_sizes(load: Loader) -> Iterator[int]:
+    """The numbers kept of each token, by each kind's mixers that keep any."""
+    for layer in range(load.arch.num_layers):
+        of_layer = load.at(layer)
+        for mixer in of_layer.arch.mixers:
+            kept = mixer.kept(of_layer.count, of_layer.arch.head_dim)
+            yield kept.vectors * kept.size
 
 
 def make_context(step: Step, layout: StepLayout) -> StepContext:
@@ -106,11 +123,12 @@ def make_context(step: Step, layout: StepLayout) -> StepContext:
     ]
     ids, positions, slots, prompt_lengths = torch.tensor(flat, device=device).unbind()
     slack = max(1, CALL_BYTES // max(1, layout.token_bytes))
-    attends: dict[int | None, list[Attend]] = {}
-    batches: dict[int | None, list[TextBatch]] = {}
+    attends: dict[Window, list[Attend]] = {}
+    batches: dict[Window, list[TextBatch]] = {}
     if layout.bidirectional:
         for window in layout.windows:
-            batches[window] = text_batches(step.rows, window, dtype, device, bias)
+            if not isinstance(window, Chunk):  # no encoder has them
+                batches[window] = text_batches(step.rows, window, dtype, device, bias)
     else:
         masks = _Masks(dtype, device, bias)
         for window in layout.windows:
@@ -130,7 +148,18 @@ def make_context(step: Step, layout: StepLayout) -> StepContext:
         text_batches=batches,
         encoder_kvs=encoder_kv_attends(step.rows, slack, dtype, device),
         decoding=decoding,
+        types=_types(step.rows, device),
     )
+
+
+def _types(rows: Sequence[Row], device: torch.device) -> torch.Tensor | None:
+    """The token type of each token; None if no row has any."""
+    given = [row.text_task.types if row.text_task else () for row in rows]
+    if not any(given):
+        return None
+    pairs = zip(rows, given, strict=True)
+    flat = [each for row, types in pairs for each in types or (0,) * len(row.tokens)]
+    return torch.tensor(flat, device=device)
 
 
 def _is_decoding(rows: Sequence[Row]) -> bool:
@@ -164,6 +193,12 @@ def _check(step: Step, layout: StepLayout) -> None:
             raise StepFailed(
                 f"slot {row.slot}: a token id is outside the vocabulary {layout.vocab_size}"
             )
+        types = row.text_task.types if row.text_task else ()
+        if types and (len(types) != len(row.tokens) or max(types) >= layout.token_types):
+            raise StepFailed(
+                f"slot {row.slot}: token types up to {max(types)} of {len(types)} tokens, the "
+                f"model has {layout.token_types} types"
+            )
 
 
 @dataclass(frozen=True)
@@ -190,9 +225,7 @@ class _Masks:
             bias = self.bias.of(positions, keys).permute(2, 0, 1, 3)
         return self._additive(visible, bias)
 
-    def one_row(
-        self, row: Row, keys: Range, window: int | None, causal: bool
-    ) -> torch.Tensor | None:
+    def one_row(self, row: Row, keys: Range, window: Window, causal: bool) -> torch.Tensor | None:
         """The mask of the tokens of one row; broadcasts to (kv_heads, group, tokens, keys)."""
         position = torch.arange(row.start, row.stop)
         visible = None
@@ -200,7 +233,8 @@ class _Masks:
             index = torch.arange(keys.start, keys.stop)
             visible = index <= position[:, None]
             if window is not None:
-                visible &= index > position[:, None] - window
+                first = [first_key(each, window) for each in range(row.start, row.stop)]
+                visible &= index >= torch.tensor(first)[:, None]
         bias = None if self.bias is None else self.bias.of(position, keys)
         if bias is not None and len(row.tokens) == 1:
             bias = bias.permute(2, 0, 1, 3)  # one token is computed as one token per slot
@@ -215,7 +249,7 @@ class _Masks:
         return mask.masked_fill(~visible, float("-inf")).to(self.device, self.dtype)
 
 
-def _attends(rows: Sequence[Row], window: int | None, slack: int, masks: _Masks) -> list[Attend]:
+def _attends(rows: Sequence[Row], window: Window, slack: int, masks: _Masks) -> list[Attend]:
     calls, first, index = [], 0, 0
     while index < len(rows):
         count = _neighbours(rows[index:], window, slack)
@@ -230,12 +264,12 @@ def _attends(rows: Sequence[Row], window: int | None, slack: int, masks: _Masks)
     return calls
 
 
-def _visible_keys(row: Row, window: int | None) -> Range:
+def _visible_keys(row: Row, window: Window) -> Range:
     """The keys that any token of this row sees."""
-    return Range(0 if window is None else max(0, row.start + 1 - window), row.stop)
+    return Range(first_key(row.start, window), row.stop)
 
 
-def _neighbours(rows: Sequence[Row], window: int | None, slack: int) -> int:
+def _neighbours(rows: Sequence[Row], window: Window, slack: int) -> int:
     """How many rows from the first share a call: single tokens, adjacent slots, little padding."""
     keys = _visible_keys(rows[0], window)
     useful = keys.size
@@ -250,7 +284,7 @@ def _neighbours(rows: Sequence[Row], window: int | None, slack: int) -> int:
     return len(rows)
 
 
-def _single_tokens(rows: Sequence[Row], first: int, window: int | None, masks: _Masks) -> Attend:
+def _single_tokens(rows: Sequence[Row], first: int, window: Window, masks: _Masks) -> Attend:
     visible = [_visible_keys(row, window) for row in rows]
     keys = Range(min(each.start for each in visible), max(each.stop for each in visible))
     return Attend(
@@ -262,9 +296,9 @@ def _single_tokens(rows: Sequence[Row], first: int, window: int | None, masks: _
     )
 
 
-def _one_row(row: Row, first: int, window: int | None, masks: _Masks) -> Attend:
+def _one_row(row: Row, first: int, window: Window, masks: _Masks) -> Attend:
     keys, count = _visible_keys(row, window), len(row.tokens)
-    windowless = keys.start == 0 and (window is None or row.stop <= window)
+    windowless = first_key(row.stop - 1, window) == 0
     # The kernel takes either `is_causal` or a mask.
     causal = count > 1 and windowless and row.start == 0 and masks.bias is None
     return Attend(

@@ -81,7 +81,7 @@ class Embedding:
         norm: Norm | None,
         projection: Projection | None,
     ) -> None:
-        """types: the token type table, whose first row is added to every token's embedding."""
+        """types: the token type table."""
         self._tokens, self._positions, self._types = tokens, positions, types
         self._norm, self._projection = norm, projection
         product = None if projection is None else projection.product
@@ -89,16 +89,29 @@ class Embedding:
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
     def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, all_reduce: AllReduce
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        all_reduce: AllReduce,
+        types: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`ids` and `positions` (tokens,) to (tokens, hidden) float32."""
-        return self.complete(all_reduce(self.partial(ids)), ids, positions)
+        """`ids` and `positions` (tokens,) to (tokens, hidden) float32.
+
+        types: (tokens,) rows of the token type table; None: the first row for all tokens.
+        """
+        return self.complete(all_reduce(self.partial(ids)), ids, positions, types)
 
     def partial(self, ids: torch.Tensor) -> torch.Tensor:
         """See `TokenTable.partial`."""
         return self._tokens.partial(ids)
 
-    def complete(self, x: torch.Tensor, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def complete(
+        self,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        types: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The part done once, after the sum: `x` (tokens, embedding) to (tokens, hidden)."""
         projection = self._projection
         if self._tokens.scale != 1:
@@ -108,7 +121,7 @@ class Embedding:
         if self._positions is not None:
             x = x + self._positions(ids, positions)
         if self._types is not None:
-            x = x + self._types[0]
+            x = x + (self._types[0] if types is None else F.embedding(types, self._types))
         if self._norm is not None:
             x = self._norm(x)
         if projection is not None and projection.after_norm:

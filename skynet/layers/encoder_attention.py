@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from skynet.errors import StepFailed
+from skynet.layers.disentangled import Distances
 from skynet.planning.ranges import Range
 from skynet.wire.step import Row
 
@@ -93,14 +94,22 @@ def attend_text_batches(
     values: torch.Tensor,
     batches: Sequence[TextBatch],
     scale: float,
+    distances: Distances | None = None,
 ) -> torch.Tensor:
-    """Queries, keys and values (tokens, heads, head_dim) to (tokens, heads x head_dim)."""
+    """Queries (tokens, heads, head_dim), keys and values of as many heads or fewer, to (tokens,
+    heads x head_dim)."""
+    group = queries.shape[1] // keys.shape[1]
+    if group > 1:  # texts are short, and their keys and values are not kept
+        keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
     out = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
     for batch in batches:
         part = slice(batch.tokens.start, batch.tokens.stop)
         split = [x[part].unflatten(0, (batch.count, -1)) for x in (queries, keys, values)]
         query, key, value = (x.transpose(1, 2) for x in split)
-        mixed = _attend(query, key, value, batch.mask, scale)
+        if distances is not None:
+            mixed = distances.attend(query, key, value, scale)
+        else:
+            mixed = _attend(query, key, value, batch.mask, scale)
         out[part] = mixed.transpose(1, 2).reshape(batch.tokens.size, -1)
     return out
 

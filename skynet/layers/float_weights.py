@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from skynet.architecture.architecture import Weight
-from skynet.architecture.stored import offset
 from skynet.layers.regions import ShardRegions
 from skynet.layers.reuse import SliceWeights
 from skynet.planning.ranges import Range
+from skynet.planning.units import adds_biases
 
 
 class FloatLoader:
@@ -34,9 +34,7 @@ class FloatLoader:
         weight = self._regions.weight(role)
         units = self._regions.units(weight)
         shape = self._arch.shape(weight)[1:] if kind == "weight" else ()
-        start = offset(self._arch, weight)
-        region = Range(units.start + start, units.stop + start)
-        return self._load(weight, layer, kind, (units.size, *shape), region)
+        return self._load(weight, layer, kind, (units.size, *shape), units)
 
     def vocab_vector(self, role: str) -> torch.Tensor:
         """(vocabulary of this shard,)."""
@@ -65,8 +63,8 @@ class FloatLoader:
         They are added once over the shards: None on all but the first, or without any.
         """
         weight = self._regions.weight(role)
-        units, count = self._regions.units(weight), self._arch.pieces(weight)
-        if not weight.bias or units.start or not units.size:
+        count = self._arch.pieces(weight)
+        if not weight.bias or not adds_biases(self._arch, self._regions.part, weight):
             return None
         size = self._arch.hidden_size
         made = self._load(weight, layer, "bias", (count * size,), Range(0, size), Range(0, count))
@@ -106,7 +104,7 @@ class FloatLoader:
     ) -> torch.Tensor:
         """A tensor of the checkpoint, or several pieces of it end to end, in float32.
 
-        region: the region to fetch of each tensor, all of it by default.
+        region: the units to read of each tensor, all of them by default.
         pieces: the numbers of the pieces, where each is a tensor.
         """
         regions = self._regions
@@ -117,7 +115,9 @@ class FloatLoader:
         made = self._weights.get(key, units)
         if not isinstance(made, torch.Tensor):
             made = torch.empty(shape, dtype=torch.float32, device=self._device)
-            raw = [regions.fetch(name, region or Range(0, shape[0])) for name in names]
+            every = Range(0, shape[0])
+            raw = [regions.read(weight, name, region or every, layer) for name in names]
+            regions.forget()
             whole = raw[0] if len(raw) == 1 else torch.cat(raw)
             regions.copy(weight, whole.reshape(shape), made, layer)
             self._weights.fetched_bytes += made.nbytes

@@ -13,7 +13,7 @@ import torch
 from skynet.architecture.architecture import Architecture, Weight
 from skynet.architecture.stored import offset
 from skynet.errors import CheckpointError, PlanError
-from skynet.layers.heads import GroupedHeads, interleave
+from skynet.layers.heads import GroupedRows, interleave
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 from skynet.planning.units import units
@@ -47,7 +47,7 @@ class ShardRegions:
 
     def __init__(self, arch: Architecture, part: ShardPlan, fetch: Fetch) -> None:
         self.arch, self.part, self.fetch = arch, part, fetch
-        self._grouped = GroupedHeads(arch, part)
+        self._grouped = GroupedRows(arch, part)
 
     def weight(self, role: str) -> Weight:
         """The weight of this role.
@@ -75,14 +75,19 @@ class ShardRegions:
             return (self.arch.shape(weight)[0], size)
         return (size, inputs or 1)
 
-    def read(self, weight: Weight, name: str, units: Range) -> torch.Tensor:
-        """The region of tensor `name` that has these units, as the tensor is stored."""
+    def read(
+        self, weight: Weight, name: str, units: Range, layer: int | None = None, group: int = 1
+    ) -> torch.Tensor:
+        """The region of tensor `name` that has these units, as the tensor is stored.
+
+        group: inputs in a unit, if these are groups.
+        """
         if weight.by_group:
             fetch = partial(self.fetch, name)
             if units == self.units(weight):
                 return self._grouped.all_of(weight, name, fetch)
             return self._grouped.some_of(weight, units, fetch)
-        start = offset(self.arch, weight)
+        start = offset(self.arch, weight, layer) // group
         return self.fetch(name, Range(units.start + start, units.stop + start))
 
     def copy(self, weight: Weight, raw: torch.Tensor, out: torch.Tensor, layer: int | None) -> None:
@@ -97,7 +102,9 @@ class ShardRegions:
                 f"{tuple(out.shape)}"
             )
         rope = None if layer is None else self.arch.ropes[layer]
-        if rope is not None and not rope.adjacent and weight.role in ROTARY_ROLES:
+        if rope is not None and not rope.adjacent and weight.rotated_from is not None:
+            interleave(raw, out, self.arch.item_size(weight.unit), rope.dims, weight.rotated_from)
+        elif rope is not None and not rope.adjacent and weight.role in ROTARY_ROLES:
             interleave(raw, out, self.arch.head_dim, rope.dims)
         else:
             out.copy_(raw)

@@ -75,7 +75,7 @@ class LocalCluster:
     """stages x shards shard workers and an orchestrator, on this machine.
 
     model, stages, shards, dtype, chord_span, num_slots, slot_tokens, kv_dtype, weights,
-        keep_embeddings, fixed: as of `skysplit`.
+        keep_embeddings, experts, fixed: as of `skysplit`.
     elastic: workers take any place, and are named worker0, worker1, ...; by default each is bound
         to an address.
     spares: number of additional workers that take any place, named spare0, ...
@@ -104,6 +104,7 @@ class LocalCluster:
         kv_dtype: str | None = None,
         weights: str | None = None,
         keep_embeddings: bool = False,
+        experts: str = "auto",
         fixed: bool = False,
         elastic: bool = False,
         spares: int = 0,
@@ -127,6 +128,7 @@ class LocalCluster:
             kv_dtype=kv_dtype,
             weights=weights,
             keep_embeddings=keep_embeddings,
+            experts=experts,
         )
         self._options = ClusterOptions(
             fixed=fixed,

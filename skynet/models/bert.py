@@ -1,7 +1,4 @@
-"""BERT: an encoder with learned positions, biases, layer norms after each sum.
-
-token types other than 0: a text pair is one text
-"""
+"""BERT: an encoder with learned positions, token types, biases, layer norms after each sum."""
 
 from __future__ import annotations
 

@@ -25,12 +25,17 @@ NAMES = (
 MASKED_LM, CLASSIFIER = "ForMaskedLM", "ForSequenceClassification"
 
 
+def class_name(config: read.Config) -> str:
+    """Transformers' class of the checkpoint; "" if the config has none."""
+    return str((config.get("architectures") or [""])[0])
+
+
 def head_of(config: read.Config, *masked_lm: str) -> str:
     """The head of the checkpoint: `ForMaskedLM`, `ForSequenceClassification`, or "".
 
     masked_lm: other endings of class names with a masked language model's head.
     """
-    name = str((config.get("architectures") or [""])[0])
+    name = class_name(config)
     if name.endswith((MASKED_LM, *masked_lm)):
         return MASKED_LM
     return CLASSIFIER if name.endswith(CLASSIFIER) else ""
@@ -62,6 +67,23 @@ def score(config: read.Config) -> Literal["softmax", "sigmoid", "none"]:
     return "sigmoid" if several or len(labels(config)) == 1 else "softmax"
 
 
+def pair_score(config: read.Config) -> str:
+    """See `Architecture.pair_score`; as CrossEncoder of sentence-transformers reads it."""
+    given = config.get("sentence_transformers")
+    path = given.get("activation_fn") if isinstance(given, Mapping) else None
+    path = path or config.get("sbert_ce_default_activation_function") or "Sigmoid"
+    return str(path).rpartition(".")[2]
+
+
+def label_fields(config: read.Config) -> dict[str, Any]:
+    """The fields of a classifier's Architecture that the config has under any family."""
+    return {
+        "labels": labels(config),
+        "label_score": score(config),
+        "pair_score": pair_score(config),
+    }
+
+
 def encoder(
     config: read.Config,
     weights: tuple[Weight, ...],
@@ -83,11 +105,11 @@ def encoder(
         "norm": "layer",
         "max_positions": read.size(config, "max_position_embeddings"),
         "gated": False,
+        "attention_scale": head_dim**-0.5,
         "ropes": (None,) * layers,
         "learned_positions": True,
         "windows": (None,) * layers,
-        "labels": labels(config) if is_classifier else (),
-        "label_score": score(config) if is_classifier else "softmax",
+        **(label_fields(config) if is_classifier else {}),
     }
     return Architecture(
         model_type=config["model_type"],
@@ -99,7 +121,6 @@ def encoder(
         intermediate_size=read.size(config, field["intermediate_size"]),
         vocab_size=read.size(config, "vocab_size"),
         activation=read.activation(config, field["hidden_act"]),
-        attention_scale=head_dim**-0.5,
         weights=tie(weights, bool(config.get("tie_word_embeddings", True))),
         prefixes=(prefix, ""),
         bidirectional=True,

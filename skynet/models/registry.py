@@ -15,8 +15,9 @@ from skynet.architecture import config as _config
 from skynet.architecture import transformers_model
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.config import ABSENT, Config
-from skynet.architecture.tensors import Same, absent_tensors
+from skynet.architecture.tensors import Same, absent_tensors, lacks_head
 from skynet.errors import CheckpointError, SkynetError, UnsupportedModel
+from skynet.models.text_heads import with_text_heads
 
 
 def _families() -> dict[str, ModuleType]:
@@ -75,7 +76,7 @@ def saved_architecture(config: Config) -> Architecture:
 def _with_all_weights(config: Config) -> Architecture:
     """With all optional weights, several of which may have the same role."""
     try:
-        return _read(config)
+        return with_text_heads(_read(config), config)
     except SkynetError:
         raise
     # Families read fields of many types. What Python says of a wrong one names its value.
@@ -114,7 +115,12 @@ def settled(config: Config, tensors: Iterable[str], same: Same) -> Config:
     arch = known_architecture(config)
     if arch is None:
         return config
-    absent = absent_tensors(arch, tensors, same)
+    names = list(tensors)
+    modules = config.get(_config.MODULES)
+    if modules and lacks_head(arch, names):  # of embeddings only, as Transformers' base model
+        config = {**config, _config.MODULES: {**modules, "head": False}}
+        arch = _with_all_weights(config)
+    absent = absent_tensors(arch, names, same)
     return {**config, ABSENT: absent} if absent else config
 
 

@@ -56,6 +56,7 @@ class TargetPlans:
             target.num_slots,
             target.slot_tokens,
             target.kv_dtype,
+            target.experts,
         )
         plan = make_plan(self.arch, options, stages=stages, shards=shards, epoch=0, weights=weights)
         return replace(plan, revision=target.revision)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from math import sqrt
+from typing import NamedTuple
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.mixers import SELF_ATTENTION
 from skynet.planning.cost import Candidate
+from skynet.planning.expert_cut import EXPERT_S, busiest
 from skynet.planning.memory import (
     count_items,
     head_bytes,
@@ -70,10 +72,10 @@ def shard_compute_s(
     part = plan.stages[address[0]].shards[address[1]]
     attention_s = products_s(sizes.attention, sizes.attention, work.tokens)
     attention_s += _mixing_s(arch, plan, part, layers, work, (read, multiply))
-    chosen = arch.experts_per_token / arch.num_experts if arch.num_experts else 1.0
-    read_experts = sizes.experts * (1 - (1 - chosen) ** work.tokens)
-    used_experts = sizes.experts * chosen
+    experts = _experts(arch, plan, part, work)
+    read_experts, used_experts = sizes.experts * experts.read, sizes.experts * experts.used
     mlp_s = products_s(sizes.mlp + read_experts, sizes.mlp + used_experts, work.tokens)
+    mlp_s += layers.size * experts.products * EXPERT_S
     activations = work.tokens * (arch.hidden_size + part.columns.size) * DTYPE_BYTES["float32"]
     mlp_s += layers.size * ACTIVATION_PASSES * activations / read
     if address[0] < len(plan.stages) - 1 or work.encoder:
@@ -82,6 +84,30 @@ def shard_compute_s(
     logits = part.vocab.size * work.rows * DTYPE_BYTES["float32"] if head else 0
     head_s = products_s(head, head, work.rows) + LOGIT_PASSES * logits / read
     return attention_s, mlp_s, head_s
+
+
+class _Experts(NamedTuple):
+    """Shares of a shard's experts: of those that a step reads, and that one token uses; and the
+    experts that the shard multiplies by in a layer."""
+
+    read: float = 1.0
+    used: float = 1.0
+    products: float = 0.0
+
+
+def _experts(arch: Architecture, plan: Plan, part: ShardPlan, work: Work) -> _Experts:
+    """Of the slowest shard of a stage."""
+    if not arch.num_experts:
+        return _Experts()
+    chosen = arch.experts_per_token / arch.num_experts
+    own, uneven = arch.num_experts, 1.0
+    if part.experts is not None:
+        own, shards = part.experts.size, plan.num_shards
+        of_token = busiest(arch.num_experts, shards, arch.experts_per_token)
+        # The more tokens, the more evenly their experts are divided.
+        uneven += (of_token * shards / arch.experts_per_token - 1) / sqrt(work.tokens)
+    read = min(1.0, uneven * (1 - (1 - chosen) ** work.tokens))
+    return _Experts(read, min(1.0, chosen * uneven), own * read)
 
 
 def _mixing_s(
@@ -96,26 +122,30 @@ def _mixing_s(
     stack, own = (arch.encoder, part.encoder) if work.encoder else (arch, part)
     if stack is None or own is None:
         return 0.0
-    if not stack.kinds and stack.mixers == (SELF_ATTENTION,):
-        return layers.size * _attention_s(stack, plan, own, work, rates)
     total = 0.0
     for kind, numbers in layers_of_kinds(stack, layers):
         kind_part = part_of_kind(stack, kind, own)
         for mixer in kind.mixers:
-            state = state_bytes(mixer.kept(partial(count_items, kind, kind_part), kind.head_dim))
-            if state:  # read and written by each row; a chunk passes it about once a token
-                total += len(numbers) * max(work.rows, work.tokens) * state / rates[0]
+            items = partial(count_items, kind, kind_part)
+            kept = mixer.kept(items, kind.head_dim)
+            if mixer.is_recurrent:  # read and written by each row; by a chunk about once a token
+                passes = max(work.rows, work.tokens)
+                total += len(numbers) * passes * state_bytes(kept) / rates[0]
             else:
-                total += len(numbers) * _attention_s(kind, plan, kind_part, work, rates)
+                sizes = kept.vectors * kept.size, mixer.multiplied(items, kind.head_dim)
+                total += len(numbers) * _attention_s(kind, plan, sizes, work, rates)
     return total
 
 
 def _attention_s(
-    stack: Architecture, plan: Plan, own: ShardPlan, work: Work, rates: tuple[float, float]
+    stack: Architecture, plan: Plan, sizes: tuple[int, int], work: Work, rates: tuple[float, float]
 ) -> float:
-    """Seconds of one layer's scores and mixes: (bytes read, multiply-adds) per second."""
+    """Seconds of one layer's scores and mixes: (bytes read, multiply-adds) per second.
+
+    sizes: (numbers kept, multiply-adds) of each token that is seen.
+    """
     new = work.tokens / work.rows
-    cached = work.rows * (work.context + new) * 2 * own.kv_heads.size * stack.head_dim
+    cached = work.rows * (work.context + new) * sizes[0]
     seen = work.context + (new if stack.bidirectional else (new + 1) / 2)
-    multiplied = work.tokens * seen * 2 * own.heads.size * stack.head_dim
+    multiplied = work.tokens * seen * sizes[1]
     return max(cached * DTYPE_BYTES[plan.dtype] / rates[0], multiplied / rates[1] / ATTENTION_SPEED)

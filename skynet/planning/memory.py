@@ -7,17 +7,19 @@ from functools import partial
 from math import prod
 from typing import NamedTuple
 
-from skynet.architecture.architecture import HEAD_NORMS, Architecture, Unit, Weight
+from skynet.architecture.architecture import HEAD_NORMS, INPUT_TABLE, Architecture, Unit, Weight
 from skynet.architecture.mixers import STATES, Kept
 from skynet.architecture.transformers_model import TransformersArchitecture, TransformersWeight
+from skynet.planning.carried import copies
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.planning.split import DTYPE_BYTES
 from skynet.planning.transformers_model import role_bytes
-from skynet.planning.units import items_of, part_of_kind, units
+from skynet.planning.units import adds_biases, items_of, part_of_kind, pieces_of, units
 
 NORM_BYTES = 4  # norms, and biases added after a sum, stay float32
 SCALE_BYTES = 4  # of a key or value in q8
+FLOAT32_TABLES = ("router", "relative", "distances")
 FIRST_ROLES = ("embed", "project_in", "positions", "token_types", "embed_norm")
 HEAD_ROLES = (
     "head_dense",
@@ -57,7 +59,7 @@ def shard_weight_bytes(
     if arch.encoder is not None and arch.encoder_layers in layers:
         total += _roles_bytes(arch.encoder, plan, part.encoder or part, "final_norm")
     if stage == len(plan.stages) - 1:
-        total += _roles_bytes(arch, plan, part, *LAST_ROLES)
+        total += _roles_bytes(arch, plan, part, *LAST_ROLES, *arch.dense_roles)
         if arch.has_head:
             head = arch.weight("embed" if arch.tied else "head")
             total += _role_bytes(arch, plan, part, head, product=True) if head else 0
@@ -75,7 +77,10 @@ class LayerBytes(NamedTuple):
 def layer_bytes(
     arch: Architecture, plan: Plan, address: tuple[int, int], layers: Range
 ) -> LayerBytes:
-    """What a shard has of these layers, numbered as in the plan; not of other stages' layers."""
+    """What a shard has of these layers, numbered as in the plan; not of other stages' layers.
+
+    Without the tables of tokens, of which a step reads few rows.
+    """
     part = plan.stages[address[0]].shards[address[1]]
     layers = layers.overlap(plan.stages[address[0]].layers)
     total = mlp = experts = 0.0
@@ -85,6 +90,7 @@ def layer_bytes(
         run = layers.overlap(Range(first, first + stack.num_layers))
         run = Range(run.start - first, run.stop - first)
         total += _layers_bytes(stack, plan, stack_part, run)
+        total -= _layers_bytes(stack, plan, stack_part, run, _is_table)
         mlp += _layers_bytes(stack, plan, stack_part, run, _is_mlp)
         experts += _layers_bytes(stack, plan, stack_part, run, _is_expert)
     return LayerBytes(total - mlp, mlp - experts, experts)
@@ -95,6 +101,10 @@ def head_bytes(arch: Architecture, plan: Plan, shard: int) -> float:
     head = arch.weight("embed" if arch.tied else "head") if arch.has_head else None
     part = plan.stages[-1].shards[shard]
     return 0.0 if head is None else _role_bytes(arch, plan, part, head, product=True)
+
+
+def _is_table(weight: Weight) -> bool:
+    return weight.role == INPUT_TABLE
 
 
 def _is_expert(weight: Weight) -> bool:
@@ -128,7 +138,17 @@ def _layers_bytes(
                     total += len(present) * _role_bytes(kind, plan, kind_part, weight)
     if counts is not None or not layers.size:
         return total
-    return total + _roles_bytes(arch, plan, part, "relative")
+    total += layers.size * _distances_bytes(arch, plan, part)
+    return total + _roles_bytes(arch, plan, part, "relative", "distances", "distances_norm")
+
+
+def _distances_bytes(arch: Architecture, plan: Plan, part: ShardPlan) -> int:
+    """The queries and keys of distances in one layer."""
+    kind = arch.disentangled
+    if kind is None:
+        return 0
+    heads = part.heads.size * kind.to_queries + part.kv_heads.size * kind.to_keys
+    return heads * arch.head_dim * arch.size("distances") * DTYPE_BYTES[plan.dtype]
 
 
 def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, new_table: bool) -> float:
@@ -166,9 +186,11 @@ def _role_bytes(
     if weight.role in HEAD_NORMS:  # a row for each head, even if all heads share one weight
         heads = part.heads if weight.role == "q_norm" else part.kv_heads
         return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)
-    if weight.cut == "replicated":
+    if weight.cut == "replicated" and not weight.product:
         shape = arch.shape(weight)
-        if len(shape) == 1 or weight.role in ("router", "relative"):
+        if weight.float32 or weight.sizes:  # after pooling, in float32
+            return (prod(shape) + (shape[0] if weight.bias else 0)) * NORM_BYTES
+        if len(shape) == 1 or weight.role in FLOAT32_TABLES:
             return prod(shape) * NORM_BYTES * (2 if weight.bias else 1)
         return prod(shape) * size + (shape[0] * bias_size if weight.bias else 0)
     width = units(arch, part, weight).size
@@ -178,29 +200,36 @@ def _role_bytes(
         biases = width if weight.bias else 0
         return (width * prod(arch.shape(weight)[1:]) + biases) * NORM_BYTES
     if weight.cut == "row":
-        total = _matrix_bytes(arch, weight, layer, (arch.shape(weight)[0], width), size)
+        shape = (arch.shape(weight)[0], width)
+        total = _matrix_bytes(arch, part, weight, layer, shape, size)
         return total + _row_bias_bytes(arch, part, weight)
-    total = _matrix_bytes(arch, weight, layer, (width, arch.inputs(weight) or 0), size)
+    shape = (width, arch.inputs(weight) or 0)
+    total = _matrix_bytes(arch, part, weight, layer, shape, size)
     bias_bytes = NORM_BYTES if weight.role == "head" else bias_size  # logits are float32
-    return total + (width * arch.pieces(weight) * bias_bytes if weight.bias else 0)
+    return total + (width * pieces_of(arch, part, weight).size * bias_bytes if weight.bias else 0)
 
 
 def _matrix_bytes(
-    arch: Architecture, weight: Weight, layer: int | None, shape: tuple[int, int], size: int
+    arch: Architecture,
+    part: ShardPlan,
+    weight: Weight,
+    layer: int | None,
+    shape: tuple[int, int],
+    size: int,
 ) -> int:
-    """All pieces of a weight, (out, in) each, of numbers of `size` bytes or quantised."""
-    numbers = shape[0] * shape[1] * size
+    """The shard's pieces of a weight, (out, in) each, of numbers of `size` bytes or quantised."""
+    numbers, pieces = shape[0] * shape[1] * size, pieces_of(arch, part, weight)
     if not arch.formats:
-        return numbers * arch.pieces(weight)
-    formats = [arch.block_format(weight, layer, piece) for piece in range(arch.pieces(weight))]
+        return numbers * pieces.size
+    numbered = range(pieces.start, pieces.stop)
+    formats = [arch.block_format(weight, layer, piece) for piece in numbered]
     return sum(numbers if form is None else form.num_bytes(*shape) for form in formats)
 
 
 def _row_bias_bytes(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
     """One bias for each sum: that of its products together."""
-    if weight.in_pieces and weight.bias:  # the first shard adds those of all pieces
-        own = units(arch, part, weight)
-        has_biases = own.size and not own.start
+    if weight.in_pieces and weight.bias:
+        has_biases = adds_biases(arch, part, weight)
         return arch.pieces(weight) * arch.hidden_size * NORM_BYTES if has_biases else 0
     side = next((side for side in arch.sides if weight.role in side), (weight.role,))
     parts = [w for w in map(arch.weight, side) if w is not None and w.bias and not w.in_pieces]
@@ -220,11 +249,13 @@ def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
     # An encoder-decoder has encoder KV besides the decoder's.
     caches = 1 if arch.encoder is None else 2
     total = 0
-    for kind, numbers in layers_of_kinds(arch, run):
+    kept_here = layers_of_kinds(arch, run)
+    kept_here += [(arch.at(source), [source]) for source in copies(arch, run)]
+    for kind, numbers in kept_here:
         items = partial(count_items, kind, part_of_kind(arch, kind, part))
         for mixer in kind.mixers:
             kept = mixer.kept(items, kind.head_dim)
-            per_token = caches * kept.vectors * _vector_bytes(plan, kept.size)
+            per_token = caches * kept.vectors * _vector_bytes(plan, kept)
             of_slot = plan.slot_tokens * per_token + state_bytes(kept)
             total += len(numbers) * plan.num_slots * of_slot
     return total
@@ -249,7 +280,9 @@ def layers_of_kinds(arch: Architecture, layers: Range) -> list[tuple[Architectur
     return [(kind, found) for kind, found in zip(arch.kinds, of_kind, strict=True) if found]
 
 
-def _vector_bytes(plan: Plan, head_dim: int) -> int:
-    """Bytes of one key, or value; q8: a code for each number, and a scale."""
+def _vector_bytes(plan: Plan, kept: Kept) -> int:
+    """Bytes of one key, or value, or latent; q8: a code for each number, and scales."""
     kv_dtype = plan.kv_dtype or plan.dtype
-    return head_dim + SCALE_BYTES if kv_dtype == "q8" else head_dim * DTYPE_BYTES[kv_dtype]
+    if kv_dtype == "q8":
+        return kept.size + kept.scales * SCALE_BYTES
+    return kept.size * DTYPE_BYTES[kv_dtype]

@@ -25,6 +25,7 @@ DType = Annotated[str, Field(pattern="^(float32|bfloat16)$")]
 Quantisation = Annotated[str, Field(pattern="^(q8|q4|q4\\+q8|)$")]
 KVDType = Annotated[str, Field(pattern="^(float32|bfloat16|q8)$")]
 Secret = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+ExpertCut = Annotated[str, Field(pattern="^(auto|columns|whole)$")]
 ChordSpan = Annotated[str, Field(pattern="^(layer|stage|auto)$")]
 
 
@@ -33,7 +34,8 @@ class ShardPlan:
     """One tensor-parallel slice of one stage, in units of the model.
 
     `vocab` cuts the embedding in the first stage and the head in the last one. `encoder` is the
-    slice of an encoder-decoder's encoder, whose sizes may differ.
+    slice of an encoder-decoder's encoder, whose sizes may differ. `experts` are those that the
+    shard has whole; None: it has its columns of all.
     """
 
     heads: Range
@@ -41,6 +43,7 @@ class ShardPlan:
     columns: Range
     vocab: Range
     encoder: ShardPlan | None = None
+    experts: Range | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,11 @@ class Plan:
             for name in ("heads", "columns", "vocab"):
                 parts = [getattr(shard, name) for shard in stage.shards]
                 check_tiling(parts, parts[-1].stop, name)
+            experts = [shard.experts for shard in stage.shards if shard.experts is not None]
+            if experts:
+                check_tiling(experts, experts[-1].stop, "experts")
+            if len(experts) not in (0, self.num_shards):
+                raise PlanError(f"{len(experts)} of {self.num_shards} shards have whole experts")
         num_addresses = len(self.stages) * self.num_shards
         if len(self.workers) not in (0, num_addresses):
             raise PlanError(f"{len(self.workers)} workers for {num_addresses} addresses")
@@ -187,6 +195,7 @@ class Plan:
                             "kv_heads": [shard.kv_heads.start, shard.kv_heads.stop],
                             "columns": [shard.columns.start, shard.columns.stop],
                             "vocab": [shard.vocab.start, shard.vocab.stop],
+                            **_whole_experts(shard),
                         }
                         for number, shard in enumerate(stage.shards)
                     ],
@@ -194,6 +203,10 @@ class Plan:
                 for index, stage in enumerate(self.stages)
             ],
         }
+
+
+def _whole_experts(shard: ShardPlan) -> dict[str, list[int]]:
+    return {} if shard.experts is None else {"experts": [shard.experts.start, shard.experts.stop]}
 
 
 def protocol_of(text: str | bytes) -> int:

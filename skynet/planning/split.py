@@ -10,6 +10,7 @@ from skynet.architecture.architecture import Architecture
 from skynet.architecture.quantisable import COLUMN_UNIT
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.errors import PlanError
+from skynet.planning.expert_cut import AUTO, is_whole
 from skynet.planning.plan import Plan, ShardPlan, StagePlan
 from skynet.planning.ranges import (
     Range,
@@ -36,6 +37,7 @@ class PlanOptions:
     """The fields of a plan that do not follow from its shape; see `Plan`.
 
     weight_dtype, kv_dtype: by default `dtype`.
+    experts: how a mixture's experts are cut: "columns", "whole", or "auto"; see expert_cut.py.
     slot_tokens: by default the model's positions, at most `DEFAULT_SLOT_TOKENS`.
     """
 
@@ -47,6 +49,7 @@ class PlanOptions:
     num_slots: int = 16
     slot_tokens: int | None = None
     kv_dtype: str | None = None
+    experts: str = AUTO
 
 
 def make_plan(
@@ -80,7 +83,7 @@ def make_plan(
         num_slots=options.num_slots,
         slot_tokens=_slot_tokens(arch, options.slot_tokens),
         stages=tuple(
-            StagePlan(layers=run, shards=shard_plans(arch, shards, stage_weights))
+            StagePlan(run, shard_plans(arch, shards, stage_weights, options.experts))
             for run, stage_weights in zip(layers, weights, strict=True)
         ),
         encoder_layers=arch.encoder_layers,
@@ -149,9 +152,15 @@ def _slot_tokens(arch: Architecture, slot_tokens: int | None) -> int:
 
 
 def shard_plans(
-    arch: Architecture, shards: int, weights: Sequence[float] | None = None
+    arch: Architecture,
+    shards: int,
+    weights: Sequence[float] | None = None,
+    experts: str = AUTO,
 ) -> tuple[ShardPlan, ...]:
-    """The slices of the shards of a stage: heads, columns and vocabulary divided by `weights`."""
+    """The slices of the shards of a stage: heads, columns and vocabulary divided by `weights`.
+
+    experts: see `PlanOptions`.
+    """
     weights = weights or [1.0] * shards
     heads = _split_heads(arch, shards, weights)
     check_tiling([query for query, _ in heads], arch.num_heads, "heads")
@@ -168,9 +177,15 @@ def shard_plans(
     encoders: Sequence[ShardPlan | None] = [None] * shards
     if arch.encoder is not None:
         encoders = shard_plans(arch.encoder, shards, weights)
+    whole: Sequence[Range | None] = [None] * shards
+    widest = max(part.size for part in columns) / arch.intermediate_size
+    if is_whole(arch, shards, experts, widest):
+        whole = split_by_weight(arch.num_experts, weights)
     return tuple(
-        ShardPlan(heads=query, kv_heads=kv, columns=mlp, vocab=tokens, encoder=encoder)
-        for (query, kv), mlp, tokens, encoder in zip(heads, columns, vocab, encoders, strict=True)
+        ShardPlan(query, kv, mlp, tokens, encoder, of_shard)
+        for (query, kv), mlp, tokens, encoder, of_shard in zip(
+            heads, columns, vocab, encoders, whole, strict=True
+        )
     )
 
 
@@ -179,18 +194,35 @@ def _split_heads(
 ) -> list[tuple[Range, Range]]:
     """(query heads, KV heads) of each shard: whole groups, or a part of one group.
 
-    Where shards share groups, `weights` are ignored: the MLP columns balance the shards.
+    Where shards share groups, `weights` are ignored: the MLP columns balance the shards. Where
+    kinds of layers have smaller groups, parts of a group are cut at borders of these first.
     """
     group, kv_heads = arch.group, arch.num_kv_heads
     if shards <= kv_heads:
         even = len(set(weights)) == 1
         groups = _larger_first(kv_heads, shards) if even else split_at_least(kv_heads, weights)
         return [(Range(part.start * group, part.stop * group), part) for part in groups]
+    smaller = sorted({kind.group for kind in arch.kinds if kind.group < group}, reverse=True)
     parts = []
     for kv, sharers in enumerate(_larger_first(shards, kv_heads)):
-        for part in _larger_first(group, sharers.size):
+        for part in _parts_of_group(group, sharers.size, smaller):
             query = Range(kv * group + part.start, kv * group + part.stop)
             parts.append((query, Range(kv, kv + 1)))
+    return parts
+
+
+def _parts_of_group(heads: int, shards: int, smaller: Sequence[int]) -> list[Range]:
+    """The query heads of a group that shards share; smaller: sizes of groups of other kinds."""
+    size = next((size for size in smaller if heads % size == 0), None)
+    if size is None:
+        return _larger_first(heads, shards)
+    if shards <= heads // size:
+        runs = _larger_first(heads // size, shards)
+        return [Range(run.start * size, run.stop * size) for run in runs]
+    finer, parts = [each for each in smaller if each < size], list[Range]()
+    for number, sharers in enumerate(_larger_first(shards, heads // size)):
+        for part in _parts_of_group(size, sharers.size, finer):
+            parts.append(Range(number * size + part.start, number * size + part.stop))
     return parts
 
 

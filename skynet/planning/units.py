@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from skynet.architecture.architecture import Architecture, Unit, Weight
 from skynet.architecture.quantisable import COLUMN_UNIT
+from skynet.planning.expert_cut import is_of_expert
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 
@@ -18,8 +19,23 @@ def units(arch: Architecture, part: ShardPlan, weight: Weight) -> Range:
     """
     if weight.cut == "replicated":
         return Range(0, arch.outputs(weight))
+    if part.experts is not None and is_of_expert(weight):
+        return Range(0, arch.size(weight.unit))
     items, size = items_of(arch, part, weight.unit), arch.item_size(weight.unit)
     return Range(items.start * size, items.stop * size)
+
+
+def pieces_of(arch: Architecture, part: ShardPlan, weight: Weight) -> Range:
+    """The pieces of a weight of which the shard has anything: its experts, if it has them whole."""
+    if part.experts is not None and is_of_expert(weight):
+        return part.experts
+    return Range(0, arch.pieces(weight))
+
+
+def adds_biases(arch: Architecture, part: ShardPlan, weight: Weight) -> bool:
+    """Whether the shard adds the biases of all pieces of a row-parallel weight: the first does."""
+    own = part.experts if part.experts is not None else units(arch, part, weight)
+    return own.size > 0 and own.start == 0
 
 
 def items_of(arch: Architecture, part: ShardPlan, unit: Unit) -> Range:

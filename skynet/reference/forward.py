@@ -17,7 +17,7 @@ from skynet.architecture.architecture import Architecture
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import UnsupportedModel
 from skynet.reference.layer import Cuts, DenseLayer, ReferenceLayer, path_of_layers, weight_of
-from skynet.reference.model import build, reference_model, without_prefix
+from skynet.reference.model import build, reference_model, with_module_names, without_prefix
 from skynet.reference.weights import ReferenceWeights
 
 
@@ -61,9 +61,11 @@ class Reference:
     ) -> None:
         """cuts: of a layer's products, by its number in the model."""
         kind = reference_model(arch)
-        self._arch = arch = without_prefix(arch) if kind.bare else arch
+        arch = without_prefix(arch) if kind.bare else arch
         self._kind, self._cuts = kind, cuts
         self._model, config = build(checkpoint, kind, dtype)
+        self._weights = ReferenceWeights(checkpoint, arch, self._model, config, dtype)
+        self._arch = arch = with_module_names(arch)
         self._layers: list[ReferenceLayer] = []
         for stack in arch.stacks:
             count = len(self._model.get_submodule(path_of_layers(stack)))
@@ -73,7 +75,8 @@ class Reference:
                     f"{stack.num_layers}"
                 )
             self._layers += [ReferenceLayer(self._model, stack, number) for number in range(count)]
-        self._weights = ReferenceWeights(checkpoint, arch, self._model, config, dtype)
+            if stack.disentangled:
+                self._weights.keep(weight_of(stack, "distances").name)
 
     @torch.inference_mode()
     def run(

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.tensors import resolve_names
+from skynet.architecture.tensors import other_names, resolve_names
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.errors import CheckpointError
 from skynet.reference.library import quiet, stays_float32
+from skynet.reference.model import renaming, with_module_names
 
 DENSE_LAYERS = ("num_dense_layers",)  # how many layers come before those with experts
 SMALL_VOCABULARY = 16  # of a model that is made only to convert a layer's tensors
@@ -30,12 +31,13 @@ class ReferenceWeights:
         config: Any,
         dtype: torch.dtype,
     ) -> None:
-        self._checkpoint, self._arch, self._dtype = checkpoint, arch, dtype
+        self._checkpoint, self._arch, self._dtype = checkpoint, with_module_names(arch), dtype
         self._model, self._config = model, config
         self._names = _names_in_file(arch, checkpoint)
         self._paths = _paths_by_module(model)
         self._empty: list[tuple[torch.nn.Module, str, Any]] = []
         self._fill_buffers()
+        _place_table(model, dtype)
 
     def fill(self, module: torch.nn.Module, path: str) -> None:
         """Load the weights of the module at `path` and of its submodules.
@@ -65,6 +67,11 @@ class ReferenceWeights:
                 )
             self._empty.append((owner, attribute, empty))
             owner._parameters[attribute] = parameter(value)
+
+    def keep(self, path: str) -> None:
+        """Load the weights of the module at `path` for good: its parameters are read without it."""
+        self.fill(self._model.get_submodule(path), path)
+        self._empty = []
 
     def free(self) -> None:
         """Free the weights loaded since the last call."""
@@ -115,7 +122,8 @@ class ReferenceWeights:
         if source in self._checkpoint.quantised:
             return torch.from_numpy(self._checkpoint.read_whole(source)).to(dtype)
         with safe_open(self._checkpoint.tensors[source].file, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(source)
+            stored_as = self._checkpoint.tensors[source].stored_as or source
+            tensor: torch.Tensor = file.get_tensor(stored_as)
         return tensor.to(dtype)
 
     def _convert(self, path: str) -> dict[str, torch.Tensor]:
@@ -150,14 +158,25 @@ def _names_in_file(arch: Architecture, checkpoint: Checkpoint) -> dict[str, str]
     packed = checkpoint.packed  # Transformers, too, has all experts in one tensor
     names = {name: source for name, source in names.items() if source not in packed}
     names |= packed.stored
-    for weight in (weight for stack in arch.stacks for weight in stack.weights):
-        for other in weight.other_tensors:
+    for name, others in other_names(arch).items():
+        for other in others:
             # Transformers reads the file's tensor of this name, if there is one.
-            source = other if other in checkpoint.tensors else names[weight.tensor()]
-            names.setdefault(other, source)
+            names.setdefault(other, other if other in checkpoint.tensors else names[name])
     if isinstance(arch, TransformersArchitecture):
-        names |= {reference: names[skynet] for reference, skynet in arch.module_names().items()}
-    return names
+        return names | {module: names[skynet] for module, skynet in arch.module_names().items()}
+    renamed = renaming(arch.model_type)
+    return {renamed(name): source for name, source in names.items()}
+
+
+def _place_table(model: Any, dtype: torch.dtype) -> None:
+    """Llama 4 moves its inputs to the device of the embedding's weight, before the embedding is
+    called: until it is loaded it is a NaN on the CPU, in the shape of the weight.
+    """
+    table = model.get_input_embeddings()
+    if "weight" not in table._parameters:
+        return
+    absent = torch.full((1, 1), float("nan"), dtype=dtype)
+    table._parameters["weight"] = parameter(absent.expand(table.weight.shape))
 
 
 def _paths_by_module(model: Any) -> dict[int, list[str]]:

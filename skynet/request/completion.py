@@ -23,7 +23,9 @@ class Completion:
         "score": sum of log-probabilities / length ** length_penalty}. The first is the answer.
     embedding: of task `embed`, a number for each hidden dimension.
     predictions: of task `fill-mask`, for each mask the likeliest tokens: token_id, token, score.
-    labels: of task `classify`: label, score; best first. Text tasks have no text.
+    labels: of task `classify`: label, score; best first.
+    score: of task `rerank`: how well the pair's second text answers the first. Text tasks have no
+        text.
     cached_tokens: of the prompt, that were not computed: an earlier request began with the same.
     """
 
@@ -39,6 +41,7 @@ class Completion:
     beams: list[dict[str, Any]] = field(default_factory=list)
     cached_tokens: int = 0
     prompt_logprobs: list[dict[str, Any] | None] = field(default_factory=list)
+    score: float | None = None
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Completion:

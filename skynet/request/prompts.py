@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from skynet.errors import BadRequest
@@ -12,7 +13,21 @@ if TYPE_CHECKING:
     from skynet.tokenizer.chat_options import ChatOptions
     from skynet.tokenizer.text import Text
 
-Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A text, or a pair of texts, of a text task as token ids.
+
+    types: the token type of each; (): all 0.
+    skip: leading tokens, of a prompt, that pooling leaves out.
+    """
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...] = ()
+    skip: int = 0
+
+
+Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int] | tuple[str, str] | EncodedText
 
 MAX_PROMPT_CHARACTERS = 4_000_000
 
@@ -44,7 +59,7 @@ def token_ids(
             return text.chat([{"role": "user", "content": prompt}], chat)
         _check_no_chat(chat)
         ids = text.languages.of_prompt(text.encode(prompt), source_language, target_language)
-        return _some(ids)
+        return some(ids)
     if source_language is not None:
         raise BadRequest(f"source_language {shown(source_language)}: only texts have a language")
     if target_language is not None and text.languages.in_prompt:
@@ -74,20 +89,7 @@ def _check_no_chat(chat: ChatOptions | None) -> None:
         )
 
 
-def embedding_ids(prompt: str, text: Text, settings: Mapping[str, Any]) -> list[int]:
-    """The token ids of a text to embed.
-
-    settings: the model's embedding.json.
-
-    Raises:
-        BadRequest: empty, too long, or the model lacks a tokenizer.
-    """
-    check_text(prompt)
-    max_tokens, lower = settings.get("max_tokens"), settings.get("do_lower_case", False)
-    return _some(text.encode_for_embedding(prompt, max_tokens, lower))
-
-
-def _some(ids: list[int]) -> list[int]:
+def some(ids: list[int]) -> list[int]:
     if not ids:
         raise BadRequest("prompt: the tokenizer makes no tokens of it")
     return ids

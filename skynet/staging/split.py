@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.model_source import ModelSource
 from skynet.checkpoint.staged_form import in_staged_form
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 class SplitOptions:
     """Options of `skysplit` that decide the plan.
 
-    dtype, kv_dtype, weights, keep_embeddings: see `skysplit`.
+    dtype, kv_dtype, weights, keep_embeddings, experts: see `skysplit`.
     """
 
     stages: int = 1
@@ -43,6 +44,7 @@ class SplitOptions:
     kv_dtype: str | None = None
     weights: str | None = None
     keep_embeddings: bool = False
+    experts: str = "auto"
 
 
 def skysplit(
@@ -58,6 +60,7 @@ def skysplit(
     kv_dtype: str | None = None,
     weights: str | None = None,
     keep_embeddings: bool = False,
+    experts: str = "auto",
     url: str | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -78,6 +81,8 @@ def skysplit(
     weights: "q8" or "q4" quantises the matrices while they are staged, and "bf16" rounds them to
         bfloat16; by default they stay as the checkpoint has them.
     keep_embeddings: `weights` does not apply to the embedding and the head.
+    experts: of a mixture of experts a shard has its "columns" of every expert, or some experts
+        "whole"; "auto": what takes less time for a token.
 
     Returns the plan of that shape (1x1 if both are None), without workers, for CPUs.
 
@@ -97,6 +102,7 @@ def skysplit(
         kv_dtype,
         weights,
         keep_embeddings,
+        experts,
     )
     source = open_source(model, options)
     draft = draft_plan(source, options, progress)
@@ -105,7 +111,10 @@ def skysplit(
         client = connect(url)
         stage_checkpoint(client, source, draft.model, progress)
         on_gpus = gpu_dtype(dtype, draft)
-        Targets(client).ask(Target.of(draft, fixed, any_shape=stages is None, gpu_dtype=on_gpus))
+        target = Target.of(
+            draft, fixed, any_shape=stages is None, gpu_dtype=on_gpus, experts=experts
+        )
+        Targets(client).ask(target)
     return draft
 
 
@@ -144,8 +153,10 @@ def draft_plan(
     progress: of the self-test of a model on the Transformers backend.
     """
     arch = load_architecture(source.config)
+    if source.original.is_inside:
+        logger.warning("%s: only its language model runs: it takes text alone", source.name)
     dtype = cpu_dtype(options.dtype)
-    weight_dtype = narrowest(tensor_plans(source, arch).values(), dtype)
+    weight_dtype = narrowest(tensor_plans(source, arch), arch, dtype)
     if isinstance(arch, TransformersArchitecture):
         from skynet.transformers_backend.self_test import self_test  # imports Transformers
 
@@ -161,17 +172,23 @@ def draft_plan(
         options.num_slots,
         options.slot_tokens,
         options.kv_dtype,
+        options.experts,
     )
     return make_plan(arch, named, stages=options.stages, shards=options.shards)
 
 
-def narrowest(tensors: Iterable[TensorPlan], dtype: str) -> str:
+def narrowest(tensors: Mapping[str, TensorPlan], arch: Architecture, dtype: str) -> str:
     """The dtype for weights in memory: bfloat16 if that loses nothing, else `dtype`.
 
-    Only matrices are asked: norms and biases are never bfloat16 in memory under a float32 `dtype`.
-    Nor are quantised ones, which stay so.
+    Only matrices are asked: norms and biases are never bfloat16 in memory under a float32 `dtype`,
+    nor are the products after an embedding's pooling. Quantised ones stay so.
+
+    tensors: by canonical name.
     """
-    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
+    pooled = {weight.tensor() for weight in arch.weights if weight.role in arch.dense_roles}
+    matrices = [
+        each for name, each in tensors.items() if len(each.shape) > 1 and name not in pooled
+    ]
     stored = {tensor.dtype for tensor in matrices if block_format(tensor.dtype) is None}
     return "bfloat16" if stored == {"bfloat16"} else dtype
 

@@ -20,6 +20,7 @@ from skynet.errors import BadRequest, UnsupportedModel
 from skynet.models.registry import load_architecture
 from skynet.request.generation_config import FILE, end_ids, generation_defaults
 from skynet.request.options import Limits, check_options
+from skynet.request.task_names import GENERATE
 from skynet.settings import settings
 from skynet.staging.lean import announce, drop_kept_tiles
 from skynet.store.bad_tiles import forget_reports, reported_tiles
@@ -115,7 +116,7 @@ def _note_unused_end(
     config: Mapping[str, Any], files: Mapping[str, bytes], arch: Architecture
 ) -> None:
     unused = config.get("eos_token_id")
-    if not arch.bidirectional and unused is not None and not end_ids(config, files):
+    if GENERATE in arch.tasks and unused is not None and not end_ids(config, files):
         logger.warning(
             "%s names no eos_token_id: answers end at max_tokens, as with Transformers, which does "
             "not use config.json's %s beside that file",

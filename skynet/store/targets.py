@@ -11,7 +11,7 @@ import redis
 from pydantic import ConfigDict
 
 from skynet.errors import NoModel, WireError
-from skynet.planning.plan import ChordSpan, DType, KVDType, Plan, Quantisation
+from skynet.planning.plan import ChordSpan, DType, ExpertCut, KVDType, Plan, Quantisation
 from skynet.store.leader import GUARD, fenced
 from skynet.wire import keys
 from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, read_json
@@ -53,6 +53,7 @@ class Target:
     quantisation: Quantisation = ""
     kv_dtype: KVDType | None = None  # None: as dtype
     gpu_dtype: DType | None = None
+    experts: ExpertCut = "auto"
 
     @classmethod
     def of(
@@ -62,6 +63,7 @@ class Target:
         *,
         any_shape: bool = False,
         gpu_dtype: str | None = None,
+        experts: str = "auto",
     ) -> Target:
         """The target that asks for this plan; `any_shape` leaves its shape open."""
         return cls(
@@ -78,6 +80,7 @@ class Target:
             quantisation=plan.quantisation,
             kv_dtype=plan.kv_dtype,
             gpu_dtype=gpu_dtype,
+            experts=experts,
         )
 
     def to_json(self) -> str:

@@ -50,6 +50,20 @@ class FastTokenizer:
         ids: list[int] = tokenizer.post_process(encoding, add_special_tokens=True).ids
         return ids
 
+    def encode_pair(
+        self, texts: tuple[str, str], max_tokens: int | None
+    ) -> tuple[list[int], list[int]]:
+        first, second = (self._tokenizer.encode(text, add_special_tokens=False) for text in texts)
+        if max_tokens is not None:
+            around = self._tokenizer.num_special_tokens_to_add(is_pair=True)
+            lengths = longest_first(len(first), len(second), max(max_tokens - around, 0))
+            for encoding, length in zip((first, second), lengths, strict=True):
+                encoding.truncate(length)
+        if self._tokenizer.post_processor is None:  # the library would give all of them type 0
+            return first.ids + second.ids, [0] * len(first.ids) + [1] * len(second.ids)
+        joined = self._tokenizer.post_process(first, second, add_special_tokens=True)
+        return joined.ids, joined.type_ids
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
@@ -69,6 +83,21 @@ class FastTokenizer:
         steps = [normalizers.Lowercase(), tokenizer.normalizer]
         tokenizer.normalizer = normalizers.Sequence([step for step in steps if step is not None])
         return tokenizer
+
+
+def longest_first(first: int, second: int, limit: int) -> tuple[int, int]:
+    """The lengths of two texts cut to `limit` tokens together, as Transformers' `longest_first`.
+
+    The longer one is cut down to what the shorter one leaves; if that is less than the shorter
+    one, each has half, and the second one the odd token.
+    """
+    if first + second <= limit:
+        return first, second
+    shorter = min(first, second)
+    if 2 * shorter > limit:
+        halves = (limit // 2, limit - limit // 2)
+        return halves if first <= second else halves[::-1]
+    return (shorter, limit - shorter) if first <= second else (limit - shorter, shorter)
 
 
 def _load(staged: StagedTokenizer) -> Tokenizer:

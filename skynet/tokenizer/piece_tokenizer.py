@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sentencepiece import SentencePieceProcessor
 
-from skynet.errors import CheckpointError
+from skynet.errors import BadRequest, CheckpointError
 from skynet.tokenizer.staged_tokenizer import FILE, SOURCE, TARGET, Pieces
 
 CODE_START, CODE_END = ">>", "<<"
@@ -57,6 +57,11 @@ class PieceTokenizer:
         if max_tokens is not None:
             ids = ids[: max(max_tokens - len(pieces.prefix) - len(pieces.suffix), 0)]
         return [*pieces.prefix, *ids, *pieces.suffix]
+
+    def encode_pair(
+        self, texts: tuple[str, str], max_tokens: int | None
+    ) -> tuple[list[int], list[int]]:
+        raise BadRequest("prompt: this model's tokenizer does not join two texts")
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         silent = self.special_ids if skip_special_tokens else frozenset()

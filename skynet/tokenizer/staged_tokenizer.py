@@ -17,7 +17,7 @@ from skynet.errors import CheckpointError
 FILE = "skynet_tokenizer.json"
 # SentencePiece models, unchanged: of prompts, and of texts within an answer if that is another one.
 SOURCE, TARGET = "source.spm", "target.spm"
-FORMAT: Final = 2  # a change of the staged form is another number; 2: more templates
+FORMAT: Final = 3  # a change of the staged form is another number; 3: pairs of texts
 MAX_BYTES = 2**29
 MAX_TEMPLATE_CHARACTERS = 2**20
 MAX_TEMPLATES = 64
@@ -93,9 +93,10 @@ class StagedTokenizer(_Record):
     cleans_up: answers lose the spaces before punctuation (`clean_up_tokenization_spaces`).
     infill_token: a text that contains it asks for infilling (Code Llama), which is not supported.
     model_max_length: tokens of a text, the limit for embeddings if the model sets no other.
+    pairs: two texts are split together; `typed`: and their tokens' types are inputs of the model.
     """
 
-    format: Literal[1, 2] = FORMAT
+    format: Literal[1, 2, 3] = FORMAT
     class_name: str = ""
     backend: str | None = None
     pieces: Pieces | None = None
@@ -108,6 +109,7 @@ class StagedTokenizer(_Record):
     infill_token: Annotated[str, Field(min_length=1)] | None = None
     model_max_length: int | None = None
     languages: LanguageCodes = LanguageCodes()
+    pairs: Literal["none", "plain", "typed"] = "none"
 
     def to_json(self) -> bytes:
         return self.model_dump_json().encode()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from skynet.errors import BadRequest, CheckpointError, SkynetError
 from skynet.tokenizer.chat_options import ChatOptions
@@ -19,6 +19,9 @@ from skynet.tokenizer.detokenizer import CleaningDetokenizer, Detokenizer
 from skynet.tokenizer.fast_tokenizer import FastTokenizer
 from skynet.tokenizer.languages import Languages
 from skynet.tokenizer.staged_tokenizer import FILE, StagedTokenizer, read_staged_tokenizer
+
+Pair = tuple[str, str]
+Made = TypeVar("Made")
 
 
 class Backend(Protocol):
@@ -39,6 +42,15 @@ class Backend(Protocol):
         """Token ids of a prompt, lower-cased and truncated as sentence-transformers does.
 
         max_tokens: those around it included, which are never cut off.
+        """
+
+    def encode_pair(self, texts: Pair, max_tokens: int | None) -> tuple[list[int], list[int]]:
+        """Token ids of two texts in one prompt, and their token types.
+
+        max_tokens: the longer text is cut first.
+
+        Raises:
+            BadRequest: the tokenizer does not join texts.
         """
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -108,6 +120,31 @@ class Text:
         """
         tokenizer = self._require_tokenizer()
         return _split(text, lambda: tokenizer.encode_for_embedding(text, max_tokens, lower))
+
+    def encode_pair(
+        self, texts: Pair, max_tokens: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Token ids of two texts in one prompt, special tokens included, and their token types.
+
+        Types are empty if the tokenizer says that the model takes none.
+
+        Args:
+            max_tokens: the texts are cut to as many tokens, the longer one first.
+
+        Raises:
+            BadRequest: no tokenizer, or one that does not join texts.
+        """
+        tokenizer = self._require_tokenizer()
+        if self._staged.pairs == "none":
+            raise BadRequest("prompt: this model's tokenizer does not join two texts")
+        joined = "".join(texts)  # both are checked at once
+        ids, types = _split(joined, lambda: tokenizer.encode_pair(texts, max_tokens))
+        return ids, types if self._staged.pairs == "typed" else []
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The longest text that the tokenizer is for."""
+        return self._staged.model_max_length
 
     @cached_property
     def languages(self) -> Languages:
@@ -221,7 +258,7 @@ def _backend(staged: StagedTokenizer, files: Mapping[str, bytes]) -> Backend:
     return PieceTokenizer(staged.pieces, files, staged.split_special_tokens)
 
 
-def _split(text: str, split: Callable[[], list[int]]) -> list[int]:
+def _split(text: str, split: Callable[[], Made]) -> Made:
     """`split()`, with an error for a text that is none."""
     if not isinstance(text, str):
         raise BadRequest(f"prompt: expected text, got {type(text).__name__}")

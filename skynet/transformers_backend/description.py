@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from skynet.architecture.config import Config, refuse_quantized
+from skynet.architecture.config import Config, refuse_quantized, refuse_sparse_attention
 from skynet.architecture.transformers_model import describe
 from skynet.errors import UnsupportedModel
 from skynet.transformers_backend.kinds import sample_layers
@@ -32,6 +32,7 @@ def describe_model(config: Config) -> dict[str, Any]:
     Raises:
         UnsupportedModel: the model cannot run on the Transformers backend; names the reason.
     """
+    refuse_sparse_attention(config)
     refuse_quantized(config)
     model_type, config_type = str(config.get("model_type")), config_class(config)
     if getattr(config_type, "sub_configs", None):

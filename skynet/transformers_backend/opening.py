@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from skynet.architecture import transformers_model
 from skynet.architecture.architecture import Architecture
+from skynet.architecture.config import refuse_sparse_attention
 from skynet.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from skynet.errors import ConfigurationError, UnsupportedModel
 from skynet.models.registry import FAMILIES, load_architecture, saved_architecture
@@ -29,6 +30,7 @@ def open_model(model: str, cache_dir: Path) -> Checkpoint:
     checkpoint = open_checkpoint(model, cache_dir)
     model_type = checkpoint.config.get("model_type")
     if model_type not in FAMILIES:
+        refuse_sparse_attention(checkpoint.config)
         if checkpoint.quantised:
             raise UnsupportedModel(
                 f"{checkpoint.name} has quantised weights, but the Transformers backend, on which "

@@ -51,9 +51,7 @@ class TransformersShard(ShardModel):
         if self.layers.stop == arch.num_layers:
             self.weight_bytes += body.load_head(load)
             self._head = body.head  # type: ignore[assignment]
-            self._pooler = Pooler(
-                _LastNorm(body), None, None, arch.label_pooling, self._dtypes.compute
-            )
+            self._pooler = Pooler(_LastNorm(body))
 
     def _forward(
         self,

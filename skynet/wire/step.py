@@ -21,6 +21,7 @@ from skynet.wire.frame import FLOAT32, MAGIC, Frame
 from skynet.wire.scores import Scores, ScoresRequest
 
 MAX_INDEX = 2**31 - 1
+MAX_TYPE = 255  # of a token: it travels as a byte
 
 
 def _index(value: Any) -> int:
@@ -152,10 +153,14 @@ class LogitsRequest:
 class TextTask:
     """A task on a row that is a whole text, instead of its next token.
 
-    task: `embed` and `classify` give a vector; `fill-mask` gives candidates for each of
+    task: `embed`, `classify` and `rerank` give a vector; `fill-mask` gives candidates for each of
         `positions`, the positions of the masks in the row.
-    pooling: of an embedding, `mean`, `cls`, `last` or `max`; normalize: to length 1.
+    pooling: of an embedding, see `pool`; normalize: to length 1.
     top: number of candidates for each mask.
+    types: the token type of each token, 0 to 255; (): all 0.
+    tokens: of `rerank` by a model with a vocabulary head, the tokens that say yes and no; their
+        logits at `positions`, the last token, are wanted instead of a vector.
+    skip: leading tokens, of a prompt, that an embedding's pooling leaves out.
     """
 
     task: str
@@ -163,27 +168,48 @@ class TextTask:
     normalize: bool = False
     positions: tuple[int, ...] = ()
     top: int = 5
+    types: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    skip: int = 0
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> TextTask:
         """From the fields by name, as decoded from JSON."""
-        return cls(**{**fields, "positions": tuple(fields["positions"])})
+        lists = {name: tuple(fields.get(name, ())) for name in ("positions", "types", "tokens")}
+        return cls(**{**fields, **lists})
+
+    def fields(self) -> dict[str, Any]:
+        """For `of`, without the later fields where they have their defaults."""
+        later = ("types", "tokens", "skip")
+        return {n: value for n, value in self.__dict__.items() if value or n not in later}
 
     @property
     def is_vector(self) -> bool:
-        return self.task != "fill-mask"
+        return self.task != "fill-mask" and not self.tokens
+
+    @property
+    def logits_request(self) -> LogitsRequest:
+        """What is wanted at each of `positions`."""
+        return LogitsRequest(1, ids=self.tokens) if self.tokens else LogitsRequest(self.top)
 
     def pack(self) -> list[Any]:
-        positions = np.asarray(self.positions, dtype=np.int32)
-        return [self.task, self.pooling, self.normalize, positions, self.top]
+        positions, tokens = (
+            np.asarray(numbers, dtype=np.int32) for numbers in (self.positions, self.tokens)
+        )
+        plain = [self.task, self.pooling, self.normalize, positions, self.top]
+        return [*plain, bytes(self.types), tokens, self.skip]
 
     @classmethod
     def unpack(cls, data: list[Any]) -> TextTask:
-        task, pooling, normalize, positions, top = data
-        if not (isinstance(task, str) and isinstance(pooling, str) and type(normalize) is bool):
+        task, pooling, normalize, positions, top, types, tokens, skip = data
+        is_named = isinstance(task, str) and isinstance(pooling, str)
+        if not (is_named and type(normalize) is bool and isinstance(types, bytes)):
             raise WireError(f"{data!r:.80} is not a text task")
-        listed = _indices(_row_of(positions, np.int32).tolist())
-        return cls(task, pooling, normalize, listed, _index(top))
+        listed, wanted = (
+            _indices(_row_of(numbers, np.int32).tolist()) for numbers in (positions, tokens)
+        )
+        plain = (task, pooling, normalize, listed, _index(top))
+        return cls(*plain, tuple(types), wanted, _index(skip))
 
 
 @dataclass(frozen=True)
@@ -266,9 +292,18 @@ class Row:
         positions = () if row.text_task is None else row.text_task.positions
         if not row.tokens or max(positions, default=0) >= len(row.tokens):
             raise WireError(f"a row of {len(row.tokens)} tokens, with masks at {positions}")
-        if row.scores is not None and row.text_task is not None:
-            raise WireError("a row with a text task, whose tokens have no scores")
+        if row.text_task is not None:
+            row._check_text_task(row.text_task)
         return row
+
+    def _check_text_task(self, task: TextTask) -> None:
+        if self.scores is not None:
+            raise WireError("a row with a text task, whose tokens have no scores")
+        if len(task.types) not in (0, len(self.tokens)) or task.skip >= len(self.tokens):
+            raise WireError(
+                f"a row of {len(self.tokens)} tokens with {len(task.types)} token types, "
+                f"{task.skip} tokens left out"
+            )
 
 
 @dataclass(frozen=True)

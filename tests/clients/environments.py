@@ -19,7 +19,14 @@ ROOT = Path(os.environ.get("CLIENT_ENVIRONMENTS", ".venv-clients")).absolute()
 LIMIT_S = float(os.environ.get("CLIENTS_LIMIT_S", "600"))  # for all of them
 ONE_LIMIT_S = 240.0
 PIP = ("-m", "pip", "--python")
-PIP_OPTIONS = ("--no-input", "--disable-pip-version-check", "--quiet", "--prefer-binary")
+# Not compiled: each environment runs one script, which imports a small part of what is installed.
+PIP_OPTIONS = (
+    "--no-input",
+    "--disable-pip-version-check",
+    "--quiet",
+    "--prefer-binary",
+    "--no-compile",
+)
 NPM_OPTIONS = ("--no-audit", "--no-fund", "--silent", "--ignore-scripts")
 
 

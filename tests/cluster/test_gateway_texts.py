@@ -7,11 +7,15 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2
 import numpy as np
 import pytest
+import torch
 import uvicorn
+from checkpoints import letters, save_tokenizer
+from references import save_random_encoder
 
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.gateway.app import create_app
@@ -43,6 +47,35 @@ def served(url: str) -> Iterator[str]:
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()
+
+
+def test_a_cross_encoder_ranks(tmp_path: Path) -> None:
+    # Given BERT with one label and token types, and Transformers' scores of pairs of texts
+    fields = {"num_labels": 1, "type_vocab_size": 2}
+    model = save_random_encoder("bert", "ForSequenceClassification", fields, tmp_path)
+    save_tokenizer(tmp_path, model_input_names=["input_ids", "token_type_ids"])
+    query, documents = [5, 6, 7], [[9, 8, 130, 11], [12, 99], [44]]
+    expected = []
+    for document in documents:
+        ids = torch.tensor([query + document])
+        types = torch.tensor([[0] * len(query) + [1] * len(document)])
+        with torch.no_grad():
+            logits = model.model(ids, token_type_ids=types).logits
+        expected.append(float(logits[0, 0].sigmoid()))
+    # When a cluster of two shards scores them, in Python and over HTTP
+    texts = [letters(document) for document in documents]
+    with LocalCluster(str(tmp_path), 1, 2, "float32") as running:
+        pairs = [(letters(query), text) for text in texts]
+        asked = running.client.submit_prompts(pairs, task="rerank")
+        scores = [request.get(timeout=200).score for request in asked]
+        with served(running.url) as url, httpx2.Client(base_url=url, timeout=200) as http:
+            body = {"query": letters(query), "documents": texts}
+            ranked = http.post("/v1/rerank", json=body)
+    # Then
+    np.testing.assert_allclose(np.array(scores, float), expected, atol=1e-5, rtol=0)
+    assert ranked.status_code == 200, ranked.text
+    order = [each["index"] for each in ranked.json()["results"]]
+    assert order == sorted(range(3), key=lambda index: -expected[index])
 
 
 def test_vectors_and_ranks_over_http(minilm_checkpoint: Checkpoint) -> None:

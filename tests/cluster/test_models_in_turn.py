@@ -180,6 +180,7 @@ def reference(checkpoint: Checkpoint, texts: list[str]) -> np.ndarray:
     return np.stack(vectors)
 
 
+@pytest.mark.alone
 def test_vectors_and_search(square: LocalCluster, minilm_checkpoint: Checkpoint) -> None:
     # Given a few hundred sentences, some queries, and their vectors by Transformers
     texts = SENTENCES + QUERIES

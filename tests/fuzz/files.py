@@ -115,7 +115,7 @@ def read_defaults(data: bytes) -> None:
     files = unpack(data, DEFAULTS_FILES)
     end_ids({"eos_token_id": 2}, files)
     defaults = generation_defaults(files)
-    TextTasks.of(_tiny(), files, 2).check_task("embed")
+    TextTasks.of(_tiny(), files, Text({})).check_task("embed")
     for options in ({}, {"do_sample": True}, {"num_beams": 2}):
         check_options(options, 3, Limits(64, 100, 4), defaults, lambda _: [1])
 

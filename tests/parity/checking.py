@@ -25,7 +25,7 @@ def check_damaged(directory: Path, damage: Damage, shards: int = 2) -> Report:
     def fetch(name: str, region: Range) -> torch.Tensor:
         return damage(name, region, right(name, region))
 
-    return compare(open_checked(str(directory), 2, shards), fetch=fetch)
+    return compare(open_checked(str(directory), (2, shards), experts="columns"), fetch=fetch)
 
 
 def first(report: Report) -> tuple[str, str, list[str]]:

@@ -21,6 +21,7 @@ from skynet.architecture.tensors import resolve_names, staged_tensors
 from skynet.architecture.transformers_model import KEY
 from skynet.checkpoint.checkpoint import Checkpoint as SkynetCheckpoint
 from skynet.checkpoint.checkpoint import open_checkpoint
+from skynet.models.language_model import language_config, language_tensors
 from skynet.models.registry import FAMILIES, load_architecture, settled
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
@@ -42,8 +43,9 @@ class Checkpoint:
     def __init__(self, directory: Path, *, transformers_backend: bool = False) -> None:
         with safe_open(directory / "model.safetensors", framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        config = language_config(json.loads((directory / "config.json").read_text()))
+        tensors = {name: tensors[stored] for name, stored in language_tensors(tensors).items()}
         tensors |= one_by_one(directory)
-        config = json.loads((directory / "config.json").read_text())
         if transformers_backend or config["model_type"] not in FAMILIES:
             config[KEY] = describe_model(config)
 
@@ -266,8 +268,9 @@ def round_weights(model: torch.nn.Module) -> None:
 def cluster_of(checkpoint: Checkpoint, stages: int, shards: int, **options: Any) -> Cluster:
     """The shards of a plan; an even number of them keep weights in bfloat16 if that loses nothing.
 
-    It does not where they were rounded.
+    It does not where they were rounded. Experts are cut by columns.
     """
+    options.setdefault("experts", "columns")
     if shards % 2 == 0 and checkpoint.is_rounded:
         options.setdefault("weight_dtype", "bfloat16")
     plan = plan_for(checkpoint.arch, stages, shards, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ def save_random_model(
     torch.manual_seed(len(family))
     config = tiny_config(family, **fields)
     # Not grouped: that kernel takes no uneven sizes.
-    eager = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}
+    counts = ("num_experts_per_tok", "top_k_experts", "moe_topk")
+    has_experts = any(hasattr(config, name) for name in counts)
+    eager = {"experts_implementation": "eager"} if has_experts else {}
     model = transformers.AutoModelForCausalLM.from_config(config, **eager)
     return _saved(model, directory), Checkpoint(directory)
 
@@ -60,16 +63,20 @@ class Encoder:
     checkpoint: Checkpoint
     model: Any
 
-    def outputs(self, text: list[int]) -> Any:
-        """The model's outputs for a text alone."""
+    def outputs(self, text: list[int], types: Sequence[int] = ()) -> Any:
+        """The model's outputs for a text alone; types: of its tokens, if it is a pair of texts."""
         with torch.no_grad():
-            return self.model(torch.tensor([text]))
+            return self.model(torch.tensor([text]), **_types(types))
 
-    def hidden_states(self, text: list[int]) -> np.ndarray:
+    def hidden_states(self, text: list[int], types: Sequence[int] = ()) -> np.ndarray:
         """(tokens, hidden) after the last layer and its norm, whatever the head."""
         with torch.no_grad():
-            states = self.model.base_model(torch.tensor([text])).last_hidden_state[0]
-        return np.asarray(states)
+            outputs = self.model.base_model(torch.tensor([text]), **_types(types))
+        return np.asarray(outputs.last_hidden_state[0])
+
+
+def _types(types: Sequence[int]) -> dict[str, torch.Tensor]:
+    return {"token_type_ids": torch.tensor([types])} if types else {}
 
 
 def save_random_encoder(family: str, head: str, fields: dict[str, Any], directory: Path) -> Encoder:
@@ -91,23 +98,41 @@ def _saved(model: Any, directory: Path) -> Any:
             ):  # norms and biases start as ones and zeros, which hide mistakes
                 parameter.add_(torch.randn_like(parameter) * 0.2)
         for name, buffer in model.named_buffers():
-            if name.endswith(("e_score_correction_bias", "expert_bias")):  # of routers, zeros too
+            # Of routers, zeros too; and the numbers that layers are multiplied by, ones.
+            if name.endswith(("e_score_correction_bias", "expert_bias", "layer_scalar")):
                 buffer.add_(torch.randn_like(buffer) * 0.2)
     round_weights(model)
     model.save_pretrained(directory)
     return model
 
 
+def save_random_whole_model(config: Any, directory: Path) -> tuple[Any, Checkpoint]:
+    """A model that takes more than text, and the checkpoint of its language model."""
+    torch.manual_seed(len(config.model_type))
+    model = transformers.AutoModelForImageTextToText.from_config(config)
+    return _saved(model, directory), Checkpoint(directory)
+
+
 def make_reference(family: str, fields: dict[str, Any], directory: Path) -> Reference:
     """A random model and its answers."""
-    model, checkpoint = save_random_model(family, fields, directory)
+    return answers(*save_random_model(family, fields, directory), directory)
+
+
+def answers(model: Any, checkpoint: Checkpoint, directory: Path) -> Reference:
+    """A model's answers."""
+    # These kinds of rope remember the longest sequence that the model has seen.
+    rope = str(getattr(model.config, "rope_parameters", ""))
+    remembers = "dynamic" in rope or "longrope" in rope
+
+    def unused() -> Any:
+        return copy.deepcopy(model) if remembers else model
+
     logits, tokens = [], []
     with torch.no_grad():
         for prompt in PROMPTS:
             ids = torch.tensor([prompt])
-            # A copy: dynamic rope remembers the longest sequence the model has seen.
-            logits.append(copy.deepcopy(model)(ids).logits[0, -1].numpy())
-            answer = copy.deepcopy(model).generate(
+            logits.append(unused()(ids).logits[0, -1].numpy())
+            answer = unused().generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=NEW_TOKENS,

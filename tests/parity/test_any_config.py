@@ -11,7 +11,7 @@ import torch
 from harness import Cluster, cluster_of, full_logits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model_families import FAMILIES, NEVER_TIED
+from model_families import FAMILIES, MSCALE, NEVER_TIED
 from references import save_random_model
 
 from skynet.wire.step import LogitsRequest, Row
@@ -49,11 +49,48 @@ MAMBA: dict[str, list[Any]] = {
     "mamba_proj_bias": [False, True],
 }
 
+LATENT: dict[str, list[Any]] = {
+    **BIAS,
+    "q_lora_rank": [None, 13],
+    "kv_lora_rank": [9, 32],
+    "qk_rope_head_dim": [2, 8],
+    "qk_nope_head_dim": [5, 12],
+    "v_head_dim": [3, 16],
+    "rope_parameters": [MSCALE, {"rope_type": "default", "rope_theta": 500.0}],
+}
+INTERLEAVED = {"rope_interleave": [False, True]}
+MISTRAL4: dict[str, Any] = MSCALE | {
+    "original_max_position_embeddings": 4,
+    "llama_4_scaling_beta": 0.2,
+}
+DELTA = {
+    **BIAS,
+    "linear_num_key_heads": [1, 2],
+    "linear_num_value_heads": [2, 6],
+    "linear_key_head_dim": [4, 12],
+    "linear_value_head_dim": [5, 16],
+    "linear_conv_kernel_dim": [2, 4],
+    "layer_types": [None],
+    "full_attention_interval": [1, 2, 3],
+}
+
+EXPERTS = {"num_local_experts": [2, 6], "num_experts_per_tok": [1, 2]}
+
 # What may vary besides the sizes, by family.
 OPTIONS: dict[str, dict[str, list[Any]]] = {
+    "aria_text": {**BIAS, **ROPES, "moe_num_experts": [2, 6], "mlp_bias": [False, True]},
     "bloom": {},
+    "codegen": {"rotary_dim": [2, 4, 8]},
     "cohere": {**BIAS, **ROPES, "use_qk_norm": [False, True]},
     "cohere2": {**BIAS, **PATTERN},
+    "dbrx": {"clip_qkv": [1.0, 8.0], "moe_top_k": [1, 2], "moe_num_experts": [2, 5]},
+    "exaone": {**BIAS, **ROPES, "mlp_bias": [False, True]},
+    "deepseek_v2": {**LATENT, "topk_method": ["greedy", "group_limited_greedy"]},
+    "deepseek_v3": {**LATENT, **INTERLEAVED, "norm_topk_prob": [False, True]},
+    "glm4_moe_lite": {**LATENT, **INTERLEAVED, "n_group": [1], "topk_group": [1]},
+    "minicpm3": {**LATENT, "dim_model_base": [None, 20], "scale_depth": [None, 1.4]},
+    "mistral4": {**LATENT, **INTERLEAVED, "rope_parameters": [MISTRAL4]},
+    "youtu": {**LATENT, **INTERLEAVED},
     "falcon": {
         "alibi": [False, True],
         "bias": [False, True],
@@ -62,8 +99,25 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "gemma": BIAS,
     "gemma2": {**GEMMA2, "attn_logit_softcapping": [None, 3.0]},
     "gemma3_text": {**GEMMA2, "final_logit_softcapping": [None, 9.0]},
+    "gemma4_text": {
+        **BIAS,
+        **PATTERN,
+        "final_logit_softcapping": [None, 9.0],
+        "num_kv_shared_layers": [0],  # more need layers of each type before them
+        "num_global_key_value_heads": [None, 1],
+        "attention_k_eq_v": [False, True],
+        "hidden_size_per_layer_input": [0, 3, 16],
+        "enable_moe_block": [False, True],
+        "num_experts": [3],  # all chosen: rounding cannot choose others
+        "top_k_experts": [3],
+        "moe_intermediate_size": [13],
+    },
+    "gemma4_unified_text": {**BIAS, **PATTERN, "attention_k_eq_v": [False, True]},
     "gpt2": {"scale_attn_weights": [False, True]},
+    "gpt_bigcode": {"multi_query": [False, True], "scale_attn_weights": [False, True]},
+    "gpt_neo": {"window_size": [1, 3, 64]},
     "gpt_neox": {**BIAS, "use_parallel_residual": [False, True]},
+    "gpt_oss": {**BIAS, **EXPERTS, "sliding_window": [2, 5], "swiglu_limit": [0.5, 7.0]},
     "gptj": {"rotary_dim": [2, 4, 8]},
     "granite": {**BIAS, **ROPES, "residual_multiplier": [0.3, 1.0], "mlp_bias": [False, True]},
     "bamba": {**BIAS, **MAMBA, "mlp_bias": [False, True], "attn_layer_indices": [None, [0], [1]]},
@@ -109,16 +163,41 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "n_group": [1, 2],
         "routed_scaling_factor": [1.0, 2.5],
     },
+    "granitemoe": {**BIAS, **ROPES, **EXPERTS},
+    "granitemoeshared": {**ROPES, **EXPERTS, "shared_intermediate_size": [0, 21]},
     "llama": {**BIAS, **ROPES, "mlp_bias": [False, True]},
+    "llama4_text": {
+        **ROPES,
+        **EXPERTS,
+        "attention_chunk_size": [3, None],
+        "attn_temperature_tuning": [False, True],
+        "floor_scale": [3],
+        "interleave_moe_layer_step": [1, 2],
+        "intermediate_size_mlp": [40],
+        "no_rope_layer_interval": [2, 3],
+        "use_qk_norm": [False, True],
+    },
     "mistral": {**WINDOW, **ROPES},
     "mixtral": {**WINDOW, "num_local_experts": [2, 6]},
+    "mpt": {"clip_qkv": [None, 1.0], "softmax_scale": [None, 0.3]},
     "olmo2": {**BIAS, **ROPES},
+    "olmo_hybrid": {
+        **BIAS,
+        "linear_num_key_heads": [1],
+        "linear_num_value_heads": [2],
+        "linear_conv_kernel_dim": [2, 4],
+        "linear_allow_neg_eigval": [False, True],
+        "layer_types": [None],
+    },
     "opt": {"do_layer_norm_before": [False, True], "word_embed_proj_dim": [None, 10]},
     "phi": {**PARTIAL, "qk_layernorm": [False, True]},
     "phi3": {**PARTIAL, **WINDOW},
     "qwen2": {**ROPES, **WINDOWS_BY_LAYER},
     "qwen3": {**BIAS, **ROPES, **WINDOWS_BY_LAYER},
     "qwen3_moe": {**BIAS, **ROPES, "norm_topk_prob": [False, True]},
+    "qwen3_next": {**DELTA, "decoder_sparse_step": [1, 2], "norm_topk_prob": [False, True]},
+    "qwen3_5_moe_text": DELTA,
+    "qwen3_5_text": DELTA,
     "smollm3": {**BIAS, **ROPES, "no_rope_layer_interval": [1, 2, 3]},
     "stablelm": {
         **PARTIAL,
@@ -127,7 +206,11 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "use_parallel_residual": [False, True],
     },
 }
-ONE_KEY_A_QUERY = ("bloom", "gpt2", "gpt_neox", "gptj", "opt")
+OF_LATENTS = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "mistral4", "youtu")
+ONE_KEY_A_QUERY = (
+    *("bloom", "codegen", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "opt"),
+    *OF_LATENTS,
+)
 # The field that has the type of each layer, and the types.
 LAYER_TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "granitemoehybrid": ("layer_types", ("linear_attention", "full_attention")),
@@ -139,6 +222,7 @@ LAYER_TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 OWN_HEAD_SIZE = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "qwen3")
+OWN_HEAD_SIZE += ("gpt_oss", "llama4_text")
 
 
 @st.composite
@@ -146,12 +230,19 @@ def models(draw: st.DrawFn) -> tuple[str, dict[str, Any], int, int]:
     """A family, the fields of its config, and numbers of layers and of query heads."""
     family = draw(st.sampled_from(sorted(OPTIONS)))
     kv_heads = draw(st.integers(1, 3))
+    kv_heads *= 4 if family == "codegen" else 1
     heads = kv_heads * (1 if family in ONE_KEY_A_QUERY else draw(st.integers(1, 3)))
     head_dim, layers = draw(st.sampled_from([8, 16])), draw(st.integers(1, 3))
+    layers += family == "olmo_hybrid"  # of which one has attention, and one has not
     hidden, columns = heads * head_dim, draw(st.integers(5, 70))
     fields: dict[str, Any] = {"initializer_range": 0.2, "vocab_size": draw(st.integers(31, 90))}
-    if family in ("gpt2", "gptj"):
+    if family in ("codegen", "gpt2", "gpt_bigcode", "gptj"):
         fields |= {"n_embd": hidden, "n_layer": layers, "n_head": heads, "n_inner": columns}
+    elif family == "dbrx":
+        fields |= {"d_model": hidden, "num_hidden_layers": layers, "n_heads": heads}
+        fields |= {"kv_n_heads": kv_heads, "ffn_hidden_size": columns}
+    elif family == "mpt":
+        fields |= {"d_model": hidden, "n_layers": layers, "n_heads": heads}
     elif family == "bloom":
         fields |= {"hidden_size": hidden, "n_layer": layers, "n_head": heads}
     else:
@@ -169,6 +260,8 @@ def models(draw: st.DrawFn) -> tuple[str, dict[str, Any], int, int]:
     if family in LAYER_TYPES:
         field, types = LAYER_TYPES[family]
         fields[field] = draw(st.lists(st.sampled_from(types), min_size=layers, max_size=layers))
+    if family == "glm4_moe_lite":
+        fields["mlp_layer_types"] = draw(st.permutations(["dense", *["sparse"] * (layers - 1)]))
     for name, values in OPTIONS[family].items():
         fields[name] = draw(st.sampled_from(values))
     if family == "nemotron_h":

@@ -17,6 +17,7 @@ from model_families import ENCODER_HEADS, ENCODERS
 from references import Encoder, save_random_encoder
 from transformers import TextClassificationPipeline
 
+from skynet.architecture.architecture import Architecture
 from skynet.engine.text_answers import TextAnswer
 from skynet.request.task_names import CLASSIFY, EMBED, FILL_MASK, POOLINGS
 from skynet.wire.step import Row, TextTask
@@ -40,6 +41,20 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), BERT | {"pad_token_id": [0, 1, 5]}),
     "distilbert": {"activation": ACTIVATIONS, "sinusoidal_pos_embds": FLAG},
     "electra": {**BERT, "embedding_size": [1, 7, 24, 70]},
+    "deberta-v2": {
+        "hidden_act": ACTIVATIONS,
+        "pooler_hidden_act": ACTIVATIONS,
+        "norm_rel_ebd": ["none", "layer_norm"],
+        "pos_att_type": [None, ["c2p"], "p2c", "c2p|p2c"],
+        "position_biased_input": FLAG,
+        "position_buckets": [-1, 4, 5, 16],
+        "max_relative_positions": [-1, 17, 40],
+        "relative_attention": [True],
+        "share_att_key": [True],
+        "type_vocab_size": [0, 2],
+    },
+    "mpnet": {name: values for name, values in BERT.items() if name != "type_vocab_size"},
+    "nomic_bert": {**BERT, "pad_token_id": [0], "rope_parameters": [None, *ROPES]},
     "modernbert": {
         "hidden_activation": ACTIVATIONS,
         "classifier_activation": ACTIVATIONS,
@@ -54,6 +69,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         ],
     },
 }
+ROTATED = ("modernbert", "nomic_bert")
 # Of the sizes, where the family has other names than BERT.
 NAMES = {
     "distilbert": {
@@ -73,7 +89,7 @@ MAX_OFFSET = 6  # of RoBERTa's positions, which come on top
 def configs(draw: st.DrawFn, family: str, head: str) -> dict[str, Any]:
     """The fields of a config of the family with this head."""
     # Rope turns pairs of numbers.
-    head_dim = draw(st.sampled_from([4, 6, 10] if family == "modernbert" else [4, 5, 7, 8]))
+    head_dim = draw(st.sampled_from([4, 6, 10] if family in ROTATED else [4, 5, 7, 8]))
     heads, layers = draw(st.integers(1, 6)), draw(st.integers(1, 3))
     fields: dict[str, Any] = {
         "hidden_size": heads * head_dim,
@@ -118,7 +134,7 @@ def test_any_encoder_in_any_shape(family: str, head: str, data: st.DataObject) -
     arch = encoder.checkpoint.arch
     texts = data.draw(some_texts(arch.vocab_size), label="texts")
     rows = [
-        Row(slot, 0, tuple(text), len(text), text_task=data.draw(text_tasks(arch.tasks, len(text))))
+        Row(slot, 0, tuple(text), len(text), text_task=data.draw(text_tasks(arch, len(text))))
         for slot, text in enumerate(texts)
     ]
     # When the tasks run in one step, in any shape
@@ -156,34 +172,42 @@ def some_texts(draw: st.DrawFn, vocab_size: int) -> list[list[int]]:
 
 
 @st.composite
-def text_tasks(draw: st.DrawFn, tasks: tuple[str, ...], length: int) -> TextTask:
-    """A text task for a text of this length; fill-mask asks for all logits."""
-    task = draw(st.sampled_from(tasks))
+def text_tasks(draw: st.DrawFn, arch: Architecture, length: int) -> TextTask:
+    """A text task for a text of this length, with token types if there are any; fill-mask asks for
+    all logits."""
+    task, kind = draw(st.sampled_from(arch.tasks)), st.integers(0, max(0, arch.token_types - 1))
+    some_types = st.just([]) | st.lists(kind, min_size=length, max_size=length)
+    types = tuple(draw(some_types)) if arch.token_types else ()
     if task == EMBED:
-        return TextTask(task, draw(st.sampled_from(POOLINGS)), draw(st.booleans()))
+        pooling = "+".join(draw(st.lists(st.sampled_from(POOLINGS), min_size=1, max_size=2)))
+        return TextTask(task, pooling, draw(st.booleans()), types=types)
     if task == FILL_MASK:
         places = st.lists(st.integers(0, length - 1), min_size=1, unique=True)
-        return TextTask(task, positions=tuple(draw(places)), top=0)
-    return TextTask(task)
+        return TextTask(task, positions=tuple(draw(places)), top=0, types=types)
+    return TextTask(task, types=types)
 
 
 def expectation(encoder: Encoder, row: Row) -> np.ndarray:
     """The same of Transformers."""
     text, text_task = list(row.tokens), row.text_task
     if text_task.task == EMBED:
-        return pooled(encoder.hidden_states(text), text_task)
-    logits = encoder.outputs(text).logits[0].numpy()
+        return pooled(encoder.hidden_states(text, text_task.types), text_task)
+    logits = encoder.outputs(text, text_task.types).logits[0].numpy()
     return logits[list(text_task.positions)] if text_task.task == FILL_MASK else logits
 
 
 def pooled(states: np.ndarray, text_task: TextTask) -> np.ndarray:
     """As sentence-transformers pools them."""
-    vector = {
+    numbers = np.arange(1, len(states) + 1)
+    vectors = {
         "cls": states[0],
         "last": states[-1],
         "max": states.max(axis=0),
         "mean": states.mean(axis=0),
-    }[text_task.pooling]
+        "sqrt": states.sum(axis=0) / len(states) ** 0.5,
+        "weighted": (states * numbers[:, None]).sum(axis=0) / numbers.sum(),
+    }
+    vector = np.concatenate([vectors[pooling] for pooling in text_task.pooling.split("+")])
     return vector / np.linalg.norm(vector) if text_task.normalize else vector
 
 

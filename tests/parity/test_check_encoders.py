@@ -47,7 +47,7 @@ def test_an_encoder_is_equal(
     save(family, head, tmp_path)
     # When
     report = check_model(str(tmp_path), 2, 2)
-    # Then all is equal, and no two layers had weights at the same time
+    # Then all is equal, and no two layers had weights at the same time, but for a table of all
     assert report.equal, "\n".join(report.lines())
     layers = [f"layer {layer}" for layer in range(4)]
     assert [place.name for place in report.places] == ["embedding", *layers, ENDS[head]]
@@ -55,7 +55,7 @@ def test_an_encoder_is_equal(
     assert report.answer.what == ANSWERS[head]
     assert report.answer.same == (head != "Model")
     assert report.answer.drift.relative < report.limit
-    assert held == []
+    assert [name for name in held if not name.endswith("rel_embeddings.weight")] == []
 
 
 @pytest.mark.parametrize("prompt", [None, letters([5, 9, MASK, 7, MASK, 8])])

@@ -21,17 +21,20 @@ def logits_of(cluster: Cluster, row: Row) -> np.ndarray:
 
 @pytest.mark.parametrize(("stages", "shards"), [(1, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize(("kv_dtype", "least"), [("bfloat16", 0.9995), ("q8", 0.999)])
-@pytest.mark.parametrize("backend", [False, True])
+@pytest.mark.parametrize(
+    ("family", "backend"), [("llama", False), ("llama", True), ("youtu", False)]
+)
 def test_logits_are_near_those_of_float32(
     reference: Callable[..., Reference],
     kv_dtype: str,
     least: float,
+    family: str,
     backend: bool,
     stages: int,
     shards: int,
 ) -> None:
     # Given a cluster with small keys and values, with SkyNet's layers or Transformers'
-    model_reference = reference("llama")
+    model_reference = reference(family)
     checkpoint = Checkpoint(model_reference.path, transformers_backend=backend)
     cluster = cluster_of(checkpoint, stages, shards, kv_dtype=kv_dtype)
     # When a prompt is computed in two parts, and a copy of its slot continues as it does
@@ -55,13 +58,15 @@ def test_logits_are_near_those_of_float32(
         assert angle > least
 
 
-@pytest.mark.parametrize("backend", [False, True])
+@pytest.mark.parametrize(
+    ("family", "backend"), [("llama", False), ("llama", True), ("youtu", False)]
+)
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "q8"])
 def test_slots_take_the_memory_that_was_planned(
-    reference: Callable[..., Reference], kv_dtype: str, backend: bool
+    reference: Callable[..., Reference], kv_dtype: str, family: str, backend: bool
 ) -> None:
     # Given a shard
-    checkpoint = Checkpoint(reference("llama").path, transformers_backend=backend)
+    checkpoint = Checkpoint(reference(family).path, transformers_backend=backend)
     cluster = cluster_of(checkpoint, 1, 2, kv_dtype=kv_dtype)
     cluster.close()
     (model, _) = cluster.models[0]

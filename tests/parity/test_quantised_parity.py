@@ -29,7 +29,8 @@ SHAPES = [(1, 1, STAGE), (1, 2, STAGE), (2, 2, LAYER), (1, 3, STAGE), (1, 4, STA
 COLUMNS: dict[str, Any] = {"intermediate_size": 96}
 N_INNER: dict[str, Any] = {"n_inner": 96}
 # Llama with groups of heads; Conv1D; fused projections, of groups of heads too; rope that changes
-# the order of outputs; a tied embedding; experts, all of which are chosen.
+# the order of outputs; a tied embedding; experts, all of which are chosen; latents; tables of all
+# layers.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", COLUMNS),
     "llama-tied": ("llama", COLUMNS | {"tie_word_embeddings": True}),
@@ -41,6 +42,31 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon": ("falcon", {"ffn_hidden_size": 96}),
     "gemma2": ("gemma2", COLUMNS | {"head_dim": 16}),
     "gpt_oss": ("gpt_oss", COLUMNS | {"num_experts_per_tok": 5, "head_dim": 16}),
+    "deepseek_v3": (
+        "deepseek_v3",
+        {
+            "q_lora_rank": 32,
+            "kv_lora_rank": 32,
+            "v_head_dim": 16,
+            "moe_intermediate_size": 32,
+            "num_experts_per_tok": 6,
+            "topk_group": 3,
+        },
+    ),
+    "qwen3_next": (
+        "qwen3_next",
+        COLUMNS
+        | {
+            "moe_intermediate_size": 96,
+            "shared_expert_intermediate_size": 96,
+            "num_experts_per_tok": 5,
+            "linear_value_head_dim": 16,
+        },
+    ),
+    "gemma4": (
+        "gemma4_text",
+        COLUMNS | {"head_dim": 16, "global_head_dim": 32, "hidden_size_per_layer_input": 64},
+    ),
     "mixtral": ("mixtral", COLUMNS | {"num_experts_per_tok": 5}),
     # Mamba's heads in groups of 16 inputs; a fused tensor of heads, groups and steps.
     "bamba": ("bamba", COLUMNS),

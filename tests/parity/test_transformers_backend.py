@@ -27,7 +27,7 @@ from skynet.wire.step import Row, TextTask
 from tests.transformers_types import REFUSED, RUN, TRANSFORMERS
 
 # Stages, shards, layers per chord. Heads over 3 shards are 2, 1 and 3, in 2 KV groups.
-SHAPES = [(1, 1, LAYER), (1, 2, STAGE), (2, 2, LAYER), (2, 3, STAGE)]
+SHAPES = [(1, 1, LAYER), (2, 2, LAYER), (2, 3, STAGE)]
 REASONS = {name: one.says for one in REFUSED for name in one.model_types.split()}
 NAMED_IN_FILES = (
     "exaone",

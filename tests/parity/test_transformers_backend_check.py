@@ -82,7 +82,7 @@ def test_a_damaged_shard_is_reported_in_its_layer(arcee: Path) -> None:
         return raw
 
     # When
-    report = compare(open_checked(str(arcee), 2, 2), fetch=damaged)
+    report = compare(open_checked(str(arcee), (2, 2)), fetch=damaged)
     # Then the layer is named, and the number; by the sum, every shard has it
     assert [place.name for place in report.differing] == ["layer 2"]
     first = report.to_json()["first"]

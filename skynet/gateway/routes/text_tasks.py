@@ -1,4 +1,4 @@
-"""/v1/embeddings, /v1/classify, and what is made from embeddings: /v1/rerank and /v1/score."""
+"""/v1/embeddings, /v1/classify, /v1/rerank and /v1/score."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from starlette.responses import Response
 
 from skynet.gateway.embeddings import embeddings, start_embeddings
 from skynet.gateway.gateway import gateway_of
+from skynet.gateway.pairs import Pairs, pair_scores, start_pairs
 from skynet.gateway.reply import reply_whole
 from skynet.gateway.run import Run, origin_of
 from skynet.gateway.schemas.body import ignored_header
 from skynet.gateway.schemas.text_tasks import (
     ClassifyBody,
     EmbeddingBody,
+    PairBody,
     RerankBody,
     ScoreBody,
     TextTaskBody,
 )
 from skynet.gateway.text_tasks import (
     TextInputs,
-    cosine,
     start_text_task,
     text_answers,
     usage_json,
-    vectors_of,
 )
-from skynet.request.task_names import CLASSIFY, EMBED
+from skynet.request.task_names import CLASSIFY
 
 router = APIRouter(tags=["embeddings"])
 
@@ -70,12 +70,15 @@ async def classify(request: Request, body: ClassifyBody) -> Response:
 @router.post("/v1/reranking", include_in_schema=False)
 @router.post("/v2/rerank", include_in_schema=False)
 async def rerank(request: Request, body: RerankBody) -> Response:
-    """Documents by the cosine of their embeddings with the query's, nearest first."""
-    texts = body.texts()
+    """Documents by their scores for the query, best first.
+
+    Scores are of a model that ranks, else the cosine of embeddings.
+    """
+    query, *documents = body.texts()
+    pairs = Pairs("documents", [(query, document) for document in documents])
 
     async def whole(run: Run) -> dict[str, Any]:
-        query, *documents = vectors_of(await text_answers(run))
-        scores = [cosine(query, each) for each in documents]
+        scores = await pair_scores(run, pairs)
         order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
         return {
             "id": f"rerank-{run.id}",
@@ -86,24 +89,21 @@ async def rerank(request: Request, body: RerankBody) -> Response:
 
     def best(order: list[int]) -> list[tuple[int, str | None]]:
         shown = order if body.top_n is None else order[: body.top_n]
-        return [(n, texts[1 + n] if body.return_documents else None) for n in shown]
+        return [(n, documents[n] if body.return_documents else None) for n in shown]
 
-    inputs = TextInputs(EMBED, "documents", texts, {})
-    return await _reply(request, body, lambda: _start(request, body, inputs), whole)
+    return await _reply(request, body, lambda: _start_pairs(request, body, pairs), whole)
 
 
 @router.post("/v1/score")
 @router.post("/score", include_in_schema=False)
 async def score(request: Request, body: ScoreBody) -> Response:
-    """The cosine of the embeddings of each pair of texts."""
-    pairs = body.pairs()
-    texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # each is embedded once
+    """The score of each pair of texts: of a model that ranks, else the cosine of embeddings."""
+    pairs = Pairs("text_2" if body.queries is None else "documents", body.pairs())
 
     async def whole(run: Run) -> dict[str, Any]:
-        vectors = dict(zip(texts, vectors_of(await text_answers(run)), strict=True))
         data = [
-            {"index": index, "object": "score", "score": cosine(vectors[one], vectors[other])}
-            for index, (one, other) in enumerate(pairs)
+            {"index": index, "object": "score", "score": value}
+            for index, value in enumerate(await pair_scores(run, pairs))
         ]
         return {
             "id": f"score-{run.id}",
@@ -114,8 +114,11 @@ async def score(request: Request, body: ScoreBody) -> Response:
             "usage": usage_json(run.usage),
         }
 
-    inputs = TextInputs(EMBED, "text_2" if body.queries is None else "documents", texts, {})
-    return await _reply(request, body, lambda: _start(request, body, inputs), whole)
+    return await _reply(request, body, lambda: _start_pairs(request, body, pairs), whole)
+
+
+async def _start_pairs(request: Request, body: PairBody, pairs: Pairs) -> Run:
+    return await start_pairs(gateway_of(request), origin_of(request), body, pairs)
 
 
 async def _start(request: Request, body: TextTaskBody, inputs: TextInputs) -> Run:

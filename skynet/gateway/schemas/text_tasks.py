@@ -49,16 +49,17 @@ class InputBody(TextTaskBody):
 
 
 class EmbeddingBody(InputBody):
-    """Of /v1/embeddings. pooling, normalize: options of task `embed`."""
+    """Of /v1/embeddings. pooling, normalize, prompt_name: options of task `embed`."""
 
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
-    pooling: str | None = Field(None, max_length=16)
+    pooling: str | None = Field(None, max_length=64)
     normalize: bool | None = None
+    prompt_name: str | None = Field(None, max_length=256)
 
     def options(self) -> dict[str, Any]:
         """Options of the task."""
-        given = {"pooling": self.pooling, "normalize": self.normalize}
+        given = {name: getattr(self, name) for name in ("pooling", "normalize", "prompt_name")}
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -66,7 +67,13 @@ class ClassifyBody(InputBody):
     """Of /v1/classify."""
 
 
-class RerankBody(TextTaskBody):
+class PairBody(TextTaskBody):
+    """A body with pairs of texts. instruction: option of task `rerank`."""
+
+    instruction: str | None = Field(None, max_length=MAX_CHARACTERS)
+
+
+class RerankBody(PairBody):
     """Of /v1/rerank, as Jina and Cohere have it. Documents are texts, or objects with a `text`."""
 
     query: Text
@@ -82,7 +89,7 @@ class RerankBody(TextTaskBody):
         ]
 
 
-class ScoreBody(TextTaskBody):
+class ScoreBody(PairBody):
     """Of /v1/score: text_1 and text_2, or queries and documents. One text is compared with each of
     several; of lists of one length, texts at the same place."""
 

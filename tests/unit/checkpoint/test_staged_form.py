@@ -147,7 +147,7 @@ def test_a_matrix_that_cannot_be_cut_in_groups_stays_numbers(tmp_path: Path) -> 
     assert {DOWN, LAYER + "self_attn.o_proj.weight"} <= plain
     assert plans[LAYER + "self_attn.q_proj.weight"].dtype == "q8_16_float16"
     # And the plan keeps those in bfloat16 in memory
-    assert narrowest(plans.values(), "float32") == "bfloat16"
+    assert narrowest(plans, load_architecture(source.config), "float32") == "bfloat16"
 
 
 def test_embedding_and_head_may_be_kept(llama: Checkpoint) -> None:
@@ -161,7 +161,7 @@ def test_bfloat16_is_rounded_to_nearest(tmp_path: Path) -> None:
     checkpoint = checkpoint_of(LLAMA, tmp_path / "llama", torch.float32)
     source = in_staged_form(checkpoint, "bf16")
     plans = plans_of(source)
-    assert narrowest(plans.values(), "float32") == "bfloat16"
+    assert narrowest(plans, load_architecture(source.config), "float32") == "bfloat16"
     # When a tensor is read / Then its numbers are PyTorch's
     numbers = torch.from_numpy(checkpoint.read(DOWN, 1, 5, 90))
     bits = torch.from_numpy(source.read(DOWN, 1, 5, 90)).view(torch.bfloat16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,67 @@ def test_scores_of_pairs_embed_each_text_once(client: FakeClient) -> None:
     assert len(client.records) == 2
     expected = [1.0, *cosines(client)]
     assert [each["score"] for each in answer["data"]] == pytest.approx(expected, abs=1e-6)
+
+
+def cross_encoder() -> FakeClient:
+    """A cluster whose model ranks; a pair's score is its length."""
+    model = encoder("ForSequenceClassification", id2label={0: "LABEL_0"})
+    return FakeClient(model, lambda record: {"score": float(len(record.prompt))})
+
+
+def test_a_cross_encoder_ranks_documents() -> None:
+    # Given a model with one label, and documents, of which the longest one is second
+    client, documents = cross_encoder(), [TEXTS[0], TEXTS[2] * 3, TEXTS[1]]
+    # When
+    answer = post(fake_app(client), "/v1/rerank", {"query": "a cat", "documents": documents}).json()
+    # Then each pair is a request, with token types
+    records = list(client.records.values())
+    lengths = [float(len(record.prompt)) for record in records]
+    assert [record.options.read["task"] for record in records] == ["rerank"] * 3  # type: ignore
+    for record in records:
+        types = (record.options.read or {})["types"]
+        assert len(types) == len(record.prompt)
+        assert sorted(types) == list(types)
+        assert set(types) == {0, 1}
+    # And the documents are sorted by its score
+    order = [each["index"] for each in answer["results"]]
+    assert order == sorted(range(3), key=lambda n: -lengths[n])
+    assert order[0] == 1
+    scores = {each["index"]: each["relevance_score"] for each in answer["results"]}
+    assert scores == dict(enumerate(lengths))
+    assert answer["usage"]["total_tokens"] == sum(lengths)
+
+
+def test_a_cross_encoder_scores_pairs() -> None:
+    client = cross_encoder()
+    body = {"text_1": "a cat", "text_2": TEXTS}
+    answer = post(fake_app(client), "/v1/score", body).json()
+    lengths = [len(record.prompt) for record in client.records.values()]
+    assert [each["score"] for each in answer["data"]] == lengths
+
+
+def test_an_instruction_that_the_model_does_not_read_is_refused() -> None:
+    body = {"query": "a", "documents": ["b"], "instruction": "Find."}
+    response = post(fake_app(cross_encoder()), "/v1/rerank", body)
+    assert response.status_code == 400
+    assert "trained without" in response.json()["error"]["message"]
+
+
+def test_queries_and_documents_have_their_prompts() -> None:
+    # Given a model of embeddings with prompts
+    settings = {"pooling": "mean", "prompts": {"query": "query: ", "passage": "passage: "}}
+    model = encoder(files={"embedding.json": json.dumps(settings).encode()})
+    client = FakeClient(model, vector_of)
+    # When the query is also a document
+    body = {"query": "a cat", "documents": ["a cat", "the moon"]}
+    response = post(fake_app(client), "/v1/rerank", body)
+    assert response.status_code == 200
+    # Then
+    sent = [model.text.decode(record.prompt) for record in client.records.values()]
+    assert sent == ["query: a cat", "passage: a cat", "passage: the moon"]
+    # And embeddings take a prompt by its name
+    post(fake_app(client), "/v1/embeddings", {"input": "x", "prompt_name": "query"})
+    assert model.text.decode(list(client.records.values())[-1].prompt) == "query: x"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,20 @@ from skynet.wire.step import LogitsRequest, Row, Step
 LIBRARIES = available()
 CPU, TOKENS, LENGTHS = torch.device("cpu"), 96, (1, 37, 64, 90)
 # Families whose attention only PyTorch computes.
-NO_ATTENTION = {"bloom", "gpt_oss", "olmo2"}
+NO_ATTENTION = {
+    "bloom",
+    "dbrx",
+    "gemma4_text",
+    "gemma4_unified_text",
+    "gpt_oss",
+    "llama4_text",
+    "mpt",
+    "olmo2",
+    "olmo_hybrid",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
+}
 
 
 @pytest.fixture(params=LIBRARIES or [pytest.param("none", marks=pytest.mark.skip("none built"))])
@@ -68,6 +81,7 @@ def stack_of(family: str, kv_dtype: str | None = None) -> Stack:
 
 
 def run(stack: Stack, context: StepContext, x: torch.Tensor) -> torch.Tensor:
+    context = replace(context, embeddings=x)
     for layer in stack.of(stack.run):
         x = layer(x, context, lambda partial: partial)
     return x

@@ -19,7 +19,7 @@ from model_families import (
 from plans import plan_for
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.config import ABSENT
+from skynet.architecture.config import ABSENT, MODULES
 from skynet.architecture.tensors import staged_tensors
 from skynet.errors import CheckpointError, StepFailed
 from skynet.layers.shard_model import ShardModel
@@ -27,7 +27,7 @@ from skynet.models.registry import load_architecture
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.wire.step import LogitsRequest, Row, Step
+from skynet.wire.step import LogitsRequest, Row, Step, TextTask
 
 
 def architecture(family: str, **fields: Any) -> Architecture:
@@ -86,6 +86,37 @@ def test_bytes_of_encoders_are_what_the_plan_says(family: str, head: str, dtype:
         # Then it weighs what the planner expected, and keeps no slots
         assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
         assert slot_bytes(arch, plan, stage, shard) == 0
+
+
+def module(number: int, inputs: int, outputs: int) -> dict[str, Any]:
+    """A module Dense in a config."""
+    name = f"{number}_Dense.linear"
+    return {"name": name, "in": inputs, "out": outputs, "bias": number == 2, "activation": "Tanh"}
+
+
+TEXT_HEADS = {
+    "classifier": tiny_config("qwen3", num_labels=2).to_dict()
+    | {"architectures": ["Qwen3ForSequenceClassification"]},
+    "dense": encoder_config("bert", "Model")
+    | {MODULES: {"dense": [module(2, 48, 70), module(3, 70, 9)], "head": True}},
+    "no head": tiny_config("qwen3").to_dict() | {MODULES: {"dense": [], "head": False}},
+    "bidirectional": tiny_config("gemma3_text", use_bidirectional_attention=True).to_dict(),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", TEXT_HEADS.values(), ids=TEXT_HEADS)
+def test_bytes_of_heads_for_texts_are_what_the_plan_says(
+    config: dict[str, Any], dtype: str
+) -> None:
+    # Given every shard of a plan
+    arch = load_architecture(config)
+    assert not arch.has_head
+    plan = plan_of(arch, 2, 4, dtype)
+    for stage, shard in plan.addresses():
+        # When it is loaded / Then it weighs what the planner expected
+        model = ShardModel(arch, plan, (stage, shard), Weights(arch))
+        assert model.weight_bytes == shard_weight_bytes(arch, plan, stage, shard)
 
 
 def encoder_decoder(family: str, *absent: str, **fields: Any) -> Architecture:
@@ -246,6 +277,12 @@ def middle() -> ShardModel:
         (Row(3, 31, (1, 2), 33), Range(2, 3), 2, r"slot 3: tokens \[31, 33\).*its 32"),
         (Row(3, 0, (), 1), Range(2, 3), 0, "slot 3: .* are none"),
         (Row(3, 0, (131,), 1), Range(2, 3), 1, "slot 3: .*outside the vocabulary 131"),
+        (
+            Row(3, 0, (1, 2), 2, text_task=TextTask("rerank", types=(0, 1))),
+            Range(2, 3),
+            2,
+            "slot 3: token types up to 1 of 2 tokens, the model has 0 types",
+        ),
         (Row(3, 0, (1,), 1), Range(1, 3), 1, "not in this stage's layers"),
         (Row(3, 0, (1,), 1), Range(2, 2), 1, "not in this stage's layers"),
         (Row(3, 0, (1,), 1), Range(2, 3), 2, r"are \(2, 48\), expected \(1, 48\)"),

@@ -12,8 +12,9 @@ from model_families import encoder_config, tiny_config
 
 from skynet.checkpoint.pooling_config import embedding_json
 from skynet.engine.text_answers import TextAnswer, predictions
-from skynet.errors import BadRequest, CheckpointError
+from skynet.errors import BadRequest, CheckpointError, WireError
 from skynet.models.registry import load_architecture
+from skynet.request.prompts import EncodedText
 from skynet.request.record import End, Options
 from skynet.request.text_tasks import TextTasks
 from skynet.wire.step import Candidates, Part, Row, Step, TextTask
@@ -23,6 +24,10 @@ BERT = load_architecture(encoder_config("bert", "ForMaskedLM"))
 LLAMA = load_architecture(tiny_config("llama").to_dict())
 
 
+def text_of(ids: list[int]) -> EncodedText:
+    return EncodedText(tuple(ids))
+
+
 def of_bert(**embedding: Any) -> TextTasks:
     return TextTasks(BERT, embedding or None, MASK)
 
@@ -30,7 +35,7 @@ def of_bert(**embedding: Any) -> TextTasks:
 def test_an_embedding_is_pooled_as_the_model_says() -> None:
     # When / Then: by its files, by the request, or by the mean
     def asked(model: TextTasks, **options: Any) -> TextTask:
-        return TextTask.of(model.check("embed", options, [5, 6], 8).read or {})
+        return TextTask.of(model.check("embed", options, text_of([5, 6]), 8).read or {})
 
     assert asked(of_bert(pooling="cls", normalize=True)) == TextTask("embed", "cls", True)
     chosen = asked(of_bert(pooling="cls", normalize=True), pooling="max", normalize=False)
@@ -40,7 +45,7 @@ def test_an_embedding_is_pooled_as_the_model_says() -> None:
 
 def test_positions_of_masks_are_recorded() -> None:
     # When
-    options = of_bert().check("fill-mask", {"top_k": 2}, [5, MASK, 6, MASK], 4)
+    options = of_bert().check("fill-mask", {"top_k": 2}, text_of([5, MASK, 6, MASK]), 4)
     # Then they survive the record
     fields = Options.from_json(options.to_json()).read
     assert TextTask.of(fields or {}) == TextTask("fill-mask", positions=(1, 3), top=2)
@@ -67,14 +72,14 @@ def test_unsupported_tasks_and_options_are_refused(
     model: TextTasks, task: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(BadRequest, match=message):
-        model.check(task, options, [5, 6], 8)
+        model.check(task, options, text_of([5, 6]), 8)
 
 
 def test_a_text_may_fill_the_positions_and_no_more() -> None:
     # When / Then
-    assert of_bert().check("embed", {}, [5] * 8, 8).read is not None
+    assert of_bert().check("embed", {}, text_of([5] * 8), 8).read is not None
     with pytest.raises(BadRequest, match="9 tokens, the cluster takes 8, of the model's 48"):
-        of_bert().check("embed", {}, [5] * 9, 8)
+        of_bert().check("embed", {}, text_of([5] * 9), 8)
 
 
 def test_a_decoder_with_the_files_embeds() -> None:
@@ -82,7 +87,7 @@ def test_a_decoder_with_the_files_embeds() -> None:
     decoder = TextTasks(LLAMA, {"pooling": "last", "normalize": True})
     # When / Then
     assert decoder.tasks() == ("generate", "embed")
-    assert TextTask.of(decoder.check("embed", {}, [1], 8).read or {}).pooling == "last"
+    assert TextTask.of(decoder.check("embed", {}, text_of([1]), 8).read or {}).pooling == "last"
 
 
 @pytest.mark.parametrize(
@@ -94,12 +99,21 @@ def test_a_decoder_with_the_files_embeds() -> None:
         (
             {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
             [],
-            {"refused": "pooling by mean_tokens and cls_token", "normalize": False},
+            {"pooling": "cls+mean", "normalize": False},
         ),
         (
             {"pooling_mode_mean_tokens": True},
-            ["Dense"],
-            {"pooling": "mean", "refused": "Dense", "normalize": False},
+            ["Asym"],
+            {"pooling": "mean", "refused": "Asym", "normalize": False},
+        ),
+        (
+            {"pooling_mode_mean_tokens": True},
+            ["Normalize", "Pooling"],
+            {
+                "pooling": "mean",
+                "refused": "modules in the order Transformer, Pooling, Normalize, Pooling",
+                "normalize": True,
+            },
         ),
     ],
 )
@@ -107,7 +121,11 @@ def test_pooling_is_read_from_the_files_of_sentence_transformers(
     tmp_path: Path, pooling: dict[str, Any], kinds: list[str], expected: dict[str, Any]
 ) -> None:
     # Given a directory as sentence-transformers saves it
-    steps = [("Transformer", ""), ("Pooling", "1_Pooling"), *((kind, "2") for kind in kinds)]
+    steps = [
+        ("Transformer", ""),
+        ("Pooling", "1_Pooling"),
+        *((kind, "1_Pooling") for kind in kinds),
+    ]
     modules = [{"type": f"sentence_transformers.models.{kind}", "path": at} for kind, at in steps]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     (tmp_path / "1_Pooling").mkdir()
@@ -200,3 +218,16 @@ def test_steps_and_parts_keep_text_tasks() -> None:
     # When / Then
     assert Step.decode(step.encode()) == step
     assert np.array_equal(Part.decode(part.encode()).vectors[0], part.vectors[0])
+
+
+@pytest.mark.parametrize(
+    "text_task",
+    [TextTask("rerank", types=(0, 1)), TextTask("embed", skip=3)],
+    ids=["types", "skip"],
+)
+def test_a_text_task_fits_its_row(text_task: TextTask) -> None:
+    # Given a row of three tokens
+    step = Step(1, 2, (Row(0, 0, (5, 4, 6), 3, text_task=text_task),), 3)
+    # When / Then
+    with pytest.raises(WireError, match="a row of 3 tokens with"):
+        Step.decode(step.encode())

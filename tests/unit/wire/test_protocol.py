@@ -15,7 +15,7 @@ from skynet.wire.protocol import PROTOCOL
 from skynet.wire.scores import Scores, ScoresRequest
 from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step, TextTask, TokenMask
 
-FORMS = {1: "3285fccba8d428c9", 2: "79d24aa254b76559", 3: "e99c8148268abcb7"}
+FORMS = {1: "3285fccba8d428c9", 2: "79d24aa254b76559", 3: "e99c8148268abcb7", 4: "1b30d5dddc09c618"}
 
 
 def digest() -> str:
@@ -32,6 +32,7 @@ def digest() -> str:
             (11, 12),
         ),
         Row(0, 0, (3,), 1, text_task=TextTask("fill-mask", positions=(1, 2))),
+        Row(1, 0, (3, 4), 2, text_task=TextTask("rerank", types=(0, 1), tokens=(5, 6), skip=1)),
         Row(2, 0, (3, 4), 2, scores=ScoresRequest(1, (5,), 6)),
     )
     numbers = np.arange(6, dtype=np.float32)
