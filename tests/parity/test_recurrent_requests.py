@@ -11,7 +11,7 @@ from test_generation_options import record_of as sample_of
 from test_generation_options import run as run_samples
 from test_prompt_logprobs import NEW, check, record_of, run
 
-FAMILIES = ["qwen3_5_text", "olmo_hybrid"]
+FAMILIES = ["qwen3_5_text", "olmo_hybrid", "bamba", "falcon_h1"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -258,3 +258,25 @@ def test_texts_for_an_encoder_have_a_time(model_type: str) -> None:
     # Then longer texts take longer
     short, long = (first_token_s(arch, plan, members, tokens) for tokens in (10, 500))
     assert 0 < short < long
+
+
+def test_a_state_beside_attention_takes_time_in_every_layer() -> None:
+    # Given two models with attention and Mamba-2 beside each other, one with states of 16 times
+    # the size, whose weights are about the same
+    fields = {
+        "model_type": "falcon_h1",
+        "mamba_d_ssm": 512,
+        "mamba_n_heads": 8,
+        "mamba_n_groups": 1,
+    }
+    small, large = (
+        load_architecture({**SMALL, **fields, "mamba_d_state": size}) for size in (64, 1024)
+    )
+    plan, members, work = plan_for(small), workers(1), Work(rows=16, tokens=16, context=1)
+    # When a step of many sequences is predicted
+    times = [step_time(arch, plan, members, work).compute_s for arch in (small, large)]
+    read = [
+        layer_bytes(arch, plan, (0, 0), plan.stages[0].layers).attention for arch in (small, large)
+    ]
+    # Then the states take longer than the weights do
+    assert times[1] - times[0] > 4 * (read[1] - read[0]) / members[0].speed
