@@ -169,7 +169,7 @@ def _role_bytes(
     if weight.cut == "replicated":
         shape = arch.shape(weight)
         if len(shape) == 1 or weight.role in ("router", "relative"):
-            return prod(shape) * NORM_BYTES * (2 if weight.bias else 1)
+            return (prod(shape) + (shape[0] if weight.bias else 0)) * NORM_BYTES
         return prod(shape) * size + (shape[0] * bias_size if weight.bias else 0)
     width = units(arch, part, weight).size
     if weight.bias_only or weight.as_row:
