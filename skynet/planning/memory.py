@@ -188,10 +188,9 @@ def _role_bytes(
         return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)
     if weight.cut == "replicated" and not weight.product:
         shape = arch.shape(weight)
-        if weight.float32 or weight.sizes:  # after pooling, in float32
+        is_small = len(shape) == 1 or weight.role in FLOAT32_TABLES
+        if is_small or weight.float32 or weight.sizes:  # the last: after pooling
             return (prod(shape) + (shape[0] if weight.bias else 0)) * NORM_BYTES
-        if len(shape) == 1 or weight.role in FLOAT32_TABLES:
-            return prod(shape) * NORM_BYTES * (2 if weight.bias else 1)
         return prod(shape) * size + (shape[0] * bias_size if weight.bias else 0)
     width = units(arch, part, weight).size
     if weight.bias_only or weight.as_row:
