@@ -16,7 +16,11 @@ from skynet.errors import CheckpointError
 from skynet.reference.library import quiet, stays_float32
 from skynet.reference.model import renaming, with_module_names
 
-DENSE_LAYERS = ("num_dense_layers",)  # how many layers come before those with experts
+TYPES = ("layer_types", "mlp_layer_types")  # one of each layer
+DENSE_LAYERS = (
+    "num_dense_layers",
+    "first_k_dense_replace",
+)  # how many layers come before those with experts
 SMALL_VOCABULARY = 16  # of a model that is made only to convert a layer's tensors
 
 
@@ -133,8 +137,9 @@ class ReferenceWeights:
         layers, _, number = path.rpartition(".")
         config = copy.deepcopy(self._config)
         config.num_hidden_layers, config.vocab_size = 1, SMALL_VOCABULARY
-        if getattr(config, "layer_types", None):
-            config.layer_types = [config.layer_types[int(number)]]
+        for field in TYPES:
+            if getattr(config, field, None):
+                setattr(config, field, [getattr(config, field)[int(number)]])
         for field in DENSE_LAYERS:
             if isinstance(getattr(config, field, None), int):
                 setattr(config, field, max(0, getattr(config, field) - int(number)))
