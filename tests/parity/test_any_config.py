@@ -66,7 +66,12 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "top_k_experts": [3],
         "moe_intermediate_size": [13],
     },
-    "gemma4_unified_text": {**BIAS, **PATTERN, "attention_k_eq_v": [False, True]},
+    "gemma4_unified_text": {
+        **BIAS,
+        **PATTERN,
+        "attention_k_eq_v": [False, True],
+        "num_global_key_value_heads": [None, 1],
+    },
     "gpt2": {"scale_attn_weights": [False, True]},
     "gpt_neox": {**BIAS, "use_parallel_residual": [False, True]},
     "gptj": {"rotary_dim": [2, 4, 8]},
