@@ -112,7 +112,12 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "top_k_experts": [3],
         "moe_intermediate_size": [13],
     },
-    "gemma4_unified_text": {**BIAS, **PATTERN, "attention_k_eq_v": [False, True]},
+    "gemma4_unified_text": {
+        **BIAS,
+        **PATTERN,
+        "attention_k_eq_v": [False, True],
+        "num_global_key_value_heads": [None, 1],
+    },
     "gpt2": {"scale_attn_weights": [False, True]},
     "gpt_bigcode": {"multi_query": [False, True], "scale_attn_weights": [False, True]},
     "gpt_neo": {"window_size": [1, 3, 64]},
