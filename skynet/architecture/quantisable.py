@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from math import gcd
 
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.stored import matrix_shape
 from skynet.architecture.tensors import stored_weights
 from skynet.architecture.transformers_model import TransformersArchitecture
+from skynet.architecture.weight import Weight
 from skynet.wire.blocks import GROUP_UNIT, BlockFormat, ScaleDtype
 from skynet.wire.quantised import GROUP, Layout
 

@@ -5,7 +5,8 @@ Quantised matrices are (out, groups, block), never transposed.
 
 from __future__ import annotations
 
-from skynet.architecture.architecture import HEAD_NORMS, Architecture, Weight
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.weight import HEAD_NORMS, Weight
 from skynet.wire.blocks import BlockFormat
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.stored import stored_axis, stored_bias, stored_shape
+from skynet.architecture.weight import Weight
 from skynet.errors import CheckpointError
 
 Same = Callable[[str, str], bool]  # whether two tensors of a file are equal, byte for byte

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from skynet.architecture.architecture import Weight
+from skynet.architecture.weight import Weight
 
 AnyWeight = TypeVar("AnyWeight", bound=Weight)
 

@@ -10,8 +10,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.config import ABSENT, Config
+from skynet.architecture.weight import Weight
 from skynet.errors import CheckpointError
 
 KEY = "skynet_derived"

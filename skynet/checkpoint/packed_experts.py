@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.packed import Packed
 from skynet.architecture.stored import matrix_shape
 from skynet.architecture.tensors import with_prefix
+from skynet.architecture.weight import Weight
 from skynet.checkpoint.formats.matrix import Matrix, reordered_rows
 from skynet.checkpoint.safetensors_file import TensorInfo, read_part
 from skynet.errors import CheckpointError

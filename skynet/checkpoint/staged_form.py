@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.config import QUANTISED
 from skynet.architecture.quantisable import format_of
 from skynet.architecture.stored import matrix_shape, stored_shape
 from skynet.architecture.tensors import resolve_names, stored_weights
 from skynet.architecture.transformers_model import TransformersArchitecture
+from skynet.architecture.weight import Weight
 from skynet.checkpoint.checkpoint import Checkpoint
 from skynet.checkpoint.float_regions import (
     NUMBERS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from skynet.architecture.architecture import Weight
+from skynet.architecture.weight import Weight
 from skynet.layers.regions import ShardRegions
 from skynet.layers.reuse import SliceWeights
 from skynet.planning.ranges import Range

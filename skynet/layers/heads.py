@@ -7,7 +7,8 @@ from itertools import accumulate
 
 import torch
 
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.weight import Weight
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 from skynet.planning.units import units

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from skynet.architecture.architecture import INPUT_OUTPUT
+from skynet.architecture.weight import INPUT_OUTPUT
 from skynet.errors import StepFailed
 from skynet.kernels.steps import StepKernels
 from skynet.layers.block import Block, Branch, CompiledBlock, Module, SideBySide, compiled

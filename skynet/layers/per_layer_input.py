@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from skynet.architecture.architecture import INPUT_OUTPUT, INPUT_TABLE
+from skynet.architecture.weight import INPUT_OUTPUT, INPUT_TABLE
 from skynet.errors import StepFailed
 from skynet.kernels.steps import Program
 from skynet.layers.activation import ACTIVATIONS

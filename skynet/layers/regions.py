@@ -10,8 +10,9 @@ from typing import Protocol
 
 import torch
 
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.stored import offset
+from skynet.architecture.weight import Weight
 from skynet.errors import CheckpointError, PlanError
 from skynet.layers.heads import GroupedRows, interleave
 from skynet.planning.plan import ShardPlan

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.weight import Weight
 from skynet.layers.dtypes import Dtypes
 from skynet.layers.float_weights import FloatLoader
 from skynet.layers.linear import (

@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.packed import Packed
+from skynet.architecture.weight import Weight
 from skynet.errors import UnsupportedModel
 from skynet.models import llama
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.positions import Disentangled
+from skynet.architecture.weight import Weight
 from skynet.errors import UnsupportedModel
 from skynet.models import bert
 from skynet.models.encoder import CLASSIFIER, MASKED_LM, encoder, head_of

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Dim, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.packed import Packed
 from skynet.architecture.positions import Rope
 from skynet.architecture.router import Router
+from skynet.architecture.weight import Dim, Weight
 from skynet.errors import CheckpointError, UnsupportedModel
 from skynet.models import latent, llama
 

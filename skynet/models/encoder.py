@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.ties import tie
+from skynet.architecture.weight import Weight
 from skynet.errors import CheckpointError
 
 REFUSED: dict[str, Any] = {

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.mixers import SELF_ATTENTION
+from skynet.architecture.weight import Weight
 from skynet.errors import UnsupportedModel
 from skynet.models import bamba, llama, mamba2
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Dim, Weight
 from skynet.architecture.mixers import GatedDelta
+from skynet.architecture.weight import Dim, Weight
 from skynet.errors import UnsupportedModel
 from skynet.models import llama
 

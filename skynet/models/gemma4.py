@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Dim, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.mixers import SelfAttention, SharedAttention
 from skynet.architecture.packed import Packed
 from skynet.architecture.rope import read_rope
+from skynet.architecture.weight import Dim, Weight
 from skynet.errors import CheckpointError, UnsupportedModel
 from skynet.models import gemma2, llama
 from skynet.models.layer_inputs import with_inputs

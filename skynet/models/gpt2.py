@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.ties import tie
+from skynet.architecture.weight import Weight
 
 MODEL_TYPE = "gpt2"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.rope import max_positions, partial_dims, read_rope
 from skynet.architecture.ties import tie
+from skynet.architecture.weight import Weight
 
 MODEL_TYPE = "gpt_neox"
 

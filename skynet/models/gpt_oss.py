@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Dim, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.gate import ClampedGate
 from skynet.architecture.packed import Packed
 from skynet.architecture.router import Router
+from skynet.architecture.weight import Dim, Weight
 from skynet.models import llama
 
 MODEL_TYPE = "gpt_oss"

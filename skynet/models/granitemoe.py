@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.packed import Packed
 from skynet.architecture.router import Router
+from skynet.architecture.weight import Weight
 from skynet.models import granite, llama
 
 MODEL_TYPE = "granitemoe"

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Dim
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.router import Router
+from skynet.architecture.weight import Dim
 from skynet.models import granite, granitemoe, granitemoeshared, llama, mamba2
 
 MODEL_TYPE = "granitemoehybrid"

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Dim, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.mixers import Latent
 from skynet.architecture.positions import Rope
 from skynet.architecture.rope import kind_of, parameters, read_rope, whole_head
+from skynet.architecture.weight import Dim, Weight
 from skynet.errors import UnsupportedModel
 from skynet.models import llama
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import INPUT_OUTPUT, INPUT_TABLE, Architecture, Dim, Weight
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.weight import INPUT_OUTPUT, INPUT_TABLE, Dim, Weight
 from skynet.errors import UnsupportedModel
 from skynet.models.llama import LAYER
 

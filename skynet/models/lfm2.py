@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Dim, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.mixers import ShortConvolution
+from skynet.architecture.weight import Dim, Weight
 from skynet.models import llama
 
 MODEL_TYPE = "lfm2"

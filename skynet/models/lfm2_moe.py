@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.router import Router
+from skynet.architecture.weight import Weight
 from skynet.models import lfm2
 
 MODEL_TYPE = "lfm2_moe"

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.positions import Rope
 from skynet.architecture.rope import max_positions, read_rope, whole_head
 from skynet.architecture.ties import tie
+from skynet.architecture.weight import Weight
 from skynet.errors import UnsupportedModel
 
 MODEL_TYPE = "llama"

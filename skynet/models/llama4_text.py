@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Dim, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.packed import Packed
 from skynet.architecture.positions import Rope, Temperature
 from skynet.architecture.rope import read_rope, whole_head
 from skynet.architecture.router import Router
+from skynet.architecture.weight import Dim, Weight
 from skynet.architecture.window import Chunk
 from skynet.errors import UnsupportedModel
 from skynet.models import llama, smollm3

@@ -6,8 +6,8 @@ from math import inf
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Dim, Weight
 from skynet.architecture.mixers import Mamba2
+from skynet.architecture.weight import Dim, Weight
 from skynet.errors import CheckpointError, UnsupportedModel
 
 DEFAULTS: dict[str, Any] = {

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.positions import Sinusoids
+from skynet.architecture.weight import Weight
 from skynet.models.seq2seq import DEFAULTS, REFUSED, Variant, encoder_decoder, even_width
 
 __all__ = ["MODEL_TYPE", "REFUSED", "architecture"]

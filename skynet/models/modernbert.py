@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.positions import Rope
 from skynet.architecture.rope import read_rope
+from skynet.architecture.weight import Weight
 from skynet.errors import CheckpointError, UnsupportedModel
 from skynet.models.encoder import CLASSIFIER, MASKED_LM, encoder, head_of
 from skynet.models.llama import with_bias

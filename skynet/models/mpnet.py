@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.positions import Relative
+from skynet.architecture.weight import Weight
 from skynet.errors import CheckpointError
 from skynet.models import bert, encoder, roberta
 from skynet.models.encoder import CLASSIFIER, MASKED_LM, head_of

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.positions import Alibi
 from skynet.architecture.ties import tie
+from skynet.architecture.weight import Weight
 
 MODEL_TYPE = "mpt"
 

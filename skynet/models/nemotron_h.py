@@ -10,10 +10,11 @@ from math import inf
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Dim, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.mixers import Mamba2
 from skynet.architecture.positions import Rope
 from skynet.architecture.router import Router
+from skynet.architecture.weight import Dim, Weight
 from skynet.errors import CheckpointError
 from skynet.models import llama, mamba2
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.rope import max_positions, read_rope
+from skynet.architecture.weight import Weight
 from skynet.models import bert, encoder
 from skynet.models.encoder import CLASSIFIER, MASKED_LM, head_of
 

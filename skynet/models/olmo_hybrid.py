@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.rope import parameters
+from skynet.architecture.weight import Weight
 from skynet.models import gated_delta, llama, olmo2
 
 MODEL_TYPE = "olmo_hybrid"

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.ties import tie
+from skynet.architecture.weight import Weight
 
 MODEL_TYPE = "opt"
 

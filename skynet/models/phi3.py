@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.positions import Rope
 from skynet.architecture.rope import kind_of, parameters, partial_dims, read_longrope, read_rope
+from skynet.architecture.weight import Weight
 from skynet.errors import UnsupportedModel
 from skynet.models import llama
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.weight import Weight
 from skynet.models import llama, qwen2
 
 MODEL_TYPE = "qwen3"

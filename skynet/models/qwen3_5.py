@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.weight import Weight
 from skynet.models import gated_delta, qwen3_next
 
 MODEL_TYPE = "qwen3_5_text"

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Dim, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.rope import partial_dims, read_rope
+from skynet.architecture.weight import Dim, Weight
 from skynet.models import gated_delta, llama, qwen3, qwen3_moe
 
 MODEL_TYPE = "qwen3_next"

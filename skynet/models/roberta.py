@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.weight import Weight
 from skynet.errors import CheckpointError
 from skynet.models import bert
 from skynet.models.encoder import CLASSIFIER, MASKED_LM, REFUSED, encoder, head_of

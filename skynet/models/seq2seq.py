@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.positions import Sinusoids
+from skynet.architecture.weight import Weight
 from skynet.errors import UnsupportedModel
 
 DEFAULTS: dict[str, Any] = {

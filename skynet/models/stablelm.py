@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.rope import partial_dims, read_rope
+from skynet.architecture.weight import Weight
 from skynet.models import llama
 
 MODEL_TYPE = "stablelm"

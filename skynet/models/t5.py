@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.positions import Relative
+from skynet.architecture.weight import Weight
 from skynet.errors import UnsupportedModel
 
 MODEL_TYPE = "t5"

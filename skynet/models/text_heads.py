@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from skynet.architecture import config as read
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.config import MODULES
 from skynet.architecture.transformers_model import TransformersArchitecture
+from skynet.architecture.weight import Weight
 from skynet.errors import CheckpointError, UnsupportedModel
 from skynet.models.encoder import CLASSIFIER, class_name, label_fields
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from functools import lru_cache
 from math import comb
 
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.transformers_model import TransformersArchitecture
+from skynet.architecture.weight import Weight
 from skynet.errors import PlanError
 
 AUTO, COLUMNS, WHOLE = "auto", "columns", "whole"

@@ -7,9 +7,10 @@ from functools import partial
 from math import prod
 from typing import NamedTuple
 
-from skynet.architecture.architecture import HEAD_NORMS, INPUT_TABLE, Architecture, Unit, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.mixers import STATES, Kept
 from skynet.architecture.transformers_model import TransformersArchitecture, TransformersWeight
+from skynet.architecture.weight import HEAD_NORMS, INPUT_TABLE, Unit, Weight
 from skynet.planning.carried import copies
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
-from skynet.architecture.architecture import Weight
 from skynet.architecture.transformers_model import TransformersArchitecture, TransformersWeight
+from skynet.architecture.weight import Weight
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 

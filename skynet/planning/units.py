@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from skynet.architecture.architecture import Architecture, Unit, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.quantisable import COLUMN_UNIT
+from skynet.architecture.weight import Unit, Weight
 from skynet.planning.expert_cut import is_of_expert
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range

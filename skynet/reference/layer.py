@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from skynet.architecture.architecture import Architecture, Weight
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.transformers_model import TransformersArchitecture
+from skynet.architecture.weight import Weight
 from skynet.errors import UnsupportedModel
 from skynet.reference.weights import parameter
 

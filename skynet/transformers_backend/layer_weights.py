@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from skynet.architecture.architecture import Cut, Unit
 from skynet.architecture.transformers_model import Style, TransformersWeight
+from skynet.architecture.weight import Cut, Unit
 from skynet.reference.library import stays_float32
 from skynet.transformers_backend.file_names import FileNames
 from skynet.transformers_backend.styles import EXPERTS, Styles

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from skynet.architecture.architecture import Weight
 from skynet.architecture.transformers_model import TransformersArchitecture, TransformersWeight
+from skynet.architecture.weight import Weight
 from skynet.layers.linear import Linear
 from skynet.layers.regions import ShardRegions
 from skynet.layers.weights import Loader

@@ -10,9 +10,9 @@ import torch
 from model_families import FAMILIES, tiny_config
 from plans import plan_for
 
-from skynet.architecture.architecture import MLP_OUTPUTS
 from skynet.architecture.mixers import SELF_ATTENTION
 from skynet.architecture.tensors import staged_tensors
+from skynet.architecture.weight import MLP_OUTPUTS
 from skynet.kernels.library import Library, available
 from skynet.layers.block import CompiledBlock
 from skynet.layers.cache import KVLayout
