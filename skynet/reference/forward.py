@@ -86,7 +86,7 @@ class Reference:
 
         only: layers that run, all by default; the others pass the hidden states on.
         """
-        self._hook_outside_layers(visitor)
+        self._hook_outside_layers(visitor, torch.tensor([inputs[0]]))
         for number, layer in enumerate(self._layers):
             if only is None or number in only:
                 self._hook_layer(number, layer, visitor)
@@ -99,7 +99,8 @@ class Reference:
         result = getattr(self._model(**arguments, **self._kind.options), self._kind.result)
         visitor.output(result.reshape(-1, result.shape[-1]))
 
-    def _hook_outside_layers(self, visitor: Visitor) -> None:
+    def _hook_outside_layers(self, visitor: Visitor, ids: torch.Tensor) -> None:
+        """ids: of the first stack, (1, tokens)."""
         tables = self._tables()
         hooked = {id(inner) for layer in self._layers for inner in layer.module.modules()}
         for path, module in self._model.named_modules():
@@ -108,8 +109,10 @@ class Reference:
             # With its submodules, which must not be loaded a second time.
             hooked |= {id(inner) for inner in module.modules()}
 
-            def fill(module: torch.nn.Module, _: Any, path: str = path) -> None:
+            def fill(module: torch.nn.Module, args: Any, path: str = path) -> Any:
                 self._weights.fill(module, path)
+                # Llama 4 moves ids to the device of the table's weight, which was not loaded then.
+                return (ids,) if id(module) in tables and args[0].is_meta else None
 
             def free(module: torch.nn.Module, args: Any, _: Any) -> None:
                 rows = None

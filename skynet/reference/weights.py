@@ -39,7 +39,6 @@ class ReferenceWeights:
         self._paths = _paths_by_module(model)
         self._empty: list[tuple[torch.nn.Module, str, Any]] = []
         self._fill_buffers()
-        _place_table(model, dtype)
 
     def fill(self, module: torch.nn.Module, path: str) -> None:
         """Load the weights of the module at `path` and of its submodules.
@@ -169,17 +168,6 @@ def _names_in_file(arch: Architecture, checkpoint: Checkpoint) -> dict[str, str]
         return names | {module: names[skynet] for module, skynet in arch.module_names().items()}
     renamed = renaming(arch.model_type)
     return {renamed(name): source for name, source in names.items()}
-
-
-def _place_table(model: Any, dtype: torch.dtype) -> None:
-    """Llama 4 moves its inputs to the device of the embedding's weight, before the embedding is
-    called: until it is loaded it is a NaN on the CPU, in the shape of the weight.
-    """
-    table = model.get_input_embeddings()
-    if "weight" not in table._parameters:
-        return
-    absent = torch.full((1, 1), float("nan"), dtype=dtype)
-    table._parameters["weight"] = parameter(absent.expand(table.weight.shape))
 
 
 def _paths_by_module(model: Any) -> dict[int, list[str]]:
