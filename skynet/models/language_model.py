@@ -39,6 +39,7 @@ COMPUTES_AS = {
 }
 # Of ropes in several dimensions: time, height and width.
 ROPE_FIELDS, SEVERAL = ("rope_scaling", "rope_parameters"), ("mrope_section", "mrope_interleaved")
+BLOCKS = re.compile(r"^blocks\.")  # as Transformers writes Kimi K2.5's layers
 INSIDE = re.compile(r"(?:model\.)?(?:language_model|text_model|llm)\.(?:model\.)?(?P<name>.+)")
 
 
@@ -72,7 +73,9 @@ def _counts(name: str, value: Any, outer: Config) -> bool:
 
 
 def _canonical(name: str) -> str:
-    return name if name.startswith("lm_head.") else f"model.{name}"
+    if name.startswith("lm_head."):
+        return name
+    return "model." + BLOCKS.sub("layers.", name)
 
 
 def _with_plain_rope(config: dict[str, Any]) -> dict[str, Any]:

@@ -109,6 +109,7 @@ def _saved(model: Any, directory: Path) -> Any:
 def save_random_whole_model(config: Any, directory: Path) -> tuple[Any, Checkpoint]:
     """A model that takes more than text, and the checkpoint of its language model."""
     torch.manual_seed(len(config.model_type))
+    config.text_config._experts_implementation = "eager"  # see `save_random_model`
     model = transformers.AutoModelForImageTextToText.from_config(config)
     return _saved(model, directory), Checkpoint(directory)
 

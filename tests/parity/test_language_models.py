@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import transformers
-from model_families import GEMMA, LLAMA
+from model_families import DEEPSEEK, DELTA, FAMILIES, GEMMA, LLAMA, SHARED_MOE
 from references import answers, save_random_whole_model
 from safetensors.torch import load_file, save_file
 from test_parity import LAYER, STAGE, check
@@ -26,6 +26,7 @@ VISION: dict[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
 }
+SMALL = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 QWEN_VISION: dict[str, Any] = {
     "depth": 1,
     "hidden_size": 16,
@@ -47,6 +48,41 @@ WHOLE: dict[str, tuple[Any, dict[str, Any]]] = {
             "text_config": GEMMA
             | {"num_hidden_layers": 2, "tie_word_embeddings": True, "initializer_range": 0.3},
             "vision_config": VISION,
+        },
+    ),
+    "gemma4": (
+        transformers.Gemma4Config,
+        {
+            "text_config": FAMILIES["gemma4_text"][1] | {"pad_token_id": 0},
+            "vision_config": VISION | {"num_key_value_heads": 2, "head_dim": 8},
+            "audio_config": None,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "kimi_k25": (
+        transformers.Kimi_K25Config,
+        {
+            "text_config": DEEPSEEK,
+            "vision_config": {name: VISION[name] for name in SMALL},
+            "tie_word_embeddings": False,
+        },
+    ),
+    "qwen3_5": (
+        transformers.Qwen3_5Config,
+        {
+            "text_config": DELTA | {"rope_parameters": MROPE | {"mrope_interleaved": True}},
+            "vision_config": QWEN_VISION,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "qwen3_5_moe": (
+        transformers.Qwen3_5MoeConfig,
+        {
+            "text_config": DELTA
+            | SHARED_MOE
+            | {"rope_parameters": MROPE | {"mrope_interleaved": True}},
+            "vision_config": QWEN_VISION,
+            "tie_word_embeddings": False,
         },
     ),
     "mistral3": (
