@@ -78,6 +78,11 @@ def _with_modules(arch: Architecture, modules: Any) -> Architecture:
             f"config: {MODULES} cannot be read ({error}); split the model again"
         ) from None
     if isinstance(arch, TransformersArchitecture):
+        if dense:
+            raise UnsupportedModel(
+                f"modules.json: the Transformers backend, on which model_type {arch.model_type!r} "
+                "runs, has no module Dense"
+            )
         return arch
     weights = tuple(weight for weight, _ in dense)
     activations = tuple(activation for _, activation in dense)

@@ -19,6 +19,7 @@ from skynet.planning.transformers_model import role_bytes
 from skynet.planning.units import adds_biases, items_of, part_of_kind, pieces_of, units
 
 NORM_BYTES = 4  # norms, and biases added after a sum, stay float32
+SHARED_MLP = ("shared_gate", "shared_up", "shared_down")
 SCALE_BYTES = 4  # of a key or value in q8
 FLOAT32_TABLES = ("router", "relative", "distances")
 FIRST_ROLES = ("embed", "project_in", "positions", "token_types", "embed_norm")
@@ -113,7 +114,7 @@ def _is_expert(weight: Weight) -> bool:
 
 
 def _is_mlp(weight: Weight) -> bool:
-    return weight.unit == "columns" or _is_expert(weight)
+    return weight.unit == "columns" or weight.role in SHARED_MLP or _is_expert(weight)
 
 
 def _layers_bytes(

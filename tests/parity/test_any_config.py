@@ -270,6 +270,8 @@ def models(draw: st.DrawFn) -> tuple[str, dict[str, Any], int, int]:
         fields["mlp_layer_types"] = draw(st.permutations(["dense", *["sparse"] * (layers - 1)]))
     for name, values in OPTIONS[family].items():
         fields[name] = draw(st.sampled_from(values))
+    if family == "llama4_text" and "yarn" in str(fields["rope_parameters"]):
+        fields["use_qk_norm"] = False  # with both it is refused
     if family == "nemotron_h":
         del fields["num_hidden_layers"]  # those of its types
     fields["tie_word_embeddings"] = draw(st.booleans()) and family not in NEVER_TIED

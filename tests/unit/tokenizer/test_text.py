@@ -180,7 +180,7 @@ def test_a_model_without_a_tokenizer_speaks_ids_only() -> None:
     [
         (b"{}", "tokenizers library cannot read it"),
         (b"\xff", "cannot be read"),
-        (b'{"format": 3}', r"cannot be read \(format: .*split the model again"),
+        (b'{"format": 4}', r"cannot be read \(format: .*split the model again"),
         (b'{"backend": 7}', r"cannot be read \(backend: .*split the model again"),
         (b'{"chat_template": ["x"]}', r"cannot be read \(chat_template"),
         (b'{"code": "x"}', r"cannot be read \(code: Extra inputs"),

@@ -337,11 +337,11 @@ def test_missing_tensors_are_named(arcee: Path) -> None:
 
 def test_tensors_that_are_called_otherwise_in_files_are_refused(tmp_path: Path) -> None:
     # Given a model type whose files spell the names of another time
-    model = transformers.AutoModelForCausalLM.from_config(transformers_config("exaone"))
-    model.save_pretrained(tmp_path / "exaone")
+    model = transformers.AutoModelForCausalLM.from_config(transformers_config("sarvam_moe"))
+    model.save_pretrained(tmp_path / "sarvam")
     # When / Then
-    with pytest.raises(UnsupportedModel, match=r"'exaone'.*transformer.*have to be converted"):
-        opened(tmp_path / "exaone")
+    with pytest.raises(UnsupportedModel, match=r"'sarvam_moe'.*have to be converted"):
+        opened(tmp_path / "sarvam")
 
 
 def test_a_supported_family_is_not_described(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from skynet.wire.protocol import PROTOCOL
 from skynet.wire.scores import Scores, ScoresRequest
 from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step, TextTask, TokenMask
 
-FORMS = {1: "3285fccba8d428c9", 2: "79d24aa254b76559", 3: "e99c8148268abcb7", 4: "1b30d5dddc09c618"}
+FORMS = {1: "3285fccba8d428c9", 2: "79d24aa254b76559", 3: "e99c8148268abcb7", 4: "24c098c29ec8476d"}
 
 
 def digest() -> str:
