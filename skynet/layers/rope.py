@@ -117,5 +117,9 @@ class Rotary:
 
 def rotate(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Multiply `x` (tokens, heads, dims) float32, pairs adjacent, in place by `factors`."""
-    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(factors)
+    pairs = x.unflatten(-1, (-1, 2))
+    if x.storage_offset() % 2 or any(stride % 2 for stride in pairs.stride()[:-1]):
+        # A part of rows of odd length cannot be viewed as complex numbers.
+        return x.copy_(rotate(x.clone(memory_format=torch.contiguous_format), factors))
+    torch.view_as_complex(pairs).mul_(factors)
     return x

@@ -85,7 +85,13 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "cohere2": {**BIAS, **PATTERN},
     "dbrx": {"clip_qkv": [1.0, 8.0], "moe_top_k": [1, 2], "moe_num_experts": [2, 5]},
     "exaone": {**BIAS, **ROPES, "mlp_bias": [False, True]},
-    "deepseek_v2": {**LATENT, "topk_method": ["greedy", "group_limited_greedy"]},
+    "deepseek_v2": {
+        **LATENT,
+        "topk_method": ["greedy", "group_limited_greedy"],
+        # Transformers cannot rotate parts of rows of odd length.
+        "kv_lora_rank": [10, 32],
+        "qk_nope_head_dim": [6, 12],
+    },
     "deepseek_v3": {**LATENT, **INTERLEAVED, "norm_topk_prob": [False, True]},
     "glm4_moe_lite": {**LATENT, **INTERLEAVED, "n_group": [1], "topk_group": [1]},
     "minicpm3": {**LATENT, "dim_model_base": [None, 20], "scale_depth": [None, 1.4]},

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import plan_for
 
-from skynet.layers.attention import attend, capped_attention, store
+from skynet.layers.attention import Attending, attend, capped_attention, store
 from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext, StepLayout, make_context
 from skynet.models.registry import load_architecture
@@ -79,7 +79,7 @@ def test_any_batch_equals_textbook_attention(data: st.DataObject, window: int | 
     qkv = torch.randn(tokens, HEADS + 2 * KV_HEADS, HEAD_DIM)
     # When keys and values are stored and attended to
     store(cache, qkv[:, HEADS:], context)
-    mixed = attend(qkv[:, :HEADS], cache, context.attends[window], 0.3)
+    mixed = attend(qkv[:, :HEADS], cache, context.attends[window], Attending(0.3))
     # Then each token has what the textbook gives it
     torch.testing.assert_close(
         mixed, one_by_one(qkv[:, :HEADS], cache.values, rows, window), rtol=1e-4, atol=1e-5

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skynet.layers.attention import attend
+from skynet.layers.attention import Attending, attend
 from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.encoder_kv import encoder_kv_attends
 from skynet.planning.ranges import Range
@@ -76,7 +76,7 @@ def test_each_token_attends_to_the_encoder_kv_of_its_text(rows: list[Row], slack
     queries = torch.randn(count, 2, 8, generator=generator)
     # When all are attended to at once
     calls = encoder_kv_attends(known, slack, torch.float32, CPU)
-    mixed = attend(queries, slots, calls, 0.3)
+    mixed = attend(queries, slots, calls, Attending(0.3))
     # Then each token has the result of attention alone
     encoder_kvs = [r.encoder_kv for r in known for _ in r.tokens if r.encoder_kv is not None]
     for token, (place, length) in enumerate(encoder_kvs):

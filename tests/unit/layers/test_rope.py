@@ -114,3 +114,15 @@ def test_rotation_of_interleaved_heads(scaling: dict[str, Any]) -> None:
     # Then they are the same heads in another order
     plain = torch.cat([turned[..., 0::2], turned[..., 1::2]], dim=-1)
     torch.testing.assert_close(plain, expected[0].transpose(0, 1), rtol=1e-4, atol=2e-5)
+
+
+def test_a_part_of_rows_of_odd_length_is_rotated_in_place() -> None:
+    # Given the last numbers of rows of odd length, which cannot be viewed as complex numbers
+    rows = torch.randn(3, 2, 13)
+    factors = torch.polar(torch.ones(3, 1, 4), torch.randn(3, 1, 4))
+    expected = rotate(rows[..., 5:].contiguous(), factors)
+    before = rows[..., :5].clone()
+    # When they are rotated / Then they alone are changed
+    assert rotate(rows[..., 5:], factors) is not None
+    torch.testing.assert_close(rows[..., 5:], expected)
+    assert torch.equal(rows[..., :5], before)
