@@ -42,17 +42,20 @@ class Reference:
     path: Path
 
 
+def eager_experts(config: Any) -> dict[str, str]:
+    """Arguments for a model with experts: not grouped, since that kernel takes no uneven sizes."""
+    counts = ("num_experts_per_tok", "top_k_experts", "moe_topk")
+    has_experts = any(hasattr(config, name) for name in counts)
+    return {"experts_implementation": "eager"} if has_experts else {}
+
+
 def save_random_model(
     family: str, fields: dict[str, Any], directory: Path
 ) -> tuple[Any, Checkpoint]:
     """A model of Transformers with random weights, and the checkpoint that it saves."""
     torch.manual_seed(len(family))
     config = tiny_config(family, **fields)
-    # Not grouped: that kernel takes no uneven sizes.
-    counts = ("num_experts_per_tok", "top_k_experts", "moe_topk")
-    has_experts = any(hasattr(config, name) for name in counts)
-    eager = {"experts_implementation": "eager"} if has_experts else {}
-    model = transformers.AutoModelForCausalLM.from_config(config, **eager)
+    model = transformers.AutoModelForCausalLM.from_config(config, **eager_experts(config))
     return _saved(model, directory), Checkpoint(directory)
 
 

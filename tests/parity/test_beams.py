@@ -12,7 +12,7 @@ import torch
 import transformers
 from harness import Cluster, cluster_of
 from model_families import ENCODER_DECODERS, FAMILIES
-from references import OUTGROWN, PROMPTS, Reference
+from references import OUTGROWN, PROMPTS, Reference, eager_experts
 from seq2seq import TEXTS, VARIED, Translator, make_translator
 from test_engine_parity import InProcess
 
@@ -145,10 +145,8 @@ def translator(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tran
 
 def model_at(path: Path) -> Any:
     config = transformers.AutoConfig.from_pretrained(path)
-    # Not grouped: that kernel takes no uneven sizes.
-    eager = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}
     return transformers.AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, **eager
+        path, dtype=torch.float32, **eager_experts(config)
     ).eval()
 
 
