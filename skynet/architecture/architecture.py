@@ -6,6 +6,7 @@ layers read it and know no family by name.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -35,6 +36,25 @@ from skynet.architecture.weight import (
 )
 from skynet.architecture.window import Window
 from skynet.wire.blocks import BlockFormat
+
+
+class Formats(dict[str, BlockFormat]):
+    """The formats of quantised tensors by name. Remembers those of many pieces, which forecasts ask
+    for again and again."""
+
+    def __init__(self, formats: Mapping[str, BlockFormat]) -> None:
+        super().__init__(formats)
+        self._counted: dict[tuple[str, int | None, int, int], Counter[BlockFormat | None]] = {}
+
+    def of_pieces(
+        self, weight: Weight, layer: int | None, start: int, stop: int
+    ) -> Counter[BlockFormat | None]:
+        """How many of a weight's pieces [start, stop) have each format; None: they are numbers."""
+        key = (weight.name, layer, start, stop)
+        if key not in self._counted:
+            names = (weight.tensor(layer, piece=piece) for piece in range(start, stop))
+            self._counted[key] = Counter(map(self.get, names))
+        return self._counted[key]
 
 
 @dataclass(frozen=True)
@@ -116,7 +136,7 @@ class Architecture:
     sinusoids: Sinusoids | None = None  # the positions, if the file has no table of them
     encoder: Architecture | None = None
     # Of the quantised matrices, by the name of the tensor; the others are numbers.
-    formats: Mapping[str, BlockFormat] = field(default_factory=dict)
+    formats: Formats = field(default_factory=lambda: Formats({}))
     mixers: tuple[Mixer, ...] = (SELF_ATTENTION,)  # of a layer; their partials are added
     dims: Mapping[Unit, Dim] = field(default_factory=dict)
     kinds: tuple[Architecture, ...] = ()  # of layers
@@ -179,6 +199,7 @@ class Architecture:
 
     def quantised(self, formats: Mapping[str, BlockFormat]) -> Self:
         """The same model with quantised matrices: their formats by the names of the tensors."""
+        formats = formats if isinstance(formats, Formats) else Formats(formats)
         encoder = None if self.encoder is None else self.encoder.quantised(formats)
         kinds = tuple(kind.quantised(formats) for kind in self.kinds)
         return replace(self, formats=formats, encoder=encoder, kinds=kinds)

@@ -222,9 +222,11 @@ def _matrix_bytes(
     numbers, pieces = shape[0] * shape[1] * size, pieces_of(arch, part, weight)
     if not arch.formats:
         return numbers * pieces.size
-    numbered = range(pieces.start, pieces.stop)
-    formats = [arch.block_format(weight, layer, piece) for piece in numbered]
-    return sum(numbers if form is None else form.num_bytes(*shape) for form in formats)
+    counted = arch.formats.of_pieces(weight, layer, pieces.start, pieces.stop)
+    return sum(
+        count * (numbers if form is None else form.num_bytes(*shape))
+        for form, count in counted.items()
+    )
 
 
 def _row_bias_bytes(arch: Architecture, part: ShardPlan, weight: Weight) -> int:
