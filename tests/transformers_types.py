@@ -66,13 +66,8 @@ class Refused:
 REFUSED = (
     Refused(
         "experts with transposed parameters, or not stored expert by expert",
-        "'packed_rowwise'",
-        "aria_text llama4_text",
-    ),
-    Refused(
-        "experts with transposed parameters, or not stored expert by expert",
         "not have expert by expert",
-        "granitemoe granitemoeshared minimax_m3_vl_text",
+        "minimax_m3_vl_text",
     ),
     Refused(
         "sparse attention: an indexer chooses the tokens that a query sees",
@@ -98,7 +93,7 @@ REFUSED = (
         "linear attention, convolutions, sinks, scales",
         "that are not known to be the same on every shard",
         "bailing_hybrid diffllama doge dory flint gemma3n_text "
-        "gpt_oss hrm_text inkling2_loop_text inkling2_text jamba "
+        "hrm_text inkling2_loop_text inkling2_text jamba "
         "kimi_linear lara_mini lfm3",
     ),
     Refused("rare styles of the plan", "which is not supported", "inkling_text qwen4_exp_text"),
