@@ -69,6 +69,20 @@ SHARED_MOE: dict[str, Any] = {
     "num_experts": 5,
     "num_experts_per_tok": 3,
 }
+# KV heads by layer type, in groups that do not nest; the second half shares keys and values.
+GEMMA4: dict[str, Any] = GEMMA | {
+    "head_dim": 8,
+    "global_head_dim": 12,
+    "num_global_key_value_heads": 2,
+    "attention_k_eq_v": True,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 8,
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 10,
+    "vocab_size_per_layer_input": 131,
+    "final_logit_softcapping": 30.0,
+}
 GRANITE_MOE: dict[str, Any] = LLAMA | {
     "intermediate_size": 35,
     "num_local_experts": 5,
@@ -84,6 +98,18 @@ def _gpt_neo(num_hidden_layers: int = 4, **fields: Any) -> Any:
     kinds = (["global", "local"] * num_hidden_layers)[:num_hidden_layers]
     return transformers.GPTNeoConfig(
         **{"num_layers": num_hidden_layers, "attention_types": [[kinds, 1]], **fields}
+    )
+
+
+def _dbrx(num_hidden_layers: int = 4, **fields: Any) -> Any:
+    """Its sizes of attention and experts are fields of configs inside."""
+    attention = {name: fields.pop(name) for name in ("clip_qkv", "kv_n_heads") if name in fields}
+    mlp = {name: fields.pop(name) for name in [*fields] if name.startswith(("ffn_", "moe_"))}
+    return transformers.DbrxConfig(
+        n_layers=num_hidden_layers,
+        attn_config=attention | {"rope_theta": 10_000.0},
+        ffn_config=mlp,
+        **fields | {"tie_word_embeddings": False},
     )
 
 
@@ -132,6 +158,10 @@ MSCALE: dict[str, Any] = {
 
 # The family's name -> its configuration class and the fields that make it tiny.
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "aria_text": (
+        transformers.AriaTextConfig,
+        LLAMA | {"intermediate_size": 35, "moe_num_experts": 5},
+    ),
     "bloom": (
         transformers.BloomConfig,
         WIDE | {"n_layer": 4, "n_head": 6, "seq_length": 128, "tie_word_embeddings": False},
@@ -153,6 +183,21 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "sliding_window": 6,
             "layer_types": ["sliding_attention", "full_attention"] * 2,
             "tie_word_embeddings": False,
+        },
+    ),
+    "dbrx": (
+        _dbrx,
+        {
+            "vocab_size": 131,
+            "d_model": 48,
+            "n_heads": 6,
+            "max_seq_len": 128,
+            "kv_n_heads": 3,
+            "clip_qkv": 2.0,
+            "ffn_hidden_size": 35,
+            "moe_num_experts": 5,
+            "moe_top_k": 2,
+            "initializer_range": 0.3,
         },
     ),
     "exaone": (transformers.ExaoneConfig, LLAMA),
@@ -260,12 +305,37 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
             "attention_multiplier": 0.2,
         },
     ),
+    "gemma4_text": (transformers.Gemma4TextConfig, GEMMA4),
+    "gemma4_unified_text": (
+        transformers.Gemma4UnifiedTextConfig,
+        {
+            field: value
+            for field, value in GEMMA4.items()
+            if "per_layer_input" not in field and field != "num_kv_shared_layers"
+        },
+    ),
     "granitemoe": (transformers.GraniteMoeConfig, GRANITE_MOE),
     "granitemoeshared": (
         transformers.GraniteMoeSharedConfig,
         GRANITE_MOE | {"shared_intermediate_size": 41},
     ),
     "llama": (transformers.LlamaConfig, LLAMA),
+    "llama4_text": (
+        transformers.Llama4TextConfig,
+        LLAMA
+        | {
+            "head_dim": 12,
+            "intermediate_size": 35,
+            "intermediate_size_mlp": 83,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_layers": [1, 2, 3],
+            "no_rope_layer_interval": 3,
+            "attention_chunk_size": 7,
+            "floor_scale": 5,
+            "attn_scale": 0.3,
+        },
+    ),
     "mistral": (transformers.MistralConfig, LLAMA | {"sliding_window": 64}),
     "lfm2": (
         transformers.Lfm2Config,
@@ -402,7 +472,7 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 # Heads with biases, which no embedding has, or that Transformers does not tie.
-NEVER_TIED = ("codegen", "gptj", "phi", "nemotron_h")
+NEVER_TIED = ("codegen", "dbrx", "gptj", "phi", "nemotron_h")
 
 
 def tiny_config(family: str, **fields: Any) -> Any:
@@ -423,6 +493,8 @@ def short_config(family: str, **fields: Any) -> Any:
     """The family's configuration with two layers; of Nemotron-H with all of its."""
     types = FAMILIES[family][1].get("layer_types")
     chosen = {} if family in OWN_TYPES else {"layer_types": types and types[:2]}
+    if family.startswith("gemma4"):
+        chosen["num_kv_shared_layers"] = 0  # of each type one layer has keys
     return tiny_config(family, num_hidden_layers=2, **chosen, **fields)
 
 

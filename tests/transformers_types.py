@@ -98,11 +98,10 @@ REFUSED = (
         "linear attention, convolutions, sinks, scales",
         "that are not known to be the same on every shard",
         "bailing_hybrid diffllama doge dory flint gemma3n_text "
-        "gemma4_text gpt_oss hrm_text inkling2_loop_text inkling2_text jamba "
+        "gpt_oss hrm_text inkling2_loop_text inkling2_text jamba "
         "kimi_linear lara_mini lfm3",
     ),
     Refused("rare styles of the plan", "which is not supported", "inkling_text qwen4_exp_text"),
-    Refused("heads that differ from layer to layer", "has heads", "gemma4_unified_text"),
     Refused("several models in one", "is made of several models", "llama4 phi4_multimodal"),
     Refused("other tensor names in files", "have to be converted", "sarvam_moe"),
 )

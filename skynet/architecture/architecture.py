@@ -14,8 +14,16 @@ from typing import Literal, Self
 from skynet.architecture.gate import ClampedGate
 from skynet.architecture.mixers import SELF_ATTENTION, Mixer
 from skynet.architecture.packed import Packed
-from skynet.architecture.positions import Alibi, Disentangled, Relative, Rope, Sinusoids
+from skynet.architecture.positions import (
+    Alibi,
+    Disentangled,
+    Relative,
+    Rope,
+    Sinusoids,
+    Temperature,
+)
 from skynet.architecture.router import SOFTMAX, Router
+from skynet.architecture.window import Window
 from skynet.wire.blocks import BlockFormat
 
 Cut = Literal["column", "row", "vocab", "replicated"]
@@ -25,6 +33,8 @@ Cut = Literal["column", "row", "vocab", "replicated"]
 Unit = str
 HEAD_NORMS = ("q_norm", "k_norm")
 MLP_OUTPUTS, CROSS_OUTPUT = ("down", "shared_down"), "cross_o"
+# Of the inputs that each layer has of its own, after the MLP: a product, and a table of tokens.
+INPUT_OUTPUT, INPUT_TABLE = "input_o", "input_table"
 # Replicated matrices, with the hidden size as inputs; other replicated weights are vectors.
 MATRICES = ("project_out", "head_dense", "label_dense")
 
@@ -67,6 +77,9 @@ class Weight:
     bias_only: bool = False  # the tensor is a `.bias` that has no `.weight` beside it
     bare: bool = False  # the tensor is called `name` as it is
     as_row: bool = False  # a vector stored as (1, size), under `name` as it is
+    # Of a tensor that layers have without `{layer}` in its name: "parts", one of each layer in
+    # order along the axis that is cut (the first, if it is replicated), or "same" for all.
+    of_layers: Literal["", "parts", "same"] = ""
     first_layer: int = 0  # earlier layers do not have the weight
     # The dimensions after the first, (): none, a vector; None: as `Architecture.inputs` says. Of a
     # row-parallel weight the outputs.
@@ -83,7 +96,7 @@ class Weight:
 
     @property
     def per_layer(self) -> bool:
-        return "{layer}" in self.name
+        return "{layer}" in self.name or bool(self.of_layers)
 
     @property
     def in_pieces(self) -> bool:
@@ -139,13 +152,13 @@ class Architecture:
     gated: bool
     ropes: tuple[Rope | None, ...]  # per layer
     learned_positions: bool
-    # Per layer: how many last positions a token sees; if `bidirectional`, how far in either
-    # direction. None: all.
-    windows: tuple[int | None, ...]
+    # Per layer: see `Window`. If `bidirectional`, how far a token sees in either direction.
+    windows: tuple[Window, ...]
     attention_scale: float
     weights: tuple[Weight, ...]
     prefixes: tuple[str, ...]  # of the base model's tensors: the canonical one, then others
-    # Norms of queries and keys: of each head, or of all heads of all shards together.
+    # Norms of queries and keys: of each head, or of all heads of all shards together. Without
+    # `q_norm` and `k_norm` they have no weights.
     qk_norm: Literal["head", "all"] | None = None
     norm_offset: float = 0.0  # added to the weights of RMS norms
     # Attention and MLP both take the layer's input, through one norm if there is no `mlp_norm`.
@@ -161,6 +174,7 @@ class Architecture:
     logit_cap: float | None = None  # logits become cap * tanh(logits / cap)
     attention_cap: float | None = None  # the same for attention scores
     qkv_clip: float | None = None  # queries, keys and values are clamped to [-clip, clip]
+    temperature: Temperature | None = None
     alibi: Alibi | None = None
     num_experts: int = 0
     experts_per_token: int = 0
@@ -339,11 +353,18 @@ class Architecture:
         """The sides of a layer: the roles of row-parallel products whose partials are one sum."""
         rows = [w.role for w in self.weights if w.per_layer and w.cut == "row"]
         mlp = tuple(role for role in rows if role in MLP_OUTPUTS)
-        mixing = tuple(role for role in rows if role not in (*MLP_OUTPUTS, CROSS_OUTPUT))
+        others = (*MLP_OUTPUTS, CROSS_OUTPUT, INPUT_OUTPUT, INPUT_TABLE)
+        mixing = tuple(role for role in rows if role not in others)
         if self.parallel:
             return ((*mixing, *mlp),)
         cross = (CROSS_OUTPUT,) if CROSS_OUTPUT in rows else ()
-        return tuple(side for side in (mixing, cross, mlp) if side)
+        inputs = (INPUT_OUTPUT,) if INPUT_OUTPUT in rows else ()
+        return tuple(side for side in (mixing, cross, mlp, inputs) if side)
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether layers take the embeddings of a step's tokens, besides the hidden states."""
+        return any(kind.weight(INPUT_TABLE) is not None for kind in self.kinds)
 
     @property
     def has_mlp(self) -> bool:

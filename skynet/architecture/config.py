@@ -60,7 +60,8 @@ def size(config: Config, field: str) -> int:
             f"config.json: {field} is {value!r:.40}, expected a positive integer; is this a "
             f"complete {config.get('model_type')} checkpoint?"
         )
-    limit = MAX_LAYERS if "layer" in field else MAX_SIZE
+    counts_layers = "layer" in field and "per_layer" not in field
+    limit = MAX_LAYERS if counts_layers else MAX_SIZE
     if value > limit:
         raise CheckpointError(f"config.json: {field} is {value:.3g}, expected at most {limit}")
     return value

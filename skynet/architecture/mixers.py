@@ -53,7 +53,14 @@ class Mixer:
 
 @dataclass(frozen=True)
 class SelfAttention(Mixer):
-    """Keys and values of every token; the other fields are the architecture's."""
+    """Keys and values of every token; the other fields are the architecture's.
+
+    values_are_keys: one product gives both; keys are then normed and rotated.
+    normed_values: each value is divided by its root mean square.
+    """
+
+    values_are_keys: bool = False
+    normed_values: bool = False
 
     def kept(self, items: Items, head_dim: int) -> Kept:
         return Kept(2 * items("kv_heads"), head_dim)
@@ -86,6 +93,20 @@ class Latent(Mixer):
 
     def multiplied(self, items: Items, head_dim: int) -> int:
         return items("heads") * (2 * self.rank + self.rotary)
+
+
+@dataclass(frozen=True)
+class SharedAttention(Mixer):
+    """Queries alone: keys and values are those of layer `source`, with as many and as large heads.
+
+    A stage without that layer keeps them once for all of its layers: see
+    `skynet/planning/carried.py`.
+    """
+
+    source: int
+
+    def kept(self, items: Items, head_dim: int) -> Kept:
+        return Kept()
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,14 @@ class Rope:
     """Rotary position embedding (Su et al., 2021, arXiv:2104.09864) and how it is scaled."""
 
     dims: int  # rotated dimensions of each head, from its first
-    kind: Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"] = "default"
+    kind: Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional"] = (
+        "default"
+    )
     theta: float = 10_000.0
     adjacent: bool = False  # the two dimensions of a rotated pair are neighbours in checkpoints
     factor: float = 1.0
     original_positions: int = 0  # of the pretraining, where a rope is scaled beyond them
+    rotated: int = 0  # proportional: pairs; the later ones stay as they are
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
@@ -68,3 +71,12 @@ class Sinusoids:
 
     divisor: int
     single: bool = False  # all in float32: large angles are inexact, as in training
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Queries grow with their position (Nakanishi, 2025, arXiv:2501.19399): they are multiplied by
+    1 + scale x log(1 + floor((position + 1) / interval))."""
+
+    interval: int
+    scale: float

@@ -45,7 +45,7 @@ def format_of(
     is_matrix = is_cut and len(arch.shape(weight)) == 2
     if isinstance(arch, TransformersArchitecture) or not is_matrix or weight.float32:
         return None
-    size = gcd(group, matrix_shape(arch, weight)[1])
+    size = gcd(group, matrix_shape(arch, weight)[1], arch.shape(weight)[1])
     if weight.cut == "row":
         item = arch.item_size(weight.unit)
         size = gcd(size, COLUMN_UNIT if item == 1 else item)

@@ -10,7 +10,7 @@ from skynet.architecture.config import Config, refuse
 from skynet.architecture.positions import Rope
 from skynet.errors import CheckpointError, UnsupportedModel
 
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 FIELDS = {
     "rope_type",
     "type",
@@ -69,6 +69,8 @@ def read_rope(
     }
     if kind == "default":
         return Rope(**rope)
+    if kind == "proportional":
+        return Rope(**rope, **_proportional(given, dims))
     positions = config["max_position_embeddings"]
     if kind in ("llama3", "yarn"):
         positions = _original_positions(config, given)
@@ -87,6 +89,18 @@ def read_rope(
             "attention_factor": _yarn_attention_factor(given, rope["factor"]),
         }
     return Rope(**rope)
+
+
+def _proportional(given: Mapping[str, Any], dims: int) -> dict[str, Any]:
+    """The fields of a rope of whole heads that leaves the pairs of low frequencies as they are."""
+    share = given.get("partial_rotary_factor")
+    share = 1.0 if share is None else share
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise CheckpointError(
+            f"config.json: rope 'proportional' has partial_rotary_factor={share!r}, expected 0 to 1"
+        )
+    factor = _number("proportional", "factor", given.get("factor", 1.0))
+    return {"factor": factor, "rotated": int(share * dims // 2)}
 
 
 def read_longrope(

@@ -18,6 +18,7 @@ class Router:
     group_score: a group's is the largest of its experts' scores, or the sum of its two largest.
     sum_to_one: weights are divided by their sum, plus `epsilon`.
     scale: multiplies the weights.
+    of_inputs: weights multiply the experts' inputs, not their outputs.
     """
 
     score: Literal["softmax", "sigmoid", "chosen"] = "softmax"
@@ -28,6 +29,7 @@ class Router:
     sum_to_one: bool = True
     epsilon: float = 0.0
     scale: float = 1.0
+    of_inputs: bool = False
 
 
 SOFTMAX = Router()

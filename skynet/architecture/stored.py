@@ -14,6 +14,9 @@ def stored_shape(
 ) -> tuple[int, ...]:
     """The shape of the tensor, all fused parts together, or of one of its pieces."""
     shape = (_stored_outputs(arch, weight), *arch.shape(weight)[1:])
+    if weight.of_layers == "parts":
+        axis = stored_axis(weight)
+        shape = (*shape[:axis], shape[axis] * arch.num_layers, *shape[axis + 1 :])
     if form is not None:
         return form.shape(*matrix_shape(arch, weight))
     if weight.role in HEAD_NORMS and weight.in_pieces:
@@ -28,6 +31,8 @@ def stored_shape(
 def matrix_shape(arch: Architecture, weight: Weight) -> tuple[int, int]:
     """(out, in) of a matrix, all fused parts together, however it is stored."""
     (inputs,) = arch.shape(weight)[1:]
+    if weight.of_layers == "parts" and weight.cut == "row":
+        inputs *= arch.num_layers
     return _stored_outputs(arch, weight), inputs
 
 
@@ -44,8 +49,10 @@ def stored_bias(arch: Architecture, weight: Weight) -> int:
     return _stored_outputs(arch, weight) if weight.fused else arch.bias_size(weight)
 
 
-def offset(arch: Architecture, weight: Weight) -> int:
-    """Where the weight's outputs start in its tensor, which may be fused end to end."""
+def offset(arch: Architecture, weight: Weight, layer: int | None = None) -> int:
+    """Where the weight's part starts in its tensor, which may be fused end to end."""
+    if weight.of_layers == "parts":
+        return arch.outputs(weight) * (layer or 0)
     if weight.unit == "positions":
         return arch.position_offset
     before = weight.fused[: weight.fused.index(weight.role)] if weight.fused else ()

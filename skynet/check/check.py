@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.transformers_model import TransformersArchitecture
+from skynet.architecture.window import Chunk
 from skynet.check.backend_shards import BackendShards
 from skynet.check.comparison import Comparison
 from skynet.check.model_head import question_of
@@ -153,7 +154,8 @@ def _notes(arch: Architecture, dtype: str, num_tokens: int) -> list[str]:
         else []
     )
     reaches = f"the prompt has {num_tokens}; a longer --prompt reaches"
-    windows = [window for window in arch.windows if window is not None]
+    sizes = (each.size if isinstance(each, Chunk) else each for each in arch.windows)
+    windows = [size for size in sizes if size is not None]
     # An encoder's window is the distance that a token sees, not a number of tokens.
     if windows and min(windows) + arch.bidirectional >= num_tokens:
         notes.append(f"not tested: the end of windows of {min(windows)} tokens; {reaches} it")

@@ -9,6 +9,7 @@ import torch
 from skynet.architecture.architecture import Architecture
 from skynet.check.report import Finding
 from skynet.layers.lockstep import ShardOutputs, sum_partials
+from skynet.layers.residual import JOINED
 from skynet.planning.plan import ShardPlan
 from skynet.planning.ranges import Range
 from skynet.planning.units import pieces_of, units
@@ -68,9 +69,15 @@ def _sums(arch: Architecture, parts: Sequence[ShardPlan], dense: DenseLayer) -> 
         partials = [dense.partials.get(role) for role in side]
         known = [each for each in partials if each is not None]
         name = " and ".join(dict.fromkeys(NAMES.get(role, "mixer") for role in side))
-        total = [sum_partials(list(shard)) for shard in zip(*known, strict=True)]
+        join = beside if len(side) > 1 and arch.weight(JOINED[0]) is not None else sum_partials
+        total = [join(list(shard)) for shard in zip(*known, strict=True)]
         sums.append((name, total if len(known) == len(partials) else None))
     return sums
+
+
+def beside(partials: list[torch.Tensor]) -> torch.Tensor:
+    """Partials as `SideBySide` has them."""
+    return torch.cat(partials, dim=1)
 
 
 def _mean_squares(

@@ -6,8 +6,8 @@ of Transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -27,6 +27,7 @@ from skynet.layers.norm import AllReduce
 from skynet.layers.regions import Fetch
 from skynet.layers.stack import Stack
 from skynet.layers.weights import Loader
+from skynet.planning.carried import sources_of
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.wire.step import Step
@@ -49,6 +50,10 @@ class SkynetShards:
         self.arch, self.plan, self.stacks = arch, plan, stacks
         self.head = SkynetHead(arch, plan, fetch, stacks[-1])
         self._fetch, self._dtypes = fetch, Dtypes.of(plan)
+        self._sources = sources_of(arch, Range(0, arch.num_layers)) if arch.kinds else set()
+        # What layers take besides the hidden states: see `skynet/planning/carried.py`.
+        self._embeddings: torch.Tensor | None = None
+        self._shared: dict[int, torch.Tensor] = {}
 
     def parts(self, layer: int) -> tuple[ShardPlan, ...]:
         """The shards of a layer's stage."""
@@ -63,11 +68,20 @@ class SkynetShards:
         partials = [shard.partial(ids) for shard in shards]
         total, positions = sum_partials(partials), torch.arange(len(ids))
         outputs = [shard.complete(total, ids, positions) for shard in shards]
+        self._embeddings = outputs[0]
         return ShardOutputs([partials], outputs)
 
     def load_layer(self, stack: CheckedStack, layer: int) -> LoadedLayer:
         """All shards of a layer, counted over all stacks; free them before the next one."""
-        return _Layers([self._layer_shard(part, stack, layer) for part in self.parts(layer)])
+        shards = [self._layer_shard(part, stack, layer) for part in self.parts(layer)]
+        return _Layers(shards, self._keep if layer in self._sources else None)
+
+    def _keep(self, shards: Sequence[_LayerShard]) -> None:
+        """Keep the keys and values of a layer that later ones share, from its first run."""
+        source = shards[0].stack.run.start
+        if source not in self._shared:
+            parts = [shard.stack.shared.columns(source, shard.context) for shard in shards]
+            self._shared[source] = sum_partials(parts)
 
     def encoder_output(self, x: torch.Tensor) -> ShardOutputs:
         """The encoder's output from `x`, the output of its last layer.
@@ -94,7 +108,10 @@ class SkynetShards:
         if stack.encoder is not None:
             encoder = self._load(part, stack.encoder, layers.run)
             encoder_context = encoder.prepare(self._step(stack.encoder))
-        return _LayerShard(loaded, layers.prepare(self._step(stack)), encoder_context)
+        context = replace(layers.prepare(self._step(stack)), embeddings=self._embeddings)
+        for source in layers.shared.copies:
+            layers.shared.store(source, self._shared[source], context)
+        return _LayerShard(layers, loaded, context, encoder_context)
 
     def _load(self, part: ShardPlan, stack: CheckedStack, layers: Range) -> Stack:
         """A shard's layers of a stack; none if they all belong to the other stack."""
@@ -110,8 +127,10 @@ def _run_encoder(
 
 @dataclass(frozen=True)
 class _LayerShard:
-    """One shard of a layer, the step's context, and the encoder's context for cross-attention."""
+    """One shard of a layer, alone in its stack, the step's context, and the encoder's context for
+    cross-attention."""
 
+    stack: Stack
     layer: Layer
     context: StepContext
     encoder_context: StepContext | None
@@ -120,12 +139,20 @@ class _LayerShard:
 class _Layers:
     """A `LoadedLayer` of SkyNet's layers."""
 
-    def __init__(self, shards: list[_LayerShard]) -> None:
-        self._shards = shards
+    def __init__(
+        self,
+        shards: list[_LayerShard],
+        after: Callable[[Sequence[_LayerShard]], None] | None = None,
+    ) -> None:
+        """after: called after each run."""
+        self._shards, self._after = shards, after
 
     def run(self, x: torch.Tensor, encoder_output: torch.Tensor | None = None) -> ShardOutputs:
         """`x` (tokens, hidden) float32 through the layer."""
         for shard in self._shards:
             if shard.encoder_context is not None and encoder_output is not None:
                 shard.layer.store_encoder_kv(encoder_output, shard.encoder_context)
-        return run_in_lockstep([partial(each.layer, x, each.context) for each in self._shards])
+        run = run_in_lockstep([partial(each.layer, x, each.context) for each in self._shards])
+        if self._after is not None:
+            self._after(self._shards)
+        return run

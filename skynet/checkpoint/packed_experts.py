@@ -48,8 +48,8 @@ class ExpertView:
         region = [slice(0, size) for size in self.shape]
         region[axis] = slice(start, stop)
         region[0] = self.packed.outputs(region[0].start, region[0].stop, self.shape[0])
-        in_file = region[::-1] if self.packed.transposed else region
-        index: tuple[Any, ...] = (self.expert, *in_file)
+        inner = region[::-1] if self.packed.transposed else region
+        index: tuple[Any, ...] = (self.expert, *inner)
 
         def part(tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
             found = tensor[index]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
+from skynet.architecture.architecture import Architecture
 from skynet.layers.cache import KVCache
 from skynet.layers.context import StepContext
 from skynet.layers.encoder_kv import Attend
+from skynet.planning.plan import ShardPlan
 
 
 class Kernel(Protocol):
@@ -26,6 +29,18 @@ class Kernel(Protocol):
         is_causal: bool = False,
         scale: float | None = None,
     ) -> torch.Tensor: ...
+
+
+def kv_of_queries(arch: Architecture, part: ShardPlan, device: torch.device) -> torch.Tensor | None:
+    """Which of the shard's KV heads each of its query heads has, where it has parts of groups.
+
+    None where it has whole groups, or a part of one: its KV heads have equally many each.
+    """
+    heads, kv_heads = part.heads, part.kv_heads
+    if kv_heads.size == 1 or not (heads.start % arch.group or heads.stop % arch.group):
+        return None
+    numbers = torch.arange(heads.start, heads.stop, device=device)
+    return numbers // arch.group - kv_heads.start
 
 
 def store(cache: KVCache, new: torch.Tensor, context: StepContext) -> None:
@@ -79,53 +94,69 @@ def _masked(scores: torch.Tensor, mask: torch.Tensor | None, is_causal: bool) ->
     return scores if mask is None else scores.add_(mask)
 
 
+def kernel_of(cap: float | None) -> Kernel:
+    """The kernel of scores that may be capped."""
+    return F.scaled_dot_product_attention if cap is None else partial(capped_attention, cap=cap)
+
+
+@dataclass(frozen=True)
+class Attending:
+    """How the queries of a layer attend.
+
+    kernel: not used with sinks.
+    sinks: (heads,) float32: see `sink_attention`.
+    kv_of_query: see `kv_of_queries`.
+    """
+
+    scale: float
+    kernel: Kernel = F.scaled_dot_product_attention
+    sinks: torch.Tensor | None = None
+    kv_of_query: torch.Tensor | None = None
+
+    def kernel_for(self, scores: int, group: int) -> Kernel:
+        """For scores with so many dimensions after those of KV heads and their groups."""
+        if self.sinks is None:
+            return self.kernel
+        sinks = self.sinks.view(-1, group, *(1,) * scores)
+        return partial(sink_attention, sinks=sinks)
+
+
 def attend(
     queries: torch.Tensor,
     cache: KVCache,
     calls: list[Attend],
-    scale: float,
-    kernel: Kernel = F.scaled_dot_product_attention,
-    sinks: torch.Tensor | None = None,
+    how: Attending,
 ) -> torch.Tensor:
-    """`queries` (tokens, heads, head_dim) over `cache` to (tokens, heads x head_dim).
-
-    sinks: (kv_heads, group) float32, for `sink_attention` in place of `kernel`.
-    """
+    """`queries` (tokens, heads, head_dim) over `cache` to (tokens, heads x head_dim)."""
     if len(calls) == 1:
-        return _one_call(queries, cache, calls[0], scale, kernel, sinks)
+        return _one_call(queries, cache, calls[0], how)
     out = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
     for call in calls:
         part = slice(call.tokens.start, call.tokens.stop)
-        out[part] = _one_call(queries[part], cache, call, scale, kernel, sinks)
+        out[part] = _one_call(queries[part], cache, call, how)
     return out
 
 
-def _one_call(
-    queries: torch.Tensor,
-    cache: KVCache,
-    call: Attend,
-    scale: float,
-    kernel: Kernel,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
+def _one_call(queries: torch.Tensor, cache: KVCache, call: Attend, how: Attending) -> torch.Tensor:
     keys, values = cache.read(call.slots, call.keys)
-    grouped = queries.unflatten(1, (cache.kv_heads, -1))  # (tokens, kv_heads, group, head_dim)
+    if how.kv_of_query is not None:  # copies, one for each query head: groups of one
+        keys, values = keys[:, how.kv_of_query], values[:, how.kv_of_query]
+    grouped = queries.unflatten(1, (keys.shape[1], -1))  # (tokens, kv_heads, group, head_dim)
     if call.tokens.size == call.slots.size:
         # One token per slot: the queries of a group take the place of a sequence's tokens, so that
         # the kernel reads each key once for the whole group.
-        kernel = kernel if sinks is None else partial(sink_attention, sinks=sinks[..., None])
-        mixed = kernel(grouped, keys, values, attn_mask=call.mask, scale=scale)
+        kernel = how.kernel_for(1, grouped.shape[2])
+        mixed = kernel(grouped, keys, values, attn_mask=call.mask, scale=how.scale)
         return mixed.reshape(queries.shape[0], -1)
     # One slot, many tokens: KV heads take the place of the batch, and a group shares its keys by a
     # stride of zero.
     group = grouped.shape[2]
-    kernel = kernel if sinks is None else partial(sink_attention, sinks=sinks[..., None, None])
-    mixed = kernel(
+    mixed = how.kernel_for(2, group)(
         grouped.permute(1, 2, 0, 3),
         keys[0].unsqueeze(1).expand(-1, group, -1, -1),
         values[0].unsqueeze(1).expand(-1, group, -1, -1),
         attn_mask=call.mask,
         is_causal=call.causal,
-        scale=scale,
+        scale=how.scale,
     )
     return mixed.permute(2, 0, 1, 3).reshape(queries.shape[0], -1)

@@ -72,6 +72,25 @@ class Block:
         return True
 
 
+class SideBySide(Block):
+    """A block whose sum has the branches' partials beside each other, (tokens, branches x hidden).
+
+    Each sum is normed before they are added: see `JoinedNorms`.
+    """
+
+    def __call__(
+        self, x: torch.Tensor, context: StepContext, all_reduce: AllReduce
+    ) -> torch.Tensor:
+        partials = [
+            module(x if norm is None else norm(x), context, all_reduce)
+            for norm, module in self._branches
+        ]
+        return torch.cat(partials, dim=1)
+
+    def emit(self, program: Program) -> bool:
+        return False
+
+
 class CompiledBlock:
     """A block as a program of the kernels for decoding steps; as it is for others."""
 

@@ -74,6 +74,11 @@ class KVCache:
             both = both.to(self.dtype)
         return both[:, : self.kv_heads], both[:, self.kv_heads :]
 
+    def tokens(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """K and V heads of single tokens, (tokens, heads, head_dim) float32."""
+        both = self.values[slots, :, positions].float()
+        return both if self.scales is None else both * self.scales[slots, :, positions][..., None]
+
     def clear(self, slots: torch.Tensor, positions: torch.Tensor) -> None:
         """Zero the keys and values of tokens: see `SlotState.clear`.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from skynet.architecture.window import Chunk, Window, first_key
 from skynet.errors import StepFailed
 from skynet.kernels.products import UNPACKED_ROWS
 from skynet.kernels.steps import DecodingStep, StepKernels
@@ -36,13 +37,17 @@ class StepContext:
     positions: torch.Tensor  # (tokens,) int64
     slots: torch.Tensor  # (tokens,) int64
     ropes: tuple[torch.Tensor, ...]  # of each rope of the model (tokens, 1, dims / 2) complex64
-    attends: dict[int | None, list[Attend]]  # by window
+    attends: dict[Window, list[Attend]]  # by window
     single_token: tuple[int, int] | None  # (slot, position), if the step has only one token
     # Of an encoder, by window:
-    text_batches: dict[int | None, list[TextBatch]] = field(default_factory=dict)
+    text_batches: dict[Window, list[TextBatch]] = field(default_factory=dict)
     encoder_kvs: list[Attend] = field(default_factory=list)  # `slots` are those of encoder KV
     decoding: DecodingStep | None = None  # for the kernels, if they can run the step
     types: torch.Tensor | None = None  # (tokens,) int64, token types; None: all 0
+    # What hidden states carry, see `Carrier`: (tokens, hidden) float32, and keys and values by the
+    # layer that has computed them, where this stage only passes them on.
+    embeddings: torch.Tensor | None = None
+    passing: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class StepLayout:
 
     kv: KVLayout
     vocab_size: int
-    windows: frozenset[int | None]
+    windows: frozenset[Window]
     token_bytes: int
     dtype: torch.dtype
     device: torch.device
@@ -69,7 +74,7 @@ class StepLayout:
         cls,
         load: Loader,
         kv: KVLayout,
-        windows: Iterable[int | None],
+        windows: Iterable[Window],
         rotaries: Sequence[Rotary] = (),
         bias: Bias | None = None,
         step_kernels: StepKernels | None = None,
@@ -118,11 +123,12 @@ def make_context(step: Step, layout: StepLayout) -> StepContext:
     ]
     ids, positions, slots, prompt_lengths = torch.tensor(flat, device=device).unbind()
     slack = max(1, CALL_BYTES // max(1, layout.token_bytes))
-    attends: dict[int | None, list[Attend]] = {}
-    batches: dict[int | None, list[TextBatch]] = {}
+    attends: dict[Window, list[Attend]] = {}
+    batches: dict[Window, list[TextBatch]] = {}
     if layout.bidirectional:
         for window in layout.windows:
-            batches[window] = text_batches(step.rows, window, dtype, device, bias)
+            if not isinstance(window, Chunk):  # no encoder has them
+                batches[window] = text_batches(step.rows, window, dtype, device, bias)
     else:
         masks = _Masks(dtype, device, bias)
         for window in layout.windows:
@@ -219,9 +225,7 @@ class _Masks:
             bias = self.bias.of(positions, keys).permute(2, 0, 1, 3)
         return self._additive(visible, bias)
 
-    def one_row(
-        self, row: Row, keys: Range, window: int | None, causal: bool
-    ) -> torch.Tensor | None:
+    def one_row(self, row: Row, keys: Range, window: Window, causal: bool) -> torch.Tensor | None:
         """The mask of the tokens of one row; broadcasts to (kv_heads, group, tokens, keys)."""
         position = torch.arange(row.start, row.stop)
         visible = None
@@ -229,7 +233,8 @@ class _Masks:
             index = torch.arange(keys.start, keys.stop)
             visible = index <= position[:, None]
             if window is not None:
-                visible &= index > position[:, None] - window
+                first = [first_key(each, window) for each in range(row.start, row.stop)]
+                visible &= index >= torch.tensor(first)[:, None]
         bias = None if self.bias is None else self.bias.of(position, keys)
         if bias is not None and len(row.tokens) == 1:
             bias = bias.permute(2, 0, 1, 3)  # one token is computed as one token per slot
@@ -244,7 +249,7 @@ class _Masks:
         return mask.masked_fill(~visible, float("-inf")).to(self.device, self.dtype)
 
 
-def _attends(rows: Sequence[Row], window: int | None, slack: int, masks: _Masks) -> list[Attend]:
+def _attends(rows: Sequence[Row], window: Window, slack: int, masks: _Masks) -> list[Attend]:
     calls, first, index = [], 0, 0
     while index < len(rows):
         count = _neighbours(rows[index:], window, slack)
@@ -259,12 +264,12 @@ def _attends(rows: Sequence[Row], window: int | None, slack: int, masks: _Masks)
     return calls
 
 
-def _visible_keys(row: Row, window: int | None) -> Range:
+def _visible_keys(row: Row, window: Window) -> Range:
     """The keys that any token of this row sees."""
-    return Range(0 if window is None else max(0, row.start + 1 - window), row.stop)
+    return Range(first_key(row.start, window), row.stop)
 
 
-def _neighbours(rows: Sequence[Row], window: int | None, slack: int) -> int:
+def _neighbours(rows: Sequence[Row], window: Window, slack: int) -> int:
     """How many rows from the first share a call: single tokens, adjacent slots, little padding."""
     keys = _visible_keys(rows[0], window)
     useful = keys.size
@@ -279,7 +284,7 @@ def _neighbours(rows: Sequence[Row], window: int | None, slack: int) -> int:
     return len(rows)
 
 
-def _single_tokens(rows: Sequence[Row], first: int, window: int | None, masks: _Masks) -> Attend:
+def _single_tokens(rows: Sequence[Row], first: int, window: Window, masks: _Masks) -> Attend:
     visible = [_visible_keys(row, window) for row in rows]
     keys = Range(min(each.start for each in visible), max(each.stop for each in visible))
     return Attend(
@@ -291,9 +296,9 @@ def _single_tokens(rows: Sequence[Row], first: int, window: int | None, masks: _
     )
 
 
-def _one_row(row: Row, first: int, window: int | None, masks: _Masks) -> Attend:
+def _one_row(row: Row, first: int, window: Window, masks: _Masks) -> Attend:
     keys, count = _visible_keys(row, window), len(row.tokens)
-    windowless = keys.start == 0 and (window is None or row.stop <= window)
+    windowless = first_key(row.stop - 1, window) == 0
     # The kernel takes either `is_causal` or a mask.
     causal = count > 1 and windowless and row.start == 0 and masks.bias is None
     return Attend(

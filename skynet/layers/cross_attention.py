@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from skynet.kernels.steps import Program
-from skynet.layers.attention import attend, store
+from skynet.layers.attention import Attending, attend, store
 from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.norm import AllReduce
@@ -18,7 +17,7 @@ class CrossAttention:
 
     def __init__(self, load: Loader, kv: KVLayout, layer: int) -> None:
         arch, kv_heads = load.arch, load.part.kv_heads.size
-        self._scale, self._head_dim = arch.attention_scale, arch.head_dim
+        self._how, self._head_dim = Attending(arch.attention_scale), arch.head_dim
         self._query = load.linear("cross_q", layer=layer)
         self._key_value = load.linear("cross_k", "cross_v", layer=layer)
         self._out = load.linear("cross_o", layer=layer, bias=False)
@@ -40,5 +39,5 @@ class CrossAttention:
         """See `Module`."""
         queries = self._query(x).unflatten(1, (-1, self._head_dim))
         calls = context.encoder_kvs
-        mixed = attend(queries, self.encoder_kv, calls, self._scale, F.scaled_dot_product_attention)
+        mixed = attend(queries, self.encoder_kv, calls, self._how)
         return self._out(mixed)

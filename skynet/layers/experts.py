@@ -9,7 +9,7 @@ from skynet.kernels.steps import Program
 from skynet.layers.activation import combination
 from skynet.layers.context import StepContext
 from skynet.layers.linear import Linear
-from skynet.layers.norm import AllReduce
+from skynet.layers.norm import AllReduce, load_norm
 from skynet.layers.router import TopRouter
 from skynet.layers.weights import Loader
 from skynet.planning.units import pieces_of
@@ -23,6 +23,9 @@ class Experts:
         self._combine = combination(arch)
         roles = ("gate", "up") if arch.gated else ("up",)
         self._router = TopRouter(load, layer)
+        self._weighs_inputs = arch.router.of_inputs
+        # The router takes what is not normed, if the experts have a norm of their own.
+        self._norm = load_norm(load, "experts_norm", layer) if load.has("experts_norm") else None
         self._in: dict[int, Linear] = {}  # by expert, of those that the shard has anything of
         self._out: dict[int, Linear] = {}
         pieces = pieces_of(arch, load.part, load.regions.weight("down"))
@@ -34,8 +37,9 @@ class Experts:
             self._latent = [load.linear(f"latent_{end}", layer=layer) for end in ("in", "out")]
         self._out_bias = load.float32.piece_biases("down", layer)
         biases = () if self._out_bias is None else (self._out_bias,)
+        norms = () if self._norm is None else (self._norm,)
         products = (*self._in.values(), *self._out.values(), *self._latent)
-        parts = (self._router, *products, *biases)
+        parts = (self._router, *norms, *products, *biases)
         self.nbytes = sum(part.nbytes for part in parts)
 
     def __call__(
@@ -43,6 +47,7 @@ class Experts:
     ) -> torch.Tensor:
         """See `Module`."""
         weights, chosen = self._router(x)
+        x = x if self._norm is None else self._norm(x.float())
         if not self._latent:
             return self._mixture(x, weights, chosen)
         into, out = self._latent
@@ -63,13 +68,19 @@ class Experts:
         if len(x) == 1:
             for weight, expert in zip(weights[0], chosen[0].tolist(), strict=True):
                 if expert in self._in:
-                    total += self._expert(expert, x).float() * weight
+                    total += self._expert(expert, x, weight)
             return total.to(x.dtype)
         for expert in filter(self._in.__contains__, chosen.unique().tolist()):
             tokens, places = (chosen == expert).nonzero(as_tuple=True)
-            output = self._expert(expert, x[tokens]).float()
-            total.index_add_(0, tokens, output * weights[tokens, places, None])
+            output = self._expert(expert, x[tokens], weights[tokens, places, None])
+            total.index_add_(0, tokens, output)
         return total.to(x.dtype)
 
-    def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
+    def _expert(self, expert: int, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """One expert's part of the sum, float32; `weights` (float32) broadcasts to `x`."""
+        if self._weighs_inputs:
+            return self._mlp(expert, (x * weights).to(x.dtype)).float()
+        return self._mlp(expert, x).float() * weights
+
+    def _mlp(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         return self._out[expert](self._combine(self._in[expert](x)))

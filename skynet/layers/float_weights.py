@@ -115,7 +115,8 @@ class FloatLoader:
         made = self._weights.get(key, units)
         if not isinstance(made, torch.Tensor):
             made = torch.empty(shape, dtype=torch.float32, device=self._device)
-            raw = [regions.read(weight, name, region or Range(0, shape[0])) for name in names]
+            every = Range(0, shape[0])
+            raw = [regions.read(weight, name, region or every, layer) for name in names]
             regions.forget()
             whole = raw[0] if len(raw) == 1 else torch.cat(raw)
             regions.copy(weight, whole.reshape(shape), made, layer)

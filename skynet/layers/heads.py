@@ -84,3 +84,9 @@ def interleave(
     target[:, first:stop].unflatten(1, (half, 2)).copy_(pairs)
     target[:, :first].copy_(source[:, :first])
     target[:, stop:].copy_(source[:, stop:])
+
+
+def half_by_half(heads: torch.Tensor, dims: int) -> torch.Tensor:
+    """The opposite of `interleave` for the numbers of heads, (..., head_dim); a copy."""
+    pairs = heads[..., :dims].unflatten(-1, (-1, 2)).transpose(-1, -2)
+    return torch.cat([pairs.flatten(-2), heads[..., dims:]], dim=-1)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from skynet.architecture.mixers import Latent
+from skynet.architecture.window import Window
 from skynet.kernels.steps import Program
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
@@ -42,7 +43,7 @@ class LatentAttention:
         arch = load.arch
         self._mixer, self._dtype, self._scale = mixer, load.dtype, arch.attention_scale
         self._heads, self._window = load.part.heads.size, arch.windows[layer]
-        self.windows: tuple[int | None, ...] = (self._window,)
+        self.windows: tuple[Window, ...] = (self._window,)
         rope = arch.ropes[layer]
         self._rope = None if rope is None else arch.rope_kinds.index(rope)
         self._down: Linear

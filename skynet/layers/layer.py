@@ -7,17 +7,19 @@ from typing import NamedTuple
 
 import torch
 
+from skynet.architecture.architecture import INPUT_OUTPUT
 from skynet.errors import StepFailed
 from skynet.kernels.steps import StepKernels
-from skynet.layers.block import Block, Branch, CompiledBlock, Module, compiled
+from skynet.layers.block import Block, Branch, CompiledBlock, Module, SideBySide, compiled
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.cross_attention import CrossAttention
 from skynet.layers.experts import Experts
 from skynet.layers.mixers import MixerModule, load_mixer
 from skynet.layers.mlp import MLP
-from skynet.layers.norm import AllReduce, Norm, load_norm
-from skynet.layers.residual import Residual, load_residual
+from skynet.layers.norm import AllReduce, NoNorm, Norm, load_norm
+from skynet.layers.per_layer_input import PerLayerInput
+from skynet.layers.residual import JOINED, Residual, load_residual
 from skynet.layers.weights import Loader
 
 
@@ -102,7 +104,8 @@ def load_layer(load: Loader, kv: KVLayout, layer: int, kernels: StepKernels | No
     """A layer of the stack that `load` loads, by its number there.
 
     Mixers, a sum, the MLP of the result, and a sum; or, in parallel, both with one sum. The decoder
-    of an encoder-decoder has cross-attention and a sum between the two.
+    of an encoder-decoder has cross-attention and a sum between the two. Last may be a product of
+    the inputs that each layer has of its own, and its sum.
     """
     load = load.at(layer)
     arch = load.arch
@@ -112,8 +115,8 @@ def load_layer(load: Loader, kv: KVLayout, layer: int, kernels: StepKernels | No
     sides: list[Side] = []
     cross: CrossAttention | None = None
 
-    def side(branches: list[Branch], name: str) -> Side:
-        block = compiled(Block(branches, arch.hidden_size), kernels)
+    def side(branches: list[Branch], name: str, kind: type[Block] = Block) -> Side:
+        block = compiled(kind(branches, arch.hidden_size), kernels)
         return Side(block, load_residual(load, name, arch.sides[len(sides)], layer))
 
     if arch.parallel:
@@ -128,7 +131,13 @@ def load_layer(load: Loader, kv: KVLayout, layer: int, kernels: StepKernels | No
         sides.append(side(_branches(cross_norm, [cross]), "cross"))
     if arch.has_mlp:
         mlp_norm = load_norm(load, "mlp_norm", layer)
-        sides.append(side(_branches(mlp_norm, load_mlp(load, layer)), "mlp"))
+        if load.has(JOINED[0]):
+            sides.append(side(_side_by_side(load, layer, mlp_norm), "mlp", SideBySide))
+        else:
+            sides.append(side(_branches(mlp_norm, load_mlp(load, layer)), "mlp"))
+    if load.has(INPUT_OUTPUT):
+        own = PerLayerInput(load, layer)
+        sides.append(side(_branches(NoNorm(load.dtype), [own]), "input"))
     return Layer(sides, mixers, cross, load.dtype)
 
 
@@ -140,6 +149,12 @@ def load_mlp(load: Loader, layer: int) -> list[Module]:
     if load.has("shared_down", layer):
         modules.append(MLP(load, layer, "shared_"))
     return modules
+
+
+def _side_by_side(load: Loader, layer: int, norm: Norm) -> list[Branch]:
+    """An MLP and experts with norms of their own; norm: of the MLP's input."""
+    experts = Branch(NoNorm(torch.float32), Experts(load, layer))
+    return [Branch(norm, MLP(load, layer, "shared_")), experts]
 
 
 def _branches(norm: Norm | None, modules: Sequence[Module]) -> list[Branch]:

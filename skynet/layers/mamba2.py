@@ -122,7 +122,8 @@ class Mamba2Mixer:
         """The recurrence of all rows, and the states after them; single tokens in one call."""
         if len(tokens.values) == len(rows):
             return self._space.step(tokens, states)
-        output, start, singles = torch.empty_like(tokens.values), 0, ([], [])
+        output, start = torch.empty_like(tokens.values), 0
+        singles: tuple[list[int], list[int]] = ([], [])
         for index, row in enumerate(rows):
             count = len(row.tokens)
             if count == 1:

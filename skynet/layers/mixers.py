@@ -11,8 +11,10 @@ from skynet.architecture.mixers import (
     Mamba2,
     Mixer,
     SelfAttention,
+    SharedAttention,
     ShortConvolution,
 )
+from skynet.architecture.window import Window
 from skynet.layers.block import Module
 from skynet.layers.cache import KVLayout
 from skynet.layers.convolution import ShortConvolutionMixer
@@ -20,6 +22,7 @@ from skynet.layers.gated_delta import GatedDeltaMixer
 from skynet.layers.latent_attention import LatentAttention
 from skynet.layers.mamba2 import Mamba2Mixer
 from skynet.layers.self_attention import Attention
+from skynet.layers.shared_attention import QueriesOnly
 from skynet.layers.slot_state import SlotState
 from skynet.layers.weights import Loader
 
@@ -27,19 +30,23 @@ from skynet.layers.weights import Loader
 class MixerModule(Module, Protocol):
     """Mixes the tokens of each sequence, and keeps what later tokens need in its slot.
 
-    windows: those that it attends with.
     states: what it keeps.
     """
 
-    windows: tuple[int | None, ...]
     states: tuple[SlotState, ...]
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """Those that it attends with."""
+        ...
 
 
 # load: of the layer's kind; the layer's number; its mixer.
 Make = Callable[[Loader, KVLayout, int, Any], MixerModule]
 
 _MAKE: dict[type[Mixer], Make] = {
-    SelfAttention: lambda load, kv, layer, _: Attention(load, kv, layer),
+    SelfAttention: Attention,
+    SharedAttention: QueriesOnly,
     Latent: LatentAttention,
     ShortConvolution: ShortConvolutionMixer,
     Mamba2: Mamba2Mixer,

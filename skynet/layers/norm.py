@@ -99,9 +99,14 @@ def load_norm(
     return _make(load.arch, load.float32.vector(role, layer=layer), bias, dtype)
 
 
-def load_head_norm(load: Loader, layer: int) -> Norm:
+def load_head_norm(load: Loader, layer: int, roles: tuple[str, ...] = ("q_norm", "k_norm")) -> Norm:
     """The norm of a shard's query and key heads in one call, float32: a row of weights per head."""
-    roles = ("q_norm", "k_norm")
+    if not load.has(roles[0]):  # without weights
+        heads = load.part.heads.size + load.part.kv_heads.size
+        ones = torch.ones(heads, load.arch.head_dim, device=load.device)
+        norm = RMSNorm(ones, load.arch.norm_eps, torch.float32)
+        norm.nbytes = 0
+        return norm
     weight = torch.cat([load.float32.head_vectors(role, "weight", layer) for role in roles])
     bias = None
     if load.has_bias("q_norm"):

@@ -75,14 +75,19 @@ class ShardRegions:
             return (self.arch.shape(weight)[0], size)
         return (size, inputs or 1)
 
-    def read(self, weight: Weight, name: str, units: Range) -> torch.Tensor:
-        """The region of tensor `name` that has these units, as the tensor is stored."""
+    def read(
+        self, weight: Weight, name: str, units: Range, layer: int | None = None, group: int = 1
+    ) -> torch.Tensor:
+        """The region of tensor `name` that has these units, as the tensor is stored.
+
+        group: inputs in a unit, if these are groups.
+        """
         if weight.by_group:
             fetch = partial(self.fetch, name)
             if units == self.units(weight):
                 return self._grouped.all_of(weight, name, fetch)
             return self._grouped.some_of(weight, units, fetch)
-        start = offset(self.arch, weight)
+        start = offset(self.arch, weight, layer) // group
         return self.fetch(name, Range(units.start + start, units.stop + start))
 
     def copy(self, weight: Weight, raw: torch.Tensor, out: torch.Tensor, layer: int | None) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
+from skynet.kernels.steps import NormWeights
 from skynet.layers.finite import no_part
 from skynet.layers.norm import AllReduce, NoNorm, Norm, load_norm
 from skynet.layers.weights import Loader
+
+JOINED = ("shared_post_norm", "experts_post_norm")  # norms of the sums of an MLP and experts
 
 
 class Residual(Protocol):
@@ -86,11 +90,44 @@ class Normed:
         return value if first else no_part(value)
 
 
+class JoinedNorms:
+    """The norm of each of several sums that are beside each other, added, and the norm of that."""
+
+    weights: NormWeights | None = None
+
+    def __init__(self, of_parts: Sequence[Norm], of_sum: Norm) -> None:
+        self.nbytes = of_sum.nbytes + sum(norm.nbytes for norm in of_parts)
+        self._of_parts, self._of_sum = of_parts, of_sum
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        parts = zip(self._of_parts, x.chunk(len(self._of_parts), dim=1), strict=True)
+        first, *others = [norm(part) for norm, part in parts]
+        return self._of_sum(sum(others, first))
+
+
+class Times:
+    """Multiplies the hidden states by one number, in the place of a norm of them."""
+
+    weights: NormWeights | None = None
+
+    def __init__(self, scale: torch.Tensor) -> None:
+        self.nbytes, self._scale = scale.nbytes, scale
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self._scale
+
+
 def load_residual(load: Loader, block: str, roles: tuple[str, ...], layer: int) -> Residual:
-    """The sum after the row-parallel products `roles` of a block: "attn", "cross" or "mlp"."""
+    """The sum after the row-parallel products `roles` of a block: "attn", "mlp", ..."""
     bias = load.float32.row_bias(*roles, layer=layer)
     of_sum = load_norm(load, f"{block}_post_norm", layer, torch.float32)
+    if block == "mlp" and load.has(JOINED[0]):
+        of_sum = JoinedNorms(
+            [load_norm(load, role, layer, torch.float32) for role in JOINED], of_sum
+        )
     of_hidden = load_norm(load, f"{block}_sum_norm", layer, torch.float32)
+    if load.has("layer_scale", layer) and roles == load.arch.sides[-1]:
+        of_hidden = Times(load.float32.vector("layer_scale", layer=layer))
     if not (isinstance(of_sum, NoNorm) and isinstance(of_hidden, NoNorm)):
         return Normed(bias, of_sum, of_hidden)
     if load.arch.residual_scale != 1:

@@ -19,7 +19,9 @@ def inverse_frequencies(rope: Rope) -> torch.Tensor:
     plain = 1.0 / powers
     if rope.kind == "longrope":
         return 1.0 / (torch.tensor(rope.divisors) * powers)
-    if rope.kind == "linear":
+    if rope.kind == "proportional":
+        plain[rope.rotated :] = 0
+    if rope.kind in ("linear", "proportional"):
         return plain / rope.factor
     if rope.kind == "llama3":
         return _llama3(rope, plain)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from skynet.layers.norm import NoNorm, Norm, load_norm
 from skynet.layers.weights import Loader
 
 FORBIDDEN = float("-inf")
@@ -27,13 +28,21 @@ class TopRouter:
             self._bias = load.float32.vector("router", "bias", layer)
         if self._router.biased:
             self._preference = load.float32.vector("router_bias", layer=layer)
-        parts = (self._weight, self._bias, self._preference)
+        # Of Gemma 4: the router has a norm of its own, and a factor for each expert.
+        self._norm: Norm = load_norm(load, "router_norm", layer, torch.float32)
+        self._norm_scale = 1.0 if isinstance(self._norm, NoNorm) else arch.hidden_size**-0.5
+        self._factors = None
+        if load.has("router_scale", layer):
+            self._factors = load.float32.vector("router_scale", layer=layer)
+        parts = (self._weight, self._bias, self._preference, self._norm, self._factors)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`x` (tokens, hidden) to (tokens, experts per token) each: weights in float32, and the
         experts' numbers."""
-        router, logits = self._router, F.linear(x.float(), self._weight, self._bias)
+        router, x = self._router, self._norm(x.float())
+        x = x if self._norm_scale == 1 else x * self._norm_scale
+        logits = F.linear(x, self._weight, self._bias)
         if router.score == "chosen":
             best, chosen = logits.topk(self._count, dim=-1)
             return best.softmax(-1).mul_(router.scale), chosen
@@ -45,7 +54,8 @@ class TopRouter:
         weights = scores.gather(-1, chosen)
         if router.sum_to_one:
             weights = weights / (weights.sum(-1, keepdim=True) + router.epsilon)
-        return weights * router.scale, chosen
+        weights = weights * router.scale
+        return (weights if self._factors is None else weights * self._factors[chosen]), chosen
 
     def _in_best_groups(self, scores: torch.Tensor) -> torch.Tensor:
         """The scores, and minus infinity outside of each token's best groups."""

@@ -14,6 +14,7 @@ from skynet.architecture.architecture import Architecture
 from skynet.errors import NotFinite, StepFailed
 from skynet.layers.cache import KVLayout
 from skynet.layers.candidates import pick
+from skynet.layers.carrier import Carrier
 from skynet.layers.context import StepContext
 from skynet.layers.dtypes import Dtypes
 from skynet.layers.embedding import Embedding, load_embedding
@@ -71,6 +72,7 @@ class ShardModel:
         self.layers = plan.stages[stage].layers
         part = plan.stages[stage].shards[self._shard]
         self._vocab, self._device = part.vocab, torch.device(device)
+        self._carrier = Carrier(arch, [each.layers for each in plan.stages], self.layers)
         self._masks = TokenMasks(part.vocab.start, part.vocab.size)
         self._dtypes = Dtypes.of(plan)
         self._context: StepContext | None = None
@@ -127,11 +129,11 @@ class ShardModel:
     ) -> Result:
         """Run the layers of `span`, all of them of this stage.
 
-        `hidden` is (tokens, hidden) float32, None before the step's first layer. Returns this
-        shard's part of the hidden states after the span, float32: the sum over the shards is their
-        value. After the last layer it is None; the rest of the result is then the candidates of
-        each row with a logits request, scores or a mask and, from the first shard, the pooled
-        vectors.
+        `hidden` is (tokens, hidden) float32, followed by the columns that it carries (`Carrier`);
+        None before the step's first layer. Returns this shard's part of the same after the span,
+        float32: the sum over the shards is the value. After the last layer it is None; the rest of
+        the result is then the candidates of each row with a logits request, scores or a mask and,
+        from the first shard, the pooled vectors.
 
         Raises:
             NotFinite: NaN or infinity in the results; no slot of the step's rows keeps any.
@@ -171,6 +173,7 @@ class ShardModel:
         if span.start == max(step.start, self.layers.start):
             stack.copy_sources(step)
         x = self._embed(context, all_reduce) if hidden is None else hidden.to(self._device)
+        x, context = self._carrier.take(x, span.start, context, stack.shared)
         layers = stack.of(span)
         if span.stop == self._arch.total_layers:
             for layer in layers:
@@ -178,7 +181,9 @@ class ShardModel:
             return x
         for layer in layers[:-1]:
             x = layer(x, context, all_reduce)
-        return layers[-1].part(x, context, self._shard == 0, all_reduce)
+        first = self._shard == 0
+        x = layers[-1].part(x, context, first, all_reduce)
+        return self._carrier.give(x, span.stop, context, stack.shared, first)
 
     def _encode(
         self,
@@ -207,7 +212,7 @@ class ShardModel:
         if span.size == 0 or span.start < self.layers.start or span.stop > self.layers.stop:
             raise StepFailed(f"span {span} is not in this stage's layers {self.layers}")
         is_first = span.start == step.start
-        expected = None if is_first else (step.num_tokens, self._arch.hidden_size)
+        expected = None if is_first else (step.num_tokens, self._carrier.width(span.start))
         shape = None if hidden is None else tuple(hidden.shape)
         if shape != expected:
             raise StepFailed(f"span {span}: hidden states are {shape}, expected {expected}")

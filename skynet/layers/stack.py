@@ -16,6 +16,7 @@ from skynet.layers.encoder_attention import Bias
 from skynet.layers.layer import Layer, load_layer
 from skynet.layers.relative import load_relative_bias
 from skynet.layers.rope import Rotary
+from skynet.layers.shared_kv import SharedKV
 from skynet.layers.weights import Loader
 from skynet.planning.ranges import Range
 from skynet.wire.step import Step
@@ -33,6 +34,7 @@ class Stack:
             load_layer(load, kv, layer - first, step_kernels)
             for layer in range(self.run.start, self.run.stop)
         ]
+        self.shared = SharedKV(load, kv, self._layers, self.run)
         bias: Bias | None = None
         if arch.alibi:
             bias = AlibiBias(arch, arch.alibi, load.part)
@@ -65,6 +67,8 @@ class Stack:
             if row.source is not None:
                 for layer in self._layers:
                     layer.copy_slot(row.source, row.slot, row.start)
+                for cache in self.shared.copies.values():
+                    cache.copy_slot(row.source, row.slot, row.start)
 
     def clear(self, context: StepContext, texts: bool) -> None:
         """Undo what a step has written, if NaN may be in it.
@@ -73,6 +77,8 @@ class Stack:
         """
         for layer in self._layers:
             layer.clear_encoder_kv(context) if texts else layer.clear(context)
+        for cache in self.shared.copies.values():
+            cache.clear(context.slots, context.positions)
 
 
 def _step_kernels(load: Loader) -> StepKernels | None:

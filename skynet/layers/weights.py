@@ -138,9 +138,9 @@ class Loader:
         self.weights.add(key, product, units)
         return product
 
-    def rows(self, role: str) -> Rows:
+    def rows(self, role: str, layer: int | None = None) -> Rows:
         """The table `role`, whose rows are looked up."""
-        form, table = self._form(self.regions.weight(role), None), self.matrix(role)
+        form, table = self._form(self.regions.weight(role), layer), self.matrix(role, layer=layer)
         return NumberRows(table) if form is None else BlockRows(table, form, self.dtype)
 
     def matrix(
@@ -201,7 +201,8 @@ class Loader:
                 for rest in without(units, reused):
                     target = part.narrow(axis, rest.start - units.start, rest.size)
                     name = weight.tensor(layer, piece=piece)
-                    raw = self.regions.read(weight, name, rest)
+                    group = form.group if form is not None and weight.cut == "row" else 1
+                    raw = self.regions.read(weight, name, rest, layer, group)
                     is_transposed = weight.transposed and form is None
                     self._copy(weight, raw.t() if is_transposed else raw, target, layer)
         self.regions.forget()

@@ -120,7 +120,7 @@ def sigmoid_router(config: read.Config) -> Router:
     )
 
 
-def groups(config: read.Config) -> dict[str, int]:
+def groups(config: read.Config) -> dict[str, Any]:
     """The router's groups; none where all of them are chosen."""
     count, chosen = config.get("n_group") or 1, config.get("topk_group") or 1
     if chosen >= count:

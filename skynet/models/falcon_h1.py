@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from skynet.architecture import config as read
 from skynet.architecture.architecture import Architecture, Weight
@@ -42,8 +42,7 @@ def architecture(config: read.Config) -> Architecture:
     base = llama.decoder(config, weights=())
     channels = config["mamba_d_ssm"] or config["mamba_expand"] * base.hidden_size
     mixer, dims = mamba2.mixer(config, channels)
-    norm = "before_gate" if config["mamba_norm_before_gate"] else "after_gate"
-    mixer = replace(mixer, norm=norm if config["mamba_rms_norm"] else None)
+    mixer = replace(mixer, norm=_norm(config))
     inside = float(config["ssm_in_multiplier"])
     scales = [inside * each for each in config["ssm_multipliers"] or [1.0] * 5]
     of_mixer = mamba2.weights(
@@ -78,6 +77,12 @@ def _scaled(weights: tuple[Weight, ...], config: read.Config) -> tuple[Weight, .
         replace(weight, scale=scales[weight.role]) if weight.role in scales else weight
         for weight in weights
     )
+
+
+def _norm(config: read.Config) -> Literal["before_gate", "after_gate"] | None:
+    if not config["mamba_rms_norm"]:
+        return None
+    return "before_gate" if config["mamba_norm_before_gate"] else "after_gate"
 
 
 def _refuse_biases(config: read.Config) -> None:

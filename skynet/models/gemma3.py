@@ -72,7 +72,7 @@ def _encoder(decoder: Architecture) -> Architecture:
     return replace(
         decoder,
         bidirectional=True,
-        windows=tuple(None if size is None else size // 2 for size in decoder.windows),
+        windows=tuple(size // 2 if isinstance(size, int) else None for size in decoder.windows),
         weights=tuple(weight for weight in decoder.weights if weight.role != "head"),
     )
 

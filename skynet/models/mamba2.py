@@ -73,7 +73,7 @@ def limits(given: Any) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def biases(config: read.Config) -> dict[str, bool]:
+def biases(config: read.Config) -> dict[str, Any]:
     """Which weights of the mixer have biases."""
     return {
         "conv_bias": bool(config["mamba_conv_bias"]),

@@ -28,23 +28,24 @@ def architecture(config: read.Config) -> Architecture:
     """A `smollm3` config as an Architecture."""
     config = DEFAULTS | dict(config)
     decoder = llama.decoder(config)
-    has_rope = _has_rope(config, decoder.num_layers)
+    with_rope = has_rope(config, decoder.num_layers)
     if config.get("layer_types") is None:
         sliding = config["use_sliding_window"] and config["sliding_window"] is not None
         types = [
-            "sliding_attention" if sliding and not rope else "full_attention" for rope in has_rope
+            "sliding_attention" if sliding and not rope else "full_attention" for rope in with_rope
         ]
         config = {**config, "layer_types": types}
     return replace(
         decoder,
         ropes=tuple(
-            rope if has else None for rope, has in zip(decoder.ropes, has_rope, strict=True)
+            rope if has else None for rope, has in zip(decoder.ropes, with_rope, strict=True)
         ),
         windows=read.windows_by_layer_type(config),
     )
 
 
-def _has_rope(config: read.Config, layers: int) -> list[bool]:
+def has_rope(config: read.Config, layers: int) -> list[bool]:
+    """Whether each layer has a rope: by `no_rope_layers`, else by `no_rope_layer_interval`."""
     given = config.get("no_rope_layers")  # despite its name, 1 for layers with rope
     if given is None:
         interval = config["no_rope_layer_interval"]

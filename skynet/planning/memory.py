@@ -7,9 +7,10 @@ from functools import partial
 from math import prod
 from typing import NamedTuple
 
-from skynet.architecture.architecture import HEAD_NORMS, Architecture, Unit, Weight
+from skynet.architecture.architecture import HEAD_NORMS, INPUT_TABLE, Architecture, Unit, Weight
 from skynet.architecture.mixers import STATES, Kept
 from skynet.architecture.transformers_model import TransformersArchitecture, TransformersWeight
+from skynet.planning.carried import copies
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.planning.split import DTYPE_BYTES
@@ -76,7 +77,10 @@ class LayerBytes(NamedTuple):
 def layer_bytes(
     arch: Architecture, plan: Plan, address: tuple[int, int], layers: Range
 ) -> LayerBytes:
-    """What a shard has of these layers, numbered as in the plan; not of other stages' layers."""
+    """What a shard has of these layers, numbered as in the plan; not of other stages' layers.
+
+    Without the tables of tokens, of which a step reads few rows.
+    """
     part = plan.stages[address[0]].shards[address[1]]
     layers = layers.overlap(plan.stages[address[0]].layers)
     total = mlp = experts = 0.0
@@ -86,6 +90,7 @@ def layer_bytes(
         run = layers.overlap(Range(first, first + stack.num_layers))
         run = Range(run.start - first, run.stop - first)
         total += _layers_bytes(stack, plan, stack_part, run)
+        total -= _layers_bytes(stack, plan, stack_part, run, _is_table)
         mlp += _layers_bytes(stack, plan, stack_part, run, _is_mlp)
         experts += _layers_bytes(stack, plan, stack_part, run, _is_expert)
     return LayerBytes(total - mlp, mlp - experts, experts)
@@ -96,6 +101,10 @@ def head_bytes(arch: Architecture, plan: Plan, shard: int) -> float:
     head = arch.weight("embed" if arch.tied else "head") if arch.has_head else None
     part = plan.stages[-1].shards[shard]
     return 0.0 if head is None else _role_bytes(arch, plan, part, head, product=True)
+
+
+def _is_table(weight: Weight) -> bool:
+    return weight.role == INPUT_TABLE
 
 
 def _is_expert(weight: Weight) -> bool:
@@ -240,7 +249,9 @@ def slot_bytes(arch: Architecture, plan: Plan, stage: int, shard: int) -> int:
     # An encoder-decoder has encoder KV besides the decoder's.
     caches = 1 if arch.encoder is None else 2
     total = 0
-    for kind, numbers in layers_of_kinds(arch, run):
+    kept_here = layers_of_kinds(arch, run)
+    kept_here += [(arch.at(source), [source]) for source in copies(arch, run)]
+    for kind, numbers in kept_here:
         items = partial(count_items, kind, part_of_kind(arch, kind, part))
         for mixer in kind.mixers:
             kept = mixer.kept(items, kind.head_dim)

@@ -194,18 +194,35 @@ def _split_heads(
 ) -> list[tuple[Range, Range]]:
     """(query heads, KV heads) of each shard: whole groups, or a part of one group.
 
-    Where shards share groups, `weights` are ignored: the MLP columns balance the shards.
+    Where shards share groups, `weights` are ignored: the MLP columns balance the shards. Where
+    kinds of layers have smaller groups, parts of a group are cut at borders of these first.
     """
     group, kv_heads = arch.group, arch.num_kv_heads
     if shards <= kv_heads:
         even = len(set(weights)) == 1
         groups = _larger_first(kv_heads, shards) if even else split_at_least(kv_heads, weights)
         return [(Range(part.start * group, part.stop * group), part) for part in groups]
+    smaller = sorted({kind.group for kind in arch.kinds if kind.group < group}, reverse=True)
     parts = []
     for kv, sharers in enumerate(_larger_first(shards, kv_heads)):
-        for part in _larger_first(group, sharers.size):
+        for part in _parts_of_group(group, sharers.size, smaller):
             query = Range(kv * group + part.start, kv * group + part.stop)
             parts.append((query, Range(kv, kv + 1)))
+    return parts
+
+
+def _parts_of_group(heads: int, shards: int, smaller: Sequence[int]) -> list[Range]:
+    """The query heads of a group that shards share; smaller: sizes of groups of other kinds."""
+    size = next((size for size in smaller if heads % size == 0), None)
+    if size is None:
+        return _larger_first(heads, shards)
+    if shards <= heads // size:
+        runs = _larger_first(heads // size, shards)
+        return [Range(run.start * size, run.stop * size) for run in runs]
+    finer, parts = [each for each in smaller if each < size], list[Range]()
+    for number, sharers in enumerate(_larger_first(shards, heads // size)):
+        for part in _parts_of_group(size, sharers.size, finer):
+            parts.append(Range(number * size + part.start, number * size + part.stop))
     return parts
 
 

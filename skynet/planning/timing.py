@@ -279,7 +279,8 @@ def _chords_s(
     Each chord carries the hidden states: a part from each shard, all parts to the last one, their
     sum to Redis and from there to each shard.
     """
-    frame = work.tokens * arch.hidden_size * DTYPE_BYTES["float32"]
+    carried = arch.hidden_size if arch.has_inputs else 0  # see `Carried`; without keys and values
+    frame = work.tokens * (arch.hidden_size + carried) * DTYPE_BYTES["float32"]
     moved = 2 * (plan.num_shards + 1) * frame
     if num_chords == 1 and len(plan.stages) == 1:
         moved = 0  # candidates only

@@ -137,11 +137,29 @@ def path_of_layers(arch: Architecture) -> str:
 
 
 def _experts(module: torch.nn.Module) -> torch.nn.Module | None:
+    """The module that is called with tokens and their experts."""
     for inner in module.modules():
-        down = inner._parameters.get("down_proj")
-        if down is not None and down.ndim == 3:
+        if _down(inner) is not None:
             return inner
     return None
+
+
+def _down(experts: torch.nn.Module) -> tuple[torch.nn.Module, str] | None:
+    """The owner and the name of the parameter of all experts' last products.
+
+    It is (experts, hidden, columns), or (experts x columns, hidden) in a module inside.
+    """
+    down = experts._parameters.get("down_proj")
+    if down is not None and down.ndim == 3:
+        return experts, "down_proj"
+    inner = experts._modules.get("mlp")
+    down = None if inner is None else inner._parameters.get("w2")
+    return None if inner is None or down is None or down.ndim != 2 else (inner, "w2")
+
+
+def _by_expert(experts: Any, down: torch.Tensor) -> torch.Tensor:
+    """The parameter with an axis of experts, the first."""
+    return down if down.ndim == 3 else down.unflatten(0, (experts.num_experts, -1))
 
 
 def _expert_products(
@@ -151,19 +169,28 @@ def _expert_products(
 
     axis: of the columns. The first shard's has the biases that follow the products.
     """
-    parameters = experts._parameters
-    whole, bias = parameters["down_proj"], parameters.get("down_proj_bias")
+    found = _down(experts)
+    if found is None:
+        raise UnsupportedModel("these experts have no last product to check")
+    owner, name = found
+    parameters = owner._parameters
+    whole, bias = owner.get_parameter(name), parameters.get(f"{name}_bias")
+    # A module that is given no choice computes every expert, one after the other.
+    of_all = len(inputs[0]) + len(inputs[1]) == 1
     partials = []
     for number, cut in enumerate(cuts):
-        masked = torch.zeros_like(whole)  # type: ignore[arg-type]
+        masked = torch.zeros_like(whole)
         index = (cut.pieces, *(slice(None),) * (axis - 1), cut.inputs)
-        masked[index] = whole[index]  # type: ignore[index]
-        parameters["down_proj"] = parameter(masked)
+        _by_expert(experts, masked)[index] = _by_expert(experts, whole)[index]
+        parameters[name] = parameter(masked)
         if bias is not None and number:
-            parameters["down_proj_bias"] = parameter(torch.zeros_like(bias))
+            parameters[f"{name}_bias"] = parameter(torch.zeros_like(bias))
         output = experts(*inputs[0], **inputs[1])
-        partials.append(output.reshape(-1, output.shape[-1]))
-    parameters["down_proj"] = whole
+        output = output.reshape(-1, output.shape[-1])
+        if of_all:
+            output = output.unflatten(0, (len(masked), -1)).sum(0)
+        partials.append(output)
+    parameters[name] = whole
     if bias is not None:
-        parameters["down_proj_bias"] = bias
+        parameters[f"{name}_bias"] = bias
     return partials

@@ -81,7 +81,10 @@ def build(checkpoint: Checkpoint, kind: ReferenceModel, dtype: torch.dtype) -> t
             else:
                 config = transformers.AutoConfig.from_pretrained(str(checkpoint.path))
             # Not the grouped kernel, which requires sizes that are multiples of 8.
-            experts = hasattr(config, "num_experts_per_tok")
+            experts = any(
+                hasattr(config, name)
+                for name in ("num_experts_per_tok", "top_k_experts", "moe_topk")
+            )
             eager = {"experts_implementation": "eager"} if experts else {}
             auto_class = getattr(transformers, kind.auto_class)
             if kind.auto_class == CAUSAL and config.model_type in AMONG_IMAGE_MODELS:

@@ -16,7 +16,9 @@ from skynet.errors import CheckpointError
 from skynet.reference.library import quiet, stays_float32
 from skynet.reference.model import renaming, with_module_names
 
-DENSE_LAYERS = ("num_dense_layers",)  # how many layers come before those with experts
+# Fields of configs: a kind for each layer, and how many layers come before those with experts.
+KINDS_OF_LAYERS = ("layer_types", "mlp_layer_types")
+DENSE_LAYERS = ("num_dense_layers", "first_k_dense_replace")
 SMALL_VOCABULARY = 16  # of a model that is made only to convert a layer's tensors
 
 
@@ -37,6 +39,7 @@ class ReferenceWeights:
         self._paths = _paths_by_module(model)
         self._empty: list[tuple[torch.nn.Module, str, Any]] = []
         self._fill_buffers()
+        _place_table(model, dtype)
 
     def fill(self, module: torch.nn.Module, path: str) -> None:
         """Load the weights of the module at `path` and of its submodules.
@@ -133,8 +136,9 @@ class ReferenceWeights:
         layers, _, number = path.rpartition(".")
         config = copy.deepcopy(self._config)
         config.num_hidden_layers, config.vocab_size = 1, SMALL_VOCABULARY
-        if getattr(config, "layer_types", None):
-            config.layer_types = [config.layer_types[int(number)]]
+        for field in KINDS_OF_LAYERS:
+            if getattr(config, field, None):
+                setattr(config, field, [getattr(config, field)[int(number)]])
         for field in DENSE_LAYERS:
             if isinstance(getattr(config, field, None), int):
                 setattr(config, field, max(0, getattr(config, field) - int(number)))
@@ -165,6 +169,17 @@ def _names_in_file(arch: Architecture, checkpoint: Checkpoint) -> dict[str, str]
         return names | {module: names[skynet] for module, skynet in arch.module_names().items()}
     renamed = renaming(arch.model_type)
     return {renamed(name): source for name, source in names.items()}
+
+
+def _place_table(model: Any, dtype: torch.dtype) -> None:
+    """Llama 4 moves its inputs to the device of the embedding's weight, before the embedding is
+    called: until it is loaded it is a NaN on the CPU, in the shape of the weight.
+    """
+    table = model.get_input_embeddings()
+    if "weight" not in table._parameters:
+        return
+    absent = torch.full((1, 1), float("nan"), dtype=dtype)
+    table._parameters["weight"] = parameter(absent.expand(table.weight.shape))
 
 
 def _paths_by_module(model: Any) -> dict[int, list[str]]:

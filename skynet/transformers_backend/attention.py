@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from skynet.errors import StepFailed
-from skynet.layers.attention import Kernel, attend, capped_attention, store
+from skynet.layers.attention import Attending, Kernel, attend, capped_attention, store
 from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext
 from skynet.transformers_backend.loader import TransformersLoader
@@ -92,7 +92,7 @@ class Slots:
             kernel = partial(capped_attention, cap=cap)
         queries = query[0].transpose(0, 1).to(dtype)
         scale = self._arch.head_dim**-0.5 if scale is None else scale
-        mixed = attend(queries, self._cache, context.attends[self.window], scale, kernel)
+        mixed = attend(queries, self._cache, context.attends[self.window], Attending(scale, kernel))
         return mixed.unflatten(1, (-1, self._arch.head_dim)).to(query.dtype)
 
 

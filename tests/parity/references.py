@@ -49,7 +49,9 @@ def save_random_model(
     torch.manual_seed(len(family))
     config = tiny_config(family, **fields)
     # Not grouped: that kernel takes no uneven sizes.
-    eager = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}
+    counts = ("num_experts_per_tok", "top_k_experts", "moe_topk")
+    has_experts = any(hasattr(config, name) for name in counts)
+    eager = {"experts_implementation": "eager"} if has_experts else {}
     model = transformers.AutoModelForCausalLM.from_config(config, **eager)
     return _saved(model, directory), Checkpoint(directory)
 
@@ -96,7 +98,8 @@ def _saved(model: Any, directory: Path) -> Any:
             ):  # norms and biases start as ones and zeros, which hide mistakes
                 parameter.add_(torch.randn_like(parameter) * 0.2)
         for name, buffer in model.named_buffers():
-            if name.endswith(("e_score_correction_bias", "expert_bias")):  # of routers, zeros too
+            # Of routers, zeros too; and the numbers that layers are multiplied by, ones.
+            if name.endswith(("e_score_correction_bias", "expert_bias", "layer_scalar")):
                 buffer.add_(torch.randn_like(buffer) * 0.2)
     round_weights(model)
     model.save_pretrained(directory)

@@ -73,12 +73,16 @@ DELTA = {
     "full_attention_interval": [1, 2],
 }
 
+EXPERTS = {"num_local_experts": [2, 6], "num_experts_per_tok": [1, 2]}
+
 # What may vary besides the sizes, by family.
 OPTIONS: dict[str, dict[str, list[Any]]] = {
+    "aria_text": {**BIAS, **ROPES, "moe_num_experts": [2, 6], "mlp_bias": [False, True]},
     "bloom": {},
     "codegen": {"rotary_dim": [2, 4, 8]},
     "cohere": {**BIAS, **ROPES, "use_qk_norm": [False, True]},
     "cohere2": {**BIAS, **PATTERN},
+    "dbrx": {"clip_qkv": [1.0, 8.0], "moe_top_k": [1, 2], "moe_num_experts": [2, 5]},
     "exaone": {**BIAS, **ROPES, "mlp_bias": [False, True]},
     "deepseek_v2": {**LATENT, "topk_method": ["greedy", "group_limited_greedy"]},
     "deepseek_v3": {**LATENT, **INTERLEAVED, "norm_topk_prob": [False, True]},
@@ -94,10 +98,25 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "gemma": BIAS,
     "gemma2": {**GEMMA2, "attn_logit_softcapping": [None, 3.0]},
     "gemma3_text": {**GEMMA2, "final_logit_softcapping": [None, 9.0]},
+    "gemma4_text": {
+        **BIAS,
+        **PATTERN,
+        "final_logit_softcapping": [None, 9.0],
+        "num_kv_shared_layers": [0],  # more need layers of each type before them
+        "num_global_key_value_heads": [None, 1],
+        "attention_k_eq_v": [False, True],
+        "hidden_size_per_layer_input": [0, 3, 16],
+        "enable_moe_block": [False, True],
+        "num_experts": [3],  # all chosen: rounding cannot choose others
+        "top_k_experts": [3],
+        "moe_intermediate_size": [13],
+    },
+    "gemma4_unified_text": {**BIAS, **PATTERN, "attention_k_eq_v": [False, True]},
     "gpt2": {"scale_attn_weights": [False, True]},
     "gpt_bigcode": {"multi_query": [False, True], "scale_attn_weights": [False, True]},
     "gpt_neo": {"window_size": [1, 3, 64]},
     "gpt_neox": {**BIAS, "use_parallel_residual": [False, True]},
+    "gpt_oss": {**BIAS, **EXPERTS, "sliding_window": [2, 5], "swiglu_limit": [0.5, 7.0]},
     "gptj": {"rotary_dim": [2, 4, 8]},
     "granite": {**BIAS, **ROPES, "residual_multiplier": [0.3, 1.0], "mlp_bias": [False, True]},
     "bamba": {**BIAS, **MAMBA, "mlp_bias": [False, True], "attn_layer_indices": [None, [0], [1]]},
@@ -142,7 +161,20 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "n_group": [1, 2],
         "routed_scaling_factor": [1.0, 2.5],
     },
+    "granitemoe": {**BIAS, **ROPES, **EXPERTS},
+    "granitemoeshared": {**ROPES, **EXPERTS, "shared_intermediate_size": [0, 21]},
     "llama": {**BIAS, **ROPES, "mlp_bias": [False, True]},
+    "llama4_text": {
+        **ROPES,
+        **EXPERTS,
+        "attention_chunk_size": [3, None],
+        "attn_temperature_tuning": [False, True],
+        "floor_scale": [3],
+        "interleave_moe_layer_step": [1, 2],
+        "intermediate_size_mlp": [40],
+        "no_rope_layer_interval": [2, 3],
+        "use_qk_norm": [False, True],
+    },
     "mistral": {**WINDOW, **ROPES},
     "mixtral": {**WINDOW, "num_local_experts": [2, 6]},
     "mpt": {"clip_qkv": [None, 1.0], "softmax_scale": [None, 0.3]},
@@ -189,6 +221,7 @@ LAYER_TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 OWN_HEAD_SIZE = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "qwen3")
+OWN_HEAD_SIZE += ("gpt_oss", "llama4_text")
 
 
 @st.composite
@@ -204,6 +237,9 @@ def models(draw: st.DrawFn) -> tuple[str, dict[str, Any], int, int]:
     fields: dict[str, Any] = {"initializer_range": 0.2, "vocab_size": draw(st.integers(31, 90))}
     if family in ("codegen", "gpt2", "gpt_bigcode", "gptj"):
         fields |= {"n_embd": hidden, "n_layer": layers, "n_head": heads, "n_inner": columns}
+    elif family == "dbrx":
+        fields |= {"d_model": hidden, "num_hidden_layers": layers, "n_heads": heads}
+        fields |= {"kv_n_heads": kv_heads, "ffn_hidden_size": columns}
     elif family == "mpt":
         fields |= {"d_model": hidden, "n_layers": layers, "n_heads": heads}
     elif family == "bloom":

@@ -33,9 +33,12 @@ ALL_EXPERTS = {
     "deepseek_v3": {"num_experts_per_tok": 6, "topk_group": 3},
     "glm4_moe_lite": {"num_experts_per_tok": 6},
     "mistral4": {"num_experts_per_tok": 6, "topk_group": 3},
+    "dbrx": {"moe_top_k": 5},
+    "aria_text": {"moe_topk": 5},
     "gpt_oss": {"num_experts_per_tok": 5},
     "granitemoe": {"num_experts_per_tok": 5},
     "granitemoeshared": {"num_experts_per_tok": 5},
+    "llama4_text": {"num_experts_per_tok": 5},
     "mixtral": {"num_experts_per_tok": 5},
     "qwen3_moe": {"num_experts_per_tok": 7},
     "lfm2_moe": {"num_experts_per_tok": 7},
@@ -229,6 +232,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "dbrx-shares": ("dbrx", {"moe_normalize_expert_weights": None, "kv_n_heads": 1}),
     "gpt_bigcode-heads": ("gpt_bigcode", {"multi_query": False, "tie_word_embeddings": True}),
     "gpt_neo-global": (
         "gpt_neo",
@@ -251,6 +255,27 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "youtu-tied": ("youtu", {"tie_word_embeddings": True, "rope_interleave": False}),
+    "gemma4-experts": (
+        "gemma4_text",
+        {
+            "enable_moe_block": True,
+            "num_experts": 5,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 17,
+            "num_kv_shared_layers": 1,
+        },
+    ),
+    "gemma4-own-keys": (
+        "gemma4_text",
+        {
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": False,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma4-small-groups": ("gemma4_text", {"num_global_key_value_heads": 1}),
     "gpt2-untied": ("gpt2", {"tie_word_embeddings": False}),
     "gpt2-unscaled": ("gpt2", {"scale_attn_weights": False, "activation_function": "relu"}),
 }

@@ -34,6 +34,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "windows": ("gemma2", {"sliding_window": 7}),
     "window of all layers": ("mistral", {"sliding_window": 7}),
     "experts": ("qwen3_moe", ALL_EXPERTS["qwen3_moe"]),
+    "sinks": ("gpt_oss", ALL_EXPERTS["gpt_oss"]),
+    "chunks": ("llama4_text", ALL_EXPERTS["llama4_text"]),
     "Transformers backend": ("glm", {}),
     "Transformers backend, windows": ("olmo3", {"sliding_window": 7}),
 }

@@ -29,7 +29,8 @@ SHAPES = [(1, 1, STAGE), (1, 2, STAGE), (2, 2, LAYER), (1, 3, STAGE), (1, 4, STA
 COLUMNS: dict[str, Any] = {"intermediate_size": 96}
 N_INNER: dict[str, Any] = {"n_inner": 96}
 # Llama with groups of heads; Conv1D; fused projections, of groups of heads too; rope that changes
-# the order of outputs; a tied embedding; experts, all of which are chosen; latents.
+# the order of outputs; a tied embedding; experts, all of which are chosen; latents; tables of all
+# layers.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", COLUMNS),
     "llama-tied": ("llama", COLUMNS | {"tie_word_embeddings": True}),
@@ -61,6 +62,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts_per_tok": 5,
             "linear_value_head_dim": 16,
         },
+    ),
+    "gemma4": (
+        "gemma4_text",
+        COLUMNS | {"head_dim": 16, "global_head_dim": 32, "hidden_size_per_layer_input": 64},
     ),
     "mixtral": ("mixtral", COLUMNS | {"num_experts_per_tok": 5}),
     # Mamba's heads in groups of 16 inputs; a fused tensor of heads, groups and steps.

@@ -30,7 +30,11 @@ CPU, TOKENS, LENGTHS = torch.device("cpu"), 96, (1, 37, 64, 90)
 # Families whose attention only PyTorch computes.
 NO_ATTENTION = {
     "bloom",
+    "dbrx",
+    "gemma4_text",
+    "gemma4_unified_text",
     "gpt_oss",
+    "llama4_text",
     "mpt",
     "olmo2",
     "olmo_hybrid",
@@ -77,6 +81,7 @@ def stack_of(family: str, kv_dtype: str | None = None) -> Stack:
 
 
 def run(stack: Stack, context: StepContext, x: torch.Tensor) -> torch.Tensor:
+    context = replace(context, embeddings=x)
     for layer in stack.of(stack.run):
         x = layer(x, context, lambda partial: partial)
     return x

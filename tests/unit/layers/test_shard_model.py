@@ -27,7 +27,7 @@ from skynet.models.registry import load_architecture
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
 from skynet.planning.ranges import Range
-from skynet.wire.step import LogitsRequest, Row, Step
+from skynet.wire.step import LogitsRequest, Row, Step, TextTask
 
 
 def architecture(family: str, **fields: Any) -> Architecture:
@@ -277,6 +277,12 @@ def middle() -> ShardModel:
         (Row(3, 31, (1, 2), 33), Range(2, 3), 2, r"slot 3: tokens \[31, 33\).*its 32"),
         (Row(3, 0, (), 1), Range(2, 3), 0, "slot 3: .* are none"),
         (Row(3, 0, (131,), 1), Range(2, 3), 1, "slot 3: .*outside the vocabulary 131"),
+        (
+            Row(3, 0, (1, 2), 2, text_task=TextTask("rerank", types=(0, 1))),
+            Range(2, 3),
+            2,
+            "slot 3: token types up to 1 of 2 tokens, the model has 0 types",
+        ),
         (Row(3, 0, (1,), 1), Range(1, 3), 1, "not in this stage's layers"),
         (Row(3, 0, (1,), 1), Range(2, 2), 1, "not in this stage's layers"),
         (Row(3, 0, (1,), 1), Range(2, 3), 2, r"are \(2, 48\), expected \(1, 48\)"),

@@ -14,6 +14,7 @@ from plans import plan_for
 from skynet.architecture.mixers import Latent
 from skynet.architecture.tensors import staged_tensors
 from skynet.models.registry import load_architecture, saved_architecture
+from skynet.planning.carried import copies
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 
 PHI_ROPE = {"type": "longrope", "short_factor": [1.05] * 48, "long_factor": [2.5] * 48}
@@ -58,6 +59,23 @@ QWEN3_5: dict[str, Any] = {
         "rope_type": "default",
     },
     "vocab_size": 248320,
+}
+GEMMA4: dict[str, Any] = {
+    "final_logit_softcapping": 30.0,
+    "global_head_dim": 512,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {
+        "full_attention": {
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 1000000.0,
+            "rope_type": "proportional",
+        },
+        "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
+    "tie_word_embeddings": True,
+    "vocab_size": 262144,
 }
 # The fields that matter, as in the config.json of these models; sizes of layers and vocabulary,
 # which are read alike everywhere, are left out of some.
@@ -897,6 +915,60 @@ HUB: dict[str, dict[str, Any]] = {
         "sliding_window": 1024,
         "vocab_size": 262208,
     },
+    "google/gemma-4-E2B-it (text)": {
+        "model_type": "gemma4_text",
+        **GEMMA4,
+        "hidden_size": 1536,
+        "hidden_size_per_layer_input": 256,
+        "intermediate_size": 6144,
+        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
+        "max_position_embeddings": 131072,
+        "num_attention_heads": 8,
+        "num_global_key_value_heads": None,
+        "num_hidden_layers": 35,
+        "num_key_value_heads": 1,
+        "num_kv_shared_layers": 20,
+        "sliding_window": 512,
+        "use_double_wide_mlp": True,
+        "vocab_size_per_layer_input": 262144,
+    },
+    "google/gemma-4-31B-it (text)": {
+        "model_type": "gemma4_text",
+        **GEMMA4,
+        "attention_k_eq_v": True,
+        "hidden_size": 5376,
+        "hidden_size_per_layer_input": 0,
+        "intermediate_size": 21504,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 10,
+        "max_position_embeddings": 262144,
+        "num_attention_heads": 32,
+        "num_global_key_value_heads": 4,
+        "num_hidden_layers": 60,
+        "num_key_value_heads": 16,
+        "num_kv_shared_layers": 0,
+        "sliding_window": 1024,
+        "use_bidirectional_attention": "vision",
+    },
+    "google/gemma-4-26B-A4B-it (text)": {
+        "model_type": "gemma4_text",
+        **GEMMA4,
+        "attention_k_eq_v": True,
+        "enable_moe_block": True,
+        "hidden_size": 2816,
+        "hidden_size_per_layer_input": 0,
+        "intermediate_size": 2112,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5,
+        "max_position_embeddings": 262144,
+        "moe_intermediate_size": 704,
+        "num_attention_heads": 16,
+        "num_experts": 128,
+        "num_global_key_value_heads": 2,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 8,
+        "sliding_window": 1024,
+        "top_k_experts": 8,
+        "use_bidirectional_attention": "vision",
+    },
     "ibm-granite/granite-3.1-2b-instruct": {
         "model_type": "granite",
         "attention_multiplier": 0.015625,
@@ -1202,6 +1274,61 @@ HUB: dict[str, dict[str, Any]] = {
             ("ibm-granite/granite-3.1-3b-a800m-instruct", 1536, 32, 24, 40),
         )
     },
+    "meta-llama/Llama-4-Scout-17B-16E (text_config)": {
+        "model_type": "llama4_text",
+        "attention_bias": False,
+        "attention_chunk_size": 8192,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 5120,
+        "interleave_moe_layer_step": 1,
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384,
+        "max_position_embeddings": 10485760,
+        "no_rope_layers": [],
+        "num_attention_heads": 40,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 8,
+        "num_local_experts": 16,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "factor": 8.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+        "use_qk_norm": True,
+        "vocab_size": 202048,
+    },
+    "meta-llama/Llama-4-Maverick-17B-128E (text_config)": {
+        "model_type": "llama4_text",
+        "attention_bias": False,
+        "attention_chunk_size": 8192,
+        "attn_scale": 0.1,
+        "attn_temperature_tuning": True,
+        "floor_scale": 8192,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 5120,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384,
+        "max_position_embeddings": 1048576,
+        "no_rope_layers": [],
+        "num_attention_heads": 40,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 8,
+        "num_local_experts": 128,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 500000.0,
+        "use_qk_norm": False,
+        "vocab_size": 202048,
+    },
     "HuggingFaceTB/SmolLM3-3B": {
         "model_type": "smollm3",
         "attention_bias": False,
@@ -1279,6 +1406,8 @@ def test_a_hybrid_of_the_hub_is_planned_in_its_size(name: str, billions: float) 
     [
         ("openai/gpt-oss-20b", 20.9),
         ("openai/gpt-oss-120b", 116.8),
+        ("meta-llama/Llama-4-Scout-17B-16E (text_config)", 107.8),
+        ("meta-llama/Llama-4-Maverick-17B-128E (text_config)", 400.0),
         ("ibm-granite/granite-3.1-1b-a400m-instruct", 1.3),
         ("ibm-granite/granite-3.1-3b-a800m-instruct", 3.3),
     ],
@@ -1318,3 +1447,19 @@ def test_latents_are_planned_from_the_config_alone(name: str, billions: float) -
     assert isinstance(mixer, Latent)
     layers, size = plan.stages[0].layers.size, mixer.rank + mixer.rotary
     assert slot_bytes(arch, plan, 0, 0) == layers * 100 * size * 4
+
+
+@pytest.mark.parametrize("name", [name for name in HUB if "gemma-4" in name])
+def test_gemma_4_is_planned_without_weights(name: str) -> None:
+    # Given a config as its authors wrote it
+    arch = saved_architecture(HUB[name])
+    # When it is planned for one machine, and for 24
+    one, many = plan_for(arch, dtype="bfloat16"), plan_for(arch, 3, 8, dtype="bfloat16")
+    (whole,) = (shard_weight_bytes(arch, one, *address) for address in one.addresses())
+    shards = [shard_weight_bytes(arch, many, *address) for address in many.addresses()]
+    # Then the shards divide its weights, and little is in several of them
+    assert whole <= sum(shards) < 1.1 * whole
+    assert max(shards) < 1.5 * min(shards)
+    # And stages keep keys and values of earlier ones where layers share them
+    kept = [copies(arch, stage.layers) for stage in many.stages]
+    assert kept[-1] == ({13, 14} if "E2B" in name else set())

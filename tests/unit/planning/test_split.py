@@ -180,6 +180,23 @@ def test_more_shards_than_kv_heads_share_one() -> None:
     assert [part.kv_heads.start for part in parts] == [0, 0, 1, 1, 2]
 
 
+def test_parts_of_a_group_are_cut_at_borders_of_smaller_groups() -> None:
+    # Given 32 query heads that share 4 KV heads in some layers and 16 in others
+    sizes = {"num_attention_heads": 32, "num_key_value_heads": 16, "num_hidden_layers": 2}
+    groups = {"num_global_key_value_heads": 4, "attention_k_eq_v": True}
+    own = {"hidden_size_per_layer_input": 0, "layer_types": ["sliding_attention", "full_attention"]}
+    arch = load_architecture({"model_type": "gemma4_text"} | sizes | groups | own)
+    # When there are more shards than the fewest KV heads
+    six, twenty = (
+        [part.heads.stop for part in plan_for(arch, 1, shards).stages[0].shards]
+        for shards in (6, 20)
+    )
+    # Then they have whole groups of the others, as far as these go round
+    assert six == [4, 8, 16, 20, 24, 32]
+    assert twenty[:5] == [1, 2, 4, 6, 8]
+    assert len(set(twenty)) == 20
+
+
 def test_a_shard_with_heavy_heads_gets_no_columns() -> None:
     # Given a model that is nearly all attention
     arch = architecture(intermediate_size=40)

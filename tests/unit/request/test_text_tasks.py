@@ -12,7 +12,7 @@ from model_families import encoder_config, tiny_config
 
 from skynet.checkpoint.pooling_config import embedding_json
 from skynet.engine.text_answers import TextAnswer, predictions
-from skynet.errors import BadRequest, CheckpointError
+from skynet.errors import BadRequest, CheckpointError, WireError
 from skynet.models.registry import load_architecture
 from skynet.request.prompts import EncodedText
 from skynet.request.record import End, Options
@@ -218,3 +218,16 @@ def test_steps_and_parts_keep_text_tasks() -> None:
     # When / Then
     assert Step.decode(step.encode()) == step
     assert np.array_equal(Part.decode(part.encode()).vectors[0], part.vectors[0])
+
+
+@pytest.mark.parametrize(
+    "text_task",
+    [TextTask("rerank", types=(0, 1)), TextTask("embed", skip=3)],
+    ids=["types", "skip"],
+)
+def test_a_text_task_fits_its_row(text_task: TextTask) -> None:
+    # Given a row of three tokens
+    step = Step(1, 2, (Row(0, 0, (5, 4, 6), 3, text_task=text_task),), 3)
+    # When / Then
+    with pytest.raises(WireError, match="a row of 3 tokens with"):
+        Step.decode(step.encode())
