@@ -29,10 +29,8 @@ from tests.transformers_types import REFUSED, RUN, TRANSFORMERS
 # Stages, shards, layers per chord. Heads over 3 shards are 2, 1 and 3, in 2 KV groups.
 SHAPES = [(1, 1, LAYER), (2, 2, LAYER), (2, 3, STAGE)]
 REASONS = {name: one.says for one in REFUSED for name in one.model_types.split()}
-NAMED_IN_FILES = (
-    "exaone",
-    "sarvam_moe",
-)  # their refusals: tests/unit/transformers_backend/test_description.py
+# Its refusal: tests/unit/transformers_backend/test_description.py
+NAMED_IN_FILES = ("sarvam_moe",)
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "arcee-tied": ("arcee", {"tie_word_embeddings": True}),
