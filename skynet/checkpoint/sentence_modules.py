@@ -68,7 +68,7 @@ def modules_of(path: Path) -> list[tuple[str, str]]:
         raise CheckpointError(f"{path / MODULES_FILE} is not a list of modules; download it again")
     named = [(str(m.get("type", "")).rpartition(".")[2], str(m.get("path", ""))) for m in modules]
     for _, folder in named:
-        if folder and Path(folder).name != folder:
+        if folder and (Path(folder).name != folder or folder == ".."):
             raise CheckpointError(f"{path / MODULES_FILE}: {folder!r} is not the name of a folder")
     return named
 
