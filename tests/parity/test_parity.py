@@ -25,7 +25,10 @@ SHAPES = [
 ]
 # Where a span may end depends on a layer's kind, which these families have one each of: two sums,
 # one sum, norms after sums, norms on both sides, experts. A family of another kind belongs here.
-KINDS = ["llama", "gpt_neox", "olmo2", "gemma2", "mixtral", "lfm2"]
+KINDS = [
+    *("llama", "gpt_neox", "olmo2", "gemma2", "mixtral", "lfm2"),
+    *("bamba", "deepseek_v3", "gemma4_text", "gpt_oss", "nemotron_h", "qwen3_5_text"),
+]
 MORE_SHAPES = [(1, 1, LAYER), (2, 2, STAGE), (2, 3, LAYER)]
 # Rounding may choose another expert, which is far from close: where all are chosen it cannot.
 ALL_EXPERTS = {
