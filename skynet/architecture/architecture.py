@@ -362,8 +362,6 @@ class Architecture:
 
     def inputs(self, weight: Weight) -> int | None:
         """The inputs of a weight that is not cut along them; None for a vector."""
-        if weight.sizes:
-            return weight.sizes[1]
         if weight.inner is not None:
             return prod(weight.inner) if weight.inner else None
         if weight.role in ("embed", "head", "project_in"):
@@ -382,7 +380,7 @@ class Architecture:
         """The outputs of a weight that is not cut along its inputs; the length of a vector."""
         if weight.role == "project_out":
             return self.embed_size or self.hidden_size
-        return weight.sizes[0] if weight.sizes else self.size(weight.unit)
+        return self.size(weight.unit)
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
         """The shape of the logical weight, uncut: `(out, in)`, or `(size,)` for a vector."""

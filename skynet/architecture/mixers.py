@@ -28,7 +28,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Mixer:
-    """Base class. `sums`: all-reduces that it needs before its own."""
+    """Base class. `sums`: all-reduces within the mixer, before that of its side."""
 
     @property
     def sums(self) -> int:

@@ -31,26 +31,17 @@ HeadsOf = Literal["local", "gathered", "whole"]
 class TransformersWeight(Weight):
     """A parameter of Transformers' model; `role` is the path of its module in a layer.
 
-    The unit `columns` is cut in proportion to the plan's columns; `sizes` are those of the whole
-    tensor in the checkpoint.
+    The unit `columns` is cut in proportion to the plan's columns.
     """
 
+    sizes: tuple[int, ...] = ()  # of the whole tensor in the checkpoint
     style: Style = "whole"
-    bare: bool = False  # the parameter is named neither weight nor bias
     buffer: bool = False  # a buffer of its module, not a parameter
-    float32: bool = False  # in float32, whatever the plan's dtype
     parameter: str = ""  # of experts: its path in a layer; several weights are parts of it
     layers: tuple[int, ...] = ()  # the layers that have it; (): all
 
     def is_in(self, layer: int | None) -> bool:
         return layer is None or not self.layers or layer in self.layers
-
-    def tensor(
-        self, layer: int | None = None, kind: str = "weight", piece: int | None = None
-    ) -> str:
-        if self.bare:
-            return self.name.format(layer=layer)
-        return super().tensor(layer, kind, piece)
 
 
 @dataclass(frozen=True)

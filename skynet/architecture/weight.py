@@ -14,7 +14,7 @@ Cut = Literal["column", "row", "vocab", "replicated"]
 Unit = str
 HEAD_NORMS = ("q_norm", "k_norm")
 MLP_OUTPUTS, CROSS_OUTPUT = ("down", "shared_down"), "cross_o"
-# Of the inputs that each layer has of its own, after the MLP: a product, and a table of tokens.
+# Of per-layer inputs, after the MLP: a product, and a table of tokens.
 INPUT_OUTPUT, INPUT_TABLE = "input_o", "input_table"
 # Replicated matrices, with the hidden size as inputs; other replicated weights are vectors.
 MATRICES = ("project_out", "head_dense", "label_dense")
@@ -22,7 +22,8 @@ MATRICES = ("project_out", "head_dense", "label_dense")
 
 @dataclass(frozen=True)
 class Dim:
-    """A dimension of its own that shards divide in whole items, in proportion to their columns.
+    """A dimension besides heads and columns: shards divide it in whole items, in proportion to
+    their columns.
 
     size: elements of an item.
     serves: another unit with a multiple of the items; a shard has the items that serve its own of
@@ -73,7 +74,6 @@ class Weight:
     others: tuple[str, ...] = ()  # other names that the tensor may have in a file
     optional: bool = False  # a file may lack it: see `Architecture.lacking`
     packed: Packed | None = None  # a file may have the weights of all experts in one tensor
-    sizes: tuple[int, ...] = ()  # (out, in) of a matrix that no unit counts
 
     @property
     def per_layer(self) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Chunk:
-    """Sequences are divided into chunks of `size` tokens: a token sees those of its own chunk."""
+    """Sequences are divided into chunks of `size` tokens: a token sees the tokens of
+    its chunk up to itself."""
 
     size: int
 

@@ -26,7 +26,7 @@ class Module(Protocol):
     ) -> torch.Tensor:
         """Normed `x` (tokens, hidden) to this shard's partial of the same shape and dtype.
 
-        all_reduce: for sums that it needs before its own.
+        all_reduce: for sums within the module, before that of its side.
         """
         ...
 

@@ -24,7 +24,7 @@ class Experts:
         roles = ("gate", "up") if arch.gated else ("up",)
         self._router = TopRouter(load, layer)
         self._weighs_inputs = arch.router.of_inputs
-        # The router takes what is not normed, if the experts have a norm of their own.
+        # Experts with a norm before them: the router takes the hidden states before that norm.
         self._norm = load_norm(load, "experts_norm", layer) if load.has("experts_norm") else None
         self._in: dict[int, Linear] = {}  # by expert, of those that the shard has anything of
         self._out: dict[int, Linear] = {}

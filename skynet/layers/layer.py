@@ -104,8 +104,8 @@ def load_layer(load: Loader, kv: KVLayout, layer: int, kernels: StepKernels | No
     """A layer of the stack that `load` loads, by its number there.
 
     Mixers, a sum, the MLP of the result, and a sum; or, in parallel, both with one sum. The decoder
-    of an encoder-decoder has cross-attention and a sum between the two. Last may be a product of
-    the inputs that each layer has of its own, and its sum.
+    of an encoder-decoder has cross-attention and a sum between the two. Per-layer inputs are the
+    last side.
     """
     load = load.at(layer)
     arch = load.arch
@@ -152,7 +152,7 @@ def load_mlp(load: Loader, layer: int) -> list[Module]:
 
 
 def _side_by_side(load: Loader, layer: int, norm: Norm) -> list[Branch]:
-    """An MLP and experts with norms of their own; norm: of the MLP's input."""
+    """An MLP beside experts that have another norm; norm: of the MLP's input."""
     experts = Branch(NoNorm(torch.float32), Experts(load, layer))
     return [Branch(norm, MLP(load, layer, "shared_")), experts]
 

@@ -99,14 +99,18 @@ def load_norm(
     return _make(load.arch, load.float32.vector(role, layer=layer), bias, dtype)
 
 
+def unweighted_norm(load: Loader, heads: int) -> Norm:
+    """An RMS norm of each of so many heads, float32, without weights."""
+    ones = torch.ones(heads, load.arch.head_dim, device=load.device)
+    norm = RMSNorm(ones, load.arch.norm_eps, torch.float32)
+    norm.nbytes = 0  # nothing that a file has
+    return norm
+
+
 def load_head_norm(load: Loader, layer: int, roles: tuple[str, ...] = ("q_norm", "k_norm")) -> Norm:
     """The norm of a shard's query and key heads in one call, float32: a row of weights per head."""
-    if not load.has(roles[0]):  # without weights
-        heads = load.part.heads.size + load.part.kv_heads.size
-        ones = torch.ones(heads, load.arch.head_dim, device=load.device)
-        norm = RMSNorm(ones, load.arch.norm_eps, torch.float32)
-        norm.nbytes = 0
-        return norm
+    if not load.has(roles[0]):
+        return unweighted_norm(load, load.part.heads.size + load.part.kv_heads.size)
     weight = torch.cat([load.float32.head_vectors(role, "weight", layer) for role in roles])
     bias = None
     if load.has_bias("q_norm"):

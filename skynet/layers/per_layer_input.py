@@ -1,5 +1,5 @@
-"""The input that each layer has of its own, of the step's tokens: a row of a table, and a product
-of the embedding (Gemma 3n and 4)."""
+"""Per-layer inputs of a step's tokens (Gemma 4): a row of the layer's table, and a product of the
+embedding."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class TopRouter:
             self._bias = load.float32.vector("router", "bias", layer)
         if self._router.biased:
             self._preference = load.float32.vector("router_bias", layer=layer)
-        # Of Gemma 4: the router has a norm of its own, and a factor for each expert.
+        # Of Gemma 4: a norm before the router, and a factor for each expert.
         self._norm: Norm = load_norm(load, "router_norm", layer, torch.float32)
         self._norm_scale = 1.0 if isinstance(self._norm, NoNorm) else arch.hidden_size**-0.5
         self._factors = None

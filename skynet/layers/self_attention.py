@@ -14,7 +14,7 @@ from skynet.layers.context import StepContext
 from skynet.layers.disentangled import load_distances
 from skynet.layers.encoder_attention import attend_text_batches
 from skynet.layers.heads import half_by_half
-from skynet.layers.norm import AllHeadsNorm, AllReduce, Norm, RMSNorm, load_head_norm
+from skynet.layers.norm import AllHeadsNorm, AllReduce, Norm, load_head_norm, unweighted_norm
 from skynet.layers.rope import rotate
 from skynet.layers.slot_state import SlotState
 from skynet.layers.weights import Loader
@@ -36,10 +36,10 @@ class Attention:
         self._gated = bool(gate)
         roles = ("q", "k") if mixer.values_are_keys else ("q", "k", "v")
         self._qkv = load.linear(*roles, *gate, layer=layer)
-        self._values_are_keys, self._value_norm = mixer.values_are_keys, None
+        self._values_are_keys = mixer.values_are_keys
+        self._value_norm: Norm | None = None
         if mixer.normed_values:
-            ones = torch.ones(arch.head_dim, device=load.device)
-            self._value_norm = RMSNorm(ones, arch.norm_eps, torch.float32)
+            self._value_norm = unweighted_norm(load, self._kv_heads)
         self._head_norm: Norm | None = None
         self._all_heads_norm: AllHeadsNorm | None = None
         if arch.qk_norm == "head":

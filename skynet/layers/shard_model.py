@@ -73,6 +73,8 @@ class ShardModel:
         part = plan.stages[stage].shards[self._shard]
         self._vocab, self._device = part.vocab, torch.device(device)
         self._carrier = Carrier(arch, [each.layers for each in plan.stages], self.layers)
+        borders = range(self.layers.start, self.layers.stop + 1)
+        self._first_sums = {layer: arch.first_sum(layer) for layer in borders}
         self._masks = TokenMasks(part.vocab.start, part.vocab.size)
         self._dtypes = Dtypes.of(plan)
         self._context: StepContext | None = None
@@ -121,7 +123,7 @@ class ShardModel:
 
     def first_sum(self, layer: int) -> int:
         """The number of the first all-reduce of a span that starts at `layer`, within a step."""
-        return self._arch.first_sum(layer)
+        return self._first_sums[layer]
 
     @torch.inference_mode()
     def run(

@@ -1,6 +1,6 @@
 """GPT-BigCode, StarCoder: GPT-2 with one KV head, or Q, K and V fused by head.
 
-Conv1D weights, as in the first SantaCoder checkpoints (`gpt2` with code of its own)
+Conv1D weights, as in the first SantaCoder checkpoints (`gpt2` with remote code)
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Inputs that each layer has of its own, as weights: of Gemma 4, and read by
-`skynet/layers/per_layer_input.py`."""
+"""Per-layer inputs of Gemma 4, as weights; see `skynet/layers/per_layer_input.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from skynet.models.llama import LAYER
 
 
 def with_inputs(arch: Architecture, config: read.Config) -> Architecture:
-    """The architecture with the inputs that each layer has of its own, if the config has any."""
+    """The architecture with per-layer inputs, if the config has any."""
     if not config.get("hidden_size_per_layer_input"):
         return arch
     size = read.size(config, "hidden_size_per_layer_input")

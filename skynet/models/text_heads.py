@@ -11,7 +11,7 @@ from skynet.architecture import config as read
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.config import MODULES
 from skynet.architecture.transformers_model import TransformersArchitecture
-from skynet.architecture.weight import Weight
+from skynet.architecture.weight import Dim, Weight
 from skynet.errors import CheckpointError, UnsupportedModel
 from skynet.models.encoder import CLASSIFIER, class_name, label_fields
 
@@ -84,20 +84,24 @@ def _with_modules(arch: Architecture, modules: Any) -> Architecture:
                 "runs, has no module Dense"
             )
         return arch
-    weights = tuple(weight for weight, _ in dense)
-    activations = tuple(activation for _, activation in dense)
-    return replace(arch, weights=arch.weights + weights, dense=activations)
+    weights = tuple(weight for weight, _, _ in dense)
+    dims = {weight.unit: outputs for weight, outputs, _ in dense}
+    activations = tuple(activation for _, _, activation in dense)
+    return replace(
+        arch, weights=arch.weights + weights, dims={**arch.dims, **dims}, dense=activations
+    )
 
 
-def _dense(number: int, module: Mapping[str, Any]) -> tuple[Weight, str]:
-    """The weight of a module Dense, and its activation."""
-    sizes = (read.size(module, "out"), read.size(module, "in"))
+def _dense(number: int, module: Mapping[str, Any]) -> tuple[Weight, Dim, str]:
+    """The weight of a module Dense, its outputs, and its activation."""
+    role = f"dense_{number}"
     weight = Weight(
-        f"dense_{number}",
+        role,
         str(module["name"]),
         "replicated",
-        "hidden",
+        role,
         bias=bool(module["bias"]),
-        sizes=sizes,
+        inner=(read.size(module, "in"),),
+        float32=True,
     )
-    return weight, ACTIVATIONS[str(module["activation"])]
+    return weight, Dim(read.size(module, "out")), ACTIVATIONS[str(module["activation"])]

@@ -191,7 +191,7 @@ def _role_bytes(
     if weight.cut == "replicated" and not weight.product:
         shape = arch.shape(weight)
         is_small = len(shape) == 1 or weight.role in FLOAT32_TABLES
-        if is_small or weight.float32 or weight.sizes:  # the last: after pooling
+        if is_small or weight.float32:
             return (prod(shape) + (shape[0] if weight.bias else 0)) * NORM_BYTES
         return prod(shape) * size + (shape[0] * bias_size if weight.bias else 0)
     width = units(arch, part, weight).size

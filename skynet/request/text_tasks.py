@@ -160,10 +160,10 @@ class TextTasks:
         roles = self.arch.dense_roles
         weight = self.arch.weight(roles[0]) if roles else None
         size = self.arch.hidden_size * len(pooling.split("+"))
-        if weight is not None and weight.sizes[1] != size:
+        if weight is not None and (inputs := self.arch.inputs(weight)) != size:
             raise BadRequest(
                 f"pooling {shown(pooling)}: a vector of {size} numbers, the model's module Dense "
-                f"takes {weight.sizes[1]}"
+                f"takes {inputs}"
             )
 
     def _rerank(self, _chosen: Mapping[str, Any], text: EncodedText) -> TextTask:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from harness import cluster_of
-from references import OUTGROWN, PROMPTS, Reference
+from references import OUTGROWN, PROMPTS, Reference, eager_experts
 from test_engine_parity import InProcess
 from test_parity import ALL_EXPERTS, ROPE
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from skynet.engine.engine import Engine, EngineOptions
 from skynet.engine.output import ModelInfo
@@ -71,10 +71,9 @@ class Asked:
 
 
 @cache
-def expected(directory: Path, prompt: tuple[int, ...], has_experts: bool) -> list[int]:
+def expected(directory: Path, prompt: tuple[int, ...]) -> list[int]:
     """The answer of Transformers, from a new model: a dynamic rope remembers."""
-    # Not grouped: that kernel takes no uneven sizes.
-    eager = {"experts_implementation": "eager"} if has_experts else {}
+    eager = eager_experts(AutoConfig.from_pretrained(directory))
     model = AutoModelForCausalLM.from_pretrained(directory, dtype="float32", **eager)
     ids = torch.tensor([prompt])
     with torch.no_grad():
@@ -100,8 +99,7 @@ def test_later_turns_have_the_answers_of_transformers(
         answers, cached = asked.ask(second, other)
         # Then the answers are those of Transformers, and old tokens were not computed
         assert [first, *answers] == [
-            expected(asked.reference.path, prompt, kind == "experts")
-            for prompt in (FIRST, second, other)
+            expected(asked.reference.path, prompt) for prompt in (FIRST, second, other)
         ]
         if kind == "rope that is switched":  # all are beyond the switch, at different prompts
             assert cached[0] > 0
