@@ -17,8 +17,17 @@ def plan_for(
     *,
     epoch: int = 1,
     weights: Sequence[Sequence[float]] | None = None,
+    by_memory: bool = False,
     **options: Any,
 ) -> Plan:
     """`arch` cut into stages and shards; `options` are fields of `PlanOptions`."""
     named = PlanOptions(**{"model": "digest", "name": "tiny", **options})
-    return make_plan(arch, named, stages=stages, shards=shards, epoch=epoch, weights=weights)
+    return make_plan(
+        arch,
+        named,
+        stages=stages,
+        shards=shards,
+        epoch=epoch,
+        weights=weights,
+        by_memory=by_memory,
+    )

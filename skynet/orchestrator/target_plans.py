@@ -43,7 +43,11 @@ class TargetPlans:
         return self if on_gpus == self.on_gpus else replace(self, on_gpus=on_gpus)
 
     def layout(
-        self, stages: int, shards: int, weights: Sequence[Sequence[float]] | None = None
+        self,
+        stages: int,
+        shards: int,
+        weights: Sequence[Sequence[float]] | None = None,
+        by_memory: bool = False,
     ) -> Plan:
         """The target in this shape, without workers."""
         target = self.target
@@ -58,7 +62,15 @@ class TargetPlans:
             target.kv_dtype,
             target.experts,
         )
-        plan = make_plan(self.arch, options, stages=stages, shards=shards, epoch=0, weights=weights)
+        plan = make_plan(
+            self.arch,
+            options,
+            stages=stages,
+            shards=shards,
+            epoch=0,
+            weights=weights,
+            by_memory=by_memory,
+        )
         return replace(plan, revision=target.revision)
 
     def planner(self) -> Planner:

@@ -50,12 +50,23 @@ class Question:
         return self.arch if layout is None else quantised(self.arch, layout)
 
     def layout(
-        self, stages: int, shards: int, weights: Sequence[Sequence[float]] | None = None
+        self,
+        stages: int,
+        shards: int,
+        weights: Sequence[Sequence[float]] | None = None,
+        by_memory: bool = False,
     ) -> Plan:
-        """The plan of a shape."""
+        """The plan of a shape; weights, by_memory: as of `make_plan`."""
         numbers = "bfloat16" if self.weights in LAYOUTS else self.weights
         options = replace(self.options, weight_dtype=numbers)
-        return make_plan(self.kept, options, stages=stages, shards=shards, weights=weights)
+        return make_plan(
+            self.kept,
+            options,
+            stages=stages,
+            shards=shards,
+            weights=weights,
+            by_memory=by_memory,
+        )
 
     @property
     def redis_bytes(self) -> int:

@@ -25,8 +25,9 @@ ROUNDED_BITS = 28  # free memory changes all the time; a quarter of a GiB makes 
 STARTING_S = 15.0  # how long to wait for a worker that is starting
 HORIZON_S = 60.0  # a pause must be earned back within this time
 
-Layout = Callable[[int, int, Sequence[Sequence[float]] | None], Plan]
-"""(stages, shards, weights) -> a plan of that shape without workers; may raise PlanError."""
+Layout = Callable[[int, int, Sequence[Sequence[float]] | None, bool], Plan]
+"""(stages, shards, weights, whether these are memory) -> a plan of that shape without workers; may
+raise PlanError."""
 
 
 @dataclass(frozen=True)
@@ -275,13 +276,17 @@ class Planner:
         return replace(plan, revision=self.wish.revision), problem
 
     def _layout(
-        self, stages: int, shards: int, weights: Sequence[Sequence[float]] | None = None
+        self,
+        stages: int,
+        shards: int,
+        weights: Sequence[Sequence[float]] | None = None,
+        by_memory: bool = False,
     ) -> Plan:
-        key = (stages, shards, str(weights))
+        key = (stages, shards, str(weights), by_memory)
         if key not in self._layouts:
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
-            self._layouts[key] = self.layout(stages, shards, weights)
+            self._layouts[key] = self.layout(stages, shards, weights, by_memory)
         return self._layouts[key]
 
     def _placed(self, plan: Plan, workers: tuple[str, ...]) -> Plan:
@@ -293,10 +298,11 @@ def fitting_plan(
 ) -> tuple[Plan, str]:
     """A plan weighted by speed, or by memory if that does not fit; and `overfull` of it."""
     tried: list[tuple[Plan, str]] = []
+    ids = tuple(worker.id for worker in workers)
     for weigh in (shard_weights, memory_weights):
         weights = weigh(workers)
         rows = [weights[at * shards : (at + 1) * shards] for at in range(stages)]
-        plan = replace(layout(stages, shards, rows), workers=tuple(worker.id for worker in workers))
+        plan = replace(layout(stages, shards, rows, weigh is memory_weights), workers=ids)
         tried.append((plan, overfull(arch, plan, workers)))
         if not tried[-1][1]:
             break

@@ -60,10 +60,12 @@ def make_plan(
     shards: int,
     epoch: int = 1,
     weights: Sequence[Sequence[float]] | None = None,
+    by_memory: bool = False,
 ) -> Plan:
     """Cut a model into `stages` x `shards`.
 
     weights: for each stage, the relative capacity of its shards; equal by default.
+    by_memory: they are memory, not speed; see `shard_plans`.
 
     Raises:
         PlanError: the model cannot be cut into this shape; the message has the numbers.
@@ -83,7 +85,7 @@ def make_plan(
         num_slots=options.num_slots,
         slot_tokens=_slot_tokens(arch, options.slot_tokens),
         stages=tuple(
-            StagePlan(run, shard_plans(arch, shards, stage_weights, options.experts))
+            StagePlan(run, shard_plans(arch, shards, stage_weights, options.experts, by_memory))
             for run, stage_weights in zip(layers, weights, strict=True)
         ),
         encoder_layers=arch.encoder_layers,
@@ -156,15 +158,22 @@ def shard_plans(
     shards: int,
     weights: Sequence[float] | None = None,
     experts: str = AUTO,
+    by_memory: bool = False,
 ) -> tuple[ShardPlan, ...]:
     """The slices of the shards of a stage: heads, columns and vocabulary divided by `weights`.
+
+    Heads cannot always be divided so. Attention and MLP end with a sum each, which waits for the
+    slowest shard: columns that made up for the heads would make both slower. They do so where one
+    sum ends both, and where `weights` are memory.
 
     experts: see `PlanOptions`.
     """
     weights = weights or [1.0] * shards
     heads = _split_heads(arch, shards, weights)
     check_tiling([query for query, _ in heads], arch.num_heads, "heads")
-    attention = [0 if arch.kinds else _attention_params(arch, *part) for part in heads]
+    attention = [0] * shards
+    if (by_memory or arch.parallel) and not arch.kinds:
+        attention = [_attention_params(arch, *part) for part in heads]
     columns = _split_columns(arch, attention, weights)
     check_tiling(columns, arch.intermediate_size, "columns")
     unit = VOCAB_UNIT if arch.vocab_size >= shards * WIDE else 1
@@ -194,8 +203,8 @@ def _split_heads(
 ) -> list[tuple[Range, Range]]:
     """(query heads, KV heads) of each shard: whole groups, or a part of one group.
 
-    Where shards share groups, `weights` are ignored: the MLP columns balance the shards. Where
-    kinds of layers have smaller groups, parts of a group are cut at borders of these first.
+    Where shards share groups, `weights` are ignored. Where kinds of layers have smaller groups,
+    parts of a group are cut at borders of these first.
     """
     group, kv_heads = arch.group, arch.num_kv_heads
     if shards <= kv_heads:

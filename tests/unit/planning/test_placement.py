@@ -33,8 +33,13 @@ ARCH = load_architecture(
 )
 
 
-def layout(stages: int, shards: int, weights: Sequence[Sequence[float]] | None = None) -> Plan:
-    return plan_for(ARCH, stages, shards, weights=weights)
+def layout(
+    stages: int,
+    shards: int,
+    weights: Sequence[Sequence[float]] | None = None,
+    by_memory: bool = False,
+) -> Plan:
+    return plan_for(ARCH, stages, shards, weights=weights, by_memory=by_memory)
 
 
 def planner(shape: tuple[int, int] | None = (2, 2), fixed: bool = False) -> Planner:

@@ -34,8 +34,13 @@ NEAR_S, FAR_S = 2e-4, 8e-3
 Site = Callable[[str], int]
 
 
-def layout(stages: int, shards: int, weights: Sequence[Sequence[float]] | None = None) -> Plan:
-    return plan_for(ARCH, stages, shards, weights=weights)
+def layout(
+    stages: int,
+    shards: int,
+    weights: Sequence[Sequence[float]] | None = None,
+    by_memory: bool = False,
+) -> Plan:
+    return plan_for(ARCH, stages, shards, weights=weights, by_memory=by_memory)
 
 
 def planner(shape: tuple[int, int]) -> Planner:

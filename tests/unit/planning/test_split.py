@@ -89,8 +89,9 @@ def test_a_plan_by_weights_tiles_and_gives_each_what_it_can_take(
     quarters = st.integers(1, 4).map(lambda number: number / 4)
     of_stage = st.lists(quarters, min_size=shards, max_size=shards)
     weights = data.draw(st.lists(of_stage, min_size=stages, max_size=stages))
+    by_memory = data.draw(st.booleans())
     # When it is cut
-    plan = plan_of(arch, stages, shards, weights=weights)
+    plan = plan_of(arch, stages, shards, weights=weights, by_memory=by_memory)
     # Then everything is in exactly one place, and every shard has heads
     check_tiling([stage.layers for stage in plan.stages], arch.num_layers, "layers")
     assert all(stage.layers.size >= 1 for stage in plan.stages)
@@ -103,15 +104,16 @@ def test_a_plan_by_weights_tiles_and_gives_each_what_it_can_take(
             assert part.kv_heads == Range(
                 part.heads.start // arch.group, -(-part.heads.stop // arch.group)
             )
-            # And it has columns up to its share, to a unit, beyond what its heads weigh anyway
+            # And it has columns up to its share, to a unit; by memory, beyond what its heads weigh
             attention = 2 * (part.heads.size + part.kv_heads.size) * arch.head_dim
-            attention *= arch.hidden_size
+            attention *= arch.hidden_size * by_memory
             column = 3 * arch.hidden_size
             unit = 32 if arch.intermediate_size >= shards * 256 else 1
             every = sum(
                 2 * (p.heads.size + p.kv_heads.size) * arch.head_dim * arch.hidden_size
                 for p in stage.shards
             )
+            every *= by_memory
             ideal = (every + column * arch.intermediate_size) * weight / sum(share)
             assert attention + column * part.columns.size <= max(ideal, attention) + column * (
                 unit + 1
@@ -149,9 +151,20 @@ def test_nine_heads_in_three_groups_over_two_shards() -> None:
     arch = architecture()
     # When it is cut in two
     first, second = shard_plans(arch, 2)
-    # Then KV groups stay whole, and MLP columns make up for the uneven heads
+    # Then KV groups stay whole, and MLP columns are even: each has a sum that waits for the slowest
     assert (first.heads, second.heads) == (Range(0, 6), Range(6, 9))
     assert (first.kv_heads, second.kv_heads) == (Range(0, 2), Range(2, 3))
+    assert (first.columns, second.columns) == (Range(0, 768), Range(768, 1536))
+
+
+@pytest.mark.parametrize("how", ["by memory", "one sum"])
+def test_columns_make_up_for_uneven_heads(how: str) -> None:
+    # Given shards that are cut by memory, or a model with one sum for attention and MLP
+    arch = replace(architecture(), parallel=how == "one sum")
+    # When it is cut in two
+    first, second = shard_plans(arch, 2, by_memory=how == "by memory")
+    # Then each shard has half of a layer's weights
+    assert first.heads.size == 2 * second.heads.size
     assert first.columns.size % 32 == 0
     weights = [
         2 * (part.heads.size + part.kv_heads.size) * 64 + 3 * part.columns.size
@@ -200,8 +213,8 @@ def test_parts_of_a_group_are_cut_at_borders_of_smaller_groups() -> None:
 def test_a_shard_with_heavy_heads_gets_no_columns() -> None:
     # Given a model that is nearly all attention
     arch = architecture(intermediate_size=40)
-    # When its heads cannot be cut evenly
-    first, second = shard_plans(arch, 2)
+    # When its heads cannot be cut evenly, and weigh on memory
+    first, second = shard_plans(arch, 2, by_memory=True)
     # Then all columns go where there are fewer heads
     assert (first.columns.size, second.columns.size) == (0, 40)
 
