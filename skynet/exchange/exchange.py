@@ -19,6 +19,7 @@ from skynet.exchange.fast_sum import FastSum
 from skynet.exchange.group import Group
 from skynet.exchange.link import Link
 from skynet.exchange.pubsub import PubSub
+from skynet.kernels.sums import Sums
 from skynet.redis_url import RedisURL
 from skynet.settings import settings
 from skynet.wire.exchange_message import (
@@ -118,8 +119,17 @@ class Exchange:
         self.waited_s += time.perf_counter() - started
         return done
 
+    def fast_sums(self, at: Sum, shape: tuple[int, int]) -> Sums | None:
+        """For sums in C from `at` on; the first one that is not done there is for `finish`.
+
+        None: they do not go that way. The caller adds what they waited to `waited_s`.
+        """
+        if self._fast is None:
+            return None
+        return self._fast.sums(tag_of(*at), shape, self._spin_s if self.spins else 0.0)
+
     def finish(self, at: Sum, mine: Frame) -> dict[int, Frame]:
-        """As `swap`, for what `try_fast` has begun."""
+        """As `swap`, for what `try_fast` or `fast_sums` has begun."""
         started, tag, position = time.perf_counter(), tag_of(*at), at[2]
         polled_since = started - self._spin_s  # by `try_fast`
         if self._fast is not None:

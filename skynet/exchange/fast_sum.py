@@ -12,8 +12,9 @@ from skynet import kernels
 from skynet.exchange.link import BUFFER_BYTES, Link
 from skynet.kernels.build import library_name
 from skynet.kernels.library import kernels as chosen_kernels
+from skynet.kernels.sums import Sums
 from skynet.wire.exchange_message import HEADER as MESSAGE_HEADER
-from skynet.wire.exchange_message import header_of
+from skynet.wire.exchange_message import POSITION_AT, header_of
 from skynet.wire.frame import FLOAT32, HEADER, MAGIC
 
 HEAD_BYTES = MESSAGE_HEADER.size + HEADER.size
@@ -77,18 +78,43 @@ class FastSum:
 
         data, total: addresses of contiguous float32 of this shape.
         """
+        head = self._head(tag, shape)
+        if head is None:
+            return None
+        count = shape[0] * shape[1]
+        done = self._function(
+            self._c_links,
+            *(len(self.links), self.shard, head, HEAD_BYTES, data, count, total, spin_s),
+        )
+        return bool(done)
+
+    def sums(self, tag: bytes, shape: tuple[int, int], spin_s: float) -> Sums | None:
+        """For the sums of this shape from the one with that tag on, as `run` makes them; valid
+        until the next call. None: as of `run`.
+        """
+        head = self._head(tag, shape)
+        if head is None:
+            return None
+        self._sums_head = ctypes.create_string_buffer(head, HEAD_BYTES)
+        return Sums(
+            links=ctypes.addressof(self._c_links),
+            head=ctypes.addressof(self._sums_head),
+            head_bytes=HEAD_BYTES,
+            position_at=POSITION_AT,
+            spin_s=spin_s,
+            num_links=len(self.links),
+            shard=self.shard,
+        )
+
+    def _head(self, tag: bytes, shape: tuple[int, int]) -> bytes | None:
+        """Of this shard's message; None: too large, or a link is in the middle of a message."""
         count = shape[0] * shape[1]
         if not 0 < count <= MAX_FLOATS or not self._is_idle():
             return None
         if shape != self._shape:
             self._frame_header = HEADER.pack(MAGIC, FLOAT32, *shape)
             self._shape = shape
-        head = header_of(tag, HEADER.size + 4 * count) + self._frame_header
-        done = self._function(
-            self._c_links,
-            *(len(self.links), self.shard, head, HEAD_BYTES, data, count, total, spin_s),
-        )
-        return bool(done)
+        return header_of(tag, HEADER.size + 4 * count) + self._frame_header
 
     def resume(self, parts: tuple[bytes | memoryview, ...]) -> None:
         """Hand a sum over to the links; parts: of this shard's message."""

@@ -6,6 +6,8 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "exchange.h"
+
 #include <sched.h>
 #include <stdint.h>
 #include <string.h>
@@ -17,15 +19,7 @@
 #define MSG_NOSIGNAL 0
 #endif
 
-typedef struct {
-    int32_t fd;
-    int32_t shard;      // of the peer; links are in the order of shards
-    uint8_t *buffer;    // room for a whole message
-    int64_t sent;
-    int64_t received;
-} Link;
-
-static double now_s(void) {
+double now_s(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -60,8 +54,6 @@ static void add(float *restrict total, const float *restrict part, int64_t count
     for (int64_t i = 0; i < count; i++) total[i] += part[i];
 }
 
-// head: of this shard's message, and of every peer's, byte for byte. total: what `data` has, summed.
-// 1: done; 0: go on in Python.
 int skynet_sum_over_links(Link *links, int32_t num_links, int32_t shard, const uint8_t *head,
                           int64_t head_bytes, const float *data, int64_t count, float *total,
                           double spin_s) {

@@ -47,6 +47,9 @@ class Library:
         self.run = library.skynet_run
         self.run.argtypes = [pointer, number, pointer, pointer, pointer]
         self.run.restype = None
+        self.run_sides = library.skynet_run_sides
+        self.run_sides.argtypes = [pointer, number, *[pointer] * 4]
+        self.run_sides.restype = number
         # The operations of a decoding step: their addresses; see steps.py.
         self.operations = {
             name: ctypes.cast(library[f"skynet_{name}_step"], pointer).value for name in OPERATIONS

@@ -440,18 +440,25 @@ void skynet_activation_step(const void *arguments, const step *the_step) {
   run_blocks(activate_row, &the, the_step->rows, threads_for(the_step, the_step->rows * columns));
 }
 
-// The sum of two buffers.
+// Plus a multiple of another buffer, and of a bias.
 
 typedef struct {
-  long size, from, to;
+  const float *bias;   // (size); 0: none
+  long size, from, to; // from: -1 for the bias alone
+  float scale;
 } add_arguments;
 
 void skynet_add_step(const void *arguments, const step *the_step) {
   const add_arguments *of = arguments;
-  const float *x = the_step->buffers[of->from];
   float *y = the_step->buffers[of->to];
-  for (long at = 0; at < the_step->rows * of->size; at++)
-    y[at] += x[at];
+  if (of->from >= 0) {
+    const float *x = the_step->buffers[of->from];
+    for (long at = 0; at < the_step->rows * of->size; at++)
+      y[at] = __builtin_fmaf(x[at], of->scale, y[at]);
+  }
+  for (long row = 0; of->bias && row < the_step->rows; row++)
+    for (long at = 0; at < of->size; at++)
+      y[row * of->size + at] = __builtin_fmaf(of->bias[at], of->scale, y[row * of->size + at]);
 }
 
 // Run a list of calls on `x`, its first buffer, into `y`, its second.

@@ -16,6 +16,7 @@ from skynet.kernels.library import Library
 
 # Buffers: the input and output of a block, and what is between.
 INPUT, OUTPUT, NORMED, WIDE, MIXED, OTHER = range(6)
+NONE = -1
 NORMS = ("rms", "layer")
 KV_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 ACTIVATIONS = {
@@ -79,7 +80,11 @@ class _Activation(ctypes.Structure):
 
 
 class _Add(ctypes.Structure):
-    _fields_ = tuple((name, Number) for name in ("size", "source", "target"))
+    _fields_ = (
+        ("bias", Pointer),
+        *((name, Number) for name in ("size", "source", "target")),
+        ("scale", Float),
+    )
 
 
 @dataclass(frozen=True)
@@ -191,12 +196,17 @@ class Program:
 
     def __call__(self, x: torch.Tensor, step: DecodingStep) -> torch.Tensor:
         """`x` (rows, hidden) float32 to a new tensor of the same shape."""
-        if self._calls is None:
-            self._finish()
+        address, count = self.calls()
         x = x.float().contiguous()  # the kernels would read and write past narrower numbers
         y = torch.empty_like(x)
-        self._library.run(self._address, self._count, step.address, x.data_ptr(), y.data_ptr())
+        self._library.run(address, count, step.address, x.data_ptr(), y.data_ptr())
         return y
+
+    def calls(self) -> tuple[int, int]:
+        """(address, number) of the operations in C; no more are added afterwards."""
+        if self._calls is None:
+            self._finish()
+        return self._address, self._count
 
     def norm(self, norm: NormWeights, source: int, target: int) -> bool:
         if norm.weight.ndim > 1:
@@ -267,9 +277,17 @@ class Program:
         arguments = _Activation(ACTIVATIONS[name], columns, gated, source, target)
         return self._add("activation", arguments, target, columns)
 
-    def add(self, size: int, source: int, target: int) -> bool:
-        """Add rows of `size` of `source` to those of `target`."""
-        return self._add("add", _Add(size, source, target), target, size)
+    def add(
+        self, size: int, places: Places, scale: float = 1.0, bias: torch.Tensor | None = None
+    ) -> bool:
+        """Add rows of `size`, and a bias, times `scale` to those of the target.
+
+        places: the source may be NONE.
+        """
+        source, target = places
+        self._kept.append(bias)
+        address = None if bias is None else bias.data_ptr()
+        return self._add("add", _Add(address, size, source, target, scale), target, size)
 
     def _add(self, name: str, arguments: ctypes.Structure, target: int, width: int) -> bool:
         if target not in (INPUT, OUTPUT):

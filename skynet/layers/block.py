@@ -67,7 +67,7 @@ class Block:
             target = OTHER if index else OUTPUT
             if normed is None or not module.emit(program, normed, target):
                 return False
-            if index and not program.add(self._hidden, OTHER, OUTPUT):
+            if index and not program.add(self._hidden, (OTHER, OUTPUT)):
                 return False
         return True
 
@@ -95,7 +95,7 @@ class CompiledBlock:
     """A block as a program of the kernels for decoding steps; as it is for others."""
 
     def __init__(self, block: Block, program: Program) -> None:
-        self._block, self._program = block, program
+        self._block, self.program = block, program
         self.nbytes = block.nbytes
 
     def __call__(
@@ -103,7 +103,7 @@ class CompiledBlock:
     ) -> torch.Tensor:
         if context.decoding is None:
             return self._block(x, context, all_reduce)
-        return self._program(x, context.decoding)
+        return self.program(x, context.decoding)
 
 
 def compiled(block: Block, kernels: StepKernels | None) -> Block | CompiledBlock:

@@ -43,13 +43,9 @@ class Encoder:
         the sum of the parts over the shards is the value.
         """
         x = self._start(context, hidden, all_reduce)
-        layers = self.stack.of(span)
         if span.stop <= self._last:
-            for layer in layers[:-1]:
-                x = layer(x, context, all_reduce)
-            return layers[-1].part(x, context, first, all_reduce), False
-        for layer in layers:
-            x = layer(x, context, all_reduce)
+            return self.stack.part(x, span, context, first, all_reduce), False
+        x = self.stack.forward(x, span, context, all_reduce)
         if span.start <= self._last:
             if self._norm is None:
                 raise StepFailed("this stage has no norm of the encoder's output")

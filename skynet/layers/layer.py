@@ -63,15 +63,6 @@ class Layer:
             x = side(x, context, all_reduce)
         return x
 
-    def part(
-        self, x: torch.Tensor, context: StepContext, first: bool, all_reduce: AllReduce
-    ) -> torch.Tensor:
-        """This shard's part of the hidden states after the layer; see `Residual.part`."""
-        for side in self.sides[:-1]:
-            x = side(x, context, all_reduce)
-        block, after = self.sides[-1]
-        return after.part(x, block(x, context, all_reduce), first, all_reduce)
-
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
         """See `SlotState.copy_slot`."""
         for state in self.states:

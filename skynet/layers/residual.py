@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from skynet.kernels.steps import NormWeights
+from skynet.kernels.steps import INPUT, NONE, OUTPUT, NormWeights, Program
 from skynet.layers.finite import no_part
 from skynet.layers.norm import AllReduce, NoNorm, Norm, load_norm
 from skynet.layers.weights import Loader
@@ -33,13 +33,20 @@ class Residual(Protocol):
         """
         ...
 
+    def emit(self, program: Program) -> bool:
+        """Add the operations from `INPUT`, the hidden states, and `OUTPUT`, the sum, to the next
+        `INPUT`; False: not supported.
+        """
+        ...
+
 
 class Plain:
     """Plus the sum, plus the biases of its row-parallel products."""
 
-    def __init__(self, bias: torch.Tensor | None) -> None:
+    def __init__(self, bias: torch.Tensor | None, size: int) -> None:
+        """size: of the hidden states."""
         self.nbytes = 0 if bias is None else bias.nbytes
-        self._bias = bias
+        self._bias, self._size = bias, size
 
     def __call__(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         x = x + total
@@ -50,13 +57,17 @@ class Plain:
     ) -> torch.Tensor:
         return self(x, partial) if first else partial.float()
 
+    def emit(self, program: Program) -> bool:
+        return program.add(self._size, (OUTPUT, INPUT), bias=self._bias)
+
 
 class Scaled:
     """Plus a multiple of the sum and of its biases."""
 
-    def __init__(self, bias: torch.Tensor | None, scale: float) -> None:
+    def __init__(self, bias: torch.Tensor | None, size: int, scale: float) -> None:
+        """size: of the hidden states."""
         self.nbytes = 0 if bias is None else bias.nbytes
-        self._bias, self._scale = bias, scale
+        self._bias, self._size, self._scale = bias, size, scale
 
     def __call__(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         x = torch.add(x, total, alpha=self._scale)
@@ -67,6 +78,9 @@ class Scaled:
     ) -> torch.Tensor:
         return self(x, partial) if first else partial.float().mul_(self._scale)
 
+    def emit(self, program: Program) -> bool:
+        return program.add(self._size, (OUTPUT, INPUT), self._scale, self._bias)
+
 
 class Normed:
     """Norms the sum before it is added, or the hidden states after.
@@ -75,9 +89,11 @@ class Normed:
     part of the first shard is the whole value.
     """
 
-    def __init__(self, bias: torch.Tensor | None, of_sum: Norm, of_hidden: Norm) -> None:
+    def __init__(self, bias: torch.Tensor | None, size: int, of_sum: Norm, of_hidden: Norm) -> None:
+        """size: of the hidden states."""
         self.nbytes = (0 if bias is None else bias.nbytes) + of_sum.nbytes + of_hidden.nbytes
-        self._bias, self._of_sum, self._of_hidden = bias, of_sum, of_hidden
+        self._bias, self._size = bias, size
+        self._of_sum, self._of_hidden = of_sum, of_hidden
 
     def __call__(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         total = total if self._bias is None else total + self._bias
@@ -88,6 +104,15 @@ class Normed:
     ) -> torch.Tensor:
         value = self(x, all_reduce(partial))
         return value if first else no_part(value)
+
+    def emit(self, program: Program) -> bool:
+        if self._bias is not None:
+            program.add(self._size, (NONE, OUTPUT), bias=self._bias)
+        return (
+            _emit(program, self._of_sum, OUTPUT)
+            and program.add(self._size, (OUTPUT, INPUT))
+            and _emit(program, self._of_hidden, INPUT)
+        )
 
 
 class JoinedNorms:
@@ -128,8 +153,16 @@ def load_residual(load: Loader, block: str, roles: tuple[str, ...], layer: int) 
     of_hidden = load_norm(load, f"{block}_sum_norm", layer, torch.float32)
     if load.has("layer_scale", layer) and roles == load.arch.sides[-1]:
         of_hidden = Times(load.float32.vector("layer_scale", layer=layer))
+    size = load.arch.hidden_size
     if not (isinstance(of_sum, NoNorm) and isinstance(of_hidden, NoNorm)):
-        return Normed(bias, of_sum, of_hidden)
+        return Normed(bias, size, of_sum, of_hidden)
     if load.arch.residual_scale != 1:
-        return Scaled(bias, load.arch.residual_scale)
-    return Plain(bias)
+        return Scaled(bias, size, load.arch.residual_scale)
+    return Plain(bias, size)
+
+
+def _emit(program: Program, norm: Norm, buffer: int) -> bool:
+    """Add the norm of a buffer, in place; False: not supported."""
+    if isinstance(norm, NoNorm):
+        return True
+    return norm.weights is not None and program.norm(norm.weights, buffer, buffer)

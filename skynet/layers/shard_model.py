@@ -176,15 +176,10 @@ class ShardModel:
             stack.copy_sources(step)
         x = self._embed(context, all_reduce) if hidden is None else hidden.to(self._device)
         x, context = self._carrier.take(x, span.start, context, stack.shared)
-        layers = stack.of(span)
         if span.stop == self._arch.total_layers:
-            for layer in layers:
-                x = layer(x, context, all_reduce)
-            return x
-        for layer in layers[:-1]:
-            x = layer(x, context, all_reduce)
+            return stack.forward(x, span, context, all_reduce)
         first = self._shard == 0
-        x = layers[-1].part(x, context, first, all_reduce)
+        x = stack.part(x, span, context, first, all_reduce)
         return self._carrier.give(x, span.stop, context, stack.shared, first)
 
     def _encode(

@@ -14,9 +14,11 @@ from skynet.layers.context import StepContext, StepLayout, make_context
 from skynet.layers.disentangled import distance_table_bytes
 from skynet.layers.encoder_attention import Bias
 from skynet.layers.layer import Layer, load_layer
+from skynet.layers.norm import AllReduce
 from skynet.layers.relative import load_relative_bias
 from skynet.layers.rope import Rotary
 from skynet.layers.shared_kv import SharedKV
+from skynet.layers.side_runs import SideRuns
 from skynet.layers.weights import Loader
 from skynet.planning.ranges import Range
 from skynet.wire.step import Step
@@ -34,6 +36,7 @@ class Stack:
             load_layer(load, kv, layer - first, step_kernels)
             for layer in range(self.run.start, self.run.stop)
         ]
+        self._sides = SideRuns(self._layers, step_kernels)
         self.shared = SharedKV(load, kv, self._layers, self.run)
         bias: Bias | None = None
         if arch.alibi:
@@ -55,8 +58,30 @@ class Stack:
 
     def of(self, span: Range) -> Sequence[Layer]:
         """The layers that are in a span."""
+        numbers = self._numbers(span)
+        return self._layers[numbers.start : numbers.stop]
+
+    def _numbers(self, span: Range) -> Range:
+        """The layers that are in a span, counted from this stack's first."""
         both = span.overlap(self.run)
-        return self._layers[both.start - self.run.start : both.stop - self.run.start]
+        if not both.size:
+            return Range(0, 0)
+        return Range(both.start - self.run.start, both.stop - self.run.start)
+
+    def forward(
+        self, x: torch.Tensor, span: Range, context: StepContext, all_reduce: AllReduce
+    ) -> torch.Tensor:
+        """The whole hidden states after the layers of a span, (tokens, hidden) float32."""
+        return self._sides(x, self._numbers(span), context, all_reduce)
+
+    def part(
+        self, x: torch.Tensor, span: Range, context: StepContext, first: bool, all_reduce: AllReduce
+    ) -> torch.Tensor:
+        """This shard's part of the same; see `Residual.part`."""
+        numbers = self._numbers(span)
+        x = self._sides(x, numbers, context, all_reduce, but_last=True)
+        block, after = self._layers[numbers.stop - 1].sides[-1]
+        return after.part(x, block(x, context, all_reduce), first, all_reduce)
 
     def copy_sources(self, step: Step) -> None:
         """Copy the slots that rows continue from.

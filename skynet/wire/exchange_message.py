@@ -15,6 +15,7 @@ HEADER = struct.Struct("<IBxHQQI")
 _TAG = struct.Struct("<HQQI")
 _START = struct.Struct("<IBx")
 TAG_AT = _START.size
+POSITION_AT = HEADER.size - struct.calcsize("<I")  # of the sum
 # What follows: a frame; why a shard failed; that it computed NaN or infinity.
 PARTIAL, FAILED, NOT_FINITE = 0, 1, 2
 MAX_REASON_BYTES = 4096

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from skynet.exchange.exchange import Exchange
+from skynet.exchange.fast_sum import MAX_FLOATS
 from skynet.exchange.sums import add_in_order, sum_of_shards
+from skynet.kernels.sums import Sums
 from skynet.wire.frame import Frame
 
 
@@ -35,6 +37,12 @@ class AllReduce:
         at = (self.epoch, self.step, self.position)
         self.position += 1
         done = None
+        if (
+            self.dtype == "auto"
+            and partial.dtype == torch.bfloat16
+            and partial.numel() <= MAX_FLOATS
+        ):
+            partial = partial.float()  # of a decoding step: the quick way is worth the bytes
         if self.dtype in ("auto", "float32") and _is_plain(partial):
             total = torch.empty_like(partial)
             shape = (partial.shape[0], partial.shape[1])
@@ -47,6 +55,27 @@ class AllReduce:
         else:
             summed = add_in_order(self.exchange.finish(at, frame))
         return torch.from_numpy(summed).to(partial.device)
+
+    def sums(self, shape: tuple[int, int]) -> Sums | None:
+        """See `SummedInC.sums`."""
+        if self.dtype not in ("auto", "float32"):
+            return None
+        return self.exchange.fast_sums((self.epoch, self.step, self.position), shape)
+
+    def resume(self, sums: Sums, done: int, partial: torch.Tensor | None) -> torch.Tensor | None:
+        """See `SummedInC.resume`."""
+        self.exchange.waited_s += sums.waited_s
+        self.position += done
+        if partial is None:
+            return None
+        at = (self.epoch, self.step, self.position)
+        self.position += 1
+        return torch.from_numpy(add_in_order(self.exchange.finish(at, self._pack(partial))))
+
+    @property
+    def is_alone(self) -> bool:
+        """See `SummedInC.is_alone`."""
+        return not self.exchange.peers
 
     def _pack(self, partial: torch.Tensor) -> Frame:
         """This shard's partial as it travels."""

@@ -13,6 +13,8 @@ from plans import plan_for
 from skynet.architecture.mixers import SELF_ATTENTION
 from skynet.architecture.tensors import staged_tensors
 from skynet.architecture.weight import MLP_OUTPUTS
+from skynet.exchange.exchange import Exchange
+from skynet.exchange.group import Group
 from skynet.kernels.library import Library, available
 from skynet.layers.block import CompiledBlock
 from skynet.layers.cache import KVLayout
@@ -24,9 +26,11 @@ from skynet.layers.weights import Loader
 from skynet.models.registry import load_architecture
 from skynet.planning.ranges import Range
 from skynet.wire.step import LogitsRequest, Row, Step
+from skynet.worker.all_reduce import AllReduce
 
 LIBRARIES = available()
 CPU, TOKENS, LENGTHS = torch.device("cpu"), 96, (1, 37, 64, 90)
+ALONE = Exchange(Group(1, 0, 0, 1), "unix:///nowhere")  # it has no peers, and asks nobody
 # Families whose attention only PyTorch computes.
 NO_ATTENTION = {
     "bloom",
@@ -82,9 +86,7 @@ def stack_of(family: str, kv_dtype: str | None = None) -> Stack:
 
 def run(stack: Stack, context: StepContext, x: torch.Tensor) -> torch.Tensor:
     context = replace(context, embeddings=x)
-    for layer in stack.of(stack.run):
-        x = layer(x, context, lambda partial: partial)
-    return x
+    return stack.forward(x, stack.run, context, AllReduce(ALONE, 1, 1, 0))
 
 
 def decoding(stack: Stack, slots: tuple[int, ...], hidden: int) -> tuple[StepContext, torch.Tensor]:

@@ -20,11 +20,11 @@ def residuals() -> dict[str, Residual]:
     torch.manual_seed(0)
     bias = torch.randn(HIDDEN)
     return {
-        "plain": Plain(None),
-        "biased": Plain(bias),
-        "scaled": Scaled(bias, 0.3),
-        "norm of the sum": Normed(bias, norm(), NoNorm(FLOAT)),
-        "norm after": Normed(None, NoNorm(FLOAT), norm()),
+        "plain": Plain(None, HIDDEN),
+        "biased": Plain(bias, HIDDEN),
+        "scaled": Scaled(bias, HIDDEN, 0.3),
+        "norm of the sum": Normed(bias, HIDDEN, norm(), NoNorm(FLOAT)),
+        "norm after": Normed(None, HIDDEN, NoNorm(FLOAT), norm()),
     }
 
 
@@ -58,4 +58,4 @@ def test_hidden_states_given_are_not_written_to() -> None:
 def test_the_scale_is_of_bias_and_sum() -> None:
     # When / Then Granite's multiplier is of all that attention gives
     bias, x, total = torch.ones(HIDDEN), torch.zeros(1, HIDDEN), torch.full((1, HIDDEN), 3.0)
-    assert torch.equal(Scaled(bias, 0.5)(x, total), torch.full((1, HIDDEN), 2.0))
+    assert torch.equal(Scaled(bias, HIDDEN, 0.5)(x, total), torch.full((1, HIDDEN), 2.0))
