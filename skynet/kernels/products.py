@@ -27,6 +27,7 @@ class PackedWeight:
         self._kernels, self._number = kernels, NUMBERS[weight.dtype]
         blocks = -(-self.outputs // BLOCK)
         self.blocks = torch.empty(blocks, self.inputs, BLOCK, dtype=weight.dtype)
+        kernels.large_pages(self.blocks.data_ptr(), self.blocks.nbytes)
         self._move(kernels.pack, weight.contiguous())
         self._bias = torch.zeros(blocks * BLOCK, dtype=torch.float32)
         if bias is not None:
