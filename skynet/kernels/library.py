@@ -36,8 +36,6 @@ class Library:
             moving.argtypes = [pointer, pointer, number, number, ctypes.c_int, ctypes.c_int]
             moving.restype = None
         self.product.restype = self.unpack.restype = None
-        self.large_pages = library.skynet_large_pages
-        self.large_pages.argtypes, self.large_pages.restype = [pointer, number], None
         self.quantised_product = library.skynet_quantised_product
         self.quantised_unpack = library.skynet_quantised_unpack
         sizes = [number, ctypes.c_int, ctypes.c_int]  # group, whether it is q4, bytes of a scale

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from skynet.kernels.library import BLOCK, Library
+from skynet.kernels.memory import WEIGHT_MEMORY
 from skynet.kernels.steps import NUMBERS, Columns, Factors, Places, Program
 
 # From this many rows on, weights are unpacked a tile at a time for PyTorch's float32 product,
@@ -26,8 +27,7 @@ class PackedWeight:
         self.outputs, self.inputs = weight.shape
         self._kernels, self._number = kernels, NUMBERS[weight.dtype]
         blocks = -(-self.outputs // BLOCK)
-        self.blocks = torch.empty(blocks, self.inputs, BLOCK, dtype=weight.dtype)
-        kernels.large_pages(self.blocks.data_ptr(), self.blocks.nbytes)
+        self.blocks = WEIGHT_MEMORY.zeros((blocks, self.inputs, BLOCK), weight.dtype)
         self._move(kernels.pack, weight.contiguous())
         self._bias = torch.zeros(blocks * BLOCK, dtype=torch.float32)
         if bias is not None:
