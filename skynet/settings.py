@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     )
     kernels: Literal["auto", "avx512", "avx2", "neon", "torch"] = Field(
         "auto",
-        description="kernels of products with bfloat16 weights and of decoding steps; "
+        description="kernels of products with float32 activations and of decoding steps; "
         "auto: the CPU's best; torch: PyTorch's operators",
     )
     device: str = Field("cpu", description="torch device of a shard worker: cpu, cuda, cuda:1")

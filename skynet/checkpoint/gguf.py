@@ -26,8 +26,8 @@ from skynet.errors import CheckpointError, SkynetError
 from skynet.models.registry import KNOWN, load_architecture
 
 MAGIC = b"GGUF"
-# Version of the conversion. 3: matrices stay quantised.
-CONVERSION = 3
+# Version of the conversion. 4: unpacked matrices stay in the file's 16-bit dtype.
+CONVERSION = 4
 
 
 def convert_gguf(file: Path, cache_dir: Path) -> Path:
@@ -70,7 +70,7 @@ def gguf_config(file: Path, cache_dir: Path) -> dict[str, Any]:
                 config = dict(load_gguf_checkpoint(str(file), return_tensors=False)["config"])
         except Exception as error:  # each architecture's reader raises other errors
             raise CheckpointError(f"cannot read the config of {file}: {error}") from error
-    return {**config, "dtype": "bfloat16"}
+    return config
 
 
 def _target(file: Path, cache_dir: Path) -> Path:
@@ -90,7 +90,7 @@ def _convert(file: Path, directory: Path) -> None:
         config = _write_config(file, directory)
         tensors = GgufTensors(file)
         if not tensors.is_kept or config.get("model_type") not in KNOWN:
-            _write_unpacked(file, directory)
+            _write_unpacked(file, directory, tensors.dtype)
             return
         write_model(tensors.read(load_architecture(config)), directory)
     warn_of_rounding(tensors.rounded)
@@ -114,8 +114,11 @@ def _write_config(file: Path, directory: Path) -> dict[str, Any]:
     return config
 
 
-def _write_unpacked(file: Path, directory: Path) -> None:
-    """Write the weights as Transformers unpacks them, in float32."""
+def _write_unpacked(file: Path, directory: Path, dtype: str) -> None:
+    """Write the weights as Transformers unpacks them: matrices in `dtype`, if that loses nothing.
+
+    All else is float32.
+    """
     import torch
     import transformers
     from transformers import AutoModelForCausalLM
@@ -126,6 +129,11 @@ def _write_unpacked(file: Path, directory: Path) -> None:
     unpack = {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
     config = (directory / "config.json").read_bytes()
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, **unpack)
+    narrow: torch.dtype = getattr(torch, dtype)
+    for parameter in model.parameters():
+        stored = parameter.data.to(narrow)
+        if parameter.ndim > 1 and torch.equal(stored.float(), parameter.data):
+            parameter.data = stored
     model.save_pretrained(directory)
     (directory / "config.json").write_bytes(config)  # with the rope's scaling
 

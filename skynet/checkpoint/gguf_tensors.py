@@ -23,7 +23,7 @@ from skynet.errors import CheckpointError
 from skynet.wire.quantised import Layout, Quantised
 
 PIECE = re.compile(r"\.experts\.(\d+)\.")
-FLOATS = ("F32", "F16", "BF16")
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # and their dtypes
 Q4_TYPES = ("Q4_0", "Q4_1", "Q4_K")
 # Models whose matrices are those of Transformers, but for the order of rows: llama.cpp's name ->
 # whether the rows of queries and keys are reordered, and what is added to norms.
@@ -69,6 +69,18 @@ class GgufTensors:
             kept: Layout | None = "q4" if kind in Q4_TYPES else None if kind in FLOATS else "q8"
             sizes[kept] += int(tensor.n_elements)
         return sizes.most_common(1)[0][0]
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of most numbers of the converted model, quantised ones aside."""
+        sizes: Counter[str] = Counter()
+        for tensor in self._reader.tensors:
+            dtype = FLOATS.get(tensor.tensor_type.name)
+            if dtype is not None:
+                sizes[dtype] += int(tensor.n_elements)
+            elif not self.is_kept:
+                sizes["float32"] += int(tensor.n_elements)
+        return sizes.most_common(1)[0][0] if sizes else "float32"
 
     def read(self, arch: Architecture) -> Iterator[tuple[str, Quantised | npt.NDArray[Any]]]:
         """The tensors that the file has of a model, by name, in the order of its layers.

@@ -59,7 +59,9 @@ def _of_directory(name: str, path: Path) -> ModelConfig:
 
 
 def _of_gguf(name: str, file: Path, cache_dir: Path) -> ModelConfig:
-    return ModelConfig(name, gguf_config(file, cache_dir), GgufTensors(file).layout)
+    tensors = GgufTensors(file)
+    config = {**gguf_config(file, cache_dir), "dtype": tensors.dtype}
+    return ModelConfig(name, config, tensors.layout)
 
 
 def _downloaded(hub_id: str) -> Path:

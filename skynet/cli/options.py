@@ -134,7 +134,7 @@ def model_options(command: Command) -> Command:
             show_default=True,
             help="What workers compute in. float32 gives the answers of Transformers in float32. "
             "auto: float32, and bfloat16 for bfloat16 weights if all workers are GPUs. Weights "
-            "stay bfloat16 in memory where the checkpoint has them so.",
+            "stay bfloat16 or float16 in memory where the checkpoint has them so.",
         ),
         click.option(
             "--weights",

@@ -164,14 +164,15 @@ def _question(model: str, weights: str | None, options: dict[str, Any]) -> tuple
     from skynet.checkpoint.model_config import model_config
     from skynet.models.registry import checkpoint_dtype
     from skynet.planning.forecast import Question
-    from skynet.planning.split import PlanOptions
+    from skynet.planning.split import NUMBER_BYTES, PlanOptions
     from skynet.planning.timing import Costs
     from skynet.settings import settings
     from skynet.transformers_backend.opening import architecture_of
 
     name, config, layout = model_config(model, settings().cache_dir)
     dtype = options["dtype"]
-    stored = layout or ("bfloat16" if checkpoint_dtype(config) == "bfloat16" else dtype)
+    in_file = checkpoint_dtype(config)
+    stored = layout or (in_file if in_file in NUMBER_BYTES and dtype == "float32" else dtype)
     named = PlanOptions(
         "",
         name,

@@ -29,8 +29,12 @@ class Library:
         library = ctypes.CDLL(str(path))
         self.product, self.unpack = library.skynet_product, library.skynet_unpack
         pointer, number = ctypes.c_void_p, ctypes.c_long
-        self.product.argtypes = [*[pointer] * 4, *[number] * 4, ctypes.c_int]
-        self.unpack.argtypes = [pointer, pointer, number, number, number]
+        self.product.argtypes = [*[pointer] * 4, *[number] * 4, ctypes.c_int, ctypes.c_int]
+        self.unpack.argtypes = [*[pointer] * 2, *[number] * 3, ctypes.c_int, ctypes.c_int]
+        self.pack, self.dense = library.skynet_pack, library.skynet_dense
+        for moving in (self.pack, self.dense):
+            moving.argtypes = [pointer, pointer, number, number, ctypes.c_int, ctypes.c_int]
+            moving.restype = None
         self.product.restype = self.unpack.restype = None
         self.quantised_product = library.skynet_quantised_product
         self.quantised_unpack = library.skynet_quantised_unpack

@@ -1,4 +1,4 @@
-"""bfloat16 weights packed for the kernels, and their products with float32 activations."""
+"""Weights of numbers packed for the kernels, and their products with float32 activations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from skynet.kernels.library import BLOCK, Library
-from skynet.kernels.steps import Columns, Factors, Places, Program
+from skynet.kernels.memory import WEIGHT_MEMORY
+from skynet.kernels.steps import NUMBERS, Columns, Factors, Places, Program
 
 # From this many rows on, weights are unpacked a tile at a time for PyTorch's float32 product,
 # which computes faster than the kernel but reads four times the bytes.
@@ -16,27 +17,19 @@ TILE_BYTES = 2 * 2**20
 
 
 class PackedWeight:
-    """A weight (out, in) of bfloat16 in blocks of 32 outputs; see products.c."""
+    """A weight (out, in) of one of `NUMBERS`, packed.
+
+    blocks: (blocks of 32 outputs, in, 32); see products.c.
+    """
 
     def __init__(self, kernels: Library, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """bias: (out,) float32."""
         self.outputs, self.inputs = weight.shape
-        self.blocks = -(-self.outputs // BLOCK)
-        self._kernels = kernels
-        padded = self.blocks * BLOCK
-        packed = torch.zeros(self.blocks, self.inputs, BLOCK, dtype=torch.bfloat16)
-        _halves(packed)[: self.outputs // BLOCK] = (
-            weight[: self.outputs // BLOCK * BLOCK]
-            .unflatten(0, (-1, 2, BLOCK // 2))
-            .permute(0, 3, 2, 1)
-        )
-        rest = self.outputs % BLOCK
-        if rest:
-            last = torch.zeros(BLOCK, self.inputs, dtype=torch.bfloat16)
-            last[:rest] = weight[-rest:]
-            _halves(packed)[-1] = last.unflatten(0, (2, BLOCK // 2)).permute(2, 1, 0)
-        self._packed = packed
-        self._bias = torch.zeros(padded, dtype=torch.float32)
+        self._kernels, self._number = kernels, NUMBERS[weight.dtype]
+        blocks = -(-self.outputs // BLOCK)
+        self.blocks = WEIGHT_MEMORY.zeros((blocks, self.inputs, BLOCK), weight.dtype)
+        self._move(kernels.pack, weight.contiguous())
+        self._bias = torch.zeros(blocks * BLOCK, dtype=torch.float32)
         if bias is not None:
             self._bias[: self.outputs] = bias
 
@@ -47,7 +40,7 @@ class PackedWeight:
             return by_tiles(x, self._bias, self.outputs, self._unpack)
         y = torch.empty(rows, self.outputs, dtype=torch.float32)
         self._kernels.product(
-            self._packed.data_ptr(),
+            self.blocks.data_ptr(),
             self._bias.data_ptr(),
             x.data_ptr(),
             y.data_ptr(),
@@ -55,6 +48,7 @@ class PackedWeight:
             self.inputs,
             self.outputs,
             self.outputs,
+            self._number,
             torch.get_num_threads(),
         )
         return y
@@ -62,15 +56,29 @@ class PackedWeight:
     def emit(self, program: Program, places: Places, columns: Columns | None = None) -> bool:
         """Add the product to a program."""
         shape = self.outputs, self.inputs
-        return program.product(Factors(self._packed, self._bias, shape), places, columns)
+        factors = Factors(self.blocks, self._bias, shape, number=self._number)
+        return program.product(factors, places, columns)
 
     def dense(self) -> torch.Tensor:
-        """The weight in the plain layout, (out, in) bfloat16."""
-        plain = _halves(self._packed).permute(0, 3, 2, 1).reshape(-1, self.inputs)
-        return plain[: self.outputs]
+        """The weight in the plain layout, (out, in); a copy."""
+        plain = torch.empty(self.outputs, self.inputs, dtype=self.blocks.dtype)
+        self._move(self._kernels.dense, plain)
+        return plain
+
+    def _move(self, move: Callable[..., None], plain: torch.Tensor) -> None:
+        """Between the plain layout and the packed one."""
+        move(
+            plain.data_ptr(),
+            self.blocks.data_ptr(),
+            self.inputs,
+            self.outputs,
+            self._number,
+            torch.get_num_threads(),
+        )
 
     def _unpack(self, out: int, first: int, blocks: int) -> None:
-        self._kernels.unpack(self._packed.data_ptr(), out, self.inputs, first, blocks)
+        packed, threads = self.blocks.data_ptr(), torch.get_num_threads()
+        self._kernels.unpack(packed, out, self.inputs, first, blocks, self._number, threads)
 
 
 def by_tiles(
@@ -93,8 +101,3 @@ def by_tiles(
         columns = slice(first * BLOCK, (first + blocks) * BLOCK)
         y[:, columns] = torch.addmm(bias[columns], x, tile)
     return y if outputs == y.shape[1] else y[:, :outputs].contiguous()
-
-
-def _halves(packed: torch.Tensor) -> torch.Tensor:
-    """(blocks, in, 32) as (blocks, in, 16, 2): the pairs of outputs that share 32 bits."""
-    return packed.unflatten(2, (BLOCK // 2, 2))

@@ -153,8 +153,8 @@ void skynet_norm_step(const void *arguments, const step *the_step) {
 
 // Products; see products.c and quantised.c.
 
-void skynet_product(const uint16_t *weights, const float *bias, const float *x, float *y, long rows,
-                    long inputs, long outputs, long y_stride, int threads);
+void skynet_product(const uint8_t *weights, const float *bias, const float *x, float *y, long rows,
+                    long inputs, long outputs, long y_stride, int number, int threads);
 int skynet_quantised_product(const uint8_t *weights, const float *bias, const float *x, float *y,
                              long rows, long inputs, long outputs, long y_stride, long group,
                              int is_q4, int scale_bytes, int threads);
@@ -165,13 +165,14 @@ typedef struct {
   long inputs, outputs, from, to;
   long first, columns; // the first column of the target's that the product fills, and how many it has
   long group, is_q4, scale_bytes; // of quantised weights
+  long number;                    // of others: which kind of number; see products.c
 } product_arguments;
 
 void skynet_product_step(const void *arguments, const step *the_step) {
   const product_arguments *of = arguments;
   skynet_product(of->weights, of->bias, the_step->buffers[of->from],
                  the_step->buffers[of->to] + of->first, the_step->rows, of->inputs, of->outputs,
-                 of->columns, (int)the_step->threads);
+                 of->columns, (int)of->number, (int)the_step->threads);
 }
 
 void skynet_quantised_step(const void *arguments, const step *the_step) {

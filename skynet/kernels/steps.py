@@ -18,6 +18,7 @@ from skynet.kernels.library import Library
 INPUT, OUTPUT, NORMED, WIDE, MIXED, OTHER = range(6)
 NONE = -1
 NORMS = ("rms", "layer")
+NUMBERS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}  # of weights; see products.c
 KV_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 ACTIVATIONS = {
     "silu": 0,
@@ -62,6 +63,7 @@ class _Product(ctypes.Structure):
         ("bias", Pointer),
         *((name, Number) for name in ("inputs", "outputs", "source", "target")),
         *((name, Number) for name in ("first", "columns", "group", "is_q4", "scale_bytes")),
+        ("number", Number),
     )
 
 
@@ -117,16 +119,18 @@ class HeadLayout:
 
 @dataclass(frozen=True)
 class Factors:
-    """What a product multiplies with: bfloat16 weights, packed as in products.c, or quantised ones.
+    """What a product multiplies with: numbers, packed as in products.c, or quantised weights.
 
     shape: (out, in).
     sizes: of quantised weights (group, 1 if q4, bytes of a scale); see quantised.c.
+    number: of others: which kind of number, one of `NUMBERS`.
     """
 
     weights: torch.Tensor
     bias: torch.Tensor
     shape: tuple[int, int]
     sizes: tuple[int, int, int] | None = None
+    number: int = 0
 
 
 class DecodingStep:
@@ -229,6 +233,7 @@ class Program:
             *(inputs, outputs, source, target),
             *(first, width),
             *(factors.sizes or (0, 0, 0)),
+            factors.number,
         )
         name = "product" if factors.sizes is None else "quantised"
         return self._add(name, arguments, target, width)

@@ -8,7 +8,7 @@ import torch
 
 from skynet.planning.plan import Plan
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Dtypes(NamedTuple):

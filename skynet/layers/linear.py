@@ -1,7 +1,7 @@
 """A product `y = x W^T + b`, with the weight in the fastest layout of the device.
 
-Activations may be wider than weights: bfloat16 weights stay bfloat16 in memory, and their products
-with float32 activations are those of the float32 weights, exact to float32's rounding.
+Activations may be wider than weights: 16-bit weights stay so in memory, and their products with
+float32 activations are those of the float32 weights, exact to float32's rounding.
 """
 
 from __future__ import annotations
@@ -54,12 +54,14 @@ def make_linear(
 
     dtype: the weight's by default, and never narrower.
     """
-    if dtype is None or dtype == weight.dtype:
-        return (OneDnnLinear if can_pack(weight) else PlainLinear)(weight, bias)
-    chosen = kernels() if weight.device.type == "cpu" and weight.numel() else None
-    if chosen is None:
+    dtype = weight.dtype if dtype is None else dtype
+    on_cpu = weight.device.type == "cpu" and weight.numel() > 0
+    chosen = kernels() if on_cpu and dtype == torch.float32 else None
+    if chosen is not None:
+        return KernelLinear(PackedWeight(chosen, weight, bias), weight, bias)
+    if dtype != weight.dtype:
         return WideningLinear(weight, bias)
-    return KernelLinear(PackedWeight(chosen, weight, bias), weight, bias)
+    return (OneDnnLinear if can_pack(weight) else PlainLinear)(weight, bias)
 
 
 def make_quantised_linear(
@@ -107,7 +109,7 @@ class OneDnnLinear(Linear):
 
 
 class KernelLinear(Linear):
-    """SkyNet's kernels: float32 activations, bfloat16 weights."""
+    """SkyNet's kernels: float32 activations; weights of float32, bfloat16 or float16."""
 
     def __init__(
         self, packed: PackedWeight, weight: torch.Tensor, bias: torch.Tensor | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +76,7 @@ class SliceWeights:
     def __init__(self, reusable: LoadedWeights | None = None) -> None:
         self.loaded, self.reusable = LoadedWeights(), reusable or LoadedWeights()
         self.fetched_bytes = 0  # the bytes in memory of what was not reused
+        self.fetched_of: dict[Key, int] = defaultdict(int)  # the same, of each table
 
     def get(self, key: Key, units: tuple[Range, ...]) -> Made | None:
         """The weight with exactly these units, from this slice or from the previous one."""

@@ -25,14 +25,15 @@ class Rows(Protocol):
 
 
 class NumberRows:
-    """A table of numbers."""
+    """A table of numbers. Rows of float16, which partials do not travel in, become float32."""
 
     def __init__(self, table: torch.Tensor) -> None:
-        self.nbytes, self.width, self.dtype = table.nbytes, table.shape[1], table.dtype
+        self.nbytes, self.width = table.nbytes, table.shape[1]
+        self.dtype = torch.float32 if table.dtype == torch.float16 else table.dtype
         self._table = table
 
     def __call__(self, numbers: torch.Tensor) -> torch.Tensor:
-        return F.embedding(numbers, self._table)
+        return F.embedding(numbers, self._table).to(self.dtype)
 
 
 class BlockRows:

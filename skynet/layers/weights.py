@@ -130,7 +130,9 @@ class Loader:
         key, units = self._key("product", weights, layer, piece)
         product = self.weights.get(key, units)
         if not isinstance(product, Linear):
-            matrix = self._matrix(key, weights, layer, piece, self.dtypes.weights)
+            matrix = self._loaded_table(key, units)
+            if matrix is None:
+                matrix = self._matrix(key, weights, layer, piece, self.dtypes.weights)
             vector = self._bias(weights, layer, piece) if bias else None
             if form is None:
                 product = make_linear(matrix, vector, self.dtype)
@@ -138,6 +140,15 @@ class Loader:
                 product = make_quantised_linear(matrix, form, vector, self.dtype)
         self.weights.add(key, product, units)
         return product
+
+    def _loaded_table(self, key: Key, units: tuple[Range, ...]) -> torch.Tensor | None:
+        """The weights of a product if this slice has them as a table: of a tied embedding."""
+        key = ("table", *key[1:])
+        table = self.weights.loaded.get(key, units)
+        if not isinstance(table, torch.Tensor) or self.table_dtype != self.dtypes.weights:
+            return None
+        self.weights.fetched_bytes += self.weights.fetched_of[key]
+        return table
 
     def rows(self, role: str, layer: int | None = None) -> Rows:
         """The table `role`, whose rows are looked up."""
@@ -155,7 +166,9 @@ class Loader:
         key, units = self._key("table", weights, layer, piece)
         table = self.weights.get(key, units)
         if not isinstance(table, torch.Tensor):
+            before = self.weights.fetched_bytes
             table = self._matrix(key, weights, layer, piece, self.table_dtype)
+            self.weights.fetched_of[key] = self.weights.fetched_bytes - before
         self.weights.add(key, table, units)
         return table
 

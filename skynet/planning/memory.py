@@ -14,7 +14,7 @@ from skynet.architecture.weight import HEAD_NORMS, INPUT_TABLE, Unit, Weight
 from skynet.planning.carried import copies
 from skynet.planning.plan import Plan, ShardPlan
 from skynet.planning.ranges import Range
-from skynet.planning.split import DTYPE_BYTES
+from skynet.planning.split import DTYPE_BYTES, NUMBER_BYTES
 from skynet.planning.transformers_model import role_bytes
 from skynet.planning.units import adds_biases, items_of, part_of_kind, pieces_of, units
 
@@ -179,7 +179,7 @@ def _role_bytes(
     layer: of a weight that may be quantised in some layers.
     product: it is multiplied, as a tied embedding is in the head.
     """
-    size, bias_size = DTYPE_BYTES[plan.weight_dtype], DTYPE_BYTES[plan.dtype]
+    size, bias_size = NUMBER_BYTES[plan.weight_dtype], DTYPE_BYTES[plan.dtype]
     if isinstance(arch, TransformersArchitecture) and isinstance(weight, TransformersWeight):
         is_table = weight.role == "embed" or weight.style in ("whole", "experts")
         return role_bytes(
@@ -190,8 +190,7 @@ def _role_bytes(
         return heads.size * arch.head_dim * NORM_BYTES * (2 if weight.bias else 1)
     if weight.cut == "replicated" and not weight.product:
         shape = arch.shape(weight)
-        is_small = len(shape) == 1 or weight.role in FLOAT32_TABLES
-        if is_small or weight.float32:
+        if len(shape) == 1 or stays_float32(weight):
             return (prod(shape) + (shape[0] if weight.bias else 0)) * NORM_BYTES
         return prod(shape) * size + (shape[0] * bias_size if weight.bias else 0)
     width = units(arch, part, weight).size
@@ -208,6 +207,11 @@ def _role_bytes(
     total = _matrix_bytes(arch, part, weight, layer, shape, size)
     bias_bytes = NORM_BYTES if weight.role == "head" else bias_size  # logits are float32
     return total + (width * pieces_of(arch, part, weight).size * bias_bytes if weight.bias else 0)
+
+
+def stays_float32(weight: Weight) -> bool:
+    """Whether a matrix is float32 in memory whatever the dtype of weights."""
+    return weight.float32 or weight.role in FLOAT32_TABLES
 
 
 def _matrix_bytes(

@@ -21,6 +21,7 @@ from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, parse_object, r
 SECRET_BYTES = 32
 
 DType = Annotated[str, Field(pattern="^(float32|bfloat16)$")]
+WeightDType = Annotated[str, Field(pattern="^(float32|bfloat16|float16)$")]
 # Of quantised weights, for people: each tensor of the model has its own format. "": none are.
 Quantisation = Annotated[str, Field(pattern="^(q8|q4|q4\\+q8|)$")]
 KVDType = Annotated[str, Field(pattern="^(float32|bfloat16|q8)$")]
@@ -68,7 +69,7 @@ class Plan:
     model: str  # content digest of the staged checkpoint
     name: str  # for people
     dtype: DType  # of activations and sums
-    weight_dtype: DType  # of weights in memory that are numbers; never wider than `dtype`
+    weight_dtype: WeightDType  # of weights in memory that are numbers; never wider than `dtype`
     chord_span: ChordSpan
     num_slots: Size  # sequences a shard can hold at once
     slot_tokens: Size  # tokens of one slot: prompt and answer together

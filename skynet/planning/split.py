@@ -23,9 +23,10 @@ from skynet.planning.ranges import (
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 KV_DTYPES = (*DTYPE_BYTES, "q8")
+NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of weights that are numbers
 # Bits of a weight in memory. q8 and q4: codes in groups of 32 inputs, with a scale of 16 bits and,
 # in q4, a minimum of 16 bits.
-WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "q8": 8.5, "q4": 5.0}
+WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "q8": 8.5, "q4": 5.0}
 CHORD_SPANS = ("layer", "stage", "auto")
 DEFAULT_SLOT_TOKENS = 4096
 # Products are fastest on widths that fill vector registers; narrow parts are cut evenly instead.
@@ -118,13 +119,14 @@ def _check_shape(arch: Architecture, stages: int, shards: int) -> None:
 
 def _check_options(options: PlanOptions) -> None:
     weight_dtype = options.weight_dtype or options.dtype
-    for name, dtype in (("dtype", options.dtype), ("weight_dtype", weight_dtype)):
-        if dtype not in DTYPE_BYTES:
-            raise PlanError(f"{name} {dtype!r} is not supported; known: {list(DTYPE_BYTES)}")
-    if DTYPE_BYTES[weight_dtype] > DTYPE_BYTES[options.dtype]:
+    named = (("dtype", options.dtype, DTYPE_BYTES), ("weight_dtype", weight_dtype, NUMBER_BYTES))
+    for name, dtype, known in named:
+        if dtype not in known:
+            raise PlanError(f"{name} {dtype!r} is not supported; known: {list(known)}")
+    if DTYPE_BYTES[options.dtype] < DTYPE_BYTES["float32"] and weight_dtype != options.dtype:
         raise PlanError(
-            f"weight_dtype {weight_dtype!r} is wider than dtype {options.dtype!r}: "
-            "weights are kept in what is computed in, or smaller"
+            f"weight_dtype {weight_dtype!r} with dtype {options.dtype!r}: weights are kept in what "
+            "is computed in, or in a smaller dtype if that is float32"
         )
     kv_dtype = options.kv_dtype or options.dtype
     if kv_dtype not in KV_DTYPES:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from skynet.architecture.architecture import Architecture
+from skynet.architecture.tensors import stored_weights
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.checkpoint.model_source import ModelSource
 from skynet.checkpoint.staged_form import in_staged_form
@@ -15,8 +16,9 @@ from skynet.checkpoint.tensor_plans import TensorPlan, model_files, tensor_plans
 from skynet.errors import PlanError
 from skynet.models.registry import load_architecture
 from skynet.planning.auto_dtype import AUTO, cpu_dtype, gpu_dtype
+from skynet.planning.memory import stays_float32
 from skynet.planning.plan import Plan
-from skynet.planning.split import PlanOptions, make_plan
+from skynet.planning.split import DTYPE_BYTES, NUMBER_BYTES, PlanOptions, make_plan
 from skynet.request.generation_config import FILE, generation_defaults
 from skynet.settings import settings
 from skynet.staging.stager import Progress, Stager, stage_checkpoint
@@ -75,7 +77,7 @@ def skysplit(
     fixed: never another shape; wait for members instead.
     dtype: of activations and sums: "float32", which gives the answers of Transformers in float32,
         or "bfloat16". "auto" is float32, and bfloat16 for bfloat16 weights if all workers are GPUs.
-        Weights stay bfloat16 in memory where the checkpoint has them so.
+        Weights stay bfloat16 or float16 in memory where the checkpoint has them so.
     kv_dtype: of keys and values: "float32", "bfloat16" or "q8"; by default `dtype`.
     slot_tokens: longest prompt and answer together; by default the model's positions, up to 4,096.
     weights: "q8" or "q4" quantises the matrices while they are staged, and "bf16" rounds them to
@@ -178,19 +180,24 @@ def draft_plan(
 
 
 def narrowest(tensors: Mapping[str, TensorPlan], arch: Architecture, dtype: str) -> str:
-    """The dtype for weights in memory: bfloat16 if that loses nothing, else `dtype`.
+    """The dtype for weights in memory: a 16-bit one if that loses nothing, else `dtype`.
 
-    Only matrices are asked: norms and biases are never bfloat16 in memory under a float32 `dtype`,
-    nor are the products after an embedding's pooling. Quantised ones stay so.
+    Under a float32 `dtype` that is the dtype of all matrices, if they have the same. Not asked are
+    those that are float32 in memory in any case, as routers are, norms, biases and the products
+    after an embedding's pooling. Quantised ones stay so.
 
     tensors: by canonical name.
     """
-    pooled = {weight.tensor() for weight in arch.weights if weight.role in arch.dense_roles}
-    matrices = [
-        each for name, each in tensors.items() if len(each.shape) > 1 and name not in pooled
-    ]
-    stored = {tensor.dtype for tensor in matrices if block_format(tensor.dtype) is None}
-    return "bfloat16" if stored == {"bfloat16"} else dtype
+    float32 = {name for _, weight, name in stored_weights(arch) if stays_float32(weight)}
+    float32 |= {weight.tensor() for weight in arch.weights if weight.role in arch.dense_roles}
+    stored = {
+        tensor.dtype
+        for name, tensor in tensors.items()
+        if len(tensor.shape) > 1 and name not in float32 and block_format(tensor.dtype) is None
+    }
+    narrow = stored.pop() if len(stored) == 1 else dtype
+    is_float32 = DTYPE_BYTES[dtype] == DTYPE_BYTES["float32"]
+    return narrow if is_float32 and narrow in NUMBER_BYTES else dtype
 
 
 def _check_beams(source: ModelSource, num_slots: int) -> None:

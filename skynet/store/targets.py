@@ -11,7 +11,15 @@ import redis
 from pydantic import ConfigDict
 
 from skynet.errors import NoModel, WireError
-from skynet.planning.plan import ChordSpan, DType, ExpertCut, KVDType, Plan, Quantisation
+from skynet.planning.plan import (
+    ChordSpan,
+    DType,
+    ExpertCut,
+    KVDType,
+    Plan,
+    Quantisation,
+    WeightDType,
+)
 from skynet.store.leader import GUARD, fenced
 from skynet.wire import keys
 from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, read_json
@@ -49,7 +57,7 @@ class Target:
     shards: Size | None = None
     fixed: bool = False
     revision: Count = 0
-    weight_dtype: DType | None = None  # None: as dtype
+    weight_dtype: WeightDType | None = None  # None: as dtype
     quantisation: Quantisation = ""
     kv_dtype: KVDType | None = None  # None: as dtype
     gpu_dtype: DType | None = None

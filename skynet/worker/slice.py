@@ -26,6 +26,7 @@ from skynet.worker.shard_class import shard_class
 class TensorFetcher:
     """Fetches regions of staged tensors as torch tensors.
 
+    dtype: of weights in memory.
     progress: called after each region with the bytes that it takes in `dtype`.
     """
 
@@ -73,7 +74,7 @@ def load_slice(
         arch,
         plan,
         address,
-        TensorFetcher(weights, plan.dtype, progress),
+        TensorFetcher(weights, plan.weight_dtype, progress),
         device=settings().device,
         previous=previous,
     )

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from skynet.architecture.tensors import resolve_names
 from skynet.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from skynet.checkpoint.gguf_tensors import KEPT, GgufTensors
+from skynet.checkpoint.model_config import model_config
 from skynet.models.registry import load_architecture, settled
 from skynet.wire.quantised import Quantised
 from tests.gguf_files import transformers_model, write_random_gguf
@@ -89,15 +90,22 @@ def test_types_that_are_rounded_are_named(tmp_path: Path, caplog: pytest.LogCapt
     assert "rounded to q8: 15 of Q5_K" in caplog.text
 
 
-def test_other_architectures_are_unpacked_by_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "dtype"), [("Q8_0", "float32"), ("F16", "float16")])
+def test_other_architectures_are_unpacked_by_transformers(
+    tmp_path: Path, kind: str, dtype: str
+) -> None:
     # Given a GPT-2, whose matrices are transposed
-    sizes = {"attention.layer_norm_epsilon": 1e-5}
-    write_random_gguf(tmp_path / "tiny.gguf", "gpt2", "Q8_0", **sizes)
+    file, sizes = tmp_path / "tiny.gguf", {"attention.layer_norm_epsilon": 1e-5}
+    write_random_gguf(file, "gpt2", kind, **sizes)
     # When
-    checkpoint = open_checkpoint(str(tmp_path / "tiny.gguf"), tmp_path / "cache")
-    # Then
+    checkpoint = open_checkpoint(str(file), tmp_path / "cache")
+    # Then matrices have Transformers' numbers, in 16 bits if the file has them so
     assert not checkpoint.quantised
-    expected = transformers_model(tmp_path / "tiny.gguf").state_dict()
+    expected = transformers_model(file).state_dict()
     name = "transformer.h.1.mlp.c_fc.weight"
     ours = torch.from_numpy(checkpoint.read(name, 0, 0, len(expected[name])))
-    assert torch.equal(ours, expected[name])
+    assert torch.equal(ours.float(), expected[name])
+    matrices = [each.dtype for each in checkpoint.tensors.values() if len(each.shape) > 1]
+    assert set(matrices) == {dtype}
+    # And a plan made of the config alone counts those bits
+    assert model_config(str(file), tmp_path / "cache").config["dtype"] == dtype

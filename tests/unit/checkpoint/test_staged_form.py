@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,27 @@ def test_bfloat16_is_rounded_to_nearest(tmp_path: Path) -> None:
     numbers = torch.from_numpy(checkpoint.read(DOWN, 1, 5, 90))
     bits = torch.from_numpy(source.read(DOWN, 1, 5, 90)).view(torch.bfloat16)
     assert torch.equal(bits, numbers.bfloat16())
+
+
+def test_float16_matrices_stay_so_beside_float32_tensors(tmp_path: Path) -> None:
+    # Given a mixture of experts whose matrices are float16, and norms and routers float32
+    config = json.loads(tiny_config("mixtral").to_json_string())
+    checkpoint = checkpoint_of(config, tmp_path / "mixtral", torch.float16)
+    arch, plans = load_architecture(config), plans_of(checkpoint)
+    plans = {
+        name: replace(plan, dtype="float32")
+        if len(plan.shape) < 2 or name.endswith(".gate.weight")
+        else plan
+        for name, plan in plans.items()
+    }
+    assert {plan.dtype for plan in plans.values() if len(plan.shape) > 1} == {"float16", "float32"}
+    # When / Then the plan keeps the matrices in float16, unless it computes in fewer bits
+    assert narrowest(plans, arch, "float32") == "float16"
+    assert narrowest(plans, arch, "bfloat16") == "bfloat16"
+    # Given a matrix that is float32 too / When / Then nothing is rounded
+    wide = next(name for name in plans if name.endswith("q_proj.weight"))
+    plans[wide] = replace(plans[wide], dtype="float32")
+    assert narrowest(plans, arch, "float32") == "float32"
 
 
 class Source:

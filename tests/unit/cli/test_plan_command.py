@@ -110,6 +110,21 @@ def test_a_config_is_enough(tmp_path: Path, model_type: str) -> None:
     assert shown["assumed"]["worker"]["speed"] == 1e10
 
 
+def test_weights_take_the_bytes_of_their_dtype(tmp_path: Path) -> None:
+    # Given a model in three dtypes / When its shapes are predicted, computed in float32
+    sizes = {}
+    for dtype in ("float32", "bfloat16", "float16"):
+        (tmp_path / dtype).mkdir()
+        path = directory(tmp_path / dtype, "llama", dtype=dtype)
+        shown = planned(path, "--workers", "1", "--memory-gib", "8", "--quick")
+        sizes[dtype] = (shown["shapes"][0]["weight_bytes"], shown["redis_bytes"])
+        # And in bfloat16 every one can be computed
+        planned(path, "--workers", "1", "--memory-gib", "8", "--quick", "--dtype", "bfloat16")
+    # Then those of 16 bits take about half of the memory
+    assert sizes["float16"] == sizes["bfloat16"]
+    assert 0.5 < sizes["float16"][0] / sizes["float32"][0] < 0.51
+
+
 def test_weights_are_kept_as_the_config_says(tmp_path: Path) -> None:
     # Given a checkpoint in bfloat16, and one that does not say
     model = directory(tmp_path, "llama")

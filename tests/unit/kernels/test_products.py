@@ -13,13 +13,16 @@ import torch.nn.functional as F
 
 from skynet.errors import ConfigurationError
 from skynet.kernels import library
-from skynet.kernels.library import Library, available, kernels
+from skynet.kernels.library import BLOCK, Library, available, kernels
 from skynet.kernels.products import UNPACKED_ROWS, PackedWeight
+from skynet.kernels.steps import NUMBERS
 from skynet.layers.linear import KernelLinear, WideningLinear, make_linear
 from skynet.settings import settings
 
 LIBRARIES = available()
 THREADS = [1, 2, 5]
+EVERY_NUMBER = pytest.mark.parametrize("dtype", NUMBERS, ids=str)
+BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 
 
 @pytest.fixture(params=LIBRARIES or [pytest.param("none", marks=pytest.mark.skip("none built"))])
@@ -44,14 +47,15 @@ def test_this_machine_has_kernels() -> None:
 
 
 @pytest.mark.usefixtures("threads")
+@EVERY_NUMBER
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, UNPACKED_ROWS - 1, UNPACKED_ROWS, 65])
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (31, 7), (32, 64), (83, 48), (320, 576)])
 def test_products_are_those_of_float32(
-    compiled: Library, rows: int, outputs: int, inputs: int
+    compiled: Library, rows: int, outputs: int, inputs: int, dtype: torch.dtype
 ) -> None:
-    # Given a bfloat16 weight, packed, and activations
+    # Given a weight, packed, and activations
     torch.manual_seed(rows + outputs)
-    weight = torch.randn(outputs, inputs).bfloat16()
+    weight = torch.randn(outputs, inputs).to(dtype)
     bias, x = torch.randn(outputs), torch.randn(rows, inputs)
     # When they are multiplied
     result = PackedWeight(compiled, weight, bias)(x)
@@ -63,20 +67,40 @@ def test_products_are_those_of_float32(
     assert ((result - expected).abs() <= 1e-6 * bound).all()
 
 
-def test_unpacking_gives_the_same_weight(compiled: Library) -> None:
-    # Given a weight with every kind of number, NaN aside
-    weight = torch.arange(1, 2**15, dtype=torch.int16).view(torch.bfloat16)
-    weight = torch.where(weight.isnan(), 0, weight)[: 217 * 151].view(217, -1)
-    # When / Then
-    assert torch.equal(PackedWeight(compiled, weight, None).dense(), weight)
+def blocks_of(weight: torch.Tensor) -> torch.Tensor:
+    """The layout of products.c by PyTorch's operators: (blocks, in, 32)."""
+    rows = F.pad(weight, (0, 0, 0, -len(weight) % BLOCK))
+    blocks = rows.unflatten(0, (-1, BLOCK)).transpose(1, 2)
+    if weight.dtype == torch.bfloat16:
+        blocks = blocks.unflatten(2, (2, BLOCK // 2)).transpose(2, 3).flatten(2)
+    return blocks.contiguous()
 
 
+@pytest.mark.usefixtures("threads")
+@EVERY_NUMBER
+@pytest.mark.parametrize(
+    ("outputs", "inputs"), [(1, 1), (31, 7), (32, 4), (64, 33), (83, 48), (320, 98)]
+)
+def test_packing_is_that_of_pytorch_and_is_undone(
+    compiled: Library, outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
+    # Given a weight with numbers of any bits, NaN and infinity among them, not contiguous
+    bits = torch.randint(-(2**15), 2**15, (inputs, outputs), dtype=torch.int64)
+    weight = (bits * (65537 if dtype == torch.float32 else 1)).to(BITS[dtype]).view(dtype).t()
+    # When it is packed
+    packed = PackedWeight(compiled, weight, None)
+    # Then every bit is where PyTorch's operators put it, and where it was before after unpacking
+    assert torch.equal(packed.blocks.view(BITS[dtype]), blocks_of(weight).view(BITS[dtype]))
+    assert torch.equal(packed.dense().view(BITS[dtype]), weight.contiguous().view(BITS[dtype]))
+
+
+@EVERY_NUMBER
 def test_a_row_gives_the_same_bits_beside_others_and_in_any_number_of_threads(
-    compiled: Library,
+    compiled: Library, dtype: torch.dtype
 ) -> None:
     # Given a weight and rows that are multiplied alone on one thread
     torch.manual_seed(0)
-    packed = PackedWeight(compiled, torch.randn(640, 96).bfloat16(), None)
+    packed = PackedWeight(compiled, torch.randn(640, 96).to(dtype), None)
     x, before = torch.randn(7, 96), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -138,13 +162,14 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     assert subprocess.run(command, timeout=60, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("rows", [1, 40])
 def test_without_kernels_pytorch_widens_the_weight(
-    monkeypatch: pytest.MonkeyPatch, rows: int
+    monkeypatch: pytest.MonkeyPatch, rows: int, dtype: torch.dtype
 ) -> None:
     # Given a machine without kernels
     monkeypatch.setattr("skynet.layers.linear.kernels", lambda: None)
-    weight, bias = torch.randn(600, 40).bfloat16(), torch.randn(600)
+    weight, bias = torch.randn(600, 40).to(dtype), torch.randn(600)
     x = torch.randn(rows, 40)
     # When a product of float32 activations is made
     product = make_linear(weight, bias, torch.float32)
@@ -167,8 +192,9 @@ def test_the_setting_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LIBRARIES:
         choose(monkeypatch, name)
         assert kernels().variant == name
-        product = make_linear(torch.zeros(4, 4).bfloat16(), None, torch.float32)
-        assert isinstance(product, KernelLinear)
+        for dtype in NUMBERS:
+            product = make_linear(torch.zeros(4, 4, dtype=dtype), None, torch.float32)
+            assert isinstance(product, KernelLinear)
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from skynet.kernels.library import Library, available
 from skynet.layers.block import CompiledBlock
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
-from skynet.layers.dtypes import Dtypes
+from skynet.layers.dtypes import DTYPES, Dtypes
 from skynet.layers.shard_model import ShardModel
 from skynet.layers.stack import Stack
 from skynet.layers.weights import Loader
@@ -56,12 +56,12 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return library
 
 
-def stack_of(family: str, kv_dtype: str | None = None) -> Stack:
-    """The layers of a random model, with bfloat16 weights and tokens in its slots."""
+def stack_of(family: str, kv_dtype: str | None = None, weight_dtype: str = "bfloat16") -> Stack:
+    """The layers of a random model, with tokens in its slots."""
     torch.manual_seed(0)
     arch = load_architecture(tiny_config(family).to_dict())
     tensors = {
-        tensor.name: (tensor, (torch.randn(tensor.shape) * 0.3).bfloat16())
+        tensor.name: (tensor, (torch.randn(tensor.shape) * 0.3).to(DTYPES[weight_dtype]))
         for tensor in staged_tensors(arch)
     }
 
@@ -71,7 +71,7 @@ def stack_of(family: str, kv_dtype: str | None = None) -> Stack:
 
     plan = plan_for(
         arch,
-        weight_dtype="bfloat16",
+        weight_dtype=weight_dtype,
         num_slots=len(LENGTHS),
         slot_tokens=TOKENS,
         kv_dtype=kv_dtype,
@@ -119,6 +119,23 @@ def test_decoding_steps_are_those_of_the_modules(family: str, kv_dtype: str | No
     # Then hidden states are the same to float32's rounding, or that of the cache
     limit = 1e-4 if kv_dtype is None else 3e-2
     torch.testing.assert_close(result, expected, rtol=limit, atol=limit * float(expected.std()))
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("weight_dtype", ["float16", "float32"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_weights_of_other_numbers_have_programs(family: str, weight_dtype: str) -> None:
+    # Given layers with weights that are not bfloat16
+    stack = stack_of(family, weight_dtype=weight_dtype)
+    context, x = decoding(stack, (0, 1, 2, 3), hidden_size(family))
+    sides = [side for layer in stack.of(stack.run) for side in layer.sides]
+    # When / Then each block is a program, which computes what PyTorch's modules do
+    assert all(isinstance(side.block, CompiledBlock) for side in sides)
+    expected = run(stack, replace(context, decoding=None), x)
+    limit = 1e-4
+    torch.testing.assert_close(
+        run(stack, context, x), expected, rtol=limit, atol=limit * float(expected.std())
+    )
 
 
 @pytest.mark.usefixtures("compiled")

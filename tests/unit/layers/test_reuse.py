@@ -267,6 +267,22 @@ def test_a_slice_made_from_another_is_the_one_loaded_from_scratch(
         assert all(map(torch.equal, outputs(arch, old), old_outputs))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_tied_embedding_is_fetched_once(shards: int, dtype: str) -> None:
+    # Given a model whose head is its embedding
+    name = "llama, grouped queries, tied"
+    arch, weights = ARCHITECTURES[name], WEIGHTS[name]
+    embed = arch.weight("embed")
+    assert embed is not None
+    weights.asked.clear()
+    # When a shard of both is loaded
+    model = ShardModel(arch, plan_for(arch, 1, shards, dtype=dtype), (0, 0), weights)
+    # Then the table is fetched for one of them, and counts as loaded for both
+    assert [name for name, _ in weights.asked].count(embed.tensor()) == 1
+    assert model.fetched_bytes == model.weight_bytes
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("consume", [False, True])
 def test_an_unchanged_slice_fetches_nothing(name: str, consume: bool) -> None:

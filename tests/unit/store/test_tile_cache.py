@@ -13,7 +13,7 @@ import pytest
 
 from skynet.store import tile_cache
 from skynet.store.manifest import TileName
-from skynet.store.tile_cache import HEADER, TileCache
+from skynet.store.tile_cache import HEADER, TileCache, checksum_of
 
 DIGEST = "feed" * 16
 TILE = TileName("model.layers.0.mlp/up", 3)
@@ -67,6 +67,24 @@ def test_a_damaged_file_is_deleted(
     assert read(cache) is None
     assert not file.exists()
     assert "is damaged" in caplog.text
+
+
+def test_the_checksum_sees_what_disks_do() -> None:
+    # Given the bytes of a tile of several pages
+    content = np.random.default_rng(0).integers(0, 256, 40_007, dtype=np.uint8)
+    right, changed = checksum_of(content), dict[str, npt.NDArray[np.uint8]]()
+    for at in (0, 7, 4_072, 36_648, 40_006):  # in the first and last rows, and after them
+        changed[f"bit of {at}"] = content.copy()
+        changed[f"bit of {at}"][at] ^= 16
+    for size in (512, 4096):
+        zeros, exchanged = content.copy(), content.copy()
+        zeros[2 * size : 3 * size] = 0
+        exchanged[: 2 * size] = np.roll(content[: 2 * size], size)
+        changed |= {f"{size} zeros": zeros, f"{size} exchanged": exchanged}
+    # When / Then each change changes the checksum
+    assert [name for name, each in changed.items() if checksum_of(each) == right] == []
+    # And so does a missing end, even of zeros
+    assert checksum_of(np.zeros(5_000, np.uint8)) != checksum_of(np.zeros(4_999, np.uint8))
 
 
 def test_the_least_recently_used_give_way(tmp_path: Path) -> None:
