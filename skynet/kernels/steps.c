@@ -9,80 +9,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "lanes.h"
 #include "pool.h"
 
-#pragma clang fp contract(off)
-
-#define WIDTH 16
-#define KEYS 32      // keys that a block of attention reads at a time
-#define MAX_DIM 512  // of a head
-#define SHARED 16384 // numbers that are worth waking other threads for
-
-typedef float lanes __attribute__((vector_size(WIDTH * 4), aligned(4)));
-typedef int32_t integers __attribute__((vector_size(WIDTH * 4), aligned(4)));
-typedef float half_lanes __attribute__((vector_size(WIDTH * 2), aligned(4)));
-
-static inline lanes load(const float *from) {
-  lanes value;
-  memcpy(&value, from, sizeof value);
-  return value;
-}
-
-static inline void save(float *to, lanes value) { memcpy(to, &value, sizeof value); }
-
-// The first `count` numbers, then zeros.
-static inline lanes load_part(const float *from, long count) {
-  if (count == WIDTH)
-    return load(from);
-  lanes value = {0};
-  memcpy(&value, from, count * sizeof(float));
-  return value;
-}
-
-static inline void save_part(float *to, lanes value, long count) {
-  if (count == WIDTH) {
-    save(to, value);
-    return;
-  }
-  memcpy(to, &value, count * sizeof(float));
-}
-
-static inline lanes fma_of(lanes a, lanes b, lanes c) { return __builtin_elementwise_fma(a, b, c); }
-
-static inline float sum_of(lanes value) {
-  half_lanes low, high;
-  memcpy(&low, &value, sizeof low);
-  memcpy(&high, (const char *)&value + sizeof low, sizeof high);
-  low += high;
-  return ((low[0] + low[4]) + (low[2] + low[6])) + ((low[1] + low[5]) + (low[3] + low[7]));
-}
-
-static inline lanes choose(integers which, lanes yes, lanes no) {
-  return (lanes)((which & (integers)yes) | (~which & (integers)no));
-}
-
-// e^x to 2 units in the last place (Cephes); below -87 it is e^-87, above 88 e^88.
-static inline lanes exp_of(lanes x) {
-  const lanes zero = {0};
-  const lanes least = zero - 87.0f, most = zero + 88.0f;
-  x = choose(x < least, least, x); // NaN stays
-  x = choose(x > most, most, x);
-  lanes count = fma_of(x, zero + 1.44269504f, zero + 12582912.0f) - 12582912.0f; // rounded
-  lanes rest = fma_of(count, zero - 0.693359375f, x);
-  rest = fma_of(count, zero + 2.12194440e-4f, rest);
-  lanes power = fma_of(zero + 1.9875691500e-4f, rest, zero + 1.3981999507e-3f);
-  power = fma_of(power, rest, zero + 8.3334519073e-3f);
-  power = fma_of(power, rest, zero + 4.1665795894e-2f);
-  power = fma_of(power, rest, zero + 1.6666665459e-1f);
-  power = fma_of(power, rest, zero + 5.0000001201e-1f);
-  power = fma_of(power, rest * rest, rest + 1.0f);
-  integers exponent = (__builtin_convertvector(count, integers) + 127) << 23;
-  return power * (lanes)exponent;
-}
-
-static int threads_for(const step *the_step, long numbers) {
-  return numbers < SHARED ? 1 : (int)the_step->threads;
-}
+#define KEYS 32 // keys that a block of attention reads at a time
 
 // Norms.
 
@@ -131,11 +61,6 @@ static void norm_one(const float *x, float *y, const float *weight, const float 
     save_part(y + at, value, count);
   }
 }
-
-typedef struct {
-  const void *arguments;
-  const step *the_step;
-} job;
 
 static void norm_row(const void *argument, long row) {
   const job *the = argument;
@@ -192,12 +117,16 @@ enum { FLOAT32, BFLOAT16, Q8 };
 typedef struct {
   void *cache;   // (slots, K and then V heads, tokens, head_dim)
   float *scales; // of Q8: (slots, heads, tokens)
-  const float *norm_weight, *norm_bias; // (query and K heads, head_dim); 0 where there is none
+  // 0 where there is none: (query and K heads, head_dim) of norms, (heads) scores of keys without a
+  // value, (heads, slot_tokens) added to scores by the distance from query to key, (slot_tokens)
+  // that queries are multiplied by
+  const float *norm_weight, *norm_bias, *sinks, *bias, *query_factors;
   long kind, heads, kv_heads, head_dim, slot_tokens;
-  long window;            // keys that a token sees; 0: all
+  long window, chunk;     // keys that a token sees, or tokens of a chunk that it is in; 0: all
   long rope, rotary_dims; // rope: its number; -1 for none
+  long gated;             // the heads' gates are beside queries, keys and values
   long norm_kind, from, to;
-  float norm_eps, scale, cap; // cap: 0 for none
+  float norm_eps, scale, cap, clip; // cap, clip: 0 for none
 } attention_arguments;
 
 // Multiply adjacent pairs of numbers by (cosine, sine) as complex numbers.
@@ -209,15 +138,27 @@ static void rotate(float *x, const float *factors, long dims) {
   }
 }
 
+// NaN stays.
+static void clip(float *x, float limit, long size) {
+  for (long at = 0; at < size; at++)
+    x[at] = x[at] > limit ? limit : x[at] < -limit ? -limit : x[at];
+}
+
+// `head` of the query and K heads, as it is multiplied with others.
 static void change_head(const attention_arguments *of, const step *the_step, long row, long head,
                         float *x) {
   long dim = of->head_dim;
+  if (of->clip > 0)
+    clip(x, of->clip, dim);
   if (of->norm_weight) {
     const float *bias = of->norm_bias ? of->norm_bias + head * dim : 0;
     norm_one(x, x, of->norm_weight + head * dim, bias, dim, of->norm_kind, of->norm_eps);
   }
   if (of->rope >= 0)
     rotate(x, the_step->ropes[of->rope] + row * of->rotary_dims, of->rotary_dims);
+  if (of->query_factors && head < of->heads)
+    for (long at = 0; at < dim; at++)
+      x[at] *= of->query_factors[the_step->positions[row]];
 }
 
 static void store_head(const attention_arguments *of, long place, const float *x) {
@@ -271,16 +212,6 @@ static const float *read_heads(const attention_arguments *of, long place, long c
   return room;
 }
 
-static float dot(const float *x, const float *y, long size) {
-  lanes total = {0};
-  long at = 0;
-  for (; at + WIDTH <= size; at += WIDTH)
-    total = fma_of(load(x + at), load(y + at), total);
-  if (at < size)
-    total = fma_of(load_part(x + at, size - at), load_part(y + at, size - at), total);
-  return sum_of(total);
-}
-
 // out = out * keep + the sum of weights[key] * values[key].
 static void mix(const float *values, const float *weights, long count, long dim, float keep,
                 float *out) {
@@ -310,19 +241,30 @@ static void mix(const float *values, const float *weights, long count, long dim,
   }
 }
 
+// x *= sigmoid(gate)
+static void multiply_by_sigmoid(float *x, const float *gate, long size) {
+  for (long at = 0; at < size; at += WIDTH) {
+    long count = size - at < WIDTH ? size - at : WIDTH;
+    lanes factor = 1.0f / (exp_of(-load_part(gate + at, count)) + 1.0f);
+    save_part(x + at, load_part(x + at, count) * factor, count);
+  }
+}
+
 // What the keys so far have made of one query head: the largest score, and the sum of e^(score -
 // largest) with it.
 typedef struct {
   float largest, sum;
 } state;
 
-static void attend_keys(const attention_arguments *of, const float *query, const float *keys,
-                        const float *values, long count, state *at, float *out) {
+// bias: of the first key, with those of the next ones before it; 0: none.
+static void attend_keys(const attention_arguments *of, const float *query, const float *bias,
+                        const float *keys, const float *values, long count, state *at, float *out) {
   float scores[KEYS];
   float largest = at->largest;
   for (long key = 0; key < count; key++) {
     float score = dot(query, keys + key * of->head_dim, of->head_dim) * of->scale;
     scores[key] = of->cap > 0 ? of->cap * tanhf(score / of->cap) : score;
+    scores[key] += bias ? bias[-key] : 0.0f;
     largest = scores[key] > largest ? scores[key] : largest;
   }
   for (long key = count; key < KEYS; key++)
@@ -350,9 +292,11 @@ static void attend_block(const void *argument, long block) {
   const step *the_step = the->the_step;
   long dim = of->head_dim, group = of->heads / of->kv_heads;
   long row = block / of->kv_heads, kv_head = block % of->kv_heads;
-  float *heads = the_step->buffers[of->from] + row * (of->heads + 2 * of->kv_heads) * dim;
+  long width = of->heads * (of->gated ? 2 : 1) + 2 * of->kv_heads;
+  float *heads = the_step->buffers[of->from] + row * width * dim;
   float *key = heads + (of->heads + kv_head) * dim, *value = key + of->kv_heads * dim;
   float *queries = heads + kv_head * group * dim;
+  const float *gates = queries + (of->heads + 2 * of->kv_heads) * dim;
   float *out = the_step->buffers[of->to] + (row * of->heads + kv_head * group) * dim;
   long position = the_step->positions[row];
   long key_head = the_step->slots[row] * 2 * of->kv_heads + kv_head;
@@ -362,6 +306,8 @@ static void attend_block(const void *argument, long block) {
   change_head(of, the_step, row, of->heads + kv_head, key);
   for (long head = 0; head < group; head++)
     change_head(of, the_step, row, kv_head * group + head, queries + head * dim);
+  if (of->clip > 0)
+    clip(value, of->clip, dim);
   store_head(of, first_key + position, key);
   store_head(of, first_value + position, value);
 
@@ -369,22 +315,30 @@ static void attend_block(const void *argument, long block) {
   float value_room[KEYS * (of->kind == FLOAT32 ? 1 : dim)];
   state states[group];
   for (long head = 0; head < group; head++)
-    states[head] = (state){-INFINITY, 0};
+    states[head] = of->sinks ? (state){of->sinks[kv_head * group + head], 1}
+                             : (state){-INFINITY, 0};
   memset(out, 0, group * dim * sizeof(float));
   long from = of->window > 0 && position >= of->window ? position + 1 - of->window : 0;
+  from = of->chunk > 0 ? position / of->chunk * of->chunk : from;
   for (; from <= position; from += KEYS) {
     long count = position + 1 - from < KEYS ? position + 1 - from : KEYS;
     const float *keys = read_heads(of, first_key + from, count, key_room);
     const float *values = read_heads(of, first_value + from, count, value_room);
-    for (long head = 0; head < group; head++)
-      attend_keys(of, queries + head * dim, keys, values, count, &states[head], out + head * dim);
+    for (long head = 0; head < group; head++) {
+      const float *bias =
+          of->bias ? of->bias + (kv_head * group + head) * of->slot_tokens + position - from : 0;
+      attend_keys(of, queries + head * dim, bias, keys, values, count, &states[head],
+                  out + head * dim);
+    }
   }
   for (long head = 0; head < group; head++)
     for (long at = 0; at < dim; at++)
       out[head * dim + at] /= states[head].sum;
+  if (of->gated)
+    multiply_by_sigmoid(out, gates, group * dim);
 }
 
-// Norm and rope of queries and keys, in place; K and V to their slots; attention over the slots.
+// Changes of queries and keys, in place; K and V to their slots; attention over the slots.
 void skynet_attention_step(const void *arguments, const step *the_step) {
   const attention_arguments *of = arguments;
   job the = {arguments, the_step};
@@ -397,10 +351,11 @@ void skynet_attention_step(const void *arguments, const step *the_step) {
 
 // Activations.
 
-enum { SILU, GELU, GELU_TANH, RELU, TANH, RELU_SQUARED };
+enum { SILU, GELU, GELU_TANH, RELU, TANH, RELU_SQUARED, CLAMPED };
 
 typedef struct {
   long kind, columns, gated, from, to; // gated: gate and up are side by side in `from`
+  float limit, alpha;                  // of CLAMPED; see architecture/gate.py
 } activation_arguments;
 
 static inline lanes activate(long kind, lanes x) {
@@ -420,6 +375,13 @@ static inline lanes activate(long kind, lanes x) {
   return kind == RELU_SQUARED ? x * x : x;
 }
 
+static inline lanes clamped_gate(const activation_arguments *of, lanes gate, lanes up) {
+  lanes most = (lanes){0} + of->limit;
+  gate = choose(gate > most, most, gate); // NaN stays
+  up = choose(up > most, most, choose(up < -most, -most, up));
+  return (up + 1.0f) * gate * (1.0f / (exp_of(-(gate * of->alpha)) + 1.0f));
+}
+
 static void activate_row(const void *argument, long row) {
   const job *the = argument;
   const activation_arguments *of = the->arguments;
@@ -427,8 +389,12 @@ static void activate_row(const void *argument, long row) {
   float *y = the->the_step->buffers[of->to] + row * of->columns;
   for (long at = 0; at < of->columns; at += WIDTH) {
     long count = of->columns - at < WIDTH ? of->columns - at : WIDTH;
-    lanes value = activate(of->kind, load_part(x + at, count));
-    if (of->gated)
+    lanes value = load_part(x + at, count);
+    if (of->kind == CLAMPED)
+      value = clamped_gate(of, value, load_part(x + of->columns + at, count));
+    else
+      value = activate(of->kind, value);
+    if (of->gated && of->kind != CLAMPED)
       value *= load_part(x + of->columns + at, count);
     save_part(y + at, value, count);
   }
@@ -454,7 +420,6 @@ void skynet_add_step(const void *arguments, const step *the_step) {
     y[at] += x[at];
 }
 
-// Run a list of calls on `x`, its first buffer, into `y`, its second.
 void skynet_run(const call *calls, long count, step *the_step, float *x, float *y) {
   the_step->buffers[0] = x;
   the_step->buffers[1] = y;

@@ -21,4 +21,19 @@ typedef struct {
   const void *arguments;
 } call;
 
+// Run a list of calls on `x`, its first buffer, into `y`, its second.
+void skynet_run(const call *calls, long count, step *the_step, float *x, float *y);
+
+// What threads that share an operation are given; see pool.h.
+typedef struct {
+  const void *arguments;
+  const step *the_step;
+} job;
+
+#define SHARED 16384 // numbers that are worth waking other threads for
+
+static inline int threads_for(const step *the_step, long numbers) {
+  return numbers < SHARED ? 1 : (int)the_step->threads;
+}
+
 #endif

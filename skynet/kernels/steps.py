@@ -12,10 +12,14 @@ from typing import Any
 
 import torch
 
+from skynet.architecture.gate import ClampedGate
+from skynet.architecture.window import Chunk, Window
 from skynet.kernels.library import Library
 
 # Buffers: the input and output of a block, and what is between.
 INPUT, OUTPUT, NORMED, WIDE, MIXED, OTHER = range(6)
+ROUTED, EXPERT_INPUT, EXPERT_OUTPUT, LATENT, LATENT_OUTPUT = range(6, 11)  # see experts.py
+BUFFERS = 11
 NORMS = ("rms", "layer")
 KV_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 ACTIVATIONS = {
@@ -27,6 +31,7 @@ ACTIVATIONS = {
     "tanh": 4,
     "relu2": 5,
 }
+CLAMPED = 6
 MAX_HEAD_DIM = 512
 Pointer, Number, Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 
@@ -67,15 +72,19 @@ class _Product(ctypes.Structure):
 class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, Pointer) for name in ("cache", "scales", "norm_weight", "norm_bias")),
+        *((name, Pointer) for name in ("sinks", "bias", "query_factors")),
         *((name, Number) for name in ("kind", "heads", "kv_heads", "head_dim", "slot_tokens")),
-        *((name, Number) for name in ("window", "rope", "rotary_dims")),
+        *((name, Number) for name in ("window", "chunk", "rope", "rotary_dims", "gated")),
         *((name, Number) for name in ("norm_kind", "source", "target")),
-        *((name, Float) for name in ("norm_eps", "scale", "cap")),
+        *((name, Float) for name in ("norm_eps", "scale", "cap", "clip")),
     )
 
 
 class _Activation(ctypes.Structure):
-    _fields_ = tuple((name, Number) for name in ("kind", "columns", "gated", "source", "target"))
+    _fields_ = (
+        *((name, Number) for name in ("kind", "columns", "gated", "source", "target")),
+        *((name, Float) for name in ("limit", "alpha")),
+    )
 
 
 class _Add(ctypes.Structure):
@@ -97,17 +106,27 @@ class HeadLayout:
     """Attention of one shard's heads, from queries, keys and values side by side.
 
     rope: the number of the model's rope; None: none.
+    biased: by the bias of the stack, see `StepKernels`.
+    gated: the heads' gates are beside queries, keys and values.
+    clip: of queries, keys and values.
+    sinks: (heads,) float32: a further score of each head, of a key without a value.
+    query_factors: (slot_tokens,) float32: what queries are multiplied by, by their position.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
     scale: float
-    window: int | None = None
+    window: Window = None
     rope: int | None = None
     rotary_dims: int = 0
     cap: float | None = None
     norm: NormWeights | None = None
+    biased: bool = False
+    gated: bool = False
+    clip: float | None = None
+    sinks: torch.Tensor | None = None
+    query_factors: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -152,11 +171,12 @@ class DecodingStep:
 
 
 class StepKernels:
-    """Makes the programs of a stack's layers, and holds the buffers that they share."""
+    """Makes the programs of a stack's layers, and holds what they share: buffers, and the bias of
+    scores, (heads, slot_tokens) float32 by the distance from query to key."""
 
-    def __init__(self, library: Library) -> None:
-        self.library = library
-        self._widths = [0] * (OTHER + 1)
+    def __init__(self, library: Library, bias: torch.Tensor | None = None) -> None:
+        self.library, self.bias = library, bias
+        self._widths = [0] * BUFFERS
         self._buffers: list[torch.Tensor | None] = []
         self._rows = 0
 
@@ -191,11 +211,9 @@ class Program:
 
     def __call__(self, x: torch.Tensor, step: DecodingStep) -> torch.Tensor:
         """`x` (rows, hidden) float32 to a new tensor of the same shape."""
-        if self._calls is None:
-            self._finish()
         x = x.float().contiguous()  # the kernels would read and write past narrower numbers
         y = torch.empty_like(x)
-        self._library.run(self._address, self._count, step.address, x.data_ptr(), y.data_ptr())
+        self._library.run(*self.calls(), step.address, x.data_ptr(), y.data_ptr())
         return y
 
     def norm(self, norm: NormWeights, source: int, target: int) -> bool:
@@ -206,7 +224,7 @@ class Program:
         kind = NORMS.index(norm.kind)
         self._kept.append(norm)
         arguments = _Norm(norm.weight.data_ptr(), bias, size, kind, source, target, norm.eps)
-        return self._add("norm", arguments, target, size)
+        return self.append("norm", arguments, target, size)
 
     def product(self, factors: Factors, places: Places, columns: Columns | None = None) -> bool:
         """columns: of the target's that the product fills; all by default."""
@@ -221,61 +239,85 @@ class Program:
             *(factors.sizes or (0, 0, 0)),
         )
         name = "product" if factors.sizes is None else "quantised"
-        return self._add(name, arguments, target, width)
+        return self.append(name, arguments, target, width)
 
     def attention(
         self, layout: HeadLayout, cache: torch.Tensor, scales: torch.Tensor | None, places: Places
     ) -> bool:
-        """Norm, rope, store and attention; queries, keys and values are side by side.
+        """Changes of heads, store and attention; queries, keys and values are side by side.
 
         cache: (slots, K and then V heads, tokens, head_dim); scales: the same but head_dim.
         """
         kind = KV_DTYPES.get(cache.dtype)
+        bias = self._kernels.bias if layout.biased else None
         if kind is None or layout.head_dim > MAX_HEAD_DIM or not layout.heads:
             return False
-        self._kept += [layout, cache, scales]
-        norm, (source, target) = layout.norm, places
-        norm_weight = None if norm is None else norm.weight.data_ptr()
-        norm_bias = None if norm is None or norm.bias is None else norm.bias.data_ptr()
+        if layout.biased and bias is None:
+            return False
+        self._kept += [layout, cache, scales, bias]
+        norm, window = layout.norm, layout.window
         arguments = _Attention(
             cache.data_ptr(),
-            None if scales is None else scales.data_ptr(),
-            norm_weight,
-            norm_bias,
-            kind,
-            layout.heads,
-            layout.kv_heads,
-            layout.head_dim,
-            cache.shape[2],
-            layout.window or 0,
-            -1 if layout.rope is None else layout.rope,
-            layout.rotary_dims,
-            0 if norm is None else NORMS.index(norm.kind),
-            source,
-            target,
-            0 if norm is None else norm.eps,
-            layout.scale,
-            layout.cap or 0,
+            address(scales),
+            *((None, None) if norm is None else (address(norm.weight), address(norm.bias))),
+            *(address(layout.sinks), address(bias), address(layout.query_factors)),
+            *(kind, layout.heads, layout.kv_heads, layout.head_dim, cache.shape[2]),
+            *((0, window.size) if isinstance(window, Chunk) else (window or 0, 0)),
+            *(-1 if layout.rope is None else layout.rope, layout.rotary_dims, layout.gated),
+            *(0 if norm is None else NORMS.index(norm.kind), *places),
+            *(0 if norm is None else norm.eps, layout.scale, layout.cap or 0, layout.clip or 0),
         )
-        return self._add("attention", arguments, target, layout.heads * layout.head_dim)
+        target = places[1]
+        return self.append("attention", arguments, target, layout.heads * layout.head_dim)
 
-    def activation(self, name: str, columns: int, gated: bool, places: Places) -> bool:
-        """gated: gate and up are side by side."""
-        if name not in ACTIVATIONS or not columns:
+    def activation(
+        self,
+        name: str,
+        columns: int,
+        gated: bool,
+        places: Places,
+        clamped: ClampedGate | None = None,
+    ) -> bool:
+        """gated: gate and up are side by side; clamped: how they are combined instead."""
+        if not columns or (clamped is None and name not in ACTIVATIONS):
             return False
         source, target = places
-        arguments = _Activation(ACTIVATIONS[name], columns, gated, source, target)
-        return self._add("activation", arguments, target, columns)
+        kind = ACTIVATIONS[name] if clamped is None else CLAMPED
+        arguments = _Activation(kind, columns, gated, source, target)
+        if clamped is not None:
+            arguments.limit, arguments.alpha = clamped.limit, clamped.alpha
+        return self.append("activation", arguments, target, columns)
 
     def add(self, size: int, source: int, target: int) -> bool:
         """Add rows of `size` of `source` to those of `target`."""
-        return self._add("add", _Add(size, source, target), target, size)
+        return self.append("add", _Add(size, source, target), target, size)
 
-    def _add(self, name: str, arguments: ctypes.Structure, target: int, width: int) -> bool:
+    def append(
+        self, name: str, arguments: ctypes.Structure, target: int, width: int, *kept: Any
+    ) -> bool:
+        """Add an operation of library.py that writes rows of `width` floats to `target`.
+
+        kept: what the arguments point to.
+        """
         if target not in (INPUT, OUTPUT):
             self._kernels.need(target, width)
         self._operations.append((name, arguments))
+        self._kept += kept
         return True
+
+    def need(self, buffer: int, width: int) -> None:
+        """See `StepKernels.need`."""
+        self._kernels.need(buffer, width)
+
+    def part(self) -> Program:
+        """An empty program that an operation of this one runs."""
+        return self._kernels.program()
+
+    def calls(self) -> tuple[int, int]:
+        """The address of the list, and how many operations it has; it is complete from now on."""
+        if self._calls is None:
+            self._finish()
+        return self._address, self._count
 
     def _finish(self) -> None:
         addresses = self._library.operations
@@ -287,3 +329,8 @@ class Program:
 
 Places = tuple[int, int]  # the buffers that an operation reads and writes
 Columns = tuple[int, int]  # the first column that a product fills, and how many its target has
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    """Where the numbers of a tensor begin; None without one."""
+    return None if tensor is None else tensor.data_ptr()

@@ -6,7 +6,7 @@ import torch
 
 from skynet.architecture.mixers import SELF_ATTENTION, SelfAttention
 from skynet.architecture.positions import Temperature
-from skynet.architecture.window import Chunk, Window
+from skynet.architecture.window import Window
 from skynet.kernels.steps import MIXED, WIDE, HeadLayout, Program
 from skynet.layers.attention import Attending, attend, kernel_of, kv_of_queries, store
 from skynet.layers.cache import KVCache, KVLayout
@@ -103,19 +103,19 @@ class Attention:
     def emit(self, program: Program, source: int, target: int) -> bool:
         """Add the operations from `source`, normed, to the partial; False: not supported."""
         only_here = (
-            self._biased
-            or self._gated
-            or self._values_are_keys
-            or self._clip is not None
-            or self._temperature is not None
+            self._values_are_keys
             or self._all_heads_norm is not None
             or self._value_norm is not None
-            or self._how.sinks is not None
             or self._how.kv_of_query is not None
         )
-        if self.cache is None or only_here or isinstance(self._window, Chunk):
+        if self.cache is None or only_here:
             return False
-        norm = None if self._head_norm is None else self._head_norm.weights
+        norm, factors = None, None
+        if self._head_norm is not None:
+            norm = self._head_norm.weights
+        if self._temperature is not None:
+            slot_tokens = self.cache.values.shape[2]
+            factors = _factors(self._temperature, torch.arange(slot_tokens)).flatten()
         layout = HeadLayout(
             self._heads,
             self._kv_heads,
@@ -126,6 +126,11 @@ class Attention:
             self._rotary_dims or self._head_dim,
             self._cap,
             norm,
+            self._biased,
+            self._gated,
+            self._clip,
+            self._how.sinks,
+            factors,
         )
         return (
             (norm is not None or self._head_norm is None)
