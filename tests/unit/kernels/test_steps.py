@@ -10,6 +10,7 @@ import torch
 from model_families import FAMILIES, tiny_config
 from plans import plan_for
 
+from skynet.architecture.architecture import Architecture
 from skynet.architecture.mixers import SELF_ATTENTION
 from skynet.architecture.tensors import staged_tensors
 from skynet.architecture.weight import MLP_OUTPUTS
@@ -49,6 +50,15 @@ def stack_of(family: str, kv_dtype: str | None = None) -> Stack:
     """The layers of a random model, with bfloat16 weights and tokens in its slots."""
     torch.manual_seed(0)
     arch = load_architecture(tiny_config(family).to_dict())
+    stack = loaded(arch, kv_dtype)
+    rows = [Row(slot, 0, (1,) * length, length) for slot, length in enumerate(LENGTHS)]
+    x = torch.randn(sum(LENGTHS), arch.hidden_size)
+    run(stack, stack.prepare(Step(1, 1, tuple(rows), 1)), x)
+    return stack
+
+
+def loaded(arch: Architecture, kv_dtype: str | None) -> Stack:
+    """The layers of an architecture with random bfloat16 weights."""
     tensors = {
         tensor.name: (tensor, (torch.randn(tensor.shape) * 0.3).bfloat16())
         for tensor in staged_tensors(arch)
@@ -66,11 +76,7 @@ def stack_of(family: str, kv_dtype: str | None = None) -> Stack:
         kv_dtype=kv_dtype,
     )
     load = Loader(arch, plan.stages[0].shards[0], fetch, Dtypes.of(plan), CPU)
-    stack = Stack(load, KVLayout.of(plan), plan.stages[0].layers)
-    rows = [Row(slot, 0, (1,) * length, length) for slot, length in enumerate(LENGTHS)]
-    x = torch.randn(sum(LENGTHS), arch.hidden_size)
-    run(stack, stack.prepare(Step(1, 1, tuple(rows), 1)), x)
-    return stack
+    return Stack(load, KVLayout.of(plan), plan.stages[0].layers)
 
 
 def run(stack: Stack, context: StepContext, x: torch.Tensor) -> torch.Tensor:
@@ -130,7 +136,7 @@ def test_blocks_are_programs_where_kernels_support_them(family: str) -> None:
 
 
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "phi"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi", "bloom", "gpt_oss", "qwen3_moe"])
 def test_a_row_does_not_depend_on_threads_or_on_other_rows(family: str) -> None:
     # Given a step of all slots
     stack = stack_of(family)
@@ -216,3 +222,25 @@ def test_a_model_of_bfloat16_activations_runs_as_modules() -> None:
     # When / Then its steps have no program
     assert model._stack is not None
     assert model._stack.prepare(Step(1, 1, (Row(0, 0, (1,), 1),), 1)).decoding is None
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("family", ["t5", "mt5"])
+def test_self_attention_with_a_relative_bias_is_that_of_the_modules(family: str) -> None:
+    # Given the decoder of an encoder-decoder, with tokens in its slots
+    torch.manual_seed(0)
+    arch = load_architecture(tiny_config(family).to_dict())
+    stack, x = loaded(arch, None), torch.randn(sum(LENGTHS), arch.hidden_size)
+    rows = [Row(slot, 0, (1,) * length, length) for slot, length in enumerate(LENGTHS)]
+    sides = [layer.sides[0] for layer in stack.of(stack.run)]
+    prompts = stack.prepare(Step(1, 1, tuple(rows), 1))
+    for side in sides:
+        side(x, prompts, lambda partial: partial)
+    # When the next tokens attend to those before them
+    context, x = decoding(stack, (0, 1, 2, 3), arch.hidden_size)
+    for side in sides:
+        assert isinstance(side.block, CompiledBlock)
+        expected = side(x, replace(context, decoding=None), lambda partial: partial)
+        result = side(x, context, lambda partial: partial)
+        # Then a program does so as the modules do
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
