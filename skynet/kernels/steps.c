@@ -62,6 +62,10 @@ static void norm_one(const float *x, float *y, const float *weight, const float 
   }
 }
 
+void skynet_rms_norm(const float *x, float *y, const float *weight, long size, float eps) {
+  norm_one(x, y, weight, 0, size, RMS, eps);
+}
+
 static void norm_row(const void *argument, long row) {
   const job *the = argument;
   const norm_arguments *of = the->arguments;
@@ -373,6 +377,13 @@ static inline lanes activate(long kind, lanes x) {
     else
       x[lane] = x[lane] < 0 ? 0 : x[lane];
   return kind == RELU_SQUARED ? x * x : x;
+}
+
+void skynet_activate(long kind, const float *x, float *y, long size) {
+  for (long at = 0; at < size; at += WIDTH) {
+    long count = size - at < WIDTH ? size - at : WIDTH;
+    save_part(y + at, activate(kind, load_part(x + at, count)), count);
+  }
 }
 
 static inline lanes clamped_gate(const activation_arguments *of, lanes gate, lanes up) {

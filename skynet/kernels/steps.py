@@ -6,7 +6,7 @@ Operations read and write numbered buffers, which the layers of a stack share.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from skynet.architecture.gate import ClampedGate
 from skynet.architecture.window import Chunk, Window
 from skynet.kernels.library import Library
+from skynet.wire.step import Row
 
 # Buffers: the input and output of a block, and what is between.
 INPUT, OUTPUT, NORMED, WIDE, MIXED, OTHER = range(6)
@@ -205,6 +206,7 @@ class Program:
     def __init__(self, kernels: StepKernels) -> None:
         self._kernels, self._library = kernels, kernels.library
         self._operations: list[tuple[str, ctypes.Structure]] = []
+        self._prepares: list[Prepare] = []
         self._kept: list[Any] = []  # what the arguments point to
         self._calls: ctypes.Array[_Call] | None = None
         self._address = self._count = 0
@@ -215,6 +217,15 @@ class Program:
         y = torch.empty_like(x)
         self._library.run(*self.calls(), step.address, x.data_ptr(), y.data_ptr())
         return y
+
+    def before(self, prepare: Prepare) -> None:
+        """Call `prepare` with the rows of each step that the program will run."""
+        self._prepares.append(prepare)
+
+    def prepare(self, rows: Sequence[Row]) -> None:
+        """See `before`."""
+        for prepare in self._prepares:
+            prepare(rows)
 
     def norm(self, norm: NormWeights, source: int, target: int) -> bool:
         if norm.weight.ndim > 1:
@@ -327,6 +338,7 @@ class Program:
         self._address, self._count = ctypes.addressof(self._calls), len(self._operations)
 
 
+Prepare = Callable[[Sequence[Row]], None]
 Places = tuple[int, int]  # the buffers that an operation reads and writes
 Columns = tuple[int, int]  # the first column that a product fills, and how many its target has
 

@@ -103,6 +103,7 @@ class CompiledBlock:
     ) -> torch.Tensor:
         if context.decoding is None:
             return self._block(x, context, all_reduce)
+        self._program.prepare(context.step.rows)
         return self._program(x, context.decoding)
 
 

@@ -189,6 +189,11 @@ def blocks_of(
     return programs, blocks, arch.hidden_size
 
 
+def context_of(kernels: StepKernels, rows: torch.Tensor) -> Any:
+    """What a block needs of a decoding step with these rows."""
+    return SimpleNamespace(decoding=kernels.step(rows, rows, ()), step=SimpleNamespace(rows=()))
+
+
 FAMILIES_OF_EXPERTS = (
     "mixtral",
     "qwen3_moe",
@@ -211,14 +216,13 @@ def test_shards_add_up_to_what_the_modules_do(library: Library, family: str, cut
     context: Any = SimpleNamespace(decoding=None)
     for (program, kernels), block in zip(programs, blocks, strict=True):
         # When
-        whole = program(x, SimpleNamespace(decoding=kernels.step(rows, rows, ())), None)
+        whole = program(x, context_of(kernels, rows), None)
         # Then each partial is the module's
         result = block(x, context, lambda partial: partial)
         torch.testing.assert_close(whole, result, rtol=1e-4, atol=1e-4 * float(result.std()) + 1e-9)
         # And its rows have the bits that they have alone
         for row in rows:
-            step = kernels.step(row[None], row[None], ())
-            alone = program(x[row][None], SimpleNamespace(decoding=step), None)
+            alone = program(x[row][None], context_of(kernels, row[None]), None)
             assert torch.equal(alone[0], whole[row])
 
 
@@ -229,7 +233,7 @@ def test_a_row_of_nan_stays_alone(library: Library, cut: str) -> None:
     x = torch.randn(3, size)
     rows, partials, healthy = torch.arange(3), [], []
     for program, kernels in programs:
-        step = SimpleNamespace(decoding=kernels.step(rows, rows, ()))
+        step = context_of(kernels, rows)
         healthy.append(program(x, step, None))
         bad = x.index_fill(0, torch.tensor([1]), torch.nan)
         # When

@@ -11,7 +11,7 @@ from model_families import FAMILIES, tiny_config
 from plans import plan_for
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.mixers import SELF_ATTENTION
+from skynet.architecture.mixers import SELF_ATTENTION, GatedDelta, ShortConvolution
 from skynet.architecture.tensors import staged_tensors
 from skynet.architecture.weight import MLP_OUTPUTS
 from skynet.kernels.library import Library, available
@@ -35,6 +35,7 @@ NO_ATTENTION = {
     "olmo2",
     "olmo_hybrid",
 }
+RECURRENT = (GatedDelta, ShortConvolution)
 NORMED_EXPERTS = {"router_norm", "experts_norm"}  # those beside an MLP
 
 
@@ -127,7 +128,10 @@ def test_blocks_are_programs_where_kernels_support_them(family: str) -> None:
     # When / Then each block is a program, save those that only PyTorch computes
     for number, layer in enumerate(layers):
         kind = arch.at(number)
-        other_mixers = family in NO_ATTENTION or kind.mixers != (SELF_ATTENTION,)
+        other_mixers = any(
+            family in NO_ATTENTION if mixer == SELF_ATTENTION else not isinstance(mixer, RECURRENT)
+            for mixer in kind.mixers
+        )
         beside = any(weight.role in NORMED_EXPERTS for weight in kind.weights)
         other_mlp = beside or any(weight.scale != 1 for weight in kind.weights)
         for side, roles in zip(layer.sides, kind.sides, strict=True):
