@@ -165,7 +165,7 @@ static void update_head(const void *argument, long block) {
   float both = dot(q, k, key_dim);
   for (long at = 0; at < value_dim; at++)
     out[at] = by_q[at] + both * change[at];
-  skynet_rms_norm(out, out, of->norm_weight, value_dim, of->norm_eps);
+  skynet_norm(out, out, of->norm_weight, 0, value_dim, RMS, of->norm_eps);
   skynet_activate(SILU, gates + head * value_dim, change, value_dim);
   for (long at = 0; at < value_dim; at++)
     out[at] *= change[at];

@@ -1,4 +1,4 @@
-// What a decoding step computes besides products: norms, attention over KV slots, activations.
+// The parts of a decoding step that most layers have: norms, products, activations.
 //
 // A layer is a list of calls, which one call from Python runs. All is float32. Sums are made in 16
 // lanes and without contraction by the compiler, so that every CPU makes the same bits of the same
@@ -12,15 +12,11 @@
 #include "lanes.h"
 #include "pool.h"
 
-#define KEYS 32 // keys that a block of attention reads at a time
-
 // Norms.
-
-enum { RMS, LAYER };
 
 typedef struct {
   const float *weight, *bias; // bias: 0 where there is none
-  long size, kind, from, to;
+  long size, stride, kind, from, to; // stride: from a row of `from` to the next
   float eps;
 } norm_arguments;
 
@@ -48,9 +44,8 @@ static float mean_of(const float *x, long size) {
   return sum_of(total) / (float)size;
 }
 
-// y may be x.
-static void norm_one(const float *x, float *y, const float *weight, const float *bias, long size,
-                     long kind, float eps) {
+void skynet_norm(const float *x, float *y, const float *weight, const float *bias, long size,
+                 long kind, float eps) {
   float mean = kind == LAYER ? mean_of(x, size) : 0.0f;
   float scale = 1.0f / sqrtf(sum_squares(x, mean, size) / (float)size + eps);
   lanes none = {0};
@@ -62,16 +57,12 @@ static void norm_one(const float *x, float *y, const float *weight, const float 
   }
 }
 
-void skynet_rms_norm(const float *x, float *y, const float *weight, long size, float eps) {
-  norm_one(x, y, weight, 0, size, RMS, eps);
-}
-
 static void norm_row(const void *argument, long row) {
   const job *the = argument;
   const norm_arguments *of = the->arguments;
   float **buffers = the->the_step->buffers;
-  norm_one(buffers[of->from] + row * of->size, buffers[of->to] + row * of->size, of->weight,
-           of->bias, of->size, of->kind, of->eps);
+  skynet_norm(buffers[of->from] + row * of->stride, buffers[of->to] + row * of->size, of->weight,
+              of->bias, of->size, of->kind, of->eps);
 }
 
 void skynet_norm_step(const void *arguments, const step *the_step) {
@@ -112,245 +103,6 @@ void skynet_quantised_step(const void *arguments, const step *the_step) {
     for (long row = 0; row < the_step->rows; row++) // no memory: the step fails by its check
       for (long at = 0; at < of->outputs; at++)
         y[row * of->columns + at] = NAN;
-}
-
-// Attention.
-
-enum { FLOAT32, BFLOAT16, Q8 };
-
-typedef struct {
-  void *cache;   // (slots, K and then V heads, tokens, head_dim)
-  float *scales; // of Q8: (slots, heads, tokens)
-  // 0 where there is none: (query and K heads, head_dim) of norms, (heads) scores of keys without a
-  // value, (heads, slot_tokens) added to scores by the distance from query to key, (slot_tokens)
-  // that queries are multiplied by
-  const float *norm_weight, *norm_bias, *sinks, *bias, *query_factors;
-  long kind, heads, kv_heads, head_dim, slot_tokens;
-  long window, chunk;     // keys that a token sees, or tokens of a chunk that it is in; 0: all
-  long rope, rotary_dims; // rope: its number; -1 for none
-  long gated;             // the heads' gates are beside queries, keys and values
-  long norm_kind, from, to;
-  float norm_eps, scale, cap, clip; // cap, clip: 0 for none
-} attention_arguments;
-
-// Multiply adjacent pairs of numbers by (cosine, sine) as complex numbers.
-static void rotate(float *x, const float *factors, long dims) {
-  for (long at = 0; at < dims; at += 2) {
-    float real = x[at], imaginary = x[at + 1], cosine = factors[at], sine = factors[at + 1];
-    x[at] = real * cosine - imaginary * sine;
-    x[at + 1] = real * sine + imaginary * cosine;
-  }
-}
-
-// NaN stays.
-static void clip(float *x, float limit, long size) {
-  for (long at = 0; at < size; at++)
-    x[at] = x[at] > limit ? limit : x[at] < -limit ? -limit : x[at];
-}
-
-// `head` of the query and K heads, as it is multiplied with others.
-static void change_head(const attention_arguments *of, const step *the_step, long row, long head,
-                        float *x) {
-  long dim = of->head_dim;
-  if (of->clip > 0)
-    clip(x, of->clip, dim);
-  if (of->norm_weight) {
-    const float *bias = of->norm_bias ? of->norm_bias + head * dim : 0;
-    norm_one(x, x, of->norm_weight + head * dim, bias, dim, of->norm_kind, of->norm_eps);
-  }
-  if (of->rope >= 0)
-    rotate(x, the_step->ropes[of->rope] + row * of->rotary_dims, of->rotary_dims);
-  if (of->query_factors && head < of->heads)
-    for (long at = 0; at < dim; at++)
-      x[at] *= of->query_factors[the_step->positions[row]];
-}
-
-static void store_head(const attention_arguments *of, long place, const float *x) {
-  long dim = of->head_dim;
-  if (of->kind == FLOAT32) {
-    memcpy((float *)of->cache + place * dim, x, dim * sizeof(float));
-  } else if (of->kind == BFLOAT16) {
-    uint16_t *to = (uint16_t *)of->cache + place * dim;
-    for (long at = 0; at < dim; at++) { // to the nearest, ties to even
-      uint32_t bits;
-      memcpy(&bits, x + at, sizeof bits);
-      uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-      to[at] = (uint16_t)(x[at] == x[at] ? rounded : 0x7fc0);
-    }
-  } else {
-    int8_t *to = (int8_t *)of->cache + place * dim;
-    float largest = 0;
-    for (long at = 0; at < dim; at++) {
-      float size = fabsf(x[at]);
-      largest = largest >= size ? largest : size; // NaN stays
-      largest = size == size ? largest : size;
-      if (largest != largest)
-        break;
-    }
-    float scale = largest / 127, inverse = largest > 0 ? 127 / largest : 0;
-    of->scales[place] = scale; // of NaN and infinity: not finite, and so is all read with it
-    for (long at = 0; at < dim; at++)
-      to[at] = isfinite(scale) ? (int8_t)lrintf(x[at] * inverse) : 1;
-  }
-}
-
-// `count` keys or values from `place` on, as float32: in the cache, or converted to `room`.
-static const float *read_heads(const attention_arguments *of, long place, long count, float *room) {
-  long dim = of->head_dim, numbers = count * dim;
-  if (of->kind == FLOAT32)
-    return (const float *)of->cache + place * dim;
-  if (of->kind == BFLOAT16) {
-    const uint16_t *from = (const uint16_t *)of->cache + place * dim;
-    for (long at = 0; at < numbers; at++) {
-      uint32_t bits = (uint32_t)from[at] << 16;
-      memcpy(room + at, &bits, sizeof bits);
-    }
-    return room;
-  }
-  const int8_t *from = (const int8_t *)of->cache + place * dim;
-  for (long key = 0; key < count; key++) {
-    float scale = of->scales[place + key];
-    for (long at = 0; at < dim; at++)
-      room[key * dim + at] = (float)from[key * dim + at] * scale;
-  }
-  return room;
-}
-
-// out = out * keep + the sum of weights[key] * values[key].
-static void mix(const float *values, const float *weights, long count, long dim, float keep,
-                float *out) {
-  long at = 0;
-  for (; at + 4 * WIDTH <= dim; at += 4 * WIDTH) {
-    lanes total[4];
-    for (int part = 0; part < 4; part++)
-      total[part] = load(out + at + part * WIDTH) * keep;
-    for (long key = 0; key < count; key++)
-      for (int part = 0; part < 4; part++)
-        total[part] = fma_of(load(values + key * dim + at + part * WIDTH),
-                             (lanes){0} + weights[key], total[part]);
-    for (int part = 0; part < 4; part++)
-      save(out + at + part * WIDTH, total[part]);
-  }
-  for (; at + WIDTH <= dim; at += WIDTH) {
-    lanes total = load(out + at) * keep;
-    for (long key = 0; key < count; key++)
-      total = fma_of(load(values + key * dim + at), (lanes){0} + weights[key], total);
-    save(out + at, total);
-  }
-  for (; at < dim; at++) {
-    float total = out[at] * keep;
-    for (long key = 0; key < count; key++)
-      total = __builtin_fmaf(values[key * dim + at], weights[key], total);
-    out[at] = total;
-  }
-}
-
-// x *= sigmoid(gate)
-static void multiply_by_sigmoid(float *x, const float *gate, long size) {
-  for (long at = 0; at < size; at += WIDTH) {
-    long count = size - at < WIDTH ? size - at : WIDTH;
-    lanes factor = 1.0f / (exp_of(-load_part(gate + at, count)) + 1.0f);
-    save_part(x + at, load_part(x + at, count) * factor, count);
-  }
-}
-
-// What the keys so far have made of one query head: the largest score, and the sum of e^(score -
-// largest) with it.
-typedef struct {
-  float largest, sum;
-} state;
-
-// bias: of the first key, with those of the next ones before it; 0: none.
-static void attend_keys(const attention_arguments *of, const float *query, const float *bias,
-                        const float *keys, const float *values, long count, state *at, float *out) {
-  float scores[KEYS];
-  float largest = at->largest;
-  for (long key = 0; key < count; key++) {
-    float score = dot(query, keys + key * of->head_dim, of->head_dim) * of->scale;
-    scores[key] = of->cap > 0 ? of->cap * tanhf(score / of->cap) : score;
-    scores[key] += bias ? bias[-key] : 0.0f;
-    largest = scores[key] > largest ? scores[key] : largest;
-  }
-  for (long key = count; key < KEYS; key++)
-    scores[key] = -INFINITY;
-  lanes total = {0};
-  for (long key = 0; key < count; key += WIDTH) {
-    lanes share = exp_of(load(scores + key) - largest);
-    if (count - key < WIDTH)
-      share = load_part((const float *)&share, count - key);
-    save(scores + key, share);
-    total += share;
-  }
-  // Not e^-87, and not NaN, before the first keys.
-  float keep = at->sum > 0 ? exp_of((lanes){0} + (at->largest - largest))[0] : 0.0f;
-  keep = at->sum == at->sum ? keep : at->sum;
-  at->sum = at->sum * keep + sum_of(total);
-  at->largest = largest;
-  mix(values, scores, count, of->head_dim, keep, out);
-}
-
-// One KV head of one row, and the query heads that share it.
-static void attend_block(const void *argument, long block) {
-  const job *the = argument;
-  const attention_arguments *of = the->arguments;
-  const step *the_step = the->the_step;
-  long dim = of->head_dim, group = of->heads / of->kv_heads;
-  long row = block / of->kv_heads, kv_head = block % of->kv_heads;
-  long width = of->heads * (of->gated ? 2 : 1) + 2 * of->kv_heads;
-  float *heads = the_step->buffers[of->from] + row * width * dim;
-  float *key = heads + (of->heads + kv_head) * dim, *value = key + of->kv_heads * dim;
-  float *queries = heads + kv_head * group * dim;
-  const float *gates = queries + (of->heads + 2 * of->kv_heads) * dim;
-  float *out = the_step->buffers[of->to] + (row * of->heads + kv_head * group) * dim;
-  long position = the_step->positions[row];
-  long key_head = the_step->slots[row] * 2 * of->kv_heads + kv_head;
-  long first_key = key_head * of->slot_tokens;
-  long first_value = (key_head + of->kv_heads) * of->slot_tokens;
-
-  change_head(of, the_step, row, of->heads + kv_head, key);
-  for (long head = 0; head < group; head++)
-    change_head(of, the_step, row, kv_head * group + head, queries + head * dim);
-  if (of->clip > 0)
-    clip(value, of->clip, dim);
-  store_head(of, first_key + position, key);
-  store_head(of, first_value + position, value);
-
-  float key_room[KEYS * (of->kind == FLOAT32 ? 1 : dim)];
-  float value_room[KEYS * (of->kind == FLOAT32 ? 1 : dim)];
-  state states[group];
-  for (long head = 0; head < group; head++)
-    states[head] = of->sinks ? (state){of->sinks[kv_head * group + head], 1}
-                             : (state){-INFINITY, 0};
-  memset(out, 0, group * dim * sizeof(float));
-  long from = of->window > 0 && position >= of->window ? position + 1 - of->window : 0;
-  from = of->chunk > 0 ? position / of->chunk * of->chunk : from;
-  for (; from <= position; from += KEYS) {
-    long count = position + 1 - from < KEYS ? position + 1 - from : KEYS;
-    const float *keys = read_heads(of, first_key + from, count, key_room);
-    const float *values = read_heads(of, first_value + from, count, value_room);
-    for (long head = 0; head < group; head++) {
-      const float *bias =
-          of->bias ? of->bias + (kv_head * group + head) * of->slot_tokens + position - from : 0;
-      attend_keys(of, queries + head * dim, bias, keys, values, count, &states[head],
-                  out + head * dim);
-    }
-  }
-  for (long head = 0; head < group; head++)
-    for (long at = 0; at < dim; at++)
-      out[head * dim + at] /= states[head].sum;
-  if (of->gated)
-    multiply_by_sigmoid(out, gates, group * dim);
-}
-
-// Changes of queries and keys, in place; K and V to their slots; attention over the slots.
-void skynet_attention_step(const void *arguments, const step *the_step) {
-  const attention_arguments *of = arguments;
-  job the = {arguments, the_step};
-  long keys = 0;
-  for (long row = 0; row < the_step->rows; row++)
-    keys += the_step->positions[row] + 1;
-  run_blocks(attend_block, &the, the_step->rows * of->kv_heads,
-             threads_for(the_step, keys * of->heads * of->head_dim));
 }
 
 // Activations.

@@ -25,7 +25,9 @@ typedef struct {
 void skynet_run(const call *calls, long count, step *the_step, float *x, float *y);
 
 // Parts of operations, on `size` numbers; y may be x. The kinds of activations are in steps.c.
-void skynet_rms_norm(const float *x, float *y, const float *weight, long size, float eps);
+enum { RMS, LAYER };
+void skynet_norm(const float *x, float *y, const float *weight, const float *bias, long size,
+                 long kind, float eps);
 void skynet_activate(long kind, const float *x, float *y, long size);
 
 // What threads that share an operation are given; see pool.h.

@@ -56,7 +56,7 @@ class _Norm(ctypes.Structure):
     _fields_ = (
         ("weight", Pointer),
         ("bias", Pointer),
-        *((name, Number) for name in ("size", "kind", "source", "target")),
+        *((name, Number) for name in ("size", "stride", "kind", "source", "target")),
         ("eps", Float),
     )
 
@@ -227,14 +227,16 @@ class Program:
         for prepare in self._prepares:
             prepare(rows)
 
-    def norm(self, norm: NormWeights, source: int, target: int) -> bool:
+    def norm(self, norm: NormWeights, source: int, target: int, stride: int | None = None) -> bool:
+        """stride: the width of the source's rows, if only their first numbers are normed."""
         if norm.weight.ndim > 1:
             return False
         size = norm.weight.shape[-1]
         bias = None if norm.bias is None else norm.bias.data_ptr()
         kind = NORMS.index(norm.kind)
         self._kept.append(norm)
-        arguments = _Norm(norm.weight.data_ptr(), bias, size, kind, source, target, norm.eps)
+        sizes = size, stride or size, kind
+        arguments = _Norm(norm.weight.data_ptr(), bias, *sizes, source, target, norm.eps)
         return self.append("norm", arguments, target, size)
 
     def product(self, factors: Factors, places: Places, columns: Columns | None = None) -> bool:

@@ -11,7 +11,7 @@ from model_families import FAMILIES, tiny_config
 from plans import plan_for
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.mixers import SELF_ATTENTION, GatedDelta, ShortConvolution
+from skynet.architecture.mixers import SELF_ATTENTION, GatedDelta, Latent, ShortConvolution
 from skynet.architecture.tensors import staged_tensors
 from skynet.architecture.weight import MLP_OUTPUTS
 from skynet.kernels.library import Library, available
@@ -35,7 +35,7 @@ NO_ATTENTION = {
     "olmo2",
     "olmo_hybrid",
 }
-RECURRENT = (GatedDelta, ShortConvolution)
+OTHER_MIXERS = (GatedDelta, Latent, ShortConvolution)  # that kernels compute
 NORMED_EXPERTS = {"router_norm", "experts_norm"}  # those beside an MLP
 
 
@@ -103,7 +103,7 @@ def hidden_size(family: str) -> int:
     ("family", "kv_dtype"),
     [
         *((family, None) for family in FAMILIES),
-        *product(("llama", "qwen3", "gemma2"), ("bfloat16", "q8")),
+        *product(("llama", "qwen3", "gemma2", "deepseek_v3"), ("bfloat16", "q8")),
     ],
 )
 def test_decoding_steps_are_those_of_the_modules(family: str, kv_dtype: str | None) -> None:
@@ -129,7 +129,9 @@ def test_blocks_are_programs_where_kernels_support_them(family: str) -> None:
     for number, layer in enumerate(layers):
         kind = arch.at(number)
         other_mixers = any(
-            family in NO_ATTENTION if mixer == SELF_ATTENTION else not isinstance(mixer, RECURRENT)
+            family in NO_ATTENTION
+            if mixer == SELF_ATTENTION
+            else not isinstance(mixer, OTHER_MIXERS)
             for mixer in kind.mixers
         )
         beside = any(weight.role in NORMED_EXPERTS for weight in kind.weights)
@@ -140,7 +142,7 @@ def test_blocks_are_programs_where_kernels_support_them(family: str) -> None:
 
 
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("family", ["llama", "gemma2", "phi", "bloom", "gpt_oss", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi", "bloom", "gpt_oss", "deepseek_v3"])
 def test_a_row_does_not_depend_on_threads_or_on_other_rows(family: str) -> None:
     # Given a step of all slots
     stack = stack_of(family)
