@@ -98,7 +98,7 @@ def emit_experts(
     """
     size, weighs_inputs = sizes
     calls = [(None, 0) if expert is None else expert.calls() for expert in experts]
-    programs = (_ExpertProgram * len(calls))(*calls)
+    programs = (_ExpertProgram * len(calls))(*(_ExpertProgram(*each) for each in calls))
     arguments = _Experts(
         ctypes.addressof(programs),
         address(bias),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from skynet.architecture.window import Chunk, Window
+from skynet.kernels.attention import KV_DTYPES
 from skynet.kernels.steps import (
-    KV_DTYPES,
     Float,
     NormWeights,
     Number,

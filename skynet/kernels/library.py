@@ -17,6 +17,7 @@ BLOCK = 32  # outputs; see products.c and quantised.c
 OPERATIONS = (
     *("norm", "product", "quantised", "attention", "activation", "add"),
     *("router", "experts", "score", "convolution", "delta", "latent"),
+    *("mamba", "squares", "divided_norm", "gate", "scale"),
 )
 TORCH = "torch"  # PyTorch's operators instead of kernels
 # PyTorch's name of the CPU's best instruction set -> the variants that it can run, best first.

@@ -1,54 +1,13 @@
 // Mixers in a decoding step whose state is of the last token alone: short convolutions and gated
 // delta nets. See layers/convolution.py and layers/delta_rule.py.
-#include "steps.h"
+#include "recurrent.h"
 
 #include <math.h>
 #include <string.h>
 
 #include "lanes.h"
 #include "pool.h"
-
-#define CHANNELS 512 // that one block of work convolves
-#define SILU 0       // see steps.c
-
-// What sequences have in their slots; a step never writes over the state that it continues.
-typedef struct {
-  float *values;         // (2, slots, size)
-  const int64_t *places; // (slots, 2): which of the two the step reads, -1 for zeros, and writes
-  long slots, size;
-} states;
-
-static const float *before(const states *of, long slot) {
-  int64_t place = of->places[2 * slot];
-  return place < 0 ? 0 : of->values + (place * of->slots + slot) * of->size;
-}
-
-static float *after(const states *of, long slot) {
-  return of->values + (of->places[2 * slot + 1] * of->slots + slot) * of->size;
-}
-
-typedef struct {
-  states windows; // (channels, kernel - 1): the last tokens' inputs, the oldest first
-  const float *weight, *bias; // (channels, kernel), (channels); bias: 0 for none
-  long channels, kernel;
-} convolution;
-
-// The channel's next output, for the input `x`.
-static inline float convolve(const convolution *of, long slot, long channel, float x) {
-  long kept = of->kernel - 1;
-  const float *seen = before(&of->windows, slot), *weight = of->weight + channel * of->kernel;
-  float *window = after(&of->windows, slot) + channel * kept, sum = 0;
-  for (long at = 0; at < kept; at++) {
-    float value = seen ? seen[channel * kept + at] : 0.0f;
-    sum += value * weight[at];
-    if (at)
-      window[at - 1] = value;
-  }
-  if (kept)
-    window[kept - 1] = x;
-  sum += x * weight[kept];
-  return of->bias ? sum + of->bias[channel] : sum;
-}
+#include "steps.h"
 
 // Short convolutions: after * conv(before * input), of three numbers of each channel.
 
@@ -86,18 +45,6 @@ static long width_of(const delta_arguments *of) {
   return of->conv.channels + of->heads * of->value_dim;
 }
 
-static void convolve_channels(const void *argument, long block) {
-  const job *the = argument;
-  const delta_arguments *of = the->arguments;
-  long blocks = (of->conv.channels + CHANNELS - 1) / CHANNELS, row = block / blocks;
-  long first = block % blocks * CHANNELS, left = of->conv.channels - first;
-  long count = left < CHANNELS ? left : CHANNELS;
-  float *x = the->the_step->buffers[of->from] + row * width_of(of) + first;
-  for (long at = 0; at < count; at++)
-    x[at] = convolve(&of->conv, the->the_step->slots[row], first + at, x[at]);
-  skynet_activate(of->activation, x, x, count);
-}
-
 // y = x / |x| * scale
 static void to_length(const float *x, float *y, long size, float eps, float scale) {
   float factor = 1.0f / sqrtf(dot(x, x, size) + eps);
@@ -129,12 +76,6 @@ static void write_state(const delta_arguments *of, const float *state, float dec
       long place = key * of->value_dim + at;
       next[place] = (state ? state[place] * decay : 0.0f) + k[key] * change[at];
     }
-}
-
-static inline float sigmoid(float x) { return (1.0f / (exp_of((lanes){0} - x) + 1.0f))[0]; }
-
-static inline float softplus(float x) {
-  return x > 20 ? x : log1pf(exp_of((lanes){0} + x)[0]); // the limit is PyTorch's
 }
 
 // One value head of one row.
@@ -174,9 +115,7 @@ static void update_head(const void *argument, long block) {
 void skynet_delta_step(const void *arguments, const step *the_step) {
   const delta_arguments *of = arguments;
   job the = {arguments, the_step};
-  long blocks = (of->conv.channels + CHANNELS - 1) / CHANNELS;
-  run_blocks(convolve_channels, &the, the_step->rows * blocks,
-             threads_for(the_step, the_step->rows * of->conv.channels * of->conv.kernel));
+  convolve_rows(&of->conv, of->activation, the_step, the_step->buffers[of->from], width_of(of));
   run_blocks(update_head, &the, the_step->rows * of->heads,
              threads_for(the_step, the_step->rows * of->matrices.size));
 }

@@ -38,6 +38,17 @@ class _Delta(ctypes.Structure):
     )
 
 
+class _Mamba(ctypes.Structure):
+    _fields_ = (
+        ("convolution", _Convolution),
+        ("matrices", _States),
+        *((name, Pointer) for name in ("decay", "time_bias", "skip", "group_of", "in_prompt")),
+        *((name, Number) for name in ("heads", "head_size", "groups", "state_size")),
+        *((name, Number) for name in ("activation", "source", "target")),
+        *((name, Float) for name in ("least", "most")),
+    )
+
+
 @dataclass(frozen=True)
 class States:
     """One tensor of sequences' states.
@@ -119,3 +130,40 @@ def emit_delta(program: Program, net: DeltaNet, source: int, places: Places) -> 
         *(net.beta_scale, net.length_eps, net.norm_eps),
     )
     return program.append("delta", arguments, places[1], heads * value_dim, net)
+
+
+@dataclass(frozen=True)
+class MambaHeads:
+    """Mamba-2 of some heads; vectors are (heads,), float32.
+
+    group_of: (heads,) int64: the number of each head's B and C. groups: how many there are.
+    in_prompt: (slots,) int64: whether time steps have the limits.
+    activation: of what is convolved.
+    """
+
+    convolution: Convolution
+    matrices: States  # (heads, head_size, state_size) of a sequence
+    decay: torch.Tensor
+    time_bias: torch.Tensor
+    skip: torch.Tensor
+    group_of: torch.Tensor
+    groups: int
+    in_prompt: torch.Tensor
+    limits: tuple[float, float]
+    activation: str
+
+
+def emit_mamba(program: Program, of: MambaHeads, places: Places) -> bool:
+    """Add convolution and recurrence, of rows of gates, values, B, C and time steps."""
+    if of.activation not in ACTIVATIONS:
+        return False
+    heads, head_size, state_size = of.matrices.values.shape[2:]
+    vectors = (of.decay, of.time_bias, of.skip, of.group_of, of.in_prompt)
+    arguments = _Mamba(
+        of.convolution.argument(),
+        of.matrices.argument(),
+        *(each.data_ptr() for each in vectors),
+        *(heads, head_size, of.groups, state_size, ACTIVATIONS[of.activation], *places),
+        *of.limits,
+    )
+    return program.append("mamba", arguments, places[1], heads * head_size, of)

@@ -107,8 +107,6 @@ void skynet_quantised_step(const void *arguments, const step *the_step) {
 
 // Activations.
 
-enum { SILU, GELU, GELU_TANH, RELU, TANH, RELU_SQUARED, CLAMPED };
-
 typedef struct {
   long kind, columns, gated, from, to; // gated: gate and up are side by side in `from`
   float limit, alpha;                  // of CLAMPED; see architecture/gate.py
@@ -181,6 +179,22 @@ void skynet_add_step(const void *arguments, const step *the_step) {
   float *y = the_step->buffers[of->to];
   for (long at = 0; at < the_step->rows * of->size; at++)
     y[at] += x[at];
+}
+
+// Some columns of a buffer times a factor.
+
+typedef struct {
+  long first, size, columns, to; // columns: of a row of `to`
+  float factor;
+} scale_arguments;
+
+void skynet_scale_step(const void *arguments, const step *the_step) {
+  const scale_arguments *of = arguments;
+  for (long row = 0; row < the_step->rows; row++) {
+    float *y = the_step->buffers[of->to] + row * of->columns + of->first;
+    for (long at = 0; at < of->size; at++)
+      y[at] *= of->factor;
+  }
 }
 
 void skynet_run(const call *calls, long count, step *the_step, float *x, float *y) {

@@ -24,10 +24,11 @@ typedef struct {
 // Run a list of calls on `x`, its first buffer, into `y`, its second.
 void skynet_run(const call *calls, long count, step *the_step, float *x, float *y);
 
-// Parts of operations, on `size` numbers; y may be x. The kinds of activations are in steps.c.
+// Parts of operations, on `size` numbers; y may be x.
 enum { RMS, LAYER };
 void skynet_norm(const float *x, float *y, const float *weight, const float *bias, long size,
                  long kind, float eps);
+enum { SILU, GELU, GELU_TANH, RELU, TANH, RELU_SQUARED, CLAMPED };
 void skynet_activate(long kind, const float *x, float *y, long size);
 
 // What threads that share an operation are given; see pool.h.

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from skynet.architecture.gate import ClampedGate
-from skynet.architecture.window import Chunk, Window
+from skynet.errors import StepFailed
 from skynet.kernels.library import Library
 from skynet.wire.step import Row
 
 # Buffers: the input and output of a block, and what is between.
 INPUT, OUTPUT, NORMED, WIDE, MIXED, OTHER = range(6)
 ROUTED, EXPERT_INPUT, EXPERT_OUTPUT, LATENT, LATENT_OUTPUT = range(6, 11)  # see experts.py
-BUFFERS = 11
+SQUARES = 11  # see divided_norm.py
+BUFFERS = 12
 NORMS = ("rms", "layer")
-KV_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 ACTIVATIONS = {
     "silu": 0,
     "gelu": 1,
@@ -33,7 +33,6 @@ ACTIVATIONS = {
     "relu2": 5,
 }
 CLAMPED = 6
-MAX_HEAD_DIM = 512
 Pointer, Number, Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 
 
@@ -70,21 +69,17 @@ class _Product(ctypes.Structure):
     )
 
 
-class _Attention(ctypes.Structure):
-    _fields_ = (
-        *((name, Pointer) for name in ("cache", "scales", "norm_weight", "norm_bias")),
-        *((name, Pointer) for name in ("sinks", "bias", "query_factors")),
-        *((name, Number) for name in ("kind", "heads", "kv_heads", "head_dim", "slot_tokens")),
-        *((name, Number) for name in ("window", "chunk", "rope", "rotary_dims", "gated")),
-        *((name, Number) for name in ("norm_kind", "source", "target")),
-        *((name, Float) for name in ("norm_eps", "scale", "cap", "clip")),
-    )
-
-
 class _Activation(ctypes.Structure):
     _fields_ = (
         *((name, Number) for name in ("kind", "columns", "gated", "source", "target")),
         *((name, Float) for name in ("limit", "alpha")),
+    )
+
+
+class _Scale(ctypes.Structure):
+    _fields_ = (
+        *((name, Number) for name in ("first", "size", "columns", "target")),
+        ("factor", Float),
     )
 
 
@@ -100,34 +95,6 @@ class NormWeights:
     weight: torch.Tensor
     bias: torch.Tensor | None
     eps: float
-
-
-@dataclass(frozen=True)
-class HeadLayout:
-    """Attention of one shard's heads, from queries, keys and values side by side.
-
-    rope: the number of the model's rope; None: none.
-    biased: by the bias of the stack, see `StepKernels`.
-    gated: the heads' gates are beside queries, keys and values.
-    clip: of queries, keys and values.
-    sinks: (heads,) float32: a further score of each head, of a key without a value.
-    query_factors: (slot_tokens,) float32: what queries are multiplied by, by their position.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    scale: float
-    window: Window = None
-    rope: int | None = None
-    rotary_dims: int = 0
-    cap: float | None = None
-    norm: NormWeights | None = None
-    biased: bool = False
-    gated: bool = False
-    clip: float | None = None
-    sinks: torch.Tensor | None = None
-    query_factors: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +136,14 @@ class DecodingStep:
             ctypes.addressof(self._buffers),
         )
         self.address = ctypes.addressof(self._step)
+        self._rows, self._tensors = len(slots), buffers
+
+    def rows_of(self, buffer: int, width: int) -> torch.Tensor:
+        """The rows of a buffer, (rows, width)."""
+        memory = self._tensors[buffer]
+        if memory is None:
+            raise StepFailed(f"buffer {buffer} of a step has no rows")
+        return memory.view(-1)[: self._rows * width].view(self._rows, width)
 
 
 class StepKernels:
@@ -207,16 +182,28 @@ class Program:
         self._kernels, self._library = kernels, kernels.library
         self._operations: list[tuple[str, ctypes.Structure]] = []
         self._prepares: list[Prepare] = []
+        self._sums: list[tuple[int, int, int]] = []  # before which operation; buffer and width
         self._kept: list[Any] = []  # what the arguments point to
         self._calls: ctypes.Array[_Call] | None = None
         self._address = self._count = 0
 
-    def __call__(self, x: torch.Tensor, step: DecodingStep) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, step: DecodingStep, all_reduce: AllReduce) -> torch.Tensor:
         """`x` (rows, hidden) float32 to a new tensor of the same shape."""
         x = x.float().contiguous()  # the kernels would read and write past narrower numbers
-        y = torch.empty_like(x)
-        self._library.run(*self.calls(), step.address, x.data_ptr(), y.data_ptr())
+        y, (address, count), first = torch.empty_like(x), self.calls(), 0
+        for last, buffer, width in (*self._sums, (count, None, 0)):
+            start = address + first * ctypes.sizeof(_Call)
+            self._library.run(start, last - first, step.address, x.data_ptr(), y.data_ptr())
+            if buffer is not None:
+                partial = step.rows_of(buffer, width)
+                partial.copy_(all_reduce(partial.clone()))
+            first = last
         return y
+
+    def sum(self, buffer: int, width: int) -> bool:
+        """Replace rows of `width` of `buffer` by their sums over all shards."""
+        self._sums.append((len(self._operations), buffer, width))
+        return True
 
     def before(self, prepare: Prepare) -> None:
         """Call `prepare` with the rows of each step that the program will run."""
@@ -254,35 +241,6 @@ class Program:
         name = "product" if factors.sizes is None else "quantised"
         return self.append(name, arguments, target, width)
 
-    def attention(
-        self, layout: HeadLayout, cache: torch.Tensor, scales: torch.Tensor | None, places: Places
-    ) -> bool:
-        """Changes of heads, store and attention; queries, keys and values are side by side.
-
-        cache: (slots, K and then V heads, tokens, head_dim); scales: the same but head_dim.
-        """
-        kind = KV_DTYPES.get(cache.dtype)
-        bias = self._kernels.bias if layout.biased else None
-        if kind is None or layout.head_dim > MAX_HEAD_DIM or not layout.heads:
-            return False
-        if layout.biased and bias is None:
-            return False
-        self._kept += [layout, cache, scales, bias]
-        norm, window = layout.norm, layout.window
-        arguments = _Attention(
-            cache.data_ptr(),
-            address(scales),
-            *((None, None) if norm is None else (address(norm.weight), address(norm.bias))),
-            *(address(layout.sinks), address(bias), address(layout.query_factors)),
-            *(kind, layout.heads, layout.kv_heads, layout.head_dim, cache.shape[2]),
-            *((0, window.size) if isinstance(window, Chunk) else (window or 0, 0)),
-            *(-1 if layout.rope is None else layout.rope, layout.rotary_dims, layout.gated),
-            *(0 if norm is None else NORMS.index(norm.kind), *places),
-            *(0 if norm is None else norm.eps, layout.scale, layout.cap or 0, layout.clip or 0),
-        )
-        target = places[1]
-        return self.append("attention", arguments, target, layout.heads * layout.head_dim)
-
     def activation(
         self,
         name: str,
@@ -301,6 +259,11 @@ class Program:
             arguments.limit, arguments.alpha = clamped.limit, clamped.alpha
         return self.append("activation", arguments, target, columns)
 
+    def scale(self, factor: float, size: int, target: int, columns: Columns) -> bool:
+        """Multiply `size` columns of the target. columns: their first, and how many there are."""
+        first, width = columns
+        return self.append("scale", _Scale(first, size, width, target, factor), target, width)
+
     def add(self, size: int, source: int, target: int) -> bool:
         """Add rows of `size` of `source` to those of `target`."""
         return self.append("add", _Add(size, source, target), target, size)
@@ -317,6 +280,11 @@ class Program:
         self._operations.append((name, arguments))
         self._kept += kept
         return True
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The bias of scores; see `StepKernels`."""
+        return self._kernels.bias
 
     def need(self, buffer: int, width: int) -> None:
         """See `StepKernels.need`."""
@@ -340,6 +308,7 @@ class Program:
         self._address, self._count = ctypes.addressof(self._calls), len(self._operations)
 
 
+AllReduce = Callable[[torch.Tensor], torch.Tensor]
 Prepare = Callable[[Sequence[Row]], None]
 Places = tuple[int, int]  # the buffers that an operation reads and writes
 Columns = tuple[int, int]  # the first column that a product fills, and how many its target has

@@ -104,7 +104,7 @@ class CompiledBlock:
         if context.decoding is None:
             return self._block(x, context, all_reduce)
         self._program.prepare(context.step.rows)
-        return self._program(x, context.decoding)
+        return self._program(x, context.decoding, all_reduce)
 
 
 def compiled(block: Block, kernels: StepKernels | None) -> Block | CompiledBlock:

@@ -80,7 +80,7 @@ def routed(library: Library, router: TopRouter, x: torch.Tensor) -> tuple[torch.
     assert router.emit(program, INPUT)
     kernels.need(INPUT, x.shape[1])
     rows = torch.arange(len(x))
-    program(x, kernels.step(rows, rows, ()))
+    program(x, kernels.step(rows, rows, ()), lambda partial: partial)
     buffer = kernels._buffers[ROUTED]
     assert buffer is not None
     weights, chosen, _ = buffer.unflatten(1, (3, -1)).unbind(1)

@@ -24,7 +24,7 @@ from skynet.planning.ranges import Range
 from skynet.wire.step import Row, Step
 
 LIBRARIES = available()
-FAMILIES = ("qwen3_next", "qwen3_5_text", "olmo_hybrid", "lfm2")
+FAMILIES = ("qwen3_next", "qwen3_5_text", "lfm2", "bamba", "nemotron_h", "falcon_h1")
 SLOTS, TOKENS = 3, 48
 
 
@@ -102,6 +102,32 @@ def test_states_follow_each_other_as_those_of_the_modules(family: str, shards: i
         expected = run(module, [row(0, 5), row(1, 1)], False, size)
         result = run(program, [row(0, 5), row(1, 1)], False, size)
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("family", ["bamba", "olmo2"])
+def test_sums_within_a_block_are_those_of_the_module(family: str) -> None:
+    # Given a block with a norm over all shards
+    (stack,), size = stacks_of(family)
+    block = next(
+        layer.sides[0].block
+        for layer in stack.of(stack.run)
+        if family == "olmo2" or isinstance(layer.states[0], RecurrentState)
+    )
+    context = stack.prepare(Step(1, 1, (row(0, 0), row(1, 0)), 1))
+    x, sums = torch.randn(2, size), []
+
+    def all_reduce(partial: torch.Tensor) -> torch.Tensor:
+        sums.append(partial.clone())
+        return partial * 3
+
+    # When it runs as a program and as modules, and the other shards' parts are twice this one's
+    result = block(x, context, all_reduce)
+    expected = block(x, replace(context, decoding=None), all_reduce)
+    # Then both ask for the same sums, and use what they are given
+    of_program, of_module = sums
+    torch.testing.assert_close(of_program, of_module, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("library")

@@ -11,7 +11,7 @@ from model_families import FAMILIES, tiny_config
 from plans import plan_for
 
 from skynet.architecture.architecture import Architecture
-from skynet.architecture.mixers import SELF_ATTENTION, GatedDelta, Latent, ShortConvolution
+from skynet.architecture.mixers import SELF_ATTENTION, GatedDelta, Latent, Mamba2, ShortConvolution
 from skynet.architecture.tensors import staged_tensors
 from skynet.architecture.weight import MLP_OUTPUTS
 from skynet.kernels.library import Library, available
@@ -32,10 +32,8 @@ CPU, TOKENS, LENGTHS = torch.device("cpu"), 96, (1, 37, 64, 90)
 NO_ATTENTION = {
     "gemma4_text",
     "gemma4_unified_text",
-    "olmo2",
-    "olmo_hybrid",
 }
-OTHER_MIXERS = (GatedDelta, Latent, ShortConvolution)  # that kernels compute
+OTHER_MIXERS = (GatedDelta, Latent, Mamba2, ShortConvolution)  # that kernels compute
 NORMED_EXPERTS = {"router_norm", "experts_norm"}  # those beside an MLP
 
 
@@ -134,8 +132,7 @@ def test_blocks_are_programs_where_kernels_support_them(family: str) -> None:
             else not isinstance(mixer, OTHER_MIXERS)
             for mixer in kind.mixers
         )
-        beside = any(weight.role in NORMED_EXPERTS for weight in kind.weights)
-        other_mlp = beside or any(weight.scale != 1 for weight in kind.weights)
+        other_mlp = any(weight.role in NORMED_EXPERTS for weight in kind.weights)
         for side, roles in zip(layer.sides, kind.sides, strict=True):
             by_modules = [other_mlp if role in MLP_OUTPUTS else other_mixers for role in roles]
             assert isinstance(side.block, CompiledBlock) is not any(by_modules)
