@@ -15,6 +15,7 @@ typedef struct {
   long window, chunk;     // keys that a token sees, or tokens of a chunk that it is in; 0: all
   long rope, rotary_dims; // rope: its number; -1 for none
   long gated;             // the heads' gates are beside queries, keys and values
+  long crossed;           // queries alone, over all of the encoder KV of a row
   long norm_kind, from, to;
   float norm_eps, scale, cap, clip; // cap, clip: 0 for none
 } attention_arguments;
@@ -74,24 +75,27 @@ static void attend_block(const void *argument, long block) {
   const step *the_step = the->the_step;
   long dim = of->head_dim, row = block / of->kv_heads, kv_head = block % of->kv_heads;
   long group = of->heads / of->kv_heads, first = kv_head * group;
-  long width = of->heads * (of->gated ? 2 : 1) + 2 * of->kv_heads;
+  long width = of->heads * (of->gated ? 2 : 1) + (of->crossed ? 0 : 2 * of->kv_heads);
   float *heads = the_step->buffers[of->from] + row * width * dim;
   float *key = heads + (of->heads + kv_head) * dim, *value = key + of->kv_heads * dim;
   float *queries = heads + first * dim;
   const float *gates = queries + (of->heads + 2 * of->kv_heads) * dim;
   float *out = the_step->buffers[of->to] + (row * of->heads + first) * dim;
-  long position = the_step->positions[row];
-  long key_head = the_step->slots[row] * 2 * of->kv_heads + kv_head;
+  long position = of->crossed ? the_step->encoder_lengths[row] - 1 : the_step->positions[row];
+  long slot = of->crossed ? the_step->encoder_slots[row] : the_step->slots[row];
+  long key_head = slot * 2 * of->kv_heads + kv_head;
   long key_place = key_head * of->slot_tokens;
   long value_place = (key_head + of->kv_heads) * of->slot_tokens;
 
-  change_head(of, the_step, row, of->heads + kv_head, key);
   for (long head = 0; head < group; head++)
     change_head(of, the_step, row, first + head, queries + head * dim);
-  if (of->clip > 0)
-    clip(value, of->clip, dim);
-  store_head(of, key_place + position, key);
-  store_head(of, value_place + position, value);
+  if (!of->crossed) {
+    change_head(of, the_step, row, of->heads + kv_head, key);
+    if (of->clip > 0)
+      clip(value, of->clip, dim);
+    store_head(of, key_place + position, key);
+    store_head(of, value_place + position, value);
+  }
 
   float key_room[KEYS * (of->kind == FLOAT32 ? 1 : dim)];
   float value_room[KEYS * (of->kind == FLOAT32 ? 1 : dim)];
@@ -126,7 +130,7 @@ void skynet_attention_step(const void *arguments, const step *the_step) {
   job the = {arguments, the_step};
   long keys = 0;
   for (long row = 0; row < the_step->rows; row++)
-    keys += the_step->positions[row] + 1;
+    keys += of->crossed ? the_step->encoder_lengths[row] : the_step->positions[row] + 1;
   run_blocks(attend_block, &the, the_step->rows * of->kv_heads,
              threads_for(the_step, keys * of->heads * of->head_dim));
 }

@@ -28,7 +28,10 @@ class _Attention(ctypes.Structure):
         *((name, Pointer) for name in ("cache", "scales", "norm_weight", "norm_bias")),
         *((name, Pointer) for name in ("sinks", "bias", "query_factors")),
         *((name, Number) for name in ("kind", "heads", "kv_heads", "head_dim", "slot_tokens")),
-        *((name, Number) for name in ("window", "chunk", "rope", "rotary_dims", "gated")),
+        *(
+            (name, Number)
+            for name in ("window", "chunk", "rope", "rotary_dims", "gated", "crossed")
+        ),
         *((name, Number) for name in ("norm_kind", "source", "target")),
         *((name, Float) for name in ("norm_eps", "scale", "cap", "clip")),
     )
@@ -41,6 +44,7 @@ class HeadLayout:
     rope: the number of the model's rope; None: none.
     biased: by the bias of the stack, see `StepKernels`.
     gated: the heads' gates are beside queries, keys and values.
+    crossed: queries alone, over all of a row's encoder KV.
     clip: of queries, keys and values.
     sinks: (heads,) float32: a further score of each head, of a key without a value.
     query_factors: (slot_tokens,) float32: what queries are multiplied by, by their position.
@@ -57,6 +61,7 @@ class HeadLayout:
     norm: NormWeights | None = None
     biased: bool = False
     gated: bool = False
+    crossed: bool = False
     clip: float | None = None
     sinks: torch.Tensor | None = None
     query_factors: torch.Tensor | None = None
@@ -79,6 +84,8 @@ def emit_attention(
         return False
     if layout.biased and bias is None:
         return False
+    if layout.crossed:
+        program.cross()
     norm, window = layout.norm, layout.window
     arguments = _Attention(
         cache.data_ptr(),
@@ -88,6 +95,7 @@ def emit_attention(
         *(kind, layout.heads, layout.kv_heads, layout.head_dim, cache.shape[2]),
         *((0, window.size) if isinstance(window, Chunk) else (window or 0, 0)),
         *(-1 if layout.rope is None else layout.rope, layout.rotary_dims, layout.gated),
+        layout.crossed,
         *(0 if norm is None else NORMS.index(norm.kind), *places),
         *(0 if norm is None else norm.eps, layout.scale, layout.cap or 0, layout.clip or 0),
     )

@@ -44,7 +44,7 @@ static void make_logits(const void *argument, long block) {
 // NaN is the largest number, as in PyTorch's topk.
 static inline int is_above(float a, float b) { return a > b || (a != a && b == b); }
 
-// The largest number without a mark; of equal ones the first. All but `size` marks may be set.
+// The largest number without a mark; of equal ones the first. -1 if all have one.
 static long best_of(const float *numbers, const float *marks, long size) {
   long best = -1;
   for (long at = 0; at < size; at++)
@@ -53,7 +53,7 @@ static long best_of(const float *numbers, const float *marks, long size) {
   return best;
 }
 
-// Set the marks of the `count` largest of `size` numbers, which have none; returns their sum.
+// Mark the `count` largest of `size` numbers, and no others; returns their sum.
 static float mark_best(const float *numbers, float *marks, long size, long count) {
   float sum = 0;
   memset(marks, 0, size * sizeof(float));

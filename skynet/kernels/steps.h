@@ -11,6 +11,7 @@ typedef struct {
   long threads;
   const int64_t *slots;     // (rows): of the KV cache; no slot twice
   const int64_t *positions; // (rows): of the row's token in its slot
+  const int64_t *encoder_slots, *encoder_lengths; // (rows): of encoder KV; 0: rows have none
   const float *const *ropes; // of each rope of the model (rows, dims / 2, 2): cosine and sine
   float **buffers; // (rows, width) each; the first two are the input and the output of a list
 } step;

@@ -42,6 +42,8 @@ class _Step(ctypes.Structure):
         ("threads", Number),
         ("slots", Pointer),
         ("positions", Pointer),
+        ("encoder_slots", Pointer),
+        ("encoder_lengths", Pointer),
         ("ropes", Pointer),
         ("buffers", Pointer),
     )
@@ -120,9 +122,10 @@ class DecodingStep:
         positions: torch.Tensor,
         ropes: Sequence[torch.Tensor],
         buffers: Sequence[torch.Tensor | None],
+        encoder: EncoderRows | None = None,
     ) -> None:
         """slots, positions: (rows,) int64; ropes: (rows, 1, dims / 2) complex64."""
-        self._kept = (slots, positions, *ropes, *buffers)
+        self._kept = (slots, positions, *ropes, *buffers, encoder)
         self._ropes = (Pointer * max(1, len(ropes)))(*(rope.data_ptr() for rope in ropes))
         self._buffers = (Pointer * len(buffers))(
             *(None if buffer is None else buffer.data_ptr() for buffer in buffers)
@@ -132,6 +135,7 @@ class DecodingStep:
             torch.get_num_threads(),
             slots.data_ptr(),
             positions.data_ptr(),
+            *((None, None) if encoder is None else (each.data_ptr() for each in encoder)),
             ctypes.addressof(self._ropes),
             ctypes.addressof(self._buffers),
         )
@@ -152,6 +156,7 @@ class StepKernels:
 
     def __init__(self, library: Library, bias: torch.Tensor | None = None) -> None:
         self.library, self.bias = library, bias
+        self.crosses = False  # whether a program attends to encoder KV
         self._widths = [0] * BUFFERS
         self._buffers: list[torch.Tensor | None] = []
         self._rows = 0
@@ -164,15 +169,24 @@ class StepKernels:
         self._widths[buffer] = max(self._widths[buffer], width)
 
     def step(
-        self, slots: torch.Tensor, positions: torch.Tensor, ropes: Sequence[torch.Tensor]
+        self,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+        ropes: Sequence[torch.Tensor],
+        encoder: EncoderRows | None = None,
     ) -> DecodingStep:
-        """See `DecodingStep`."""
+        """See `DecodingStep`. encoder: needed if a program attends to encoder KV."""
         if len(slots) > self._rows:
             self._rows = len(slots)
             self._buffers = [
                 torch.empty(self._rows, width) if width else None for width in self._widths
             ]
-        return DecodingStep(slots, positions, ropes, self._buffers)
+        return DecodingStep(slots, positions, ropes, self._buffers, encoder)
+
+
+def one_shard(partial: torch.Tensor) -> torch.Tensor:
+    """The sum over the shards, if there is one."""
+    return partial
 
 
 class Program:
@@ -187,7 +201,9 @@ class Program:
         self._calls: ctypes.Array[_Call] | None = None
         self._address = self._count = 0
 
-    def __call__(self, x: torch.Tensor, step: DecodingStep, all_reduce: AllReduce) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, step: DecodingStep, all_reduce: AllReduce = one_shard
+    ) -> torch.Tensor:
         """`x` (rows, hidden) float32 to a new tensor of the same shape."""
         x = x.float().contiguous()  # the kernels would read and write past narrower numbers
         y, (address, count), first = torch.empty_like(x), self.calls(), 0
@@ -286,6 +302,10 @@ class Program:
         """The bias of scores; see `StepKernels`."""
         return self._kernels.bias
 
+    def cross(self) -> None:
+        """The program attends to encoder KV."""
+        self._kernels.crosses = True
+
     def need(self, buffer: int, width: int) -> None:
         """See `StepKernels.need`."""
         self._kernels.need(buffer, width)
@@ -308,6 +328,7 @@ class Program:
         self._address, self._count = ctypes.addressof(self._calls), len(self._operations)
 
 
+EncoderRows = tuple[torch.Tensor, torch.Tensor]  # (rows,) int64 each: slots of encoder KV, tokens
 AllReduce = Callable[[torch.Tensor], torch.Tensor]
 Prepare = Callable[[Sequence[Row]], None]
 Places = tuple[int, int]  # the buffers that an operation reads and writes

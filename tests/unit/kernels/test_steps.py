@@ -228,22 +228,32 @@ def test_a_model_of_bfloat16_activations_runs_as_modules() -> None:
 
 
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("family", ["t5", "mt5"])
-def test_self_attention_with_a_relative_bias_is_that_of_the_modules(family: str) -> None:
-    # Given the decoder of an encoder-decoder, with tokens in its slots
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_decoders_attend_to_encoder_kv_as_the_modules(family: str) -> None:
+    # Given the decoder of an encoder-decoder, with encoder KV, and tokens in its slots
     torch.manual_seed(0)
     arch = load_architecture(tiny_config(family).to_dict())
-    stack, x = loaded(arch, None), torch.randn(sum(LENGTHS), arch.hidden_size)
-    rows = [Row(slot, 0, (1,) * length, length) for slot, length in enumerate(LENGTHS)]
-    sides = [layer.sides[0] for layer in stack.of(stack.run)]
-    prompts = stack.prepare(Step(1, 1, tuple(rows), 1))
-    for side in sides:
-        side(x, prompts, lambda partial: partial)
-    # When the next tokens attend to those before them
-    context, x = decoding(stack, (0, 1, 2, 3), arch.hidden_size)
-    for side in sides:
-        assert isinstance(side.block, CompiledBlock)
-        expected = side(x, replace(context, decoding=None), lambda partial: partial)
-        result = side(x, context, lambda partial: partial)
-        # Then a program does so as the modules do
-        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+    stack, numbers = loaded(arch, None), range(len(LENGTHS))
+    texts = stack.prepare(Step(1, 1, tuple(Row(slot, 0, (1,) * 40, 40) for slot in numbers), 1))
+    for layer in stack.of(stack.run):
+        layer.store_encoder_kv(torch.randn(40 * len(LENGTHS), arch.hidden_size), texts)
+        assert all(isinstance(side.block, CompiledBlock) for side in layer.sides)
+    kept = [((slot + 1) % len(LENGTHS), 5 + 7 * slot) for slot in numbers]
+    prompts = [
+        Row(slot, 0, (1,) * LENGTHS[slot], LENGTHS[slot], encoder_kv=kept[slot]) for slot in numbers
+    ]
+    x = torch.randn(sum(LENGTHS), arch.hidden_size)
+    run(stack, stack.prepare(Step(1, 1, tuple(prompts), 1)), x)
+    # When the next tokens attend to those before them, and to texts in other slots
+    rows = [
+        replace(row, start=row.stop, tokens=(2,), logits_request=LogitsRequest()) for row in prompts
+    ]
+    context, x = stack.prepare(Step(1, 2, tuple(rows), 1)), torch.randn(4, arch.hidden_size)
+    assert context.decoding is not None
+    expected = run(stack, replace(context, decoding=None), x)
+    result = run(stack, context, x)
+    # Then programs do so as the modules do
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+    # And a step without encoder KV has no program
+    bare = tuple(replace(row, encoder_kv=None) for row in rows)
+    assert stack.prepare(Step(1, 3, bare, 1)).decoding is None
