@@ -22,6 +22,7 @@ from skynet.kernels.steps import (
 )
 
 SCORES = ("softmax", "sigmoid", "chosen")
+MAX_GROUPS = 4096  # the router keeps their scores on the stack
 GROUP_SCORES = {"max": 1, "top2": 2}  # experts whose scores are summed
 
 
@@ -68,6 +69,8 @@ def emit_router(
     program: Program, weights: RouterWeights, router: Router, chosen: int, source: int
 ) -> bool:
     """Add the choice of `chosen` experts for each row of `source`."""
+    if router.groups > MAX_GROUPS:
+        return False
     experts, size = weights.weight.shape
     arguments = _Router(
         weights.weight.data_ptr(),

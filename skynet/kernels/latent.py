@@ -19,6 +19,8 @@ from skynet.kernels.steps import (
     address,
 )
 
+MAX_WIDTH = 4096  # numbers of a latent and a key: threads keep some of them on their stacks
+
 
 class _Latent(ctypes.Structure):
     _fields_ = (
@@ -66,7 +68,7 @@ def emit_latent(
     """
     values, scales = cache
     kind, (heads, both, rank) = KV_DTYPES.get(values.dtype), layout.kv_b.shape
-    if kind is None or not heads or layout.norm.kind != "rms":
+    if kind is None or not heads or rank + layout.rotary > MAX_WIDTH or layout.norm.kind != "rms":
         return False
     window, (queries, (source, target)) = layout.window, places
     value = both - layout.key

@@ -9,6 +9,8 @@ import torch
 
 from skynet.kernels.steps import ACTIVATIONS, Float, Number, Places, Pointer, Program, address
 
+MAX_HEAD_DIM = 4096  # numbers of a key or value: threads keep some of them on their stacks
+
 
 class _States(ctypes.Structure):
     _fields_ = (("values", Pointer), ("places", Pointer), ("slots", Number), ("size", Number))
@@ -117,9 +119,9 @@ def emit_delta(program: Program, net: DeltaNet, source: int, places: Places) -> 
 
     source: what beta and decay depend on.
     """
-    if net.activation not in ACTIVATIONS:
-        return False
     heads, key_dim, value_dim = net.matrices.values.shape[2:]
+    if net.activation not in ACTIVATIONS or max(key_dim, value_dim) > MAX_HEAD_DIM:
+        return False
     vectors = (net.beta, net.decay, net.rate, net.time_bias, net.norm, net.key_heads)
     arguments = _Delta(
         net.convolution.argument(),
