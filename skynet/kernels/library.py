@@ -14,7 +14,11 @@ from skynet.settings import settings
 logger = logging.getLogger(__name__)
 
 BLOCK = 32  # outputs; see products.c and quantised.c
-OPERATIONS = ("norm", "product", "quantised", "attention", "activation", "add")
+OPERATIONS = (
+    *("norm", "product", "quantised", "attention", "activation", "add"),
+    *("router", "experts", "score", "convolution", "delta", "latent"),
+    *("mamba", "squares", "divided_norm", "gate", "scale"),
+)
 TORCH = "torch"  # PyTorch's operators instead of kernels
 # PyTorch's name of the CPU's best instruction set -> the variants that it can run, best first.
 VARIANTS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",), "DEFAULT": ("neon",)}

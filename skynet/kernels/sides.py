@@ -11,6 +11,7 @@ import torch
 from skynet.kernels.library import Library
 from skynet.kernels.steps import DecodingStep, Number, Pointer, Program
 from skynet.kernels.sums import Sums
+from skynet.wire.step import Row
 
 
 class _Side(ctypes.Structure):
@@ -37,15 +38,22 @@ class SideRun:
         self._sides: ctypes.Array[_Side] | None = None
 
     def __call__(
-        self, x: torch.Tensor, sides: range, step: DecodingStep, sums: Sums | None
+        self,
+        x: torch.Tensor,
+        sides: range,
+        step: DecodingStep,
+        sums: Sums | None,
+        rows: Sequence[Row],
     ) -> tuple[int, torch.Tensor | None]:
         """Run some of the sides on `x` (rows, hidden) float32, contiguous, in place.
 
         Returns how many of them are done, and the partial of the next one if there is one: its sum
-        is begun. sums: None for the only shard of a stage.
+        is begun. sums: None for the only shard of a stage. rows: of the step.
         """
         if self._sides is None:
             self._sides = (_Side * len(self._programs))(*map(_side, self._programs))
+        for programs in self._programs[sides.start : sides.stop]:
+            programs.before.prepare(rows)
         partial = torch.empty_like(x)
         if sums is not None:
             total = torch.empty_like(x)

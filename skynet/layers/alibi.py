@@ -41,5 +41,11 @@ class AlibiBias:
         bias = at_keys - self._at(positions)[:, :, None]  # (heads, tokens, keys)
         return (bias * self._alibi.scale).unflatten(0, (self._kv_heads, -1))
 
+    def by_distance(self, count: int) -> torch.Tensor | None:
+        """See `Bias`; biases that are rounded to bfloat16 depend on both positions."""
+        if self._alibi.bfloat16:
+            return None
+        return self.of(torch.arange(count), Range(0, 1)).flatten(0, 1).flatten(1)
+
     def _at(self, positions: torch.Tensor) -> torch.Tensor:
         return (self._slopes * positions).float()

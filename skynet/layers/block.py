@@ -103,7 +103,8 @@ class CompiledBlock:
     ) -> torch.Tensor:
         if context.decoding is None:
             return self._block(x, context, all_reduce)
-        return self.program(x, context.decoding)
+        self.program.prepare(context.step.rows)
+        return self.program(x, context.decoding, all_reduce)
 
 
 def compiled(block: Block, kernels: StepKernels | None) -> Block | CompiledBlock:

@@ -134,9 +134,9 @@ def make_context(step: Step, layout: StepLayout) -> StepContext:
         for window in layout.windows:
             attends[window] = _attends(step.rows, window, slack, masks)
     ropes = tuple(rotary.factors(positions, prompt_lengths) for rotary in layout.rotaries)
-    decoding = None
-    if layout.step_kernels is not None and _is_decoding(step.rows):
-        decoding = layout.step_kernels.step(slots, positions, ropes)
+    decoding, kernels, encoder = None, layout.step_kernels, _encoder_rows(step.rows)
+    if kernels is not None and _is_decoding(step.rows) and (encoder or not kernels.crosses):
+        decoding = kernels.step(slots, positions, ropes, encoder)
     return StepContext(
         step=step,
         ids=ids,
@@ -150,6 +150,15 @@ def make_context(step: Step, layout: StepLayout) -> StepContext:
         decoding=decoding,
         types=_types(step.rows, device),
     )
+
+
+def _encoder_rows(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Slots and tokens of the rows' encoder KV, (rows,) each; None if any row has none."""
+    given = [row.encoder_kv for row in rows if row.encoder_kv is not None]
+    if len(given) < len(rows):
+        return None
+    slots, lengths = torch.tensor(given).t().contiguous().unbind()
+    return slots, lengths
 
 
 def _types(rows: Sequence[Row], device: torch.device) -> torch.Tensor | None:

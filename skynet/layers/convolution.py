@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from skynet.architecture.mixers import ShortConvolution
-from skynet.kernels.steps import Program
+from skynet.kernels.recurrent import Convolution, States, emit_convolution
+from skynet.kernels.steps import MIXED, WIDE, Program
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.norm import AllReduce
@@ -50,6 +51,10 @@ class CausalConvolution:
             windows.append(seen[:, seen.shape[-1] - width + 1 :])
         return torch.cat(outputs), torch.stack(windows)
 
+    def for_kernels(self, windows: States) -> Convolution:
+        """The same for a program."""
+        return Convolution(windows, self._weight, self._bias)
+
 
 class ShortConvolutionMixer:
     """A gated convolution (LFM2, Liquid AI, 2025): C * conv(B * x), in the shard's channels."""
@@ -80,4 +85,10 @@ class ShortConvolutionMixer:
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """See `Module.emit`."""
-        return False
+        if not self._in.emit(program, (source, WIDE)):
+            return False
+        (windows,) = self._state.for_kernels(program)
+        convolution = self._conv.for_kernels(windows)
+        return emit_convolution(program, convolution, (WIDE, MIXED)) and self._out.emit(
+            program, (MIXED, target)
+        )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from skynet.kernels.steps import Program
+from skynet.kernels.attention import HeadLayout, emit_attention
+from skynet.kernels.steps import MIXED, WIDE, Program
 from skynet.layers.attention import Attending, attend, store
 from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext
@@ -17,6 +18,7 @@ class CrossAttention:
 
     def __init__(self, load: Loader, kv: KVLayout, layer: int) -> None:
         arch, kv_heads = load.arch, load.part.kv_heads.size
+        self._heads = load.part.heads.size
         self._how, self._head_dim = Attending(arch.attention_scale), arch.head_dim
         self._query = load.linear("cross_q", layer=layer)
         self._key_value = load.linear("cross_k", "cross_v", layer=layer)
@@ -26,7 +28,15 @@ class CrossAttention:
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """See `Module.emit`."""
-        return False
+        layout = HeadLayout(
+            self._heads, self.encoder_kv.kv_heads, self._head_dim, self._how.scale, crossed=True
+        )
+        kv = self.encoder_kv.values, self.encoder_kv.scales
+        return (
+            self._query.emit(program, (source, WIDE))
+            and emit_attention(program, layout, *kv, (WIDE, MIXED))
+            and self._out.emit(program, (MIXED, target))
+        )
 
     def store_encoder_kv(self, x: torch.Tensor, context: StepContext) -> None:
         """Store the encoder KV of texts; `x` (tokens, hidden) is the encoder's output."""

@@ -27,6 +27,10 @@ class Bias(Protocol):
         """(kv_heads, group, tokens, keys) float32 for tokens at `positions` (tokens,)."""
         ...
 
+    def by_distance(self, count: int) -> torch.Tensor | None:
+        """(heads, count) float32 by the distance from query to key; None: it depends on more."""
+        ...
+
 
 @dataclass(frozen=True)
 class TextBatch:

@@ -3,9 +3,21 @@ columns for each expert; or whole experts, of which each shard has some."""
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import torch
 
-from skynet.kernels.steps import Program
+from skynet.kernels.experts import emit_experts
+from skynet.kernels.steps import (
+    INPUT,
+    LATENT,
+    LATENT_OUTPUT,
+    MIXED,
+    OUTPUT,
+    WIDE,
+    Places,
+    Program,
+)
 from skynet.layers.activation import combination
 from skynet.layers.context import StepContext
 from skynet.layers.linear import Linear
@@ -20,7 +32,9 @@ class Experts:
 
     def __init__(self, load: Loader, layer: int) -> None:
         arch = load.arch
-        self._combine = combination(arch)
+        self._combine, self._gate = combination(arch), arch.gate
+        columns = load.regions.units(load.regions.weight("up")).size
+        self._activation = arch.activation, columns, arch.gated
         roles = ("gate", "up") if arch.gated else ("up",)
         self._router = TopRouter(load, layer)
         self._weighs_inputs = arch.router.of_inputs
@@ -28,10 +42,12 @@ class Experts:
         self._norm = load_norm(load, "experts_norm", layer) if load.has("experts_norm") else None
         self._in: dict[int, Linear] = {}  # by expert, of those that the shard has anything of
         self._out: dict[int, Linear] = {}
-        pieces = pieces_of(arch, load.part, load.regions.weight("down"))
+        down = load.regions.weight("down")
+        pieces = pieces_of(arch, load.part, down)
         for expert in range(pieces.start, pieces.stop):
             self._in[expert] = load.linear(*roles, layer=layer, piece=expert)
             self._out[expert] = load.linear("down", layer=layer, piece=expert, bias=False)
+        self._count, self._size = arch.num_experts, load.regions.matrix_shape(down)[0]
         self._latent: list[Linear] = []  # to the space that the experts compute in, and back
         if load.has("latent_in", layer):
             self._latent = [load.linear(f"latent_{end}", layer=layer) for end in ("in", "out")]
@@ -54,8 +70,36 @@ class Experts:
         return out(self._mixture(into(x), weights, chosen))
 
     def emit(self, program: Program, source: int, target: int) -> bool:
-        """See `Module.emit`: the kernels choose no experts."""
-        return False
+        """See `Module.emit`."""
+        if self._norm is not None or not self._router.emit(program, source):
+            return False
+        if not self._latent:
+            return self._emit_mixture(program, (source, target))
+        into, out = self._latent
+        return (
+            into.emit(program, (source, LATENT))
+            and self._emit_mixture(program, (LATENT, LATENT_OUTPUT))
+            and out.emit(program, (LATENT_OUTPUT, target))
+        )
+
+    def _emit_mixture(self, program: Program, places: Places) -> bool:
+        """Add the weighted sum of the chosen experts, each a program of its own."""
+        experts: list[Program | None] = []
+        for expert in range(self._count):
+            part = program.part() if expert in self._in else None
+            if part is not None and not self._emit_expert(part, expert):
+                return False
+            experts.append(part)
+        return emit_experts(
+            program, experts, self._out_bias, (self._size, self._weighs_inputs), places
+        )
+
+    def _emit_expert(self, program: Program, expert: int) -> bool:
+        return (
+            self._in[expert].emit(program, (INPUT, WIDE))
+            and program.activation(*self._activation, (WIDE, MIXED), self._gate)
+            and self._out[expert].emit(program, (MIXED, OUTPUT))
+        )
 
     def _mixture(
         self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor
@@ -66,7 +110,8 @@ class Experts:
         else:
             total = (self._out_bias[chosen] * weights[..., None]).sum(1)
         if len(x) == 1:
-            for weight, expert in zip(weights[0], chosen[0].tolist(), strict=True):
+            pairs = zip(chosen[0].tolist(), weights[0], strict=True)
+            for expert, weight in sorted(pairs, key=itemgetter(0)):  # as with other rows beside it
                 if expert in self._in:
                     total += self._expert(expert, x, weight)
             return total.to(x.dtype)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from skynet.architecture.mixers import GatedDelta
-from skynet.kernels.steps import Program
+from skynet.kernels.recurrent import Convolution, DeltaNet, States, emit_delta
+from skynet.kernels.steps import MIXED, WIDE, NormWeights, Program
 from skynet.layers.activation import ACTIVATIONS
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
@@ -39,7 +40,8 @@ class GatedDeltaMixer:
         )
         self._in = load.linear(*CHANNELS, "delta_z", layer=layer)
         self._out = load.linear("delta_o", layer=layer, bias=False)
-        self._activation = ACTIVATIONS[load.arch.activation]
+        self._activation_name = load.arch.activation
+        self._activation = ACTIVATIONS[self._activation_name]
         parts = (self._heads, self._norm, self._in, self._out)
         self.nbytes = sum(part.nbytes for part in parts)
         # A shard may have no heads.
@@ -71,7 +73,15 @@ class GatedDeltaMixer:
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """See `Module.emit`."""
-        return False
+        norm = self._norm.weights
+        if self._conv is None or norm is None or not self._in.emit(program, (source, WIDE)):
+            return False
+        windows, matrices = self._state.for_kernels(program)
+        convolution = self._conv.for_kernels(windows)
+        net = self._heads.for_kernels(convolution, matrices, norm, self._activation_name)
+        return emit_delta(program, net, source, (WIDE, MIXED)) and self._out.emit(
+            program, (MIXED, target)
+        )
 
 
 class DeltaHeads:
@@ -115,6 +125,24 @@ class DeltaHeads:
         beta = F.linear(x, self._beta).sigmoid_().mul_(self._mixer.beta_scale)
         log_decay = -self._rate * F.softplus(F.linear(x, self._decay) + self._time_bias)
         return delta_rule(DeltaTokens(q, k, v, log_decay, beta), rows, state)
+
+    def for_kernels(
+        self, convolution: Convolution, matrices: States, norm: NormWeights, activation: str
+    ) -> DeltaNet:
+        """The same for a program, with what is before and after the heads."""
+        key_dim = self._mixer.key_dim
+        return DeltaNet(
+            convolution,
+            matrices,
+            *(self._beta, self._decay, self._rate, self._time_bias),
+            norm.weight,
+            self._key_heads,
+            self.channels[1] // key_dim,
+            activation,
+            self._mixer.beta_scale,
+            EPS,
+            norm.eps,
+        )
 
     def _normed(self, x: torch.Tensor) -> torch.Tensor:
         """Queries or keys of length 1, (tokens, value heads, key_dim): those that serve each."""

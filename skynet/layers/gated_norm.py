@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from skynet.kernels.divided_norm import DividedNorm
 from skynet.layers.norm import AllReduce
 
 
@@ -40,3 +41,8 @@ class GatedGroupNorm:
         inverse = all_reduce(squares).add(self._eps).rsqrt_()[:, self._group_of]
         x = (x * inverse[:, :, None]).mul_(self._weight)
         return x if gate_first else x.mul_(F.silu(gate))
+
+    def for_kernels(self) -> DividedNorm:
+        """The norm for a program, without the gate."""
+        shares = torch.full((self._groups,), self._share)
+        return DividedNorm(self._weight, shares, self._group_of, self._eps)

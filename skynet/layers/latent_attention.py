@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 from skynet.architecture.mixers import Latent
 from skynet.architecture.window import Window
-from skynet.kernels.steps import Program
+from skynet.kernels.latent import LatentLayout, emit_latent
+from skynet.kernels.steps import LATENT, LATENT_OUTPUT, MIXED, WIDE, Program
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
 from skynet.layers.encoder_kv import Attend
@@ -86,7 +87,34 @@ class LatentAttention:
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """See `Module.emit`."""
-        return False
+        mixer, factors = self._mixer, None
+        columns, normed = mixer.rank + mixer.rotary, source
+        latent_norm = self._latent_norm.weights
+        query_norm = None if self._query_norm is None else self._query_norm.weights
+        if latent_norm is None or not self._down.emit(program, (source, WIDE)):
+            return False
+        if query_norm is not None:
+            columns, normed = columns + query_norm.weight.numel(), LATENT
+            program.norm(query_norm, WIDE, LATENT, columns)
+        if mixer.growth is not None:
+            positions = torch.arange(self._cache.values.shape[1])
+            factors = _growth(positions, *mixer.growth)
+        layout = LatentLayout(
+            self._kv_b,
+            latent_norm,
+            mixer.rotary,
+            mixer.key,
+            self._scale,
+            self._window,
+            self._rope,
+            factors,
+        )
+        cache, places = (self._cache.values, self._cache.scales), (LATENT_OUTPUT, (WIDE, MIXED))
+        return (
+            self._queries.emit(program, (normed, LATENT_OUTPUT))
+            and emit_latent(program, layout, cache, columns, places)
+            and self._out.emit(program, (MIXED, target))
+        )
 
     def _norm(self, load: Loader, role: str, layer: int) -> RMSNorm:
         weight = load.float32.vector(role, layer=layer)

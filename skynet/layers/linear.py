@@ -206,6 +206,16 @@ class ScaledLinear(Linear):
     def dense(self) -> torch.Tensor:
         raise NotImplementedError("the weights are reused without their factors")
 
+    def emit(self, program: Program, places: Places, columns: Columns | None = None) -> bool:
+        first, width = columns or (0, sum(self._sizes))
+        if not self._product.emit(program, places, columns):
+            return False
+        for size, scale in zip(self._sizes, self._scales, strict=True):
+            if scale != 1:
+                program.scale(scale, size, places[1], (first, width))
+            first += size
+        return True
+
 
 class WideningLinear(PlainLinear):
     """PyTorch's operators on a copy of the weight in the dtype of the activations, tile by tile."""

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from skynet.architecture.mixers import Mamba2
-from skynet.kernels.steps import Program
+from skynet.kernels.divided_norm import emit_divided_norm, emit_gate
+from skynet.kernels.recurrent import MambaHeads, emit_mamba
+from skynet.kernels.steps import MIXED, WIDE, Program
 from skynet.layers.activation import ACTIVATIONS
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
@@ -60,6 +62,9 @@ class Mamba2Mixer:
             kv, mixer.kept(load.count, load.arch.head_dim).state, load.device
         )
         self.states = (self._state,)
+        # Of the slots of the kernels' step, whether the token is one of the prompt.
+        self._in_prompt = torch.zeros(kv.num_slots, dtype=torch.int64)
+        self._in_prompt_numbers = self._in_prompt.numpy()  # the same memory
         parts = (self._in, self._conv, decay, self._step_bias, self._skip, self._norm, self._out)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
@@ -102,7 +107,45 @@ class Mamba2Mixer:
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """See `Module.emit`."""
-        return False
+        if not self._heads or not self._in.emit(program, (source, WIDE)):
+            return False
+        windows, matrices = self._state.for_kernels(program)
+        program.before(self._mark_prompts)
+        heads = MambaHeads(
+            self._conv.for_kernels(windows),
+            matrices,
+            self._space.decay,
+            self._step_bias,
+            self._skip,
+            self._space.group_of,
+            self._groups,
+            self._in_prompt,
+            self._mixer.step_limits,
+            self._mixer.activation,
+        )
+        return (
+            emit_mamba(program, heads, (WIDE, MIXED))
+            and self._emit_gated(program)
+            and self._out.emit(program, (MIXED, target))
+        )
+
+    def _emit_gated(self, program: Program) -> bool:
+        width, groups = self._heads * self._mixer.head_size, self._groups
+        columns = 2 * width + 2 * groups * self._mixer.state_size + self._heads
+        if self._norm is None:
+            return emit_gate(program, width, columns, (WIDE, MIXED))
+        norm = self._norm.for_kernels()
+        if self._mixer.norm == "after_gate":
+            return emit_gate(program, width, columns, (WIDE, MIXED)) and emit_divided_norm(
+                program, norm, MIXED, width
+            )
+        return emit_divided_norm(program, norm, MIXED, width) and emit_gate(
+            program, width, columns, (WIDE, MIXED)
+        )
+
+    def _mark_prompts(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._in_prompt_numbers[row.slot] = row.start < row.prompt_length
 
     def _steps(self, steps: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
         """The time steps, (tokens, heads).

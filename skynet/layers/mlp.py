@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from skynet.kernels.experts import emit_score
 from skynet.kernels.steps import MIXED, WIDE, Program
 from skynet.layers.activation import combination
 from skynet.layers.context import StepContext
@@ -19,7 +20,7 @@ class MLP:
         """prefix: of the roles: "shared_" for the MLP beside experts, which may have a score."""
         arch = load.arch
         self._name, self._gated = arch.activation, arch.gated
-        self._combine, self._is_plain = combination(arch), arch.gate is None
+        self._combine, self._gate, self._hidden = combination(arch), arch.gate, arch.hidden_size
         roles = ("gate", "up") if arch.gated else ("up",)
         up = load.regions.weight(f"{prefix}up")
         self._columns = load.regions.units(up).size
@@ -42,10 +43,13 @@ class MLP:
 
     def emit(self, program: Program, source: int, target: int) -> bool:
         """See `Module.emit`."""
+        places = (WIDE, MIXED)
         return (
-            self._score is None
-            and self._is_plain
-            and self._in.emit(program, (source, WIDE))
-            and program.activation(self._name, self._columns, self._gated, (WIDE, MIXED))
+            self._in.emit(program, (source, WIDE))
+            and program.activation(self._name, self._columns, self._gated, places, self._gate)
             and self._out.emit(program, (MIXED, target))
+            and (
+                self._score is None
+                or emit_score(program, self._score, self._hidden, (source, target))
+            )
         )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from skynet.architecture.architecture import Architecture
+from skynet.kernels.divided_norm import DividedNorm
 from skynet.kernels.steps import NormWeights
 from skynet.layers.weights import Loader
 
@@ -140,7 +141,7 @@ class AllHeadsNorm:
         ]
         self._weight = torch.cat(weights) + arch.norm_offset
         self.nbytes = self._weight.nbytes
-        self._eps, self._heads = arch.norm_eps, part.heads.size
+        self._eps, self._heads, self._kv_heads = arch.norm_eps, part.heads.size, part.kv_heads.size
         sizes = [arch.size("heads"), arch.size("kv_heads")]
         # A KV head that several shards share is counted by the shard with its first query head.
         counts = [1.0, float(part.heads.start == part.kv_heads.start * arch.group)]
@@ -156,3 +157,9 @@ class AllHeadsNorm:
         query_scale = inverse[:, :1].expand(-1, self._heads)
         key_scale = inverse[:, 1:].expand(-1, x.shape[1] - self._heads)
         return x * torch.cat([query_scale, key_scale], dim=1)[:, :, None] * self._weight
+
+    def for_kernels(self) -> DividedNorm:
+        """The same for a program: groups are queries and keys, segments are heads."""
+        groups = [0] * self._heads + [1] * self._kv_heads
+        group_of = torch.tensor(groups, dtype=torch.int64)
+        return DividedNorm(self._weight, self._shares, group_of, self._eps)

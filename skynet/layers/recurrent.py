@@ -8,6 +8,8 @@ import torch
 
 from skynet.architecture.mixers import STATES
 from skynet.errors import StepFailed
+from skynet.kernels.recurrent import States
+from skynet.kernels.steps import Program
 from skynet.layers.cache import KVLayout, zeros
 from skynet.wire.step import Row
 
@@ -28,6 +30,8 @@ class RecurrentState:
         count = layout.num_slots
         self._values = [zeros((STATES, count, *shape), torch.float32, device) for shape in shapes]
         self._tokens = [[NONE] * STATES for _ in range(count)]
+        self._places = torch.zeros(count, STATES, dtype=torch.int64)  # of the kernels' step
+        self._numbers = self._places.numpy()  # the same memory
 
     def read(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """The states before these rows, (rows, *shape) of each tensor; a new sequence's is zeros.
@@ -46,17 +50,35 @@ class RecurrentState:
 
     def write(self, rows: Sequence[Row], new: Sequence[torch.Tensor]) -> None:
         """The states after these rows, as `read` returns them."""
-        places = []
-        for row in rows:
-            place = 1 - self._place(row.slot, row.start)
-            tokens = self._tokens[row.slot]
-            tokens[place] = row.stop
-            if not row.start:
-                tokens[1 - place] = NONE
-            places.append(place)
+        places = [place for _, place in self._advance(rows)]
         slots = [row.slot for row in rows]
         for values, states in zip(self._values, new, strict=True):
             values[places, slots] = states
+
+    def for_kernels(self, program: Program) -> list[States]:
+        """The tensors for the operations of a program, which read and write states themselves."""
+        program.before(self._prepare)
+        return [States(values, self._places) for values in self._values]
+
+    def _prepare(self, rows: Sequence[Row]) -> None:
+        """`read` and `write` of the kernels' next step, save the values.
+
+        Raises:
+            StepFailed: as `read`.
+        """
+        for row, places in zip(rows, self._advance(rows), strict=True):
+            self._numbers[row.slot] = places
+
+    def _advance(self, rows: Sequence[Row]) -> list[tuple[int, int]]:
+        """Go on to the states after these rows: where each reads, `NONE` for zeros, and writes."""
+        sources = [self._place(row.slot, row.start) for row in rows]
+        for row, source in zip(rows, sources, strict=True):
+            tokens = self._tokens[row.slot]
+            tokens[1 - source] = row.stop
+            if not row.start:
+                tokens[source] = NONE
+        pairs = zip(rows, sources, strict=True)
+        return [(source if row.start else NONE, 1 - source) for row, source in pairs]
 
     def copy_slot(self, source: int, target: int, tokens: int) -> None:
         """See `SlotState.copy_slot`."""

@@ -27,6 +27,10 @@ class RelativeBias:
         number = buckets(distances, self._relative, self._bidirectional).to(self._table.device)
         return self._table[number].permute(2, 0, 1).unflatten(0, (self._kv_heads, -1))
 
+    def by_distance(self, count: int) -> torch.Tensor:
+        """See `Bias`."""
+        return self.of(torch.arange(count), Range(0, 1)).flatten(0, 1).flatten(1).contiguous()
+
 
 def buckets(distance: torch.Tensor, relative: Relative, bidirectional: bool) -> torch.Tensor:
     """The bucket of each `distance`, key position minus query position, int64.

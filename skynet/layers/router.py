@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from skynet.kernels.experts import RouterWeights, emit_router
+from skynet.kernels.steps import Program
 from skynet.layers.norm import NoNorm, Norm, load_norm
 from skynet.layers.weights import Loader
 
@@ -56,6 +58,13 @@ class TopRouter:
             weights = weights / (weights.sum(-1, keepdim=True) + router.epsilon)
         weights = weights * router.scale
         return (weights if self._factors is None else weights * self._factors[chosen]), chosen
+
+    def emit(self, program: Program, source: int) -> bool:
+        """Add the choice to a program; False: not supported."""
+        if self._factors is not None or not isinstance(self._norm, NoNorm):
+            return False
+        weights = RouterWeights(self._weight, self._bias, self._preference)
+        return emit_router(program, weights, self._router, self._count, source)
 
     def _in_best_groups(self, scores: torch.Tensor) -> torch.Tensor:
         """The scores, and minus infinity outside of each token's best groups."""

@@ -6,8 +6,10 @@ import torch
 
 from skynet.architecture.mixers import SELF_ATTENTION, SelfAttention
 from skynet.architecture.positions import Temperature
-from skynet.architecture.window import Chunk, Window
-from skynet.kernels.steps import MIXED, WIDE, HeadLayout, Program
+from skynet.architecture.window import Window
+from skynet.kernels.attention import HeadLayout, emit_attention
+from skynet.kernels.divided_norm import emit_divided_norm
+from skynet.kernels.steps import MIXED, WIDE, Program
 from skynet.layers.attention import Attending, attend, kernel_of, kv_of_queries, store
 from skynet.layers.cache import KVCache, KVLayout
 from skynet.layers.context import StepContext
@@ -103,36 +105,47 @@ class Attention:
     def emit(self, program: Program, source: int, target: int) -> bool:
         """Add the operations from `source`, normed, to the partial; False: not supported."""
         only_here = (
-            self._biased
-            or self._gated
-            or self._values_are_keys
-            or self._clip is not None
-            or self._temperature is not None
-            or self._all_heads_norm is not None
+            self._values_are_keys
             or self._value_norm is not None
-            or self._how.sinks is not None
             or self._how.kv_of_query is not None
+            or (self._head_norm is not None and self._head_norm.weights is None)
+            or (self._clip is not None and self._all_heads_norm is not None)
         )
-        if self.cache is None or only_here or isinstance(self._window, Chunk):
+        if self.cache is None or only_here:
             return False
-        norm = None if self._head_norm is None else self._head_norm.weights
-        layout = HeadLayout(
+        kv = self.cache.values, self.cache.scales
+        return (
+            self._qkv.emit(program, (source, WIDE))
+            and self._emit_all_heads_norm(program)
+            and emit_attention(program, self._layout(kv[0].shape[2]), *kv, (WIDE, MIXED))
+            and self._out.emit(program, (MIXED, target))
+        )
+
+    def _layout(self, slot_tokens: int) -> HeadLayout:
+        factors = None
+        if self._temperature is not None:
+            factors = _factors(self._temperature, torch.arange(slot_tokens)).flatten()
+        return HeadLayout(
             self._heads,
             self._kv_heads,
             self._head_dim,
             self._how.scale,
-            self._window,
-            self._rope,
-            self._rotary_dims or self._head_dim,
-            self._cap,
-            norm,
+            window=self._window,
+            rope=self._rope,
+            rotary_dims=self._rotary_dims or self._head_dim,
+            cap=self._cap,
+            norm=None if self._head_norm is None else self._head_norm.weights,
+            biased=self._biased,
+            gated=self._gated,
+            clip=self._clip,
+            sinks=self._how.sinks,
+            query_factors=factors,
         )
-        return (
-            (norm is not None or self._head_norm is None)
-            and self._qkv.emit(program, (source, WIDE))
-            and program.attention(layout, self.cache.values, self.cache.scales, (WIDE, MIXED))
-            and self._out.emit(program, (MIXED, target))
-        )
+
+    def _emit_all_heads_norm(self, program: Program) -> bool:
+        norm, gates = self._all_heads_norm, self._heads if self._gated else 0
+        stride = (self._heads + 2 * self._kv_heads + gates) * self._head_dim
+        return norm is None or emit_divided_norm(program, norm.for_kernels(), WIDE, stride)
 
     def _change(self, heads: torch.Tensor, context: StepContext, all_reduce: AllReduce) -> None:
         """Norm and rope of Q and K (tokens, heads, head_dim), in place."""

@@ -92,7 +92,7 @@ class SideRuns:
             return self._sides[sides.start](x, context, all_reduce), sides.start + 1
         x = x.clone(memory_format=torch.contiguous_format)  # it is changed in place
         numbers = range(sides.start - place.first, sides.stop - place.first)
-        done, partial = place.run(x, numbers, step, sums)
+        done, partial = place.run(x, numbers, step, sums, context.step.rows)
         at = sides.start + done
         if sums is not None:
             total = all_reduce.resume(sums, done, partial)
@@ -117,7 +117,7 @@ class SideRuns:
 
 def _programs(side: Side, kernels: StepKernels) -> SidePrograms | None:
     """None: the kernels do not support all of it."""
-    if not isinstance(side.block, CompiledBlock):
+    if not (isinstance(side.block, CompiledBlock) and side.block.program.is_one_call):
         return None
     after = kernels.program()
     return SidePrograms(side.block.program, after) if side.after.emit(after) else None

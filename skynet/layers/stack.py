@@ -31,18 +31,14 @@ class Stack:
         """layers: of the stage; those of another stack are left out."""
         arch, first = load.arch, load.arch.encoder_layers
         self.run = Range(first, first + arch.num_layers).overlap(layers)
-        step_kernels = _step_kernels(load)
+        bias = self._bias(load)
+        step_kernels = _step_kernels(load, kv, bias)
         self._layers: list[Layer] = [
             load_layer(load, kv, layer - first, step_kernels)
             for layer in range(self.run.start, self.run.stop)
         ]
         self._sides = SideRuns(self._layers, step_kernels)
         self.shared = SharedKV(load, kv, self._layers, self.run)
-        bias: Bias | None = None
-        if arch.alibi:
-            bias = AlibiBias(arch, arch.alibi, load.part)
-        elif arch.relative and self._layers:
-            bias = load_relative_bias(load, arch.relative)
         rotaries = [Rotary(rope, load.device) for rope in arch.rope_kinds]
         windows = {window for layer in self._layers for window in layer.windows}
         self._layout = StepLayout.of(load, kv, windows, rotaries, bias, step_kernels)
@@ -51,6 +47,13 @@ class Stack:
             self.nbytes += arch.relative.buckets * arch.num_heads * 4
         if arch.disentangled and self._layers:
             self.nbytes += distance_table_bytes(load)
+
+    def _bias(self, load: Loader) -> Bias | None:
+        """The score bias that all layers share."""
+        arch = load.arch
+        if arch.alibi:
+            return AlibiBias(arch, arch.alibi, load.part)
+        return load_relative_bias(load, arch.relative) if arch.relative and self.run.size else None
 
     def prepare(self, step: Step) -> StepContext:
         """Lay a step out for these layers; raises StepFailed as `make_context`."""
@@ -106,8 +109,10 @@ class Stack:
             cache.clear(context.slots, context.positions)
 
 
-def _step_kernels(load: Loader) -> StepKernels | None:
+def _step_kernels(load: Loader, kv: KVLayout, bias: Bias | None) -> StepKernels | None:
     """The kernels for decoding steps, where this stack can use them: in float32 on a CPU."""
     computes = load.device.type == "cpu" and load.dtype == torch.float32
     library = kernels() if computes and not load.arch.bidirectional else None
-    return None if library is None else StepKernels(library)
+    if library is None:
+        return None
+    return StepKernels(library, None if bias is None else bias.by_distance(kv.slot_tokens))

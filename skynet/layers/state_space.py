@@ -33,14 +33,14 @@ class StateSpace:
 
     def __init__(self, decay: torch.Tensor, group_of: torch.Tensor) -> None:
         """decay: (heads,) negative, `a`; group_of: (heads,) index of each head's B and C."""
-        self._decay, self._group_of = decay, group_of
+        self.decay, self.group_of = decay, group_of
 
     def step(self, tokens: Scanned, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One token of each of several sequences; `states` (tokens, heads, channels, state) are
         changed to those after it.
         """
-        b, c = tokens.b[:, self._group_of], tokens.c[:, self._group_of]
-        states.mul_((tokens.steps * self._decay).exp_()[:, :, None, None])
+        b, c = tokens.b[:, self.group_of], tokens.c[:, self.group_of]
+        states.mul_((tokens.steps * self.decay).exp_()[:, :, None, None])
         scaled = tokens.values * tokens.steps[:, :, None]
         states.addcmul_(scaled[:, :, :, None], b[:, :, None, :])
         return (states @ c[..., None]).squeeze(-1), states
@@ -58,11 +58,11 @@ class StateSpace:
 
     def _chunk(self, tokens: Scanned, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Differences of sums over many tokens would lose small decays in float32.
-        total = (tokens.steps * self._decay).double().cumsum(0).t()  # (heads, tokens)
+        total = (tokens.steps * self.decay).double().cumsum(0).t()  # (heads, tokens)
         between = (total[:, :, None] - total[:, None, :]).float().exp_().tril_()
         b, c = tokens.b.transpose(0, 1), tokens.c.transpose(0, 1)  # (groups, tokens, state)
-        scores = (c @ b.transpose(1, 2))[self._group_of].mul_(between)
-        b, c = b[self._group_of], c[self._group_of]
+        scores = (c @ b.transpose(1, 2))[self.group_of].mul_(between)
+        b, c = b[self.group_of], c[self.group_of]
         scaled = (tokens.values * tokens.steps[:, :, None]).transpose(0, 1)
         from_state = (c @ state.transpose(1, 2)).mul_(total.exp().float()[:, :, None])
         output = (scores @ scaled).add_(from_state).transpose(0, 1)

@@ -10,7 +10,8 @@ import torch
 from model_families import FAMILIES, tiny_config
 from plans import plan_for
 
-from skynet.architecture.mixers import SELF_ATTENTION
+from skynet.architecture.architecture import Architecture
+from skynet.architecture.mixers import SELF_ATTENTION, GatedDelta, Latent, Mamba2, ShortConvolution
 from skynet.architecture.tensors import staged_tensors
 from skynet.architecture.weight import MLP_OUTPUTS
 from skynet.exchange.exchange import Exchange
@@ -33,19 +34,11 @@ CPU, TOKENS, LENGTHS = torch.device("cpu"), 96, (1, 37, 64, 90)
 ALONE = Exchange(Group(1, 0, 0, 1), "unix:///nowhere")  # it has no peers, and asks nobody
 # Families whose attention only PyTorch computes.
 NO_ATTENTION = {
-    "bloom",
-    "dbrx",
     "gemma4_text",
     "gemma4_unified_text",
-    "gpt_oss",
-    "llama4_text",
-    "mpt",
-    "olmo2",
-    "olmo_hybrid",
-    "qwen3_5_moe_text",
-    "qwen3_5_text",
-    "qwen3_next",
 }
+OTHER_MIXERS = (GatedDelta, Latent, Mamba2, ShortConvolution)  # that kernels compute
+NORMED_EXPERTS = {"router_norm", "experts_norm"}  # those beside an MLP
 
 
 @pytest.fixture(params=LIBRARIES or [pytest.param("none", marks=pytest.mark.skip("none built"))])
@@ -60,6 +53,15 @@ def stack_of(family: str, kv_dtype: str | None = None, weight_dtype: str = "bflo
     """The layers of a random model, with tokens in its slots."""
     torch.manual_seed(0)
     arch = load_architecture(tiny_config(family).to_dict())
+    stack = loaded(arch, kv_dtype)
+    rows = [Row(slot, 0, (1,) * length, length) for slot, length in enumerate(LENGTHS)]
+    x = torch.randn(sum(LENGTHS), arch.hidden_size)
+    run(stack, stack.prepare(Step(1, 1, tuple(rows), 1)), x)
+    return stack
+
+
+def loaded(arch: Architecture, kv_dtype: str | None) -> Stack:
+    """The layers of an architecture with random bfloat16 weights."""
     tensors = {
         tensor.name: (tensor, (torch.randn(tensor.shape) * 0.3).to(DTYPES[weight_dtype]))
         for tensor in staged_tensors(arch)
@@ -77,11 +79,7 @@ def stack_of(family: str, kv_dtype: str | None = None, weight_dtype: str = "bflo
         kv_dtype=kv_dtype,
     )
     load = Loader(arch, plan.stages[0].shards[0], fetch, Dtypes.of(plan), CPU)
-    stack = Stack(load, KVLayout.of(plan), plan.stages[0].layers)
-    rows = [Row(slot, 0, (1,) * length, length) for slot, length in enumerate(LENGTHS)]
-    x = torch.randn(sum(LENGTHS), arch.hidden_size)
-    run(stack, stack.prepare(Step(1, 1, tuple(rows), 1)), x)
-    return stack
+    return Stack(load, KVLayout.of(plan), plan.stages[0].layers)
 
 
 def run(stack: Stack, context: StepContext, x: torch.Tensor) -> torch.Tensor:
@@ -105,7 +103,7 @@ def hidden_size(family: str) -> int:
     ("family", "kv_dtype"),
     [
         *((family, None) for family in FAMILIES),
-        *product(("llama", "qwen3", "gemma2"), ("bfloat16", "q8")),
+        *product(("llama", "qwen3", "gemma2", "deepseek_v3"), ("bfloat16", "q8")),
     ],
 )
 def test_decoding_steps_are_those_of_the_modules(family: str, kv_dtype: str | None) -> None:
@@ -147,15 +145,20 @@ def test_blocks_are_programs_where_kernels_support_them(family: str) -> None:
     # When / Then each block is a program, save those that only PyTorch computes
     for number, layer in enumerate(layers):
         kind = arch.at(number)
-        other_mixers = family in NO_ATTENTION or kind.mixers != (SELF_ATTENTION,)
-        other_mlp = kind.num_experts > 0 or any(weight.scale != 1 for weight in kind.weights)
+        other_mixers = any(
+            family in NO_ATTENTION
+            if mixer == SELF_ATTENTION
+            else not isinstance(mixer, OTHER_MIXERS)
+            for mixer in kind.mixers
+        )
+        other_mlp = any(weight.role in NORMED_EXPERTS for weight in kind.weights)
         for side, roles in zip(layer.sides, kind.sides, strict=True):
             by_modules = [other_mlp if role in MLP_OUTPUTS else other_mixers for role in roles]
             assert isinstance(side.block, CompiledBlock) is not any(by_modules)
 
 
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "phi"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi", "bloom", "gpt_oss", "deepseek_v3"])
 def test_a_row_does_not_depend_on_threads_or_on_other_rows(family: str) -> None:
     # Given a step of all slots
     stack = stack_of(family)
@@ -241,3 +244,35 @@ def test_a_model_of_bfloat16_activations_runs_as_modules() -> None:
     # When / Then its steps have no program
     assert model._stack is not None
     assert model._stack.prepare(Step(1, 1, (Row(0, 0, (1,), 1),), 1)).decoding is None
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_decoders_attend_to_encoder_kv_as_the_modules(family: str) -> None:
+    # Given the decoder of an encoder-decoder, with encoder KV, and tokens in its slots
+    torch.manual_seed(0)
+    arch = load_architecture(tiny_config(family).to_dict())
+    stack, numbers = loaded(arch, None), range(len(LENGTHS))
+    texts = stack.prepare(Step(1, 1, tuple(Row(slot, 0, (1,) * 40, 40) for slot in numbers), 1))
+    for layer in stack.of(stack.run):
+        layer.store_encoder_kv(torch.randn(40 * len(LENGTHS), arch.hidden_size), texts)
+        assert all(isinstance(side.block, CompiledBlock) for side in layer.sides)
+    kept = [((slot + 1) % len(LENGTHS), 5 + 7 * slot) for slot in numbers]
+    prompts = [
+        Row(slot, 0, (1,) * LENGTHS[slot], LENGTHS[slot], encoder_kv=kept[slot]) for slot in numbers
+    ]
+    x = torch.randn(sum(LENGTHS), arch.hidden_size)
+    run(stack, stack.prepare(Step(1, 1, tuple(prompts), 1)), x)
+    # When the next tokens attend to those before them, and to texts in other slots
+    rows = [
+        replace(row, start=row.stop, tokens=(2,), logits_request=LogitsRequest()) for row in prompts
+    ]
+    context, x = stack.prepare(Step(1, 2, tuple(rows), 1)), torch.randn(4, arch.hidden_size)
+    assert context.decoding is not None
+    expected = run(stack, replace(context, decoding=None), x)
+    result = run(stack, context, x)
+    # Then programs do so as the modules do
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+    # And a step without encoder KV has no program
+    bare = tuple(replace(row, encoder_kv=None) for row in rows)
+    assert stack.prepare(Step(1, 3, bare, 1)).decoding is None
