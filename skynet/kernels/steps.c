@@ -9,17 +9,13 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "exponential.h" // without contraction from here on
 #include "pool.h"
 
-#pragma clang fp contract(off)
-
-#define WIDTH 16
 #define KEYS 32      // keys that a block of attention reads at a time
 #define MAX_DIM 512  // of a head
 #define SHARED 16384 // numbers that are worth waking other threads for
 
-typedef float lanes __attribute__((vector_size(WIDTH * 4), aligned(4)));
-typedef int32_t integers __attribute__((vector_size(WIDTH * 4), aligned(4)));
 typedef float half_lanes __attribute__((vector_size(WIDTH * 2), aligned(4)));
 
 static inline lanes load(const float *from) {
@@ -47,37 +43,12 @@ static inline void save_part(float *to, lanes value, long count) {
   memcpy(to, &value, count * sizeof(float));
 }
 
-static inline lanes fma_of(lanes a, lanes b, lanes c) { return __builtin_elementwise_fma(a, b, c); }
-
 static inline float sum_of(lanes value) {
   half_lanes low, high;
   memcpy(&low, &value, sizeof low);
   memcpy(&high, (const char *)&value + sizeof low, sizeof high);
   low += high;
   return ((low[0] + low[4]) + (low[2] + low[6])) + ((low[1] + low[5]) + (low[3] + low[7]));
-}
-
-static inline lanes choose(integers which, lanes yes, lanes no) {
-  return (lanes)((which & (integers)yes) | (~which & (integers)no));
-}
-
-// e^x to 2 units in the last place (Cephes); below -87 it is e^-87, above 88 e^88.
-static inline lanes exp_of(lanes x) {
-  const lanes zero = {0};
-  const lanes least = zero - 87.0f, most = zero + 88.0f;
-  x = choose(x < least, least, x); // NaN stays
-  x = choose(x > most, most, x);
-  lanes count = fma_of(x, zero + 1.44269504f, zero + 12582912.0f) - 12582912.0f; // rounded
-  lanes rest = fma_of(count, zero - 0.693359375f, x);
-  rest = fma_of(count, zero + 2.12194440e-4f, rest);
-  lanes power = fma_of(zero + 1.9875691500e-4f, rest, zero + 1.3981999507e-3f);
-  power = fma_of(power, rest, zero + 8.3334519073e-3f);
-  power = fma_of(power, rest, zero + 4.1665795894e-2f);
-  power = fma_of(power, rest, zero + 1.6666665459e-1f);
-  power = fma_of(power, rest, zero + 5.0000001201e-1f);
-  power = fma_of(power, rest * rest, rest + 1.0f);
-  integers exponent = (__builtin_convertvector(count, integers) + 127) << 23;
-  return power * (lanes)exponent;
 }
 
 static int threads_for(const step *the_step, long numbers) {
@@ -460,4 +431,37 @@ void skynet_run(const call *calls, long count, step *the_step, float *x, float *
   the_step->buffers[1] = y;
   for (long at = 0; at < count; at++)
     calls[at].run(calls[at].arguments, the_step);
+}
+
+// Norms and activations of prompts, without a list of calls.
+
+typedef struct {
+  const float *x, *weight; // weight: (vectors, size)
+  float *y;
+  long vectors, size, x_stride;
+  float eps;
+} rows_to_norm;
+
+static void norm_vectors(const void *argument, long row) {
+  const rows_to_norm *the = argument;
+  for (long at = 0; at < the->vectors; at++)
+    norm_one(the->x + row * the->x_stride + at * the->size,
+             the->y + (row * the->vectors + at) * the->size, the->weight + at * the->size, 0,
+             the->size, RMS, the->eps);
+}
+
+// RMS norms of x (rows, vectors, size), whose rows are `x_stride` floats apart.
+void skynet_rms_norm(const float *x, const float *weight, float *y, long rows, long vectors,
+                     long size, long x_stride, float eps, int threads) {
+  rows_to_norm the = {x, weight, y, vectors, size, x_stride, eps};
+  run_blocks(norm_vectors, &the, rows, rows * vectors * size < SHARED ? 1 : threads);
+}
+
+// act(gate) * up of `x` (rows, 2 x columns), or act(x) of (rows, columns), to (rows, columns).
+void skynet_activate(const float *x, float *y, long rows, long columns, long kind, long gated,
+                     int threads) {
+  float *buffers[] = {(float *)x, y};
+  step the_step = {.rows = rows, .threads = threads, .buffers = buffers};
+  activation_arguments of = {kind, columns, gated, 0, 1};
+  skynet_activation_step(&of, &the_step);
 }
