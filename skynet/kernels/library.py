@@ -40,6 +40,21 @@ class Library:
             moving.argtypes = [pointer, pointer, number, number, ctypes.c_int, ctypes.c_int]
             moving.restype = None
         self.product.restype = self.unpack.restype = None
+        self.multiply = library.skynet_multiply
+        self.multiply.argtypes = [*[pointer] * 4, *[number] * 4, ctypes.c_int]
+        self.multiply.restype = None
+        self.attend_prompt = library.skynet_attend_prompt
+        self.attend_prompt.argtypes = [
+            *[pointer] * 4,
+            *[number] * 8,
+            ctypes.c_float,
+            ctypes.c_int,
+        ]
+        self.attend_prompt.restype = None
+        self.rms_norm, self.activate = library.skynet_rms_norm, library.skynet_activate_rows
+        self.rms_norm.argtypes = [*[pointer] * 3, *[number] * 4, ctypes.c_float, ctypes.c_int]
+        self.activate.argtypes = [*[pointer] * 2, *[number] * 4, ctypes.c_int]
+        self.rms_norm.restype = self.activate.restype = None
         self.quantised_product = library.skynet_quantised_product
         self.quantised_unpack = library.skynet_quantised_unpack
         sizes = [number, ctypes.c_int, ctypes.c_int]  # group, whether it is q4, bytes of a scale

@@ -7,13 +7,9 @@ from collections.abc import Callable
 import torch
 
 from skynet.kernels.library import BLOCK, Library
+from skynet.kernels.many_rows import by_tiles, choice
 from skynet.kernels.memory import WEIGHT_MEMORY
 from skynet.kernels.steps import NUMBERS, Columns, Factors, Places, Program
-
-# From this many rows on, weights are unpacked a tile at a time for PyTorch's float32 product,
-# which computes faster than the kernel but reads four times the bytes.
-UNPACKED_ROWS = 32
-TILE_BYTES = 2 * 2**20
 
 
 class PackedWeight:
@@ -36,7 +32,7 @@ class PackedWeight:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (rows, in) float32, contiguous, to (rows, out) float32."""
         rows = x.shape[0]
-        if rows >= UNPACKED_ROWS:
+        if rows >= choice().rows:
             return by_tiles(x, self._bias, self.outputs, self._unpack)
         y = torch.empty(rows, self.outputs, dtype=torch.float32)
         self._kernels.product(
@@ -79,25 +75,3 @@ class PackedWeight:
     def _unpack(self, out: int, first: int, blocks: int) -> None:
         packed, threads = self.blocks.data_ptr(), torch.get_num_threads()
         self._kernels.unpack(packed, out, self.inputs, first, blocks, self._number, threads)
-
-
-def by_tiles(
-    x: torch.Tensor, bias: torch.Tensor, outputs: int, unpack: Callable[[int, int, int], None]
-) -> torch.Tensor:
-    """`x` (rows, in) to (rows, out): PyTorch's product with one tile of float32 weights at a time.
-
-    bias: a number for each output of all blocks.
-    unpack: given an address, the first block and the number of blocks, writes their weights there
-        as (in, blocks x 32) float32.
-    """
-    inputs, total = x.shape[1], len(bias) // BLOCK
-    tile_blocks = min(total, max(1, TILE_BYTES // (inputs * BLOCK * 4 or 1)))
-    y = torch.empty(x.shape[0], total * BLOCK, dtype=torch.float32)
-    memory = torch.empty(inputs * tile_blocks * BLOCK, dtype=torch.float32)
-    for first in range(0, total, tile_blocks):
-        blocks = min(tile_blocks, total - first)
-        tile = memory[: inputs * blocks * BLOCK].view(inputs, blocks * BLOCK)
-        unpack(tile.data_ptr(), first, blocks)
-        columns = slice(first * BLOCK, (first + blocks) * BLOCK)
-        y[:, columns] = torch.addmm(bias[columns], x, tile)
-    return y if outputs == y.shape[1] else y[:, :outputs].contiguous()

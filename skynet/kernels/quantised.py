@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from skynet.kernels.library import BLOCK, Library
-from skynet.kernels.products import UNPACKED_ROWS, by_tiles
+from skynet.kernels.many_rows import by_tiles, choice
 from skynet.kernels.steps import Columns, Factors, Places, Program
 from skynet.wire.blocks import BlockFormat
 
@@ -40,7 +40,7 @@ class PackedBlocks:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (rows, in) float32, contiguous, to (rows, out) float32."""
         rows = x.shape[0]
-        if rows >= UNPACKED_ROWS:
+        if rows >= choice().rows:
             return by_tiles(x, self._bias, self.outputs, self._unpack)
         y = torch.empty(rows, self.outputs, dtype=torch.float32)
         failed = self._kernels.quantised_product(

@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "lanes.h"
+#include "lanes.h" // without contraction from here on
 #include "pool.h"
 
 // Norms.
@@ -210,4 +210,37 @@ void skynet_run(const call *calls, long count, step *the_step, float *x, float *
   the_step->buffers[1] = y;
   for (long at = 0; at < count; at++)
     calls[at].run(calls[at].arguments, the_step);
+}
+
+// Norms and activations of prompts, without a list of calls.
+
+typedef struct {
+  const float *x, *weight; // weight: (vectors, size)
+  float *y;
+  long vectors, size, x_stride;
+  float eps;
+} rows_to_norm;
+
+static void norm_vectors(const void *argument, long row) {
+  const rows_to_norm *the = argument;
+  for (long at = 0; at < the->vectors; at++)
+    skynet_norm(the->x + row * the->x_stride + at * the->size,
+                the->y + (row * the->vectors + at) * the->size, the->weight + at * the->size, 0,
+                the->size, RMS, the->eps);
+}
+
+// RMS norms of x (rows, vectors, size), whose rows are `x_stride` floats apart.
+void skynet_rms_norm(const float *x, const float *weight, float *y, long rows, long vectors,
+                     long size, long x_stride, float eps, int threads) {
+  rows_to_norm the = {x, weight, y, vectors, size, x_stride, eps};
+  run_blocks(norm_vectors, &the, rows, rows * vectors * size < SHARED ? 1 : threads);
+}
+
+// act(gate) * up of `x` (rows, 2 x columns), or act(x) of (rows, columns), to (rows, columns).
+void skynet_activate_rows(const float *x, float *y, long rows, long columns, long kind, long gated,
+                          int threads) {
+  float *buffers[] = {(float *)x, y};
+  step the_step = {.rows = rows, .threads = threads, .buffers = buffers};
+  activation_arguments of = {.kind = kind, .columns = columns, .gated = gated, .from = 0, .to = 1};
+  skynet_activation_step(&of, &the_step);
 }

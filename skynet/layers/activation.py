@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.gate import ClampedGate
+from skynet.kernels.row_operations import activate
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -54,4 +55,10 @@ def combination(arch: Architecture) -> Activation:
     if arch.gate is not None:
         return partial(clamped_gate, arch.gate)
     activation = ACTIVATIONS[arch.activation]
-    return partial(gated, activation) if arch.gated else activation
+    by_torch = partial(gated, activation) if arch.gated else activation
+
+    def combine(x: torch.Tensor) -> torch.Tensor:
+        y = activate(arch.activation, x, arch.gated)
+        return by_torch(x) if y is None else y
+
+    return combine

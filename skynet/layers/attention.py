@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from skynet.architecture.architecture import Architecture
+from skynet.kernels.library import kernels
+from skynet.kernels.prompts import attend_prompt, can_attend
 from skynet.layers.cache import KVCache
 from skynet.layers.context import StepContext
 from skynet.layers.encoder_kv import Attend
@@ -139,6 +141,9 @@ def attend(
 
 def _one_call(queries: torch.Tensor, cache: KVCache, call: Attend, how: Attending) -> torch.Tensor:
     keys, values = cache.read(call.slots, call.keys)
+    by_kernel = _by_kernel(queries, keys[0], values[0], call, how)
+    if by_kernel is not None:
+        return by_kernel
     if how.kv_of_query is not None:  # copies, one for each query head: groups of one
         keys, values = keys[:, how.kv_of_query], values[:, how.kv_of_query]
     grouped = queries.unflatten(1, (keys.shape[1], -1))  # (tokens, kv_heads, group, head_dim)
@@ -160,3 +165,22 @@ def _one_call(queries: torch.Tensor, cache: KVCache, call: Attend, how: Attendin
         scale=how.scale,
     )
     return mixed.permute(2, 0, 1, 3).reshape(queries.shape[0], -1)
+
+
+def _by_kernel(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, call: Attend, how: Attending
+) -> torch.Tensor | None:
+    """The kernel's result for many tokens of one slot; None: it does not support the call."""
+    plain = how.kernel is F.scaled_dot_product_attention and how.sinks is None
+    library = kernels() if plain and call.sight is not None else None
+    heads, kv_heads = queries.shape[1], len(keys)
+    group = heads // kv_heads if how.kv_of_query is None else heads
+    if library is None or call.sight is None or not can_attend(queries, keys, group):
+        return None
+    if how.kv_of_query is None:
+        return attend_prompt(library, queries, keys, values, call.sight, how.scale).flatten(1)
+    # Query heads are in the order of their KV heads.
+    counts = torch.bincount(how.kv_of_query, minlength=kv_heads).tolist()
+    groups = zip(queries.split(counts, dim=1), keys.split(1), values.split(1), strict=True)
+    parts = [attend_prompt(library, *each, call.sight, how.scale) for each in groups]
+    return torch.cat(parts, dim=1).flatten(1)

@@ -13,7 +13,8 @@ import torch
 
 from skynet.architecture.window import Chunk, Window, first_key
 from skynet.errors import StepFailed
-from skynet.kernels.products import UNPACKED_ROWS
+from skynet.kernels.many_rows import choice
+from skynet.kernels.prompts import Sight
 from skynet.kernels.steps import DecodingStep, StepKernels
 from skynet.layers.cache import KVLayout
 from skynet.layers.encoder_attention import Bias, TextBatch, text_batches
@@ -174,7 +175,7 @@ def _types(rows: Sequence[Row], device: torch.device) -> torch.Tensor | None:
 def _is_decoding(rows: Sequence[Row]) -> bool:
     """Whether every row is one token of its own slot, and so few that kernels multiply them."""
     return (
-        len(rows) < UNPACKED_ROWS
+        len(rows) < choice().rows
         and all(len(row.tokens) == 1 for row in rows)
         and len({row.slot for row in rows}) == len(rows)
     )
@@ -310,10 +311,14 @@ def _one_row(row: Row, first: int, window: Window, masks: _Masks) -> Attend:
     windowless = first_key(row.stop - 1, window) == 0
     # The kernel takes either `is_causal` or a mask.
     causal = count > 1 and windowless and row.start == 0 and masks.bias is None
+    sight = None
+    if masks.bias is None and not isinstance(window, Chunk):
+        sight = Sight(row.start - keys.start, window or 0)
     return Attend(
         tokens=Range(first, first + count),
         slots=Range(row.slot, row.slot + 1),
         keys=keys,
         mask=masks.one_row(row, keys, window, causal),
         causal=causal,
+        sight=sight,
     )

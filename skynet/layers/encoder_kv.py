@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from skynet.kernels.prompts import Sight
 from skynet.planning.ranges import Range
 from skynet.wire.step import Row
 
@@ -17,6 +18,8 @@ class Attend:
     """One call of the attention kernel: which tokens attend to which keys of which slots.
 
     Either several slots with one token each, or one slot with any number of tokens.
+
+    sight: of one slot, what `mask` and `causal` say, for the kernel; None: it does not support it.
     """
 
     tokens: Range
@@ -24,6 +27,7 @@ class Attend:
     keys: Range
     mask: torch.Tensor | None  # added to the scores; broadcasts to (slots, heads, tokens, keys)
     causal: bool  # the tokens are the keys, and see themselves and those before
+    sight: Sight | None = None
 
 
 def encoder_kv_attends(

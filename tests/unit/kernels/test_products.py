@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from skynet.errors import ConfigurationError
 from skynet.kernels import library
 from skynet.kernels.library import BLOCK, Library, available, kernels
-from skynet.kernels.products import UNPACKED_ROWS, PackedWeight
+from skynet.kernels.many_rows import UNPACKED_ROWS
+from skynet.kernels.products import PackedWeight
 from skynet.kernels.steps import NUMBERS
 from skynet.layers.linear import KernelLinear, WideningLinear, make_linear
 from skynet.settings import settings

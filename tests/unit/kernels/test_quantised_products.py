@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from skynet.kernels.library import Library, available
-from skynet.kernels.products import UNPACKED_ROWS
+from skynet.kernels.many_rows import UNPACKED_ROWS
 from skynet.kernels.quantised import PackedBlocks
 from skynet.kernels.steps import INPUT, OUTPUT, WIDE, StepKernels
 from skynet.layers.linear import (

@@ -53,15 +53,15 @@ def stack_of(family: str, kv_dtype: str | None = None, weight_dtype: str = "bflo
     """The layers of a random model, with tokens in its slots."""
     torch.manual_seed(0)
     arch = load_architecture(tiny_config(family).to_dict())
-    stack = loaded(arch, kv_dtype)
+    stack = loaded(arch, kv_dtype, weight_dtype)
     rows = [Row(slot, 0, (1,) * length, length) for slot, length in enumerate(LENGTHS)]
     x = torch.randn(sum(LENGTHS), arch.hidden_size)
     run(stack, stack.prepare(Step(1, 1, tuple(rows), 1)), x)
     return stack
 
 
-def loaded(arch: Architecture, kv_dtype: str | None) -> Stack:
-    """The layers of an architecture with random bfloat16 weights."""
+def loaded(arch: Architecture, kv_dtype: str | None, weight_dtype: str = "bfloat16") -> Stack:
+    """The layers of an architecture with random weights."""
     tensors = {
         tensor.name: (tensor, (torch.randn(tensor.shape) * 0.3).to(DTYPES[weight_dtype]))
         for tensor in staged_tensors(arch)
