@@ -60,9 +60,9 @@ def leftovers(pids: list[int], directory: Path) -> list[object]:
 
 
 def test_a_killed_parent_leaves_nothing(tiny: Tiny) -> None:
-    # Given a process with a cluster: two shards, orchestrator, server, reaper
+    # Given a process with a cluster: two shards, orchestrator, fork server, Redis, reaper
     with parent("-c", PARENT, str(tiny.path)) as (process, below, directory):
-        assert len(below) == 5
+        assert len(below) == 6
         assert directory.is_dir()
         assert directory.stat().st_mode & 0o077 == 0
         # When it is killed and can do nothing any more
@@ -77,7 +77,7 @@ def test_skynet_up_ends_cleanly(tiny: Tiny, number: signal.Signals) -> None:
     # Given a cluster in the foreground
     command = ("-m", "skynet.cli", "up", "--model", str(tiny.path), "--stages", "1")
     with parent(*command, "--shards", "2", "--dtype", "float32") as (process, below, directory):
-        assert len(below) == 5
+        assert len(below) == 6
         # When it gets a signal to end
         process.send_signal(number)
         # Then it does, with a good code, and nothing is left
