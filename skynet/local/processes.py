@@ -17,8 +17,7 @@ from skynet.wire import keys
 
 STOP_S = 10.0
 LEAVE_S = 60.0
-COMMAND = ("-A", "skynet", "worker")
-# What a worker imports until it computes.
+# What a shard worker imports until it computes.
 PRELOADED = (
     "torch",
     "celery.apps.worker",
@@ -26,7 +25,6 @@ PRELOADED = (
     "skynet.celery",
     "skynet.chords.backend",
     "skynet.chords.strategy",
-    "skynet.orchestrator.runtime",
     "skynet.worker.machine_check",
     "skynet.worker.runtime",
     "skynet.worker.slice",
@@ -92,12 +90,14 @@ class WorkerProcesses:
 
     def start(self, name: str) -> None:
         """Start a worker."""
-        process = self._process([*COMMAND, *_queue_of(name)], self._log_of(name))
+        process = self._process(_queue_of(name), self._log_of(name))
         self.by_name[name] = process
         self._reaper.watch(process.pid)
 
-    def _process(self, arguments: list[str], log: Path) -> subprocess.Popen[bytes] | ForkedProcess:
-        if self._forks is not None:
+    def _process(self, queue: list[str], log: Path) -> subprocess.Popen[bytes] | ForkedProcess:
+        arguments = ["-A", "skynet", "worker", *queue]
+        # An orchestrator computes nothing: it is started without torch.
+        if self._forks is not None and keys.ORCHESTRATOR_QUEUE not in queue:
             return self._forks.start("celery", arguments, self._variables(), log)
         with log.open("ab") as file:
             return subprocess.Popen(
