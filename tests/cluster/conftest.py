@@ -3,11 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from checkpoints import Tiny, make_tiny
 
 from skynet.local.cluster import LocalCluster
+
+SHARED = "shared cluster"
+GROUP = pytest.StashKey[str]()
+running_clusters: list[LocalCluster] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a file run in one process; those that share `cluster` in one, and first."""
+    ours = [item for item in items if item.path.parent == Path(__file__).parent]
+    sharing = {item.path for item in ours if _takes_cluster(item)}
+    for item in ours:
+        item.stash[GROUP] = SHARED if item.path in sharing else item.path.name
+        item.add_marker(pytest.mark.xdist_group(item.stash[GROUP]))
+    others = [item for item in items if item not in set(ours)]
+    items[:] = others + sorted(ours, key=lambda item: item.stash[GROUP] != SHARED)
+
+
+def _takes_cluster(item: pytest.Item) -> bool:
+    names: list[str] = getattr(item, "fixturenames", [])
+    has_its_own = hasattr(getattr(item, "module", None), "cluster")
+    return "cluster" in names and not has_its_own
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Stop the shared cluster after the last test that takes it: idle workers take time, too."""
+    yield
+    if nextitem is None or nextitem.stash.get(GROUP, "") != SHARED:
+        while running_clusters:
+            running_clusters.pop().stop()
 
 
 @pytest.fixture(scope="session")
@@ -16,8 +48,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return make_tiny(tmp_path_factory.mktemp("tiny"), max_position_embeddings=2048)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def cluster(tiny: Tiny) -> Iterator[LocalCluster]:
     """2 stages x 3 uneven shards, one chord a layer."""
     with LocalCluster(tiny.path, 2, 3, "float32", "layer", num_slots=8) as running:
+        running_clusters.append(running)
         yield running
