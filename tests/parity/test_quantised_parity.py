@@ -15,9 +15,10 @@ import transformers
 from harness import Cluster, Request, generate, last_logits
 from plans import plan_for
 from quantised_models import QuantisedModel
-from references import NEW_TOKENS, PROMPTS, save_random_encoder, save_random_model
+from references import PROMPTS, save_random_encoder, save_random_model
 from seq2seq import FORCED, TEXTS, VARIED, Translator, decoder_logits, encode, make_translator
 from seq2seq import translate as translate_all
+from test_parity import COMPARED
 
 from skynet.wire.step import Row, TextTask
 
@@ -105,7 +106,7 @@ def _make(family: str, fields: dict[str, Any], weights: str, directory: Path) ->
         for prompt in PROMPTS:
             ids = torch.tensor([prompt])
             logits.append(copy.deepcopy(reference)(ids).logits[0, -1].numpy())
-            options = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+            options = {"max_new_tokens": COMPARED, "do_sample": False}
             answer = reference.generate(ids, attention_mask=torch.ones_like(ids), **options)
             tokens.append(answer[0, len(prompt) :].tolist())
     return Quantised(model, logits, tokens)
@@ -142,7 +143,7 @@ def test_a_quantised_model_in_every_shape(
             Request(prompt, joins=3 * index, slot=slot)
             for index, (prompt, slot) in enumerate(zip(PROMPTS, (0, 1, 9), strict=True))
         ]
-        tokens = generate(cluster, requests, NEW_TOKENS, span, chunk=5)
+        tokens = generate(cluster, requests, COMPARED, span, chunk=5)
     finally:
         cluster.close()
     # Then logits are close and greedy tokens equal
