@@ -26,16 +26,15 @@ from typing import Any
 from skynet.errors import SkynetError
 
 POLL_S = 0.01
+IMPORT_S = 300.0  # a new installation is compiled at its first import
 READ_BYTES = 1 << 16
 
 
 class ForkServer:
     """The parent's end."""
 
-    def __init__(
-        self, modules: Iterable[str], directory: Path, environment: Mapping[str, str], log: Path
-    ) -> None:
-        """modules: imported before the first fork. directory: where all processes run."""
+    def __init__(self, modules: Iterable[str], environment: Mapping[str, str], log: Path) -> None:
+        """modules: imported before the first fork; none may read the environment."""
         self._log = log
         with log.open("ab") as file:
             self._server = subprocess.Popen(
@@ -44,7 +43,7 @@ class ForkServer:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 env=dict(environment),
-                cwd=directory,
+                cwd=log.parent,
                 start_new_session=True,
             )
         self._lock = threading.Lock()
@@ -59,10 +58,10 @@ class ForkServer:
     def start(
         self, module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path
     ) -> ForkedProcess:
-        """Run a module as `python -m` does, once the server has imported its own.
+        """Run a module as `python -m` does in the log's directory, once all is imported.
 
         Raises:
-            SkynetError: the server has ended; with the end of its log.
+            SkynetError: the server has ended, or imports for too long; with the end of its log.
         """
         request = {
             "module": module,
@@ -72,9 +71,13 @@ class ForkServer:
         }
         with self._lock:
             self._send(request)
+            deadline = time.monotonic() + IMPORT_S
             while not self._started:
-                if not self._receive(None):
-                    raise self._ended()
+                received = self._receive(max(0, int(1000 * (deadline - time.monotonic()))))
+                if received is None:
+                    raise self._failed(f"has not finished its imports after {IMPORT_S:g} s")
+                if not received:
+                    raise self._failed("has ended")
             pid = self._started.pop()
             self._codes.pop(pid, None)  # of an earlier process with this pid
             return ForkedProcess(pid, self)
@@ -100,14 +103,14 @@ class ForkServer:
 
     def _send(self, request: dict[str, Any]) -> None:
         if self._server.stdin is None:
-            raise self._ended()
+            raise self._failed("has no input")
         try:
             self._server.stdin.write(json.dumps(request).encode() + b"\n")
             self._server.stdin.flush()
         except BrokenPipeError as error:
-            raise self._ended() from error
+            raise self._failed("has ended") from error
 
-    def _receive(self, timeout_ms: int | None) -> bytes | None:
+    def _receive(self, timeout_ms: int) -> bytes | None:
         """Take in reports: the bytes read, none at the end, None if nothing came in time."""
         if self._server.stdout is None:
             return b""
@@ -126,9 +129,9 @@ class ForkServer:
                 self._codes[report["ended"]] = report["code"]
         return data
 
-    def _ended(self) -> SkynetError:
+    def _failed(self, how: str) -> SkynetError:
         tail = self._log.read_text(errors="replace")[-1500:].strip()
-        return SkynetError(f"the process that starts workers has ended:\n{tail}")
+        return SkynetError(f"the process that forks workers {how}:\n{tail}")
 
 
 class ForkedProcess:
@@ -242,6 +245,7 @@ def _run(request: dict[str, Any]) -> None:
     os.setsid()
     os.environ.clear()
     os.environ.update(request["environment"])
+    os.chdir(Path(request["log"]).parent)
     for descriptor, path, mode in (
         (0, os.devnull, os.O_RDONLY),
         (1, request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),

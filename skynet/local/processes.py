@@ -17,14 +17,16 @@ from skynet.wire import keys
 
 STOP_S = 10.0
 LEAVE_S = 60.0
-# What a shard worker imports until it computes.
+# What a shard worker imports until it computes, except for what reads its settings.
 PRELOADED = (
     "torch",
     "celery.apps.worker",
     "celery.bin.celery",
-    "skynet.celery",
+    "skynet.chords.app",
     "skynet.chords.backend",
     "skynet.chords.strategy",
+    "skynet.store.access",
+    "skynet.store.transient",
     "skynet.worker.machine_check",
     "skynet.worker.runtime",
     "skynet.worker.slice",
@@ -64,7 +66,7 @@ class WorkerProcesses:
         if not FORKS:
             return
         log = self._directory / "fork_server.log"
-        self._forks = ForkServer(PRELOADED, self._directory, self._variables(), log)
+        self._forks = ForkServer(PRELOADED, self._variables(), log)
         self._reaper.watch(self._forks.pid)
 
     def all(self) -> list[WorkerProcess]:

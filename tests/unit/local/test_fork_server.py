@@ -14,6 +14,7 @@ import pytest
 
 from skynet.errors import SkynetError
 from skynet.local.fork_server import ForkServer
+from skynet.local.processes import PRELOADED
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
 
@@ -34,7 +35,7 @@ sys.exit(int(sys.argv[1]))
 def forks(tmp_path: Path) -> Iterator[ForkServer]:
     (tmp_path / "loaded.py").write_text(LOADED)
     (tmp_path / "work.py").write_text(WORK)
-    server = ForkServer(["loaded"], tmp_path, ENVIRONMENT, tmp_path / "server.log")
+    server = ForkServer(["loaded"], ENVIRONMENT, tmp_path / "server.log")
     yield server
     server.close()
 
@@ -66,7 +67,7 @@ def test_a_process_ends_by_a_signal(forks: ForkServer, tmp_path: Path) -> None:
 
 def test_a_server_that_cannot_import_names_the_reason(tmp_path: Path) -> None:
     # Given a module that is missing / When a process is started / Then the error has its name
-    server = ForkServer(["nowhere"], tmp_path, ENVIRONMENT, tmp_path / "log")
+    server = ForkServer(["nowhere"], ENVIRONMENT, tmp_path / "log")
     with pytest.raises(SkynetError, match="No module named 'nowhere'"):
         server.start("work", [], ENVIRONMENT, tmp_path / "first")
     server.close()
@@ -87,9 +88,21 @@ def test_processes_outlive_a_killed_server(forks: ForkServer, tmp_path: Path) ->
 def test_closing_leaves_processes_running(tmp_path: Path) -> None:
     # Given a process / When its server is closed / Then the server ends and the process does not
     (tmp_path / "work.py").write_text(WORK)
-    server = ForkServer([], tmp_path, ENVIRONMENT, tmp_path / "log")
+    server = ForkServer([], ENVIRONMENT, tmp_path / "log")
     process = psutil.Process(server.start("work", ["wait"], ENVIRONMENT, tmp_path / "out").pid)
     server.close()
     assert process.is_running()
     process.kill()
     process.wait(30)
+
+
+def test_what_is_imported_before_a_fork_reads_no_settings() -> None:
+    # Given settings that cannot be made, since a worker has its own
+    code = (
+        "import importlib, skynet.settings\n"
+        "skynet.settings.Settings.__init__ = None\n"
+        f"for module in {PRELOADED!r}: importlib.import_module(module)\n"
+    )
+    # When modules are imported as the server does / Then none asks for them
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
