@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import Tiny, make_tiny
+from processes import is_gone
 
+from skynet.local import processes
 from skynet.local.cluster import LocalCluster
+from skynet.local.fork_server import ForkServer
 
 SHARED = "shared cluster"
 GROUP = pytest.StashKey[str]()
@@ -40,6 +44,29 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if nextitem is None or nextitem.stash.get(GROUP, "") != SHARED:
         while running_clusters:
             running_clusters.pop().stop()
+
+
+class LastingForkServer(ForkServer):
+    """Serves the clusters of all tests, so that torch is imported once."""
+
+    def close(self) -> None:
+        """The next cluster needs it."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_fork_server() -> Iterator[None]:
+    servers: list[LastingForkServer] = []
+
+    def server(*arguments: Any) -> ForkServer:
+        if not servers or is_gone(servers[-1].pid):
+            servers.append(LastingForkServer(*arguments))
+        return servers[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "ForkServer", server)
+        yield
+    for each in servers:
+        ForkServer.close(each)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,9 @@ from checkpoints import Tiny
 from processes import is_gone, wait_for
 
 from skynet.errors import CheckpointError, PlanError, SkynetError
+from skynet.local import processes
 from skynet.local.cluster import LocalCluster
+from skynet.local.fork_server import ForkServer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -29,6 +31,12 @@ assert len(cluster.submit_prompt([1, 2], max_tokens=3).get(timeout=60).token_ids
 print(f"export SKYNET_REDIS_URL={cluster.url}", flush=True)
 signal.pause()
 """
+
+
+@pytest.fixture(autouse=True)
+def own_fork_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster's own, which ends with it."""
+    monkeypatch.setattr(processes, "ForkServer", ForkServer)
 
 
 @contextmanager
