@@ -35,12 +35,12 @@ demo: setup ## Answer PROMPT with the demo model on a cluster of this machine
 serve: setup ## Serve the demo model over HTTP, with a page: SERVE="--help"
 	@$(BIN)/skynet serve --model smollm2 $(SERVE)
 
-# Small tests have a core each. Tests of clusters mostly wait: several run at once, and those of one
-# file, which share their clusters, after each other. Those marked `alone` compute all the time.
+# Small tests have a core each. Tests of clusters also wait: several run at once, and those that
+# share a cluster after each other. Those marked `alone` compute all the time.
 SMALL_TESTS := tests/unit tests/parity tests/store
 test: lint ## Lint, types and all tests: what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(SMALL_TESTS)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m 'not alone' tests/cluster
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup -m 'not alone' tests/cluster
 	$(BIN)/python -m pytest -m alone tests/cluster
 	$(BIN)/python -m tests.clients.environments --small
 	$(BIN)/python -m pytest tests/clients

@@ -176,10 +176,11 @@ class LocalCluster:
             self._processes = WorkerProcesses(
                 server.directory, reaper, options.variables(server.url)
             )
-            for name in options.worker_names(draft):
-                self._processes.start(name)
+            self._processes.prepare()
             client = self.client.redis
             stage_checkpoint(client, source, draft.model, self._progress)
+            for name in options.worker_names(draft):
+                self._processes.start(name)
             on_gpus = gpu_dtype(self._plan_options.dtype, draft)
             target = Targets(client).ask(Target.of(draft, options.fixed, gpu_dtype=on_gpus))
             self._stager = Stager(self.url, source, lambda: Targets(client).restore(target))

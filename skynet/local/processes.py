@@ -11,11 +11,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skynet.errors import SkynetError
+from skynet.local.fork_server import ForkedProcess, ForkServer
 from skynet.local.reaper import Reaper
 from skynet.wire import keys
 
 STOP_S = 10.0
 LEAVE_S = 60.0
+# What a shard worker imports until it computes, except for what reads its settings.
+PRELOADED = (
+    "torch",
+    "celery.apps.worker",
+    "celery.bin.celery",
+    "skynet.chords.app",
+    "skynet.chords.backend",
+    "skynet.chords.strategy",
+    "skynet.store.access",
+    "skynet.store.transient",
+    "skynet.worker.machine_check",
+    "skynet.worker.runtime",
+    "skynet.worker.slice",
+    "skynet.worker.speed",
+)
+# On macOS a process forked after its libraries have started threads is killed by the system.
+FORKS = sys.platform == "linux"
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,16 @@ class WorkerProcesses:
     def __init__(self, directory: Path, reaper: Reaper, environment: Mapping[str, str]) -> None:
         """directory: for logs. environment: variables besides this process'."""
         self._directory, self._reaper, self._environment = directory, reaper, environment
-        self.by_name: dict[str, subprocess.Popen[bytes]] = {}
+        self._forks: ForkServer | None = None
+        self.by_name: dict[str, subprocess.Popen[bytes] | ForkedProcess] = {}
+
+    def prepare(self) -> None:
+        """Import in the background what workers need, so that they start sooner."""
+        if not FORKS:
+            return
+        log = self._directory / "fork_server.log"
+        self._forks = ForkServer(PRELOADED, self._variables(), log)
+        self._reaper.watch(self._forks.pid)
 
     def all(self) -> list[WorkerProcess]:
         """In the order in which they were first started."""
@@ -65,19 +92,28 @@ class WorkerProcesses:
 
     def start(self, name: str) -> None:
         """Start a worker."""
-        queue = _queue_of(name)
-        with self._log_of(name).open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "skynet", "worker", *queue],
+        process = self._process(_queue_of(name), self._log_of(name))
+        self.by_name[name] = process
+        self._reaper.watch(process.pid)
+
+    def _process(self, queue: list[str], log: Path) -> subprocess.Popen[bytes] | ForkedProcess:
+        arguments = ["-A", "skynet", "worker", *queue]
+        # An orchestrator computes nothing: it is started without torch.
+        if self._forks is not None and keys.ORCHESTRATOR_QUEUE not in queue:
+            return self._forks.start("celery", arguments, self._variables(), log)
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                [sys.executable, "-m", "celery", *arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self._environment},
+                env=self._variables(),
                 cwd=self._directory,
                 start_new_session=True,
             )
-        self.by_name[name] = process
-        self._reaper.watch(process.pid)
+
+    def _variables(self) -> dict[str, str]:
+        return {**os.environ, **self._environment}
 
     def restart(self, name: str) -> None:
         """Start a worker again whose process has ended."""
@@ -110,6 +146,10 @@ class WorkerProcesses:
         self._stop(leaders)
         self._stop(name for name in self.by_name if name not in leaders)
         self.by_name.clear()
+        if self._forks is not None:
+            self._forks.close()
+            self._reaper.forget(self._forks.pid)
+            self._forks = None
 
     def _stop(self, names: Iterable[str]) -> None:
         processes = [self.by_name[name] for name in names]

@@ -16,7 +16,9 @@ from checkpoints import Tiny
 from processes import is_gone, wait_for
 
 from skynet.errors import CheckpointError, PlanError, SkynetError
+from skynet.local import processes
 from skynet.local.cluster import LocalCluster
+from skynet.local.fork_server import ForkServer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -29,6 +31,12 @@ assert len(cluster.submit_prompt([1, 2], max_tokens=3).get(timeout=60).token_ids
 print(f"export SKYNET_REDIS_URL={cluster.url}", flush=True)
 signal.pause()
 """
+
+
+@pytest.fixture(autouse=True)
+def own_fork_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster's own, which ends with it."""
+    monkeypatch.setattr(processes, "ForkServer", ForkServer)
 
 
 @contextmanager
@@ -60,9 +68,9 @@ def leftovers(pids: list[int], directory: Path) -> list[object]:
 
 
 def test_a_killed_parent_leaves_nothing(tiny: Tiny) -> None:
-    # Given a process with a cluster: two shards, orchestrator, server, reaper
+    # Given a process with a cluster: two shards, orchestrator, fork server, Redis, reaper
     with parent("-c", PARENT, str(tiny.path)) as (process, below, directory):
-        assert len(below) == 5
+        assert len(below) == 6
         assert directory.is_dir()
         assert directory.stat().st_mode & 0o077 == 0
         # When it is killed and can do nothing any more
@@ -77,7 +85,7 @@ def test_skynet_up_ends_cleanly(tiny: Tiny, number: signal.Signals) -> None:
     # Given a cluster in the foreground
     command = ("-m", "skynet.cli", "up", "--model", str(tiny.path), "--stages", "1")
     with parent(*command, "--shards", "2", "--dtype", "float32") as (process, below, directory):
-        assert len(below) == 5
+        assert len(below) == 6
         # When it gets a signal to end
         process.send_signal(number)
         # Then it does, with a good code, and nothing is left

@@ -124,7 +124,7 @@ def test_every_encoder_has_options() -> None:
 
 @pytest.mark.parametrize("head", ENCODER_HEADS)
 @pytest.mark.parametrize("family", OPTIONS)
-@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(data=st.data())
 def test_any_encoder_in_any_shape(family: str, head: str, data: st.DataObject) -> None:
     # Given a random encoder and texts of any length, each with a random text task

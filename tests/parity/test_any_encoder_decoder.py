@@ -124,7 +124,7 @@ def test_every_encoder_decoder_has_options() -> None:
 
 
 @pytest.mark.parametrize("family", OPTIONS)
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(data=st.data())
 def test_any_encoder_decoder_in_any_shape(family: str, data: st.DataObject) -> None:
     # Given a random model, texts and answers

@@ -24,17 +24,11 @@ from seq2seq import (
 LAYER, TWO, STAGE = 1, 2, 99
 # 6 heads, 3 layers of an encoder and 2 of a decoder: with two stages one of them has layers of
 # both, with five every layer is a stage.
-SHAPES = [
-    (1, 1, LAYER),
-    (1, 1, STAGE),
-    (1, 2, STAGE),
-    (2, 2, LAYER),
-    (2, 2, TWO),
-    (2, 3, STAGE),
-    (3, 1, TWO),
-    (5, 1, STAGE),
-    (1, 4, STAGE),
-]
+SHAPES = [(1, 1, STAGE), (2, 2, LAYER), (2, 3, STAGE), (5, 1, STAGE), (1, 4, STAGE)]
+# Where a span may end depends on a layer's kind: norms after sums, learned positions; norms before
+# sums, a bias of the scores.
+KINDS = ("bart", "t5")
+MORE_SHAPES = [(1, 1, LAYER), (1, 2, STAGE), (2, 2, TWO), (3, 1, TWO)]
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +63,14 @@ def check(tiny_translator: Translator, stages: int, shards: int, span: int) -> N
     assert answers == [tiny_translator.answer(text, **VARIED) for text in TEXTS]
 
 
-@pytest.mark.parametrize(("stages", "shards", "span"), SHAPES)
-@pytest.mark.parametrize("family", ENCODER_DECODERS)
+@pytest.mark.parametrize(
+    ("family", "stages", "shards", "span"),
+    [
+        (family, *shape)
+        for family in ENCODER_DECODERS
+        for shape in SHAPES + (MORE_SHAPES if family in KINDS else [])
+    ],
+)
 def test_a_family_in_every_shape(
     translator: Callable[..., Translator], family: str, stages: int, shards: int, span: int
 ) -> None:
@@ -80,15 +80,12 @@ def test_a_family_in_every_shape(
     check(tiny_translator, stages, shards, span)
 
 
-@pytest.mark.parametrize(("stages", "shards", "span"), [(2, 2, LAYER), (1, 3, STAGE)])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variant(
-    translator: Callable[..., Translator], variant: str, stages: int, shards: int, span: int
-) -> None:
+def test_a_variant(translator: Callable[..., Translator], variant: str) -> None:
     # Given a model with a feature that few have
     family, fields = VARIANTS[variant]
     # When it runs split / Then logits are close and greedy tokens equal
-    check(translator(family, **fields), stages, shards, span)
+    check(translator(family, **fields), 2, 3, LAYER)
 
 
 @pytest.mark.parametrize(("stages", "shards"), [(1, 1), (3, 2)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,12 @@ def generated(path: Path, prompt: Sequence[int], **fields: Any) -> Any:
         )
 
 
+@cache
+def greedy(path: Path, case: str) -> list[list[int]]:
+    """Transformers' answer to each prompt; once for all shapes."""
+    return [generated(path, p, **CASES[case])[0, len(p) :].tolist() for p in PROMPTS]
+
+
 def options_of(fields: dict[str, Any], **more: Any) -> Options:
     eos = fields.get("forced_eos_token_id", [])
     return Options(
@@ -139,7 +145,7 @@ def test_greedy_answers_are_those_of_transformers(
 ) -> None:
     # Given an option, and Transformers' answers with it
     model_reference, fields = reference("llama"), CASES[case]
-    expected = [generated(model_reference.path, p, **fields)[0, len(p) :].tolist() for p in PROMPTS]
+    expected = greedy(model_reference.path, case)
     # When all prompts are answered side by side
     records = [record_of(str(n), p, options_of(fields)) for n, p in enumerate(PROMPTS)]
     carrier = run(model_reference, shape, records, fields.get("eos_token_id", ()))
@@ -257,16 +263,11 @@ PENALISED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 3)], ids=str)
-@pytest.mark.parametrize("case", PENALISED)
-def test_penalties_and_biases_are_those_of_the_whole_vocabulary(
-    reference: Callable[..., Reference], case: str, shape: tuple[int, int], num_beams: int
-) -> None:
-    # Given the answers of Transformers, with the penalties over all logits
-    model_reference, options = reference("llama"), PENALISED[case]
+@cache
+def penalised(path: Path, case: str, num_beams: int) -> list[list[int]]:
+    """Transformers' answer to each prompt, with the penalties over all logits."""
+    options, expected = PENALISED[case], []
     bias = {(token,): value for token, value in options.get("logit_bias", ())} or None
-    expected = []
     for prompt in PROMPTS:
         ids = torch.tensor([prompt])
         processor = Penalties(
@@ -275,7 +276,7 @@ def test_penalties_and_biases_are_those_of_the_whole_vocabulary(
             options.get("presence_penalty", 0.0),
         )
         with torch.no_grad():
-            answer = model_at(model_reference.path).generate(
+            answer = model_at(path).generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=NEW,
@@ -286,6 +287,18 @@ def test_penalties_and_biases_are_those_of_the_whole_vocabulary(
                 logits_processor=[processor],
             )
         expected.append(answer[0, len(prompt) :].tolist())
+    return expected
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 3)], ids=str)
+@pytest.mark.parametrize("case", PENALISED)
+def test_penalties_and_biases_are_those_of_the_whole_vocabulary(
+    reference: Callable[..., Reference], case: str, shape: tuple[int, int], num_beams: int
+) -> None:
+    # Given the answers of Transformers, with the penalties over all logits
+    model_reference, options = reference("llama"), PENALISED[case]
+    expected = penalised(model_reference.path, case, num_beams)
     # When all prompts are answered side by side
     chosen = Options(max_tokens=NEW, num_beams=num_beams, **options)
     records = [record_of(str(number), prompt, chosen) for number, prompt in enumerate(PROMPTS)]

@@ -13,23 +13,24 @@ from model_families import FAMILIES
 from references import LONGROPE, NEW_TOKENS, PROMPTS, Reference
 
 LAYER, STAGE = 1, 99
+# Tokens of each answer: prompts and answers go on past the ends of small windows and ropes.
+COMPARED = 16
 # Stages, shards, layers per chord. 6 query heads in 3 KV groups: 2 shards are uneven (4 + 2), 4
 # share a KV head.
-SHAPES = [
-    (1, 1, STAGE),
-    (1, 2, STAGE),
-    (2, 1, LAYER),
-    (2, 2, LAYER),
-    (2, 3, STAGE),
-    (1, 4, STAGE),
-]
+SHAPES = [(1, 1, STAGE), (2, 2, LAYER), (2, 3, STAGE), (1, 4, STAGE)]
 # Where a span may end depends on a layer's kind, which these families have one each of: two sums,
 # one sum, norms after sums, norms on both sides, experts. A family of another kind belongs here.
 KINDS = [
     *("llama", "gpt_neox", "olmo2", "gemma2", "mixtral", "lfm2"),
     *("bamba", "deepseek_v3", "gemma4_text", "gpt_oss", "nemotron_h", "qwen3_5_text"),
 ]
-MORE_SHAPES = [(1, 1, LAYER), (2, 2, STAGE), (2, 3, LAYER)]
+MORE_SHAPES = [
+    (1, 1, LAYER),
+    (1, 2, STAGE),
+    (2, 1, LAYER),
+    (2, 2, STAGE),
+    (2, 3, LAYER),
+]
 # Rounding may choose another expert, which is far from close: where all are chosen it cannot.
 ALL_EXPERTS = {
     "deepseek_v2": {"num_experts_per_tok": 6, "topk_group": 3},
@@ -77,7 +78,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-gelu": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "llama-one-kv-head": ("llama", {"num_key_value_heads": 1}),
     "llama-no-groups": ("llama", {"num_key_value_heads": 6}),
-    # With some, prompts and answers go on past what the config says: 47 positions.
+    # With some, prompts and answers go on past what the config says.
     **{
         f"llama-{kind}": (
             "llama",
@@ -297,10 +298,10 @@ def check(model_reference: Reference, stages: int, shards: int, span: int) -> No
             Request(prompt, joins=3 * index, slot=slot)
             for index, (prompt, slot) in enumerate(zip(PROMPTS, (0, 1, 9), strict=True))
         ]
-        tokens = generate(cluster, requests, NEW_TOKENS, span, chunk=5)
+        tokens = generate(cluster, requests, COMPARED, span, chunk=5)
     finally:
         cluster.close()
-    assert tokens == model_reference.tokens
+    assert tokens == [answer[:COMPARED] for answer in model_reference.tokens]
 
 
 @pytest.mark.parametrize(
@@ -314,22 +315,21 @@ def check(model_reference: Reference, stages: int, shards: int, span: int) -> No
 def test_a_family_in_every_shape(
     reference: Callable[..., Reference], family: str, stages: int, shards: int, span: int
 ) -> None:
-    # Given a tiny random model and the answers of Transformers
+    # Given a tiny random model and answers of Transformers, varied enough for a wrong one to show
     model_reference = reference(family)
+    assert len({token for tokens in model_reference.tokens for token in tokens}) > 12
     # When it runs split / Then logits are close and greedy tokens equal
     check(model_reference, stages, shards, span)
 
 
-@pytest.mark.parametrize(("stages", "shards", "span"), [(2, 2, LAYER), (1, 4, STAGE)])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variant(
-    reference: Callable[..., Reference], variant: str, stages: int, shards: int, span: int
-) -> None:
+def test_a_variant(reference: Callable[..., Reference], variant: str) -> None:
     # Given a model with a feature that few have
     family, fields = VARIANTS[variant]
     model_reference = reference(family, **fields)
-    # When it runs split / Then logits are close and greedy tokens equal
-    check(model_reference, stages, shards, span)
+    # When it runs split by layers, and by heads that share KV heads
+    # Then logits are close and greedy tokens equal
+    check(model_reference, 2, 4, LAYER)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
@@ -338,16 +338,6 @@ def test_more_shards_than_kv_heads(reference: Callable[..., Reference], kv_heads
     model_reference = reference("llama", num_key_value_heads=kv_heads)
     # When each query head has a shard / Then nothing changes
     check(model_reference, 1, 6, STAGE)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_random_models_do_not_repeat_one_token(
-    reference: Callable[..., Reference], family: str
-) -> None:
-    # Given the answers of Transformers
-    model_reference = reference(family)
-    # Then they are varied enough for a wrong one to show
-    assert len({token for tokens in model_reference.tokens for token in tokens}) > 12
 
 
 def test_mixed_neighbours_of_different_lengths(reference: Callable[..., Reference]) -> None:

@@ -23,7 +23,7 @@ from skynet.tokenizer.text import Text
 
 FIRST = tuple(PROMPTS[2])
 NEW = 12
-SHAPES = [(1, 1), (1, 2), (2, 2)]
+SHAPES = [(1, 1), (2, 2)]
 # One of each kind of positions, cache and layer; the last two on the Transformers backend.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "rope": ("llama", {}),

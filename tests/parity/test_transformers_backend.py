@@ -27,7 +27,13 @@ from skynet.wire.step import Row, TextTask
 from tests.transformers_types import REFUSED, RUN, TRANSFORMERS
 
 # Stages, shards, layers per chord. Heads over 3 shards are 2, 1 and 3, in 2 KV groups.
-SHAPES = [(1, 1, LAYER), (2, 2, LAYER), (2, 3, STAGE)]
+SHAPES = [(2, 3, STAGE)]
+# Of these, one of each kind: two sums, three, five, none, and mixtures of experts.
+MORE_SHAPES = [(1, 1, LAYER), (2, 2, LAYER)]
+KINDS = [
+    *("arcee", "glm", "olmo3", "hunyuan_v1_dense"),
+    *("ernie4_5_moe", "flex_olmo", "minimax_m2", "afmoe"),
+]
 REASONS = {name: one.says for one in REFUSED for name in one.model_types.split()}
 # Its refusal: tests/unit/transformers_backend/test_description.py
 NAMED_IN_FILES = ("sarvam_moe",)
@@ -49,8 +55,14 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-@pytest.mark.parametrize(("stages", "shards", "span"), SHAPES)
-@pytest.mark.parametrize("model_type", RUN)
+@pytest.mark.parametrize(
+    ("model_type", "stages", "shards", "span"),
+    [
+        (model_type, *shape)
+        for model_type in RUN
+        for shape in SHAPES + (MORE_SHAPES if model_type in KINDS else [])
+    ],
+)
 def test_a_model_type_in_every_shape(
     reference: Callable[..., Reference], model_type: str, stages: int, shards: int, span: int
 ) -> None:

@@ -53,6 +53,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(EmbeddedServer, "start", refuse)
+    monkeypatch.setattr(WorkerProcesses, "prepare", refuse)
     monkeypatch.setattr(WorkerProcesses, "start", refuse)
 
 

@@ -58,8 +58,7 @@ def never(partial: torch.Tensor) -> torch.Tensor:
     raise AssertionError("nothing is summed")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("tied", "dtype"), [(True, "float32"), (False, "bfloat16")])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bytes_are_what_the_plan_says(family: str, tied: bool, dtype: str) -> None:
     # Given every shard of a plan
