@@ -116,12 +116,14 @@ class Factors:
 
     shape: (out, in).
     sizes: of quantised weights (group, 1 if q4, bytes of a scale); see quantised.c.
+    operation: the name of the product's.
     """
 
     weights: torch.Tensor
     bias: torch.Tensor
     shape: tuple[int, int]
     sizes: tuple[int, int, int] | None = None
+    operation: str = "product"
 
 
 class DecodingStep:
@@ -220,8 +222,7 @@ class Program:
             *(first, width),
             *(factors.sizes or (0, 0, 0)),
         )
-        name = "product" if factors.sizes is None else "quantised"
-        return self._add(name, arguments, target, width)
+        return self._add(factors.operation, arguments, target, width)
 
     def attention(
         self, layout: HeadLayout, cache: torch.Tensor, scales: torch.Tensor | None, places: Places

@@ -15,7 +15,7 @@ from skynet.checkpoint.tensor_plans import TensorPlan, model_files, tensor_plans
 from skynet.errors import PlanError
 from skynet.models.registry import load_architecture
 from skynet.planning.auto_dtype import AUTO, cpu_dtype, gpu_dtype
-from skynet.planning.plan import Plan
+from skynet.planning.plan import Plan, number_dtype
 from skynet.planning.split import PlanOptions, make_plan
 from skynet.request.generation_config import FILE, generation_defaults
 from skynet.settings import settings
@@ -75,8 +75,9 @@ def skysplit(
     fixed: never another shape; wait for members instead.
     dtype: of activations and sums: "float32", which gives the answers of Transformers in float32,
         or "bfloat16". "auto" is float32, and bfloat16 for bfloat16 weights if all workers are GPUs.
-        Weights stay bfloat16 in memory where the checkpoint has them so.
-    kv_dtype: of keys and values: "float32", "bfloat16" or "q8"; by default `dtype`.
+        "int8" is float32 but for the activations that quantised weights multiply, which are rounded
+        to int8. Weights stay bfloat16 in memory where the checkpoint has them so.
+    kv_dtype: of keys and values: "float32", "bfloat16" or "q8"; by default `dtype`, or float32.
     slot_tokens: longest prompt and answer together; by default the model's positions, up to 4,096.
     weights: "q8" or "q4" quantises the matrices while they are staged, and "bf16" rounds them to
         bfloat16; by default they stay as the checkpoint has them.
@@ -178,7 +179,7 @@ def draft_plan(
 
 
 def narrowest(tensors: Mapping[str, TensorPlan], arch: Architecture, dtype: str) -> str:
-    """The dtype for weights in memory: bfloat16 if that loses nothing, else `dtype`.
+    """The dtype for weights in memory: bfloat16 if that loses nothing, else that of numbers.
 
     Only matrices are asked: norms and biases are never bfloat16 in memory under a float32 `dtype`,
     nor are the products after an embedding's pooling. Quantised ones stay so.
@@ -190,7 +191,7 @@ def narrowest(tensors: Mapping[str, TensorPlan], arch: Architecture, dtype: str)
         each for name, each in tensors.items() if len(each.shape) > 1 and name not in pooled
     ]
     stored = {tensor.dtype for tensor in matrices if block_format(tensor.dtype) is None}
-    return "bfloat16" if stored == {"bfloat16"} else dtype
+    return "bfloat16" if stored == {"bfloat16"} else number_dtype(dtype)
 
 
 def _check_beams(source: ModelSource, num_slots: int) -> None:

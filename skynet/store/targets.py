@@ -11,7 +11,15 @@ import redis
 from pydantic import ConfigDict
 
 from skynet.errors import NoModel, WireError
-from skynet.planning.plan import ChordSpan, DType, ExpertCut, KVDType, Plan, Quantisation
+from skynet.planning.plan import (
+    ChordSpan,
+    ComputeDType,
+    DType,
+    ExpertCut,
+    KVDType,
+    Plan,
+    Quantisation,
+)
 from skynet.store.leader import GUARD, fenced
 from skynet.wire import keys
 from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, read_json
@@ -41,7 +49,7 @@ class Target:
 
     model: str  # content digest of the staged checkpoint
     name: str
-    dtype: DType
+    dtype: ComputeDType
     chord_span: ChordSpan
     num_slots: Size
     slot_tokens: Size

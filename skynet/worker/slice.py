@@ -73,7 +73,7 @@ def load_slice(
         arch,
         plan,
         address,
-        TensorFetcher(weights, plan.dtype, progress),
+        TensorFetcher(weights, plan.number_dtype, progress),
         device=settings().device,
         previous=previous,
     )
