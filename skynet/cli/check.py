@@ -24,10 +24,11 @@ from skynet.cli.root import main
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
+    type=click.Choice(["float32", "bfloat16", "int8"]),
     default="float32",
     show_default=True,
-    help="Precision of both; bfloat16 shows gross errors only.",
+    help="Precision of both; bfloat16 shows gross errors only. int8: SkyNet's activations, where "
+    "MODEL's weights are quantised; Transformers computes in float32.",
 )
 @EXPERTS
 @json_option

@@ -129,12 +129,14 @@ def model_options(command: Command) -> Command:
         ),
         click.option(
             "--dtype",
-            type=click.Choice(["auto", "float32", "bfloat16"]),
+            type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
             default="auto",
             show_default=True,
             help="What workers compute in. float32 gives the answers of Transformers in float32. "
-            "auto: float32, and bfloat16 for bfloat16 weights if all workers are GPUs. Weights "
-            "stay bfloat16 or float16 in memory where the checkpoint has them so.",
+            "auto: float32, and bfloat16 for bfloat16 weights if all workers are GPUs. int8: "
+            "float32, but activations are rounded to int8 for products with q8 and q4 weights, "
+            "which are faster then. Weights stay bfloat16 or float16 in memory where the "
+            "checkpoint has them so.",
         ),
         click.option(
             "--weights",

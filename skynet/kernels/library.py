@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 32  # outputs; see products.c and quantised.c
 OPERATIONS = (
-    *("norm", "product", "quantised", "attention", "activation", "add"),
+    *("norm", "product", "quantised", "integer", "attention", "activation", "add"),
     *("router", "experts", "score", "convolution", "delta", "latent"),
     *("mamba", "squares", "divided_norm", "gate", "scale"),
 )
@@ -56,15 +56,15 @@ class Library:
         self.activate.argtypes = [*[pointer] * 2, *[number] * 4, ctypes.c_int]
         self.rms_norm.restype = self.activate.restype = None
         self.quantised_product = library.skynet_quantised_product
+        self.integer_product = library.skynet_integer_product
         self.quantised_unpack = library.skynet_quantised_unpack
+        self.pack_blocks = library.skynet_pack_blocks
         sizes = [number, ctypes.c_int, ctypes.c_int]  # group, whether it is q4, bytes of a scale
-        self.quantised_product.argtypes = [
-            *[pointer] * 4,
-            *[number] * 4,
-            *sizes,
-            ctypes.c_int,
-        ]
-        self.quantised_product.restype = ctypes.c_int
+        for product in (self.quantised_product, self.integer_product):
+            product.argtypes = [*[pointer] * 4, *[number] * 4, *sizes, ctypes.c_int]
+            product.restype = ctypes.c_int
+        self.pack_blocks.argtypes = [pointer, pointer, number, number, *sizes, *[ctypes.c_int] * 3]
+        self.pack_blocks.restype = None
         self.quantised_unpack.argtypes = [pointer, pointer, number, number, number, *sizes]
         self.quantised_unpack.restype = None
         self.run = library.skynet_run

@@ -15,12 +15,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "blocks.h"
 #include "pool.h"
 #include "vectors.h"
 
-#define BLOCK 32
 #define PARTS (BLOCK / LANES)
-#define WORD_INPUTS 8 // q4: inputs that share a word
 #define AHEAD 2048    // bytes between the codes in use and those being prefetched
 
 #if LANES == 16
@@ -35,12 +34,6 @@ typedef int32_t words __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef uint32_t unsigned_words __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1)));
 typedef _Float16 halves __attribute__((vector_size(LANES * 2), aligned(2)));
-
-// How a weight is laid out.
-typedef struct {
-  long inputs, group;
-  int is_q4, scale_bytes; // 2: float16, 4: float32
-} layout;
 
 // What a call computes. Of q4, `x` is scaled: see `scale_inputs`.
 typedef struct {
@@ -82,11 +75,6 @@ static inline __attribute__((always_inline)) floats code_q4(words word, int k) {
 // What undoes the power of 16 of `code_q4`.
 static const float FACTORS[WORD_INPUTS] = {0x1p0f,   0x1p-4f,  0x1p-8f,  0x1p-12f,
                                            0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
-
-static inline long record_bytes(layout form) {
-  long codes = form.is_q4 ? form.group / 2 : form.group;
-  return BLOCK * (codes + form.scale_bytes * (form.is_q4 ? 2 : 1));
-}
 
 // For `rows` rows of x and CHUNK(rows) parts of a block: the sums over the codes of a group. Inputs
 // take turns between two sums, so that an addition need not wait for the one before it. Constant

@@ -1,6 +1,9 @@
-"""Quantised weights packed for the kernels, and their products with float32 activations."""
+"""Quantised weights packed for the kernels, and their products."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 
@@ -9,11 +12,14 @@ from skynet.kernels.many_rows import by_tiles, choice
 from skynet.kernels.steps import Columns, Factors, Places, Program
 from skynet.wire.blocks import BlockFormat
 
-WORD_INPUTS = 8  # of q4: see quantised.c
+WORD_BYTES = 4  # of 8 codes of q4
 
 
 class PackedBlocks:
     """A weight of blocks (out, groups, block), packed 32 outputs together; see quantised.c."""
+
+    CODE_UNIT: ClassVar[int] = 1  # bytes of an output's q8 codes that stay together; of q4, a word
+    NAME: ClassVar[str] = "quantised"  # of the operation in a program
 
     def __init__(
         self, kernels: Library, blocks: torch.Tensor, form: BlockFormat, bias: torch.Tensor | None
@@ -23,32 +29,29 @@ class PackedBlocks:
         self.inputs = self._groups * form.group
         self.blocks = -(-self.outputs // BLOCK)
         self._kernels, self._form = kernels, form
+        self._sizes = (form.group, int(form.layout == "q4"), form.scale_bytes)
         self._packed = torch.zeros(
             self.blocks, self._groups, BLOCK * form.block_bytes, dtype=torch.uint8
         )
-        whole = self.outputs // BLOCK
-        _copy(blocks[: whole * BLOCK], self._packed[:whole], form)
-        if whole < self.blocks:
-            edge = torch.zeros(BLOCK, *blocks.shape[1:], dtype=torch.uint8)
-            edge[: self.outputs - whole * BLOCK] = blocks[whole * BLOCK :]
-            _copy(edge, self._packed[whole:], form)
+        self._move(blocks.contiguous(), unpacks=False)
         self._bias = torch.zeros(self.blocks * BLOCK, dtype=torch.float32)
         if bias is not None:
             self._bias[: self.outputs] = bias
-        self._sizes = (form.group, int(form.layout == "q4"), form.scale_bytes)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (rows, in) float32, contiguous, to (rows, out) float32."""
-        rows = x.shape[0]
-        if rows >= choice().rows:
+        if len(x) >= choice().rows:
             return by_tiles(x, self._bias, self.outputs, self._unpack)
-        y = torch.empty(rows, self.outputs, dtype=torch.float32)
-        failed = self._kernels.quantised_product(
+        return self._multiply(self._kernels.quantised_product, x)
+
+    def _multiply(self, product: Callable[..., int], x: torch.Tensor) -> torch.Tensor:
+        y = torch.empty(len(x), self.outputs, dtype=torch.float32)
+        failed = product(
             self._packed.data_ptr(),
             self._bias.data_ptr(),
             x.data_ptr(),
             y.data_ptr(),
-            rows,
+            len(x),
             self.inputs,
             self.outputs,
             self.outputs,
@@ -56,60 +59,48 @@ class PackedBlocks:
             torch.get_num_threads(),
         )
         if failed:
-            raise MemoryError(f"no memory for a copy of {rows} x {self.inputs} activations")
+            raise MemoryError(f"no memory for a copy of {len(x)} x {self.inputs} activations")
         return y
 
     def emit(self, program: Program, places: Places, columns: Columns | None = None) -> bool:
         """Add the product to a program."""
         shape = self.outputs, self.inputs
-        factors = Factors(self._packed, self._bias, shape, self._sizes)
+        factors = Factors(self._packed, self._bias, shape, self._sizes, self.NAME)
         return program.product(factors, places, columns)
 
     def unpacked(self) -> torch.Tensor:
         """The blocks as they were given, a copy."""
-        blocks = torch.empty(
-            self.blocks * BLOCK, self._groups, self._form.block_bytes, dtype=torch.uint8
+        blocks = torch.empty(self.outputs, self._groups, self._form.block_bytes, dtype=torch.uint8)
+        self._move(blocks, unpacks=True)
+        return blocks
+
+    def _move(self, blocks: torch.Tensor, unpacks: bool) -> None:
+        """Copy the blocks to the packed weight, or back."""
+        self._kernels.pack_blocks(
+            blocks.data_ptr(),
+            self._packed.data_ptr(),
+            self.outputs,
+            self.inputs,
+            *self._sizes,
+            self.CODE_UNIT if self._form.layout == "q8" else WORD_BYTES,
+            int(unpacks),
+            torch.get_num_threads(),
         )
-        for packed, part in zip(
-            _parts(self._packed, self._form), _rows(blocks, self._form), strict=True
-        ):
-            part.copy_(packed)
-        return blocks[: self.outputs]
 
     def _unpack(self, out: int, first: int, blocks: int) -> None:
         packed = self._packed.data_ptr()
         self._kernels.quantised_unpack(packed, out, self.inputs, first, blocks, *self._sizes)
 
 
-def _copy(blocks: torch.Tensor, packed: torch.Tensor, form: BlockFormat) -> None:
-    """Whole blocks of 32 outputs, (out, groups, block), to their records."""
-    for part, record in zip(_rows(blocks, form), _parts(packed, form), strict=True):
-        record.copy_(part)
+class IntegerBlocks(PackedBlocks):
+    """The same for activations that are rounded to int8; see integers.c."""
 
+    CODE_UNIT = WORD_BYTES
+    NAME = "integer"
 
-def _rows(blocks: torch.Tensor, form: BlockFormat) -> list[torch.Tensor]:
-    """Scales, minimums and codes of rows: views (out / 32, groups, 32, number, bytes of one)."""
-    codes, each = form.code_bytes, form.scale_bytes
-    grouped = blocks.unflatten(0, (-1, BLOCK)).transpose(1, 2)
-    numbers = range(codes, form.block_bytes, each)
-    return [
-        *(grouped[..., start : start + each].unflatten(-1, (1, each)) for start in numbers),
-        grouped[..., :codes].unflatten(-1, (-1, _code_unit(form))),
-    ]
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` (rows, in) float32, contiguous, to (rows, out) float32.
 
-
-def _parts(packed: torch.Tensor, form: BlockFormat) -> list[torch.Tensor]:
-    """The same parts of records, as views of the same shapes."""
-    codes, each = form.code_bytes, form.scale_bytes
-    factors = form.block_bytes - codes
-    numbers = range(0, factors * BLOCK, each * BLOCK)
-    scales = [packed[..., start : start + each * BLOCK] for start in numbers]
-    return [
-        *(part.unflatten(-1, (BLOCK, 1, each)) for part in scales),
-        packed[..., factors * BLOCK :].unflatten(-1, (-1, BLOCK, _code_unit(form))).transpose(2, 3),
-    ]
-
-
-def _code_unit(form: BlockFormat) -> int:
-    """Bytes of a row's codes that stay together: one, or a word of q4."""
-    return 1 if form.layout == "q8" else WORD_INPUTS // 2
+        A row has the same bits in any number of rows.
+        """
+        return self._multiply(self._kernels.integer_product, x)

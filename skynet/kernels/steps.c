@@ -71,13 +71,14 @@ void skynet_norm_step(const void *arguments, const step *the_step) {
   run_blocks(norm_row, &the, the_step->rows, threads_for(the_step, the_step->rows * size));
 }
 
-// Products; see products.c and quantised.c.
+// Products; see products.c, quantised.c and integers.c.
 
 void skynet_product(const uint8_t *weights, const float *bias, const float *x, float *y, long rows,
                     long inputs, long outputs, long y_stride, int number, int threads);
-int skynet_quantised_product(const uint8_t *weights, const float *bias, const float *x, float *y,
-                             long rows, long inputs, long outputs, long y_stride, long group,
-                             int is_q4, int scale_bytes, int threads);
+typedef int quantised_product(const uint8_t *weights, const float *bias, const float *x, float *y,
+                              long rows, long inputs, long outputs, long y_stride, long group,
+                              int is_q4, int scale_bytes, int threads);
+quantised_product skynet_quantised_product, skynet_integer_product;
 
 typedef struct {
   const void *weights;
@@ -95,15 +96,23 @@ void skynet_product_step(const void *arguments, const step *the_step) {
                  of->columns, (int)of->number, (int)the_step->threads);
 }
 
-void skynet_quantised_step(const void *arguments, const step *the_step) {
-  const product_arguments *of = arguments;
+static void multiply_quantised(quantised_product *product, const product_arguments *of,
+                               const step *the_step) {
   float *y = the_step->buffers[of->to] + of->first;
-  if (skynet_quantised_product(of->weights, of->bias, the_step->buffers[of->from], y,
-                               the_step->rows, of->inputs, of->outputs, of->columns, of->group,
-                               (int)of->is_q4, (int)of->scale_bytes, (int)the_step->threads))
+  if (product(of->weights, of->bias, the_step->buffers[of->from], y, the_step->rows, of->inputs,
+              of->outputs, of->columns, of->group, (int)of->is_q4, (int)of->scale_bytes,
+              (int)the_step->threads))
     for (long row = 0; row < the_step->rows; row++) // no memory: the step fails by its check
       for (long at = 0; at < of->outputs; at++)
         y[row * of->columns + at] = NAN;
+}
+
+void skynet_quantised_step(const void *arguments, const step *the_step) {
+  multiply_quantised(skynet_quantised_product, arguments, the_step);
+}
+
+void skynet_integer_step(const void *arguments, const step *the_step) {
+  multiply_quantised(skynet_integer_product, arguments, the_step);
 }
 
 // Activations.

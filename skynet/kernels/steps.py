@@ -113,6 +113,7 @@ class Factors:
     shape: (out, in).
     sizes: of quantised weights (group, 1 if q4, bytes of a scale); see quantised.c.
     number: of others: which kind of number, one of `NUMBERS`.
+    operation: the name of the product's.
     """
 
     weights: torch.Tensor
@@ -120,6 +121,7 @@ class Factors:
     shape: tuple[int, int]
     sizes: tuple[int, int, int] | None = None
     number: int = 0
+    operation: str = "product"
 
 
 class DecodingStep:
@@ -269,8 +271,7 @@ class Program:
             *(factors.sizes or (0, 0, 0)),
             factors.number,
         )
-        name = "product" if factors.sizes is None else "quantised"
-        return self.append(name, arguments, target, width)
+        return self.append(factors.operation, arguments, target, width)
 
     def activation(
         self,

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 
 from skynet.kernels.library import kernels
 from skynet.kernels.products import PackedWeight
-from skynet.kernels.quantised import PackedBlocks
+from skynet.kernels.quantised import IntegerBlocks, PackedBlocks
 from skynet.kernels.steps import Columns, Places, Program
+from skynet.layers.int8_activations import rounded
 from skynet.layers.rows import dequantised
 from skynet.wire.blocks import BlockFormat
 
@@ -65,16 +66,23 @@ def make_linear(
 
 
 def make_quantised_linear(
-    blocks: torch.Tensor, form: BlockFormat, bias: torch.Tensor | None, dtype: torch.dtype
+    blocks: torch.Tensor,
+    form: BlockFormat,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    int8: bool = False,
 ) -> Linear:
     """The product of activations of `dtype` with a quantised weight, blocks (out, groups, block).
 
     It is computed in float32, whatever the dtype.
+
+    int8: activations are rounded to int8, in the weight's groups of inputs.
     """
     chosen = kernels() if blocks.device.type == "cpu" and blocks.numel() else None
     if chosen is None:
-        return DequantisingLinear(blocks, form, bias)
-    return QuantisedKernelLinear(PackedBlocks(chosen, blocks, form, bias), blocks, bias)
+        return (RoundingLinear if int8 else DequantisingLinear)(blocks, form, bias)
+    kind = IntegerBlocks if int8 else PackedBlocks
+    return QuantisedKernelLinear(kind(chosen, blocks, form, bias), blocks, bias)
 
 
 class PlainLinear(Linear):
@@ -128,7 +136,10 @@ class KernelLinear(Linear):
 
 
 class QuantisedKernelLinear(Linear):
-    """SkyNet's kernels: float32 activations, quantised weights. `dense()` gives the blocks."""
+    """SkyNet's kernels: quantised weights, activations in float32 or rounded to int8.
+
+    `dense()` gives the blocks.
+    """
 
     def __init__(
         self, packed: PackedBlocks, blocks: torch.Tensor, bias: torch.Tensor | None
@@ -165,6 +176,13 @@ class DequantisingLinear(Linear):
 
     def _tiles(self) -> Sequence[torch.Tensor]:
         return self._blocks.split(TILE_ROWS)
+
+
+class RoundingLinear(DequantisingLinear):
+    """The same with activations that are rounded to int8."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return super().__call__(rounded(x.float(), self._form.group)).to(x.dtype)
 
 
 class JoinedLinear(Linear):

@@ -69,7 +69,7 @@ class Loader:
     def computing_in(self, dtype: torch.dtype) -> Loader:
         """A loader of the same shard whose products are of activations of `dtype`."""
         other = copy(self)
-        other.dtypes = Dtypes(dtype, self.dtypes.weights)
+        other.dtypes = self.dtypes._replace(compute=dtype)
         return other
 
     @property
@@ -137,7 +137,8 @@ class Loader:
             if form is None:
                 product = make_linear(matrix, vector, self.dtype)
             else:
-                product = make_quantised_linear(matrix, form, vector, self.dtype)
+                int8 = self.dtypes.int8
+                product = make_quantised_linear(matrix, form, vector, self.dtype, int8)
         self.weights.add(key, product, units)
         return product
 

@@ -9,7 +9,7 @@ from skynet.architecture.architecture import Architecture
 from skynet.planning.auto_dtype import all_gpus
 from skynet.planning.cost import Candidate
 from skynet.planning.placement import Planner, Wish
-from skynet.planning.plan import Plan
+from skynet.planning.plan import Plan, number_dtype
 from skynet.planning.split import PlanOptions, make_plan
 from skynet.store.targets import Target
 
@@ -83,9 +83,10 @@ class TargetPlans:
     def can_run(self, plan: Plan) -> bool:
         """Whether the engine can run a plan, even of another shape than the target's."""
         target, same = self.target, ("model", "num_slots", "slot_tokens")
+        numbers = number_dtype(self.dtype)
         return (
             plan.dtype == self.dtype
-            and plan.weight_dtype == (target.weight_dtype or self.dtype)
-            and (plan.kv_dtype or plan.dtype) == (target.kv_dtype or self.dtype)
+            and plan.weight_dtype == (target.weight_dtype or numbers)
+            and (plan.kv_dtype or numbers) == (target.kv_dtype or numbers)
             and all(getattr(plan, name) == getattr(target, name) for name in same)
         )

@@ -148,4 +148,6 @@ def _attention_s(
     cached = work.rows * (work.context + new) * sizes[0]
     seen = work.context + (new if stack.bidirectional else (new + 1) / 2)
     multiplied = work.tokens * seen * sizes[1]
-    return max(cached * DTYPE_BYTES[plan.dtype] / rates[0], multiplied / rates[1] / ATTENTION_SPEED)
+    return max(
+        cached * DTYPE_BYTES[plan.number_dtype] / rates[0], multiplied / rates[1] / ATTENTION_SPEED
+    )

@@ -150,7 +150,7 @@ def _distances_bytes(arch: Architecture, plan: Plan, part: ShardPlan) -> int:
     if kind is None:
         return 0
     heads = part.heads.size * kind.to_queries + part.kv_heads.size * kind.to_keys
-    return heads * arch.head_dim * arch.size("distances") * DTYPE_BYTES[plan.dtype]
+    return heads * arch.head_dim * arch.size("distances") * DTYPE_BYTES[plan.number_dtype]
 
 
 def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, new_table: bool) -> float:
@@ -158,7 +158,7 @@ def _first_bytes(arch: Architecture, plan: Plan, part: ShardPlan, new_table: boo
     roles = FIRST_ROLES if new_table else FIRST_ROLES[1:]
     total = _roles_bytes(arch, plan, part, *roles)
     if arch.sinusoids is not None and arch.weight("positions") is None:
-        total += arch.size("positions") * arch.hidden_size * DTYPE_BYTES[plan.dtype]
+        total += arch.size("positions") * arch.hidden_size * DTYPE_BYTES[plan.number_dtype]
     return total
 
 
@@ -179,7 +179,7 @@ def _role_bytes(
     layer: of a weight that may be quantised in some layers.
     product: it is multiplied, as a tied embedding is in the head.
     """
-    size, bias_size = NUMBER_BYTES[plan.weight_dtype], DTYPE_BYTES[plan.dtype]
+    size, bias_size = NUMBER_BYTES[plan.weight_dtype], DTYPE_BYTES[plan.number_dtype]
     if isinstance(arch, TransformersArchitecture) and isinstance(weight, TransformersWeight):
         is_table = weight.role == "embed" or weight.style in ("whole", "experts")
         return role_bytes(
@@ -289,7 +289,7 @@ def layers_of_kinds(arch: Architecture, layers: Range) -> list[tuple[Architectur
 
 def _vector_bytes(plan: Plan, kept: Kept) -> int:
     """Bytes of one key, or value, or latent; q8: a code for each number, and scales."""
-    kv_dtype = plan.kv_dtype or plan.dtype
+    kv_dtype = plan.kv_dtype or plan.number_dtype
     if kv_dtype == "q8":
         return kept.size + kept.scales * SCALE_BYTES
     return kept.size * DTYPE_BYTES[kv_dtype]

@@ -20,14 +20,24 @@ from skynet.wire.typed_json import NO_OTHER_FIELDS, Count, Size, parse_object, r
 
 SECRET_BYTES = 32
 
+INT8 = "int8"
 DType = Annotated[str, Field(pattern="^(float32|bfloat16)$")]
 WeightDType = Annotated[str, Field(pattern="^(float32|bfloat16|float16)$")]
+ComputeDType = Annotated[str, Field(pattern="^(float32|bfloat16|int8)$")]
 # Of quantised weights, for people: each tensor of the model has its own format. "": none are.
 Quantisation = Annotated[str, Field(pattern="^(q8|q4|q4\\+q8|)$")]
 KVDType = Annotated[str, Field(pattern="^(float32|bfloat16|q8)$")]
 Secret = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
 ExpertCut = Annotated[str, Field(pattern="^(auto|columns|whole)$")]
 ChordSpan = Annotated[str, Field(pattern="^(layer|stage|auto)$")]
+
+
+def number_dtype(dtype: str) -> str:
+    """The dtype of numbers where `dtype` is computed in.
+
+    int8 is of the activations of quantised products alone: all else is float32.
+    """
+    return "float32" if dtype == INT8 else dtype
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class Plan:
     epoch: Count
     model: str  # content digest of the staged checkpoint
     name: str  # for people
-    dtype: DType  # of activations and sums
+    dtype: ComputeDType  # of activations and sums; see `number_dtype`
     weight_dtype: WeightDType  # of weights in memory that are numbers; never wider than `dtype`
     chord_span: ChordSpan
     num_slots: Size  # sequences a shard can hold at once
@@ -82,6 +92,11 @@ class Plan:
     id: str = ""  # random: tells it from another cluster's plan of the same epoch
     quantisation: Quantisation = ""
     secret: Secret = field(default="", repr=False)  # random: authenticates its shards' links
+
+    @property
+    def number_dtype(self) -> str:
+        """See `number_dtype`."""
+        return number_dtype(self.dtype)
 
     @property
     def num_layers(self) -> int:
@@ -182,7 +197,7 @@ class Plan:
             "dtype": self.dtype,
             "weight_dtype": self.weight_dtype,
             "quantisation": self.quantisation,
-            "kv_dtype": self.kv_dtype or self.dtype,
+            "kv_dtype": self.kv_dtype or self.number_dtype,
             "chord_span": self.chord_span,
             "stages": [
                 {

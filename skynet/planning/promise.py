@@ -15,7 +15,7 @@ def promise(dtype: str, kv_dtype: str | None = None, exchange_dtypes: Collection
     """`EXACT`, or "rounded by" what.
 
     dtype: what is computed in.
-    kv_dtype: what keys and values are kept in; None: `dtype`.
+    kv_dtype: what keys and values are kept in; None: `number_dtype(dtype)`.
     exchange_dtypes: SKYNET_EXCHANGE_DTYPE of the shards that exchange partials.
     """
     causes = [] if dtype == "float32" else [f"{dtype} activations"]

@@ -11,7 +11,7 @@ from skynet.architecture.quantisable import COLUMN_UNIT
 from skynet.architecture.transformers_model import TransformersArchitecture
 from skynet.errors import PlanError
 from skynet.planning.expert_cut import AUTO, is_whole
-from skynet.planning.plan import Plan, ShardPlan, StagePlan
+from skynet.planning.plan import INT8, Plan, ShardPlan, StagePlan, number_dtype
 from skynet.planning.ranges import (
     Range,
     check_tiling,
@@ -22,6 +22,7 @@ from skynet.planning.ranges import (
 )
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+COMPUTE_DTYPES = (*DTYPE_BYTES, INT8)
 KV_DTYPES = (*DTYPE_BYTES, "q8")
 NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of weights that are numbers
 # Bits of a weight in memory. q8 and q4: codes in groups of 32 inputs, with a scale of 16 bits and,
@@ -37,7 +38,7 @@ VOCAB_UNIT, WIDE = 16, 256
 class PlanOptions:
     """The fields of a plan that do not follow from its shape; see `Plan`.
 
-    weight_dtype, kv_dtype: by default `dtype`.
+    weight_dtype, kv_dtype: by default `number_dtype(dtype)`.
     experts: how a mixture's experts are cut: "columns", "whole", or "auto"; see expert_cut.py.
     slot_tokens: by default the model's positions, at most `DEFAULT_SLOT_TOKENS`.
     """
@@ -73,6 +74,11 @@ def make_plan(
     """
     _check_shape(arch, stages, shards)
     _check_options(options)
+    if options.dtype == INT8 and not arch.quantisation:
+        raise PlanError(
+            f"dtype {INT8!r}: {options.name or arch.model_type} has no quantised weights, and only "
+            "products with these round activations; give weights 'q8' or 'q4', or dtype 'float32'"
+        )
     weights = weights or [[1.0] * shards] * stages
     layers = split_by_cost(_layer_costs(arch), [sum(stage) for stage in weights])
     check_tiling(layers, arch.total_layers, "layers")
@@ -81,7 +87,7 @@ def make_plan(
         model=options.model,
         name=options.name,
         dtype=options.dtype,
-        weight_dtype=options.weight_dtype or options.dtype,
+        weight_dtype=options.weight_dtype or number_dtype(options.dtype),
         chord_span=options.chord_span,
         num_slots=options.num_slots,
         slot_tokens=_slot_tokens(arch, options.slot_tokens),
@@ -118,20 +124,23 @@ def _check_shape(arch: Architecture, stages: int, shards: int) -> None:
 
 
 def _check_options(options: PlanOptions) -> None:
-    weight_dtype = options.weight_dtype or options.dtype
-    named = (("dtype", options.dtype, DTYPE_BYTES), ("weight_dtype", weight_dtype, NUMBER_BYTES))
-    for name, dtype, known in named:
+    numbers = number_dtype(options.dtype)
+    weight_dtype = options.weight_dtype or numbers
+    for name, dtype, known in (
+        ("dtype", options.dtype, COMPUTE_DTYPES),
+        ("weight_dtype", weight_dtype, tuple(NUMBER_BYTES)),
+    ):
         if dtype not in known:
             raise PlanError(f"{name} {dtype!r} is not supported; known: {list(known)}")
-    if DTYPE_BYTES[options.dtype] < DTYPE_BYTES["float32"] and weight_dtype != options.dtype:
+    if DTYPE_BYTES[numbers] < DTYPE_BYTES["float32"] and weight_dtype != numbers:
         raise PlanError(
             f"weight_dtype {weight_dtype!r} with dtype {options.dtype!r}: weights are kept in what "
             "is computed in, or in a smaller dtype if that is float32"
         )
-    kv_dtype = options.kv_dtype or options.dtype
+    kv_dtype = options.kv_dtype or numbers
     if kv_dtype not in KV_DTYPES:
         raise PlanError(f"kv_dtype {kv_dtype!r} is not supported; known: {list(KV_DTYPES)}")
-    if DTYPE_BYTES.get(kv_dtype, 1) > DTYPE_BYTES[options.dtype]:
+    if DTYPE_BYTES.get(kv_dtype, 1) > DTYPE_BYTES[numbers]:
         raise PlanError(
             f"kv_dtype {kv_dtype!r} is wider than dtype {options.dtype!r}: keys and values are "
             "kept in what is computed in, or smaller"

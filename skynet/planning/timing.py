@@ -295,7 +295,7 @@ def _sum_s(arch: Architecture, plan: Plan, work: Work, costs: Costs) -> float:
     these pass Redis's link. On direct links a shard sends and receives 2 (N - 1) / N of a partial.
     """
     shards = plan.num_shards
-    frame = work.tokens * arch.hidden_size * DTYPE_BYTES[plan.dtype]
+    frame = work.tokens * arch.hidden_size * DTYPE_BYTES[plan.number_dtype]
     fixed_s = dict(costs.sum_s)[costs.link] + (shards - 2) * costs.peer_s
     if costs.link == DIRECT:
         return fixed_s + _moving_s(2 * (shards - 1) / shards * frame, costs)

@@ -17,7 +17,7 @@ from skynet.errors import PlanError
 from skynet.models.registry import load_architecture
 from skynet.planning.auto_dtype import AUTO, cpu_dtype, gpu_dtype
 from skynet.planning.memory import stays_float32
-from skynet.planning.plan import Plan
+from skynet.planning.plan import Plan, number_dtype
 from skynet.planning.split import DTYPE_BYTES, NUMBER_BYTES, PlanOptions, make_plan
 from skynet.request.generation_config import FILE, generation_defaults
 from skynet.settings import settings
@@ -77,8 +77,9 @@ def skysplit(
     fixed: never another shape; wait for members instead.
     dtype: of activations and sums: "float32", which gives the answers of Transformers in float32,
         or "bfloat16". "auto" is float32, and bfloat16 for bfloat16 weights if all workers are GPUs.
-        Weights stay bfloat16 or float16 in memory where the checkpoint has them so.
-    kv_dtype: of keys and values: "float32", "bfloat16" or "q8"; by default `dtype`.
+        "int8" is float32 but for the activations that quantised weights multiply, which are rounded
+        to int8. Weights stay bfloat16 or float16 in memory where the checkpoint has them so.
+    kv_dtype: of keys and values: "float32", "bfloat16" or "q8"; by default `dtype`, or float32.
     slot_tokens: longest prompt and answer together; by default the model's positions, up to 4,096.
     weights: "q8" or "q4" quantises the matrices while they are staged, and "bf16" rounds them to
         bfloat16; by default they stay as the checkpoint has them.
@@ -180,7 +181,7 @@ def draft_plan(
 
 
 def narrowest(tensors: Mapping[str, TensorPlan], arch: Architecture, dtype: str) -> str:
-    """The dtype for weights in memory: a 16-bit one if that loses nothing, else `dtype`.
+    """The dtype for weights in memory: a 16-bit one if that loses nothing, else that of numbers.
 
     Under a float32 `dtype` that is the dtype of all matrices, if they have the same. Not asked are
     those that are float32 in memory in any case, as routers are, norms, biases and the products
@@ -195,9 +196,10 @@ def narrowest(tensors: Mapping[str, TensorPlan], arch: Architecture, dtype: str)
         for name, tensor in tensors.items()
         if len(tensor.shape) > 1 and name not in float32 and block_format(tensor.dtype) is None
     }
-    narrow = stored.pop() if len(stored) == 1 else dtype
-    is_float32 = DTYPE_BYTES[dtype] == DTYPE_BYTES["float32"]
-    return narrow if is_float32 and narrow in NUMBER_BYTES else dtype
+    numbers = number_dtype(dtype)
+    narrow = stored.pop() if len(stored) == 1 else numbers
+    is_float32 = DTYPE_BYTES[numbers] == DTYPE_BYTES["float32"]
+    return narrow if is_float32 and narrow in NUMBER_BYTES else numbers
 
 
 def _check_beams(source: ModelSource, num_slots: int) -> None:

@@ -13,6 +13,7 @@ from pydantic import ConfigDict
 from skynet.errors import NoModel, WireError
 from skynet.planning.plan import (
     ChordSpan,
+    ComputeDType,
     DType,
     ExpertCut,
     KVDType,
@@ -49,7 +50,7 @@ class Target:
 
     model: str  # content digest of the staged checkpoint
     name: str
-    dtype: DType
+    dtype: ComputeDType
     chord_span: ChordSpan
     num_slots: Size
     slot_tokens: Size

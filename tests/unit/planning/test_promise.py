@@ -27,6 +27,11 @@ REPORT = ("tiny", "llama", 1, 2)
             "bfloat16, rounded by bfloat16 activations",
         ),
         (
+            {"dtype": "int8", "weight_dtype": "float32", "quantisation": "q4"},
+            [],
+            "int8, q4 weights, float32 keys and values, rounded by int8 activations",
+        ),
+        (
             {"kv_dtype": "q8"},
             ["auto", "int8", "bfloat16"],
             "float32, q8 keys and values, rounded by q8 keys and values and bfloat16 partials and "
@@ -41,7 +46,7 @@ def test_a_plan_is_exact_unless_something_rounds(
     assert dtypes_of(shown, exchange_dtypes) == words
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_a_check_says_what_holds_if_all_is_equal(dtype: str) -> None:
     # Given a check that found no difference
     report = Report(*REPORT, dtype, 1e-4, "Transformers", 5)

@@ -6,12 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from plans import plan_for
 
 from skynet.architecture.architecture import Architecture
+from skynet.architecture.quantisable import quantised
 from skynet.errors import PlanError
+from skynet.layers.dtypes import Dtypes
 from skynet.models.registry import load_architecture
 from skynet.planning.memory import shard_weight_bytes, slot_bytes
 from skynet.planning.plan import Plan
@@ -144,6 +147,37 @@ def test_bytes_of_all_shards_are_the_model(arch: Architecture, data: st.DataObje
     assert sum(slot_bytes(arch, small, *address) for address in plan.addresses()) == vectors * (
         arch.head_dim + 4
     )
+
+
+def test_int8_rounds_activations_alone() -> None:
+    # Given a model with quantised weights
+    arch = quantised(architecture(), "q4")
+    exact = plan_of(arch)
+    # When it is planned in int8
+    plan = plan_of(arch, dtype="int8")
+    # Then all that is kept is as in float32, and workers read the plan
+    assert (plan.dtype, plan.weight_dtype, plan.summary()["kv_dtype"]) == ("int8", *["float32"] * 2)
+    assert shard_weight_bytes(arch, plan, 0, 0) == shard_weight_bytes(arch, exact, 0, 0)
+    assert slot_bytes(arch, plan, 0, 0) == slot_bytes(arch, exact, 0, 0)
+    assert Plan.from_json(plan.to_json()) == plan
+    assert Dtypes.of(plan) == (torch.float32, torch.float32, True)
+    assert plan_of(arch, dtype="int8", kv_dtype="q8").summary()["kv_dtype"] == "q8"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, "tiny has no quantised weights.* give weights 'q8' or 'q4'"),
+        ({"dtype": "int4"}, "dtype 'int4' is not supported"),
+        ({"weight_dtype": "int8"}, "weight_dtype 'int8' is not supported"),
+        ({"kv_dtype": "int8"}, "kv_dtype 'int8' is not supported"),
+    ],
+)
+def test_dtypes_that_cannot_be_computed_in_are_refused(
+    options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(PlanError, match=message):
+        plan_of(architecture(), **options)
 
 
 def test_nine_heads_in_three_groups_over_two_shards() -> None:
