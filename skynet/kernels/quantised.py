@@ -65,7 +65,7 @@ class PackedBlocks:
     def emit(self, program: Program, places: Places, columns: Columns | None = None) -> bool:
         """Add the product to a program."""
         shape = self.outputs, self.inputs
-        factors = Factors(self._packed, self._bias, shape, self._sizes, self.NAME)
+        factors = Factors(self._packed, self._bias, shape, self._sizes, operation=self.NAME)
         return program.product(factors, places, columns)
 
     def unpacked(self) -> torch.Tensor:
