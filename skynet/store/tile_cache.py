@@ -65,7 +65,7 @@ class TileCache:
         try:
             with open(path, "rb", buffering=0) as file:
                 whole = os.fstat(file.fileno()).st_size == HEADER.size + numbers.nbytes
-                done = os.readv(file.fileno(), [header, numbers]) if whole else 0
+                done = os.readv(file.fileno(), [header, numbers.data]) if whole else 0
         except OSError:
             return False
         if done != HEADER.size + numbers.nbytes or HEADER.unpack(header)[0] != checksum_of(numbers):
@@ -143,4 +143,4 @@ def checksum_of(numbers: npt.NDArray[np.uint8]) -> int:
     row_bytes = 8 * ROW_WORDS
     whole = len(numbers) // row_bytes * row_bytes
     rows = numbers[:whole].view(np.uint64).reshape(-1, ROW_WORDS)
-    return zlib.crc32(numbers[whole:], zlib.crc32(rows.sum(axis=0, dtype=np.uint64)))
+    return zlib.crc32(numbers[whole:].data, zlib.crc32(rows.sum(axis=0, dtype=np.uint64).data))
