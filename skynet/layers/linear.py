@@ -54,10 +54,14 @@ def make_linear(
 
     dtype: the weight's by default, and never narrower.
     """
-    if dtype is None or dtype == weight.dtype:
-        return (OneDnnLinear if can_pack(weight) else PlainLinear)(weight, bias)
     chosen = kernels() if weight.device.type == "cpu" and weight.numel() else None
-    if chosen is None:
+    if dtype is None or dtype == weight.dtype:
+        if can_pack(weight):
+            return OneDnnLinear(weight, bias)
+        # Without instructions for bfloat16, PyTorch's product takes some times as long.
+        if chosen is None or weight.dtype != torch.bfloat16:
+            return PlainLinear(weight, bias)
+    elif chosen is None:
         return WideningLinear(weight, bias)
     return KernelLinear(PackedWeight(chosen, weight, bias), weight, bias)
 
@@ -107,7 +111,9 @@ class OneDnnLinear(Linear):
 
 
 class KernelLinear(Linear):
-    """SkyNet's kernels: float32 activations, bfloat16 weights."""
+    """SkyNet's kernels: float32 activations, bfloat16 weights. bfloat16 activations become float32
+    before, and their results bfloat16.
+    """
 
     def __init__(
         self, packed: PackedWeight, weight: torch.Tensor, bias: torch.Tensor | None
@@ -116,7 +122,7 @@ class KernelLinear(Linear):
         self._packed = packed
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._packed(x)
+        return self._packed(x.float()).to(x.dtype)
 
     def dense(self) -> torch.Tensor:
         return self._packed.dense()
