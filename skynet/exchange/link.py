@@ -8,6 +8,9 @@ from collections import deque
 from skynet.wire.exchange_message import HEADER, TAG_AT, Message, check_size, start_of
 
 BUFFER_BYTES = 64 * 1024
+# What a Unix socket takes at once, as far as the system allows: a partial of 512 tokens of some
+# hundred numbers, so that no shard waits until its peer reads. TCP chooses its own size.
+SOCKET_BYTES = 2 * 1024 * 1024
 
 
 class Link:
@@ -22,6 +25,8 @@ class Link:
         self.round_trip_s = round_trip_s
         self._socket = sock
         self._socket.setblocking(False)
+        if kind == "unix":
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._start = self._stop = 0  # of what was received and not yet read

@@ -57,8 +57,10 @@ def make_linear(
     """
     dtype = weight.dtype if dtype is None else dtype
     on_cpu = weight.device.type == "cpu" and weight.numel() > 0
-    chosen = kernels() if on_cpu and dtype == torch.float32 else None
-    if chosen is not None:
+    chosen = kernels() if on_cpu else None
+    # Without instructions for bfloat16, PyTorch's product takes some times as long.
+    is_slow = dtype == weight.dtype == torch.bfloat16 and not can_pack(weight)
+    if chosen is not None and (dtype == torch.float32 or is_slow):
         return KernelLinear(PackedWeight(chosen, weight, bias), weight, bias)
     if dtype != weight.dtype:
         return WideningLinear(weight, bias)
@@ -117,7 +119,9 @@ class OneDnnLinear(Linear):
 
 
 class KernelLinear(Linear):
-    """SkyNet's kernels: float32 activations; weights of float32, bfloat16 or float16."""
+    """SkyNet's kernels: float32 activations; weights of float32, bfloat16 or float16. bfloat16
+    activations become float32 before, and their results bfloat16.
+    """
 
     def __init__(
         self, packed: PackedWeight, weight: torch.Tensor, bias: torch.Tensor | None
@@ -126,7 +130,7 @@ class KernelLinear(Linear):
         self._packed = packed
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._packed(x)
+        return self._packed(x.float()).to(x.dtype)
 
     def dense(self) -> torch.Tensor:
         return self._packed.dense()

@@ -380,7 +380,7 @@ def test_a_broken_link_is_a_lost_peer(server: EmbeddedServer) -> None:
 
 def test_a_link_in_the_middle_of_a_message_breaks_with_the_step(server: EmbeddedServer) -> None:
     # Given a shard that gives a step up while its peer, half open, takes none of its bytes
-    large = Frame.of(np.zeros((512, 1024), np.float32))
+    large = Frame.of(np.zeros((4096, 1024), np.float32))
     with shards(server, 2, timeout_s=0.1, carrier="direct") as (exchanges, _):
         with pytest.raises(PeerLost, match=r"no partial from stage0\.shard1"):
             exchanges[0].swap(1, 40, 0, large)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from skynet.errors import WireError
-from skynet.exchange.link import BUFFER_BYTES, Link
+from skynet.exchange.link import BUFFER_BYTES, SOCKET_BYTES, Link
 from skynet.wire.exchange_message import (
     FAILED,
     MAX_REASON_BYTES,
@@ -109,7 +109,7 @@ def test_an_end_is_told(ends: tuple[Link, socket.socket]) -> None:
 def test_what_the_socket_does_not_take_is_sent_later(ends: tuple[Link, socket.socket]) -> None:
     link, other = ends
     # Given more than the socket takes
-    large = bytes(range(256)) * 8192
+    large = bytes(range(256)) * (8 * SOCKET_BYTES // 256)
     link.send(b"head", memoryview(large))
     assert link.sending
     # When the peer reads
@@ -120,4 +120,19 @@ def test_what_the_socket_does_not_take_is_sent_later(ends: tuple[Link, socket.so
         received += other.recv(2**20)
     # Then it has all of it in order
     assert received == b"head" + large
+    assert not link.sending
+
+
+def test_a_unix_socket_takes_a_partial_of_a_prompt_at_once(
+    ends: tuple[Link, socket.socket],
+) -> None:
+    # Given a link, and what the system grants a Unix socket that asks for as much
+    link, _ = ends
+    with socket.socket(socket.AF_UNIX) as plain:
+        before = plain.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+        granted = plain.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    # When / Then a message that is larger than what is common is sent without waiting for the peer
+    assert granted > before
+    link.send(b"head", bytes(granted // 4))
     assert not link.sending

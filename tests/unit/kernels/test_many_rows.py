@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,8 +77,8 @@ def test_a_row_has_the_same_bits_alone_and_among_many() -> None:
 @pytest.mark.parametrize(
     ("seconds", "chosen"),
     [
-        ({KERNEL: 1.0, TORCH: 0.95, "few": 5.0}, Choice(KERNEL, UNPACKED_ROWS)),
-        ({KERNEL: 1.0, TORCH: 0.8, "few": 5.0}, Choice(TORCH, UNPACKED_ROWS)),
+        ({KERNEL: 1.0, TORCH: 0.9, "few": 5.0}, Choice(KERNEL, UNPACKED_ROWS)),
+        ({KERNEL: 1.0, TORCH: 0.7, "few": 5.0}, Choice(TORCH, UNPACKED_ROWS)),
         ({KERNEL: 1.0, TORCH: 2.0, "few": 0.5}, Choice(KERNEL, 4 * UNPACKED_ROWS)),
     ],
 )
@@ -93,8 +94,13 @@ def test_the_faster_way_is_chosen(
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(many_rows, "by_kernel", lambda *_: spend(KERNEL))
     monkeypatch.setattr(many_rows, "by_torch", lambda *_: spend(TORCH))
-    few = type("Few", (), {"product": lambda *_: spend("few")})
-    monkeypatch.setattr(measure, "PackedWeight", lambda _, *rest: PackedWeight(few(), *rest))
+
+    def packed(*args: object) -> PackedWeight:
+        weight = PackedWeight(*args)
+        weight._kernels = SimpleNamespace(product=lambda *_: spend("few"))
+        return weight
+
+    monkeypatch.setattr(measure, "PackedWeight", packed)
     # When a worker measures / Then the faster way is kept, if it is faster by a margin
     assert measure.choose_many_rows(1) == chosen
     assert many_rows.choice() == chosen

@@ -56,6 +56,28 @@ def test_the_kernel_gives_softmax_attention(
     assert (result - expected).abs().max() < 1e-5
 
 
+def test_chunks_of_a_prompt_give_the_same_bits(compiled: Library) -> None:
+    # Given a prompt that attends at once
+    torch.manual_seed(0)
+    queries, slot = torch.randn(203, 6, 24), torch.randn(4, 203, 24)
+    whole = attend_prompt(compiled, queries, slot[:2], slot[2:], Sight(0, 0), 0.2)
+    # When it attends in chunks of any size
+    for size in (8, 50, 120):
+        chunks = [
+            attend_prompt(
+                compiled,
+                queries[start : start + size],
+                slot[:2, : start + size],
+                slot[2:, : start + size],
+                Sight(start, 0),
+                0.2,
+            )
+            for start in range(0, 203, size)
+        ]
+        # Then the bits are equal
+        assert torch.equal(torch.cat(chunks), whole)
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_are_seen(compiled: Library, number: float) -> None:
     # Given such a number in a key that later tokens see

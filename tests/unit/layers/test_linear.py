@@ -6,8 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from skynet.kernels.library import kernels
 from skynet.layers import linear
-from skynet.layers.linear import PlainLinear, ScaledLinear, can_pack, make_linear
+from skynet.layers.linear import (
+    KernelLinear,
+    PlainLinear,
+    ScaledLinear,
+    can_pack,
+    make_linear,
+)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64, 257])
@@ -41,6 +48,27 @@ def test_without_packing_the_plain_product_is_used(monkeypatch: pytest.MonkeyPat
     # Then it is the plain one
     assert isinstance(product, PlainLinear)
     assert torch.equal(product(x), F.linear(x, weight))
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_without_instructions_for_bfloat16_kernels_multiply(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    if kernels() is None:
+        pytest.skip("no kernels")
+    # Given a CPU for which oneDNN does not pack bfloat16
+    monkeypatch.setattr(linear, "can_pack", lambda _: False)
+    torch.manual_seed(0)
+    weight, bias = torch.randn(33, 48).bfloat16(), torch.randn(33).bfloat16()
+    x = torch.randn(rows, 48).bfloat16()
+    # When a product of bfloat16 activations is made
+    product = make_linear(weight, bias)
+    # Then a kernel computes it, and rounds once
+    assert isinstance(product, KernelLinear)
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    assert product(x).dtype == torch.bfloat16
+    torch.testing.assert_close(product(x), exact.bfloat16(), rtol=2**-7, atol=1e-6)
+    assert torch.equal(product.dense(), weight)
 
 
 @pytest.mark.parametrize("weight", [torch.empty(6, 0), torch.empty(6, 0, dtype=torch.bfloat16)])
