@@ -20,6 +20,7 @@ from skynet.checkpoint.fetch import CheckpointFetch
 from skynet.checkpoint.model_source import ModelSource
 from skynet.checkpoint.staged_form import LAYOUTS, WEIGHTS, in_staged_form
 from skynet.checkpoint.tensor_plans import model_files, tensor_plans
+from skynet.layers.alone import Alone
 from skynet.layers.shard_model import ShardModel
 from skynet.models.registry import load_architecture
 from skynet.planning.plan import INT8
@@ -96,7 +97,7 @@ def _step(model: ShardModel, windows: np.ndarray, step: int) -> Iterator[tuple[f
         for slot, window in enumerate(windows)
     )
     message = Step(0, step + 1, rows, model.layers.size)
-    _, candidates, _ = model.run(message, model.layers, None, lambda partial: partial.float())
+    _, candidates, _ = model.run(message, model.layers, None, Alone())
     for window, found in zip(windows, candidates, strict=True):
         logits = np.zeros(len(found.ids))
         logits[found.ids] = found.logits

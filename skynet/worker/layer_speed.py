@@ -7,6 +7,7 @@ import time
 import torch
 
 from skynet.architecture.tensors import staged_tensors
+from skynet.layers.alone import Alone
 from skynet.layers.shard_model import ShardModel
 from skynet.models.registry import load_architecture
 from skynet.planning.ranges import Range
@@ -72,6 +73,6 @@ def _seconds(model: ShardModel, sequences: int, min_s: float) -> float:
     while len(times) < 3 or time.perf_counter() < until:
         step = Step(1, len(times), rows, LAYERS)
         started = time.perf_counter()
-        model.run(step, Range(0, LAYERS), None, lambda partial: partial.float())
+        model.run(step, Range(0, LAYERS), None, Alone())
         times.append(time.perf_counter() - started)
     return sorted(times)[len(times) // 2]

@@ -14,9 +14,8 @@ from skynet.architecture.architecture import Architecture
 from skynet.architecture.mixers import SELF_ATTENTION, GatedDelta, Latent, Mamba2, ShortConvolution
 from skynet.architecture.tensors import staged_tensors
 from skynet.architecture.weight import MLP_OUTPUTS
-from skynet.exchange.exchange import Exchange
-from skynet.exchange.group import Group
 from skynet.kernels.library import Library, available
+from skynet.layers.alone import Alone
 from skynet.layers.block import CompiledBlock
 from skynet.layers.cache import KVLayout
 from skynet.layers.context import StepContext
@@ -27,11 +26,9 @@ from skynet.layers.weights import Loader
 from skynet.models.registry import load_architecture
 from skynet.planning.ranges import Range
 from skynet.wire.step import LogitsRequest, Row, Step
-from skynet.worker.all_reduce import AllReduce
 
 LIBRARIES = available()
 CPU, TOKENS, LENGTHS = torch.device("cpu"), 96, (1, 37, 64, 90)
-ALONE = Exchange(Group(1, 0, 0, 1), "unix:///nowhere")  # it has no peers, and asks nobody
 # Families whose attention only PyTorch computes.
 NO_ATTENTION = {
     "gemma4_text",
@@ -84,7 +81,7 @@ def loaded(arch: Architecture, kv_dtype: str | None, weight_dtype: str = "bfloat
 
 def run(stack: Stack, context: StepContext, x: torch.Tensor) -> torch.Tensor:
     context = replace(context, embeddings=x)
-    return stack.forward(x, stack.run, context, AllReduce(ALONE, 1, 1, 0))
+    return stack.forward(x, stack.run, context, Alone())
 
 
 def decoding(stack: Stack, slots: tuple[int, ...], hidden: int) -> tuple[StepContext, torch.Tensor]:
