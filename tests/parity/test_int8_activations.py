@@ -123,10 +123,10 @@ def test_a_row_is_rounded_alone(models: Callable[[str], Rounded], weights: str) 
 
 
 def test_check_says_that_answers_are_rounded(tmp_path: Path) -> None:
-    # Given a file with quantised weights, and one without
-    quantised, numbers = tmp_path / "quantised.gguf", tmp_path / "numbers.gguf"
+    # Given a file with quantised weights, and a checkpoint without
+    quantised, numbers = tmp_path / "quantised.gguf", tmp_path / "numbers"
     write_random_gguf(quantised, "llama", "Q4_0", head="Q6_K")
-    write_random_gguf(numbers, "llama", "F32", head="F32")
+    save_random_model("llama", SIZES, numbers)
     # When the first is compared in int8
     report = check_model(str(quantised), 1, 2, dtype="int8")
     # Then it is equal up to that rounding, and the report says so
