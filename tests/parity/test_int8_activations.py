@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ from plans import plan_for
 from quantised_models import QuantisedModel
 from references import PROMPTS, save_random_model
 
+from skynet.check import check_model
+from skynet.errors import PlanError
 from skynet.kernels.library import kernels
 from skynet.layers.int8_activations import rounded
 from skynet.wire.step import LogitsRequest, Row
+from tests.gguf_files import write_random_gguf
 
 SIZES: dict[str, Any] = {"intermediate_size": 96}
 SHAPES = [(1, 1, 99), (1, 2, 99), (2, 2, 1)]
@@ -116,3 +120,18 @@ def test_a_row_is_rounded_alone(models: Callable[[str], Rounded], weights: str) 
     for one, other in zip(together, alone, strict=True):
         first, second = (full_logits(shards, arch.vocab_size) for shards in (one, other))
         assert np.array_equal(first, second)
+
+
+def test_check_says_that_answers_are_rounded(tmp_path: Path) -> None:
+    # Given a file with quantised weights, and a checkpoint without
+    quantised, numbers = tmp_path / "quantised.gguf", tmp_path / "numbers"
+    write_random_gguf(quantised, "llama", "Q4_0", head="Q6_K")
+    save_random_model("llama", SIZES, numbers)
+    # When the first is compared in int8
+    report = check_model(str(quantised), 1, 2, dtype="int8")
+    # Then it is equal up to that rounding, and the report says so
+    assert report.equal
+    assert report.promise == "rounded by int8 activations"
+    # And the other one is refused
+    with pytest.raises(PlanError, match="no quantised weights"):
+        check_model(str(numbers), 1, 2, dtype="int8")
