@@ -116,7 +116,7 @@ def test_version() -> None:
         ("run",),
         ("run", "hello", "--stages", "0"),
         ("run", "hello", "--shards", "-1"),
-        ("run", "hello", "--dtype", "int8"),
+        ("run", "hello", "--dtype", "int4"),
         ("up", "--port", "70000"),
         ("split",),
         ("split", "smollm2", "--slots", "0"),
