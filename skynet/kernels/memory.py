@@ -1,7 +1,7 @@
 """Memory of packed weights, in pages of 2 MB where Linux has them.
 
 A step reads every weight once. With pages of 4 KB a processor looks up each page's address, which
-made one-row products of small and large matrices a fifth to a quarter slower.
+made one-row products of a small model a quarter slower.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 
 from skynet.kernels.library import BLOCK, Library
 from skynet.kernels.many_rows import by_tiles, choice
+from skynet.kernels.memory import WEIGHT_MEMORY
 from skynet.kernels.steps import Columns, Factors, Places, Program
 from skynet.wire.blocks import BlockFormat
 
@@ -30,9 +31,8 @@ class PackedBlocks:
         self.blocks = -(-self.outputs // BLOCK)
         self._kernels, self._form = kernels, form
         self._sizes = (form.group, int(form.layout == "q4"), form.scale_bytes)
-        self._packed = torch.zeros(
-            self.blocks, self._groups, BLOCK * form.block_bytes, dtype=torch.uint8
-        )
+        shape = self.blocks, self._groups, BLOCK * form.block_bytes
+        self._packed = WEIGHT_MEMORY.zeros(shape, torch.uint8)
         self._move(blocks.contiguous(), unpacks=False)
         self._bias = torch.zeros(self.blocks * BLOCK, dtype=torch.float32)
         if bias is not None:
