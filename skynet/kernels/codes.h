@@ -72,8 +72,9 @@ static inline __attribute__((always_inline)) floats code_q4(words word, int k) {
 static const float FACTORS[WORD_INPUTS] = {0x1p0f,   0x1p-4f,  0x1p-8f,  0x1p-12f,
                                            0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
 
-// Outputs of one block for `rows` rows from `row` on, which are more than `MAX_ROWS`, of a weight
-// with groups of at most MAX_UNPACKED inputs; see unpacked.c.
+// Outputs of one block for `rows` rows from `row` on, of a weight with groups of at most MAX_UNPACKED
+// inputs; see unpacked.c. It takes less time from MIN_UNPACKED rows on.
+#define MIN_UNPACKED (2 * MAX_ROWS + 1)
 #define MAX_UNPACKED 128
 #define MANY_ROWS 36 // a multiple of any MAX_ROWS
 void multiply_many(const quantised_job *the, long block, long row, long rows);

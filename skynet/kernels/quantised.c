@@ -126,7 +126,7 @@ static const block_function BLOCKS[2][2][MAX_ROWS + 1] = {{ALL_ROWS(8, 2), ALL_R
 
 static void multiply_block(const void *argument, long block) {
   const quantised_job *the = argument;
-  if (the->rows > MAX_ROWS && the->form.group <= MAX_UNPACKED) {
+  if (the->rows >= MIN_UNPACKED && the->form.group <= MAX_UNPACKED) {
     for (long row = 0; row < the->rows; row += MANY_ROWS)
       multiply_many(the, block, row, the->rows - row < MANY_ROWS ? the->rows - row : MANY_ROWS);
     return;
