@@ -15,73 +15,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "blocks.h"
+#include "codes.h"
 #include "pool.h"
-#include "vectors.h"
 
-#define PARTS (BLOCK / LANES)
-#define AHEAD 2048    // bytes between the codes in use and those being prefetched
-
-#if LANES == 16
-#define MAX_ROWS 4
-#elif LANES == 8
-#define MAX_ROWS 3
-#else
-#define MAX_ROWS 2
-#endif
-
-typedef int32_t words __attribute__((vector_size(LANES * 4), aligned(4)));
-typedef uint32_t unsigned_words __attribute__((vector_size(LANES * 4), aligned(4)));
-typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1)));
-typedef _Float16 halves __attribute__((vector_size(LANES * 2), aligned(2)));
-
-// What a call computes. Of q4, `x` is scaled: see `scale_inputs`.
-typedef struct {
-  layout form;
-  const uint8_t *weights;
-  const float *bias, *x, *sums; // sums (rows, groups) of the activations of a group; q4 only
-  float *y;
-  long rows, outputs, y_stride; // floats from a row of y to the next
-} job;
-
-static inline __attribute__((always_inline)) floats factor(const uint8_t *from, int part,
-                                                           int scale_bytes) {
-  if (scale_bytes == 4)
-    return load((const float *)from + part * LANES);
-  halves value;
-  memcpy(&value, from + part * sizeof value, sizeof value);
-  return __builtin_convertvector(value, floats);
-}
-
-static inline __attribute__((always_inline)) floats code_q8(const uint8_t *codes, int part) {
-  bytes value;
-  memcpy(&value, codes + part * sizeof value, sizeof value);
-  return __builtin_convertvector(__builtin_convertvector(value, words), floats);
-}
-
-static inline __attribute__((always_inline)) words word_q4(const uint8_t *codes, int part) {
-  words value;
-  memcpy(&value, codes + part * sizeof value, sizeof value);
-  return value;
-}
-
-// Input k of a word, times 16^k: no shift but for the last, which would reach the sign.
-static inline __attribute__((always_inline)) floats code_q4(words word, int k) {
-  if (k == WORD_INPUTS - 1)
-    return __builtin_convertvector((words)((unsigned_words)word >> 4 * k), floats);
-  return __builtin_convertvector(word & (15 << 4 * k), floats);
-}
-
-// What undoes the power of 16 of `code_q4`.
-static const float FACTORS[WORD_INPUTS] = {0x1p0f,   0x1p-4f,  0x1p-8f,  0x1p-12f,
-                                           0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
+#define AHEAD 2048 // bytes between the codes in use and those being prefetched
 
 // For `rows` rows of x and CHUNK(rows) parts of a block: the sums over the codes of a group. Inputs
-// take turns between two sums, so that an addition need not wait for the one before it. Constant
-// arguments let the compiler keep all sums in registers.
-#define CHUNK(rows) ((rows) == 1 ? PARTS : PARTS / 2)
-#define UNROLLED _Pragma("clang loop unroll(full)")
-
+// take turns between two sums, so that an addition need not wait for the one before it.
 static inline __attribute__((always_inline)) void
 multiply_codes(int rows, int is_q4, const uint8_t *codes, int first, long group, const float *x,
                long x_stride, floats result[MAX_ROWS][PARTS]) {
@@ -116,7 +56,7 @@ multiply_codes(int rows, int is_q4, const uint8_t *codes, int first, long group,
 // One block of outputs for `rows` rows of x. Sums are added in the same order for any number of
 // rows, so that a row has the same bits beside others.
 static inline __attribute__((always_inline)) void
-multiply(int rows, int is_q4, int scale_bytes, const job *the, long block, const float *x,
+multiply(int rows, int is_q4, int scale_bytes, const quantised_job *the, long block, const float *x,
          const float *sums_of_x, float *y, long y_stride) {
   long group = the->form.group, groups = the->form.inputs / group;
   long record = record_bytes(the->form), factors = BLOCK * scale_bytes;
@@ -148,10 +88,10 @@ multiply(int rows, int is_q4, int scale_bytes, const job *the, long block, const
       memcpy(y + row * y_stride + part * LANES, &total[row][part], sizeof(floats));
 }
 
-typedef void (*block_function)(const job *, long, const float *, const float *, float *, long);
+typedef void (*block_function)(const quantised_job *, long, const float *, const float *, float *, long);
 
 #define DEFINE_BLOCK(ROWS, BITS, SCALE)                                                            \
-  static void q##BITS##_##SCALE##_##ROWS(const job *the, long block, const float *x,               \
+  static void q##BITS##_##SCALE##_##ROWS(const quantised_job *the, long block, const float *x,               \
                                          const float *sums, float *y, long y_stride) {             \
     multiply(ROWS, BITS == 4, SCALE, the, block, x, sums, y, y_stride);                            \
   }
@@ -185,7 +125,12 @@ static const block_function BLOCKS[2][2][MAX_ROWS + 1] = {{ALL_ROWS(8, 2), ALL_R
                                                           {ALL_ROWS(4, 2), ALL_ROWS(4, 4)}};
 
 static void multiply_block(const void *argument, long block) {
-  const job *the = argument;
+  const quantised_job *the = argument;
+  if (the->rows >= MIN_UNPACKED && the->form.group <= MAX_UNPACKED) {
+    for (long row = 0; row < the->rows; row += MANY_ROWS)
+      multiply_many(the, block, row, the->rows - row < MANY_ROWS ? the->rows - row : MANY_ROWS);
+    return;
+  }
   const block_function *functions = BLOCKS[the->form.is_q4][the->form.scale_bytes == 4];
   long inputs = the->form.inputs, groups = inputs / the->form.group;
   long width = the->outputs - block * BLOCK;
@@ -228,7 +173,7 @@ int skynet_quantised_product(const uint8_t *weights, const float *bias, const fl
                              int is_q4, int scale_bytes, int threads) {
   layout form = {inputs, group, is_q4, scale_bytes};
   float *scaled = 0;
-  job the = {form, weights, bias, x, x, y, rows, outputs, y_stride};
+  quantised_job the = {form, weights, bias, x, x, y, rows, outputs, y_stride};
   if (is_q4) {
     scaled = malloc((rows * inputs + rows * (inputs / group)) * sizeof(float));
     if (!scaled)

@@ -79,14 +79,16 @@ def test_products_are_those_of_the_numbers(
     assert torch.equal(packed.unpacked(), blocks)
 
 
+@pytest.mark.parametrize("rows", [2, 7, UNPACKED_ROWS - 1])
+@pytest.mark.parametrize("group", [16, 32, 128, 136])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_row_has_the_same_bits_beside_others_and_on_any_number_of_threads(
-    compiled: Library, layout: str
+    compiled: Library, layout: str, group: int, rows: int
 ) -> None:
     # Given a weight and rows that are multiplied alone on one thread
-    form = BlockFormat(layout, 32, "float16")  # type: ignore[arg-type]
-    packed = PackedBlocks(compiled, blocks_of(form, 640, 3), form, None)
-    x, before = torch.randn(7, 96), torch.get_num_threads()
+    form = BlockFormat(layout, group, "float16")  # type: ignore[arg-type]
+    packed = PackedBlocks(compiled, blocks_of(form, 650, 3), form, None)
+    x, before = torch.randn(rows, 3 * group), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         alone = torch.cat([packed(row[None]) for row in x])
