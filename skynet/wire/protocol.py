@@ -8,5 +8,5 @@ manifest has a FORMAT of its own.
 
 from __future__ import annotations
 
-PROTOCOL = 4
+PROTOCOL = 5
 UNVERSIONED = 0  # of records from before there was a version

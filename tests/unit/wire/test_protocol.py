@@ -15,7 +15,13 @@ from skynet.wire.protocol import PROTOCOL
 from skynet.wire.scores import Scores, ScoresRequest
 from skynet.wire.step import Best, Candidates, LogitsRequest, Part, Row, Step, TextTask, TokenMask
 
-FORMS = {1: "3285fccba8d428c9", 2: "79d24aa254b76559", 3: "e99c8148268abcb7", 4: "24c098c29ec8476d"}
+FORMS = {
+    1: "3285fccba8d428c9",
+    2: "79d24aa254b76559",
+    3: "e99c8148268abcb7",
+    4: "24c098c29ec8476d",
+    5: "24c098c29ec8476d",  # plans may be of float16 weights or int8 activations
+}
 
 
 def digest() -> str:
