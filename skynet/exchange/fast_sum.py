@@ -42,7 +42,7 @@ def _function() -> Any:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = [
         *(ctypes.POINTER(_Link), ctypes.c_int32, ctypes.c_int32),
-        *(ctypes.c_char_p, count, pointer, count, pointer, ctypes.c_double, pointer, count),
+        *(ctypes.c_char_p, count, pointer, count, pointer, ctypes.c_double),
     ]
     function.restype = ctypes.c_int
     return function
@@ -84,7 +84,7 @@ class FastSum:
         count = shape[0] * shape[1]
         done = self._function(
             self._c_links,
-            *(len(self.links), self.shard, head, HEAD_BYTES, data, count, total, spin_s, None, 0),
+            *(len(self.links), self.shard, head, HEAD_BYTES, data, count, total, spin_s),
         )
         return bool(done)
 

@@ -19,9 +19,6 @@
 #define MSG_NOSIGNAL 0
 #endif
 
-#define LINE_BYTES 64
-#define PREFETCH_BYTES 4096  // between two looks at the links
-
 double now_s(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -59,7 +56,7 @@ static void add(float *restrict total, const float *restrict part, int64_t count
 
 int skynet_sum_over_links(Link *links, int32_t num_links, int32_t shard, const uint8_t *head,
                           int64_t head_bytes, const float *data, int64_t count, float *total,
-                          double spin_s, const uint8_t *next, int64_t next_bytes) {
+                          double spin_s) {
     int64_t data_bytes = count * (int64_t)sizeof(float), bytes = head_bytes + data_bytes;
     int complete = 1;
     for (int32_t i = 0; i < num_links; i++) {
@@ -77,14 +74,7 @@ int skynet_sum_over_links(Link *links, int32_t num_links, int32_t shard, const u
         }
         if (!waiting) break;
         if (now_s() >= until) return 0;
-        if (next_bytes > 0) {
-            int64_t bytes = next_bytes < PREFETCH_BYTES ? next_bytes : PREFETCH_BYTES;
-            for (int64_t at = 0; at < bytes; at += LINE_BYTES) __builtin_prefetch(next + at, 0, 2);
-            next += bytes;
-            next_bytes -= bytes;
-        } else {
-            sched_yield();
-        }
+        sched_yield();
     }
     int first = 1;
     for (int32_t at = 0, i = 0; at <= num_links; at++) {

@@ -16,12 +16,10 @@ typedef struct {
 
 // head: of this shard's message, and of every peer's, byte for byte.
 // total: where what `data` has is written, summed.
-// next: what is read after the sum, of so many bytes; as much of it as there is time for is brought
-// into the cache during the wait. 0 for nothing.
 // 1: done; 0: go on in Python.
 int skynet_sum_over_links(Link *links, int32_t num_links, int32_t shard, const uint8_t *head,
                           int64_t head_bytes, const float *data, int64_t count, float *total,
-                          double spin_s, const uint8_t *next, int64_t next_bytes);
+                          double spin_s);
 
 double now_s(void);
 

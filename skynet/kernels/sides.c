@@ -11,8 +11,6 @@
 typedef struct {
   const call *before, *after;
   long num_before, num_after;
-  const uint8_t *weights; // that the side reads first, as far as a cache has room for them
-  int64_t weight_bytes;
 } side;
 
 // The sums of a run of sides, by the links to all peers.
@@ -30,13 +28,12 @@ static void run_calls(const call *calls, long count, const step *the_step) {
     calls[at].run(calls[at].arguments, the_step);
 }
 
-// 1: buffer 1 has the sum; 0: its partial, and Python goes on. next: the side after it, or 0.
-static int sum_partials(sums *the, step *the_step, const side *next) {
+// 1: buffer 1 has the sum; 0: its partial, and Python goes on.
+static int sum_partials(sums *the, step *the_step) {
   double started = now_s();
   int done = skynet_sum_over_links(the->links, the->num_links, the->shard, the->head,
                                    the->head_bytes, the_step->buffers[1], the->count, the->total,
-                                   the->spin_s, next ? next->weights : 0,
-                                   next ? next->weight_bytes : 0);
+                                   the->spin_s);
   the->waited_s += now_s() - started;
   if (!done)
     return 0;
@@ -56,7 +53,7 @@ long skynet_run_sides(const side *sides, long count, step *the_step, float *x, f
     the_step->buffers[0] = x;
     the_step->buffers[1] = partial;
     run_calls(sides[at].before, sides[at].num_before, the_step);
-    if (via && !sum_partials(via, the_step, at + 1 < count ? &sides[at + 1] : 0))
+    if (via && !sum_partials(via, the_step))
       return at;
     run_calls(sides[at].after, sides[at].num_after, the_step);
   }

@@ -13,8 +13,6 @@ from skynet.kernels.steps import DecodingStep, Number, Pointer, Program
 from skynet.kernels.sums import Sums
 from skynet.wire.step import Row
 
-CACHE_BYTES = 384 * 1024  # of a core's second cache, for the weights of the next side
-
 
 class _Side(ctypes.Structure):
     _fields_ = (
@@ -22,8 +20,6 @@ class _Side(ctypes.Structure):
         ("after", Pointer),
         ("num_before", Number),
         ("num_after", Number),
-        ("weights", Pointer),
-        ("weight_bytes", ctypes.c_int64),
     )
 
 
@@ -75,6 +71,4 @@ class SideRun:
 
 def _side(programs: SidePrograms) -> _Side:
     (before, num_before), (after, num_after) = (each.calls() for each in programs)
-    weights, weight_bytes = programs.before.first_weights
-    cached = min(weight_bytes, CACHE_BYTES)
-    return _Side(before, after, num_before, num_after, weights, cached)
+    return _Side(before, after, num_before, num_after)

@@ -209,7 +209,6 @@ class Program:
         self._prepares: list[Prepare] = []
         self._sums: list[tuple[int, int, int]] = []  # before which operation; buffer and width
         self._kept: list[Any] = []  # what the arguments point to
-        self.first_weights = 0, 0  # address and bytes of the first product's
         self._calls: ctypes.Array[_Call] | None = None
         self._address = self._count = 0
 
@@ -263,8 +262,6 @@ class Program:
         """columns: of the target's that the product fills; all by default."""
         (outputs, inputs), (source, target) = factors.shape, places
         first, width = columns or (0, outputs)
-        if not self.first_weights[1]:
-            self.first_weights = factors.weights.data_ptr(), factors.weights.nbytes
         self._kept.append(factors)
         arguments = _Product(
             factors.weights.data_ptr(),
