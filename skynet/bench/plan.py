@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import statistics
+import time
 from dataclasses import replace
+from typing import Any
 
 from skynet.bench.delay import Delay
 from skynet.bench.distribution import Distribution, measure_distribution, round_trip_s
@@ -19,6 +21,7 @@ from skynet.models.registry import load_architecture
 from skynet.planning.cost import Candidate
 from skynet.planning.plan import Plan
 from skynet.planning.timing import AUTO, REDIS, Costs, first_token_s, tokens_per_s
+from skynet.request.completion import Completion
 from skynet.settings import settings
 from skynet.worker.layer_speed import measure_layer
 from skynet.worker.speed import measure_speeds
@@ -80,10 +83,11 @@ def _add(
     """url: through which the workers reach Redis; the cluster's by default."""
     if cluster.plan is None:
         return
+    measured = _measured(cluster, rounds)
+    # Afterwards: a cluster that has just started is still busy.
     worker, costs = _parts(cluster.plan, url or cluster.url)
     costs = replace(distribution.costs(costs), link=REDIS if url else AUTO)
     predicted = _predicted(cluster.plan, worker, costs)
-    measured = _measured(cluster, rounds)
     for what, unit in (("1 request", "tokens/s"), ("first token of 1,000", "s")):
         error = 100 * (predicted[what] / measured[what] - 1)
         result.samples[f"{name}: {what}"] = [abs(error)]
@@ -126,13 +130,20 @@ def _measured(cluster: LocalCluster, rounds: int) -> dict[str, float]:
     rates, firsts = [], []
     for turn in range(rounds + 1):  # the first one warms up
         prompt = [100 + 37 * turn + position for position in range(PROMPT_TOKENS)]
-        answer = cluster.submit_prompt(prompt, max_tokens=NUM_TOKENS, ignore_eos=True).get()
+        answer = _answer(cluster, prompt, NUM_TOKENS)
         rates.append(answer.timings["decode_tokens_per_s"])
     for turn in range(max(1, rounds // 2)):
         prompt = [100 + turn + position % 3000 for position in range(LONG_PROMPT_TOKENS)]
-        answer = cluster.submit_prompt(prompt, max_tokens=1, ignore_eos=True).get()
+        answer = _answer(cluster, prompt, 1)
         firsts.append(answer.timings["first_token_s"])
     return {
         "1 request": statistics.median(rates[1:]),
         "first token of 1,000": statistics.median(firsts),
     }
+
+
+def _answer(cluster: LocalCluster, prompt: list[int], num_tokens: int) -> Completion:
+    """Nothing is reused of a prompt before."""
+    salt = str(time.perf_counter())
+    options: dict[str, Any] = {"max_tokens": num_tokens, "ignore_eos": True, "cache_salt": salt}
+    return cluster.submit_prompt(prompt, **options).get()
