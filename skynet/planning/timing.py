@@ -31,8 +31,7 @@ CALL_S = 1.5e-4  # of a command to Redis besides the network's round trip, as me
 class Costs:
     """What a step costs besides products and round trips.
 
-    The defaults are fitted to what `skynet bench plan` measured on a virtual machine with 2 cores
-    of 2 GHz. It does not measure `direct`.
+    The defaults are what `skynet bench plan` measured on a virtual machine with 2 cores of 2 GHz.
 
     layer_s: small operators and Python of a layer, for one row.
     row_s: the same for each further sequence in a step.
@@ -48,12 +47,12 @@ class Costs:
     wire_bytes_per_s: of the network link of each machine, and of Redis's.
     """
 
-    layer_s: float = 4e-4
-    row_s: float = 2e-5
-    sum_s: tuple[tuple[str, float], ...] = ((REDIS, 2e-4), (DIRECT, 3e-5))
+    layer_s: float = 1.1e-4
+    row_s: float = 6e-6
+    sum_s: tuple[tuple[str, float], ...] = ((REDIS, 1.2e-4), (DIRECT, 3e-5))
     peer_s: float = 5e-5
     copy_bytes_per_s: float = 1e9
-    chord_s: float = 0.002
+    chord_s: float = 0.0018
     step_s: float = 0.003
     sample_s: float = 3e-4
     accept_s: float = 0.02
