@@ -382,7 +382,7 @@ def test_another_shape_of_the_same_model_waits_for_the_boundary(stand: Stand) ->
 
 def test_a_small_gain_is_taken_only_when_it_is_asked_for(stand: Stand) -> None:
     # Given any shape, a plan for one worker, and a second one that would gain little
-    slow: dict[str, Any] = {"speed": 1.2e8}
+    slow: dict[str, Any] = {"speed": 1.9e8}
     stand.leases.clear()
     stand.join("a", **slow)
     stand.plan_controller.follow(replace(TARGET, stages=None, shards=None, fixed=False, revision=2))
@@ -401,7 +401,7 @@ def test_a_small_gain_is_taken_only_when_it_is_asked_for(stand: Stand) -> None:
 
 def test_a_small_gain_that_was_asked_for_is_put_in_force(stand: Stand) -> None:
     # Given a small gain that is being prepared after a request to rebalance
-    slow: dict[str, Any] = {"speed": 1.2e8}
+    slow: dict[str, Any] = {"speed": 1.9e8}
     stand.leases.clear()
     stand.join("a", **slow)
     stand.plan_controller.follow(replace(TARGET, stages=None, shards=None, fixed=False, revision=2))
