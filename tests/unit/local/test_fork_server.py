@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,10 @@ def test_processes_run_a_module_each_and_import_once(forks: ForkServer, tmp_path
 def test_a_process_ends_by_a_signal(forks: ForkServer, tmp_path: Path) -> None:
     # Given processes that wait, in sessions of their own
     waiting = [forks.start("work", ["wait"], ENVIRONMENT, tmp_path / "log") for _ in range(2)]
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "log").exists() or (tmp_path / "log").read_text().count("wait") < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert len({os.getsid(process.pid) for process in waiting} | {os.getsid(0)}) == 3
     with pytest.raises(subprocess.TimeoutExpired):
         waiting[0].wait(0)
