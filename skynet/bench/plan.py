@@ -15,14 +15,13 @@ from typing import Any
 from skynet.bench.delay import Delay
 from skynet.bench.distribution import Distribution, measure_distribution, round_trip_s
 from skynet.bench.report import Result
-from skynet.checkpoint.checkpoint import open_checkpoint
 from skynet.local.cluster import LocalCluster, free_port
 from skynet.models.registry import load_architecture
 from skynet.planning.cost import Candidate
 from skynet.planning.plan import Plan
 from skynet.planning.timing import AUTO, REDIS, Costs, first_token_s, tokens_per_s
 from skynet.request.completion import Completion
-from skynet.settings import settings
+from skynet.staging.split import SplitOptions, open_source
 from skynet.worker.layer_speed import measure_layer
 from skynet.worker.speed import measure_speeds
 
@@ -117,7 +116,7 @@ def _parts(plan: Plan, url: str) -> tuple[Candidate, Costs]:
 
 
 def _predicted(plan: Plan, worker: Candidate, costs: Costs) -> dict[str, float]:
-    arch = load_architecture(open_checkpoint(MODEL, settings().cache_dir).config)
+    arch = load_architecture(open_source(MODEL, SplitOptions()).config)
     workers = [worker] * len(list(plan.addresses()))
     context = PROMPT_TOKENS + NUM_TOKENS // 2
     return {

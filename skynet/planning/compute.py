@@ -21,11 +21,14 @@ from skynet.planning.memory import (
     layers_of_kinds,
     state_bytes,
 )
-from skynet.planning.plan import Plan, ShardPlan
+from skynet.planning.plan import INT8, Plan, ShardPlan
 from skynet.planning.ranges import Range
 from skynet.planning.split import DTYPE_BYTES, WEIGHT_BITS
 from skynet.planning.units import part_of_kind
 
+# Quantised weights that become float32 in a second, relative to multiply-adds with few rows: as
+# measured with AVX2. It limits products of one row, which read few bytes for each weight.
+CODE_SPEED = 0.5
 FEW_ROWS = 32  # from here on products run at the speed of many rows
 # Attention's multiply-adds in a second, relative to those of products of as many rows.
 ATTENTION_SPEED = 0.4
@@ -65,8 +68,13 @@ def shard_compute_s(
     # Of mixed layouts, as in Q4_K_M, the larger.
     bytes_of_weight = WEIGHT_BITS[arch.quantisation.split("+")[-1] or plan.weight_dtype] / 8
 
+    convert = CODE_SPEED * worker.few_rows * cores
+
     def products_s(read_bytes: float, used_bytes: float, rows: int) -> float:
-        return max(read_bytes / read, used_bytes * rows / bytes_of_weight / multiply)
+        longest = max(read_bytes / read, used_bytes * rows / bytes_of_weight / multiply)
+        if not arch.quantisation or plan.dtype == INT8:
+            return longest
+        return max(longest, read_bytes / bytes_of_weight / convert)
 
     sizes = layer_bytes(arch, plan, address, layers)
     part = plan.stages[address[0]].shards[address[1]]

@@ -113,6 +113,21 @@ def test_smaller_weights_are_read_faster() -> None:
     assert len(set(times)) == len(times)
 
 
+def test_codes_are_read_no_faster_than_they_become_float32() -> None:
+    # Given machines with the same products of some rows, one with memory of any speed
+    q4 = quantised(ARCH, "q4")
+    slow, fast, endless = (
+        step_time(q4, plan_for(q4, 1, 1), workers(1, speed=speed, few_rows=1e9), Work()).compute_s
+        for speed in (1e7, 1e10, 1e15)
+    )
+    # When / Then the memory no longer matters from some speed on
+    assert slow > fast == pytest.approx(endless, rel=0.05)
+    # And int8 activations need no conversion
+    plan = plan_for(q4, 1, 1, dtype="int8", weight_dtype="float32")
+    int8 = step_time(q4, plan, workers(1, speed=1e10, few_rows=1e9), Work()).compute_s
+    assert int8 < fast
+
+
 def test_workers_of_one_host_share_its_cores() -> None:
     # Given two shards on two hosts of two cores, and both on one
     plan = plan_for(ARCH, 1, 2)
