@@ -76,6 +76,18 @@ def stage_cores(workers: Sequence[Candidate], num_shards: int) -> list[float]:
     return cores
 
 
+def crowded_hosts(workers: Sequence[Candidate]) -> set[str]:
+    """Hosts whose workers have more threads than cores: they sleep at sums instead of polling."""
+    threads: Counter[str] = Counter()
+    cores: dict[str, int] = {}
+    neighbours = Counter(worker.host or worker.id for worker in workers)
+    for worker in workers:
+        host = worker.host or worker.id
+        threads[host] += worker.threads or max(1, worker.cores // neighbours[host])
+        cores[host] = worker.cores
+    return {host for host in threads if threads[host] > cores[host]}
+
+
 def shared_speeds(workers: Sequence[Candidate]) -> list[float]:
     """Bytes of weights per second of each worker."""
     pairs = zip(workers, cores_of(workers), strict=True)

@@ -24,6 +24,7 @@ from skynet.planning.spans import CHORD_SHARE
 from skynet.planning.timing import (
     DIRECT,
     REDIS,
+    WAKE_S,
     Costs,
     first_token_s,
     step_time,
@@ -149,6 +150,16 @@ def test_stages_of_one_host_compute_in_turns() -> None:
     assert step_time(ARCH, two, members, Work()).compute_s == pytest.approx(alone, rel=0.01)
     # But steps that are computed at the same time share them
     assert step_time(ARCH, two, members, Work(), steps=2).compute_s > 1.5 * alone
+
+
+def test_workers_that_share_cores_sleep_at_sums() -> None:
+    # Given two stages of two shards on one machine, with a core for each worker or for each two
+    plan = plan_for(ARCH, 2, 2)
+    enough, few = (
+        step_time(ARCH, plan, workers(4, host="one", cores=cores), Work()) for cores in (4, 2)
+    )
+    # When / Then each sum waits for a shard to wake where there are too few
+    assert few.sums_s == pytest.approx(enough.sums_s + few.num_sums * WAKE_S)
 
 
 def test_shards_of_one_host_are_expected_to_have_direct_links() -> None:
