@@ -9,9 +9,9 @@ import pytest
 import torch
 from model_families import tiny_config
 from plans import plan_for
+from random_weights import random_weights
 
 from skynet.architecture.router import Router
-from skynet.architecture.tensors import staged_tensors
 from skynet.kernels.library import Library, available
 from skynet.kernels.steps import INPUT, ROUTED, StepKernels
 from skynet.layers.block import Block, Branch, compiled
@@ -22,7 +22,6 @@ from skynet.layers.norm import NoNorm
 from skynet.layers.router import TopRouter
 from skynet.layers.weights import Loader
 from skynet.models.registry import load_architecture
-from skynet.planning.ranges import Range
 
 LIBRARIES = available()
 HIDDEN = 37
@@ -163,15 +162,7 @@ def blocks_of(
     """Of each shard the mixture of a random model's last layer, as a program and as modules."""
     torch.manual_seed(0)
     arch = load_architecture(tiny_config(family, **fields).to_dict())
-    tensors = {
-        tensor.name: (tensor, (torch.randn(tensor.shape) * 0.3).bfloat16())
-        for tensor in staged_tensors(arch)
-    }
-
-    def fetch(name: str, region: Range) -> torch.Tensor:
-        tensor, values = tensors[name]
-        return values.narrow(tensor.axis, region.start, region.size)
-
+    fetch = random_weights(arch)
     plan = plan_for(arch, 1, shards, weight_dtype="bfloat16", experts=cut)
     layer = next(n for n in reversed(range(arch.num_layers)) if arch.at(n).num_experts)
     programs, blocks = [], []

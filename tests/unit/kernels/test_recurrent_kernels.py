@@ -9,8 +9,8 @@ import pytest
 import torch
 from model_families import tiny_config
 from plans import plan_for
+from random_weights import random_weights
 
-from skynet.architecture.tensors import staged_tensors
 from skynet.errors import StepFailed
 from skynet.kernels.library import Library, available
 from skynet.layers.block import CompiledBlock
@@ -20,7 +20,6 @@ from skynet.layers.recurrent import RecurrentState
 from skynet.layers.stack import Stack
 from skynet.layers.weights import Loader
 from skynet.models.registry import load_architecture
-from skynet.planning.ranges import Range
 from skynet.wire.step import Row, Step
 
 LIBRARIES = available()
@@ -40,15 +39,7 @@ def stacks_of(family: str, shards: int = 1) -> tuple[list[Stack], int]:
     """The stack of each shard of a random model, with bfloat16 weights; and the hidden size."""
     torch.manual_seed(0)
     arch = load_architecture(tiny_config(family).to_dict())
-    tensors = {
-        tensor.name: (tensor, (torch.randn(tensor.shape) * 0.3).bfloat16())
-        for tensor in staged_tensors(arch)
-    }
-
-    def fetch(name: str, region: Range) -> torch.Tensor:
-        tensor, values = tensors[name]
-        return values.narrow(tensor.axis, region.start, region.size)
-
+    fetch = random_weights(arch)
     plan = plan_for(arch, 1, shards, weight_dtype="bfloat16", num_slots=SLOTS, slot_tokens=TOKENS)
     stage = plan.stages[0]
     loads = [

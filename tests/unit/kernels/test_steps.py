@@ -9,6 +9,7 @@ import pytest
 import torch
 from model_families import FAMILIES, tiny_config
 from plans import plan_for
+from random_weights import random_weights
 
 from skynet.architecture.architecture import Architecture
 from skynet.architecture.mixers import SELF_ATTENTION, GatedDelta, Latent, Mamba2, ShortConvolution
@@ -59,15 +60,7 @@ def stack_of(family: str, kv_dtype: str | None = None, weight_dtype: str = "bflo
 
 def loaded(arch: Architecture, kv_dtype: str | None, weight_dtype: str = "bfloat16") -> Stack:
     """The layers of an architecture with random weights."""
-    tensors = {
-        tensor.name: (tensor, (torch.randn(tensor.shape) * 0.3).to(DTYPES[weight_dtype]))
-        for tensor in staged_tensors(arch)
-    }
-
-    def fetch(name: str, region: Range) -> torch.Tensor:
-        tensor, values = tensors[name]
-        return values.narrow(tensor.axis, region.start, region.size)
-
+    fetch = random_weights(arch, DTYPES[weight_dtype])
     plan = plan_for(
         arch,
         weight_dtype=weight_dtype,

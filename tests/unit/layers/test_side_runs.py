@@ -11,8 +11,8 @@ import pytest
 import torch
 from model_families import tiny_config
 from plans import plan_for
+from random_weights import random_weights
 
-from skynet.architecture.tensors import staged_tensors
 from skynet.exchange import fast_sum
 from skynet.exchange.exchange import Exchange
 from skynet.exchange.group import Group
@@ -44,15 +44,7 @@ class Shards:
     def __init__(self, family: str, count: int) -> None:
         torch.manual_seed(5)
         arch = load_architecture(tiny_config(family).to_dict())
-        tensors = {
-            tensor.name: (tensor, (torch.randn(tensor.shape) * 0.3).bfloat16())
-            for tensor in staged_tensors(arch)
-        }
-
-        def fetch(name: str, region: Range) -> torch.Tensor:
-            tensor, values = tensors[name]
-            return values.narrow(tensor.axis, region.start, region.size)
-
+        fetch = random_weights(arch)
         plan = plan_for(arch, 1, count, weight_dtype="bfloat16", num_slots=4, slot_tokens=32)
         self.layers = Range(0, arch.num_layers)
         self.models = [ShardModel(arch, plan, (0, shard), fetch) for shard in range(count)]
