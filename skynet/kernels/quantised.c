@@ -44,7 +44,8 @@ multiply_codes(int rows, int is_q4, const uint8_t *codes, int first, long group,
         floats code =
             is_q4 ? code_q4(word[part], k) : code_q8(column + k * BLOCK, first + part);
         UNROLLED for (int row = 0; row < rows; row++)
-          sums[row][part][k % 2] += code * values[row * x_stride + k];
+          sums[row][part][k % 2] =
+              add_product(sums[row][part][k % 2], code, splat(values[row * x_stride + k]));
       }
     }
   }
@@ -76,9 +77,10 @@ multiply(int rows, int is_q4, int scale_bytes, const quantised_job *the, long bl
         floats scale = factor(weights, first + part, scale_bytes);
         floats minimum = is_q4 ? factor(weights + factors, first + part, scale_bytes) : scale;
         UNROLLED for (int row = 0; row < rows; row++) {
-          total[row][first + part] += scale * sums[row][part];
+          floats *result = &total[row][first + part];
+          *result = add_product(*result, scale, sums[row][part]);
           if (is_q4)
-            total[row][first + part] += minimum * sums_of_x[row * groups + at];
+            *result = add_product(*result, minimum, splat(sums_of_x[row * groups + at]));
         }
       }
     }

@@ -47,7 +47,8 @@ multiply_unpacked(int rows, int is_q4, const unpacked *from, layout form, const 
         UNROLLED for (int part = 0; part < parts; part++) {
           floats code = load(codes + k * BLOCK + part * LANES);
           UNROLLED for (int row = 0; row < rows; row++)
-            sums[row][part][k] += code * x[row * form.inputs + input + k];
+            sums[row][part][k] = add_product(sums[row][part][k], code,
+                                             splat(x[row * form.inputs + input + k]));
         }
     UNROLLED for (int part = 0; part < parts; part++) {
       floats scale = load(from->scales + (first + part) * LANES);
@@ -55,9 +56,9 @@ multiply_unpacked(int rows, int is_q4, const unpacked *from, layout form, const 
       UNROLLED for (int row = 0; row < rows; row++) {
         float *at = total + row * BLOCK + (first + part) * LANES;
         floats result = load(at), sum = sums[row][part][0] + sums[row][part][1];
-        result += scale * sum;
+        result = add_product(result, scale, sum);
         if (is_q4)
-          result += minimum * sums_of_x[row * groups];
+          result = add_product(result, minimum, splat(sums_of_x[row * groups]));
         memcpy(at, &result, sizeof result);
       }
     }

@@ -22,4 +22,18 @@ static inline floats load(const float *from) {
   return value;
 }
 
+// total + a * b, rounded once, however the compiler contracts: results have the same bits in every
+// function that adds in the same order.
+static inline floats add_product(floats total, floats a, floats b) {
+  return __builtin_elementwise_fma(a, b, total);
+}
+
+// A number in all lanes.
+static inline floats splat(float value) {
+  floats all;
+  for (int lane = 0; lane < LANES; lane++)
+    all[lane] = value;
+  return all;
+}
+
 #endif
