@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skynet.architecture.architecture import Architecture
+from skynet.planning.placement import Layout
 from skynet.planning.plan import Plan
 from skynet.planning.split import PlanOptions, make_plan
 
@@ -31,3 +32,17 @@ def plan_for(
         weights=weights,
         by_memory=by_memory,
     )
+
+
+def layout_of(arch: Architecture) -> Layout:
+    """Plans of `arch` as a planner asks for them."""
+
+    def layout(
+        stages: int,
+        shards: int,
+        weights: Sequence[Sequence[float]] | None = None,
+        by_memory: bool = False,
+    ) -> Plan:
+        return plan_for(arch, stages, shards, weights=weights, by_memory=by_memory)
+
+    return layout

@@ -11,19 +11,9 @@
 
 #define PARTS (BLOCK / LANES)
 
-// Rows that are multiplied with codes while these are in registers.
-#if LANES == 16
-#define MAX_ROWS 4
-#elif LANES == 8
-#define MAX_ROWS 3
-#else
-#define MAX_ROWS 2
-#endif
-
 // Parts of a block that are computed together. Constant numbers of rows and parts let the compiler
 // keep all sums in registers.
 #define CHUNK(rows) ((rows) == 1 ? PARTS : PARTS / 2)
-#define UNROLLED _Pragma("clang loop unroll(full)")
 
 typedef int32_t words __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef uint32_t unsigned_words __attribute__((vector_size(LANES * 4), aligned(4)));

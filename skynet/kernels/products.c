@@ -15,16 +15,7 @@
 #define PARTS (BLOCK / LANES)
 #define AHEAD 4096 // bytes between the weights in use and those being prefetched
 #define LINE 64    // bytes that are prefetched at a time
-#define UNROLLED _Pragma("clang loop unroll(full)")
 #define ALWAYS static inline __attribute__((always_inline))
-
-#if LANES == 16
-#define MAX_ROWS 4
-#elif LANES == 8
-#define MAX_ROWS 3
-#else
-#define MAX_ROWS 2
-#endif
 
 typedef uint32_t pairs __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef _Float16 halves __attribute__((vector_size(LANES * 2), aligned(2)));

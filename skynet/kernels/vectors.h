@@ -14,6 +14,17 @@
 #define LANES 4
 #endif
 
+// Rows that are multiplied with weights while these are in registers.
+#if LANES == 16
+#define MAX_ROWS 4
+#elif LANES == 8
+#define MAX_ROWS 3
+#else
+#define MAX_ROWS 2
+#endif
+
+#define UNROLLED _Pragma("clang loop unroll(full)")
+
 typedef float floats __attribute__((vector_size(LANES * 4), aligned(4)));
 
 static inline floats load(const float *from) {

@@ -83,7 +83,7 @@ class Experts:
         )
 
     def _emit_mixture(self, program: Program, places: Places) -> bool:
-        """Add the weighted sum of the chosen experts, each a program of its own."""
+        """Add the weighted sum of the chosen experts; there is a program for each expert."""
         experts: list[Program | None] = []
         for expert in range(self._count):
             part = program.part() if expert in self._in else None

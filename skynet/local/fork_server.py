@@ -181,7 +181,7 @@ def _exists(pid: int) -> bool:
 
 
 def _serve(modules: Iterable[str]) -> dict[str, Any] | None:
-    """Fork a process for each request; its request in such a process, None at the end."""
+    """Fork a process for each request. Returns the request in a forked process, None at the end."""
     reports = os.dup(1)
     os.dup2(2, 1)  # what imports print goes to the log
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -35,7 +35,7 @@ signal.pause()
 
 @pytest.fixture(autouse=True)
 def own_fork_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster's own, which ends with it."""
+    """A fork server for each cluster, which ends with the cluster."""
     monkeypatch.setattr(processes, "ForkServer", ForkServer)
 
 

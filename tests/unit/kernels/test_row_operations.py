@@ -33,7 +33,7 @@ def test_rms_norms_are_pytorchs(rows: int, size: int) -> None:
     torch.manual_seed(rows + size)
     x, weight = torch.randn(rows, size), torch.randn(size)
     heads, weights = torch.randn(rows, 5, size)[:, 1:4], torch.randn(3, size)
-    # When / Then each vector is normed, with the weights of its own
+    # When / Then each vector is normed with its weights
     torch.testing.assert_close(rms_norm(x, weight, 1e-6), F.rms_norm(x, (size,), weight, 1e-6))
     expected = F.rms_norm(heads, (size,), None, 1e-5) * weights
     torch.testing.assert_close(rms_norm(heads, weights, 1e-5), expected)

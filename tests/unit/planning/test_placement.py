@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plans import plan_for
+from plans import layout_of, plan_for
 
 from skynet.models.registry import load_architecture
 from skynet.planning.cost import WORKER_BYTES, Candidate, load_s, overfull, shard_weights
@@ -31,15 +30,7 @@ ARCH = load_architecture(
         "max_position_embeddings": 512,
     }
 )
-
-
-def layout(
-    stages: int,
-    shards: int,
-    weights: Sequence[Sequence[float]] | None = None,
-    by_memory: bool = False,
-) -> Plan:
-    return plan_for(ARCH, stages, shards, weights=weights, by_memory=by_memory)
+layout = layout_of(ARCH)
 
 
 def planner(shape: tuple[int, int] | None = (2, 2), fixed: bool = False) -> Planner:

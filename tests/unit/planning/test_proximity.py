@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import pytest
-from plans import plan_for
+from plans import layout_of, plan_for
 
 from skynet.models.registry import load_architecture
 from skynet.planning.compute import Work
@@ -30,17 +30,9 @@ ARCH = load_architecture(
         "max_position_embeddings": 512,
     }
 )
+layout = layout_of(ARCH)
 NEAR_S, FAR_S = 2e-4, 8e-3
 Site = Callable[[str], int]
-
-
-def layout(
-    stages: int,
-    shards: int,
-    weights: Sequence[Sequence[float]] | None = None,
-    by_memory: bool = False,
-) -> Plan:
-    return plan_for(ARCH, stages, shards, weights=weights, by_memory=by_memory)
 
 
 def planner(shape: tuple[int, int]) -> Planner:
